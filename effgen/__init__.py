@@ -1,0 +1,55 @@
+"""Efficient training of generative and scientific models in JAX."""
+
+from importlib.metadata import version
+
+from . import ebm as ebm
+from .core.checkpoint import restore as restore, resume as resume, save as save
+from .core.compilation import cache_compilations as cache_compilations
+from .core.data import (
+    AbstractBatches as AbstractBatches,
+    AbstractHostBatches as AbstractHostBatches,
+    HostMinibatches as HostMinibatches,
+    Minibatches as Minibatches,
+    Stream as Stream,
+    check_columns as check_columns,
+)
+from .core.guard import Rollback as Rollback, Skip as Skip, Stop as Stop
+from .core.history import History as History
+from .core.manifest import (
+    CorruptCheckpoint as CorruptCheckpoint,
+    state_digest as state_digest,
+)
+from .core.replay import replay as replay
+from .core.results import (
+    RESULTS as RESULTS,
+    RunWarning as RunWarning,
+    TrainingError as TrainingError,
+)
+from .core.runs import (
+    checkpointed as checkpointed,
+    guarded as guarded,
+    logged as logged,
+    progress as progress,
+    tensorboard as tensorboard,
+)
+from .core.sharding import make_mesh as make_mesh, shard as shard
+from .core.state import TrainState as TrainState
+from .core.train import Run as Run, drain as drain, fit as fit, train as train
+from .core.trainer import (
+    AbstractHostTrainer as AbstractHostTrainer,
+    AbstractTrainer as AbstractTrainer,
+)
+from .core.update import (
+    apply_gradients as apply_gradients,
+    init_opt_state as init_opt_state,
+)
+from .core.weights import (
+    Estimate as Estimate,
+    conditional_ess as conditional_ess,
+    effective_sample_size as effective_sample_size,
+    log_mean_exp as log_mean_exp,
+    resample as resample,
+)
+
+
+__version__ = version("effgen")

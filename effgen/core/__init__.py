@@ -1,0 +1,1 @@
+"""What all four methods share: nothing here knows a method."""

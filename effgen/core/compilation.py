@@ -1,0 +1,27 @@
+"""Compiled programs kept from one process to the next."""
+
+import os
+from pathlib import Path
+
+import jax
+
+
+def cache_compilations(directory: str | os.PathLike[str] | None = None) -> Path:
+    """Keep compiled programs in `directory`, and return it.
+
+    A second process then spends its time on tracing alone. The default lies in the
+    user's own cache folder. What is in it is run as code: never point it at a folder
+    that others can write to. Call it before the first computation.
+
+    **Raises:** `OSError` if the directory cannot be made.
+    """
+    if directory is None:
+        root = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
+        directory = Path(root) / "effgen" / "compilations"
+    path = Path(directory)
+    path.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    # JAX's defaults skip what compiles within a second: most of a small model.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return path

@@ -1,0 +1,285 @@
+"""Where batches come from: arrays on the device, arrays on disk, or any iterable."""
+
+import abc
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+
+from .shuffle import shuffled
+
+
+class AbstractBatches(eqx.Module):
+    """Batches computed on the device, inside the compiled loop.
+
+    Stateless: `batch_at(step, key=key)` depends on its arguments alone, so the data of
+    a resumed run is exact at any step, and one integer is all the state there is.
+    """
+
+    @abc.abstractmethod
+    def batch_at(self, step: Int[Array, ""], *, key: PRNGKeyArray) -> PyTree:
+        """Return the batch of `step`; `key` is the same at every step of a run."""
+
+
+class Minibatches(AbstractBatches):
+    """Minibatches of arrays that live on the device, reshuffled every epoch.
+
+    Each epoch visits every row at most once, in an order drawn from the run's key; the
+    `rows % batch_size` rows left over are a different random few each time.
+
+    **Attributes:** `arrays`, a pytree whose leaves share their leading axis, and
+    `batch_size`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> batches = Minibatches(jnp.arange(6.0), 2)
+    >>> epoch = [batches.batch_at(i, key=jax.random.key(0)) for i in range(3)]
+    >>> sorted(jnp.concatenate(epoch).tolist())
+    [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    """
+
+    arrays: PyTree
+    batch_size: int = eqx.field(static=True)
+
+    def __init__(self, arrays: PyTree, batch_size: int) -> None:
+        """Move `arrays` to the device.
+
+        **Raises:** `ValueError` or `TypeError` for leaves that are not numeric arrays,
+        that differ in their leading axis, or for a batch larger than the data.
+        """
+        for name, leaf in _named(arrays):
+            if isinstance(leaf, np.memmap):
+                raise TypeError(
+                    f"`arrays{name}` is memory-mapped and would be loaded whole: use "
+                    "`effgen.HostMinibatches`, which reads a batch at a time."
+                )
+        check_rows(arrays, batch_size)
+        self.arrays = jax.tree.map(jnp.asarray, arrays)
+        self.batch_size = batch_size
+
+    def batch_at(self, step: Int[Array, ""], *, key: PRNGKeyArray) -> PyTree:
+        """Return the batch of `step`: `batch_size` rows of epoch `step // per_epoch`."""
+        step = jnp.asarray(step)
+        rows = num_rows(self.arrays)
+        per_epoch = rows // self.batch_size
+        position = (step % per_epoch) * self.batch_size + jnp.arange(self.batch_size)
+        epoch_key = jax.random.fold_in(key, step // per_epoch)
+        index = shuffled(position, rows, key=epoch_key)
+        return jax.tree.map(lambda x: x[index], self.arrays)
+
+    def __call__(self, key: PRNGKeyArray) -> PyTree:
+        """Return one random batch, of distinct rows."""
+        return self.batch_at(jnp.zeros((), jnp.int32), key=key)
+
+
+class Drawn(AbstractBatches):
+    """Batches from a function `key -> batch`, such as a simulator."""
+
+    draw: Callable[[PRNGKeyArray], PyTree]
+
+    def batch_at(self, step: Int[Array, ""], *, key: PRNGKeyArray) -> PyTree:
+        """Return `draw(key)` with a key of its own for each step."""
+        return self.draw(jax.random.fold_in(key, step))
+
+
+class AbstractHostBatches(abc.ABC):
+    """Batches read on the host by their step: stateless, prefetched, exact to resume."""
+
+    @abc.abstractmethod
+    def batch_at(self, step: int, *, key: PRNGKeyArray) -> PyTree:
+        """Return the batch of `step` as numpy or JAX arrays; `IndexError` at the end."""
+
+
+class HostMinibatches(AbstractHostBatches):
+    """Minibatches of arrays that stay on the host or on disk (`numpy.memmap`).
+
+    Reshuffled every epoch like `Minibatches`; rows are read in the background while the
+    device computes.
+    """
+
+    def __init__(self, arrays: PyTree, batch_size: int) -> None:
+        """Keep references to `arrays`; nothing is copied. Raises as `Minibatches`."""
+        check_rows(arrays, batch_size)
+        self.arrays = arrays
+        self.batch_size = batch_size
+        self._order: tuple[Any, np.ndarray] = (None, np.zeros(0, np.int64))
+
+    def batch_at(self, step: int, *, key: PRNGKeyArray) -> PyTree:
+        """Return the batch of `step` as numpy arrays."""
+        per_epoch = num_rows(self.arrays) // self.batch_size
+        order = self._epoch_order(step // per_epoch, key)
+        start = (step % per_epoch) * self.batch_size
+        # Sorted rows are read in the order they lie on disk; a batch is a set.
+        index = np.sort(order[start : start + self.batch_size])
+        return jax.tree.map(lambda x: np.asarray(x[index]), self.arrays)
+
+    def _epoch_order(self, epoch: int, key: PRNGKeyArray) -> np.ndarray:
+        seed = (*np.ravel(jax.random.key_data(key)).tolist(), epoch)
+        if self._order[0] != seed:
+            order = np.random.default_rng(seed).permutation(num_rows(self.arrays))
+            self._order = (seed, order)
+        return self._order[1]
+
+
+class Indexed(AbstractHostBatches):
+    """Batches from a sequence: the batch of `step` is `sequence[step]`.
+
+    A list of batches is one; so is a grain `MapDataset`, whose transformations then
+    resume at any step with nothing to save.
+    """
+
+    def __init__(self, sequence: Any) -> None:
+        """Keep `sequence`, anything with `__getitem__` and `__len__`."""
+        self.sequence = sequence
+
+    def batch_at(self, step: int, *, key: PRNGKeyArray) -> PyTree:
+        """Return `sequence[step]`, or raise `IndexError` past the end."""
+        if step >= len(self.sequence):
+            raise IndexError(step)
+        return self.sequence[step]
+
+
+class Stream:
+    """Batches from any iterable, taken in turn and remembered where it can be.
+
+    An iterator with `get_state` and `set_state` (grain's have them) is saved with every
+    checkpoint and set back by `effgen.resume(directory, state, data=stream)`. One
+    without goes on from where it is: after a restart it is the caller's to advance.
+    """
+
+    def __init__(self, iterable: Iterable[PyTree]) -> None:
+        """Keep `iterable`; its iterator is made at first use."""
+        self._iterable = iterable
+        self._iterator: Iterator[PyTree] | None = None
+
+    @property
+    def iterator(self) -> Iterator[PyTree]:
+        """The one iterator behind this stream."""
+        if self._iterator is None:
+            self._iterator = iter(self._iterable)
+        return self._iterator
+
+    def get_state(self) -> Any:
+        """Return the iterator's own state, or `None` if it keeps none."""
+        get = getattr(self.iterator, "get_state", None)
+        return None if get is None else get()
+
+    def set_state(self, state: Any) -> None:
+        """Set the iterator back to a state from `get_state`."""
+        if state is not None:
+            self.iterator.set_state(state)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+Source = AbstractBatches | AbstractHostBatches | Stream
+
+
+def as_source(data: Any) -> Source:
+    """Return `data` as one of the three kinds of source.
+
+    **Raises:** `TypeError` if `data` is neither batches, a function, a sequence nor an
+    iterable.
+    """
+    if isinstance(data, AbstractBatches | AbstractHostBatches | Stream):
+        return data
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        if isinstance(data, dict | str | bytes) or eqx.is_array_like(data):
+            raise TypeError(
+                f"`data` is a {type(data).__name__}, which is one batch and not a source "
+                "of batches: wrap arrays in `effgen.Minibatches(arrays, batch_size)`."
+            )
+        return Indexed(data)
+    if isinstance(data, Iterable):
+        return Stream(data)
+    if callable(data):
+        return Drawn(data)
+    raise TypeError(
+        f"`data` is a {type(data).__name__}: pass `effgen.Minibatches(arrays, "
+        "batch_size)`, a function from a key to a batch, or an iterable of batches."
+    )
+
+
+def num_rows(arrays: PyTree) -> int:
+    """Return the length of the leading axis that the leaves of `arrays` share."""
+    return jax.tree.leaves(arrays)[0].shape[0]
+
+
+def _named(tree: PyTree) -> list[tuple[str, Any]]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
+
+
+def check_rows(arrays: PyTree, batch_size: int) -> None:
+    """Raise unless `arrays` can be cut into batches of `batch_size` rows."""
+    named = _named(arrays)
+    if not named:
+        raise ValueError("`arrays` holds no array: pass the data to draw batches from.")
+    for name, leaf in named:
+        _check_numeric(name, leaf)
+    rows = {name: np.shape(leaf)[0] for name, leaf in named}
+    if len(set(rows.values())) > 1:
+        sizes = ", ".join(f"arrays{name}: {size}" for name, size in rows.items())
+        raise ValueError(
+            f"the leaves of `arrays` differ in their leading axis ({sizes}): every leaf "
+            "needs one row for each example."
+        )
+    total = next(iter(rows.values()))
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer):
+        raise TypeError(f"`batch_size` is {batch_size!r}: pass a positive integer.")
+    if not 1 <= batch_size <= total:
+        raise ValueError(
+            f"`batch_size` is {batch_size} but there are {total} rows: pass a size "
+            f"between 1 and {total}."
+        )
+
+
+def _check_numeric(name: str, leaf: Any) -> None:
+    if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+        raise TypeError(
+            f"`arrays{name}` is a {type(leaf).__name__}: pass numpy or JAX arrays."
+        )
+    if not np.issubdtype(leaf.dtype, np.number) and leaf.dtype != bool:
+        if not jax.dtypes.issubdtype(leaf.dtype, np.number):  # bfloat16 and its kin
+            raise TypeError(
+                f"`arrays{name}` has dtype {leaf.dtype}: encode it as numbers first."
+            )
+    if len(leaf.shape) == 0:
+        raise ValueError(f"`arrays{name}` is a scalar: the leading axis must be rows.")
+
+
+def check_columns(name: str, rows: Any) -> None:
+    """Raise if a column of `rows` cannot be learned from.
+
+    A column is one entry of a row: `rows[:, j]`, or `rows[:, i, j]` for images. Refused
+    are non-finite values anywhere, and, for vectors, a column that never changes (its
+    density is degenerate; a constant border pixel of an image is ordinary and passes).
+
+    **Arguments:** `name`, how messages call the data; `rows`, `(rows, *shape)` floats.
+
+    **Raises:** `ValueError` that names the columns, what is wrong and what to do.
+    """
+    values = jnp.asarray(rows)
+    finite = np.asarray(jnp.isfinite(values).all(axis=0))
+    if not finite.all():
+        worst = tuple(int(i) for i in np.argwhere(~finite)[0])
+        bad = np.asarray(~jnp.isfinite(values[(slice(None), *worst)]))
+        raise ValueError(
+            f"`{name}` has {int((~finite).sum())} column(s) with NaN or infinite values; "
+            f"the first is {name}[{_column(worst)}], in {int(bad.sum())} of "
+            f"{len(bad)} rows (row {int(np.argmax(bad))} first): drop or fill them."
+        )
+    if values.ndim == 2 and len(values) > 1:
+        constant = np.flatnonzero(np.asarray((values == values[:1]).all(axis=0)))
+        if len(constant):
+            columns = ", ".join(str(int(j)) for j in constant[:10])
+            raise ValueError(
+                f"`{name}` is constant in {len(constant)} column(s): {columns}"
+                f"{' ...' if len(constant) > 10 else ''}. Its density there is "
+                "degenerate: drop the columns, or add noise to the data."
+            )
+
+
+def _column(index: tuple[int, ...]) -> str:
+    return ", ".join([":", *map(str, index)])

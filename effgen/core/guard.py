@@ -1,0 +1,62 @@
+"""What a run does when a step fails: stop, skip the step, or roll back."""
+
+import equinox as eqx
+
+from .results import RESULTS
+
+
+class AbstractGuard(eqx.Module):
+    """A policy for failed steps; the failed step's state is never kept."""
+
+    num_skips: eqx.AbstractVar[int]
+    num_retries: eqx.AbstractVar[int]
+
+
+class Stop(AbstractGuard):
+    """Raise `TrainingError` with the last good state. The default."""
+
+    num_skips: int = eqx.field(default=0, init=False)
+    num_retries: int = eqx.field(default=0, init=False)
+
+
+class Skip(AbstractGuard):
+    """Leave out a failed step and go on with the next batch and new noise.
+
+    Right for rare bad batches. Stops after more than `at_most` failures in a row; the
+    skipped steps are counted in `run.num_skipped`.
+    """
+
+    num_skips: int
+    num_retries: int = eqx.field(default=0, init=False)
+
+    def __init__(self, at_most: int = 10) -> None:
+        """Set the most failed steps in a row."""
+        if at_most < 1:
+            raise ValueError(f"`at_most` is {at_most}: pass a positive integer.")
+        self.num_skips = at_most
+        self.num_retries = 0
+
+
+class Rollback(AbstractGuard):
+    """Go back to the chunk's start and take its steps again with fresh noise.
+
+    Right where the noise is to blame (a diverged walker, a bad path). The data stay the
+    same. Stops after `at_most` attempts at one chunk. Holds one more copy of the state.
+    """
+
+    num_skips: int = eqx.field(default=0, init=False)
+    num_retries: int
+
+    def __init__(self, at_most: int = 3) -> None:
+        """Set the most attempts."""
+        if at_most < 1:
+            raise ValueError(f"`at_most` is {at_most}: pass a positive integer.")
+        self.num_skips = 0
+        self.num_retries = at_most
+
+
+def final_result(guard: AbstractGuard, result: RESULTS) -> RESULTS:
+    """Return why a run under `guard` ends when a step has failed with `result`."""
+    if guard.num_skips:
+        return RESULTS.too_many_skips
+    return RESULTS.too_many_rollbacks if guard.num_retries else result

@@ -1,0 +1,65 @@
+"""Run one step again, op by op, to find the operation that failed."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray, PyTree
+
+from .data import AbstractBatches, Stream, as_source
+from .engine import run_keys
+from .state import Metrics, TrainState
+from .train import fit
+from .trainer import AbstractTrainer
+
+
+def replay(
+    trainer: AbstractTrainer,
+    state: TrainState,
+    data: Any,
+    *,
+    key: PRNGKeyArray,
+    step: int | None = None,
+) -> tuple[TrainState, Metrics]:
+    """Take the step after `step` again, eagerly; raise where a NaN first appears.
+
+    Batches and noise depend on `key` and the step alone, so this is the very step that
+    failed, with a Python traceback to the operation. With a checkpoint from before the
+    failure, the steps up to `step` are first trained as they were.
+
+    ```python
+    try:
+        effgen.fit(trainer, state, data, key=key, num_steps=10_000)
+    except effgen.TrainingError as error:
+        effgen.replay(trainer, error.state, data, key=key)
+    ```
+
+    **Arguments:** `trainer`, `data` and `key` of the run; `state`, a `TrainingError`'s
+    or a restored one; `step`, how far to train from `state` first (`None`: not at all).
+
+    **Returns:** the next state and the metrics, if nothing is NaN or infinite.
+
+    **Raises:** `FloatingPointError` from the operation that made the NaN or infinity;
+    `ValueError` if `step` is before `state`'s.
+    """
+    ahead = 0 if step is None else step - int(state.step)
+    if ahead < 0:
+        raise ValueError(
+            f"`step` is {step}, before the state's {int(state.step)}: restore an "
+            "earlier checkpoint."
+        )
+    if ahead:
+        state, _ = fit(trainer, state, data, key=key, num_steps=ahead)
+    data_key, noise_key = run_keys(key)
+    batch = jax.tree.map(jnp.asarray, _batch(data, state, data_key))
+    step_key = jax.random.fold_in(noise_key, state.step)
+    with jax.disable_jit(), jax.debug_nans(True), jax.debug_infs(True):
+        return trainer.step(state, batch, key=step_key)
+
+
+def _batch(data: Any, state: TrainState, key: PRNGKeyArray) -> PyTree:
+    source = as_source(data)
+    if isinstance(source, Stream):
+        return next(source.iterator)
+    step = state.step if isinstance(source, AbstractBatches) else int(state.step)
+    return source.batch_at(step, key=key)  # pyright: ignore[reportArgumentType]

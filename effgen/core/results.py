@@ -1,0 +1,90 @@
+"""The ways a run can end, each with what to do about it."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+
+class RESULTS(eqx.Enumeration):
+    """Every way a run can end; `RESULTS[item]` is its message with the remedy.
+
+    A trainer puts an item under `metrics["result"]`: the code travels through `jit`
+    as an integer and has a name again outside. Anything but `successful` stops the
+    run before the step's state is kept.
+    """
+
+    successful = ""
+    nonfinite = (
+        "the loss, a gradient or a parameter became non-finite. Lower the learning "
+        "rate or the step size, clip gradients (optax.clip_by_global_norm), check the "
+        "batch for extreme values, or pass the error's state to `effgen.replay` to "
+        "run the bad step again op by op."
+    )
+    weights_collapsed = (
+        "the walkers' weights collapsed onto too few of them. Lower the learning rate "
+        "or the kernel's step size, use more walkers, or resample earlier."
+    )
+    too_many_skips = (
+        "more steps in a row were skipped than `Skip(at_most=...)` allows. The cause "
+        "is not passing noise: look at the data and the learning rate."
+    )
+    too_many_rollbacks = (
+        "the step failed again after every rollback with fresh noise. The cause is in "
+        "the parameters or the data: lower the learning rate or look at the batch."
+    )
+    data_failed = (
+        "the data source raised. Mend the source, then resume from the last "
+        "checkpoint, or from the error's `state`."
+    )
+    data_exhausted = (
+        "the data ended before `num_steps`. Pass a source that repeats, such as "
+        "`effgen.Minibatches`, or ask for fewer steps."
+    )
+    checkpoint_failed = (
+        "Make room or choose another directory, save the error's `state` with "
+        "`effgen.save`, and resume from there; checkpoints written before are good."
+    )
+    interrupted = (
+        "interrupted by Ctrl-C. The state is that of the last finished step; train "
+        "from it to go on."
+    )
+    terminated = (
+        "the process was asked to terminate (SIGTERM). The state is that of the last "
+        "finished step; resume from its checkpoint."
+    )
+
+
+class TrainingError(RuntimeError):
+    """A run failed midway; nothing already trained or saved is lost.
+
+    **Attributes:** `result` (a `RESULTS` item), `step` (the step that failed),
+    `state` (the `TrainState` before that step: usable, and what `replay` wants) and
+    `metrics` (of the failed step, as numpy arrays).
+    """
+
+    def __init__(
+        self, message: str, *, result: Any, step: int, state: Any, metrics: Any
+    ) -> None:
+        """Keep what is needed to resume or to replay the failed step."""
+        RuntimeError.__init__(self, message)
+        self.result = result
+        self.step = step
+        self.state = state
+        self.metrics = metrics
+
+
+class RunWarning(UserWarning):
+    """A run ended early, or went on after something went wrong; the text says how."""
+
+
+def code(result: Any) -> int:
+    """Return the integer code of a `RESULTS` item outside `jit`."""
+    (value,) = jax.tree.leaves(result)
+    return int(value)
+
+
+def with_code(like: Any, value: int) -> Any:
+    """Return the item of `like`'s enumeration whose integer code is `value`."""
+    return jax.tree.unflatten(jax.tree.structure(like), [np.asarray(value, np.int32)])

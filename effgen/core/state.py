@@ -1,0 +1,62 @@
+"""The state of a run: one class for all trainers."""
+
+from typing import Any, Generic, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PyTree
+
+
+Model = TypeVar("Model")
+Memory = TypeVar("Memory")
+
+Metrics = dict[str, Any]
+"""What a step reports: names to arrays; `"result"` is reserved for a `RESULTS` item."""
+
+
+class TrainState(eqx.Module, Generic[Model, Memory]):
+    """All that a run carries from step to step.
+
+    **Attributes:**
+
+    - `model`: the pytree being trained.
+    - `opt_state`: what the optimizer keeps (optax's state, or Ipopt's multipliers).
+    - `memory`: what the method keeps in place of an expensive inner computation.
+    - `step`: the number of steps taken; it indexes the data and the noise.
+    """
+
+    model: Model
+    opt_state: Any
+    memory: Memory
+    step: Int[Array, ""]
+
+    @classmethod
+    def start(cls, model: Model, opt_state: Any, memory: Memory) -> "TrainState":
+        """Return the state at step 0, holding copies of all arrays.
+
+        The copies are what may be donated: the caller's own arrays stay usable, and
+        no two leaves share a buffer (adam's two moments begin as the same zeros).
+        """
+        return copied(cls(model, opt_state, memory, jnp.zeros((), jnp.int32)))
+
+    def advance(self, model: Model, opt_state: Any, memory: Memory) -> "TrainState":
+        """Return the state one step later."""
+        return TrainState(model, opt_state, memory, self.step + 1)
+
+
+def copied(tree: PyTree) -> PyTree:
+    """Return `tree` with every array in a fresh device buffer, sharded as before.
+
+    `jax.device_put` may alias its input even when told not to; a copy by the compiler
+    never does. Weak types become strong, so that one step later nothing has changed.
+    """
+    return jax.tree.map(lambda x: _copied(x) if eqx.is_array_like(x) else x, tree)
+
+
+def _copied(x: Any) -> Any:
+    if not eqx.is_array(x) and not hasattr(x, "__array__"):
+        return x  # a Python scalar is a hyperparameter, not data: it stays static
+    if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jnp.copy(x)
+    return jnp.array(x, dtype=jax.dtypes.canonicalize_dtype(x.dtype), copy=True)

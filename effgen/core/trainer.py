@@ -1,0 +1,49 @@
+"""The contract that every training method fulfills: `init` and a pure `step`."""
+
+import abc
+from typing import Any, ClassVar
+
+import equinox as eqx
+from jaxtyping import PRNGKeyArray, PyTree
+
+from .state import Metrics, TrainState
+
+
+class AbstractTrainer(eqx.Module):
+    """A training method: frozen hyperparameters and two methods.
+
+    A subclass is an `eqx.Module` whose fields are constructor arguments. `watched`
+    names the metrics that a progress bar shows.
+    """
+
+    watched: ClassVar[tuple[str, ...]] = ("loss",)
+
+    @abc.abstractmethod
+    def init(self, model: PyTree, memory: Any = None) -> TrainState:
+        """Return the first state, `TrainState.start(model, opt_state, memory)`."""
+
+    @abc.abstractmethod
+    def step(
+        self, state: TrainState, batch: PyTree, *, key: PRNGKeyArray
+    ) -> tuple[TrainState, Metrics]:
+        """Take one step; pure, so that it can be compiled, mapped and repeated.
+
+        The metrics are a dict of arrays of fixed shape. The core refuses the step if
+        `"loss"` or `"grad_norm"` is non-finite (or, without a `"grad_norm"`, if a
+        parameter is), and if `"result"`, where given, is not successful.
+        """
+
+    def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
+        """Raise on input that this trainer cannot use; called once, before any compute.
+
+        `batch` has the arrays' shapes and dtypes (`jax.ShapeDtypeStruct`), `source` is
+        the data as given. The one method that a subclass may override: by default all
+        input is accepted.
+        """
+
+
+class AbstractHostTrainer(AbstractTrainer):
+    """A trainer whose `step` runs on the host and calls compiled functions itself.
+
+    `train` neither compiles nor donates for it: one step is one call.
+    """

@@ -1,0 +1,106 @@
+"""Log-weights of walkers and paths: how many count, their mean, and resampling.
+
+Axes: `walkers`. A log-weight of `-inf` is a weight of zero; the weights need no
+normalization. Everything is done in log space.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+
+class Estimate(NamedTuple):
+    """A Monte Carlo estimate with one standard error."""
+
+    value: Float[Array, "..."]
+    standard_error: Float[Array, "..."]
+
+
+def effective_sample_size(log_weights: Float[Array, " walkers"]) -> Float[Array, ""]:
+    """Return `ess = (sum w)^2 / sum w^2`, between 1 and the number of walkers.
+
+    Weights that are all zero count as none: `ess = 0`.
+
+    >>> import jax.numpy as jnp
+    >>> float(effective_sample_size(jnp.zeros(8)))
+    8.0
+
+    **Source:** Kong (1992).
+    """
+    shifted = _shifted(log_weights)
+    total, squares = jnp.sum(shifted), jnp.sum(shifted**2)
+    return jnp.where(squares > 0, total**2 / jnp.where(squares > 0, squares, 1), 0.0)
+
+
+def conditional_ess(
+    log_weights: Float[Array, " walkers"], log_increments: Float[Array, " walkers"]
+) -> Float[Array, ""]:
+    """Return how many walkers survive one reweighting.
+
+    `cess = n (sum w v)^2 / (sum w v^2)`, `w` the normalized weights before and `v` the
+    exponentials of `log_increments`: `n` if the increments are equal, whatever the
+    weights were.
+
+    **Source:** Zhou, Johansen and Aston (2016), equation 13.
+    """
+    weights = normalized(log_weights)
+    increments = _shifted(log_increments)
+    mean, square = jnp.sum(weights * increments), jnp.sum(weights * increments**2)
+    count = log_weights.shape[0]
+    ratio = mean**2 / jnp.where(square > 0, square, 1)
+    return jnp.where(square > 0, count * ratio, 0.0)
+
+
+def normalized(log_weights: Float[Array, " walkers"]) -> Float[Array, " walkers"]:
+    """Return the weights, `exp(log_weights)` scaled to sum to one.
+
+    If all are zero, or one is NaN, the sum is not one and the caller should look at
+    `effective_sample_size`.
+    """
+    shifted = _shifted(log_weights)
+    total = jnp.sum(shifted)
+    return shifted / jnp.where(total > 0, total, 1)
+
+
+def log_mean_exp(log_weights: Float[Array, " walkers"]) -> Estimate:
+    """Return `log(mean(exp(log_weights)))` and its standard error.
+
+    The error is that of the mean, taken to the logarithm to first order:
+    `sqrt((n / ess - 1) / (n - 1))`. It is honest for independent walkers with a good
+    `ess`; when a few weights dominate, it is too small.
+
+    >>> import jax.numpy as jnp
+    >>> value, error = log_mean_exp(jnp.full(5, -1000.0))
+    >>> float(value), float(error)
+    (-1000.0, 0.0)
+    """
+    count = log_weights.shape[0]
+    value = jax.nn.logsumexp(log_weights) - jnp.log(count)
+    ess = effective_sample_size(log_weights)
+    relative = jnp.maximum(count / jnp.maximum(ess, 1.0) - 1.0, 0.0)
+    return Estimate(value, jnp.sqrt(relative / max(count - 1, 1)))
+
+
+def resample(
+    log_weights: Float[Array, " walkers"], num: int, *, key: PRNGKeyArray
+) -> Int[Array, " num"]:
+    """Return `num` walkers' indices, each drawn in proportion to its weight.
+
+    Systematic resampling by blackjax: walker `i` is taken `num * w[i]` times on
+    average, and never more than one time off.
+
+    **Source:** Carpenter, Clifford and Fearnhead (1999); `blackjax.smc.resampling`.
+    """
+    # Imported here: blackjax is as heavy as JAX and most of the core does without it.
+    from blackjax.smc import resampling
+
+    index = resampling.systematic(key, normalized(log_weights), num)
+    return jnp.clip(index, 0, log_weights.shape[0] - 1)
+
+
+def _shifted(log_values: Float[Array, " walkers"]) -> Float[Array, " walkers"]:
+    """Return `exp(log_values - max)`, all zero where the maximum is `-inf`."""
+    top = jnp.max(log_values)
+    return jnp.exp(log_values - jnp.where(jnp.isfinite(top), top, 0.0))
