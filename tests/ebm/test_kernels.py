@@ -1,0 +1,226 @@
+"""Kernels: weights exact at any step size, and tests that the known faults fail."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+
+from effgen import ebm
+from effgen.ebm.walkers import evaluate
+from tests.ebm.paths import NUM_WALKERS, exact_resample, model_at, z_scores
+
+
+STEP_SIZES = [0.05, 0.3, 0.8]
+
+
+def dot(a, b):
+    return jnp.sum(a * b, axis=1)
+
+
+def ula(walkers, old, new, step_size, key):
+    del old
+    kernel = ebm.ULA(lambda _: step_size)
+    return kernel.move(walkers, new, jnp.array(0), key=key)
+
+
+def langevin(walkers, step_size, key, gradients=None):
+    gradients = walkers.gradients if gradients is None else gradients
+    noise = jax.random.normal(key, walkers.positions.shape)
+    return walkers.positions - step_size * gradients + jnp.sqrt(2 * step_size) * noise
+
+
+def weighted(walkers, positions, increments, energy):
+    energies, gradients = evaluate(energy, positions)
+    log_weights = walkers.log_weights + increments
+    return ebm.Walkers(
+        positions,
+        log_weights,
+        energies,
+        gradients,
+        walkers.log_partition,
+        walkers.variance,
+    )
+
+
+def alpha(x, y, energies, gradients, h):
+    return energies + 0.5 * dot(y - x, gradients) + 0.25 * h * dot(gradients, gradients)
+
+
+def reweight_then_move(walkers, old, new, h, key):
+    """The other exact order: one more evaluation, the same expectation."""
+    del old
+    return ula(walkers.reweighted(new), new, new, h, key)
+
+
+def partly_moved(walkers, old, new, h, key):
+    """A random quarter moves; for the rest the identity is the kernel: exact."""
+    move_key, choice_key = jax.random.split(key)
+    moved, stayed = ula(walkers, old, new, h, move_key), walkers.reweighted(new)
+    chosen = jax.random.bernoulli(choice_key, 0.25, (NUM_WALKERS,))
+    return jax.tree.map(
+        lambda a, b: (
+            jnp.where(chosen.reshape(-1, *[1] * (a.ndim - 1)), a, b) if a.ndim else a
+        ),
+        moved,
+        stayed,
+    )
+
+
+def clipped(gradients):
+    norms = jnp.sqrt(dot(gradients, gradients))[:, None]
+    return gradients * jnp.minimum(1.0, 1.0 / norms)
+
+
+# --- the faults: each is a plausible slip, or what a published code does -------------
+
+
+def uncorrected(walkers, old, new, h, key):
+    """The limit of small steps: no correction for the discrete move."""
+    del old
+    energies, _ = evaluate(new, walkers.positions)
+    y = langevin(walkers, h, key)
+    return weighted(walkers, y, walkers.energies - energies, new)
+
+
+def midpoint(walkers, old, new, h, key):
+    """Half of the change of the model before the move, half after."""
+    y = langevin(walkers, h, key)
+    before = walkers.energies - evaluate(new, walkers.positions)[0]
+    after = evaluate(old, y)[0] - evaluate(new, y)[0]
+    return weighted(walkers, y, 0.5 * (before + after), new)
+
+
+def aliased(walkers, old, new, h, key):
+    """The old positions overwritten by the new before the weights are computed."""
+    y = langevin(walkers, h, key)
+    old_energies, old_gradients = evaluate(old, y)
+    new_energies, new_gradients = evaluate(new, y)
+    increments = alpha(y, y, old_energies, old_gradients, h) - alpha(
+        y, y, new_energies, new_gradients, h
+    )
+    return weighted(walkers, y, increments, new)
+
+
+def clipped_in_the_move_only(walkers, old, new, h, key):
+    y = langevin(walkers, h, key, clipped(walkers.gradients))
+    new_energies, new_gradients = evaluate(new, y)
+    increments = alpha(
+        walkers.positions, y, walkers.energies, walkers.gradients, h
+    ) - alpha(y, walkers.positions, new_energies, new_gradients, h)
+    return weighted(walkers, y, increments, new)
+
+
+def wrong_sign(walkers, old, new, h, key):
+    moved = ula(walkers, old, new, h, key)
+    increments = moved.log_weights - walkers.log_weights
+    return eqx.tree_at(lambda w: w.log_weights, moved, walkers.log_weights - increments)
+
+
+def new_model_in_both_halves(walkers, old, new, h, key):
+    """The forward half with the updated parameters: the change is not weighed."""
+    x = walkers.positions
+    energies, gradients = evaluate(new, x)
+    y = langevin(walkers, h, key, gradients)
+    new_energies, new_gradients = evaluate(new, y)
+    increments = alpha(x, y, energies, gradients, h) - alpha(
+        y, x, new_energies, new_gradients, h
+    )
+    return weighted(walkers, y, increments, new)
+
+
+def cold_noise(walkers, old, new, h, key):
+    """Noise colder than `sqrt(2 h)`, weights as if it were not."""
+    noise = jax.random.normal(key, walkers.positions.shape)
+    y = walkers.positions - h * walkers.gradients + 0.5 * jnp.sqrt(2 * h) * noise
+    new_energies, new_gradients = evaluate(new, y)
+    increments = alpha(
+        walkers.positions, y, walkers.energies, walkers.gradients, h
+    ) - alpha(y, walkers.positions, new_energies, new_gradients, h)
+    return weighted(walkers, y, increments, new)
+
+
+def stale_cache(walkers, key):
+    """Resampling that leaves the carried energies and gradients in the old order."""
+    resampled = exact_resample(walkers, key)
+    return eqx.tree_at(
+        lambda w: (w.energies, w.gradients),
+        resampled,
+        (walkers.energies, walkers.gradients),
+    )
+
+
+def log_partition_not_booked(walkers, key):
+    resampled = exact_resample(walkers, key)
+    return eqx.tree_at(lambda w: w.log_partition, resampled, walkers.log_partition)
+
+
+@pytest.mark.parametrize("step_size", STEP_SIZES)
+@pytest.mark.parametrize("move", [ula, reweight_then_move, partly_moved])
+def test_weights_are_exact(move, step_size):
+    partition, mass = z_scores(move, step_size)
+    assert partition < 4
+    assert mass < 4
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        uncorrected,
+        midpoint,
+        aliased,
+        clipped_in_the_move_only,
+        wrong_sign,
+        new_model_in_both_halves,
+        cold_noise,
+    ],
+)
+def test_a_faulty_move_fails(fault):
+    assert max(max(z_scores(fault, h)) for h in STEP_SIZES) > 8
+
+
+@pytest.mark.parametrize("fault", [stale_cache, log_partition_not_booked])
+def test_a_faulty_resampling_fails(fault):
+    scores = [max(z_scores(ula, h, resample=fault)) for h in STEP_SIZES]
+    assert max(scores) > 8
+
+
+def test_increments_have_mean_one_at_a_fixed_model():
+    # Jarzynski's equality with nothing changed: E[exp(increment)] = 1.
+    energy = model_at(jnp.array(1.0))
+    walkers = ebm.Walkers.from_gaussian(jax.random.key(0), 200_000, (2,))
+    walkers = walkers.reweighted(energy)
+    for h in STEP_SIZES:
+        moved = ula(walkers, energy, energy, jnp.array(h), jax.random.key(1))
+        ratio = jnp.exp(moved.log_weights - 2.0 + walkers.log_partition)
+        error = jnp.std(ratio) / jnp.sqrt(ratio.size)
+        assert abs(jnp.mean(ratio) - 1) < 4 * error
+
+
+def test_a_lost_walker_stays_with_weight_zero():
+    def cliff(x):
+        return jnp.where(jnp.abs(x[0]) > 1.0, jnp.nan, 0.5 * jnp.sum(x**2))
+
+    walkers = ebm.Walkers.from_gaussian(jax.random.key(0), 64, (2,), scale=0.2)
+    moved = ula(walkers, cliff, cliff, jnp.array(0.3), jax.random.key(1))
+    lost = jnp.isneginf(moved.log_weights)
+    assert 0 < int(lost.sum()) < 64
+    assert bool((moved.positions[lost] == walkers.positions[lost]).all())
+    assert bool(jnp.isfinite(moved.energies).all())
+    assert bool(jnp.isfinite(moved.gradients).all())
+
+
+def test_the_weights_cost_no_more_than_one_evaluation():
+    calls = []
+
+    def energy(x):
+        calls.append(1)
+        return 0.5 * jnp.sum(x**2)
+
+    walkers = ebm.Walkers.from_gaussian(jax.random.key(0), 8, (2,))
+    ebm.ULA(0.1).move(walkers, energy, jnp.array(0), key=jax.random.key(1))
+    assert len(calls) == 1
+
+
+def test_a_step_size_must_be_positive():
+    with pytest.raises(ValueError, match="`step_size` is -1"):
+        ebm.ULA(-1.0)
