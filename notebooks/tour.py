@@ -1,0 +1,134 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     name: python3
+# ---
+
+# %% [markdown]
+# # A tour of effgen
+#
+# One core trains every model here. This notebook trains an energy-based model of
+# handwritten digits, and shows what comes with any run: progress, a likelihood in nats
+# with its error bar, logs, checkpoints, and what happens when something goes wrong.
+
+# %%
+import os
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from sklearn.datasets import load_digits
+
+import effgen as eg
+from effgen import ebm
+
+
+# CI runs this with fewer steps; the figures in the documentation are of the full size.
+NUM_STEPS = int(os.environ.get("EFFGEN_TOUR_STEPS", "6000"))
+folder = Path(tempfile.mkdtemp())
+
+# %% [markdown]
+# ## Data
+#
+# 1,797 real digits of 8 by 8 pixels. Noise gives them a density, and whitening lets
+# Langevin moves take steps of one size in every direction.
+
+# %%
+noise = 0.3
+keys = jax.random.split(jax.random.key(0), 8)
+images = load_digits().images.reshape(-1, 64) / 8.0 - 1.0
+noisy = images + noise * np.asarray(jax.random.normal(keys[0], images.shape))
+mean, covariance = noisy[300:].mean(0), np.cov(noisy[300:].T)
+values, vectors = np.linalg.eigh(covariance)
+whitened = jnp.asarray((noisy - mean) @ (vectors / np.sqrt(values)), jnp.float32)
+held_out, x = whitened[:300], whitened[300:]
+
+# %% [markdown]
+# ## A trainer, a state, a run
+#
+# The walkers start as exact samples of the energy's own start, a Gaussian, so `log Z`
+# is known from the first step. The audit walkers never enter the gradient: what they
+# tell of the likelihood is honest.
+
+# %%
+rate = optax.linear_schedule(3e-4, 0.0, NUM_STEPS)
+trainer = ebm.JarzynskiTrainer(optax.adam(rate, b1=0.0), kernel=ebm.ULA(0.05))
+walkers, audit = (ebm.Walkers.from_gaussian(k, 1024, (64,)) for k in keys[1:3])
+energy = ebm.mlp_energy((64,), key=keys[3], width_size=256)
+state = trainer.init(energy, ebm.Audited(walkers, audit))
+data = eg.Minibatches(x, 128)
+
+run = eg.train(
+    trainer, state, data, key=keys[4], num_steps=NUM_STEPS, every=NUM_STEPS // 12
+)
+run = eg.logged(eg.progress(run), folder / "log.jsonl")
+run = eg.checkpointed(run, folder / "checkpoints", every=NUM_STEPS // 4)
+steps, honest, errors, own = [], [], [], []
+for state, metrics in run:
+    density = ebm.NormalizedEnergy.from_state(state)
+    value, error = density.log_likelihood(held_out)
+    steps.append(int(state.step))
+    honest.append(float(value))
+    errors.append(float(error))
+    own.append(float(value) - float(metrics["audit_gap"][-1]))
+print("where the time went:", run.ledger)
+
+# %%
+band = 2 * np.array(errors)
+plt.plot(steps, honest, label="by the audit walkers")
+plt.fill_between(steps, np.array(honest) - band, np.array(honest) + band, alpha=0.2)
+plt.plot(steps, own, ":", label="by the training walkers")
+plt.xlabel("step")
+plt.ylabel("held-out log-likelihood (nats, whitened)")
+plt.legend()
+plt.show()
+
+# %% [markdown]
+# ## Samples
+#
+# Drawn in proportion to the walkers' weights, and taken back to pixels.
+
+# %%
+samples = ebm.sample(state, 32, key=keys[5])
+pixels = np.asarray(samples) * np.sqrt(values) @ vectors.T + mean
+figure, panels = plt.subplots(2, 16, figsize=(10, 1.5))
+for panel, picture in zip(panels.flat, pixels, strict=True):
+    panel.imshow(picture.reshape(8, 8), cmap="gray", vmin=-1, vmax=1)
+    panel.axis("off")
+plt.show()
+
+# %% [markdown]
+# ## Stop and go on
+#
+# A run resumed from any checkpoint is, bit for bit, the run that never stopped.
+
+# %%
+again = eg.restore(folder / "checkpoints", state, step=NUM_STEPS // 4 * 3)
+rest = NUM_STEPS - int(again.step)
+again, history = eg.fit(trainer, again, data, key=keys[4], num_steps=rest)
+print(eg.state_digest(again) == eg.state_digest(state))
+history.to_pandas()[["loss", "log_partition", "ess", "audit_gap"]].tail(3)
+
+# %% [markdown]
+# ## When something goes wrong
+#
+# A learning rate that is far too high: the run stops before the step that breaks it,
+# says why, and hands back the last good state.
+
+# %%
+reckless = ebm.JarzynskiTrainer(optax.adam(10.0), kernel=ebm.ULA(0.05))
+fresh = reckless.init(energy, walkers)
+try:
+    eg.fit(reckless, fresh, data, key=keys[4], num_steps=100)
+except eg.TrainingError as error:
+    print(error)
+    print("the state before it is usable, at step", int(error.state.step))

@@ -1,0 +1,85 @@
+"""The package as a whole: its imports, its README, its notebooks."""
+
+import ast
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "effgen"
+FAMILIES = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} - {"core"}
+
+
+def imported(path: Path) -> set[str]:
+    """Return the dotted names that a file imports, relative ones made absolute."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            names.add(".".join((*base, *(node.module or "").split("."))))
+    return names
+
+
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_methods_import_the_core_and_themselves(path):
+    own = path.relative_to(PACKAGE).parts[0]
+    if own == "__init__.py":
+        return
+    others = FAMILIES - {own}
+    for name in imported(path):
+        if name.startswith("effgen."):
+            assert name.split(".")[1] not in others, name
+
+
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_every_file_says_what_lives_there_and_is_short(path):
+    text = path.read_text()
+    assert ast.get_docstring(ast.parse(text)), "no docstring"
+    assert len(text.splitlines()) <= 400, "split it by concept"
+
+
+def code_blocks(path: Path) -> str:
+    return "\n".join(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL))
+
+
+def execute(text: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(directory)
+    script = directory / "script.py"
+    script.write_text(text)
+    runpy.run_path(str(script), run_name="__main__")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/ebm.md"])
+def test_examples_run(page, tmp_path, monkeypatch):
+    execute(code_blocks(ROOT / page), tmp_path, monkeypatch)
+
+
+def test_the_readme_s_examples_resume(tmp_path, monkeypatch):
+    text = code_blocks(ROOT / "README.md")
+    execute(text, tmp_path, monkeypatch)
+    lines = (tmp_path / "runs" / "readme.jsonl").read_text().splitlines()
+    assert len(lines) == 5
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.py")))
+def test_notebooks_run(path, tmp_path, monkeypatch):
+    import jupytext
+    import nbclient
+
+    monkeypatch.setenv("EFFGEN_TOUR_STEPS", "240")
+    notebook = jupytext.read(path)
+    nbclient.NotebookClient(notebook, timeout=600, resources={}).execute(
+        cwd=str(tmp_path)
+    )
+    outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
+    assert any("True" in out.get("text", "") for out in outputs)
