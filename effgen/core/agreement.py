@@ -10,8 +10,8 @@ from .results import RESULTS, code, with_code
 def agreed_steps(num: int, interrupts: Interrupts) -> int:
     """Return the number of steps that every process takes next.
 
-    The processes' clocks differ, and a compiled loop with collectives must have the same
-    length everywhere: the least `num` is taken. A signal that one process received
+    The processes' clocks differ, and a compiled loop with collectives must have the
+    same length everywhere: the least `num` is taken. A signal that one process received
     reaches all, so that they stop, and save, at the same step.
     """
     if jax.process_count() == 1:

@@ -43,8 +43,8 @@ def save(
     **Arguments:** `directory`, of one run; `state`; `keep`, how many of the newest
     checkpoints to leave (`None`: all).
 
-    **Raises:** `OSError` if `directory` cannot be written; `FileExistsError` if it holds
-    this step already.
+    **Raises:** `OSError` if `directory` cannot be written; `FileExistsError` if it
+    holds this step already.
     """
     writer = CheckpointWriter(directory, keep=keep)
     step = int(state.step)
@@ -198,8 +198,8 @@ def _restored(
             warnings.warn(text, RunWarning, stacklevel=3)
         return rebuilt(leaves, like), manifest
     raise CorruptCheckpoint(
-        f"`{where}` has no good checkpoint ({'; '.join(faults)}): restore its files from "
-        "a copy, or start again."
+        f"`{where}` has no good checkpoint ({'; '.join(faults)}): restore its files "
+        "from a copy, or start again."
     )
 
 

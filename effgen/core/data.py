@@ -61,13 +61,12 @@ class Minibatches(AbstractBatches):
         self.batch_size = batch_size
 
     def batch_at(self, step: Int[Array, ""], *, key: PRNGKeyArray) -> PyTree:
-        """Return the batch of `step`: `batch_size` rows of epoch `step // per_epoch`."""
+        """Return the batch of `step`, from epoch `step // (rows // batch_size)`."""
         step = jnp.asarray(step)
         rows = num_rows(self.arrays)
         per_epoch = rows // self.batch_size
         position = (step % per_epoch) * self.batch_size + jnp.arange(self.batch_size)
-        epoch_key = jax.random.fold_in(key, step // per_epoch)
-        index = shuffled(position, rows, key=epoch_key)
+        index = shuffled(position, rows, step // per_epoch, key=key)
         return jax.tree.map(lambda x: x[index], self.arrays)
 
     def __call__(self, key: PRNGKeyArray) -> PyTree:
@@ -86,11 +85,11 @@ class Drawn(AbstractBatches):
 
 
 class AbstractHostBatches(abc.ABC):
-    """Batches read on the host by their step: stateless, prefetched, exact to resume."""
+    """Batches read on the host by their step: prefetched, and exact to resume."""
 
     @abc.abstractmethod
     def batch_at(self, step: int, *, key: PRNGKeyArray) -> PyTree:
-        """Return the batch of `step` as numpy or JAX arrays; `IndexError` at the end."""
+        """Return the batch of `step` as arrays; raise `IndexError` past the end."""
 
 
 class HostMinibatches(AbstractHostBatches):
@@ -187,8 +186,9 @@ def as_source(data: Any) -> Source:
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         if isinstance(data, dict | str | bytes) or eqx.is_array_like(data):
             raise TypeError(
-                f"`data` is a {type(data).__name__}, which is one batch and not a source "
-                "of batches: wrap arrays in `effgen.Minibatches(arrays, batch_size)`."
+                f"`data` is a {type(data).__name__}, which is one batch and not a "
+                "source of batches: wrap arrays in `effgen.Minibatches(arrays, "
+                "batch_size)`."
             )
         return Indexed(data)
     if isinstance(data, Iterable):
@@ -222,8 +222,8 @@ def check_rows(arrays: PyTree, batch_size: int) -> None:
     if len(set(rows.values())) > 1:
         sizes = ", ".join(f"arrays{name}: {size}" for name, size in rows.items())
         raise ValueError(
-            f"the leaves of `arrays` differ in their leading axis ({sizes}): every leaf "
-            "needs one row for each example."
+            f"the leaves of `arrays` differ in their leading axis ({sizes}): every "
+            "leaf needs one row for each example."
         )
     total = next(iter(rows.values()))
     if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer):
@@ -241,7 +241,7 @@ def _check_numeric(name: str, leaf: Any) -> None:
             f"`arrays{name}` is a {type(leaf).__name__}: pass numpy or JAX arrays."
         )
     if not np.issubdtype(leaf.dtype, np.number) and leaf.dtype != bool:
-        if not jax.dtypes.issubdtype(leaf.dtype, np.number):  # bfloat16 and its kin
+        if not jnp.issubdtype(leaf.dtype, np.number):  # bfloat16 and its kin
             raise TypeError(
                 f"`arrays{name}` has dtype {leaf.dtype}: encode it as numbers first."
             )
@@ -266,8 +266,8 @@ def check_columns(name: str, rows: Any) -> None:
         worst = tuple(int(i) for i in np.argwhere(~finite)[0])
         bad = np.asarray(~jnp.isfinite(values[(slice(None), *worst)]))
         raise ValueError(
-            f"`{name}` has {int((~finite).sum())} column(s) with NaN or infinite values; "
-            f"the first is {name}[{_column(worst)}], in {int(bad.sum())} of "
+            f"`{name}` has {int((~finite).sum())} column(s) with NaN or infinite "
+            f"values; the first is {name}[{_column(worst)}], in {int(bad.sum())} of "
             f"{len(bad)} rows (row {int(np.argmax(bad))} first): drop or fill them."
         )
     if values.ndim == 2 and len(values) > 1:

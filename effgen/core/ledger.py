@@ -18,7 +18,7 @@ class Ledger:
 
     def __init__(self) -> None:
         """Start every account at zero."""
-        self.seconds = dict.fromkeys(_ACCOUNTS, 0.0)
+        self.seconds: dict[str, float] = {name: 0.0 for name in _ACCOUNTS}
         self._open: list[str] = []
         self._since = time.perf_counter()
 

@@ -53,7 +53,7 @@ def _host(leaf: Any) -> np.ndarray:
 
 def is_key(leaf: Any) -> bool:
     """Return whether `leaf` is an array of typed random keys."""
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def describe(state: TrainState) -> tuple[dict[str, Any], dict[str, str]]:
@@ -101,7 +101,7 @@ def digest(array: np.ndarray) -> str:
 
 
 def state_digest(state: PyTree) -> str:
-    """Return one SHA-256 over every array of `state`: equal if and only if all bits are.
+    """Return one SHA-256 over all arrays of `state`: equal only if all bits are.
 
     >>> import jax.numpy as jnp
     >>> state_digest([jnp.zeros(3)]) == state_digest([jnp.zeros(3)])

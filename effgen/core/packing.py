@@ -10,16 +10,13 @@ from jaxtyping import Array, PyTree
 
 
 # The metrics of a chunk wait on the device; a longer chunk costs memory, a shorter one
-# host time. 4,096 steps of 30 us are an eighth of a second.
-_MAX_STEPS = 4096
+# host time. 8,192 steps of 30 us are a quarter of a second.
+_MAX_STEPS = 8192
 _MAX_BYTES = 16 << 20
 
 
 class Layout(NamedTuple):
-    """How a step's metrics are packed: one row of numbers for each dtype.
-
-    The last leaf is the step's result code, which has no place in `structure`.
-    """
+    """How a step's metrics are packed: one row of numbers for each dtype."""
 
     structure: Any
     shapes: tuple[tuple[int, ...], ...]
@@ -49,7 +46,7 @@ def layout_of(structure: Any, leaves: list[Any]) -> Layout:
 
 
 def capacity_of(layout: Layout) -> int:
-    """Return the most steps whose metrics fit the buffer; a function of the step alone."""
+    """Return how many steps' metrics fit the buffer; it depends on the step alone."""
     return max(1, min(_MAX_STEPS, _MAX_BYTES // max(1, layout.bytes_per_step)))
 
 
@@ -67,8 +64,8 @@ def empty_rows(layout: Layout) -> dict[str, Array]:
     return {str(d): jnp.zeros((steps, w), d) for d, w in layout.widths.items()}
 
 
-def unpack(rows: dict[str, np.ndarray], layout: Layout) -> tuple[PyTree, np.ndarray]:
-    """Return the metrics and the codes of `pack`ed rows, `(steps, width)` a dtype."""
+def unpack(rows: dict[str, np.ndarray], layout: Layout) -> PyTree:
+    """Return the metrics of `pack`ed rows, `(steps, width)` for each dtype."""
     used = dict.fromkeys(rows, 0)
     leaves = []
     for shape, dtype in zip(layout.shapes, layout.dtypes, strict=True):
@@ -76,4 +73,4 @@ def unpack(rows: dict[str, np.ndarray], layout: Layout) -> tuple[PyTree, np.ndar
         block = rows[name][:, used[name] : used[name] + width]
         leaves.append(block.reshape(len(block), *shape))
         used[name] += width
-    return jax.tree.unflatten(layout.structure, leaves[:-1]), leaves[-1]
+    return jax.tree.unflatten(layout.structure, leaves)

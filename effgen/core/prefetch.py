@@ -55,7 +55,7 @@ class Reader:
         self._thread.start()
 
     def __iter__(self) -> Iterator[Stack]:
-        """Yield stacks until the source ends; what it raised is raised here, in turn."""
+        """Yield stacks until the source ends; raise in turn what it raised."""
         while True:
             item = self._queue.get()
             if isinstance(item, Stack):
@@ -84,7 +84,8 @@ class Reader:
     def _put(self, item: Any) -> None:
         while not self._stopped.is_set():
             try:
-                return self._queue.put(item, timeout=0.1)
+                self._queue.put(item, timeout=0.1)
+                break
             except queue.Full:
                 continue
 

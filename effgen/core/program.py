@@ -21,21 +21,29 @@ from .state import Metrics, TrainState
 from .static import Static
 
 
-class Carry(NamedTuple):
-    """What the loop carries: the state's arrays and the guard's two registers."""
-
-    state: tuple[Array, ...]
-    failed: Bool[Array, ""]
-    in_a_row: Int[Array, ""]
+Leaves = tuple[Array, ...]
 
 
 class Inputs(NamedTuple):
     """What the loop reads and never writes."""
 
-    constants: tuple[Array, ...]
+    constants: Leaves
     data_key: PRNGKeyArray
     noise_key: PRNGKeyArray
-    tolerance: Int[Array, ""]
+
+
+class Advance(NamedTuple):
+    """What a call of a program gives.
+
+    **Attributes:** `state`, the arrays after the steps; `metrics`, a `(steps, ...)`
+    pytree of numpy arrays; `num`, how many steps were taken, the last of which failed
+    unless `sound`; `sound`, whether every step succeeded and the model is finite.
+    """
+
+    state: Leaves
+    metrics: PyTree
+    num: int
+    sound: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +52,8 @@ class Program:
 
     **Attributes:**
 
-    - `advance(carry, inputs, batches, first, num)`: take up to `num` steps, donating
-      `carry`; returns the carry, the metrics and the codes of the steps taken.
+    - `advance(state, inputs, batches, first, num)`: take `num` steps, or fewer if one
+      fails; `state` stays as it was, to come back to.
     - `examine(state, inputs, batches, index)`: one step, nothing refused or donated.
     - `capacity`: the most steps that one call may take.
     - `driver`: `"scan"`, one device loop, or `"dispatch"`, one call a step.
@@ -53,7 +61,7 @@ class Program:
     - `compiled`: the executable, for its memory and cost analyses.
     """
 
-    advance: Callable[..., tuple[Carry, PyTree, np.ndarray]]
+    advance: Callable[..., Advance]
     examine: Callable[..., tuple[Any, Metrics, int]]
     capacity: int
     driver: str
@@ -64,7 +72,7 @@ class Program:
 @lru_cache(maxsize=64)
 def compiled_program(
     statics: tuple[Static, Static],
-    avals: tuple[Carry, Inputs],
+    avals: tuple[Leaves, Inputs],
     batches: Any,
     mesh: jax.sharding.Mesh | None,
 ) -> Program:
@@ -73,7 +81,7 @@ def compiled_program(
     **Arguments:**
 
     - `statics`: the halves without arrays of the state and of `(trainer, batches)`.
-    - `avals`: `(carry, inputs)` as `jax.ShapeDtypeStruct`s.
+    - `avals`: `(state, inputs)` as `jax.ShapeDtypeStruct`s.
     - `batches`: the structure and shapes of a stack of host batches, or `None` where
       the batches are computed in the loop.
     - `mesh`: the mesh that the state lives on, or `None` on one device.
@@ -82,12 +90,16 @@ def compiled_program(
     stack = None if batches is None else jax.tree.unflatten(*batches)
     step, layout = _traced(statics, *avals, stack, mesh)
     driver = choose_driver(step.jaxpr)
-    build = {"scan": _loop, "dispatch": _single}[driver]
-    outputs = None if mesh is None else (_shardings(avals[0]), *[replicated(mesh)] * 2)
+    build, advance, donated = {
+        "scan": (_loop, _advance_loop, ()),
+        "dispatch": (_single, _advance_single, (0,)),
+    }[driver]
+    outputs = None if mesh is None else (_shardings(avals[0]), *[replicated(mesh)] * 3)
     index = jax.ShapeDtypeStruct((), np.int32)
-    function = jax.jit(build(step, layout), donate_argnums=0, out_shardings=outputs)
+    function = jax.jit(
+        build(step, layout), donate_argnums=donated, out_shardings=outputs
+    )
     compiled = function.trace(*avals, stack, index, index).lower().compile()
-    advance = {"scan": _advance_loop, "dispatch": _advance_single}[driver]
     return Program(
         advance=partial(advance, compiled, layout),
         examine=partial(_examine, jax.jit(step.examine), layout),
@@ -109,39 +121,26 @@ class _Step(NamedTuple):
 
     jaxpr: Any
     num_state: int
+    trained: tuple[int, ...]
 
     def examine(
-        self, state: tuple[Array, ...], inputs: Inputs, batches: PyTree, index: Any
-    ) -> tuple[list[Array], list[Array], Array]:
-        """Return the next state, the metrics and the result's code, whatever they are."""
+        self, state: Leaves, inputs: Inputs, batches: PyTree, index: Any
+    ) -> tuple[Leaves, list[Array], Array]:
+        """Return the next state, the metrics and the result's code, whatever it is."""
         batch = jax.tree.map(lambda x: x[index], batches)
-        flat = jax.tree.leaves((state, inputs[:3], batch))
-        out = jex.jaxpr_as_fun(self.jaxpr)(*flat)
-        return out[: self.num_state], out[self.num_state : -1], out[-1]
+        out = jex.jaxpr_as_fun(self.jaxpr)(*jax.tree.leaves((state, inputs, batch)))
+        return tuple(out[: self.num_state]), out[self.num_state : -1], out[-1]
 
-    def guarded(
-        self, carry: Carry, inputs: Inputs, batches: PyTree, index: Any
-    ) -> tuple[Carry, list[Array]]:
-        """Return the next carry: the old state where the step failed.
-
-        A failure within `tolerance` in a row is skipped: only the counter goes on, so
-        that the next batch and the next noise are others. One more stops the loop.
-        """
-        new, metrics, code = self.examine(carry.state, inputs, batches, index)
-        bad = code != 0
-        in_a_row = jnp.where(bad, carry.in_a_row + 1, 0)
-        failed = carry.failed | (in_a_row > inputs.tolerance)
-        keep = bad | carry.failed
-        old = [*carry.state[:-1], carry.state[-1] + jnp.where(failed, 0, 1)]
-        state = tuple(
-            jax.lax.select(jnp.broadcast_to(keep, o.shape), o, n)
-            for o, n in zip(old, new, strict=True)
-        )
-        return Carry(state, failed, in_a_row), [*metrics, code]
+    def finite(self, state: Leaves) -> Bool[Array, ""]:
+        """Return whether every parameter of the model is finite."""
+        finite = jnp.ones((), bool)
+        for i in self.trained:
+            finite &= jnp.isfinite(state[i]).all()
+        return finite
 
 
 def _traced(
-    statics: tuple[Static, Static], carry: Carry, inputs: Inputs, stack: Any, mesh: Any
+    statics: tuple[Static, Static], state: Leaves, inputs: Inputs, stack: Any, mesh: Any
 ) -> tuple[_Step, Layout]:
     structures = []
 
@@ -158,24 +157,29 @@ def _traced(
         leaves, structure = jax.tree.flatten(metrics)
         structures.append(structure)
         leaves = [jnp.asarray(leaf) for leaf in leaves]
-        return _matched(old, new), leaves, _code(metrics, new)
+        return _matched(old, new), leaves, _code(metrics)
 
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stack)
-    jaxpr, (new, metrics, code) = jax.make_jaxpr(step, return_shape=True)(
-        carry.state, *inputs[:3], batch
+    jaxpr, (new, metrics, _) = jax.make_jaxpr(step, return_shape=True)(
+        state, *inputs, batch
     )
-    return _Step(jaxpr, len(new)), layout_of(structures[0], [*metrics, code])
+    step_ = _Step(jaxpr, len(new), _trained(statics[0].combine(state)))
+    return step_, layout_of(structures[0], metrics)
 
 
-def _code(metrics: Metrics, state: TrainState) -> Array:
-    # What is checked must be cheap: two numbers where the trainer gives both, for a
-    # gradient norm is finite only if every gradient is.
-    watched = [metrics[name] for name in ("loss", "grad_norm") if name in metrics]
-    if "grad_norm" not in metrics:
-        watched += jax.tree.leaves(eqx.filter(state.model, eqx.is_inexact_array))
-    finite = jnp.array(True)
-    for value in watched:
-        finite &= jnp.isfinite(value).all()
+def _trained(state: TrainState) -> tuple[int, ...]:
+    """Return which of the state's arrays are parameters: the model's, its first."""
+    leaves = jax.tree.leaves(state.model)
+    arrays = [leaf for leaf in leaves if isinstance(leaf, jax.ShapeDtypeStruct)]
+    inexact = [jnp.issubdtype(array.dtype, jnp.inexact) for array in arrays]
+    return tuple(i for i, trained in enumerate(inexact) if trained)
+
+
+def _code(metrics: Metrics) -> Int[Array, ""]:
+    finite = jnp.ones((), bool)
+    for name in ("loss", "grad_norm"):
+        if name in metrics:
+            finite &= jnp.isfinite(metrics[name]).all()
     reported = metrics.get("result", RESULTS.successful)
     if not isinstance(reported, RESULTS):
         raise TypeError(
@@ -187,7 +191,7 @@ def _code(metrics: Metrics, state: TrainState) -> Array:
 
 
 def _matched(old: TrainState, new: TrainState) -> list[Array]:
-    """Return the arrays of `new`, in the shapes and dtypes of `old`, or say where not."""
+    """Return the arrays of `new`, shaped as those of `old`, or say where not."""
     if not isinstance(new, TrainState):
         raise TypeError(
             f"`step` returned a {type(new).__name__} where the new `TrainState` should "
@@ -196,7 +200,8 @@ def _matched(old: TrainState, new: TrainState) -> list[Array]:
     new = eqx.tree_at(lambda state: state.step, new, old.step + 1)
     named_old, named_new = _named_arrays(old), _named_arrays(new)
     faults = [
-        f"state{name}: {_shape(named_old.get(name))} became {_shape(named_new.get(name))}"
+        f"state{name}: {_shape(named_old.get(name))} became "
+        f"{_shape(named_new.get(name))}"
         for name in {**named_old, **named_new}
         if _shape(named_old.get(name)) != _shape(named_new.get(name))
     ]
@@ -220,22 +225,22 @@ def _shape(array: Array | None) -> str:
 
 
 def _loop(step: _Step, layout: Layout) -> Callable[..., Any]:
-    def chunk(carry: Carry, inputs: Inputs, stack: Any, first: Any, num: Any) -> Any:
+    def chunk(state: Leaves, inputs: Inputs, stack: Any, first: Any, num: Any) -> Any:
         def more(loop: Any) -> Array:
-            return (loop[0] < num) & ~loop[1].failed
+            return (loop[0] < num) & (loop[1] == 0)
 
         def body(loop: Any) -> Any:
-            i, carry, rows = loop
-            carry, leaves = step.guarded(carry, inputs, stack, first + i)
-            packed = pack(leaves, layout)
+            i, _, state, rows = loop
+            state, metrics, code = step.examine(state, inputs, stack, first + i)
+            packed = pack(metrics, layout)
             rows = {dtype: rows[dtype].at[i].set(packed[dtype]) for dtype in rows}
-            return i + 1, carry, rows
+            return i + 1, code, state, rows
 
         zero = jnp.zeros((), jnp.int32)
-        num_done, carry, rows = jax.lax.while_loop(
-            more, body, (zero, carry, empty_rows(layout))
+        num_done, code, state, rows = jax.lax.while_loop(
+            more, body, (zero, zero, state, empty_rows(layout))
         )
-        return carry, rows, num_done
+        return state, rows, num_done, (code == 0) & step.finite(state)
 
     return chunk
 
@@ -243,36 +248,23 @@ def _loop(step: _Step, layout: Layout) -> Callable[..., Any]:
 def _advance_loop(
     compiled: Any,
     layout: Layout,
-    carry: Carry,
+    state: Leaves,
     inputs: Inputs,
     stack: PyTree,
     first: int,
     num: int,
-) -> tuple[Carry, PyTree, np.ndarray]:
-    outputs = compiled(carry, inputs, stack, np.int32(first), np.int32(num))
-    carry, rows, num_done = outputs
-    rows, num_done = jax.device_get((rows, num_done))
+) -> Advance:
+    state, *outputs = compiled(state, inputs, stack, np.int32(first), np.int32(num))
+    rows, num_done, sound = jax.device_get(outputs)
     taken = {dtype: row[: int(num_done)].copy() for dtype, row in rows.items()}
-    return carry, *unpack(taken, layout)
-
-
-def _examine(
-    function: Any,
-    layout: Layout,
-    state: tuple[Array, ...],
-    inputs: Inputs,
-    stack: PyTree,
-    index: int,
-) -> tuple[Any, Metrics, int]:
-    new, metrics, code = function(state, inputs, stack, np.int32(index))
-    metrics = jax.tree.unflatten(layout.structure, jax.device_get(metrics))
-    return tuple(new), metrics, int(code)
+    return Advance(state, unpack(taken, layout), int(num_done), bool(sound))
 
 
 def _single(step: _Step, layout: Layout) -> Callable[..., Any]:
-    def chunk(carry: Carry, inputs: Inputs, stack: Any, index: Any, num: Any) -> Any:
-        carry, leaves = step.guarded(carry, inputs, stack, index)
-        return carry, pack(leaves, layout), carry.failed
+    def chunk(state: Leaves, inputs: Inputs, stack: Any, index: Any, num: Any) -> Any:
+        state, metrics, code = step.examine(state, inputs, stack, index)
+        sound = (code == 0) & step.finite(state)
+        return state, pack(metrics, layout), num, sound
 
     return chunk
 
@@ -280,25 +272,38 @@ def _single(step: _Step, layout: Layout) -> Callable[..., Any]:
 def _advance_single(
     compiled: Any,
     layout: Layout,
-    carry: Carry,
+    state: Leaves,
     inputs: Inputs,
     stack: PyTree,
     first: int,
     num: int,
-) -> tuple[Carry, PyTree, np.ndarray]:
-    # Calls return before they are computed; the one wait is at the end. A step after a
-    # failed one changes nothing, so finding out late costs time only.
-    outputs = []
+) -> Advance:
+    # Calls return before they are computed; the one wait is at the end. What follows a
+    # failed step is thrown away, so finding out late costs time only.
+    outputs, state = [], tuple(map(jnp.copy, state))
     for i in range(num):
-        carry, row, failed = compiled(
-            carry, inputs, stack, np.int32(first + i), np.int32(1)
-        )
-        outputs.append((row, failed))
+        index, one = np.int32(first + i), np.int32(1)
+        state, row, _, sound = compiled(state, inputs, stack, index, one)
+        outputs.append((row, sound))
     outputs = jax.device_get(outputs)
-    num_done = next((i + 1 for i, (_, bad) in enumerate(outputs) if bad), num)
+    num_done = next((i + 1 for i, (_, sound) in enumerate(outputs) if not sound), num)
     taken = [row for row, _ in outputs[:num_done]]
     stacked = {dtype: np.stack([row[dtype] for row in taken]) for dtype in taken[0]}
-    return carry, *unpack(stacked, layout)
+    sound = bool(outputs[num_done - 1][1])
+    return Advance(state, unpack(stacked, layout), num_done, sound)
+
+
+def _examine(
+    function: Any,
+    layout: Layout,
+    state: Leaves,
+    inputs: Inputs,
+    stack: PyTree,
+    index: int,
+) -> tuple[Leaves, Metrics, int]:
+    new, metrics, code = function(state, inputs, stack, np.int32(index))
+    metrics = jax.tree.unflatten(layout.structure, jax.device_get(metrics))
+    return tuple(new), metrics, int(code)
 
 
 def _shardings(tree: PyTree) -> PyTree:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .data import AbstractBatches, Stream, as_source
-from .engine import run_keys
+from .job import run_keys
 from .state import Metrics, TrainState
 from .train import fit
 from .trainer import AbstractTrainer
@@ -53,7 +53,7 @@ def replay(
     data_key, noise_key = run_keys(key)
     batch = jax.tree.map(jnp.asarray, _batch(data, state, data_key))
     step_key = jax.random.fold_in(noise_key, state.step)
-    with jax.disable_jit(), jax.debug_nans(True), jax.debug_infs(True):
+    with jax.disable_jit(), jax.debug_nans(True), jax.debug_infs(True):  # noqa: FBT003
         return trainer.step(state, batch, key=step_key)
 
 

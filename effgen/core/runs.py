@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from .checkpoint import CheckpointWriter, later_steps
-from .engine import Chunk, Job, joined
 from .guard import AbstractGuard
+from .job import Chunk, Job, joined
 from .results import RESULTS, TrainingError
 from .state import TrainState
 from .train import Run

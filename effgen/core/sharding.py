@@ -1,4 +1,4 @@
-"""One rule for a mesh: the model is replicated or split, memory and batches are split."""
+"""One rule for a mesh: memory and batches are split, the model is whole or split."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,8 +28,8 @@ def make_mesh(devices: Sequence[Any] | None = None, *, model: int = 1) -> Mesh:
     devices = list(jax.devices() if devices is None else devices)
     if model < 1 or len(devices) % model:
         raise ValueError(
-            f"`model` is {model}, which does not divide {len(devices)} devices: pass one "
-            "of their divisors."
+            f"`model` is {model}, which does not divide {len(devices)} devices: pass "
+            "one of their divisors."
         )
     if model == 1:
         return Mesh(np.array(devices), ("data",), (AxisType.Auto,))

@@ -57,6 +57,6 @@ def copied(tree: PyTree) -> PyTree:
 def _copied(x: Any) -> Any:
     if not eqx.is_array(x) and not hasattr(x, "__array__"):
         return x  # a Python scalar is a hyperparameter, not data: it stays static
-    if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return jnp.copy(x)
     return jnp.array(x, dtype=jax.dtypes.canonicalize_dtype(x.dtype), copy=True)

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 
 
-# Libraries whose functions are compared by code and closure. `optax.adam(1e-3)` makes new
-# functions at every call; they are equal if their code and the values they close over
-# are. A user's own functions stay equal to themselves alone: they may read globals that
-# change (a notebook cell that is run again), which no comparison here would see.
+# Libraries whose functions are compared by code and closure. `optax.adam(1e-3)` makes
+# new functions at every call; they are equal if their code and the values they close
+# over are. A user's own functions stay equal to themselves alone: they may read globals
+# that change (a notebook cell that is run again), which no comparison here would see.
 _LIBRARIES = {"optax", "equinox", "jax", "diffrax", "lineax", "blackjax", "effgen"}
 
 
@@ -53,21 +53,23 @@ def arrays_of(tree: Any) -> tuple[jax.Array, ...]:
 def _reduced(value: Any) -> Any:
     if isinstance(value, types.FunctionType):
         return _function(value)
-    if isinstance(value, types.MethodType):
-        return ("method", _reduced(value.__func__), _reduced(value.__self__))
-    if isinstance(value, functools.partial):
-        return ("partial", *map(_reduced, (value.func, value.args, value.keywords)))
+    if isinstance(value, types.MethodType | functools.partial):
+        return _bound(value)
     if isinstance(value, dict):
         return ("dict", tuple((k, _reduced(v)) for k, v in sorted(value.items())))
     if isinstance(value, tuple | list):
         return (type(value), tuple(map(_reduced, value)))
-    if isinstance(value, np.ndarray):
-        return ("array", value.shape, value.dtype.str, value.tobytes())
-    if isinstance(value, jax.Array):
-        return ("identity", _Identity(value))
     if isinstance(value, eqx.Module):
         return (Static(value), *map(_reduced, arrays_of(value)))
+    if isinstance(value, np.ndarray):
+        return ("array", value.shape, value.dtype.str, value.tobytes())
     return _plain(value)
+
+
+def _bound(value: Any) -> Any:
+    if isinstance(value, types.MethodType):
+        return ("method", _reduced(value.__func__), _reduced(value.__self__))
+    return ("partial", *map(_reduced, (value.func, value.args, value.keywords)))
 
 
 def _function(function: types.FunctionType) -> Any:

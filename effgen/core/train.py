@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from .data import AbstractBatches, Indexed, as_source
-from .engine import Chunk, Job, joined
+from .engine import chunks_of
 from .guard import Stop
 from .history import History
+from .job import Chunk, Job, joined
 from .ledger import Ledger
 from .state import Metrics, TrainState
 from .trainer import AbstractTrainer
@@ -57,7 +59,7 @@ class Run:
         return self
 
     def __next__(self) -> tuple[TrainState, Metrics]:
-        """Compute until the next yield; return the state and the metrics of its steps."""
+        """Compute to the next yield; return the state and the metrics of its steps."""
         held: list[Metrics] = []
         for chunk in self.chunks():
             held.append(chunk.metrics)
@@ -101,7 +103,7 @@ class Run:
             yield chunk
 
     def _started(self) -> Iterator[Chunk]:
-        chunks = self.job.chunks()
+        chunks = chunks_of(self.job)
         for wrapper in self.wrappers:
             chunks = wrapper(chunks, self.job)
         return chunks
@@ -164,7 +166,7 @@ def train(
     - `data`: `Minibatches` and the like, a function `key -> batch`, a sequence
       (indexed by step) or any other iterable of batches.
     - `key`: the run's randomness; pass the same one to resume.
-    - `num_steps`: how many steps to take from `state`; `None` takes the data to its end.
+    - `num_steps`: how many steps to take from `state`; `None`: to the data's end.
     - `every`: how many steps make one yield; `None` yields about twice a second.
 
     **Returns:** a `Run`. Its metrics are numpy arrays with a leading axis of steps.
@@ -233,13 +235,13 @@ def _check_state(state: Any) -> None:
     for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
         if isinstance(leaf, jax.Array) and leaf.is_deleted():
             raise ValueError(
-                f"`state{jax.tree_util.keystr(path)}` was already reused: a state that a "
-                "run yields lives until its next iteration. Pass the run's last state."
+                f"`state{jax.tree_util.keystr(path)}` was deleted: its memory was "
+                "donated elsewhere. Pass a state whose arrays are alive."
             )
 
 
 def _check_key(key: Any) -> None:
-    typed = isinstance(key, jax.Array) and jax.dtypes.issubdtype(
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(
         key.dtype, jax.dtypes.prng_key
     )
     raw = isinstance(key, jax.Array) and key.dtype == np.uint32 and key.ndim == 1

@@ -83,8 +83,8 @@ class JarzynskiTrainer(AbstractTrainer):
             if bool(jnp.isnan(walkers.log_partition)):
                 raise ValueError(
                     "`memory` has walkers of unknown density, whose weights mean "
-                    "nothing: start from `Walkers.from_gaussian`, give `from_samples` their "
-                    "`log_density`, or train with `PCDTrainer`."
+                    "nothing: start from `Walkers.from_gaussian`, give `from_samples` "
+                    "their `log_density`, or train with `PCDTrainer`."
                 )
         return _first_state(self.optim, model, memory)
 

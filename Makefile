@@ -1,0 +1,76 @@
+# `make demo` and `make test` need only Python 3.11 or later and make: each sets
+# up its own virtual environment first, from hashed requirements.
+#
+# Another Python, beside the first: make test PYTHON=python3.13 VENV=.venv-3.13
+
+PYTHON ?= python3
+VENV ?= .venv
+
+BIN := $(VENV)/bin
+STATE := $(CURDIR)/$(VENV)
+LOCKED := $(VENV)/.locked
+READY := $(VENV)/.ready
+COMPILE := $(BIN)/uv pip compile --quiet --upgrade --python $(BIN)/python \
+	--python-version 3.11 --generate-hashes --no-header --no-annotate
+
+export UV_HTTP_TIMEOUT ?= 180
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+export JAX_COMPILATION_CACHE_DIR := $(STATE)/jax-cache
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
+export MPLBACKEND := agg
+export MPLCONFIGDIR := $(STATE)/matplotlib
+export IPYTHONDIR := $(STATE)/ipython
+export JUPYTER_CONFIG_DIR := $(STATE)/jupyter/config
+export JUPYTER_DATA_DIR := $(STATE)/jupyter/data
+export JUPYTER_RUNTIME_DIR := $(STATE)/jupyter/runtime
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint slow benchmarks lock clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+demo: $(READY) ## Train one model of each kind and show what comes out
+	$(BIN)/python -m demo
+
+test: lint ## Check the style and the types, then run the tests
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+lint: $(READY) ## Check format, style, types, and spelling
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/codespell
+
+slow: $(READY) ## Run the long fault campaigns
+	$(BIN)/python -m pytest -n 2 -m slow --timeout 0
+
+benchmarks: $(READY) ## Run the benchmarks and rebuild their table
+	$(BIN)/python -m benchmarks
+
+lock: $(READY) ## Resolve the requirements anew
+	$(COMPILE) --universal requirements/uv.in -o requirements/uv.txt
+	$(COMPILE) --universal --extra data --extra datasets --extra plots \
+		--extra tensorboard --group dev pyproject.toml requirements/ci.in \
+		-o requirements/ci.txt
+	echo "torch ; python_version < '3'" | $(COMPILE) --override - \
+		requirements/peers.in -o requirements/peers.txt
+
+clean: ## Remove the virtual environment, the caches, and the runs
+	rm -rf $(VENV) .hypothesis .pytest_cache .ruff_cache build dist runs
+	find . -path './.*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamps are written last, so that a set-up cut short starts again.
+$(LOCKED): requirements/uv.txt requirements/ci.txt
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip --disable-pip-version-check install \
+		--quiet --require-hashes -r requirements/uv.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode \
+		--require-hashes -r requirements/ci.txt
+	@touch $@
+
+$(READY): $(LOCKED) pyproject.toml
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps \
+		--no-build-isolation --editable .
+	@touch $@
