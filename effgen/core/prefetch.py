@@ -152,4 +152,8 @@ def _length(batch: PyTree) -> int:
 
 def _signature(batch: PyTree) -> Any:
     leaves, structure = jax.tree.flatten(batch)
-    return structure, tuple((np.shape(x), np.result_type(x)) for x in leaves)
+    return structure, tuple((np.shape(x), _dtype(x)) for x in leaves)
+
+
+def _dtype(leaf: Any) -> Any:
+    return leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype

@@ -53,6 +53,8 @@ def replay(
     data_key, noise_key = run_keys(key)
     batch = jax.tree.map(jnp.asarray, _batch(data, state, data_key))
     step_key = jax.random.fold_in(noise_key, state.step)
+    # Operations compiled before, without the check, would be taken from JAX's cache.
+    jax.clear_caches()
     with jax.disable_jit(), jax.debug_nans(True), jax.debug_infs(True):  # noqa: FBT003
         return trainer.step(state, batch, key=step_key)
 

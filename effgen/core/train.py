@@ -28,7 +28,8 @@ Wrapper = Callable[[Iterator[Chunk], Job], Iterator[Chunk]]
 class Run:
     """A training run: an iterator of `(state, metrics)` that computes as it is drawn.
 
-    Yielded states stay valid; each that is kept holds its memory. `len(run)` is the number of yields, where it is known.
+    Yielded states stay valid; each that is kept holds its memory. `len(run)` is the
+    number of yields, where it is known.
     """
 
     job: Job

@@ -68,12 +68,19 @@ def mlp_energy(
     size = 1
     for axis in shape:
         size *= axis
+    # No last bias: an offset of the energy changes no density, its gradient is zero,
+    # and an optimizer that rescales gradients would walk it by their rounding errors.
     layers = eqx.nn.MLP(
-        size, "scalar", width_size, depth, activation=jax.nn.silu, key=key
+        size,
+        "scalar",
+        width_size,
+        depth,
+        activation=jax.nn.silu,
+        use_final_bias=False,
+        key=key,
     )
-    network = VectorNetwork(layers)
-    last = lambda n: (n.layers.layers[-1].weight, n.layers.layers[-1].bias)
-    return ConfinedEnergy(_zeroed(network, last), scale)
+    last = lambda network: network.layers.layers[-1].weight
+    return ConfinedEnergy(_zeroed(VectorNetwork(layers), last), scale)
 
 
 def image_energy(
@@ -100,14 +107,12 @@ def image_energy(
     image = jax.ShapeDtypeStruct(shape, jnp.float32)
     for convolution in convolutions:
         image = eqx.filter_eval_shape(convolution, image)
-    head = eqx.nn.Linear(image.size, "scalar", key=keys[-1])
+    head = eqx.nn.Linear(image.size, "scalar", use_bias=False, key=keys[-1])
     network = ImageNetwork(convolutions, head)
-    return ConfinedEnergy(
-        _zeroed(network, lambda n: (n.head.weight, n.head.bias)), scale
-    )
+    return ConfinedEnergy(_zeroed(network, lambda n: n.head.weight), scale)
 
 
 def _zeroed(
-    network: Callable[..., Array], where: Callable[..., tuple[Array, ...]]
+    network: Callable[..., Array], where: Callable[..., Array]
 ) -> Callable[..., Array]:
     return eqx.tree_at(where, network, replace_fn=jnp.zeros_like)

@@ -1,0 +1,124 @@
+"""Trainers for the tests: the smallest of their kind, and one case for each method."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+
+import effgen as eg
+from effgen import ebm
+
+
+KEY = jax.random.key(0)
+
+
+class Regression(eg.AbstractTrainer):
+    """Least squares with a memory of eight noisy numbers; counts its traces."""
+
+    optim: optax.GradientTransformation
+    traces: Any = eqx.field(static=True, default=None)
+
+    def init(self, model, memory=None):
+        memory = jnp.zeros((8, 2)) if memory is None else memory
+        opt_state = eg.init_opt_state(self.optim, model)
+        return eg.TrainState.start(model, opt_state, memory)
+
+    def step(self, state, batch, *, key):
+        if self.traces is not None:
+            self.traces.append(1)
+        x, y = batch
+
+        def mean_square(model):
+            return jnp.mean((jax.vmap(model)(x) - y) ** 2)
+
+        loss, gradients = eqx.filter_value_and_grad(mean_square)(state.model)
+        model, opt_state = eg.apply_gradients(
+            self.optim, gradients, state.opt_state, state.model
+        )
+        memory = 0.9 * state.memory + jax.random.normal(key, state.memory.shape)
+        return state.advance(model, opt_state, memory), {"loss": loss}
+
+
+class Traces(list):
+    """A list that is equal to itself alone, and hashable: a counter of traces."""
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other):
+        return self is other
+
+
+class Case(NamedTuple):
+    """A trainer made anew at each call, its first state, and its data."""
+
+    trainer: Callable[[], eg.AbstractTrainer]
+    state: eg.TrainState
+    data: Any
+
+
+def regression_data():
+    x = jax.random.normal(KEY, (96, 3))
+    return x, jnp.sin(x.sum(axis=1, keepdims=True))
+
+
+def regression() -> Case:
+    def trainer():
+        return Regression(optax.adam(optax.cosine_decay_schedule(1e-2, 300)))
+
+    model = eqx.nn.MLP(3, 1, 8, 1, key=KEY)
+    return Case(trainer, trainer().init(model), eg.Minibatches(regression_data(), 16))
+
+
+def jarzynski() -> Case:
+    def trainer():
+        kernel = ebm.ULA(optax.linear_schedule(0.1, 0.05, 100))
+        return ebm.JarzynskiTrainer(optax.adam(1e-2), kernel=kernel, num_moves=2)
+
+    return Case(trainer, trainer().init(*energy_and_walkers()), vectors())
+
+
+def pcd() -> Case:
+    def trainer():
+        return ebm.PCDTrainer(optax.adam(1e-2), kernel=ebm.ULA(0.1))
+
+    return Case(trainer, trainer().init(*energy_and_walkers()), vectors())
+
+
+def images() -> Case:
+    def trainer():
+        return ebm.JarzynskiTrainer(optax.adam(1e-3), kernel=ebm.ULA(0.01))
+
+    keys = jax.random.split(KEY, 3)
+    energy = ebm.image_energy((1, 6, 6), key=keys[0], channels=(2, 4))
+    walkers = ebm.Walkers.from_gaussian(keys[1], 16, (1, 6, 6))
+    x = jax.random.normal(keys[2], (32, 1, 6, 6))
+    return Case(trainer, trainer().init(energy, walkers), eg.Minibatches(x, 8))
+
+
+def energy_and_walkers():
+    keys = jax.random.split(KEY, 3)
+    energy = ebm.mlp_energy((2,), key=keys[0], width_size=8)
+    walkers = [ebm.Walkers.from_gaussian(k, 32, (2,)) for k in keys[1:]]
+    return energy, ebm.Audited(*walkers)
+
+
+def vectors():
+    return eg.Minibatches(0.5 + 0.8 * jax.random.normal(KEY, (64, 2)), 16)
+
+
+CASES = {
+    "regression": regression,
+    "jarzynski": jarzynski,
+    "pcd": pcd,
+    "images": images,
+}
+
+
+def arrays(tree):
+    """Return the arrays of a pytree, as numpy."""
+    import numpy as np
+
+    return [np.asarray(x) for x in jax.tree.leaves(eqx.filter(tree, eqx.is_array))]

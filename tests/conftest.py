@@ -1,0 +1,26 @@
+"""Every test sees eight CPU devices, and NumPy's silent rank promotion is an error."""
+
+import os
+
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+
+import jax
+import pytest
+
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def driver(request, monkeypatch):
+    """Force the device loop or per-step dispatch (parametrize indirectly)."""
+    from effgen.core import program
+
+    monkeypatch.setattr(program, "choose_driver", lambda _: request.param)
+    program.compiled_program.cache_clear()
+    yield request.param
+    program.compiled_program.cache_clear()
+
+
+both_drivers = pytest.mark.parametrize("driver", ["scan", "dispatch"], indirect=True)

@@ -1,0 +1,226 @@
+"""Sources of batches: on the device, on disk, in turn."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import effgen as eg
+from effgen.core.shuffle import shuffled
+from tests.cases import KEY, regression, regression_data
+
+
+def epoch(batches, number, length):
+    steps = range(number * length, (number + 1) * length)
+    return np.concatenate(
+        [np.asarray(batches.batch_at(jnp.array(i), key=KEY)) for i in steps]
+    )
+
+
+@pytest.mark.parametrize(("rows", "size"), [(12, 4), (13, 4), (100, 7), (5, 5), (1, 1)])
+def test_an_epoch_visits_each_row_at_most_once(rows, size):
+    batches = eg.Minibatches(jnp.arange(rows), size)
+    first, second = (epoch(batches, i, rows // size) for i in (0, 1))
+    assert len(set(first.tolist())) == len(first) == rows // size * size
+    if rows > 10:
+        assert first.tolist() != second.tolist()
+
+
+def test_left_over_rows_change_with_the_epoch():
+    batches = eg.Minibatches(jnp.arange(13), 4)
+    left = {
+        (set(range(13)) - set(epoch(batches, i, 3).tolist())).pop() for i in range(9)
+    }
+    assert len(left) > 3
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 9, 100, 1000, 1025])
+def test_shuffled_is_a_permutation(size):
+    for number in range(3):
+        rows = shuffled(jnp.arange(size), size, jnp.array(number), key=KEY)
+        assert sorted(rows.tolist()) == list(range(size))
+
+
+def test_shuffled_is_uniform():
+    # Where row 0 and the pair (row 0, row 1) go, over many epochs, by chi-square.
+    size, epochs = 7, 20_000
+    order = jax.vmap(lambda e: shuffled(jnp.arange(size), size, e, key=KEY))
+    table = np.asarray(order(jnp.arange(epochs)))
+    for column in range(size):
+        counts = np.bincount(table[:, column], minlength=size)
+        chi_square = ((counts - epochs / size) ** 2 / (epochs / size)).sum()
+        assert chi_square < 30  # six degrees of freedom: one in 25,000
+    pairs = np.bincount(table[:, 0] * size + table[:, 1], minlength=size * size)
+    pairs = pairs[pairs > 0]
+    expected = epochs / (size * (size - 1))
+    assert len(pairs) == size * (size - 1)
+    assert ((pairs - expected) ** 2 / expected).sum() < 90  # 41 degrees of freedom
+
+
+def test_batches_are_rows_of_every_leaf():
+    x, y = regression_data()
+    batch = eg.Minibatches({"x": x, "y": y}, 8)(KEY)
+    for row, value in zip(batch["x"], batch["y"], strict=True):
+        np.testing.assert_allclose(jnp.sin(row.sum()), value[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "size", "error", "match"),
+    [
+        ((np.zeros(4), np.zeros(5)), 2, ValueError, r"arrays\[0\]: 4, arrays\[1\]: 5"),
+        (np.zeros(4), 5, ValueError, "`batch_size` is 5 but there are 4 rows"),
+        (np.zeros(4), 0, ValueError, "between 1 and 4"),
+        (np.zeros(4), 2.0, TypeError, "`batch_size` is 2.0"),
+        (np.array(["a"]), 1, TypeError, "encode it as numbers"),
+        (np.zeros(()), 1, ValueError, "is a scalar"),
+        ([1.0, 2.0], 1, TypeError, "is a float"),
+        ((), 1, ValueError, "holds no array"),
+    ],
+)
+def test_arrays_that_make_no_batches_are_named(arrays, size, error, match):
+    with pytest.raises(error, match=match):
+        eg.Minibatches(arrays, size)
+
+
+def test_a_memory_map_stays_on_disk(tmp_path):
+    rows = np.memmap(tmp_path / "x", np.float32, "w+", shape=(20, 3))
+    rows[:] = np.arange(60).reshape(20, 3)
+    with pytest.raises(TypeError, match="effgen.HostMinibatches"):
+        eg.Minibatches(rows, 4)
+    batches = eg.HostMinibatches(rows, 4)
+    seen = np.concatenate([batches.batch_at(i, key=KEY) for i in range(5)])
+    np.testing.assert_array_equal(np.sort(seen, axis=0), rows)
+    assert not np.array_equal(seen, rows)
+
+
+def host_case(tmp_path):
+    case = regression()
+    x, y = (np.asarray(a) for a in regression_data())
+    disk = np.memmap(tmp_path / "x", np.float32, "w+", shape=x.shape)
+    disk[:] = x
+    return case._replace(data=eg.HostMinibatches((disk, y), 16))
+
+
+def mapped_case(tmp_path):
+    import grain
+
+    case = regression()
+    x, y = (np.asarray(a) for a in regression_data())
+    rows = grain.MapDataset.source(list(zip(x, y, strict=True)))
+    return case._replace(data=rows.shuffle(seed=1).batch(16).repeat(100))
+
+
+def list_case(tmp_path):
+    case = regression()
+    made = [case.data.batch_at(jnp.array(i), key=KEY) for i in range(40)]
+    return case._replace(data=made)
+
+
+@pytest.mark.parametrize("make", [host_case, mapped_case, list_case])
+def test_host_sources_resume_by_their_step(make, tmp_path):
+    case = make(tmp_path)
+    whole, _ = eg.fit(case.trainer(), case.state, case.data, key=KEY, num_steps=31)
+    half, _ = eg.fit(case.trainer(), case.state, case.data, key=KEY, num_steps=13)
+    rest, _ = eg.fit(case.trainer(), half, case.data, key=KEY, num_steps=18)
+    assert eg.state_digest(whole) == eg.state_digest(rest)
+
+
+def grain_stream():
+    import grain
+
+    x, y = (np.asarray(a) for a in regression_data())
+    rows = grain.MapDataset.source(list(zip(x, y, strict=True))).shuffle(seed=1)
+    return eg.Stream(rows.repeat(50).to_iter_dataset().batch(16))
+
+
+def test_a_stream_s_state_is_saved_and_set_back(tmp_path):
+    case = regression()
+    whole, _ = eg.fit(case.trainer(), case.state, grain_stream(), key=KEY, num_steps=31)
+    run = eg.train(
+        case.trainer(), case.state, grain_stream(), key=KEY, num_steps=13, every=5
+    )
+    eg.drain(eg.checkpointed(run, tmp_path, every=10))
+    stream = grain_stream()
+    state = eg.resume(tmp_path, case.state, data=stream)
+    assert int(state.step) == 13
+    rest, _ = eg.fit(case.trainer(), state, stream, key=KEY, num_steps=18)
+    assert eg.state_digest(whole) == eg.state_digest(rest)
+
+
+def test_a_generator_gives_no_more_than_is_asked():
+    case = regression()
+    batch, taken = regression_data(), []
+
+    def generate():
+        for i in itertools.count():
+            taken.append(i)
+            yield batch
+
+    stream = generate()
+    state, _ = eg.fit(case.trainer(), case.state, stream, key=KEY, num_steps=70)
+    assert len(taken) == 70
+    eg.fit(case.trainer(), state, stream, key=KEY, num_steps=5)
+    assert len(taken) == 75
+
+
+def test_batches_of_other_sizes_are_taken():
+    case = regression()
+    x, y = regression_data()
+    data = [(x[:16], y[:16]), (x[:16], y[:16]), (x[:7], y[:7]), (x[:16], y[:16])]
+    _, history = eg.fit(case.trainer(), case.state, iter(data), key=KEY)
+    assert history["loss"].shape == (4,)
+
+
+def test_data_that_end_early_say_so():
+    case = regression()
+    with pytest.warns(eg.RunWarning, match="ended before `num_steps`"):
+        state, history = eg.fit(
+            case.trainer(), case.state, [regression_data()] * 3, key=KEY, num_steps=9
+        )
+    assert int(state.step) == 3
+    assert history.result == eg.RESULTS.data_exhausted
+
+
+def test_a_source_that_raises_loses_nothing():
+    case = regression()
+
+    def generate():
+        yield from [regression_data()] * 3
+        raise OSError("the disk went away")
+
+    with pytest.raises(eg.TrainingError, match="the disk went away") as caught:
+        eg.fit(case.trainer(), case.state, generate(), key=KEY)
+    assert caught.value.result == eg.RESULTS.data_failed
+    assert int(caught.value.state.step) == 3
+
+
+def test_a_function_of_a_key_is_a_source():
+    case = regression()
+
+    def draw(key):
+        x = jax.random.normal(key, (16, 3))
+        return x, x.sum(axis=1, keepdims=True)
+
+    _, history = eg.fit(case.trainer(), case.state, draw, key=KEY, num_steps=20)
+    assert len(set(history["loss"].tolist())) == 20
+
+
+def test_columns_that_cannot_be_learned_from_are_named():
+    x = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    eg.check_columns("x", x)
+    bad = x.copy()
+    bad[7, 2] = np.nan
+    with pytest.raises(ValueError, match=r"x\[:, 2\], in 1 of 50 rows \(row 7 first\)"):
+        eg.check_columns("x", bad)
+    bad = x.copy()
+    bad[:, 1] = 3.0
+    with pytest.raises(ValueError, match=r"constant in 1 column\(s\): 1"):
+        eg.check_columns("x", bad)
+    images = x.reshape(50, 2, 2).copy()
+    images[:, 0, 0] = 0.0  # a border pixel
+    eg.check_columns("x", images)
+    images[3, 1, 0] = np.inf
+    with pytest.raises(ValueError, match=r"x\[:, 1, 0\]"):
+        eg.check_columns("x", images)

@@ -1,0 +1,138 @@
+"""The contract that every trainer is held to."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import effgen as eg
+from effgen.core.program import compiled_program
+from tests.cases import CASES, KEY, Regression, Traces, arrays, regression
+from tests.conftest import both_drivers
+
+
+every_case = pytest.mark.parametrize("case", [c() for c in CASES.values()], ids=CASES)
+
+
+def run(case, state, num_steps, every=7):
+    """Train through `train`, in yields of `every`; return the last state's digest."""
+    run = eg.train(
+        case.trainer(), state, case.data, key=KEY, num_steps=num_steps, every=every
+    )
+    return [state for state, _ in run][-1]
+
+
+@every_case
+def test_step_is_pure(case):
+    batch = case.data.batch_at(jnp.array(0), key=KEY)
+    step = eqx.filter_jit(case.trainer().step)
+    before = arrays(case.state)
+    first, first_metrics = step(case.state, batch, key=KEY)
+    second, second_metrics = step(case.state, batch, key=KEY)
+    assert eg.state_digest(first) == eg.state_digest(second)
+    for a, b in zip(arrays(first_metrics), arrays(second_metrics), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(before, arrays(case.state), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert int(first.step) == int(case.state.step) + 1
+
+
+@every_case
+def test_one_program_for_every_length_chunk_tail_and_rebuilt_trainer(case):
+    compiled_program.cache_clear()
+    for num_steps, every in ((1, 1), (25, 10), (13, 100)):
+        run(case, case.state, num_steps, every)
+    state, _ = eg.fit(case.trainer(), case.state, case.data, key=KEY, num_steps=30)
+    run(case, state, 5, 2)
+    assert compiled_program.cache_info().misses == 1
+
+
+def test_the_step_s_python_runs_once(tmp_path):
+    compiled_program.cache_clear()
+    case, traces = regression(), Traces()
+    trainer = Regression(optax.adam(1e-3), traces)
+    state = trainer.init(case.state.model)
+    for num_steps, every in ((1, 1), (25, 10), (13, 100)):
+        made = eg.train(
+            trainer, state, case.data, key=KEY, num_steps=num_steps, every=every
+        )
+        made = eg.logged(eg.progress(made), tmp_path / f"{num_steps}.jsonl")
+        eg.drain(eg.checkpointed(made, tmp_path / f"{num_steps}", every=4))
+    state = eg.restore(tmp_path / "25", state)
+    eg.fit(trainer, state, case.data, key=KEY, num_steps=9)
+    assert len(traces) == 1
+
+
+@both_drivers
+@every_case
+def test_chunks_change_no_bit(case, driver):
+    digests = {
+        eg.state_digest(run(case, case.state, 60, every)) for every in (1, 7, 100)
+    }
+    state, _ = eg.fit(case.trainer(), case.state, case.data, key=KEY, num_steps=60)
+    assert digests == {eg.state_digest(state)}
+
+
+@both_drivers
+@every_case
+def test_resume_is_exact(case, driver):
+    whole = run(case, case.state, 40)
+    for stop in (1, 13, 39):
+        state = run(case, case.state, stop)
+        assert eg.state_digest(run(case, state, 40 - stop)) == eg.state_digest(whole)
+
+
+@pytest.mark.parametrize("every", [1, 7, 100])
+@both_drivers
+def test_resume_is_exact_from_every_step(driver, every):
+    case = regression()
+    whole = eg.state_digest(run(case, case.state, 201))
+    steps = eg.train(
+        case.trainer(), case.state, case.data, key=KEY, num_steps=200, every=1
+    )
+    states = [state for state, _ in steps]
+    assert [int(s.step) for s in states] == list(range(1, 201))
+    for state in states[:: 1 if every == 100 else 23]:
+        rest = 201 - int(state.step)
+        assert eg.state_digest(run(case, state, rest, every)) == whole
+
+
+@every_case
+def test_seeds_can_be_mapped(case):
+    keys = jax.random.split(KEY, 3)
+    batch = case.data.batch_at(jnp.array(0), key=KEY)
+
+    @eqx.filter_jit
+    def mapped(state, keys):
+        return eqx.filter_vmap(lambda key: case.trainer().step(state, batch, key=key))(
+            keys
+        )
+
+    states, _ = mapped(case.state, keys)
+    one, _ = eqx.filter_jit(case.trainer().step)(case.state, batch, key=keys[1])
+    second = jax.tree.map(lambda x: x[1], eqx.filter(states, eqx.is_array))
+    for a, b in zip(arrays(second), arrays(one), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+
+
+@every_case
+def test_sharded_equals_unsharded(case):
+    mesh = eg.make_mesh()
+    whole = run(case, case.state, 10)
+    split = run(case, eg.shard(case.state, mesh), 10)
+    for a, b in zip(arrays(whole.model), arrays(split.model), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    leaves = [x for x in jax.tree.leaves(split.memory) if eqx.is_array(x) and x.ndim]
+    assert all(len(x.sharding.device_set) == 8 for x in leaves)
+    assert all(not x.is_fully_replicated for x in leaves)
+
+
+@both_drivers
+@every_case
+def test_the_caller_s_arrays_stay_usable(case, driver):
+    before = arrays((case.state, case.data))
+    run(case, case.state, 3)
+    for a, b in zip(before, arrays((case.state, case.data)), strict=True):
+        np.testing.assert_array_equal(a, b)
