@@ -19,8 +19,10 @@ from .manifest import (
     decoded,
     host_leaves,
     outline,
+    packed,
     rebuilt,
     sealed,
+    unpacked,
     verify_leaves,
     verify_manifest,
 )
@@ -257,13 +259,12 @@ def _orbax() -> Any:
 
 def _orbax_save(path: Path, manifest: Manifest, leaves: dict[str, np.ndarray]) -> None:
     ocp, checkpointer = _orbax()
-    tree = {_slot(i): leaf for i, leaf in enumerate(leaves.values())}
-    checkpointer.save(
-        path,
-        args=ocp.args.Composite(
-            arrays=ocp.args.PyTreeSave(tree), manifest=ocp.args.JsonSave(manifest)
-        ),
-    )
+    # All arrays as one: orbax refuses empty ones, and a damaged file among many leaves
+    # it with reads that outlive the error.
+    arrays = ocp.args.PyTreeSave({"bytes": packed(leaves)})
+    manifest_args = ocp.args.JsonSave(manifest)
+    args = ocp.args.Composite(arrays=arrays, manifest=manifest_args)
+    checkpointer.save(path, args=args)
     checkpointer.close()
 
 
@@ -275,12 +276,7 @@ def _orbax_manifest(path: Path) -> Manifest:
 
 def _orbax_leaves(path: Path, manifest: Manifest) -> dict[str, np.ndarray]:
     ocp, checkpointer = _orbax()
-    names = list(manifest["arrays"])
-    kinds = {_slot(i): ocp.RestoreArgs(np.ndarray) for i in range(len(names))}
+    kinds = {"bytes": ocp.RestoreArgs(np.ndarray)}
     args = ocp.args.Composite(arrays=ocp.args.PyTreeRestore(restore_args=kinds))
     tree = checkpointer.restore(path, args=args)["arrays"]
-    return {name: np.asarray(tree[_slot(i)]) for i, name in enumerate(names)}
-
-
-def _slot(index: int) -> str:
-    return f"leaf-{index:05d}"
+    return unpacked(np.asarray(tree["bytes"]), manifest)

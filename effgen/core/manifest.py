@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import math
 import platform
 from importlib.metadata import version
 from typing import Any
@@ -86,18 +87,42 @@ def outline(state: TrainState, position: Any) -> Manifest:
 def sealed(outline: Manifest, leaves: dict[str, np.ndarray]) -> Manifest:
     """Return the manifest: `outline` with each leaf's digest, and its own."""
     arrays = {
-        name: entry | {"sha256": digest(leaves[name])}
-        for name, entry in outline["arrays"].items()
+        name: entry | _stored(leaves[name]) for name, entry in outline["arrays"].items()
     }
     manifest = outline | {"arrays": arrays}
     return manifest | {"sha256": _text_digest(manifest)}
 
 
+def _stored(leaf: np.ndarray) -> dict[str, Any]:
+    # A random key is stored as its words: in another shape and dtype than its own.
+    stored = {"stored_shape": list(leaf.shape), "stored_dtype": str(leaf.dtype)}
+    return stored | {"sha256": digest(leaf)}
+
+
+def packed(leaves: dict[str, np.ndarray]) -> np.ndarray:
+    """Return the bytes of all arrays, in order, as one."""
+    return np.concatenate([_bytes(leaf) for leaf in leaves.values()])
+
+
+def unpacked(content: np.ndarray, manifest: Manifest) -> dict[str, np.ndarray]:
+    """Return the arrays that `packed` made one, by the shapes in `manifest`."""
+    leaves, start = {}, 0
+    for name, entry in manifest["arrays"].items():
+        dtype = jnp.dtype(entry["stored_dtype"])
+        stop = start + math.prod(entry["stored_shape"]) * dtype.itemsize
+        part = content[start:stop].view(dtype)
+        leaves[name], start = part.reshape(entry["stored_shape"]), stop
+    return leaves
+
+
+def _bytes(leaf: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
+
+
 def digest(array: np.ndarray) -> str:
     """Return the SHA-256 of an array's shape, dtype and bytes."""
     head = f"{array.dtype.str}{array.shape}".encode()
-    body = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return hashlib.sha256(head + body.tobytes()).hexdigest()
+    return hashlib.sha256(head + _bytes(array).tobytes()).hexdigest()
 
 
 def state_digest(state: PyTree) -> str:

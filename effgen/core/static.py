@@ -73,12 +73,15 @@ def _bound(value: Any) -> Any:
 
 
 def _function(function: types.FunctionType) -> Any:
-    library = (function.__module__ or "").partition(".")[0] in _LIBRARIES
-    if not library:
+    if _library(function) not in _LIBRARIES:
         return _Identity(function)
     cells = tuple(_cell(cell, function) for cell in function.__closure__ or ())
     defaults = _reduced(function.__defaults__), _reduced(function.__kwdefaults__)
     return ("function", function.__code__, defaults, cells)
+
+
+def _library(definition: Any) -> str:
+    return (definition.__module__ or "").partition(".")[0]
 
 
 def _cell(cell: Any, owner: types.FunctionType) -> Any:
@@ -90,6 +93,8 @@ def _cell(cell: Any, owner: types.FunctionType) -> Any:
 
 
 def _plain(value: Any) -> Any:
+    if _library(type(value)) == "optax" and hasattr(value, "__dict__"):
+        return (type(value), _reduced(vars(value)))  # optax.MultiSteps and its kin
     try:
         hash(value)
     except TypeError:

@@ -87,7 +87,7 @@ def test_arrays_that_make_no_batches_are_named(arrays, size, error, match):
 def test_a_memory_map_stays_on_disk(tmp_path):
     rows = np.memmap(tmp_path / "x", np.float32, "w+", shape=(20, 3))
     rows[:] = np.arange(60).reshape(20, 3)
-    with pytest.raises(TypeError, match="effgen.HostMinibatches"):
+    with pytest.raises(TypeError, match=r"effgen\.HostMinibatches"):
         eg.Minibatches(rows, 4)
     batches = eg.HostMinibatches(rows, 4)
     seen = np.concatenate([batches.batch_at(i, key=KEY) for i in range(5)])

@@ -87,7 +87,7 @@ def test_aliased_and_tied_arrays_stay_usable():
 
 
 def nan_at(step, where):
-    """Return a trainer whose step `step` goes bad in its loss, gradient or parameter."""
+    """Return a trainer whose step `step` goes bad, in the place named by `where`."""
 
     class Bad(eg.AbstractTrainer):
         optim: optax.GradientTransformation
