@@ -245,15 +245,20 @@ def _clean(path: Path, *, abandoned: bool = True) -> None:
 
 
 def _orbax() -> Any:
-    # Imported at first use: it takes as long as JAX itself. One process writes, so no
-    # barrier is waited for.
+    """Return orbax and a checkpointer that waits for no other process."""
+    # Imported at first use: it takes as long as JAX itself.
     import orbax.checkpoint as ocp
 
+    me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
-        primary_host=0, active_processes={0}, barrier_sync_key_prefix="effgen"
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"effgen-{me}"
     )
     options = alone if jax.process_count() > 1 else ocp.options.MultiprocessingOptions()
-    handler = ocp.CompositeCheckpointHandler()
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=options),
+        arrays=ocp.PyTreeCheckpointHandler(multiprocessing_options=options),
+        manifest=ocp.JsonCheckpointHandler(multiprocessing_options=options),
+    )
     return ocp, ocp.Checkpointer(handler, multiprocessing_options=options)
 
 

@@ -126,10 +126,16 @@ def _auto(mesh: Mesh) -> Mesh:
 
 
 def _placed(x: Any, sharding: NamedSharding) -> Any:
-    # `device_put` may alias `x`, and the result is donated later: copy first.
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        words = _placed(jax.random.key_data(x), sharding)
+        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         return jax.jit(jnp.copy, out_shardings=sharding)(x)
-    return jax.device_put(jnp.copy(x), sharding)
+    if not sharding.is_fully_addressable:
+        # Every process holds the same `x` and brings what its own devices need of it.
+        whole = np.array(x)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda i: whole[i])
+    return jax.device_put(jnp.copy(x), sharding)  # `device_put` alone may alias `x`
 
 
 def _model_spec(x: Any, mesh: Mesh) -> PartitionSpec:
