@@ -52,6 +52,7 @@ class _DeviceRun:
         self.start = self.step = int(state.step)
         self.pace = _Pace()
         self.skips_in_a_row = 0
+        self.stopped = False
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield chunks until the steps, the data or the patience of the user end."""
@@ -60,7 +61,7 @@ class _DeviceRun:
             program = self._program(stack)
             first = self.step
             yield from self._stack_chunks(program, stack, first)
-            if job.interrupts.result is not None:
+            if self.stopped:
                 job.result = job.interrupts.result
                 return
         if job.num_steps is None or self.step < self.start + job.num_steps:
@@ -133,8 +134,10 @@ class _DeviceRun:
             room = min(job.room(self.start, self.step), first + stack.num - self.step)
             num = min(self.pace.num, room, program.capacity)
             num = agreed_steps(num, job.interrupts)
-            if job.interrupts.result is not None:
-                return  # this process or another was told to stop
+            if num == 0:
+                self.stopped = True
+                yield from () if retry is None else retry.rest()
+                return
             chunk, failed = self._advance(program, stack, first, num)
             if failed and retry is not None and retry.again():
                 continue
@@ -244,13 +247,20 @@ class _Retry:
     def held(self, chunk: Chunk, room: int) -> Chunk | None:
         """Hold `chunk` back until a boundary, where it can no longer be undone."""
         self.chunks.append(chunk)
-        if chunk.stop - chunk.start < room and self.run.job.interrupts.result is None:
+        if chunk.stop - chunk.start < room:
             return None
-        metrics = [held.metrics for held in self.chunks]
-        whole = chunk._replace(metrics=joined(metrics), start=self.chunks[0].start)
+        (whole,) = self.rest()
+        return whole
+
+    def rest(self) -> list[Chunk]:
+        """Return what is held back, as at most one chunk, and begin anew from here."""
+        chunks = self.chunks
         self.run.inputs = self.run.inputs._replace(noise_key=self.noise_key)
         self._mark()
-        return whole
+        if not chunks:
+            return []
+        metrics = joined([chunk.metrics for chunk in chunks])
+        return [chunks[-1]._replace(metrics=metrics, start=chunks[0].start)]
 
     def again(self) -> bool:
         """Go back and take new noise; `False` if that was tried often enough."""

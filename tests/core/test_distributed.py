@@ -65,7 +65,7 @@ def processes(directory, num_steps):
 def finished(started):
     """Return each one's output; stop both if they take too long."""
     try:
-        return [process.communicate(timeout=100) for process in started]
+        return [process.communicate(timeout=60) for process in started]
     finally:
         for process in started:
             process.kill()
