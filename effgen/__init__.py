@@ -13,6 +13,15 @@ from .core.data import (
     Stream as Stream,
     check_columns as check_columns,
 )
+from .core.estimators import (
+    Extrapolation as Extrapolation,
+    extrapolate as extrapolate,
+    rank_runs as rank_runs,
+    should_stop as should_stop,
+    sotl as sotl,
+    tse_e as tse_e,
+    tse_ema as tse_ema,
+)
 from .core.guard import Rollback as Rollback, Skip as Skip, Stop as Stop
 from .core.history import History as History
 from .core.manifest import (

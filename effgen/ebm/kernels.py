@@ -2,16 +2,17 @@
 
 import abc
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from .walkers import Energy, Walkers, evaluate
 
 
-Schedule = float | Callable[[Int[Array, ""]], Float[Array, ""]]
+Schedule = float | Callable[[Any], ArrayLike]
 """A number, or an optax schedule: a function from the step to a number."""
 
 

@@ -223,6 +223,8 @@ def test_ctrl_c_in_fit_hands_the_state_back():
 
 
 def test_ctrl_c_in_the_caller_s_loop_is_the_caller_s():
+    # A shell starts its background jobs with Ctrl-C ignored: set what Python expects.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     run = made(100, every=1)
 
     def interrupted():
@@ -232,6 +234,7 @@ def test_ctrl_c_in_the_caller_s_loop_is_the_caller_s():
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
+    signal.signal(signal.SIGINT, before)
     straight, _ = eg.drain(made(3))
     assert eg.state_digest(run.state) == eg.state_digest(straight)
 

@@ -25,7 +25,7 @@ class Mixture(eqx.Module):
 
     def __call__(self, x: Float[Array, " 2"]) -> Float[Array, ""]:
         """Return the energy; `Z = exp(offset)`."""
-        squares = jnp.sum((x - self.centers) ** 2, axis=1)
+        squares = jnp.sum((x[None] - self.centers) ** 2, axis=1)
         masses = jnp.log(jnp.array([0.25, 0.75]))
         log_density = jax.nn.logsumexp(masses - 0.5 * self.precision * squares)
         return -(log_density + jnp.log(self.precision / (2 * jnp.pi))) - self.offset

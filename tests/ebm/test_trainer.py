@@ -47,7 +47,7 @@ def test_training_fits_and_the_density_is_normalized():
     np.testing.assert_allclose(state.model.mean, x.mean(0), atol=0.1)
     density = ebm.NormalizedEnergy.from_state(state)
     assert abs(density.log_partition - LOG_PARTITION) < 0.3
-    truth = -0.5 * jnp.sum((x - x.mean(0)) ** 2, axis=1) - LOG_PARTITION
+    truth = -0.5 * jnp.sum((x - x.mean(0)[None]) ** 2, axis=1) - LOG_PARTITION
     np.testing.assert_allclose(density.log_prob(x).mean(), truth.mean(), atol=0.35)
     drawn = ebm.sample(state, 1000, key=jax.random.key(2))
     np.testing.assert_allclose(drawn.mean(0), x.mean(0), atol=0.2)
@@ -138,7 +138,8 @@ def test_the_gradient_is_that_of_the_cross_entropy():
     x = data()[:32]
     (gap, data_energy), gradient = contrast(model, x, walkers)
     weights = jax.nn.softmax(walkers.log_weights)
-    expected = (model.mean - x).mean(0) - weights @ (model.mean - walkers.positions)
+    mean = model.mean[None]
+    expected = (mean - x).mean(0) - weights @ (mean - walkers.positions)
     np.testing.assert_allclose(gradient.mean, expected, rtol=1e-4, atol=1e-5)
     energies = jax.vmap(model)(walkers.positions)
     np.testing.assert_allclose(gap, data_energy - weights @ energies, rtol=1e-4)

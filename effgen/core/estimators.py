@@ -1,0 +1,234 @@
+"""What the losses of a run already tell: which run will be better, and how much.
+
+Axis: `steps`. All are functions of the losses that `history["loss"]` holds, and free.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy import optimize, stats
+
+
+Losses = Float[np.ndarray, " steps"]
+
+_NUM_BLOCKS = 150
+_NUM_RATES = 60
+
+
+def sotl(losses: Losses) -> float:
+    """Return the sum over training losses, `sum(losses)`; smaller is better.
+
+    Where each loss is on data not seen before, its negative bounds the log marginal
+    likelihood from below; over repeated epochs it is a heuristic.
+
+    **Raises:** `ValueError` for losses that are not finite, or none.
+
+    **Source:** Lyle et al. (2020), section 3; Ru et al. (2021), equation 1.
+    """
+    return float(np.sum(_checked(losses)))
+
+
+def tse_e(losses: Losses, *, last: int) -> float:
+    """Return the sum of the last losses, `sum(losses[-last:])`.
+
+    Leaves out the start, which depends on the initialization more than on the model.
+
+    **Arguments:** `last`, how many steps, as many as one or a few epochs have.
+
+    **Raises:** `ValueError` for `last` outside `1 .. steps`, or losses not finite.
+
+    **Source:** Ru et al. (2021), TSE-E.
+    """
+    losses = _checked(losses)
+    if not 1 <= last <= len(losses):
+        raise ValueError(f"`last` is {last}: pass 1 to {len(losses)}.")
+    return float(np.sum(losses[-last:]))
+
+
+def tse_ema(losses: Losses, *, decay: float = 0.999) -> float:
+    """Return `sum(decay^(steps - 1 - i) * losses[i])`: late losses count more.
+
+    **Raises:** `ValueError` for a decay outside (0, 1], or losses not finite.
+
+    **Source:** Ru et al. (2021), TSE-EMA.
+    """
+    losses = _checked(losses)
+    if not 0 < decay <= 1:
+        raise ValueError(f"`decay` is {decay}: pass a number in (0, 1].")
+    return float(np.sum(decay ** np.arange(len(losses) - 1, -1, -1.0) * losses))
+
+
+def rank_runs(
+    losses: Mapping[str, Losses], estimator: Callable[[Losses], float] = sotl
+) -> list[str]:
+    """Return the names of the runs, the most promising first.
+
+    All are cut to the length of the shortest, for a sum over more steps is larger.
+
+    **Raises:** `ValueError` if there is no run.
+    """
+    if not losses:
+        raise ValueError("`losses` names no run: pass a mapping of names to losses.")
+    shortest = min(len(values) for values in losses.values())
+    scores = {name: estimator(values[:shortest]) for name, values in losses.items()}
+    return sorted(scores, key=scores.__getitem__)
+
+
+class Extrapolation(NamedTuple):
+    """A learning curve carried forward.
+
+    **Attributes:** `value` at the step asked for, with an interval `low`, `high`;
+    `asymptote`, where the curve ends; `now`, the fitted loss at the last step; `gain`,
+    `now - value`; `most_gain`, `now - low`; `rate`, `c`; `shape`, the better of
+    `"power"` and `"exponential"`.
+    """
+
+    value: float
+    low: float
+    high: float
+    asymptote: float
+    now: float
+    gain: float
+    most_gain: float
+    rate: float
+    shape: str
+
+
+def extrapolate(
+    losses: Losses, *, at: int, tail: float = 0.5, confidence: float = 0.95
+) -> Extrapolation:
+    """Fit the tail of a learning curve and carry it to step `at`.
+
+    Both `a + b * n^(-c)` and `a + b * exp(-c * n)` are fitted by least squares to the
+    means of up to 150 blocks (which averages minibatch noise, and its correlation from
+    step to step, away); the one with the smaller residual gives the value. The interval
+    is that of Student's t for the fitted curve, to first order in `a`, `b` and `c`,
+    widened to hold the other shape's where the losses cannot tell the two apart (their
+    AIC differs by less than 4). It does not know of learning rates yet to fall.
+
+    **Arguments:** `at`, a step at or past the last; `tail`, the share of the steps to
+    fit; `confidence`, of the interval.
+
+    **Raises:** `ValueError` for fewer than 20 steps in the tail, `at` before the last
+    step, or losses that are not finite.
+
+    **Source:** the two shapes are those of Domhan et al. (2015), table 1.
+    """
+    losses = _checked(losses)
+    first = int(len(losses) * (1 - tail))
+    if len(losses) - first < 20:
+        raise ValueError(
+            f"`losses` has {len(losses) - first} steps in its tail: fit at least 20."
+        )
+    if at < len(losses):
+        raise ValueError(f"`at` is {at}, before the last step, {len(losses)}.")
+    steps, means = _blocks(losses, first)
+    fits = [_fit(shape, steps, means) for shape in ("power", "exponential")]
+    best = min(fits, key=lambda fit: fit.squares)
+    likely = [f for f in fits if f.squares <= best.squares * (1 + 4 / best.freedom)]
+    carried = [_carried(fit, steps, at, confidence) for fit in likely]
+    chosen = carried[likely.index(best)]
+    low, high = min(c.low for c in carried), max(c.high for c in carried)
+    return chosen._replace(low=low, high=high, most_gain=chosen.now - low)
+
+
+def should_stop(losses: Losses, *, at: int, threshold: float) -> bool:
+    """Return whether even the hopeful end of the interval gains less than `threshold`.
+
+    **Arguments:** `at`, the step the run would end at; `threshold`, in units of loss.
+
+    **Raises:** as `extrapolate`.
+    """
+    return extrapolate(losses, at=at).most_gain < threshold
+
+
+class _Fit(NamedTuple):
+    shape: str
+    scale: float
+    rate: float
+    coefficients: np.ndarray
+    squares: float
+    freedom: int
+
+
+def _checked(losses: Losses) -> Losses:
+    losses = np.asarray(losses, np.float64)
+    if losses.ndim != 1 or not len(losses):
+        raise ValueError(f"`losses` has shape {losses.shape}: pass one loss a step.")
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if len(bad):
+        raise ValueError(
+            f"`losses` is {losses[bad[0]]} at step {bad[0]}: leave such steps out."
+        )
+    return losses
+
+
+def _blocks(losses: Losses, first: int) -> tuple[np.ndarray, np.ndarray]:
+    parts = np.array_split(np.arange(first, len(losses)), _NUM_BLOCKS)
+    parts = [part for part in parts if len(part)]
+    steps = np.array([part.mean() + 1 for part in parts])
+    return steps, np.array([losses[part].mean() for part in parts])
+
+
+def _curve(shape: str, steps: np.ndarray, rate: float, scale: float) -> np.ndarray:
+    scaled = steps / scale  # near one, so that rates are of one size for any length
+    return scaled**-rate if shape == "power" else np.exp(-rate * (scaled - 1))
+
+
+def _fit(shape: str, steps: np.ndarray, means: np.ndarray) -> _Fit:
+    scale = float(steps[0])
+
+    def solved(log_rate: float) -> tuple[np.ndarray, float]:
+        # Given the rate, `a` and `b` are linear: only one number is searched for.
+        curve = _curve(shape, steps, np.exp(log_rate), scale)
+        matrix = np.stack([np.ones_like(curve), curve], axis=1)
+        coefficients = np.linalg.lstsq(matrix, means, rcond=None)[0]
+        return coefficients, float(np.sum((matrix @ coefficients - means) ** 2))
+
+    grid = np.linspace(np.log(0.02), np.log(20.0), _NUM_RATES)
+    best = int(np.argmin([solved(log_rate)[1] for log_rate in grid]))
+    bounds = grid[max(best - 1, 0)], grid[min(best + 1, _NUM_RATES - 1)]
+    found = optimize.minimize_scalar(
+        lambda log_rate: solved(log_rate)[1],
+        bounds=bounds,
+        method="bounded",
+        options={"xatol": 1e-10},
+    )
+    coefficients, squares = solved(found.x)
+    rate = float(np.exp(found.x))
+    return _Fit(shape, scale, rate, coefficients, squares, max(len(steps) - 3, 1))
+
+
+def _gradient(fit: _Fit, steps: np.ndarray) -> np.ndarray:
+    """Return the curve's derivatives by `a`, `b` and `c`, `(steps, 3)`."""
+    curve = _curve(fit.shape, steps, fit.rate, fit.scale)
+    scaled = steps / fit.scale
+    slope = -np.log(scaled) if fit.shape == "power" else 1 - scaled
+    by_rate = fit.coefficients[1] * slope * curve
+    return np.stack([np.ones_like(curve), curve, by_rate], axis=1)
+
+
+def _carried(fit: _Fit, steps: np.ndarray, at: int, confidence: float) -> Extrapolation:
+    gradient = _gradient(fit, steps)
+    variance = fit.squares / fit.freedom
+    covariance = variance * np.linalg.pinv(gradient.T @ gradient)
+    ends = np.array([steps[-1], float(at)])
+    now, value = fit.coefficients @ np.stack(
+        [np.ones(2), _curve(fit.shape, ends, fit.rate, fit.scale)]
+    )
+    (target,) = _gradient(fit, ends[1:])
+    spread = np.sqrt(max(float(target @ covariance @ target), 0.0))
+    width = float(stats.t.ppf(0.5 + confidence / 2, fit.freedom)) * spread
+    return Extrapolation(
+        value=float(value),
+        low=float(value - width),
+        high=float(value + width),
+        asymptote=float(fit.coefficients[0]),
+        now=float(now),
+        gain=float(now - value),
+        most_gain=float(now - value + width),
+        rate=fit.rate,
+        shape=fit.shape,
+    )
