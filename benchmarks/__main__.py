@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.measure import RESULTS
 
 
-SCRIPTS = ("overhead", "drivers", "faults")
+SCRIPTS = ("overhead", "drivers", "kills", "damage")
 
 
 def table() -> str:
@@ -21,9 +21,8 @@ def table() -> str:
 
 def _headlines(path: Any) -> list[tuple[str, str]]:
     record = json.loads(path.read_text())
-    return {"overhead": _overhead, "drivers": _drivers, "faults": _faults}[path.stem](
-        record
-    )
+    readers = {"overhead": _overhead, "drivers": _drivers}
+    return readers.get(path.stem, _counts)(record)
 
 
 def _overhead(record: dict[str, Any]) -> list[tuple[str, str]]:
@@ -44,12 +43,15 @@ def _drivers(record: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _faults(record: dict[str, Any]) -> list[tuple[str, str]]:
-    names = ("kill_9", "flips", "truncations", "deletions")
+def _counts(record: dict[str, Any]) -> list[tuple[str, str]]:
+    groups = {name: v for name, v in record.items() if isinstance(v, dict)}
+    groups.pop("machine")
+    groups = groups or {
+        record["benchmark"]: {k: v for k, v in record.items() if isinstance(v, int)}
+    }
     return [
-        (name, ", ".join(f"{v} {k}" for k, v in record[name].items()))
-        for name in names
-        if name in record
+        (name, ", ".join(f"{count} {kind}" for kind, count in counts.items()))
+        for name, counts in groups.items()
     ]
 
 
