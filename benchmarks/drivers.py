@@ -19,7 +19,7 @@ from effgen.core.static import Static, arrays_of
 
 
 KEY = jax.random.key(0)
-NUM_STEPS = 10
+NUM_STEPS = 16
 
 
 def problem() -> tuple[Any, Any, Any]:
@@ -61,14 +61,20 @@ def unrolled() -> Any:
 
     @jax.jit
     def steps(arrays: Any) -> Any:
-        current = Static(state).combine(arrays)
+        current, reported = Static(state).combine(arrays), []
         for _ in range(NUM_STEPS):
             batch = data.batch_at(current.step, key=data_key)
             key = jax.random.fold_in(noise_key, current.step)
-            current, _ = trainer.step(current, batch, key=key)
-        return arrays_of(current)
+            current, metrics = trainer.step(current, batch, key=key)
+            reported.append(metrics)
+        return arrays_of(current), reported
 
-    return lambda: steps(arrays_of(state))
+    def work() -> Any:
+        arrays, reported = steps(arrays_of(state))
+        jax.device_get(reported)
+        return arrays
+
+    return work
 
 
 def main() -> None:
