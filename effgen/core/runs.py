@@ -250,4 +250,5 @@ def guarded(run: Run, guard: AbstractGuard) -> Run:
     """
     if not isinstance(guard, AbstractGuard):
         raise TypeError(f"`guard` is {guard!r}: pass Stop(), Skip() or Rollback().")
+    run.check_unstarted()
     return Run(dataclasses.replace(run.job, guard=guard), run.wrappers)

@@ -45,14 +45,18 @@ class Run:
 
         **Raises:** `RuntimeError` if the run has started.
         """
+        self.check_unstarted()
+        periods = self.job.periods + (() if period is None else (period,))
+        job = dataclasses.replace(self.job, periods=periods)
+        return Run(job, (*self.wrappers, wrapper))
+
+    def check_unstarted(self) -> None:
+        """Raise `RuntimeError` if the run has started."""
         if self._chunks is not None:
             raise RuntimeError(
                 "this run has started: wrap it before its first step, as in "
                 "`progress(train(...))`."
             )
-        periods = self.job.periods + (() if period is None else (period,))
-        job = dataclasses.replace(self.job, periods=periods)
-        return Run(job, (*self.wrappers, wrapper))
 
     def __iter__(self) -> "Run":
         """Return the run itself."""
@@ -88,16 +92,16 @@ class Run:
         while True:
             ledger.seconds["evaluation"] += time.perf_counter() - self._left
             interrupts.hold(signal.SIGINT, signal.SIGTERM)
+            chunk = None
             try:
                 with ledger.account("host"):
                     chunk = next(self._chunks, None)
             finally:
                 interrupts.release(signal.SIGINT)
                 self._left = time.perf_counter()
-                if interrupts.result is not None:
+                if chunk is None or interrupts.result is not None:
                     interrupts.release(signal.SIGTERM)
             if chunk is None:
-                interrupts.release(signal.SIGTERM)
                 return
             self.job.state = chunk.state
             yield chunk
@@ -110,7 +114,9 @@ class Run:
 
     def __del__(self) -> None:
         """Give SIGTERM back when a run is dropped before its end."""
-        self.job.interrupts.release(signal.SIGINT, signal.SIGTERM)
+        # What was wrapped shares its signals with the run around it, and never starts.
+        if self._chunks is not None:
+            self.job.interrupts.release(signal.SIGINT, signal.SIGTERM)
 
     @property
     def state(self) -> TrainState:

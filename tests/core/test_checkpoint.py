@@ -1,6 +1,7 @@
 """Checkpoints: bit for bit, verified, and never a wrong one."""
 
 import shutil
+import subprocess
 import warnings
 
 import equinox as eqx
@@ -195,3 +196,33 @@ def test_saving_copies_what_the_next_chunk_changes(tmp_path):
         saved = eg.restore(tmp_path, case.state, step=int(state.step))
         for a, b in zip(arrays(saved), arrays(state), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mount a file system of three megabytes, or skip where that is not allowed."""
+    if shutil.which("mount") is None:
+        pytest.skip("no mount command")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    yield tmp_path
+    subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+def test_a_full_disk_ends_the_run_and_loses_nothing(small_disk):
+    case = regression()
+    memory = jax.random.normal(KEY, (4096, 64))  # a megabyte
+    start = case.trainer().init(case.state.model, memory)
+    run = eg.train(case.trainer(), start, case.data, key=KEY, num_steps=50, every=5)
+    run = eg.checkpointed(run, small_disk, every=5, keep=9)
+    with pytest.raises(eg.TrainingError, match="could not be written") as caught:
+        eg.drain(run)
+    assert caught.value.result == eg.RESULTS.checkpoint_failed
+    assert int(caught.value.state.step) < 50
+    saved = eg.restore(small_disk, start)
+    assert int(saved.step) >= 5
+    straight, _ = eg.fit(
+        case.trainer(), start, case.data, key=KEY, num_steps=int(saved.step)
+    )
+    assert eg.state_digest(saved) == eg.state_digest(straight)
