@@ -1,6 +1,7 @@
 """Every test sees eight CPU devices, and NumPy's silent rank promotion is an error."""
 
 import os
+import signal
 
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
@@ -10,6 +11,10 @@ import pytest
 
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A shell starts its background jobs with Ctrl-C ignored, and runs keep it so.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
