@@ -87,6 +87,58 @@ def pcd() -> Case:
     return Case(trainer, trainer().init(*energy_and_walkers()), vectors())
 
 
+def reservoir() -> Case:
+    def trainer():
+        rule = ebm.TargetAcceptance(0.1)
+        return ebm.JarzynskiTrainer(
+            optax.adam(1e-2), kernel=ebm.MALA(rule), keep_above=0.9
+        )
+
+    energy, populations = energy_and_walkers(num=128)
+    memory = ebm.Audited(
+        ebm.Reservoir.from_walkers(populations.walkers, block_size=4, active=8),
+        ebm.Reservoir.from_walkers(populations.audit, block_size=8, active=8),
+    )
+    return Case(trainer, trainer().init(energy, memory), vectors())
+
+
+def restarted() -> Case:
+    def trainer():
+        return ebm.PCDTrainer(
+            optax.adam(1e-2), kernel=ebm.ULA(0.1), num_moves=2, restarts=0.1
+        )
+
+    return Case(trainer, trainer().init(*energy_and_walkers()), vectors())
+
+
+def cd() -> Case:
+    def trainer():
+        return ebm.CDTrainer(optax.adam(1e-2), kernel=ebm.ULA(0.1), num_moves=2)
+
+    energy, populations = energy_and_walkers()
+    return Case(trainer, trainer().init(energy, populations.audit), vectors())
+
+
+def score_matching() -> Case:
+    def trainer():
+        return ebm.ScoreMatchingTrainer(optax.adam(1e-2), kernel=ebm.ULA(0.1))
+
+    energy, populations = energy_and_walkers()
+    return Case(trainer, trainer().init(energy, populations.audit), vectors())
+
+
+def rbm() -> Case:
+    def trainer():
+        return ebm.JarzynskiTrainer(optax.sgd(0.1), kernel=ebm.BlockGibbs())
+
+    keys = jax.random.split(KEY, 3)
+    bias = jnp.zeros(6)
+    energy = ebm.RBM.independent(bias, 4, key=keys[0], scale=0.01)
+    walkers = ebm.Walkers.from_bernoulli(keys[1], 32, bias)
+    x = jax.random.bernoulli(keys[2], 0.3, (64, 6)).astype(float)
+    return Case(trainer, trainer().init(energy, walkers), eg.Minibatches(x, 16))
+
+
 def images() -> Case:
     def trainer():
         return ebm.JarzynskiTrainer(optax.adam(1e-3), kernel=ebm.ULA(0.01))
@@ -98,10 +150,10 @@ def images() -> Case:
     return Case(trainer, trainer().init(energy, walkers), eg.Minibatches(x, 8))
 
 
-def energy_and_walkers():
+def energy_and_walkers(num=32):
     keys = jax.random.split(KEY, 3)
     energy = ebm.mlp_energy((2,), key=keys[0], width_size=8)
-    walkers = [ebm.Walkers.from_gaussian(k, 32, (2,)) for k in keys[1:]]
+    walkers = [ebm.Walkers.from_gaussian(k, num, (2,)) for k in keys[1:]]
     return energy, ebm.Audited(*walkers)
 
 
@@ -113,6 +165,11 @@ CASES = {
     "regression": regression,
     "jarzynski": jarzynski,
     "pcd": pcd,
+    "reservoir": reservoir,
+    "restarted": restarted,
+    "cd": cd,
+    "score_matching": score_matching,
+    "rbm": rbm,
     "images": images,
 }
 

@@ -24,7 +24,14 @@ class RESULTS(eqx.Enumeration):
     )
     weights_collapsed = (
         "the walkers' weights collapsed onto too few of them. Lower the learning rate "
-        "or the kernel's step size, use more walkers, or resample earlier."
+        "or the kernel's step size, use more walkers, or resample earlier; "
+        "`keep_above=0.9` halves the updates that would do it."
+    )
+    walkers_lost = (
+        "moves took walkers to where the energy is not finite: the step size times the "
+        "energy's curvature is above 2. The metric `step_size` says how long they were "
+        "and `steepest` the largest gradient: lower the kernel's `step_size`, give it "
+        "a `clip`, or use `ebm.MALA`, which refuses such moves."
     )
     too_many_skips = (
         "more steps in a row were skipped than `Skip(at_most=...)` allows. The cause "

@@ -1,17 +1,50 @@
 """Energy-based models, trained by maximum likelihood with weighted walkers.
 
-Axes: `walkers`, `batch`, `examples`; `*shape` is that of one example.
+Axes: `walkers`, `batch`, `examples`, `blocks`; `*shape` is that of one example.
 """
 
-from .density import NormalizedEnergy as NormalizedEnergy, sample as sample
+from .approximate import UncorrectedULA as UncorrectedULA
+from .contrastive import CDTrainer as CDTrainer, PCDTrainer as PCDTrainer
+from .density import (
+    NormalizedEnergy as NormalizedEnergy,
+    sample as sample,
+    weighted_samples as weighted_samples,
+)
+from .diagnostics import (
+    Chains as Chains,
+    long_run as long_run,
+    mode_masses as mode_masses,
+    pareto_k as pareto_k,
+)
 from .energies import (
     ConfinedEnergy as ConfinedEnergy,
+    FunctionEnergy as FunctionEnergy,
+    TemperedEnergy as TemperedEnergy,
     image_energy as image_energy,
     mlp_energy as mlp_energy,
+    residual_energy as residual_energy,
 )
-from .kernels import ULA as ULA, AbstractKernel as AbstractKernel
-from .trainer import (
-    JarzynskiTrainer as JarzynskiTrainer,
-    PCDTrainer as PCDTrainer,
+from .kernels import (
+    MALA as MALA,
+    ULA as ULA,
+    AbstractKernel as AbstractKernel,
+    BlackJAX as BlackJAX,
+    ReweightFirst as ReweightFirst,
 )
-from .walkers import Audited as Audited, Walkers as Walkers
+from .populations import Audited as Audited
+from .rbm import RBM as RBM, BlockGibbs as BlockGibbs
+from .replay import (
+    Sandwich as Sandwich,
+    replay as replay,
+    sandwich as sandwich,
+    saved_models as saved_models,
+)
+from .reservoir import Reservoir as Reservoir
+from .score_matching import ScoreMatchingTrainer as ScoreMatchingTrainer
+from .step_sizes import (
+    AbstractStepSizeRule as AbstractStepSizeRule,
+    TargetAcceptance as TargetAcceptance,
+    TargetVariance as TargetVariance,
+)
+from .trainer import JarzynskiTrainer as JarzynskiTrainer
+from .walkers import Walkers as Walkers

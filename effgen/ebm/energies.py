@@ -1,6 +1,7 @@
-"""Energies that start as a Gaussian, for vectors and for images."""
+"""Energies: that start as a Gaussian, of vectors and images; tempered; your own."""
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -50,6 +51,82 @@ class ImageNetwork(eqx.Module):
         for convolution in self.convolutions:
             x = jax.nn.silu(convolution(x))
         return self.head(jnp.ravel(x))
+
+
+class ResidualNetwork(eqx.Module):
+    """Residual blocks of convolutions, average pooling between, and a linear head."""
+
+    stem: eqx.nn.Conv2d
+    stages: tuple[tuple["ResidualBlock", ...], ...]
+    head: eqx.nn.Linear
+
+    def __call__(self, x: Float[Array, "channels height width"]) -> Float[Array, ""]:
+        """Return the network's value at one image."""
+        x = self.stem(x)
+        for i, stage in enumerate(self.stages):
+            x = _halved(x) if i else x
+            for block in stage:
+                x = block(x)
+        return self.head(jnp.mean(jax.nn.silu(x), axis=(1, 2)))
+
+
+class ResidualBlock(eqx.Module):
+    """`x + second(silu(first(silu(x))))`, without normalization.
+
+    An energy of one image may not depend on the others, and one that is normalized over
+    the image is no longer steered by its contrast; so blocks begin as small updates
+    (the second convolution at a tenth) and need no normalization.
+    """
+
+    first: eqx.nn.Conv2d
+    second: eqx.nn.Conv2d
+    shortcut: eqx.nn.Conv2d | None
+
+    def __call__(
+        self, x: Float[Array, "channels height width"]
+    ) -> Float[Array, "channels_out height width"]:
+        """Return the features of one image."""
+        update = self.second(jax.nn.silu(self.first(jax.nn.silu(x))))
+        return update + (x if self.shortcut is None else self.shortcut(x))
+
+
+class TemperedEnergy(eqx.Module):
+    """`energy(x) / temperature`: the model `exp(-energy / temperature) / Z`.
+
+    Everything downstream (noise, weights, `log Z`) then is at that temperature, and so
+    stays exact; colder noise alone would not be.
+
+    **Attributes:** `energy`; `temperature`, fixed.
+    """
+
+    energy: Callable[[Float[Array, "*shape"]], Float[Array, ""]]
+    temperature: float = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        """Raise `ValueError` for a temperature that is not positive."""
+        if not self.temperature > 0:
+            raise ValueError(f"`temperature` is {self.temperature}: pass a number > 0.")
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, ""]:
+        """Return the energy, of one example or a batch, as `energy` does."""
+        return self.energy(x) / self.temperature
+
+
+class FunctionEnergy(eqx.Module):
+    """A function of parameters and examples, as flax and haiku have them.
+
+        energy(x) = function(parameters, x)
+
+    **Attributes:** `function`, of one example or a batch; `parameters`, a pytree, all
+    of whose inexact arrays are trained.
+    """
+
+    function: Callable[[Any, Float[Array, "*shape"]], Float[Array, ""]]
+    parameters: Any
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, ""]:
+        """Return the energy, of one example or a batch, as `function` does."""
+        return self.function(self.parameters, x)
 
 
 def mlp_energy(
@@ -110,6 +187,55 @@ def image_energy(
     head = eqx.nn.Linear(image.size, "scalar", use_bias=False, key=keys[-1])
     network = ImageNetwork(convolutions, head)
     return ConfinedEnergy(_zeroed(network, lambda n: n.head.weight), scale)
+
+
+def residual_energy(
+    shape: tuple[int, int, int],
+    *,
+    key: PRNGKeyArray,
+    channels: tuple[int, ...] = (32, 64, 128),
+    blocks: int = 2,
+    scale: float = 1.0,
+) -> ConfinedEnergy:
+    """Return a residual convolutional `ConfinedEnergy`, at first a Gaussian.
+
+    **Arguments:** `shape`, `(channels, height, width)`; `channels`, of the stages, each
+    at half the resolution of the one before; `blocks` a stage; `scale`, of the well.
+
+    **Raises:** `ValueError` if the image is too small for as many stages.
+
+    **Source:** after the residual energies of Du and Mordatch (2019).
+    """
+    if min(shape[1:]) < 2 ** (len(channels) - 1):
+        raise ValueError(
+            f"`shape` {shape} is too small for {len(channels)} stages: pass fewer "
+            "`channels`."
+        )
+    keys = iter(jax.random.split(key, 2 + 3 * blocks * len(channels)))
+    stem = eqx.nn.Conv2d(shape[0], channels[0], 3, padding=1, key=next(keys))
+    stages, before = [], channels[0]
+    for width in channels:
+        stage = []
+        for _ in range(blocks):
+            stage.append(_residual_block(before, width, [next(keys) for _ in range(3)]))
+            before = width
+        stages.append(tuple(stage))
+    head = eqx.nn.Linear(before, "scalar", use_bias=False, key=next(keys))
+    network = ResidualNetwork(stem, tuple(stages), head)
+    return ConfinedEnergy(_zeroed(network, lambda n: n.head.weight), scale)
+
+
+def _residual_block(before: int, width: int, keys: list[PRNGKeyArray]) -> ResidualBlock:
+    first = eqx.nn.Conv2d(before, width, 3, padding=1, key=keys[0])
+    second = eqx.nn.Conv2d(width, width, 3, padding=1, key=keys[1])
+    second = eqx.tree_at(lambda c: c.weight, second, 0.1 * second.weight)
+    same = before == width
+    shortcut = None if same else eqx.nn.Conv2d(before, width, 1, key=keys[2])
+    return ResidualBlock(first, second, shortcut)
+
+
+def _halved(x: Float[Array, "channels height width"]) -> Array:
+    return eqx.nn.AvgPool2d(2, 2)(x)
 
 
 def _zeroed(

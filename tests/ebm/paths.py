@@ -1,5 +1,6 @@
 """A path of models with known `log Z`, and how far walkers along it are off."""
 
+import dataclasses
 from collections.abc import Callable
 
 import equinox as eqx
@@ -45,13 +46,17 @@ Resample = Callable[[ebm.Walkers, PRNGKeyArray], ebm.Walkers]
 
 def exact_resample(walkers: ebm.Walkers, key: PRNGKeyArray) -> ebm.Walkers:
     """Resample below half, as the trainers do."""
-    from effgen.ebm.trainer import resampled_below
+    from effgen.ebm.walkers import resampled_below
 
     return resampled_below(0.5, walkers, key=key)
 
 
 def z_scores(
-    move: Move, step_size: float, *, resample: Resample = exact_resample
+    move: Move,
+    step_size: float,
+    *,
+    resample: Resample = exact_resample,
+    num_blocks: int | None = None,
 ) -> tuple[float, float]:
     """Return how many standard errors `Z` and one mode's unnormalized mass are off.
 
@@ -60,23 +65,41 @@ def z_scores(
     half-way line is below the noise). The errors are those of independent replicates.
     """
     keys = jax.random.split(jax.random.key(0), NUM_REPLICATES)
-    ratios, masses = _replicates(move, resample, jnp.asarray(step_size), keys)
+    ratios, masses = _replicates(
+        move, resample, jnp.asarray(step_size), keys, num_blocks
+    )
     return _score(ratios, 1.0), _score(masses, _left_mass())
 
 
 @eqx.filter_jit
 def _replicates(
-    move: Move, resample: Resample, step_size: Array, keys: Array
+    move: Move,
+    resample: Resample,
+    step_size: Array,
+    keys: Array,
+    num_blocks: int | None,
 ) -> tuple[Array, Array]:
-    return jax.lax.map(lambda key: _replicate(move, resample, step_size, key), keys)
+    def one(key: PRNGKeyArray) -> tuple[Array, Array]:
+        return _replicate(move, resample, step_size, key, num_blocks)
+
+    return jax.lax.map(one, keys)
 
 
 def _replicate(
-    move: Move, resample: Resample, step_size: Array, key: PRNGKeyArray
+    move: Move,
+    resample: Resample,
+    step_size: Array,
+    key: PRNGKeyArray,
+    num_blocks: int | None,
 ) -> tuple[Array, Array]:
     start, *keys = jax.random.split(key, NUM_STEPS + 1)
     walkers = ebm.Walkers.from_gaussian(start, NUM_WALKERS, (2,))
     walkers = walkers.reweighted(model_at(jnp.array(0.0)))
+    if num_blocks:
+        booked = jnp.broadcast_to(walkers.log_partition, num_blocks)
+        walkers = dataclasses.replace(
+            walkers, log_partition=booked, variance=jnp.zeros(num_blocks)
+        )
 
     def body(
         walkers: ebm.Walkers, inputs: tuple[Array, Array]
@@ -89,7 +112,10 @@ def _replicate(
 
     steps = jnp.arange(NUM_STEPS, dtype=jnp.float32)
     walkers, _ = jax.lax.scan(body, walkers, (steps, jnp.stack(keys)))
-    weights = jnp.exp(walkers.log_partition + walkers.log_weights - 2.0)
+    booked = walkers.log_partition
+    if num_blocks:
+        booked = jnp.repeat(booked, NUM_WALKERS // num_blocks)
+    weights = jnp.exp(booked + walkers.log_weights - 2.0)
     return jnp.mean(weights), jnp.mean(weights * (walkers.positions[:, 0] < -0.75))
 
 

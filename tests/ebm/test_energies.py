@@ -59,10 +59,13 @@ def test_log_prob_keeps_the_shape_of_the_batch():
 
 def test_samples_follow_the_weights():
     walkers = ebm.Walkers.from_gaussian(jax.random.key(0), 1000, (1,))
-    halved = walkers.reweighted(lambda x: jnp.where(x[0] > 0, 0.5 * x[0] ** 2, 1e9))
+
+    def half(x):
+        return jnp.where(x[0] > 0, 0.5 * x[0] ** 2, 1e9)
 
     class State:
-        memory = halved
+        memory = walkers.reweighted(half)
+        model = staticmethod(half)
 
     drawn = ebm.sample(State, 500, key=jax.random.key(1))
     assert bool((drawn > 0).all())

@@ -1,12 +1,16 @@
 """Kernels: weights exact at any step size, and tests that the known faults fail."""
 
+import dataclasses
+
+import blackjax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
 
 from effgen import ebm
-from effgen.ebm.walkers import evaluate
+from effgen.ebm.evaluation import evaluate
+from effgen.ebm.learning import followed
 from tests.ebm.paths import NUM_WALKERS, exact_resample, model_at, z_scores
 
 
@@ -17,10 +21,41 @@ def dot(a, b):
     return jnp.sum(a * b, axis=1)
 
 
-def ula(walkers, old, new, step_size, key):
-    del old
+def following(make):
+    """Return a move of a path by a kernel of the library."""
+
+    def follow(walkers, old, new, step_size, key):
+        del old
+        kernel = make(lambda _: step_size)
+        return kernel.follow(walkers, new, jnp.array(0), key=key)
+
+    return follow
+
+
+ula = following(ebm.ULA)
+reweight_first = following(lambda h: ebm.ReweightFirst(ebm.ULA(h)))
+clipped_ula = following(lambda h: ebm.ULA(h, clip=4.0))
+diagonal_ula = following(lambda h: ebm.ULA(h, scale=jnp.array([1.0, 0.7])))
+full_ula = following(lambda h: ebm.ULA(h, scale=jnp.array([[1.0, 0.2], [0.3, 0.8]])))
+mala = following(ebm.MALA)
+clipped_mala = following(
+    lambda h: ebm.MALA(h, clip=1.5, scale=jnp.array([[1.0, 0.2], [0.3, 0.8]]))
+)
+uncorrected_ula = following(ebm.UncorrectedULA)
+
+
+def hmc(walkers, old, new, step_size, key):
+    kernel = ebm.BlackJAX(
+        lambda log_density: blackjax.hmc(
+            log_density, jnp.sqrt(2 * step_size), jnp.ones(2), 2
+        )
+    )
+    return kernel.follow(walkers, new, jnp.array(0), key=key)
+
+
+def several_moves(walkers, old, new, step_size, key):
     kernel = ebm.ULA(lambda _: step_size)
-    return kernel.move(walkers, new, jnp.array(0), key=key)
+    return followed(kernel, walkers, new, jnp.array(0), 3, key=key)
 
 
 def langevin(walkers, step_size, key, gradients=None):
@@ -32,24 +67,17 @@ def langevin(walkers, step_size, key, gradients=None):
 def weighted(walkers, positions, increments, energy):
     energies, gradients = evaluate(energy, positions)
     log_weights = walkers.log_weights + increments
-    return ebm.Walkers(
-        positions,
-        log_weights,
-        energies,
-        gradients,
-        walkers.log_partition,
-        walkers.variance,
+    return dataclasses.replace(
+        walkers,
+        positions=positions,
+        log_weights=log_weights,
+        energies=energies,
+        gradients=gradients,
     )
 
 
 def alpha(x, y, energies, gradients, h):
     return energies + 0.5 * dot(y - x, gradients) + 0.25 * h * dot(gradients, gradients)
-
-
-def reweight_then_move(walkers, old, new, h, key):
-    """The other exact order: one more evaluation, the same expectation."""
-    del old
-    return ula(walkers.reweighted(new), new, new, h, key)
 
 
 def partly_moved(walkers, old, new, h, key):
@@ -154,10 +182,31 @@ def log_partition_not_booked(walkers, key):
     return eqx.tree_at(lambda w: w.log_partition, resampled, walkers.log_partition)
 
 
+EXACT = {
+    "ula": ula,
+    "reweight first": reweight_first,
+    "partly moved": partly_moved,
+    "several moves": several_moves,
+    "clipped": clipped_ula,
+    "preconditioned": diagonal_ula,
+    "preconditioned by a matrix": full_ula,
+    "mala": mala,
+    "mala, clipped and preconditioned": clipped_mala,
+    "hmc": hmc,
+}
+
+
 @pytest.mark.parametrize("step_size", STEP_SIZES)
-@pytest.mark.parametrize("move", [ula, reweight_then_move, partly_moved])
+@pytest.mark.parametrize("move", EXACT.values(), ids=EXACT)
 def test_weights_are_exact(move, step_size):
     partition, mass = z_scores(move, step_size)
+    assert partition < 4
+    assert mass < 4
+
+
+@pytest.mark.parametrize("step_size", STEP_SIZES)
+def test_weights_are_exact_when_blocks_are_resampled_by_themselves(step_size):
+    partition, mass = z_scores(ula, step_size, num_blocks=4)
     assert partition < 4
     assert mass < 4
 
@@ -166,6 +215,7 @@ def test_weights_are_exact(move, step_size):
     "fault",
     [
         uncorrected,
+        uncorrected_ula,
         midpoint,
         aliased,
         clipped_in_the_move_only,
@@ -209,16 +259,17 @@ def test_a_lost_walker_stays_with_weight_zero():
     assert bool(jnp.isfinite(moved.gradients).all())
 
 
-def test_the_weights_cost_no_more_than_one_evaluation():
-    calls = []
-
+@pytest.mark.parametrize(("kernel", "evaluations"), [(ebm.ULA, 1), (ebm.MALA, 2)])
+def test_what_a_following_move_evaluates(kernel, evaluations):
     def energy(x):
-        calls.append(1)
-        return 0.5 * jnp.sum(x**2)
+        return 0.5 * jnp.sum(x**2) + jnp.sum(jnp.arctan(x))
+
+    def follow(walkers, key):
+        return kernel(0.1).follow(walkers, energy, jnp.array(0), key=key)
 
     walkers = ebm.Walkers.from_gaussian(jax.random.key(0), 8, (2,))
-    ebm.ULA(0.1).move(walkers, energy, jnp.array(0), key=jax.random.key(1))
-    assert len(calls) == 1
+    jaxpr = jax.make_jaxpr(follow)(walkers, jax.random.key(1))
+    assert str(jaxpr).count(" atan ") == evaluations
 
 
 def test_a_step_size_must_be_positive():

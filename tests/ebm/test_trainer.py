@@ -9,7 +9,7 @@ import pytest
 
 import effgen as eg
 from effgen import ebm
-from effgen.ebm.trainer import contrast
+from effgen.ebm.learning import contrast
 
 
 class Shifted(eqx.Module):
@@ -136,8 +136,8 @@ def test_the_gradient_is_that_of_the_cross_entropy():
     model = Shifted(jnp.full(SIZE, 0.3))
     walkers = populations(jax.random.key(0), 64).reweighted(model)
     x = data()[:32]
-    (gap, data_energy), gradient = contrast(model, x, walkers)
     weights = jax.nn.softmax(walkers.log_weights)
+    (gap, data_energy), gradient = contrast(model, x, walkers.positions, weights)
     mean = model.mean[None]
     expected = (mean - x).mean(0) - weights @ (mean - walkers.positions)
     np.testing.assert_allclose(gradient.mean, expected, rtol=1e-4, atol=1e-5)

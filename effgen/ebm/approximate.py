@@ -1,0 +1,60 @@
+"""Langevin moves with approximate weights, for comparison: biased at any step size."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from .evaluation import Energy, evaluate
+from .kernels import AbstractKernel
+from .step_sizes import Schedule, check_step_size, step_size_at
+from .walkers import Walkers, kept_where_finite
+
+
+class UncorrectedULA(AbstractKernel):
+    """Unadjusted Langevin moves whose weights forget that the moves are discrete.
+
+        log_weights += energies - energy(positions)
+
+    The limit of small steps, `d log_weights = -d energy / dt`. BIASED: `log Z` by about
+    the step size times the distance that the model travels (0.02 nats at `h = 0.05`,
+    0.13 at 0.8, where `ULA` has none), and one evaluation dearer than `ULA`.
+
+    **Attributes:** `step_size`.
+    """
+
+    step_size: Schedule
+
+    def __check_init__(self) -> None:
+        """Raise `ValueError` for a step size that is not positive."""
+        check_step_size(self.step_size)
+
+    def follow(
+        self,
+        walkers: Walkers,
+        energy: Energy,
+        step: Int[Array, ""],
+        *,
+        key: PRNGKeyArray,
+    ) -> Walkers:
+        """Return the walkers weighted at their old positions, then moved."""
+        return self.move(walkers.reweighted(energy), energy, step, key=key)
+
+    def move(
+        self,
+        walkers: Walkers,
+        energy: Energy,
+        step: Int[Array, ""],
+        *,
+        key: PRNGKeyArray,
+    ) -> Walkers:
+        """Return the walkers moved, their weights as they were."""
+        x, h = walkers.positions, step_size_at(self.step_size, walkers, step)
+        noise = jax.random.normal(key, x.shape, x.dtype)
+        new = x - h * walkers.gradients + jnp.sqrt(2 * h) * noise
+        energies, gradients = evaluate(energy, new)
+        moved = dataclasses.replace(
+            walkers, positions=new, energies=energies, gradients=gradients, step_size=h
+        )
+        return kept_where_finite(energies, moved, walkers)

@@ -1,0 +1,119 @@
+"""What is looked at before training: energies, data, and settings."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float
+
+from effgen.core.data import Minibatches, check_columns
+
+from .evaluation import Energy, energies_at
+
+
+# Rows that a self-test evaluates, and how far out it looks, in spreads of the walkers.
+_NUM_ROWS = 64
+_FAR = (100.0, 1000.0)
+
+
+def check_continuous(model: Energy, positions: Float[Array, "walkers *shape"]) -> None:
+    """Raise `ValueError` if `model` cannot be the energy of a density.
+
+    It must be finite where the walkers are; give the same numbers twice; give a row the
+    same energy whatever the other rows are; and grow fast enough along every ray that
+    `exp(-energy)` has an integral.
+    """
+    if isinstance(positions, Tracer) or _traced(model):
+        return
+    rows = positions[:_NUM_ROWS]
+    energies = np.asarray(energies_at(model, rows))
+    _check_finite(energies)
+    _check_repeatable(model, rows, energies)
+    _check_confining(model, rows)
+
+
+def _traced(tree: Any) -> bool:
+    return any(isinstance(x, Tracer) for x in jax.tree.leaves(tree))
+
+
+def _check_finite(energies: np.ndarray) -> None:
+    bad = int(np.sum(~np.isfinite(energies)))
+    if bad:
+        raise ValueError(
+            f"`model` gives {bad} of {len(energies)} walkers an energy that is not "
+            "finite: start the walkers where the energy is, or mend it there."
+        )
+
+
+def _check_repeatable(model: Energy, rows: Array, energies: np.ndarray) -> None:
+    scale = 1e-4 * (1 + np.abs(energies))
+    again = np.asarray(energies_at(model, rows))
+    if np.any(np.abs(again - energies) > scale):
+        raise ValueError(
+            "`model` gives the same walkers other energies the second time: an energy "
+            "must be a function of its input alone. Take out dropout and other noise "
+            "(`eqx.nn.inference_mode`)."
+        )
+    half = np.asarray(energies_at(model, rows[: len(rows) // 2]))
+    if np.any(np.abs(half - energies[: len(half)]) > scale[: len(half)]):
+        raise ValueError(
+            "`model` gives a walker another energy when other walkers are evaluated "
+            "beside it: use no batch normalization; normalize layers or groups."
+        )
+
+
+def _check_confining(model: Energy, rows: Array) -> None:
+    flat = rows.reshape(rows.shape[0], -1)
+    norms = jnp.linalg.norm(flat, axis=1, keepdims=True)
+    spread = jnp.sqrt(jnp.mean(norms**2))
+    rays = (flat / jnp.maximum(norms, 1e-12)).reshape(rows.shape)
+    near, far = (np.asarray(energies_at(model, spread * r * rays)) for r in _FAR)
+    # Along a ray the density must fall faster than the volume at that radius grows.
+    needed = flat.shape[1] * np.log(_FAR[1] / _FAR[0])
+    escaping = ~(far - near > needed) & ~np.isposinf(far)
+    if np.any(escaping):
+        raise ValueError(
+            f"`model` does not confine: along {int(escaping.sum())} of {len(rows)} "
+            "rays its energy does not grow fast enough for `exp(-energy)` to have an "
+            "integral, and walkers would escape. Put the network into "
+            "`ebm.ConfinedEnergy(network, scale)`."
+        )
+
+
+def check_continuous_data(batch: Any, source: Any) -> None:
+    """Raise on data without a density: integers, or a column that is constant."""
+    if not jnp.issubdtype(batch.dtype, jnp.floating):
+        raise TypeError(
+            f"`data` has dtype {batch.dtype}: energies need floats; convert and scale "
+            "it, as in `x.astype('float32') / 255`."
+        )
+    if isinstance(source, Minibatches):
+        check_columns("data", source.arrays)
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise `ValueError` unless `0 < value < 1`."""
+    if not 0 < value < 1:
+        raise ValueError(f"`{name}` is {value}: pass a share between 0 and 1.")
+
+
+def check_count(name: str, value: int) -> None:
+    """Raise `ValueError` unless `value >= 1`."""
+    if value < 1:
+        raise ValueError(f"`{name}` is {value}: pass a positive integer.")
+
+
+def check_batch(batch: Any, shape: tuple[int, ...]) -> None:
+    """Raise on batches that are no array, or whose rows are not of `shape`."""
+    if not hasattr(batch, "shape"):
+        raise TypeError(
+            f"`data` gives batches of type {type(batch).__name__}: this trainer takes "
+            "one array, `(batch, *shape)`."
+        )
+    if tuple(batch.shape[1:]) != shape or len(batch.shape) < 1:
+        raise ValueError(
+            f"`data` has rows of shape {tuple(batch.shape[1:])}, the walkers {shape}: "
+            "give both the shape of one example."
+        )

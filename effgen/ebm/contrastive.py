@@ -1,0 +1,277 @@
+"""Contrastive divergence, the baseline: the same steps with the weights off."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from effgen.core.loops import repeat
+from effgen.core.state import Metrics, TrainState
+from effgen.core.trainer import AbstractTrainer
+
+from .checks import check_batch, check_count, check_share
+from .evaluation import Energy
+from .kernels import AbstractKernel
+from .learning import (
+    audited,
+    check_data,
+    check_known,
+    check_memory,
+    followed,
+    learned,
+    likelihood,
+    started,
+)
+from .populations import (
+    Audited,
+    Memory,
+    Population,
+    current,
+    due,
+    put,
+    training_population,
+    with_walkers,
+)
+from .reservoir import Reservoir
+from .trainer import check_kernel
+from .walkers import Walkers, unweighted
+
+
+class PCDTrainer(AbstractTrainer):
+    """Persistent contrastive divergence: `JarzynskiTrainer`'s steps, weights off.
+
+    The baseline. The walkers move as `JarzynskiTrainer`'s do, at the same cost, but
+    count alike, as if they had equilibrated; they never do between updates, so the
+    model's modes drift to where the walkers happen to be, and `log Z` is unknown.
+    `Audited` walkers, which keep their weights, tell this trainer's likelihood as
+    honestly as the other's.
+
+    **Attributes:** `optim`; `kernel`; `num_moves`; `resample_below`, of the audit;
+    `restarts`, the share of the walkers that begin anew at each step, from a Gaussian
+    of `restart_scale`, as replay buffers do.
+
+    **Metrics:** `loss`, which is `energy_gap` here; the rest as `JarzynskiTrainer`, and
+    with audit walkers `cross_entropy`.
+
+    **Source:** Tieleman (2008); for restarts, Du and Mordatch (2019).
+    """
+
+    watched: ClassVar[tuple[str, ...]] = ("loss", "cross_entropy")
+
+    optim: optax.GradientTransformation
+    kernel: AbstractKernel
+    num_moves: int = 1
+    resample_below: float = 0.5
+    restarts: float = 0.0
+    restart_scale: float = 1.0
+
+    def __check_init__(self) -> None:
+        """Raise `TypeError` or `ValueError` for settings out of range."""
+        check_kernel(self.kernel)
+        check_share("resample_below", self.resample_below)
+        check_count("num_moves", self.num_moves)
+        if not 0 <= self.restarts < 1:
+            raise ValueError(f"`restarts` is {self.restarts}: pass a share below 1.")
+
+    def init(
+        self, model: Energy, memory: Memory | None = None
+    ) -> TrainState[Energy, Memory]:
+        """Return the first state; as `JarzynskiTrainer.init`, of any start."""
+        check_memory(self.kernel, model, memory)
+        assert memory is not None
+        if isinstance(memory, Audited):
+            check_known(memory.audit, "leave out the audit")
+        population = training_population(memory)
+        if isinstance(population, Reservoir):
+            population = Reservoir(unweighted(population.walkers))
+        else:
+            population = unweighted(population)
+        return started(self.optim, model, with_walkers(memory, population))
+
+    def step(
+        self,
+        state: TrainState[Energy, Memory],
+        batch: Float[Array, "batch *shape"],
+        *,
+        key: PRNGKeyArray,
+    ) -> tuple[TrainState[Energy, Memory], Metrics]:
+        """Update the model by the walkers as they are, then move them."""
+        keys = jax.random.split(key, 3)
+        population = training_population(state.memory)
+        walkers = current(population, state.step)
+        equal = jnp.full(walkers.num, 1 / walkers.num, walkers.positions.dtype)
+        model, opt_state, metrics = learned(
+            self.optim, state, batch, walkers.positions, equal
+        )
+        metrics["loss"] = metrics["energy_gap"]
+        moved = self._moved(population, model, state, keys[:2])
+        metrics |= {"step_size": moved.step_size, "acceptance": moved.acceptance}
+        memory: Memory = put(population, state.step, moved)
+        if isinstance(state.memory, Audited):
+            metrics |= likelihood(state, metrics["data_energy"])
+            audit, more = audited(
+                self.kernel,
+                state.memory,
+                due(population, state.step),
+                model,
+                state.step,
+                self.num_moves,
+                self.resample_below,
+                key=keys[2],
+            )
+            memory, metrics = Audited(memory, audit), metrics | more
+        return state.advance(model, opt_state, memory), metrics
+
+    def _moved(
+        self, population: Population, model: Energy, state: TrainState, keys: Array
+    ) -> Walkers:
+        walkers = due(population, state.step)
+        if self.restarts:
+            walkers = self._restarted(walkers, state.model, keys[1])
+        moved = followed(
+            self.kernel, walkers, model, state.step, self.num_moves, key=keys[0]
+        )
+        return unweighted(moved)
+
+    def _restarted(self, walkers: Walkers, model: Energy, key: PRNGKeyArray) -> Walkers:
+        # Consecutive walkers, other ones at every step, so that few are evaluated.
+        num = max(1, round(self.restarts * walkers.num))
+        keys = jax.random.split(key)
+        shape = (num, *walkers.positions.shape[1:])
+        fresh = self.restart_scale * jax.random.normal(keys[0], shape)
+        first = jax.random.randint(keys[1], (), 0, walkers.num - num + 1)
+        fresh = fresh.astype(walkers.positions.dtype)
+        begun = Walkers.from_samples(fresh).reweighted(model)
+
+        def put_in(name: str) -> Array:
+            whole, part = getattr(walkers, name), getattr(begun, name)
+            return jax.lax.dynamic_update_slice_in_dim(whole, part, first, 0)
+
+        names = ("positions", "energies", "gradients")
+        return dataclasses.replace(walkers, **{name: put_in(name) for name in names})
+
+    def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
+        """Raise on data that the walkers cannot be compared with."""
+        check_data(self.kernel, state.memory, batch, source)
+
+
+class CDTrainer(AbstractTrainer):
+    """Contrastive divergence: short chains that start anew at the data of each step.
+
+    The baseline. Chains of `num_moves` from the batch never leave the modes that the
+    data are in, so nothing tells the model how much each mode should weigh, nor of
+    modes that it has and the data do not.
+
+    The memory, if given, only watches: walkers weighted as `JarzynskiTrainer`'s, which
+    tell this trainer's likelihood.
+
+    **Attributes:** `optim`; `kernel`; `num_moves`, the `k` of CD-k; `resample_below`,
+    of the watching walkers.
+
+    **Metrics:** `loss`, which is `energy_gap` here; `data_energy`, `grad_norm`; with
+    watching walkers `cross_entropy`, `log_partition` and `log_partition_error`.
+
+    **Source:** Hinton (2002).
+    """
+
+    watched: ClassVar[tuple[str, ...]] = ("loss", "cross_entropy")
+
+    optim: optax.GradientTransformation
+    kernel: AbstractKernel
+    num_moves: int = 1
+    resample_below: float = 0.5
+
+    def __check_init__(self) -> None:
+        """Raise `TypeError` or `ValueError` for settings out of range."""
+        check_kernel(self.kernel)
+        check_share("resample_below", self.resample_below)
+        check_count("num_moves", self.num_moves)
+
+    def init(
+        self, model: Energy, memory: Population | None = None
+    ) -> TrainState[Energy, Population | None]:
+        """Return the first state; `memory`, if given, are walkers that watch."""
+        return watched_start(self.optim, self.kernel, model, memory)
+
+    def step(
+        self,
+        state: TrainState[Energy, Population | None],
+        batch: Float[Array, "batch *shape"],
+        *,
+        key: PRNGKeyArray,
+    ) -> tuple[TrainState[Energy, Population | None], Metrics]:
+        """Move chains from the batch, then update the model by where they got."""
+        chain_key, watch_key = jax.random.split(key)
+        chains = Walkers.from_samples(batch).reweighted(state.model)
+
+        def body(i: Any, chains: Walkers) -> Walkers:
+            move_key = jax.random.fold_in(chain_key, i)
+            return self.kernel.move(chains, state.model, state.step, key=move_key)
+
+        chains = repeat(body, chains, self.num_moves)
+        equal = jnp.full(chains.num, 1 / chains.num, chains.positions.dtype)
+        model, opt_state, metrics = learned(
+            self.optim, state, batch, chains.positions, equal
+        )
+        metrics["loss"] = metrics["energy_gap"]
+        memory, more = watch(
+            self.kernel,
+            state,
+            model,
+            self.num_moves,
+            self.resample_below,
+            key=watch_key,
+        )
+        if more:
+            metrics |= more | likelihood(state, metrics["data_energy"])
+        return state.advance(model, opt_state, memory), metrics
+
+    def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
+        """Raise on data that the kernel cannot move or the walkers cannot meet."""
+        check_watched_data(self.kernel, state.memory, batch, source)
+
+
+def watched_start(
+    optim: optax.GradientTransformation,
+    kernel: AbstractKernel,
+    model: Energy,
+    memory: Population | None,
+) -> TrainState:
+    """Return the first state of a trainer whose memory, if any, only watches."""
+    if memory is not None:
+        check_memory(kernel, model, memory)
+        check_known(memory, "leave out the memory")
+    return started(optim, model, memory)
+
+
+def watch(
+    kernel: AbstractKernel,
+    state: TrainState,
+    model: Energy,
+    num_moves: int,
+    resample_below: float,
+    *,
+    key: PRNGKeyArray,
+) -> tuple[Population | None, Metrics]:
+    """Return the watching walkers, if any, after a step, and what they report."""
+    if state.memory is None:
+        return None, {}
+    both = Audited(state.memory, state.memory)
+    trained = due(state.memory, state.step)
+    return audited(
+        kernel, both, trained, model, state.step, num_moves, resample_below, key=key
+    )
+
+
+def check_watched_data(
+    kernel: AbstractKernel, memory: Population | None, batch: Any, source: Any
+) -> None:
+    """Raise on data that are no rows, or not of the watching walkers' shape."""
+    if memory is None:
+        check_batch(batch, tuple(getattr(batch, "shape", ())[1:]))
+        kernel.check_data(batch, source)
+    else:
+        check_data(kernel, memory, batch, source)

@@ -1,0 +1,118 @@
+"""Langevin proposals, clipped and preconditioned, and the ratio that weighs them."""
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .evaluation import Energy, evaluate
+from .step_sizes import check_step_size
+from .walkers import Walkers
+
+
+class Langevin(eqx.Module):
+    """The proposal `new = x - h L L^T clipped + sqrt(2 h) L noise` and its density.
+
+    `clipped` is the gradient, cut to norm `clip`. The drift is a function of the
+    position alone, which is all that exactness asks of it.
+
+    **Attributes:** `clip` and `scale`, `L`, as in `ULA`.
+    """
+
+    clip: float | None
+    scale: Float[Array, "..."] | None
+
+    def proposed(
+        self,
+        walkers: Walkers,
+        energy: Energy,
+        h: Float[Array, ""],
+        *,
+        key: PRNGKeyArray,
+    ) -> tuple[Walkers, Float[Array, " walkers"], Float[Array, " walkers"]]:
+        """Return new walkers, `log_ratio` of each, and their squared drifts.
+
+            log_ratio = energies - energy(new)
+                + log_proposal'(new -> x) - log_proposal(x -> new)
+                = energies - energy(new) + (new - x) . (clipped + clipped') / 2
+                + h / 4 * (|L^T clipped|^2 - |L^T clipped'|^2)
+
+        The proposal from `x` is that of the energy that the walkers carry, the one
+        from `new` that of `energy`.
+
+        **Source:** Carbone et al. (2023), equation 15, for a general drift.
+        """
+        x = walkers.positions
+        clipped = self._clipped(walkers.gradients)
+        across = self._across(clipped)
+        noise = jax.random.normal(key, x.shape, x.dtype)
+        change = self._along(jnp.sqrt(2 * h) * noise - h * across)
+        new = x + change
+        energies, gradients = evaluate(energy, new)
+        new_clipped = self._clipped(gradients)
+        new_squares = _squares(self._across(new_clipped))
+        # Gathered so that large energies cancel before they are added.
+        ratios = (
+            walkers.energies
+            - energies
+            + 0.5 * _dot(change, clipped + new_clipped)
+            + 0.25 * h * (_squares(across) - new_squares)
+        )
+        moved = dataclasses.replace(
+            walkers, positions=new, energies=energies, gradients=gradients
+        )
+        return moved, ratios, new_squares
+
+    def _clipped(self, gradients: Float[Array, "walkers *shape"]) -> Array:
+        if self.clip is None:
+            return gradients
+        norms = jnp.sqrt(_squares(gradients)).reshape(-1, *[1] * (gradients.ndim - 1))
+        return gradients * jnp.minimum(1.0, self.clip / jnp.maximum(norms, self.clip))
+
+    def _across(self, x: Float[Array, "walkers *shape"]) -> Array:
+        return self._scaled(x, transposed=True)
+
+    def _along(self, x: Float[Array, "walkers *shape"]) -> Array:
+        return self._scaled(x, transposed=False)
+
+    def _scaled(self, x: Float[Array, "walkers *shape"], *, transposed: bool) -> Array:
+        if self.scale is None:
+            return x
+        check_scale(self.scale, x.shape[1:])
+        scale = jnp.asarray(self.scale, x.dtype)
+        if scale.shape == x.shape[1:]:
+            return x * scale[None]
+        matrix = scale if transposed else scale.T
+        return (x.reshape(x.shape[0], -1) @ matrix).reshape(x.shape)
+
+
+def check_langevin(step_size: Any, clip: float | None) -> None:
+    """Raise on a step size or a clipping norm that is not positive."""
+    check_step_size(step_size)
+    if clip is not None and not clip > 0:
+        raise ValueError(f"`clip` is {clip}: pass a norm > 0, or `None`.")
+
+
+def check_scale(scale: Any, shape: tuple[int, ...]) -> None:
+    """Raise on a preconditioner that fits no example of `shape`."""
+    size = 1
+    for axis in shape:
+        size *= axis
+    if jnp.shape(scale) not in (shape, (size, size)):
+        raise ValueError(
+            f"`scale` has shape {jnp.shape(scale)}: pass an array of the shape of an "
+            f"example, {shape}, or a matrix, {(size, size)}."
+        )
+
+
+def _squares(x: Float[Array, "walkers *shape"]) -> Float[Array, " walkers"]:
+    return _dot(x, x)
+
+
+def _dot(
+    a: Float[Array, "walkers *shape"], b: Float[Array, "walkers *shape"]
+) -> Float[Array, " walkers"]:
+    return jnp.sum((a * b).reshape(a.shape[0], -1), axis=1)

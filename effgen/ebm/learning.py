@@ -1,0 +1,244 @@
+"""What the walker trainers share: the gradient, the guarded update, following it."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from effgen.core.loops import repeat
+from effgen.core.state import Metrics, TrainState
+from effgen.core.update import apply_gradients, init_opt_state
+from effgen.core.weights import conditional_ess
+
+from .checks import check_batch
+from .evaluation import Energy, energies_at, takes_one_example
+from .kernels import AbstractKernel
+from .populations import (
+    Audited,
+    Memory,
+    current,
+    due,
+    example_shape,
+    honest_population,
+    populations,
+    put,
+    reweighted,
+)
+from .reservoir import Reservoir
+from .walkers import Walkers, resampled_below
+
+
+# How often a parameter step is halved before it is given up.
+_HALVINGS = 10
+
+
+def contrast(
+    model: Energy,
+    batch: Float[Array, "batch *shape"],
+    positions: Float[Array, "walkers *shape"],
+    weights: Float[Array, " walkers"],
+) -> tuple[tuple[Float[Array, ""], Float[Array, ""]], PyTree]:
+    """Return `(energy_gap, data_energy)` and the cross-entropy's gradient.
+
+        energy_gap = mean(energy(batch)) - sum(weights * energy(positions))
+
+    whose gradient, at fixed weights and positions, is that of the cross-entropy. Data
+    and walkers go through the model as one batch.
+    """
+    num = batch.shape[0]
+    signed = jnp.concatenate([jnp.full(num, 1 / num, weights.dtype), -weights])
+    everything = jnp.concatenate([batch, positions])
+
+    def gap(model: Energy) -> tuple[Array, Array]:
+        energies = energies_at(model, everything)
+        return jnp.sum(signed * energies), jnp.mean(energies[:num])
+
+    return eqx.filter_value_and_grad(gap, has_aux=True)(model)
+
+
+class Learned(NamedTuple):
+    """What a gradient step leads to."""
+
+    model: Energy
+    opt_state: Any
+    metrics: Metrics
+
+
+def learned(
+    optim: optax.GradientTransformation,
+    state: TrainState,
+    batch: Float[Array, "batch *shape"],
+    positions: Float[Array, "walkers *shape"],
+    weights: Float[Array, " walkers"],
+) -> Learned:
+    """Return the model after one step on the contrast of data and walkers."""
+    (gap, data_energy), gradients = contrast(state.model, batch, positions, weights)
+    model, opt_state = apply_gradients(optim, gradients, state.opt_state, state.model)
+    metrics = {
+        "energy_gap": gap,
+        "data_energy": data_energy,
+        "grad_norm": optax.tree.norm(gradients),
+    }
+    return Learned(model, opt_state, metrics)
+
+
+def backtracked(
+    old: Energy, new: Energy, walkers: Walkers, keep: float
+) -> tuple[Energy, Float[Array, ""]]:
+    """Return the update from `old` to `new`, halved until enough walkers survive it.
+
+        conditional_ess(log_weights, share * (energies - new(positions))) >= keep * n
+
+    with the increments of the full update scaled by `share`, to first order: so one
+    evaluation without gradients, whatever the number of halvings. The positions are
+    those of before the update; what the next move brings has no say.
+
+    **Source:** Zhou, Johansen and Aston (2016) for the criterion.
+    """
+    increments = walkers.energies - energies_at(new, walkers.positions)
+    increments = jnp.where(jnp.isfinite(increments), increments, -jnp.inf)
+    shares = 0.5 ** jnp.arange(_HALVINGS)
+
+    def survivors(share: Array) -> Array:
+        return conditional_ess(walkers.joint_log_weights, share * increments)
+
+    kept = jax.vmap(survivors)(shares) >= keep * walkers.num
+    share = jnp.where(jnp.any(kept), shares[jnp.argmax(kept)], 0.0)
+
+    def between(a: Any, b: Any) -> Any:
+        if not eqx.is_inexact_array(a):
+            return b
+        # Exactly `b` at the full share: a guard that never acts changes nothing.
+        return jnp.where(share == 1, b, a + share.astype(a.dtype) * (b - a))
+
+    return jax.tree.map(between, old, new), share
+
+
+def followed(
+    kernel: AbstractKernel,
+    walkers: Walkers,
+    model: Energy,
+    step: Int[Array, ""],
+    num_moves: int,
+    *,
+    key: PRNGKeyArray,
+) -> Walkers:
+    """Return the walkers after `num_moves`, of which the first crosses to `model`."""
+    # The kernels know of no blocks; their bookkeeping goes around the moves.
+    flat = dataclasses.replace(
+        walkers, log_partition=jnp.zeros(()), variance=jnp.zeros(())
+    )
+    flat = kernel.follow(flat, model, step, key=jax.random.fold_in(key, 0))
+
+    def body(i: Int[Array, ""], walkers: Walkers) -> Walkers:
+        return kernel.move(walkers, model, step, key=jax.random.fold_in(key, i + 1))
+
+    if num_moves > 1:
+        flat = repeat(body, flat, num_moves - 1)
+    return dataclasses.replace(
+        flat, log_partition=walkers.log_partition, variance=walkers.variance
+    )
+
+
+def audited(
+    kernel: AbstractKernel,
+    memory: Audited,
+    trained: Walkers,
+    model: Energy,
+    step: Int[Array, ""],
+    num_moves: int,
+    resample_below: float,
+    *,
+    key: PRNGKeyArray,
+) -> tuple[Any, Metrics]:
+    """Return the audit population after a step, and what it reports.
+
+    It moves with the step size that the training walkers have found: its own moves
+    must not choose theirs, and may not depend on what they lead to.
+    """
+    move_key, resample_key = jax.random.split(key)
+    walkers = dataclasses.replace(due(memory.audit, step), step_size=trained.step_size)
+    walkers = followed(kernel, walkers, model, step, num_moves, key=move_key)
+    metrics = {
+        "audit_ess": walkers.ess / walkers.num,
+        "audit_roots": walkers.num_roots / walkers.num,
+    }
+    walkers = resampled_below(resample_below, walkers, key=resample_key)
+    return put(memory.audit, step, walkers), metrics
+
+
+def likelihood(state: TrainState, data_energy: Float[Array, ""]) -> Metrics:
+    """Return the batch's cross-entropy and `log Z`, by the walkers to be believed."""
+    value, error = current(honest_population(state.memory), state.step).estimate()
+    return {
+        "cross_entropy": data_energy + value,
+        "log_partition": value,
+        "log_partition_error": error,
+    }
+
+
+def conditional_share(before: Walkers, after: Walkers) -> Float[Array, ""]:
+    """Return the share of the weighted walkers that a move has left."""
+    increments = after.log_weights - before.log_weights
+    # A walker lost before has no increment (-inf less -inf), and no weight either.
+    increments = jnp.where(jnp.isnan(increments), -jnp.inf, increments)
+    return conditional_ess(before.joint_log_weights, increments) / before.num
+
+
+def lost_share(before: Walkers, after: Walkers) -> Float[Array, ""]:
+    """Return the share of the walkers that a move has taken out of all bounds."""
+    lost = jnp.isneginf(after.log_weights) & ~jnp.isneginf(before.log_weights)
+    return jnp.mean(lost.astype(after.log_weights.dtype))
+
+
+def started(
+    optim: optax.GradientTransformation, model: Energy, memory: Memory | None
+) -> TrainState:
+    """Return the state at step 0, its populations reweighted to `model`."""
+    if memory is not None:
+        memory = reweighted(memory, model)
+    return TrainState.start(model, init_opt_state(optim, model), memory)
+
+
+def check_memory(kernel: AbstractKernel | None, model: Energy, memory: Any) -> None:
+    """Raise unless `memory` holds walkers that fit the model and the kernel."""
+    if not isinstance(memory, Walkers | Reservoir | Audited):
+        raise TypeError(
+            f"`memory` is a {type(memory).__name__}: pass "
+            "`ebm.Walkers.from_gaussian(key, num, shape)`, or two in `ebm.Audited`."
+        )
+    for population in populations(memory):
+        reservoir = isinstance(population, Reservoir)
+        walkers = population.flattened() if reservoir else population
+        positions = walkers.positions
+        takes_one_example(model, positions.shape[1:], positions.dtype)
+        if kernel is not None:
+            kernel.check(model, walkers)
+
+
+def check_known(memory: Memory, instead: str) -> None:
+    """Raise if there are walkers in `memory` whose density is unknown."""
+    for population in populations(memory):
+        walkers = (
+            population.walkers if isinstance(population, Reservoir) else population
+        )
+        booked = walkers.log_partition
+        if isinstance(booked, Tracer):
+            continue
+        if bool(jnp.any(jnp.isnan(booked))):
+            raise ValueError(
+                "`memory` has walkers of unknown density, whose weights mean nothing: "
+                "start from `Walkers.from_gaussian`, give `from_samples` their "
+                f"`log_density`, or {instead}."
+            )
+
+
+def check_data(kernel: AbstractKernel, memory: Memory, batch: Any, source: Any) -> None:
+    """Raise on data that the walkers cannot be compared with."""
+    check_batch(batch, example_shape(memory))
+    kernel.check_data(batch, source)

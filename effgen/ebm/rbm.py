@@ -1,0 +1,184 @@
+"""Restricted Boltzmann machines: their energy, and block Gibbs moves."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from .evaluation import Energy
+from .kernels import AbstractKernel
+from .walkers import Walkers
+
+
+_MOST_ENUMERATED = 22
+
+
+class RBM(eqx.Module):
+    """A restricted Boltzmann machine, as the energy of its visible units.
+
+        energy(x) = -visible_bias . x - sum(softplus(hidden_bias + x @ weights))
+
+    the free energy: the hidden units are summed out. Its gradient in the parameters is
+    the usual one, and `exp(-energy)` the unnormalized probability of `x`.
+
+    **Attributes:** `weights`, `visible_bias`, `hidden_bias`.
+
+    **Source:** Smolensky (1986); Hinton (2002).
+    """
+
+    weights: Float[Array, "visible hidden"]
+    visible_bias: Float[Array, " visible"]
+    hidden_bias: Float[Array, " hidden"]
+
+    @classmethod
+    def independent(
+        cls,
+        visible_bias: Float[Array, " visible"],
+        num_hidden: int,
+        *,
+        key: PRNGKeyArray | None = None,
+        scale: float = 0.0,
+    ) -> "RBM":
+        """Return an RBM whose visible units are (almost) independent.
+
+        With `scale` zero they are exactly so, `Walkers.from_bernoulli(key, num,
+        visible_bias)` are its samples and their `log Z` is known. But then all hidden
+        units are alike and stay so: give a `key` and a small `scale`, such as 0.01, of
+        the weights; the walkers are reweighted for it, exactly.
+
+        **Raises:** `ValueError` if `num_hidden` is not positive, or a `scale` comes
+        without a key.
+        """
+        visible_bias = jnp.asarray(visible_bias)
+        if num_hidden < 1:
+            raise ValueError(f"`num_hidden` is {num_hidden}: pass a positive integer.")
+        if scale and key is None:
+            raise ValueError("`scale` needs a `key`: pass `key=jax.random.key(0)`.")
+        weights = jnp.zeros((visible_bias.size, num_hidden), visible_bias.dtype)
+        if key is not None:
+            weights = scale * jax.random.normal(key, weights.shape, weights.dtype)
+        return cls(weights, visible_bias, jnp.zeros(num_hidden, visible_bias.dtype))
+
+    def __call__(self, x: Float[Array, " visible"]) -> Float[Array, ""]:
+        """Return the free energy of one vector of zeros and ones."""
+        hidden = jax.nn.softplus(self.hidden_bias + x @ self.weights)
+        return -x @ self.visible_bias - jnp.sum(hidden)
+
+    def log_partition(self) -> Float[Array, ""]:
+        """Return `log Z`, by enumeration of the smaller layer.
+
+        **Raises:** `ValueError` if both layers have more than 22 units.
+        """
+        inner, outer, weights = self.visible_bias, self.hidden_bias, self.weights
+        if inner.size > outer.size:
+            inner, outer, weights = outer, inner, weights.T
+        if inner.size > _MOST_ENUMERATED:
+            raise ValueError(
+                f"the smaller layer has {inner.size} units: enumeration is for up to "
+                f"{_MOST_ENUMERATED}; estimate `log Z` with walkers."
+            )
+        count = 2**inner.size
+        rows = jnp.arange(count).reshape(-1, min(count, 1024))
+
+        def chunk(codes: Int[Array, " codes"]) -> Float[Array, ""]:
+            shifts = jnp.arange(inner.size)
+            states = ((codes[:, None] >> shifts[None]) & 1).astype(inner.dtype)
+            summed = jax.nn.softplus(outer[None] + states @ weights)
+            return jax.nn.logsumexp(states @ inner + jnp.sum(summed, axis=1))
+
+        return jax.nn.logsumexp(jax.lax.map(chunk, rows))
+
+
+class BlockGibbs(AbstractKernel):
+    """Gibbs moves of an `RBM`: all hidden units given the visible, and back.
+
+        log_weights += energies - energy(positions)
+        hidden ~ Bernoulli(sigmoid(hidden_bias + x @ weights))
+        new ~ Bernoulli(sigmoid(visible_bias + weights @ hidden))
+
+    The move leaves the model invariant, so the weights are exact. No gradients are
+    taken.
+
+    **Source:** Hinton (2002); for the weights, as `MALA`'s, Carbone et al. (2023).
+    """
+
+    def follow(
+        self,
+        walkers: Walkers,
+        energy: Energy,
+        step: Int[Array, ""],
+        *,
+        key: PRNGKeyArray,
+    ) -> Walkers:
+        """Return the walkers weighted for `energy`, then moved once."""
+        energies = jax.vmap(energy)(walkers.positions)
+        log_weights = walkers.log_weights + walkers.energies - energies
+        walkers = eqx.tree_at(
+            lambda w: (w.log_weights, w.energies), walkers, (log_weights, energies)
+        )
+        return self.move(walkers, energy, step, key=key)
+
+    def move(
+        self,
+        walkers: Walkers,
+        energy: Energy,
+        step: Int[Array, ""],
+        *,
+        key: PRNGKeyArray,
+    ) -> Walkers:
+        """Return the walkers after one sweep through both layers."""
+        del step
+        rbm = _as_rbm(energy)
+        keys = jax.random.split(key)
+        fields = rbm.hidden_bias[None] + walkers.positions @ rbm.weights
+        hidden = _drawn(fields, keys[0])
+        visible = _drawn(rbm.visible_bias[None] + hidden @ rbm.weights.T, keys[1])
+        return eqx.tree_at(
+            lambda w: (w.positions, w.energies),
+            walkers,
+            (visible, jax.vmap(energy)(visible)),
+        )
+
+    def check(self, model: Energy, walkers: Walkers) -> None:
+        """Raise unless `model` is an `RBM` and the walkers are zeros and ones."""
+        shape = _as_rbm(model).visible_bias.shape
+        if walkers.positions.shape[-1:] != shape:
+            raise ValueError(
+                f"`memory` has walkers of shape {walkers.positions.shape[-1:]}, the "
+                f"RBM {shape} visible units: give both the same."
+            )
+        if isinstance(walkers.positions, Tracer):
+            return
+        if not bool(jnp.all((walkers.positions == 0) | (walkers.positions == 1))):
+            raise ValueError(
+                "`memory` has walkers that are not zeros and ones: draw them by "
+                "`ebm.Walkers.from_bernoulli`."
+            )
+
+    def check_data(self, batch: Any, source: Any) -> None:
+        """Raise unless the data, as far as they are at hand, are zeros and ones."""
+        for array in jax.tree.leaves(getattr(source, "arrays", None)):
+            values = np.asarray(array)
+            if not np.all((values == 0) | (values == 1)):
+                raise ValueError(
+                    "`data` has values that are not zeros and ones: an RBM is a model "
+                    "of binary data; threshold it, as in `(x > 0.5).astype('float32')`."
+                )
+
+
+def _as_rbm(energy: Energy) -> RBM:
+    if not isinstance(energy, RBM):
+        raise TypeError(
+            f"`model` is a {type(energy).__name__}: `BlockGibbs` moves an `ebm.RBM`; "
+            "for other energies use `ebm.MALA` or `ebm.ULA`."
+        )
+    return energy
+
+
+def _drawn(fields: Float[Array, "walkers units"], key: PRNGKeyArray) -> Array:
+    drawn = jax.random.bernoulli(key, jax.nn.sigmoid(fields))
+    return drawn.astype(fields.dtype)

@@ -1,0 +1,150 @@
+"""Many walkers at the cost of few: blocks that take turns, and catch up when due."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .evaluation import Energy
+from .walkers import Walkers
+
+
+class Reservoir(eqx.Module):
+    """Walkers in blocks, of which a step touches one and leaves the others waiting.
+
+    A waiting block loses nothing: its walkers keep the energies of the model that they
+    last saw, and the first move of their next turn crosses from that model to the
+    current one, with exact weights, however far the model has gone meanwhile. So 10^5
+    or 10^6 walkers, of which the noise of the gradient and the flattery of the
+    likelihood fall as the inverse, cost a step no more than one block of them.
+
+    Blocks are resampled one by one and have each their own `log Z`. On several devices
+    each holds its own blocks: a step touches one on every device, and nothing but the
+    gradient's sums is exchanged.
+
+    **Attributes:** `walkers`, whose arrays have two leading axes more, `(active,
+    turns)`: `active` blocks are touched at once, and every block again after `turns`
+    steps.
+    """
+
+    walkers: Walkers
+
+    @classmethod
+    def from_walkers(
+        cls, walkers: Walkers, *, block_size: int = 1024, active: int = 1
+    ) -> "Reservoir":
+        """Split `walkers`, none of them resampled yet, into blocks.
+
+        **Arguments:** `block_size`, walkers a block; `active`, blocks a step: the
+        number of devices, or 1.
+
+        **Raises:** `ValueError` if the blocks do not divide the walkers evenly.
+        """
+        per_turn = block_size * active
+        if block_size < 2 or active < 1:
+            raise ValueError(
+                f"`block_size` is {block_size} and `active` is {active}: pass at least "
+                "2 walkers a block, and 1 block."
+            )
+        if walkers.num % per_turn:
+            nearest = max(1, round(walkers.num / per_turn)) * per_turn
+            raise ValueError(
+                f"`walkers` are {walkers.num}, which blocks of {block_size}, {active} "
+                f"at a time, do not share evenly: draw {nearest}."
+            )
+        turns = walkers.num // per_turn
+        lead = (active, turns)
+
+        def split(x: Array) -> Array:
+            if not x.ndim:
+                return x
+            return x.reshape(*lead, block_size, *x.shape[1:])
+
+        return cls(
+            dataclasses.replace(
+                jax.tree.map(split, walkers),
+                roots=jnp.broadcast_to(
+                    jnp.arange(block_size, dtype=jnp.int32), (*lead, block_size)
+                ),
+                log_partition=jnp.broadcast_to(walkers.log_partition, lead),
+                variance=jnp.broadcast_to(walkers.variance, lead),
+            )
+        )
+
+    @property
+    def turns(self) -> int:
+        """After how many steps a block is touched again."""
+        return self.walkers.log_partition.shape[1]
+
+    @property
+    def num(self) -> int:
+        """The number of walkers in all blocks."""
+        return self.walkers.log_weights.size
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one example."""
+        return self.walkers.positions.shape[3:]
+
+    def current(self, step: Int[Array, ""]) -> Walkers:
+        """Return the blocks that step `step - 1` has touched: the model's own."""
+        return self._at((step - 1) % self.turns)
+
+    def due(self, step: Int[Array, ""]) -> Walkers:
+        """Return the blocks whose turn it is at `step`."""
+        return self._at(step % self.turns)
+
+    def put(self, step: Int[Array, ""], walkers: Walkers) -> "Reservoir":
+        """Return the reservoir with the blocks that were due at `step` replaced."""
+        turn = step % self.turns
+
+        def put(whole: Array, part: Array) -> Array:
+            if not whole.ndim:
+                return part
+            part = part.reshape(whole.shape[0], *whole.shape[2:])
+            return jax.lax.dynamic_update_index_in_dim(whole, part, turn, 1)
+
+        return Reservoir(jax.tree.map(put, self.walkers, walkers))
+
+    def reweighted(self, energy: Energy) -> "Reservoir":
+        """Return the reservoir with every block weighted for `energy`, none moved.
+
+        One evaluation of every walker, block after block.
+        """
+
+        def one(turn: Int[Array, ""]) -> Walkers:
+            return self._at(turn).reweighted(energy)
+
+        turns = jax.lax.map(one, jnp.arange(self.turns))
+
+        def back(whole: Array, parts: Array) -> Array:
+            if not whole.ndim:
+                return whole
+            active = whole.shape[0]
+            return jnp.moveaxis(
+                parts.reshape(self.turns, active, *whole.shape[2:]), 0, 1
+            )
+
+        return Reservoir(jax.tree.map(back, self.walkers, turns))
+
+    def flattened(self) -> Walkers:
+        """Return all walkers, `(walkers, *shape)`, in their blocks."""
+        lead = self.walkers.log_partition.shape
+
+        def flat(x: Array) -> Array:
+            if x.ndim <= 2:
+                return x.reshape(-1) if x.ndim else x
+            return x.reshape(lead[0] * lead[1] * x.shape[2], *x.shape[3:])
+
+        return jax.tree.map(flat, self.walkers)
+
+    def _at(self, turn: Int[Array, ""]) -> Walkers:
+        def take(x: Float[Array, "active turns ..."]) -> Array:
+            if not x.ndim:
+                return x
+            part = jax.lax.dynamic_index_in_dim(x, turn, axis=1, keepdims=False)
+            return part.reshape(-1, *part.shape[2:]) if part.ndim > 1 else part
+
+        return jax.tree.map(take, self.walkers)

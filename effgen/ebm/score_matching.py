@@ -1,0 +1,101 @@
+"""Denoising score matching, the baseline without any walkers in its gradient."""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from effgen.core.state import Metrics, TrainState
+from effgen.core.trainer import AbstractTrainer
+from effgen.core.update import apply_gradients
+
+from .checks import check_share
+from .contrastive import check_watched_data, watch, watched_start
+from .evaluation import Energy, energies_at, evaluate
+from .kernels import AbstractKernel
+from .learning import likelihood
+from .populations import Population
+from .trainer import check_kernel
+
+
+class ScoreMatchingTrainer(AbstractTrainer):
+    """Denoising score matching at one level of noise.
+
+        noisy = batch + noise_scale * noise
+        loss = mean(|noise_scale * gradient(noisy) - noise|^2) / 2
+
+    The baseline that needs no samples of the model. Its optimum is the density of the
+    noisy data, but where data are rare nothing is learned, and how much distant modes
+    weigh hardly enters the loss.
+
+    The memory, if given, only watches, as `CDTrainer`'s: walkers moved by `kernel` that
+    tell this trainer's likelihood.
+
+    **Attributes:** `optim`; `kernel`, of the watching walkers; `noise_scale`, in units
+    of the data; `resample_below`.
+
+    **Metrics:** `loss`, `data_energy`, `grad_norm`; with watching walkers
+    `cross_entropy`, `log_partition` and `log_partition_error`.
+
+    **Source:** Vincent (2011).
+    """
+
+    watched: ClassVar[tuple[str, ...]] = ("loss", "cross_entropy")
+
+    optim: optax.GradientTransformation
+    kernel: AbstractKernel
+    noise_scale: float = 0.1
+    resample_below: float = 0.5
+
+    def __check_init__(self) -> None:
+        """Raise `TypeError` or `ValueError` for settings out of range."""
+        check_kernel(self.kernel)
+        check_share("resample_below", self.resample_below)
+        if not self.noise_scale > 0:
+            raise ValueError(
+                f"`noise_scale` is {self.noise_scale}: pass a number > 0, such as a "
+                "tenth of the data's standard deviation."
+            )
+
+    def init(
+        self, model: Energy, memory: Population | None = None
+    ) -> TrainState[Energy, Population | None]:
+        """Return the first state; `memory`, if given, are walkers that watch."""
+        return watched_start(self.optim, self.kernel, model, memory)
+
+    def step(
+        self,
+        state: TrainState[Energy, Population | None],
+        batch: Float[Array, "batch *shape"],
+        *,
+        key: PRNGKeyArray,
+    ) -> tuple[TrainState[Energy, Population | None], Metrics]:
+        """Update the model by how it denoises the batch."""
+        noise_key, watch_key = jax.random.split(key)
+        noise = jax.random.normal(noise_key, batch.shape, batch.dtype)
+        noisy = batch + self.noise_scale * noise
+
+        def mean_square(model: Energy) -> Float[Array, ""]:
+            _, gradients = evaluate(model, noisy)
+            errors = (self.noise_scale * gradients - noise).reshape(len(batch), -1)
+            return 0.5 * jnp.mean(jnp.sum(errors**2, axis=1))
+
+        loss, gradients = eqx.filter_value_and_grad(mean_square)(state.model)
+        model, opt_state = apply_gradients(
+            self.optim, gradients, state.opt_state, state.model
+        )
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
+        memory, more = watch(
+            self.kernel, state, model, 1, self.resample_below, key=watch_key
+        )
+        if more:
+            data_energy = jnp.mean(energies_at(state.model, batch))
+            metrics |= more | likelihood(state, data_energy)
+        return state.advance(model, opt_state, memory), metrics
+
+    def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
+        """Raise on data that have no density, or do not fit the watching walkers."""
+        check_watched_data(self.kernel, state.memory, batch, source)

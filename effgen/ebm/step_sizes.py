@@ -1,0 +1,167 @@
+"""How long a move is: a number, a schedule, or a rule fed by earlier moves."""
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from .walkers import Walkers
+
+
+class AbstractStepSizeRule(eqx.Module):
+    """A rule that finds the step size while walkers move.
+
+    A move uses what earlier moves have led to, never its own outcome: chosen by that,
+    it would no longer leave the model's distribution alone. Audit walkers move with
+    the training walkers' step size, on which they have no influence.
+    """
+
+    initial: eqx.AbstractVar[float]
+
+    @abc.abstractmethod
+    def next(
+        self,
+        step_size: Float[Array, ""],
+        acceptance: Float[Array, ""],
+        squares: Float[Array, " walkers"],
+    ) -> Float[Array, ""]:
+        """Return the next move's step size.
+
+        **Arguments:** `step_size` and mean `acceptance` of the last move; `squares`,
+        the squared norms of the (clipped, preconditioned) gradients after it.
+        """
+
+
+class TargetAcceptance(AbstractStepSizeRule):
+    """Moves that are accepted as often as is most efficient.
+
+        log(step_size) += rate * (acceptance - target)
+
+    **Attributes:** `initial`; `target`, 0.574 for Langevin proposals; `rate`.
+
+    **Source:** Roberts and Rosenthal (1998), for the target.
+    """
+
+    initial: float
+    target: float = 0.574
+    rate: float = 0.05
+
+    def __check_init__(self) -> None:
+        """Raise `ValueError` for settings out of range."""
+        _check_positive("initial", self.initial)
+        _check_share("target", self.target)
+        _check_share("rate", self.rate)
+
+    def next(
+        self,
+        step_size: Float[Array, ""],
+        acceptance: Float[Array, ""],
+        squares: Float[Array, " walkers"],
+    ) -> Float[Array, ""]:
+        """Return the next move's step size.
+
+        **Arguments:** `step_size` and mean `acceptance` of the last move; `squares`,
+        the squared norms of the (clipped, preconditioned) gradients after it.
+        """
+        return step_size * jnp.exp(self.rate * (acceptance - self.target))
+
+
+class TargetVariance(AbstractStepSizeRule):
+    r"""Unadjusted moves whose discreteness costs the weights a given variance.
+
+        step_size -> sqrt(8 * variance) / std(|gradient|^2)
+
+    At equilibrium the weights of unadjusted moves telescope to a quarter of the step
+    size times the change of `|gradient|^2`, so their log-variance stays at `variance`
+    and the effective sample size at `exp(-variance)`. For a Gaussian of precisions
+    `l` this is `step_size = 2 sqrt(variance / sum(l^2))`; the default is
+    `0.5 / sqrt(sum(l^2))`.
+
+    **Attributes:** `initial`; `variance`; `rate`, of the averaging over moves, which is
+    that of `log(step_size)`.
+    """
+
+    initial: float
+    variance: float = 0.0625
+    rate: float = 0.05
+
+    def __check_init__(self) -> None:
+        """Raise `ValueError` for settings out of range."""
+        _check_positive("initial", self.initial)
+        _check_positive("variance", self.variance)
+        _check_share("rate", self.rate)
+
+    def next(
+        self,
+        step_size: Float[Array, ""],
+        acceptance: Float[Array, ""],
+        squares: Float[Array, " walkers"],
+    ) -> Float[Array, ""]:
+        """Return the next move's step size.
+
+        **Arguments:** `step_size` and mean `acceptance` of the last move; `squares`,
+        the squared norms of the (clipped, preconditioned) gradients after it.
+        """
+        best = jnp.sqrt(8 * self.variance) / jnp.std(squares)
+        new = jnp.exp((1 - self.rate) * jnp.log(step_size) + self.rate * jnp.log(best))
+        return jnp.where(jnp.isfinite(new) & (new > 0), new, step_size)
+
+
+Schedule = float | Callable[[Any], ArrayLike]
+"""A number, or an optax schedule: a function from the step to a number."""
+
+StepSize = Schedule | AbstractStepSizeRule
+
+
+def step_size_at(
+    step_size: StepSize, walkers: Walkers, step: Int[Array, ""]
+) -> Float[Array, ""]:
+    """Return the step size of the move that `walkers` take at `step`."""
+    dtype = walkers.positions.dtype
+    if isinstance(step_size, AbstractStepSizeRule):
+        found = walkers.step_size
+        return jnp.where(found > 0, found, step_size.initial).astype(dtype)
+    value = step_size(step) if callable(step_size) else step_size
+    return jnp.asarray(value).astype(dtype)
+
+
+def with_step_size(
+    moved: Walkers,
+    step_size: StepSize,
+    used: Float[Array, ""],
+    acceptance: Float[Array, ""],
+    squares: Float[Array, " walkers"],
+) -> Walkers:
+    """Return the moved walkers with the step size of their next move."""
+    acceptance = acceptance.astype(used.dtype)
+    if isinstance(step_size, AbstractStepSizeRule):
+        used = step_size.next(used, acceptance, squares).astype(used.dtype)
+    return dataclasses.replace(moved, step_size=used, acceptance=acceptance)
+
+
+def check_step_size(step_size: Any) -> None:
+    """Raise on a step size that is not positive, or neither number nor schedule."""
+    if isinstance(step_size, int | float):
+        if not step_size > 0:
+            raise ValueError(
+                f"`step_size` is {step_size}: pass a number > 0, a schedule or a rule."
+            )
+    elif not (isinstance(step_size, AbstractStepSizeRule) or callable(step_size)):
+        raise TypeError(
+            f"`step_size` is a {type(step_size).__name__}: pass a number, an optax "
+            "schedule, or a rule such as `ebm.TargetAcceptance(0.01)`."
+        )
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"`{name}` is {value}: pass a number > 0.")
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise ValueError(f"`{name}` is {value}: pass a number between 0 and 1.")
