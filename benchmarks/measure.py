@@ -26,6 +26,9 @@ _PACKAGES = (
     "dynamax",
     "orbax-checkpoint",
     "torch",
+    "torchebm",
+    "rbms",
+    "blackjax",
 )
 
 
@@ -59,6 +62,21 @@ def paired_ratio(times: list[float], reference: list[float]) -> dict[str, float]
     ratios = sorted(a / b for a, b in zip(times, reference, strict=True))
     low, _, high = statistics.quantiles(ratios, n=4)
     return {"median": statistics.median(ratios), "quartile_1": low, "quartile_3": high}
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    """Return the median of repeats, their range, and the repeats."""
+    return {
+        "median": statistics.median(values),
+        "least": min(values),
+        "most": max(values),
+        "all": values,
+    }
+
+
+def by_seed(rows: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
+    """Return the spread over seeds of every figure that all `rows` have."""
+    return {name: spread([row[name] for row in rows]) for name in rows[0]}
 
 
 def write(name: str, figures: dict[str, Any]) -> None:

@@ -29,7 +29,8 @@ class Minibatches(AbstractBatches):
     """Minibatches of arrays that live on the device, reshuffled every epoch.
 
     Each epoch visits every row at most once, in an order drawn from the run's key; the
-    `rows % batch_size` rows left over are a different random few each time.
+    `rows % batch_size` rows left over are a different random few each time. A batch of
+    all rows has them in their own order.
 
     **Attributes:** `arrays`, a pytree whose leaves share their leading axis, and
     `batch_size`.
@@ -64,6 +65,8 @@ class Minibatches(AbstractBatches):
         """Return the batch of `step`, from epoch `step // (rows // batch_size)`."""
         step = jnp.asarray(step)
         rows = num_rows(self.arrays)
+        if self.batch_size == rows:
+            return self.arrays  # every step sees them all, and a gather is not free
         per_epoch = rows // self.batch_size
         position = (step % per_epoch) * self.batch_size + jnp.arange(self.batch_size)
         index = shuffled(position, rows, step // per_epoch, key=key)
