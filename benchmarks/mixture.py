@@ -24,7 +24,7 @@ NUM_STEPS = 8_000
 STEP_SIZE = 0.1
 SEEDS = range(5)
 ROUNDS = 5
-STEPS_A_ROUND = 100
+STEPS_A_ROUND = 500
 
 
 class Mixture(eqx.Module):

@@ -72,7 +72,8 @@ def _check_confining(model: Energy, rows: Array) -> None:
     near, far = (np.asarray(energies_at(model, spread * r * rays)) for r in _FAR)
     # Along a ray the density must fall faster than the volume at that radius grows.
     needed = flat.shape[1] * np.log(_FAR[1] / _FAR[0])
-    escaping = ~(far - near > needed) & ~np.isposinf(far)
+    with np.errstate(invalid="ignore"):  # infinity less infinity: both are beyond
+        escaping = ~(far - near > needed) & ~np.isposinf(far)
     if np.any(escaping):
         raise ValueError(
             f"`model` does not confine: along {int(escaping.sum())} of {len(rows)} "

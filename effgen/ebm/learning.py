@@ -205,7 +205,7 @@ def started(
     return TrainState.start(model, init_opt_state(optim, model), memory)
 
 
-def check_memory(kernel: AbstractKernel | None, model: Energy, memory: Any) -> None:
+def check_memory(kernel: AbstractKernel, model: Energy, memory: Any) -> None:
     """Raise unless `memory` holds walkers that fit the model and the kernel."""
     if not isinstance(memory, Walkers | Reservoir | Audited):
         raise TypeError(
@@ -215,10 +215,8 @@ def check_memory(kernel: AbstractKernel | None, model: Energy, memory: Any) -> N
     for population in populations(memory):
         reservoir = isinstance(population, Reservoir)
         walkers = population.flattened() if reservoir else population
-        positions = walkers.positions
-        takes_one_example(model, positions.shape[1:], positions.dtype)
-        if kernel is not None:
-            kernel.check(model, walkers)
+        kernel.check(model, walkers)
+        takes_one_example(model, walkers.positions.shape[1:], walkers.positions.dtype)
 
 
 def check_known(memory: Memory, instead: str) -> None:

@@ -10,31 +10,7 @@ import pytest
 import effgen as eg
 from effgen import ebm
 from effgen.ebm.learning import contrast
-
-
-class Shifted(eqx.Module):
-    """A Gaussian with a mean to learn: `log Z = (d / 2) log(2 pi)`, whatever it is."""
-
-    mean: jax.Array
-
-    def __call__(self, x):
-        return 0.5 * jnp.sum((x - self.mean) ** 2)
-
-
-SIZE = 8
-LOG_PARTITION = 0.5 * SIZE * np.log(2 * np.pi)
-
-
-def data(num=4096, shift=1.5):
-    return shift + jax.random.normal(jax.random.key(7), (num, SIZE))
-
-
-def populations(key, num, audit=None):
-    keys = jax.random.split(key)
-    walkers = ebm.Walkers.from_gaussian(keys[0], num, (SIZE,))
-    if audit is None:
-        return walkers
-    return ebm.Audited(walkers, ebm.Walkers.from_gaussian(keys[1], audit, (SIZE,)))
+from tests.ebm.gaussians import LOG_PARTITION, SIZE, Shifted, data, populations
 
 
 def test_training_fits_and_the_density_is_normalized():

@@ -1,0 +1,87 @@
+"""The likelihood of a run that is over."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import effgen as eg
+from effgen import ebm
+from tests.ebm.gaussians import LOG_PARTITION, SIZE, Shifted, data, populations
+from tests.ebm.paths import model_at
+
+
+KERNEL = ebm.MALA(0.3)
+
+
+def path():
+    return [model_at(jnp.array(t)) for t in (0.0, 0.5, 1.0)]
+
+
+def fresh(key, num=4096):
+    return ebm.Walkers.from_gaussian(key, num, (2,))
+
+
+def test_a_replay_finds_the_partition_function():
+    walkers = ebm.replay(
+        path(), fresh(jax.random.key(0)), kernel=KERNEL, key=jax.random.key(1)
+    )
+    value, error = walkers.estimate()
+    assert abs(value - 2.0) < 4 * error < 0.4
+    density = ebm.NormalizedEnergy.from_walkers(path()[-1], walkers)
+    assert density.log_partition == value
+    # One step over the whole path is exact too, and says how little it knows.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", eg.RunWarning)
+        coarse = ebm.replay(
+            path()[::2],
+            fresh(jax.random.key(0)),
+            kernel=KERNEL,
+            key=jax.random.key(1),
+            num_between=1,
+        ).estimate()
+    assert coarse.standard_error > 2 * error
+    assert abs(coarse.value - 2.0) < 5 * coarse.standard_error
+
+
+def test_both_sides_close_in_on_the_truth():
+    model = path()[-1]
+    keys = jax.random.split(jax.random.key(0), 4)
+    modes = jax.random.choice(keys[0], 2, (4096,), p=jnp.array([0.25, 0.75]))
+    noise = jax.random.normal(keys[1], (4096, 2)) / jnp.sqrt(1.5)
+    samples = model.centers[modes] + noise
+    lower, upper = ebm.sandwich(
+        path(), fresh(keys[2]), samples, kernel=KERNEL, key=keys[3]
+    )
+    assert abs(lower.value - 2.0) < 4 * lower.standard_error < 0.4
+    assert abs(upper.value - 2.0) < 4 * upper.standard_error < 0.4
+
+
+def test_saved_checkpoints_are_replayed(tmp_path):
+    trainer = ebm.PCDTrainer(optax.sgd(0.05), kernel=ebm.ULA(0.1))
+    first = Shifted(jnp.zeros(SIZE))
+    state = trainer.init(first, populations(jax.random.key(0), 64))
+    run = eg.train(
+        trainer, state, eg.Minibatches(data(), 64), key=jax.random.key(1), num_steps=60
+    )
+    state, _ = eg.drain(eg.checkpointed(run, tmp_path / "run", every=20))
+    models = ebm.saved_models(tmp_path / "run", state, first)
+    assert len(models) == 4
+    np.testing.assert_array_equal(models[-1].mean, state.model.mean)
+    walkers = populations(jax.random.key(2), 4096)
+    walkers = ebm.replay(models, walkers, kernel=KERNEL, key=jax.random.key(3))
+    value, error = walkers.estimate()
+    assert abs(value - LOG_PARTITION) < 4 * error < 0.4
+    with pytest.raises(FileNotFoundError, match="holds no checkpoints"):
+        ebm.saved_models(tmp_path / "nowhere", state)
+
+
+def test_bad_input_is_named():
+    walkers = fresh(jax.random.key(0), 16)
+    with pytest.raises(ValueError, match="`models` is empty"):
+        ebm.replay([], walkers, kernel=KERNEL, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="`num_between` is 0"):
+        ebm.replay(path(), walkers, kernel=KERNEL, key=jax.random.key(0), num_between=0)

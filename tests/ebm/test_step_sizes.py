@@ -1,0 +1,145 @@
+"""Rules that find the step size, and the guard of the parameter step."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import effgen as eg
+from effgen import ebm
+from effgen.core.weights import conditional_ess
+from effgen.ebm.learning import backtracked
+from tests.ebm.gaussians import LOG_PARTITION, SIZE, Scaled, Shifted, data, populations
+
+
+PRECISIONS = jnp.array([0.5, 1.0, 2.0, 4.0, 1.0, 1.0, 3.0, 0.2])
+
+
+def settled(kernel, num_moves):
+    """Return walkers at equilibrium after many moves under a fixed Gaussian."""
+    energy = Scaled(PRECISIONS)
+    walkers = ebm.Walkers.from_gaussian(jax.random.key(0), 4096, (SIZE,))
+    positions = walkers.positions / jnp.sqrt(PRECISIONS)[None]
+    density = -jax.vmap(energy)(positions)
+    walkers = ebm.Walkers.from_samples(positions, density).reweighted(energy)
+
+    def body(walkers, key):
+        walkers = kernel.move(walkers, energy, jnp.array(0), key=key)
+        return walkers, walkers.acceptance
+
+    keys = jax.random.split(jax.random.key(1), num_moves)
+    return jax.lax.scan(body, walkers, keys)
+
+
+@pytest.mark.parametrize("initial", [1e-3, 1.0])
+def test_acceptance_reaches_its_target(initial):
+    kernel = ebm.MALA(ebm.TargetAcceptance(initial))
+    _, acceptance = settled(kernel, 800)
+    np.testing.assert_allclose(acceptance[-50:].mean(), 0.574, atol=0.02)
+
+
+@pytest.mark.parametrize("initial", [1e-3, 0.3])
+def test_the_variance_rule_finds_the_step_size_of_a_gaussian(initial):
+    kernel = ebm.ULA(ebm.TargetVariance(initial))
+    walkers, _ = settled(kernel, 400)
+    expected = 0.5 / jnp.sqrt(jnp.sum(PRECISIONS**2))
+    # The chain's own stationary law is a little wider than the model.
+    np.testing.assert_allclose(walkers.step_size, expected, rtol=0.15)
+
+
+def test_unadjusted_weights_lose_what_the_rule_says():
+    # Var(log_weights) -> h^2 / 4 sum(l^2): with the default rule, 1/16.
+    kernel = ebm.ULA(0.5 / float(jnp.sqrt(jnp.sum(PRECISIONS**2))))
+    walkers, _ = settled(kernel, 400)
+    np.testing.assert_allclose(jnp.var(walkers.log_weights), 0.0625, rtol=0.3)
+
+
+def test_rules_and_guard_leave_the_audit_exact():
+    trainer = ebm.JarzynskiTrainer(
+        optax.sgd(0.3), kernel=ebm.MALA(ebm.TargetAcceptance(0.01)), keep_above=0.95
+    )
+    memory = populations(jax.random.key(0), 256, audit=4096)
+    state = trainer.init(Shifted(jnp.zeros(SIZE)), memory)
+    state, history = eg.fit(
+        trainer, state, eg.Minibatches(data(), 64), key=jax.random.key(1), num_steps=300
+    )
+    assert history["update_share"].min() < 1
+    assert 0.5 < history["acceptance"][-50:].mean() < 0.65
+    assert state.memory.audit.step_size == pytest.approx(
+        float(state.memory.walkers.step_size), rel=0.1
+    )
+    density = ebm.NormalizedEnergy.from_state(state)
+    assert abs(density.log_partition - LOG_PARTITION) < 4 * density.standard_error
+
+
+def test_the_guard_halves_until_enough_walkers_survive():
+    old, new = Shifted(jnp.zeros(SIZE)), Shifted(jnp.full(SIZE, 2.0))
+    walkers = populations(jax.random.key(0), 4096).reweighted(old)
+    kept, share = backtracked(old, new, walkers, 0.9)
+    assert 0 < share < 1
+    np.testing.assert_allclose(kept.mean, share * new.mean, rtol=1e-6)
+    increments = walkers.energies - walkers.reweighted(kept).energies
+    survivors = conditional_ess(walkers.log_weights, increments) / walkers.num
+    assert survivors > 0.8  # 0.9 to first order
+    small = Shifted(jnp.full(SIZE, 1e-3))
+    unchanged, share = backtracked(old, small, walkers, 0.9)
+    assert share == 1
+    np.testing.assert_array_equal(unchanged.mean, small.mean)
+
+
+def test_an_update_without_any_survivor_is_given_up():
+    old = Shifted(jnp.zeros(SIZE))
+    walkers = populations(jax.random.key(0), 64).reweighted(old)
+    new = Shifted(jnp.full(SIZE, jnp.nan))
+    _, share = backtracked(old, new, walkers, 0.9)
+    assert share == 0
+
+
+def test_the_guard_saves_a_run_whose_updates_are_too_large():
+    def run(**settings):
+        trainer = ebm.JarzynskiTrainer(optax.sgd(0.8), kernel=ebm.MALA(0.3), **settings)
+        memory = populations(jax.random.key(0), 512)
+        state = trainer.init(Shifted(jnp.zeros(SIZE)), memory)
+        x = eg.Minibatches(data(shift=3.0), 64)
+        return eg.fit(trainer, state, x, key=jax.random.key(1), num_steps=60)
+
+    with pytest.raises(eg.TrainingError, match="weights collapsed"):
+        run()
+    state, history = run(keep_above=0.7)
+    assert history["conditional_ess"].min() > 0.4
+    np.testing.assert_allclose(state.model.mean, 3.0, atol=0.8)
+
+
+def test_a_rule_that_does_not_fit_the_kernel_is_named():
+    with pytest.raises(ValueError, match="`ULA` accepts every move"):
+        ebm.ULA(ebm.TargetAcceptance(0.1))
+    with pytest.raises(ValueError, match="for unadjusted moves"):
+        ebm.MALA(ebm.TargetVariance(0.1))
+    with pytest.raises(ValueError, match=r"`target` is 1\.5"):
+        ebm.TargetAcceptance(0.1, target=1.5)
+    with pytest.raises(ValueError, match="`initial` is 0"):
+        ebm.TargetVariance(0.0)
+    with pytest.raises(TypeError, match="`step_size` is a str"):
+        ebm.MALA("large")
+    with pytest.raises(ValueError, match="`clip` is -1"):
+        ebm.MALA(0.1, clip=-1.0)
+    with pytest.raises(ValueError, match="`keep_above` is 1"):
+        ebm.JarzynskiTrainer(optax.sgd(0.1), kernel=ebm.ULA(0.1), keep_above=1.0)
+
+
+def test_a_preconditioner_of_another_shape_is_named():
+    kernel = ebm.ULA(0.1, scale=jnp.ones(3))
+    walkers = populations(jax.random.key(0), 8)
+    with pytest.raises(ValueError, match=r"`scale` has shape \(3,\)"):
+        kernel.follow(walkers, Scaled(PRECISIONS), jnp.array(0), key=jax.random.key(0))
+
+
+def test_temperature_scales_the_energy():
+    energy = ebm.TemperedEnergy(Scaled(PRECISIONS), 4.0)
+    x = jnp.ones(SIZE)
+    assert energy(x) == Scaled(PRECISIONS)(x) / 4
+    assert eqx.is_array(energy.energy.precisions)
+    with pytest.raises(ValueError, match="`temperature` is 0"):
+        ebm.TemperedEnergy(Scaled(PRECISIONS), 0.0)
