@@ -5,7 +5,6 @@ data, 8,000 steps, `h = 0.1`. Masses, divergence and `log Z` are known in closed
 """
 
 import time
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -23,8 +22,6 @@ NUM = 10_000
 NUM_STEPS = 8_000
 STEP_SIZE = 0.1
 SEEDS = range(5)
-ROUNDS = 5
-STEPS_A_ROUND = 500
 
 
 class Mixture(eqx.Module):
@@ -123,104 +120,7 @@ def quality(name, seed):
     return row
 
 
-def ours(trainer, state, data):
-    """Return a function that takes a round of steps, compiled before."""
-
-    def work():
-        key = jax.random.key(0)
-        return eg.fit(trainer, state, data, key=key, num_steps=STEPS_A_ROUND)[0]
-
-    return work
-
-
-def theirs(data, start):
-    """Return the same in PyTorch, written plainly from the equations."""
-    import torch
-
-    torch.set_num_threads(torch.get_num_threads())
-    x0, y = torch.tensor(np.array(start.positions)), torch.tensor(np.array(data))
-
-    def energy(means, offset, x):
-        offsets = torch.stack([torch.zeros(()), offset])
-        logits = x @ means.T - 0.5 * (means**2).sum(1) - offsets
-        return 0.5 * (x**2).sum(1) - torch.logsumexp(logits, 1)
-
-    def value_and_grad(means, offset, x):
-        x = x.detach().requires_grad_()
-        with torch.enable_grad():
-            energies = energy(means.detach(), offset.detach(), x)
-            (gradients,) = torch.autograd.grad(energies.sum(), x)
-        return energies.detach(), gradients
-
-    def work():
-        model = student(jax.random.key(1))
-        means = torch.tensor(np.array(model.means), requires_grad=True)
-        offset = torch.tensor(np.array(model.offset), requires_grad=True)
-        optim = torch.optim.SGD(
-            [
-                {"params": [means], "lr": 0.2 / 8 * STEP_SIZE},
-                {"params": [offset], "lr": STEP_SIZE / 8},
-            ]
-        )
-        x, log_weights, h = x0, torch.zeros(NUM), STEP_SIZE
-        log_z = torch.zeros(())
-        energies, gradients = value_and_grad(means, offset, x)
-        for _ in range(STEPS_A_ROUND):
-            weights = torch.softmax(log_weights, 0)
-            loss = energy(means, offset, y).mean()
-            loss = loss - (weights * energy(means, offset, x)).sum()
-            optim.zero_grad()
-            loss.backward()
-            optim.step()
-            with torch.no_grad():
-                noise = torch.randn_like(x)
-                new = x - h * gradients + (2 * h) ** 0.5 * noise
-                after, new_gradients = value_and_grad(means, offset, new)
-                step = new - x
-                log_weights = log_weights + energies - after
-                log_weights += 0.5 * (step * (gradients + new_gradients)).sum(1)
-                squares = (gradients**2).sum(1) - (new_gradients**2).sum(1)
-                log_weights += 0.25 * h * squares
-                x, energies, gradients = new, after, new_gradients
-                weights = torch.softmax(log_weights, 0)
-                if 1 / (weights**2).sum() < 0.5 * NUM:
-                    log_z += torch.logsumexp(log_weights, 0) - np.log(NUM)
-                    points = (torch.arange(NUM) + torch.rand(())) / NUM
-                    index = torch.searchsorted(weights.cumsum(0), points)
-                    index = index.clamp(max=NUM - 1)
-                    x, energies, gradients = x[index], energies[index], gradients[index]
-                    log_weights = torch.zeros(NUM)
-        return float(log_z + loss.detach())
-
-    return work
-
-
-def speed() -> dict[str, Any]:
-    """Time a weighted step of ours against the PyTorch loop, on equal work."""
-    keys = jax.random.split(jax.random.key(0), 3)
-    data = teacher().draw(keys[0], NUM)
-    model = student(keys[1])
-    start = model.walkers(keys[2], NUM)
-    trainer = ebm.JarzynskiTrainer(optimizer(), kernel=ebm.ULA(STEP_SIZE))
-    state = trainer.init(model, start)
-    times = measure.interleaved(
-        {
-            "effgen": ours(trainer, state, eg.Minibatches(data, NUM)),
-            "torch": theirs(data, start),
-        },
-        rounds=ROUNDS,
-    )
-    rates = {
-        name: STEPS_A_ROUND / float(np.median(seconds))
-        for name, seconds in times.items()
-    }
-    ratio = measure.paired_ratio(times["torch"], times["effgen"])
-    return {"steps_per_second": rates, "times_torch": ratio}
-
-
 if __name__ == "__main__":
-    fast = speed()
-    print(fast, flush=True)
     names = ("Jarzynski", "Jarzynski, reservoir of 10 blocks", "PCD", "CD-1")
     rows = {name: measure.by_seed([quality(name, s) for s in SEEDS]) for name in names}
     evaluations = {
@@ -228,6 +128,4 @@ if __name__ == "__main__":
         "PCD": "2 walkers and 1 datum a walker's step",
         "CD-1": "3 walkers and 1 datum a walker's step",
     }
-    measure.write(
-        "mixture", {"speed": fast, "quality": rows, "evaluations": evaluations}
-    )
+    measure.write("mixture", {"quality": rows, "evaluations": evaluations})

@@ -1,5 +1,8 @@
 """Handwritten digits as the demonstration sees them: blurred, noised and whitened."""
 
+import gzip
+from pathlib import Path
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -80,4 +83,29 @@ def digits(side: int) -> tuple[Float[Array, "images pixels"], Int[Array, " image
     return (
         jnp.asarray(images.reshape(len(images), -1)[order], jnp.float32),
         jnp.asarray(labels[order]),
+    )
+
+
+def idx(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return images in [-1, 1] and labels from MNIST's own files, gzipped or not.
+
+    **Arguments:** `folder`, where `<part>-images-idx3-ubyte` and its labels are (MNIST,
+    Fashion-MNIST, and others come so); `part`, `"train"` or `"t10k"`.
+
+    **Raises:** `FileNotFoundError` if they are not there.
+    """
+    pixels = _idx_bytes(folder / f"{part}-images-idx3-ubyte", header=16)
+    labels = _idx_bytes(folder / f"{part}-labels-idx1-ubyte", header=8)
+    return pixels.reshape(len(labels), -1) / np.float32(127.5) - 1, labels
+
+
+def _idx_bytes(path: Path, *, header: int) -> np.ndarray:
+    packed = path.with_name(path.name + ".gz")
+    if packed.exists():
+        return np.frombuffer(gzip.decompress(packed.read_bytes()), np.uint8, -1, header)
+    if path.exists():
+        return np.frombuffer(path.read_bytes(), np.uint8, -1, header)
+    raise FileNotFoundError(
+        f"`folder` `{path.parent}` holds neither `{path.name}` nor `{packed.name}`: "
+        "pass the folder of MNIST's or Fashion-MNIST's files."
     )
