@@ -1,7 +1,8 @@
 """Speed on the mixture, against an equal-work PyTorch loop.
 
-`python -m benchmarks.mixture_speed`. Both take the same step: one value-and-gradient of 10,000 walkers, one gradient of the
-contrast, exact weights, systematic resampling. Neither has an audit.
+`python -m benchmarks.mixture_speed`. Both take the same step: one value-and-gradient of
+10,000 walkers, one gradient of the contrast, exact weights, systematic resampling.
+Neither has an audit.
 """
 
 import jax

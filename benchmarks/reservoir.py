@@ -14,14 +14,15 @@ from benchmarks import measure
 from effgen import ebm
 
 
-ROUNDS = 7
-NUM_STEPS = 2_000
+ROUNDS = 5
+NUM_STEPS = 10_000
+WARM_UP = 5_000
 BLOCK = 1_000
 SIZE = 16
 
 
 def work(num):
-    """Return a function that takes a round of steps with `num` walkers."""
+    """Return a function of how many steps to take with `num` walkers."""
     keys = jax.random.split(jax.random.key(0), 3)
     energy = ebm.mlp_energy((SIZE,), key=keys[0], width_size=64)
     walkers = ebm.Walkers.from_gaussian(keys[1], num, (SIZE,))
@@ -30,15 +31,27 @@ def work(num):
     state = trainer.init(energy, memory)
     x = eg.Minibatches(jax.random.normal(keys[2], (10_000, SIZE)), 256)
 
-    def steps():
-        return eg.fit(trainer, state, x, key=jax.random.key(0), num_steps=NUM_STEPS)[0]
+    def steps(count):
+        return eg.fit(trainer, state, x, key=jax.random.key(0), num_steps=count)[0]
 
     return steps
 
 
+def seconds_under_way(steps):
+    """Return what `NUM_STEPS` take once a run has found its pace."""
+    short = measure.seconds(lambda: steps(WARM_UP))
+    return measure.seconds(lambda: steps(WARM_UP + NUM_STEPS)) - short
+
+
 if __name__ == "__main__":
-    sizes = [10**n for n in (3, 4, 5, 6)]
-    times = measure.interleaved({str(n): work(n) for n in sizes}, rounds=ROUNDS)
+    works = {str(10**n): work(10**n) for n in (3, 4, 5, 6)}
+    for steps in works.values():
+        steps(WARM_UP)  # compiles
+    times = {name: [] for name in works}
+    for _ in range(ROUNDS):
+        for name, steps in works.items():
+            times[name].append(seconds_under_way(steps))
+            print(name, times[name][-1], flush=True)
     measure.write(
         "reservoir",
         {

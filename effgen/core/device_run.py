@@ -25,6 +25,12 @@ from .trainer import AbstractTrainer
 # Long enough to hide the host's work, short enough for Ctrl-C and a progress bar.
 _CHUNK_SECONDS = 0.5
 
+# What share of a chunk the copy of the state may take, and how far a chunk may stretch
+# for that.
+_COPY_SHARE = 0.02
+_LONGEST_SECONDS = 5.0
+_LARGE_STATE = 2**24  # bytes
+
 
 def device_chunks(job: Job) -> Iterator[Chunk]:
     """Yield chunks until the steps, the data or the patience of the user end."""
@@ -49,8 +55,9 @@ class _DeviceRun:
         self.statics = Static(state), Static((job.trainer, source))
         self.inputs = replicate(inputs, mesh)
         self.arrays = arrays_of(state)
+        self.nbytes = sum(array.nbytes for array in self.arrays)
         self.start = self.step = int(state.step)
-        self.pace = _Pace()
+        self.pace = _Pace(self.nbytes)
         self.skips_in_a_row = 0
         self.stopped = False
 
@@ -114,7 +121,7 @@ class _DeviceRun:
         with job.ledger.account("compile"):
             job.program = compiled_program(self.statics, avals, kind, self.mesh)
         if compiled_program.cache_info().misses > misses:
-            self.pace = _Pace()
+            self.pace = _Pace(self.nbytes)
         return job.program
 
     def _batch_shape(self, stack: Stack) -> PyTree:
@@ -157,7 +164,7 @@ class _DeviceRun:
             taken, failed = self._sound_steps(program, stack, start - first, num)
         self.pace.took(taken.num, time.perf_counter() - began)
         if failed:
-            self.pace = _Pace()
+            self.pace = _Pace(self.nbytes)
         if taken.num == 0:
             return None, failed
         self.arrays, self.skips_in_a_row = taken.state, 0
@@ -280,15 +287,29 @@ class _Retry:
 
 
 class _Pace:
-    """How many steps make a chunk of about half a second."""
+    """How many steps make a chunk of about half a second.
 
-    def __init__(self) -> None:
-        self.num = 1
+    Every chunk copies the state, to have its start to go back to. Where the state is
+    large and that takes long beside the steps, chunks become longer.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self.num, self.once = 1, 0.0
+        self.large = nbytes > _LARGE_STATE
+        self.last = (1, 0.0)
 
     def took(self, num: int, seconds: float) -> None:
         """Note that `num` steps took `seconds`."""
-        wanted = int(_CHUNK_SECONDS * num / max(seconds, 1e-9))
-        self.num = max(1, min(wanted, 4 * self.num))
+        if num == 0:
+            return
+        fewer, shorter = self.last
+        if self.large and num >= 2 * fewer:
+            each = max(seconds - shorter, 0.0) / (num - fewer)
+            self.once = max(seconds - num * each, 0.0)
+        each = max((seconds - self.once) / num, 1e-9)
+        wanted = min(max(self.once / _COPY_SHARE, _CHUNK_SECONDS), _LONGEST_SECONDS)
+        self.last = (num, seconds)
+        self.num = max(1, min(int(wanted / each), 4 * self.num))
 
 
 def _aval(array: Any) -> jax.ShapeDtypeStruct:

@@ -52,6 +52,23 @@ def repeat(
     return jax.lax.fori_loop(0, num, body, state)
 
 
+def read_now(read: Callable[[], State], index: Int[Array, ""]) -> State:
+    """Return `read()`, slices at `index >= 0` of arrays that are then updated in place.
+
+    On a CPU, XLA may fuse such a slice into what uses it, move that past the update,
+    and copy the whole array at every step of a loop for its sake. A branch that is
+    always taken, of which the compiler cannot know, keeps the slice where it is.
+    """
+    if default_platform() != "cpu":
+        return read()
+    empty = jax.eval_shape(read)
+
+    def zeros() -> State:
+        return jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), empty)
+
+    return jax.lax.cond(index >= 0, read, zeros)
+
+
 def default_platform() -> str:
     """Return where uncommitted computations run: `"cpu"`, `"gpu"` or `"tpu"`."""
     device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]

@@ -22,16 +22,14 @@ from .learning import (
     check_memory,
     followed,
     learned,
-    likelihood,
     started,
 )
 from .populations import (
     Audited,
     Memory,
     Population,
-    current,
-    due,
     put,
+    taken,
     training_population,
     with_walkers,
 )
@@ -101,34 +99,33 @@ class PCDTrainer(AbstractTrainer):
         """Update the model by the walkers as they are, then move them."""
         keys = jax.random.split(key, 3)
         population = training_population(state.memory)
-        walkers = current(population, state.step)
+        walkers, due = taken(population, state.step)
         equal = jnp.full(walkers.num, 1 / walkers.num, walkers.positions.dtype)
         model, opt_state, metrics = learned(
             self.optim, state, batch, walkers.positions, equal
         )
         metrics["loss"] = metrics["energy_gap"]
-        moved = self._moved(population, model, state, keys[:2])
+        moved = self._moved(due, model, state, keys[:2])
         metrics |= {"step_size": moved.step_size, "acceptance": moved.acceptance}
         memory: Memory = put(population, state.step, moved)
         if isinstance(state.memory, Audited):
-            metrics |= likelihood(state, metrics["data_energy"])
             audit, more = audited(
                 self.kernel,
                 state.memory,
-                due(population, state.step),
+                due,
                 model,
                 state.step,
                 self.num_moves,
                 self.resample_below,
+                data_energy=metrics["data_energy"],
                 key=keys[2],
             )
             memory, metrics = Audited(memory, audit), metrics | more
         return state.advance(model, opt_state, memory), metrics
 
     def _moved(
-        self, population: Population, model: Energy, state: TrainState, keys: Array
+        self, walkers: Walkers, model: Energy, state: TrainState, keys: Array
     ) -> Walkers:
-        walkers = due(population, state.step)
         if self.restarts:
             walkers = self._restarted(walkers, state.model, keys[1])
         moved = followed(
@@ -223,11 +220,10 @@ class CDTrainer(AbstractTrainer):
             model,
             self.num_moves,
             self.resample_below,
+            data_energy=metrics["data_energy"],
             key=watch_key,
         )
-        if more:
-            metrics |= more | likelihood(state, metrics["data_energy"])
-        return state.advance(model, opt_state, memory), metrics
+        return state.advance(model, opt_state, memory), metrics | more
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
         """Raise on data that the kernel cannot move or the walkers cannot meet."""
@@ -254,15 +250,23 @@ def watch(
     num_moves: int,
     resample_below: float,
     *,
+    data_energy: Float[Array, ""],
     key: PRNGKeyArray,
 ) -> tuple[Population | None, Metrics]:
     """Return the watching walkers, if any, after a step, and what they report."""
     if state.memory is None:
         return None, {}
     both = Audited(state.memory, state.memory)
-    trained = due(state.memory, state.step)
     return audited(
-        kernel, both, trained, model, state.step, num_moves, resample_below, key=key
+        kernel,
+        both,
+        taken(state.memory, state.step)[1],
+        model,
+        state.step,
+        num_moves,
+        resample_below,
+        data_energy=data_energy,
+        key=key,
     )
 
 

@@ -21,13 +21,11 @@ from .kernels import AbstractKernel
 from .populations import (
     Audited,
     Memory,
-    current,
-    due,
     example_shape,
-    honest_population,
     populations,
     put,
     reweighted,
+    taken,
 )
 from .reservoir import Reservoir
 from .walkers import Walkers, resampled_below
@@ -154,17 +152,19 @@ def audited(
     num_moves: int,
     resample_below: float,
     *,
+    data_energy: Float[Array, ""],
     key: PRNGKeyArray,
 ) -> tuple[Any, Metrics]:
-    """Return the audit population after a step, and what it reports.
+    """Return the audit population after a step, and what it reports: the likelihood.
 
     It moves with the step size that the training walkers have found: its own moves
     must not choose theirs, and may not depend on what they lead to.
     """
     move_key, resample_key = jax.random.split(key)
-    walkers = dataclasses.replace(due(memory.audit, step), step_size=trained.step_size)
+    current, due = taken(memory.audit, step)
+    walkers = dataclasses.replace(due, step_size=trained.step_size)
     walkers = followed(kernel, walkers, model, step, num_moves, key=move_key)
-    metrics = {
+    metrics = likelihood(current, data_energy) | {
         "audit_ess": walkers.ess / walkers.num,
         "audit_roots": walkers.num_roots / walkers.num,
     }
@@ -172,9 +172,9 @@ def audited(
     return put(memory.audit, step, walkers), metrics
 
 
-def likelihood(state: TrainState, data_energy: Float[Array, ""]) -> Metrics:
-    """Return the batch's cross-entropy and `log Z`, by the walkers to be believed."""
-    value, error = current(honest_population(state.memory), state.step).estimate()
+def likelihood(walkers: Walkers, data_energy: Float[Array, ""]) -> Metrics:
+    """Return the batch's cross-entropy and `log Z`, by walkers of the state's model."""
+    value, error = walkers.estimate()
     return {
         "cross_entropy": data_energy + value,
         "log_partition": value,

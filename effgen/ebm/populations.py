@@ -50,16 +50,11 @@ def populations(memory: Memory) -> tuple[Population, ...]:
     return (memory,)
 
 
-def current(population: Population, step: Int[Array, ""]) -> Walkers:
-    """Return walkers that are weighted for the state's model, at no cost."""
+def taken(population: Population, step: Int[Array, ""]) -> tuple[Walkers, Walkers]:
+    """Return walkers that are the model's own, at no cost, and those due to move."""
     if isinstance(population, Reservoir):
-        return population.current(step)
-    return population
-
-
-def due(population: Population, step: Int[Array, ""]) -> Walkers:
-    """Return the walkers whose turn it is to move."""
-    return population.due(step) if isinstance(population, Reservoir) else population
+        return population.taken(step)
+    return population, population
 
 
 def put(population: Population, step: Int[Array, ""], walkers: Walkers) -> Population:

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from effgen.core.loops import read_now
+
 from .evaluation import Energy
 from .walkers import Walkers
 
@@ -95,6 +97,14 @@ class Reservoir(eqx.Module):
     def due(self, step: Int[Array, ""]) -> Walkers:
         """Return the blocks whose turn it is at `step`."""
         return self._at(step % self.turns)
+
+    def taken(self, step: Int[Array, ""]) -> tuple[Walkers, Walkers]:
+        """Return `current(step)` and `due(step)`, read at once.
+
+        A step that reads them so, and then puts back what was due, updates the arrays
+        in place.
+        """
+        return read_now(lambda: (self.current(step), self.due(step)), step % self.turns)
 
     def put(self, step: Int[Array, ""], walkers: Walkers) -> "Reservoir":
         """Return the reservoir with the blocks that were due at `step` replaced."""

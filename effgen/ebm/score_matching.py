@@ -16,7 +16,6 @@ from .checks import check_share
 from .contrastive import check_watched_data, watch, watched_start
 from .evaluation import Energy, energies_at, evaluate
 from .kernels import AbstractKernel
-from .learning import likelihood
 from .populations import Population
 from .trainer import check_kernel
 
@@ -89,12 +88,15 @@ class ScoreMatchingTrainer(AbstractTrainer):
         )
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
         memory, more = watch(
-            self.kernel, state, model, 1, self.resample_below, key=watch_key
+            self.kernel,
+            state,
+            model,
+            1,
+            self.resample_below,
+            data_energy=jnp.mean(energies_at(state.model, batch)),
+            key=watch_key,
         )
-        if more:
-            data_energy = jnp.mean(energies_at(state.model, batch))
-            metrics |= more | likelihood(state, data_energy)
-        return state.advance(model, opt_state, memory), metrics
+        return state.advance(model, opt_state, memory), metrics | more
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
         """Raise on data that have no density, or do not fit the watching walkers."""

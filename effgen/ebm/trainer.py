@@ -30,9 +30,8 @@ from .learning import (
 from .populations import (
     Audited,
     Memory,
-    current,
-    due,
     put,
+    taken,
     training_population,
 )
 from .walkers import Walkers, resampled_below
@@ -132,38 +131,39 @@ class JarzynskiTrainer(AbstractTrainer):
         """Update the model by the walkers' weights, then bring the walkers after it."""
         keys = jax.random.split(key, 3)
         population = training_population(state.memory)
-        walkers = current(population, state.step)
+        walkers, due = taken(population, state.step)
         model, opt_state, metrics = learned(
             self.optim, state, batch, walkers.positions, walkers.weights
         )
         if self.keep_above:
             model, share = backtracked(state.model, model, walkers, self.keep_above)
             metrics["update_share"] = share
-        moved, more = self._moved(population, model, state, keys[0])
-        metrics |= more | likelihood(state, metrics["data_energy"])
-        metrics["loss"] = metrics.pop("cross_entropy")
+        data_energy = metrics["data_energy"]
+        moved, more = self._moved(due, model, state, keys[0])
+        metrics |= more | likelihood(walkers, data_energy)
         settled = resampled_below(self.resample_below, moved, key=keys[1])
         memory: Memory = put(population, state.step, settled)
         if isinstance(state.memory, Audited):
-            flattering = walkers.estimate().value
-            metrics["audit_gap"] = flattering - metrics["log_partition"]
+            flattering = metrics["log_partition"]
             audit, more = audited(
                 self.kernel,
                 state.memory,
-                due(population, state.step),
+                due,
                 model,
                 state.step,
                 self.num_moves,
                 self.resample_below,
+                data_energy=data_energy,
                 key=keys[2],
             )
             memory, metrics = Audited(memory, audit), metrics | more
+            metrics["audit_gap"] = flattering - metrics["log_partition"]
+        metrics["loss"] = metrics.pop("cross_entropy")
         return state.advance(model, opt_state, memory), metrics
 
     def _moved(
-        self, population: Any, model: Energy, state: TrainState, key: PRNGKeyArray
+        self, before: Walkers, model: Energy, state: TrainState, key: PRNGKeyArray
     ) -> tuple[Walkers, Metrics]:
-        before = due(population, state.step)
         moved = followed(
             self.kernel, before, model, state.step, self.num_moves, key=key
         )
