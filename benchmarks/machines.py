@@ -26,7 +26,7 @@ NUM_DATA = 6_000
 NUM = 1_024
 BATCH = 500
 NUM_STEPS = 5_000
-RATE = 0.1
+RATE = 0.05
 SEEDS = range(3)
 
 
