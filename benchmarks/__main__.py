@@ -3,12 +3,25 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.measure import RESULTS
 
 
-SCRIPTS = ("overhead", "drivers", "kills", "damage")
+SCRIPTS = (
+    "overhead",
+    "drivers",
+    "kills",
+    "damage",
+    "mixture",
+    "mixture_speed",
+    "plane",
+    "weights",
+    "reservoir",
+    "machines",
+    "images",
+)
 
 
 def table() -> str:
@@ -21,7 +34,17 @@ def table() -> str:
 
 def _headlines(path: Any) -> list[tuple[str, str]]:
     record = json.loads(path.read_text())
-    readers = {"overhead": _overhead, "drivers": _drivers}
+    readers = {
+        "overhead": _overhead,
+        "drivers": _drivers,
+        "mixture": _quality("mass_error"),
+        "plane": _quality("divergence"),
+        "machines": _quality("log_likelihood"),
+        "mixture_speed": _mixture_speed,
+        "weights": _ratios("over_unweighted", "step over our unweighted one"),
+        "reservoir": _ratios("over_one_block", "walkers, step over one block's"),
+        "images": _images,
+    }
     return readers.get(path.stem, _counts)(record)
 
 
@@ -40,6 +63,41 @@ def _drivers(record: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (f"chosen loop over {name}, convolutions", f"{ratio['median']:.3g}")
         for name, ratio in record["chosen_over"].items()
+    ]
+
+
+def _quality(figure: str) -> Callable[[dict[str, Any]], list[tuple[str, str]]]:
+    def rows(record: dict[str, Any]) -> list[tuple[str, str]]:
+        title = f"{record['benchmark']}, {figure.replace('_', ' ')}"
+        return [
+            (f"{title}, {name}", f"{method[figure]['median']:.4g}")
+            for name, method in record["quality"].items()
+        ]
+
+    return rows
+
+
+def _ratios(key: str, words: str) -> Callable[[dict[str, Any]], list[tuple[str, str]]]:
+    def rows(record: dict[str, Any]) -> list[tuple[str, str]]:
+        return [
+            (f"{name} {words}", f"{ratio['median']:.3g}")
+            for name, ratio in record[key].items()
+        ]
+
+    return rows
+
+
+def _mixture_speed(record: dict[str, Any]) -> list[tuple[str, str]]:
+    ratio = record["times_torch"]["median"]
+    return [("steps a second over an equal PyTorch loop, mixture", f"{ratio:.3g}")]
+
+
+def _images(record: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (f"{problem}, total variation, {name}", f"{rows[-1]['total_variation']:.3g}")
+        for problem, found in record["problems"].items()
+        for name, rows in found["runs"].items()
+        if "total_variation" in rows[-1]
     ]
 
 

@@ -27,7 +27,14 @@ NUM = 1_024
 BATCH = 500
 NUM_STEPS = 5_000
 RATE = 0.05
+WARM_UP = 1_000
 SEEDS = range(3)
+
+
+def rate(step):
+    """Up, so that waiting blocks can follow the first fast steps, and down to zero."""
+    up = jnp.minimum(step / WARM_UP, 1.0)
+    return RATE * up * jnp.minimum((NUM_STEPS - step) / (NUM_STEPS - WARM_UP), 1.0)
 
 
 def data(key):
@@ -77,14 +84,13 @@ def exact_masses(rbm, prototypes):
 def contestants(bias, key):
     """Name each of our methods: its trainer and its memory."""
     keys = jax.random.split(key)
-    rate = optax.linear_schedule(RATE, 0.0, NUM_STEPS)
     optim, kernel = optax.sgd(rate), ebm.BlockGibbs()
     walkers = ebm.Walkers.from_bernoulli(keys[0], NUM, bias)
     many = ebm.Walkers.from_bernoulli(keys[0], 16 * NUM, bias)
     watching = ebm.Walkers.from_bernoulli(keys[1], 16 * NUM, bias)
     audit = ebm.Reservoir.from_walkers(watching, block_size=NUM)
     reservoir = ebm.Reservoir.from_walkers(many, block_size=NUM)
-    jarzynski = ebm.JarzynskiTrainer(optim, kernel=kernel)
+    jarzynski = ebm.JarzynskiTrainer(optim, kernel=kernel, keep_above=0.95)
     return {
         "Jarzynski, 16 blocks": (jarzynski, ebm.Audited(reservoir, audit)),
         "Jarzynski, 1 block": (jarzynski, ebm.Audited(walkers, audit)),
@@ -131,7 +137,8 @@ def rbms_pcd(seed):
     bias = torch.tensor(np.array(bias_of(train)))
     params = BBRBM(weights, bias, torch.zeros(HIDDEN))
     optim = torch.optim.SGD(params.parameters(), lr=RATE, maximize=True)
-    decay = lambda i: 1 - i / NUM_STEPS
+    rates = np.asarray(jax.vmap(rate)(jnp.arange(NUM_STEPS + 1))) / RATE
+    decay = lambda i: float(rates[i])
     schedule = torch.optim.lr_scheduler.LambdaLR(optim, decay)
     for parameter in params.parameters():
         parameter.grad = torch.zeros_like(parameter)
