@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from effgen.core.loops import read_now
+from effgen.core.loops import default_platform, has_convolution, read_now
 
 from .evaluation import Energy
 from .walkers import Walkers
@@ -121,12 +121,19 @@ class Reservoir(eqx.Module):
     def reweighted(self, energy: Energy) -> "Reservoir":
         """Return the reservoir with every block weighted for `energy`, none moved.
 
-        One evaluation of every walker, block after block.
+        One evaluation of every walker, block after block; all at once for convolutions
+        on a CPU, which are slow in a compiled loop.
         """
 
         def one(turn: Int[Array, ""]) -> Walkers:
             return self._at(turn).reweighted(energy)
 
+        first = jnp.zeros((), jnp.int32)
+        if default_platform() == "cpu" and has_convolution(jax.make_jaxpr(one)(first)):
+            flat = self.flattened().reweighted(energy)
+            return Reservoir(
+                jax.tree.map(lambda x, y: y.reshape(x.shape), self.walkers, flat)
+            )
         turns = jax.lax.map(one, jnp.arange(self.turns))
 
         def back(whole: Array, parts: Array) -> Array:
