@@ -111,8 +111,8 @@ class PCDTrainer(AbstractTrainer):
         if isinstance(state.memory, Audited):
             audit, more = audited(
                 self.kernel,
-                state.memory,
-                due,
+                state.memory.audit,
+                due.step_size,
                 model,
                 state.step,
                 self.num_moves,
@@ -256,11 +256,10 @@ def watch(
     """Return the watching walkers, if any, after a step, and what they report."""
     if state.memory is None:
         return None, {}
-    both = Audited(state.memory, state.memory)
     return audited(
         kernel,
-        both,
-        taken(state.memory, state.step)[1],
+        state.memory,
+        None,
         model,
         state.step,
         num_moves,

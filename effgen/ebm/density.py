@@ -17,10 +17,11 @@ from .populations import (
     Memory,
     Population,
     caught_up,
+    flattened,
     honest_population,
+    knows_partition,
     training_population,
 )
-from .reservoir import Reservoir
 from .walkers import Walkers
 
 
@@ -165,12 +166,9 @@ def _training_walkers(state: TrainState[Energy, Memory]) -> Walkers:
 
 def _settled(population: Population, energy: Energy) -> Walkers:
     """Return the walkers weighted for `energy`, if they have weights at all."""
-    walkers = population.walkers if isinstance(population, Reservoir) else population
-    if bool(jnp.any(jnp.isnan(walkers.log_partition))):
-        if isinstance(population, Reservoir):
-            return population.flattened()
-        return population
-    return _caught_up(population, energy)
+    if knows_partition(population):
+        return _caught_up(population, energy)
+    return flattened(population)
 
 
 @eqx.filter_jit

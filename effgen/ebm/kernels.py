@@ -20,7 +20,7 @@ from .step_sizes import (
     step_size_at,
     with_step_size,
 )
-from .walkers import Walkers, kept_where_finite
+from .walkers import Walkers, chosen, kept_where_finite
 
 
 class AbstractKernel(eqx.Module):
@@ -196,7 +196,7 @@ class MALA(AbstractKernel):
         ratios = jnp.where(jnp.isnan(ratios), -jnp.inf, ratios)
         uniform = jax.random.uniform(decide, ratios.shape, ratios.dtype)
         accepted = jnp.log(uniform) < ratios
-        moved = where(accepted, new, walkers)
+        moved = chosen(accepted, new, walkers)
         acceptance = jnp.mean(jnp.exp(jnp.minimum(ratios, 0.0)))
         return with_step_size(moved, self.step_size, h, acceptance, squares)
 
@@ -291,17 +291,3 @@ class BlackJAX(AbstractKernel):
             gradients=gradients,
             acceptance=jnp.mean(rates).astype(walkers.acceptance.dtype),
         )
-
-
-def where(accepted: Array, new: Walkers, old: Walkers) -> Walkers:
-    """Return the walkers with position, energy and gradient of `new` where accepted."""
-
-    def choose(a: Array, b: Array) -> Array:
-        return jnp.where(accepted.reshape(-1, *[1] * (a.ndim - 1)), a, b)
-
-    return dataclasses.replace(
-        old,
-        positions=choose(new.positions, old.positions),
-        energies=choose(new.energies, old.energies),
-        gradients=choose(new.gradients, old.gradients),
-    )

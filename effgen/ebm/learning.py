@@ -7,7 +7,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from effgen.core.loops import repeat
@@ -21,7 +20,10 @@ from .kernels import AbstractKernel
 from .populations import (
     Audited,
     Memory,
+    Population,
     example_shape,
+    flattened,
+    knows_partition,
     populations,
     put,
     reweighted,
@@ -145,8 +147,8 @@ def followed(
 
 def audited(
     kernel: AbstractKernel,
-    memory: Audited,
-    trained: Walkers,
+    audit: Population,
+    step_size: Float[Array, ""] | None,
     model: Energy,
     step: Int[Array, ""],
     num_moves: int,
@@ -157,19 +159,20 @@ def audited(
 ) -> tuple[Any, Metrics]:
     """Return the audit population after a step, and what it reports: the likelihood.
 
-    It moves with the step size that the training walkers have found: its own moves
-    must not choose theirs, and may not depend on what they lead to.
+    It moves with the `step_size` that the training walkers have found: its own moves
+    may not depend on what they lead to. Where no walkers train, `None`, it has its own.
     """
     move_key, resample_key = jax.random.split(key)
-    current, due = taken(memory.audit, step)
-    walkers = dataclasses.replace(due, step_size=trained.step_size)
+    current, walkers = taken(audit, step)
+    if step_size is not None:
+        walkers = dataclasses.replace(walkers, step_size=step_size)
     walkers = followed(kernel, walkers, model, step, num_moves, key=move_key)
     metrics = likelihood(current, data_energy) | {
         "audit_ess": walkers.ess / walkers.num,
         "audit_roots": walkers.num_roots / walkers.num,
     }
     walkers = resampled_below(resample_below, walkers, key=resample_key)
-    return put(memory.audit, step, walkers), metrics
+    return put(audit, step, walkers), metrics
 
 
 def likelihood(walkers: Walkers, data_energy: Float[Array, ""]) -> Metrics:
@@ -213,8 +216,7 @@ def check_memory(kernel: AbstractKernel, model: Energy, memory: Any) -> None:
             "`ebm.Walkers.from_gaussian(key, num, shape)`, or two in `ebm.Audited`."
         )
     for population in populations(memory):
-        reservoir = isinstance(population, Reservoir)
-        walkers = population.flattened() if reservoir else population
+        walkers = flattened(population)
         kernel.check(model, walkers)
         takes_one_example(model, walkers.positions.shape[1:], walkers.positions.dtype)
 
@@ -222,13 +224,7 @@ def check_memory(kernel: AbstractKernel, model: Energy, memory: Any) -> None:
 def check_known(memory: Memory, instead: str) -> None:
     """Raise if there are walkers in `memory` whose density is unknown."""
     for population in populations(memory):
-        walkers = (
-            population.walkers if isinstance(population, Reservoir) else population
-        )
-        booked = walkers.log_partition
-        if isinstance(booked, Tracer):
-            continue
-        if bool(jnp.any(jnp.isnan(booked))):
+        if not knows_partition(population):
             raise ValueError(
                 "`memory` has walkers of unknown density, whose weights mean nothing: "
                 "start from `Walkers.from_gaussian`, give `from_samples` their "

@@ -4,6 +4,8 @@ import dataclasses
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Int
 
 from .evaluation import Energy
@@ -73,10 +75,21 @@ def reweighted(memory: Memory, energy: Energy) -> Memory:
 
 def caught_up(population: Population, energy: Energy) -> Walkers:
     """Return all walkers, weighted for `energy`, in a row."""
-    population = population.reweighted(energy)
+    return flattened(population.reweighted(energy))
+
+
+def flattened(population: Population) -> Walkers:
+    """Return all walkers in a row, as they are."""
     if isinstance(population, Reservoir):
         return population.flattened()
     return population
+
+
+def knows_partition(population: Population) -> bool:
+    """Return whether `log Z` is known; yes, where there are no numbers yet to ask."""
+    reservoir = isinstance(population, Reservoir)
+    booked = (population.walkers if reservoir else population).log_partition
+    return isinstance(booked, Tracer) or not bool(jnp.any(jnp.isnan(booked)))
 
 
 def example_shape(memory: Memory) -> tuple[int, ...]:

@@ -36,8 +36,8 @@ class ScoreMatchingTrainer(AbstractTrainer):
     **Attributes:** `optim`; `kernel`, of the watching walkers; `noise_scale`, in units
     of the data; `resample_below`.
 
-    **Metrics:** `loss`, `data_energy`, `grad_norm`; with watching walkers
-    `cross_entropy`, `log_partition` and `log_partition_error`.
+    **Metrics:** `loss`, `grad_norm`; with watching walkers `cross_entropy`,
+    `log_partition` and `log_partition_error`.
 
     **Source:** Vincent (2011).
     """

@@ -9,6 +9,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from .checks import check_share
 from .walkers import Walkers
 
 
@@ -53,8 +54,8 @@ class TargetAcceptance(AbstractStepSizeRule):
     def __check_init__(self) -> None:
         """Raise `ValueError` for settings out of range."""
         _check_positive("initial", self.initial)
-        _check_share("target", self.target)
-        _check_share("rate", self.rate)
+        check_share("target", self.target)
+        check_share("rate", self.rate)
 
     def next(
         self,
@@ -93,7 +94,7 @@ class TargetVariance(AbstractStepSizeRule):
         """Raise `ValueError` for settings out of range."""
         _check_positive("initial", self.initial)
         _check_positive("variance", self.variance)
-        _check_share("rate", self.rate)
+        check_share("rate", self.rate)
 
     def next(
         self,
@@ -160,8 +161,3 @@ def check_step_size(step_size: Any) -> None:
 def _check_positive(name: str, value: float) -> None:
     if not value > 0:
         raise ValueError(f"`{name}` is {value}: pass a number > 0.")
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 < value < 1:
-        raise ValueError(f"`{name}` is {value}: pass a number between 0 and 1.")

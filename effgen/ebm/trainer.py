@@ -147,8 +147,8 @@ class JarzynskiTrainer(AbstractTrainer):
             flattering = metrics["log_partition"]
             audit, more = audited(
                 self.kernel,
-                state.memory,
-                due,
+                state.memory.audit,
+                due.step_size,
                 model,
                 state.step,
                 self.num_moves,

@@ -259,16 +259,23 @@ def kept_where_finite(
     Exact: a region of infinite energy has no mass. Resampling replaces such walkers.
     """
     finite = jnp.isfinite(increments)
+    return dataclasses.replace(
+        chosen(finite, moved, old),
+        log_weights=jnp.where(finite, moved.log_weights, -jnp.inf),
+    )
 
-    def choose(new: Array, kept: Array) -> Array:
-        return jnp.where(finite.reshape(-1, *[1] * (new.ndim - 1)), new, kept)
+
+def chosen(accepted: Bool[Array, " walkers"], new: Walkers, old: Walkers) -> Walkers:
+    """Return `new`, but at `old`'s positions where a move is not accepted."""
+
+    def choose(a: Array, b: Array) -> Array:
+        return jnp.where(accepted.reshape(-1, *[1] * (a.ndim - 1)), a, b)
 
     return dataclasses.replace(
-        moved,
-        positions=choose(moved.positions, old.positions),
-        log_weights=jnp.where(finite, moved.log_weights, -jnp.inf),
-        energies=choose(moved.energies, old.energies),
-        gradients=choose(moved.gradients, old.gradients),
+        new,
+        positions=choose(new.positions, old.positions),
+        energies=choose(new.energies, old.energies),
+        gradients=choose(new.gradients, old.gradients),
     )
 
 
