@@ -1,6 +1,6 @@
 """A neural energy of four modes in the plane, where everything can be integrated.
 
-`python -m benchmarks.plane`. Every method has PCD's budget: 1,024 chains moved once a
+`python -m benchmarks.plane`. Every method has PCD's budget: 1,024 moves of chains a
 step, 10,000 steps. Divergence, masses and `log Z` are sums over a fine grid.
 """
 
@@ -77,6 +77,8 @@ def contestants(key):
     kernel = ebm.ULA(STEP_SIZE)
     fresh = ebm.Walkers.from_gaussian(keys[0], NUM, (2,), scale=SCALE)
     many = ebm.Walkers.from_gaussian(keys[0], NUM_BLOCKS * NUM, (2,), scale=SCALE)
+    # Begun from afar, a chain must arrive before it is replaced: few chains, many moves.
+    fewer = ebm.Walkers.from_gaussian(keys[0], NUM // 8, (2,), scale=SCALE)
     watching = ebm.Walkers.from_gaussian(keys[1], 32 * NUM, (2,), scale=SCALE)
     audit = ebm.Reservoir.from_walkers(watching, block_size=NUM)
     reservoir = ebm.Reservoir.from_walkers(many, block_size=NUM)
@@ -92,8 +94,10 @@ def contestants(key):
         ),
         "PCD": (ebm.PCDTrainer(optim, kernel=kernel), ebm.Audited(fresh, audit)),
         "PCD, 5 % restarts": (
-            ebm.PCDTrainer(optim, kernel=kernel, restarts=0.05, restart_scale=SCALE),
-            ebm.Audited(fresh, audit),
+            ebm.PCDTrainer(
+                optim, kernel=kernel, num_moves=8, restarts=0.05, restart_scale=SCALE
+            ),
+            ebm.Audited(fewer, audit),
         ),
         "CD-4": (ebm.CDTrainer(optim, kernel=kernel, num_moves=4), audit),
         "score matching": (
@@ -107,7 +111,7 @@ EVALUATIONS = {  # of the energy, walkers' and data's alike, without the audit's
     f"Jarzynski, {NUM_BLOCKS} blocks": 2 * NUM + BATCH,
     "Jarzynski, 1 block": 2 * NUM + BATCH,
     "PCD": 2 * NUM + BATCH,
-    "PCD, 5 % restarts": 2 * NUM + BATCH + 51,
+    "PCD, 5 % restarts": NUM + NUM // 8 + BATCH + 6,
     "CD-4": 6 * BATCH + BATCH,
     "score matching": 2 * BATCH,
     "torchebm, PCD": 2 * NUM + NUM,
