@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 import effgen as eg
-from effgen import ebm
+from effgen import ebm, neural_sde
 
 
 KEY = jax.random.key(0)
@@ -161,6 +161,37 @@ def vectors():
     return eg.Minibatches(0.5 + 0.8 * jax.random.normal(KEY, (64, 2)), 16)
 
 
+def latent_sde(**settings) -> Case:
+    """Series of unequal length and gaps, a nonlinear drift and a residual."""
+
+    def trainer():
+        return neural_sde.LatentSDETrainer(
+            optax.adam(1e-2), dt=0.3, num_paths=3, **settings
+        )
+
+    law = neural_sde.Gaussian.independent(jnp.zeros(2), 0.5)
+    linear = neural_sde.DiagonalSDE([0.5, 1.0], 0.0, 0.7, law)
+    keys = jax.random.split(KEY, 4)
+    model = neural_sde.LatentSDE(
+        linear,
+        neural_sde.LinearDecoder(jax.random.normal(keys[0], (3, 2)), 0.3),
+        drift=neural_sde.DriftNetwork(2, key=keys[1], width_size=8, depth=1),
+        residual=neural_sde.residual_network(
+            linear, key=keys[2], width_size=8, depth=1
+        ),
+        control=neural_sde.PlainControl(2, 3, key=keys[3], width_size=8),
+    )
+    ts = jnp.cumsum(jax.random.uniform(keys[1], (16, 5)), axis=1)
+    ys = jax.random.normal(keys[2], (16, 5, 3))
+    mask = jax.random.bernoulli(keys[3], 0.8, (16, 5, 3))
+    data = eg.Minibatches((ts, ys, mask), 8)
+    return Case(trainer, trainer().init(model), data)
+
+
+def plain_elbo() -> Case:
+    return latent_sde(objective=neural_sde.PlainELBO())
+
+
 CASES = {
     "regression": regression,
     "jarzynski": jarzynski,
@@ -171,6 +202,8 @@ CASES = {
     "score_matching": score_matching,
     "rbm": rbm,
     "images": images,
+    "latent_sde": latent_sde,
+    "plain_elbo": plain_elbo,
 }
 
 

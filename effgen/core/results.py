@@ -41,6 +41,14 @@ class RESULTS(eqx.Enumeration):
         "the step failed again after every rollback with fresh noise. The cause is in "
         "the parameters or the data: lower the learning rate or look at the batch."
     )
+    too_many_steps = (
+        "a series needs more steps than `max_steps`. Raise it, or `dt`, or cut the "
+        "series; given arrays, as in `effgen.Minibatches`, `train` finds it by itself."
+    )
+    times_out_of_order = (
+        "a series has times that are not in order, not finite, or before `t0`. Sort "
+        "them, and pad a series by repeating its last time."
+    )
     data_failed = (
         "the data source raised. Mend the source, then resume from the last "
         "checkpoint, or from the error's `state`."

@@ -190,6 +190,7 @@ def train(
         raise ValueError(
             "`num_steps` is needed: batches drawn on the device have no end."
         )
+    trainer = trainer.for_data(state, data)
     job = Job(trainer, state, source, data, key, num_steps, every, Stop())
     return Run(job)
 

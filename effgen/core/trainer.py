@@ -37,9 +37,16 @@ class AbstractTrainer(eqx.Module):
         """Raise on input that this trainer cannot use; called once, before any compute.
 
         `batch` has the arrays' shapes and dtypes (`jax.ShapeDtypeStruct`), `source` is
-        the data as given. The one method that a subclass may override: by default all
-        input is accepted.
+        the data as given. A subclass may override it: by default all input is accepted.
         """
+
+    def for_data(self, state: TrainState, data: Any) -> "AbstractTrainer":
+        """Return the trainer with what it must know of the data before it is compiled.
+
+        Such as a number of steps, which is an array's length. A subclass may override
+        it; it raises nothing, for `check` does. By default, the trainer itself.
+        """
+        return self
 
 
 class AbstractHostTrainer(AbstractTrainer):

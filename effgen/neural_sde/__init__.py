@@ -1,0 +1,80 @@
+"""Variational inference for neural SDEs, the linear part of the control in closed form.
+
+Axes: `series`, `obs` (times of one series), `sensors`, `steps` and `nodes` of a grid,
+`paths`, `state`, `noise` (normal variables of a step), `inputs`.
+"""
+
+from .anchors import (
+    AbstractAnchor as AbstractAnchor,
+    GivenAnchor as GivenAnchor,
+    PriorAnchor as PriorAnchor,
+    RelinearizedAnchor as RelinearizedAnchor,
+)
+from .controlled import (
+    DiffraxELBO as DiffraxELBO,
+    PathELBO as PathELBO,
+    PlainControl as PlainControl,
+    PlainELBO as PlainELBO,
+)
+from .decoders import (
+    AbstractDecoder as AbstractDecoder,
+    Decoder as Decoder,
+    LinearDecoder as LinearDecoder,
+)
+from .evidence import Evidence as Evidence, Filtered as Filtered
+from .fractional import (
+    FractionalSDE as FractionalSDE,
+    fractional_variance as fractional_variance,
+)
+from .gaussian import Gaussian as Gaussian
+from .likelihoods import (
+    AbstractLikelihood as AbstractLikelihood,
+    Bernoulli as Bernoulli,
+    Normal as Normal,
+    Poisson as Poisson,
+)
+from .linear import (
+    AbstractLinearSDE as AbstractLinearSDE,
+    DiagonalSDE as DiagonalSDE,
+    LinearSDE as LinearSDE,
+    Transition as Transition,
+)
+from .messages import (
+    Guide as Guide,
+    Guided as Guided,
+    Site as Site,
+    condition as condition,
+    marginals as marginals,
+)
+from .model import (
+    DriftNetwork as DriftNetwork,
+    LatentSDE as LatentSDE,
+    Residual as Residual,
+    num_features as num_features,
+    residual_network as residual_network,
+)
+from .objectives import (
+    AbstractObjective as AbstractObjective,
+    AnchoredELBO as AnchoredELBO,
+    MarginalELBO as MarginalELBO,
+)
+from .posterior import (
+    Bands as Bands,
+    Draws as Draws,
+    Marginals as Marginals,
+    Posterior as Posterior,
+    posterior as posterior,
+)
+from .prior import prior_terms as prior_terms, sample_prior as sample_prior
+from .series import (
+    Series as Series,
+    merge_sensors as merge_sensors,
+    pad_series as pad_series,
+)
+from .sites import (
+    AbstractSites as AbstractSites,
+    EncodedSites as EncodedSites,
+    LinearizedSites as LinearizedSites,
+)
+from .trainer import LatentSDETrainer as LatentSDETrainer
+from .varying import VaryingSDE as VaryingSDE

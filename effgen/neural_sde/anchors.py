@@ -1,0 +1,251 @@
+"""Anchors: the linear SDE that guides the posterior of a nonlinear one."""
+
+import abc
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from .gaussian import Gaussian, as_float
+from .grid import Grid
+from .linear import Coefficients, Transition, constant_transition
+from .messages import Guided, Site, at_nodes, condition, marginals
+from .series import Series
+
+
+if TYPE_CHECKING:
+    from .model import LatentSDE
+
+
+class Anchored(NamedTuple):
+    """A series' guide.
+
+    **Attributes:** `guided`; `sites`, of the observations; `slopes`, `(steps, state,
+    state)`, and `biases`, `(steps, state)`: the prior's linear drift less the anchor's,
+    or `None` where they are the same.
+    """
+
+    guided: Guided
+    sites: Site
+    slopes: Float[Array, "steps state state"] | None
+    biases: Float[Array, "steps state"] | None
+
+
+class AbstractAnchor(eqx.Module):
+    """A rule that chooses the guide. Any gives a bound; a near one, a tighter bound."""
+
+    @abc.abstractmethod
+    def __call__(
+        self, model: "LatentSDE", series: Series, grid: Grid, *, parallel: bool
+    ) -> Anchored:
+        """Return the guide of one series."""
+
+
+class PriorAnchor(AbstractAnchor):
+    """The prior's own linear part, which is learned with it."""
+
+    def __call__(
+        self, model: "LatentSDE", series: Series, grid: Grid, *, parallel: bool
+    ) -> Anchored:
+        """Return the guide of one series."""
+        transitions = prior_transitions(model, series, grid)
+        return Anchored(
+            *_conditioned(model, series, grid, transitions, parallel), None, None
+        )
+
+
+class GivenAnchor(AbstractAnchor):
+    """A linear drift `matrix X + bias` that is not the prior's, with its noise.
+
+    It is not trained.
+    """
+
+    matrix: Float[Array, "state state"]
+    bias: Float[Array, " state"]
+
+    def __init__(self, matrix: ArrayLike, bias: ArrayLike) -> None:
+        """Raise `ValueError` for shapes that do not agree."""
+        self.matrix, self.bias = as_float(matrix), as_float(bias)
+        if self.matrix.shape != self.bias.shape * 2:
+            raise ValueError(
+                f"`matrix` has shape {self.matrix.shape} and `bias` {self.bias.shape}: "
+                "pass (state, state) and (state,)."
+            )
+
+    def __call__(
+        self, model: "LatentSDE", series: Series, grid: Grid, *, parallel: bool
+    ) -> Anchored:
+        """Return the guide of one series."""
+        num_steps = grid.starts.shape[0]
+        about = jax.lax.stop_gradient((self.matrix, self.bias))
+        matrices, biases = jax.tree.map(
+            lambda x: jnp.broadcast_to(x, (num_steps, *x.shape)), about
+        )
+        return _about(model, series, grid, matrices, biases, parallel)
+
+
+class RelinearizedAnchor(AbstractAnchor):
+    """The prior's drift linearized about the current posterior, step by step.
+
+    `A = E d drift / dx` and `b = E drift - A E x` under the linear posterior's law at
+    the start of each step, by cubature; then the posterior anew, `num_sweeps` times.
+    No gradient flows through `A` and `b`.
+
+    **Source:** Archambeau, Cornford, Opper and Shawe-Taylor (2007), equation 13.
+    """
+
+    num_sweeps: int = 2
+
+    def __call__(
+        self, model: "LatentSDE", series: Series, grid: Grid, *, parallel: bool
+    ) -> Anchored:
+        """Return the guide of one series."""
+        found = PriorAnchor()(model, series, grid, parallel=parallel)
+        inputs = step_inputs(series, grid)
+        for _ in range(self.num_sweeps):
+            means, covariances = marginals(found.guided, parallel=parallel)
+            about = jax.vmap(
+                lambda t, u, m, p: _statistical(model, t, u, m, p),
+                in_axes=(0, None if series.inputs is None else 0, 0, 0),
+            )(grid.starts, inputs, means[:-1], covariances[:-1])
+            matrices, biases = _where_useful(
+                model, series, grid, jax.lax.stop_gradient(about)
+            )
+            found = _about(model, series, grid, matrices, biases, parallel)
+        return found
+
+
+def _where_useful(
+    model: "LatentSDE", series: Series, grid: Grid, about: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """Return the prior's own linear part after the last observation, `about` before.
+
+    Nothing guides there, and without data a linearization feeds on its own spread.
+    """
+    matrices, biases, _ = jax.vmap(model.linear.coefficients)(grid.starts)
+    inputs = step_inputs(series, grid)
+    if inputs is not None and model.linear.input_matrix is not None:
+        biases = biases + inputs @ model.linear.input_matrix.T
+    guided = grid.until_next > 0
+    prior = jax.lax.stop_gradient((matrices, biases))
+    return (
+        jnp.where(guided[:, None, None], about[0], prior[0]),
+        jnp.where(guided[:, None], about[1], prior[1]),
+    )
+
+
+def _statistical(
+    model: "LatentSDE", t: Array, u: Array | None, mean: Array, covariance: Array
+) -> tuple[Array, Array]:
+    """Return the linearization of the drift over a Gaussian, by `2 state` points."""
+    size = mean.shape[0]
+    values, vectors = jnp.linalg.eigh(covariance)
+    root = vectors * jnp.sqrt(jnp.maximum(values, 0))[None]
+    points = jnp.concatenate([root.T, -root.T]) * jnp.sqrt(size) + mean[None]
+    drift = lambda x: model.prior_drift(t, x, u)
+    matrix = jax.vmap(jax.jacfwd(drift))(points).mean(0)
+    return matrix, jax.vmap(drift)(points).mean(0) - matrix @ mean
+
+
+def _about(
+    model: "LatentSDE",
+    series: Series,
+    grid: Grid,
+    matrices: Array,
+    biases: Array,
+    parallel: bool,  # noqa: FBT001
+) -> Anchored:
+    """Return the guide about `matrices x + biases`, constant in each step."""
+    linear, starts, lengths, dtype = _cast(model, grid)
+    inputs = step_inputs(series, grid)
+    prior = jax.vmap(linear.coefficients)(starts)
+    steps = Coefficients(matrices.astype(dtype), biases.astype(dtype), prior.diffusion)
+    transitions = jax.vmap(lambda c, dt: constant_transition(c, dt, c.bias))(
+        steps, lengths
+    )
+    forces = prior.bias
+    if inputs is not None and linear.input_matrix is not None:
+        forces = forces + inputs.astype(dtype) @ linear.input_matrix.T
+    guided, sites = _conditioned(model, series, grid, transitions, parallel)
+    working = series.ys.dtype
+    slopes = (prior.matrix - steps.matrix).astype(working)
+    return Anchored(guided, sites, slopes, (forces - steps.bias).astype(working))
+
+
+def step_inputs(series: Series, grid: Grid) -> Float[Array, "steps inputs"] | None:
+    """Return the inputs that hold during each step."""
+    if series.inputs is None:
+        return None
+    return series.inputs[jnp.clip(grid.gap - 1, 0, series.inputs.shape[0] - 1)]
+
+
+def prior_transitions(model: "LatentSDE", series: Series, grid: Grid) -> Transition:
+    """Return the prior's linear steps, stacked; of one length in a gap, made once."""
+    linear, starts, lengths, dtype = _cast(model, grid)
+    inputs = series.inputs
+    if not linear.time_invariant:
+        inputs = step_inputs(series, grid)
+        return _steps(linear, starts, lengths, inputs, dtype)
+    if inputs is not None:
+        inputs = jnp.concatenate([inputs[:1], inputs])
+    starts, lengths = grid.gap_starts.astype(dtype), grid.gap_lengths.astype(dtype)
+    per_gap = _steps(linear, starts, lengths, inputs, dtype)
+    return jax.tree.map(lambda x: x[grid.gap], per_gap)
+
+
+def _steps(
+    linear: Any, starts: Array, lengths: Array, inputs: Array | None, dtype: Any
+) -> Transition:
+    if inputs is None:
+        return jax.vmap(linear.transition)(starts, lengths)
+    return jax.vmap(linear.transition)(starts, lengths, inputs.astype(dtype))
+
+
+def _cast(model: "LatentSDE", grid: Grid) -> tuple[Any, Array, Array, Any]:
+    dtype = grid.lengths.dtype if model.message_dtype is None else model.message_dtype
+    linear = cast(model.linear, dtype)
+    return linear, grid.starts.astype(dtype), grid.lengths.astype(dtype), dtype
+
+
+def cast(tree: Any, dtype: Any) -> Any:
+    """Return `tree` with its floating point arrays in `dtype`."""
+    return jax.tree.map(
+        lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, tree
+    )
+
+
+def _conditioned(
+    model: "LatentSDE",
+    series: Series,
+    grid: Grid,
+    transitions: Transition,
+    parallel: bool,  # noqa: FBT001
+) -> tuple[Guided, Site]:
+    """Condition on the decoder's sites, in the messages' precision."""
+    dtype = transitions.offset.dtype
+    initial: Gaussian = cast(model.linear.initial, dtype)
+    num_nodes = grid.starts.shape[0] + 1
+
+    def given(sites: Site) -> Guided:
+        nodes = at_nodes(cast(sites, dtype), grid.nodes, num_nodes)
+        return condition(initial, transitions, nodes, parallel=parallel)
+
+    def smoother(sites: Site | None) -> tuple[Array, Array]:
+        if sites is None:
+            size, num = initial.mean.shape[0], grid.nodes.shape[0]
+            shapes = ((num, size, size), (num, size), (num,))
+            sites = Site(*(jnp.zeros(shape, dtype) for shape in shapes))
+        means, covariances = marginals(given(sites), parallel=parallel)
+        working = series.ys.dtype
+        at = lambda x: x[grid.nodes].astype(working)
+        return at(means), at(covariances)
+
+    cast_series = series._replace(ys=series.ys.astype(dtype))
+    sites = model.decoder.sites(
+        cast_series if model.decoder.exact else series, smoother
+    )
+    found = given(sites)
+    working = series.ys.dtype
+    return cast(found, working), cast(sites, working)

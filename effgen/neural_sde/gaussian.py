@@ -1,0 +1,73 @@
+"""A Gaussian by its mean and a root of its covariance, which may be singular."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Float
+
+
+class Gaussian(eqx.Module):
+    """`N(mean, root root^T)`; `root` may have fewer columns than rows, or zeros.
+
+    **Attributes:** `mean`; `root`.
+
+    >>> import jax.numpy as jnp
+    >>> Gaussian.independent(jnp.zeros(2), 3.0).covariance.tolist()
+    [[9.0, 0.0], [0.0, 9.0]]
+    """
+
+    mean: Float[Array, " state"]
+    root: Float[Array, "state noise"]
+
+    def __init__(self, mean: ArrayLike, root: ArrayLike) -> None:
+        """Raise `ValueError` for shapes that do not agree."""
+        mean, root = as_float(mean), as_float(root)
+        if mean.ndim != 1 or root.ndim != 2 or root.shape[0] != mean.shape[0]:
+            raise ValueError(
+                f"`mean` has shape {mean.shape} and `root` {root.shape}: pass "
+                "(state,) and (state, noise); `Gaussian.independent` takes scales."
+            )
+        self.mean = mean
+        self.root = root
+
+    @classmethod
+    def independent(cls, mean: ArrayLike, scale: ArrayLike) -> "Gaussian":
+        """Return independent components of these standard deviations (or of one)."""
+        mean = as_float(mean)
+        scale = jnp.broadcast_to(as_float(scale), mean.shape)
+        return cls(mean, jnp.diag(scale))
+
+    @property
+    def covariance(self) -> Float[Array, "state state"]:
+        """`root root^T`."""
+        return self.root @ self.root.T
+
+    @property
+    def scale(self) -> Float[Array, " state"]:
+        """The standard deviations, free of NaN gradients where they are zero."""
+        variance = jnp.sum(self.root**2, axis=1)
+        return jnp.where(
+            variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0
+        )
+
+    def sample(self, num: int, *, key: Array) -> Float[Array, "num state"]:
+        """Draw `num` independent points."""
+        noise = jax.random.normal(key, (num, self.root.shape[1]), self.mean.dtype)
+        return self.mean[None] + noise @ self.root.T
+
+
+def is_known(value: Array) -> bool:
+    """Return whether `value` has numbers, and is not being traced."""
+    return not isinstance(value, Tracer)
+
+
+def all_positive(value: Array) -> bool:
+    """Return whether all are positive, as far as that is known."""
+    return not is_known(value) or bool(jnp.all(value > 0))
+
+
+def as_float(value: ArrayLike) -> Array:
+    """Return `value` as an array of floating point numbers, of its own precision."""
+    array = jnp.asarray(value)
+    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)

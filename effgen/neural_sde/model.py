@@ -1,0 +1,205 @@
+"""The model: a linear SDE, what a network adds to its drift, and what is observed."""
+
+import dataclasses
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .anchors import AbstractAnchor, PriorAnchor
+from .controlled import PlainControl
+from .decoders import AbstractDecoder
+from .linear import AbstractLinearSDE
+
+
+Drift = Callable[..., Float[Array, " state"]]
+Diffusion = Callable[[Float[Array, ""], Float[Array, " state"]], Array]
+
+
+class LatentSDE(eqx.Module):
+    """`dX = (A X + b + C u + drift(t, X)) dt + sigma dW`, observed by a decoder.
+
+    The posterior has the same `sigma` and the drift `+ sigma (u_L + v)`: `u_L`, the
+    optimal control of the linear part, in closed form, and `v = residual(features)`,
+    learned.
+
+    **Attributes:**
+
+    - `linear`: the linear part; it also has the law of `X` at the first time.
+    - `decoder`: `LinearDecoder`, or `Decoder` of any network and likelihood.
+    - `drift`: `(t, x)`, or `(t, x, u)` where series have inputs, to a drift beside the
+      linear one, any Equinox module; `None`: the model is linear and everything exact.
+    - `residual`: a function of `features` to `residual_size` numbers, zero at first:
+      see `residual_network`. `None`: the control is the linear one.
+    - `diffusion`: `(t, x)` to `sigma`, `(state,)` or `(state, state)`, where it depends
+      on the state; `linear`'s is then only the guide's.
+    - `control`: a posterior without a linear part, for the baselines `PlainELBO` and
+      `DiffraxELBO`.
+    - `anchor`: about which linear SDE the guide is computed; the prior's own by
+      default.
+    - `t0`: when the law of `linear.initial` holds; `None`: at each series' first time.
+    - `frozen`: names of attributes that are not trained, such as `("linear",)`.
+    - `message_dtype`: `jnp.float64` (with `jax_enable_x64`) for small observation
+      noise.
+    - `dt`: the longest step; `trainer.init` sets it to the trainer's.
+
+    **Source:** Daems, Opper, Crevecoeur and Birdal (2025).
+    """
+
+    linear: AbstractLinearSDE
+    decoder: AbstractDecoder
+    drift: Drift | None = None
+    residual: Callable[[Float[Array, " features"]], Array] | None = None
+    diffusion: Diffusion | None = None
+    control: PlainControl | None = None
+    anchor: AbstractAnchor = PriorAnchor()
+    t0: float | None = eqx.field(static=True, default=None)
+    frozen: tuple[str, ...] = eqx.field(static=True, default=())
+    message_dtype: Any = eqx.field(static=True, default=None)
+    dt: float | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self) -> None:
+        """Raise `TypeError` or `ValueError` for parts that do not fit together."""
+        names = {field.name for field in dataclasses.fields(self)}
+        unknown = set(self.frozen) - names
+        if unknown:
+            raise ValueError(
+                f"`frozen` names {sorted(unknown)}: choose among {sorted(names)}."
+            )
+        if self.message_dtype is not None:
+            dtype = jnp.dtype(self.message_dtype)
+            if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+                raise ValueError(
+                    "`message_dtype` is float64 and JAX computes in float32: call "
+                    '`jax.config.update("jax_enable_x64", True)` first.'
+                )
+        if self.diffusion is not None and self.noise_size != self.num_states:
+            raise ValueError(
+                "`diffusion` depends on the state and `linear`'s has fewer columns "
+                "than rows: give `linear` a square one."
+            )
+
+    @property
+    def num_states(self) -> int:
+        """The number of components of the state."""
+        return self.linear.initial.mean.shape[0]
+
+    @property
+    def noise_size(self) -> int:
+        """The number of normal variables of one step."""
+        zero = jnp.zeros(())
+        return eqx.filter_eval_shape(self.linear.transition, zero, zero).root.shape[1]
+
+    def prior_drift(
+        self, t: Float[Array, ""], x: Float[Array, " state"], u: Array | None = None
+    ) -> Float[Array, " state"]:
+        """Return the whole drift of the prior."""
+        matrix, bias, _ = self.linear.coefficients(t)
+        linear = matrix @ x + bias
+        if u is not None and self.linear.input_matrix is not None:
+            linear = linear + self.linear.input_matrix @ u
+        return linear if self.drift is None else linear + self.beside(t, x, u)
+
+    def beside(
+        self, t: Float[Array, ""], x: Float[Array, " state"], u: Array | None
+    ) -> Float[Array, " state"]:
+        """Return the drift beside the linear one."""
+        if self.drift is None:
+            return jnp.zeros_like(x)
+        return self.drift(t, x) if u is None else self.drift(t, x, u)
+
+    def prior_diffusion(
+        self, t: Float[Array, ""], x: Float[Array, " state"]
+    ) -> Float[Array, "state brownian"]:
+        """Return `sigma(t, x)`."""
+        if self.diffusion is None:
+            return self.linear.coefficients(t).diffusion
+        sigma = self.diffusion(t, x)
+        return jnp.diag(sigma) if sigma.ndim == 1 else sigma
+
+    def trainable(self) -> tuple["LatentSDE", "LatentSDE"]:
+        """Return the model with what is trained alone, and with the rest alone."""
+        spec = jax.tree.map(eqx.is_inexact_array, self)
+        for name in self.frozen:
+            part = jax.tree.map(lambda _: False, getattr(self, name))
+            spec = eqx.tree_at(operator.attrgetter(name), spec, part)
+        return eqx.partition(self, spec)
+
+
+def num_features(num_states: int, num_inputs: int = 0) -> int:
+    """Return how many numbers the residual network sees: `2 + 2 state + inputs`."""
+    return 2 + 2 * num_states + num_inputs
+
+
+class DriftNetwork(eqx.Module):
+    """A multilayer perceptron of `x`, zero at first, for `LatentSDE(drift=...)`.
+
+    The last layer begins at zero, so that the model begins linear and its bound exact.
+    It sees the state alone; `drift` may be any other function of `(t, x)`.
+    """
+
+    layers: eqx.nn.MLP
+
+    def __init__(
+        self,
+        num_states: int,
+        *,
+        key: PRNGKeyArray,
+        width_size: int = 64,
+        depth: int = 2,
+        num_inputs: int = 0,
+    ) -> None:
+        """Make the network."""
+        self.layers = _zero_at_first(
+            num_states + num_inputs, num_states, width_size, depth, key
+        )
+
+    def __call__(
+        self, t: Float[Array, ""], x: Float[Array, " state"], u: Array | None = None
+    ) -> Float[Array, " state"]:
+        """Return the drift beside the linear one."""
+        return self.layers(x if u is None else jnp.concatenate([x, u]))
+
+
+def _zero_at_first(
+    size: int, out: int, width_size: int, depth: int, key: PRNGKeyArray
+) -> eqx.nn.MLP:
+    layers = eqx.nn.MLP(size, out, width_size, depth, activation=jax.nn.tanh, key=key)
+    last = lambda mlp: (mlp.layers[-1].weight, mlp.layers[-1].bias)
+    return eqx.tree_at(last, layers, replace_fn=jnp.zeros_like)
+
+
+class Residual(eqx.Module):
+    """A multilayer perceptron whose last layer is zero at first."""
+
+    layers: eqx.nn.MLP
+
+    def __call__(self, features: Float[Array, " features"]) -> Float[Array, " noise"]:
+        """Return the control beside the optimal linear one."""
+        return self.layers(features)
+
+
+def residual_network(
+    linear: AbstractLinearSDE,
+    *,
+    key: PRNGKeyArray,
+    width_size: int = 64,
+    depth: int = 2,
+    num_inputs: int = 0,
+) -> Residual:
+    """Return a network for `LatentSDE(residual=...)`, zero at first.
+
+    Its features are `t` since the first time, the time to the next observation, `x`,
+    `arcsinh` of the drift that the linear control makes (it grows like one over the
+    noise of the observations), and the inputs; its values, the control `v` of each
+    normal variable of a step.
+    """
+    size = linear.initial.mean.shape[0]
+    zero = jnp.zeros(())
+    noise = eqx.filter_eval_shape(linear.transition, zero, zero).root.shape[1]
+    seen = num_features(size, num_inputs)
+    return Residual(_zero_at_first(seen, noise, width_size, depth, key))

@@ -1,0 +1,181 @@
+"""Objectives: bounds on `log p(y)`, each a class, over the same model."""
+
+import abc
+from typing import TYPE_CHECKING, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from .anchors import Anchored
+from .grid import Grid, make_grid
+from .messages import marginals
+from .paths import Step, drift_beside, observed, simulate, steps_of
+from .series import Series
+
+
+if TYPE_CHECKING:
+    from .model import LatentSDE
+
+
+class Bound(NamedTuple):
+    """A bound on one series' `log p(y)`.
+
+    **Attributes:** `values`, one for each path, whose mean is the bound;
+    `log_weights`, `log p(y, path) / q(path)`, whose mean is the bound too, or `None`
+    where no path is followed; `log_evidence`, of the anchored linear model; `fits`,
+    whether the steps were enough.
+    """
+
+    values: Float[Array, " paths"]
+    log_weights: Float[Array, " paths"] | None
+    log_evidence: Float[Array, ""]
+    fits: Bool[Array, ""]
+
+
+class AbstractObjective(eqx.Module):
+    """A bound to maximize."""
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        model: "LatentSDE",
+        series: Series,
+        *,
+        num_steps: int,
+        num_paths: int,
+        parallel: bool,
+        key: PRNGKeyArray,
+    ) -> Bound:
+        """Return the bound of one series."""
+
+
+def anchored_on_grid(
+    model: "LatentSDE", series: Series, *, num_steps: int, parallel: bool
+) -> tuple[Anchored, Grid]:
+    """Return a series' guide on its grid."""
+    assert model.dt is not None
+    grid = make_grid(
+        series.ts, series.seen, dt=model.dt, num_steps=num_steps, t0=model.t0
+    )
+    return model.anchor(model, series, grid, parallel=parallel), grid
+
+
+class AnchoredELBO(AbstractObjective):
+    """The default: a bound at any step size, exact with no variance for linear models.
+
+        elbo = log p_linear(y) + E sum_k [a . pull + (|C^-1 a|^2 - |a|^2 - |w|^2) / 2]
+
+    in the notation of `effgen.neural_sde.paths.moved`: the model is the chain of
+    exponential Euler steps `X' = Phi X + mu + psi drift(X) + noise`, and the posterior
+    its linear-optimal step shifted by the residual.
+    """
+
+    def __call__(
+        self,
+        model: "LatentSDE",
+        series: Series,
+        *,
+        num_steps: int,
+        num_paths: int,
+        parallel: bool,
+        key: PRNGKeyArray,
+    ) -> Bound:
+        """Return the bound of one series."""
+        anchored, grid = anchored_on_grid(
+            model, series, num_steps=num_steps, parallel=parallel
+        )
+        paths = simulate(model, anchored, series, grid, num_paths=num_paths, key=key)
+        return Bound(
+            paths.elbo, paths.log_weights, anchored.guided.log_evidence, grid.fits
+        )
+
+
+class MarginalELBO(AbstractObjective):
+    """Simulation-free: the posterior is the anchor's, and steps are drawn at random.
+
+    With no residual and no push, paths of the linear posterior have known Gaussian
+    laws at every node: a few steps, drawn at random, estimate the sum over all of
+    `a . pull - |a|^2 / 2`, with nothing done in sequence but the messages. The same
+    chain as `AnchoredELBO`, so the bounds can be compared; this one is looser.
+
+    **Attributes:** `num_times`, how many steps of each series.
+    """
+
+    num_times: int = 16
+
+    def __check_init__(self) -> None:
+        """Raise `ValueError` for no times."""
+        if self.num_times < 1:
+            raise ValueError(f"`num_times` is {self.num_times}: pass at least 1.")
+
+    def __call__(
+        self,
+        model: "LatentSDE",
+        series: Series,
+        *,
+        num_steps: int,
+        num_paths: int,
+        parallel: bool,
+        key: PRNGKeyArray,
+    ) -> Bound:
+        """Return the bound of one series."""
+        keys = jax.random.split(key, 3)
+        anchored, grid = anchored_on_grid(
+            model, series, num_steps=num_steps, parallel=parallel
+        )
+        laws = marginals(anchored.guided, parallel=parallel)
+        # One step from each of equal parts of the grid's length, the last ones empty.
+        used = jnp.maximum(grid.nodes[-1], 1)
+        offset = jax.random.uniform(keys[0], (self.num_times,))
+        place = (jnp.arange(self.num_times) + offset) / self.num_times
+        index = jnp.minimum((place * used).astype(jnp.int32), used - 1)
+        steps = jax.tree.map(lambda x: x[index], steps_of(anchored, series, grid))
+        x = _drawn(laws, index, num_paths, keys[1])
+        terms = jax.vmap(lambda step, x: _term(model, step, x))(steps, x)
+        values = anchored.guided.log_evidence + used * terms.mean(0)
+        if not model.decoder.exact:
+            values = values + _observed_at_random(
+                model, anchored, series, laws, grid, num_paths, keys[2]
+            )
+        return Bound(values, None, anchored.guided.log_evidence, grid.fits)
+
+
+def _drawn(
+    laws: tuple[Array, Array], index: Array, num_paths: int, key: PRNGKeyArray
+) -> Float[Array, "times paths state"]:
+    means, covariances = (x[index] for x in laws)
+    roots = jax.vmap(_root)(covariances)
+    shape = (*means.shape[:1], num_paths, means.shape[1])
+    noise = jax.random.normal(key, shape, means.dtype)
+    return means[:, None] + jnp.einsum("tij,tpj->tpi", roots, noise)
+
+
+def _root(covariance: Array) -> Array:
+    """Return a square root; a tiny ridge keeps its derivatives where it is singular."""
+    size = covariance.shape[0]
+    ridge = jnp.finfo(covariance.dtype).eps * (jnp.trace(covariance) + 1e-30)
+    return jnp.linalg.cholesky(covariance + 8 * ridge * jnp.eye(size))
+
+
+def _term(model: "LatentSDE", step: Step, x: Array) -> Float[Array, " paths"]:
+    drift = drift_beside(model, step, x)
+    if drift is None:
+        return jnp.zeros(x.shape[:1], x.dtype)
+    push = drift @ step.guide.gain.T
+    pull = x @ step.guide.pull.T + step.guide.pull_offset[None]
+    return jnp.sum(push * (pull - 0.5 * push), axis=1)
+
+
+def _observed_at_random(
+    model: "LatentSDE",
+    anchored: Anchored,
+    series: Series,
+    laws: tuple[Array, Array],
+    grid: Grid,
+    num_paths: int,
+    key: PRNGKeyArray,
+) -> Float[Array, " paths"]:
+    x = _drawn(laws, grid.nodes, num_paths, key)
+    return observed(model, anchored, series, x)

@@ -1,0 +1,263 @@
+"""Paths of the posterior, and what each adds to the bound on `log p(y)`."""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .anchors import Anchored, step_inputs
+from .grid import Grid
+from .linear import safe_sqrt
+from .messages import Guide
+from .series import Series
+
+
+if TYPE_CHECKING:
+    from .model import LatentSDE
+
+
+class Paths(NamedTuple):
+    """Paths drawn from the posterior.
+
+    **Attributes:**
+
+    - `positions`: at each node.
+    - `elbo`: each path's `log_evidence` of the linear model, plus the sum over its
+      steps of the expected log-weight given where the step starts: its mean is the
+      bound.
+    - `log_weights`: the same with the log-weights themselves, `log p(y, x) / q(x)`.
+    """
+
+    positions: Float[Array, "nodes paths state"]
+    elbo: Float[Array, " paths"]
+    log_weights: Float[Array, " paths"]
+
+
+class Step(NamedTuple):
+    """What one step of all paths needs beside their positions."""
+
+    guide: Guide
+    start: Float[Array, ""]
+    since_first: Float[Array, ""]
+    length: Float[Array, ""]
+    until_next: Float[Array, ""]
+    inputs: Float[Array, " inputs"] | None
+    slope: Float[Array, "state state"] | None
+    bias: Float[Array, " state"] | None
+
+
+class Moved(NamedTuple):
+    """Where a step leads: positions, expected log-weights, and log-weights."""
+
+    positions: Float[Array, "paths state"]
+    expected: Float[Array, " paths"]
+    log_weights: Float[Array, " paths"]
+
+
+def steps_of(anchored: Anchored, series: Series, grid: Grid) -> Step:
+    """Return the steps of a series, stacked."""
+    return Step(
+        anchored.guided.steps,
+        grid.starts,
+        grid.starts - series.ts[0],
+        grid.lengths,
+        grid.until_next,
+        step_inputs(series, grid),
+        anchored.slopes,
+        anchored.biases,
+    )
+
+
+def moved(
+    model: "LatentSDE", step: Step, x: Float[Array, "paths state"], noise: Array
+) -> Moved:
+    """Move paths by one step.
+
+    In the noise `e` of a step of the prior, the posterior of the anchored linear model
+    is `N(pull, B^-1)`, `B = C C^T`, and the prior `N(a, I)`, `a = gain g(x)`. The step
+    is the optimal one, given the linear messages, shifted by the residual `w = sqrt(dt)
+    v`: `C^T (e - pull) = C^-1 a + w + noise`. Its expected log-weight is
+    `a . pull + (|C^-1 a|^2 - |a|^2 - |w|^2) / 2`, and the log-weight itself has
+    `- noise . w` more.
+    """
+    guide = step.guide
+    pull = x @ guide.pull.T + guide.pull_offset[None]
+    drift = drift_beside(model, step, x)
+    control = _control(model, step, x, pull)
+    ahead = x @ guide.matrix.T + guide.offset[None]
+    if model.diffusion is not None:
+        return _moved_by_state_noise(
+            model, step, x, (pull, drift, control, ahead), noise
+        )
+    weights, shift = jnp.zeros(x.shape[:1], x.dtype), noise
+    if drift is not None:
+        push, white = drift @ guide.gain.T, drift @ guide.white_gain.T
+        weights = jnp.sum(push * (pull - 0.5 * push) + 0.5 * white**2, axis=1)
+        shift = shift + white
+    expected = weights
+    if control is not None:
+        expected = weights - 0.5 * jnp.sum(control**2, axis=1)
+        weights = expected - jnp.sum(control * noise, axis=1)
+        shift = shift + control
+    return Moved(ahead + shift @ guide.root.T, expected, weights)
+
+
+def drift_beside(
+    model: "LatentSDE", step: Step, x: Float[Array, "paths state"]
+) -> Float[Array, "paths state"] | None:
+    """Return the prior's drift less the anchor's."""
+    drift = None
+    if model.drift is not None:
+        drift = jax.vmap(lambda x: model.beside(step.start, x, step.inputs))(x)
+    if step.slope is not None and step.bias is not None:
+        more = x @ step.slope.T + step.bias[None]
+        drift = more if drift is None else drift + more
+    return drift
+
+
+def _control(
+    model: "LatentSDE", step: Step, x: Array, pull: Array
+) -> Float[Array, "paths noise"] | None:
+    if model.residual is None:
+        return None
+    safe = jnp.where(step.length > 0, step.length, 1.0)
+    guiding = (pull @ _prior_root(step.guide).T) / safe
+    seen = jax.vmap(
+        lambda x, guiding: features(
+            step.since_first, step.until_next, x, guiding, step.inputs
+        )
+    )(x, guiding)
+    # After the last observation the posterior is the prior, whatever a network says.
+    size = jnp.where(step.until_next > 0, safe_sqrt(step.length), 0)
+    return size * jax.vmap(model.residual)(seen)
+
+
+def features(
+    since_first: Float[Array, ""],
+    until_next: Float[Array, ""],
+    x: Float[Array, " state"],
+    guiding: Float[Array, " state"],
+    inputs: Float[Array, " inputs"] | None,
+) -> Float[Array, " features"]:
+    """Return what the residual network sees; `guiding` is the linear control's drift.
+
+    It grows like one over the noise of the observations: hence its `arcsinh`.
+    """
+    parts = [since_first[None], until_next[None], x, jnp.arcsinh(guiding)]
+    return jnp.concatenate(parts if inputs is None else [*parts, inputs])
+
+
+def _prior_root(guide: Guide) -> Array:
+    return guide.root @ guide.factor.T
+
+
+def _moved_by_state_noise(
+    model: "LatentSDE",
+    step: Step,
+    x: Array,
+    parts: tuple[Array, Array | None, Array | None, Array],
+    noise: Array,
+) -> Moved:
+    """Move paths whose noise depends on where they are, `e ~ N(a, T T^T)`.
+
+    `T = sigma_linear^-1 sigma(t, x)`. Given the linear messages the step's optimum is
+    Gaussian with precision `P = (T T^T)^-1 + B - I`, whose normalizer is the weight.
+    """
+    guide = step.guide
+    pull, drift, control, ahead = parts
+    size = x.shape[1]
+    eye = jnp.eye(size, dtype=x.dtype)
+    start = step.start
+    sigma = model.linear.coefficients(start).diffusion
+    assert guide is not None
+    mean = ahead - pull @ _prior_root(guide).T
+    push = jnp.zeros_like(x) if drift is None else drift @ guide.gain.T
+    square = guide.factor @ guide.factor.T
+
+    def one(x: Array, pull: Array, push: Array) -> tuple[Array, Array, Array]:
+        spread = jax.scipy.linalg.solve_triangular(
+            sigma, model.prior_diffusion(start, x), lower=True
+        )
+        inverse = jnp.linalg.inv(spread)
+        precision = inverse.T @ inverse
+        factor = jnp.linalg.cholesky(precision + square - eye)
+        tilt = precision @ push + square @ pull
+        half = jax.scipy.linalg.solve_triangular(factor, tilt, lower=True)
+        log = 0.5 * (half @ half - push @ precision @ push - pull @ square @ pull)
+        log += jnp.linalg.slogdet(inverse)[1]
+        log += jnp.sum(jnp.log(jnp.diagonal(guide.factor) / jnp.diagonal(factor)))
+        return log, half, factor
+
+    expected, half, factor = jax.vmap(one)(x, pull, push)
+    weights, shift = expected, half + noise
+    if control is not None:
+        expected = expected - 0.5 * jnp.sum(control**2, axis=1)
+        weights = expected - jnp.sum(control * noise, axis=1)
+        shift = shift + control
+    noises = jax.vmap(
+        lambda c, z: jax.scipy.linalg.solve_triangular(c, z, lower=True, trans=1)
+    )(factor, shift)
+    return Moved(mean + noises @ _prior_root(guide).T, expected, weights)
+
+
+def start_positions(
+    anchored: Anchored, num_paths: int, *, key: PRNGKeyArray
+) -> Float[Array, "paths state"]:
+    """Draw the paths' first positions from the linear posterior's law."""
+    initial = anchored.guided.initial
+    return initial.sample(num_paths, key=key)
+
+
+def simulate(
+    model: "LatentSDE",
+    anchored: Anchored,
+    series: Series,
+    grid: Grid,
+    *,
+    num_paths: int,
+    key: PRNGKeyArray,
+) -> Paths:
+    """Draw paths from the posterior, and weigh them."""
+    keys = jax.random.split(key)
+    steps = steps_of(anchored, series, grid)
+    noise_size = anchored.guided.steps.root.shape[-1]
+    shape = (grid.starts.shape[0], num_paths, noise_size)
+    noise = jax.random.normal(keys[1], shape, series.ys.dtype)
+    first = start_positions(anchored, num_paths, key=keys[0])
+    zero = jnp.zeros(num_paths, first.dtype)
+
+    def body(carry: tuple[Array, Array, Array], xs: tuple[Step, Array]):
+        x, elbo, log_weights = carry
+        there = moved(model, xs[0], x, xs[1])
+        carry = (
+            there.positions,
+            elbo + there.expected,
+            log_weights + there.log_weights,
+        )
+        return carry, there.positions
+
+    (_, elbo, log_weights), later = jax.lax.scan(
+        body, (first, zero, zero), (steps, noise)
+    )
+    positions = jnp.concatenate([first[None], later])
+    known = anchored.guided.log_evidence
+    if not model.decoder.exact:
+        known = known + observed(model, anchored, series, positions[grid.nodes])
+    return Paths(positions, elbo + known, log_weights + known)
+
+
+def observed(
+    model: "LatentSDE",
+    anchored: Anchored,
+    series: Series,
+    x: Float[Array, "obs paths s"],
+) -> Float[Array, " paths"]:
+    """Return `sum log p(y | x) - log s(x)` over the observations."""
+
+    def one(site, y, mask, x):
+        return model.decoder.log_prob(x, y, mask) - site.log_value(x)
+
+    over_paths = jax.vmap(one, in_axes=(None, None, None, 0))
+    logs = jax.vmap(over_paths)(anchored.sites, series.ys, series.mask, x)
+    return jnp.sum(jnp.where(series.seen[:, None], logs, 0), axis=0)

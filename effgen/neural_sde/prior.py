@@ -1,0 +1,107 @@
+"""Samples from the prior, by any of diffrax's solvers."""
+
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
+
+from .model import LatentSDE
+
+
+def prior_terms(
+    model: LatentSDE,
+    brownian: diffrax.AbstractPath,
+    *,
+    inputs: diffrax.AbstractPath | None = None,
+) -> diffrax.MultiTerm:
+    """Return the prior as diffrax's terms, for `diffrax.diffeqsolve`.
+
+    **Arguments:** `brownian`, a path of as many components as `sigma` has columns;
+    `inputs`, a path whose value at `t` is `u`.
+    """
+
+    def drift(t: Any, x: Any, _: Any) -> Array:
+        return model.prior_drift(t, x, None if inputs is None else inputs.evaluate(t))
+
+    def diffusion(t: Any, x: Any, _: Any) -> lineax.AbstractLinearOperator:
+        return lineax.MatrixLinearOperator(model.prior_diffusion(t, x))
+
+    return diffrax.MultiTerm(
+        diffrax.ODETerm(drift), diffrax.ControlTerm(diffusion, brownian)
+    )
+
+
+def sample_prior(
+    model: LatentSDE,
+    ts: ArrayLike,
+    num: int,
+    *,
+    key: PRNGKeyArray,
+    dt: float | None = None,
+    solver: diffrax.AbstractSolver | None = None,
+    inputs: diffrax.AbstractPath | None = None,
+) -> Float[Array, "num times state"]:
+    """Draw paths of the prior at `ts`; the first is where `linear.initial` holds.
+
+    **Arguments:** `dt`, the step; `solver`, Euler's by default. Solvers in the sense of
+    Stratonovich give the same law where `sigma` does not depend on the state. Those
+    that need Levy areas get them.
+
+    **Raises:** `ValueError` for times that are not sorted or fewer than two.
+    """
+    times = np.asarray(ts, np.float64)
+    if times.ndim != 1 or len(times) < 2 or np.any(np.diff(times) <= 0):
+        raise ValueError("`ts` must be two or more increasing times.")
+    step = dt if dt is not None else model.dt
+    step = (times[-1] - times[0]) / 200 if step is None else step
+    return _sampled(model, jnp.asarray(ts), num, key, step, solver, inputs)
+
+
+@eqx.filter_jit
+def _sampled(
+    model: LatentSDE,
+    ts: Array,
+    num: int,
+    key: PRNGKeyArray,
+    dt: float,
+    solver: diffrax.AbstractSolver | None,
+    inputs: diffrax.AbstractPath | None,
+) -> Array:
+    solver = diffrax.Euler() if solver is None else solver
+    keys = jax.random.split(key)
+    first = model.linear.initial.sample(num, key=keys[0])
+    size = model.linear.coefficients(ts[0]).diffusion.shape[1]
+    area = _levy_area(solver)
+
+    def one(x: Array, key: PRNGKeyArray) -> Array:
+        tree = diffrax.VirtualBrownianTree(
+            ts[0], ts[-1], tol=dt / 2, shape=(size,), key=key, levy_area=area
+        )
+        solution = diffrax.diffeqsolve(
+            prior_terms(model, tree, inputs=inputs),
+            solver,
+            t0=ts[0],
+            t1=ts[-1],
+            dt0=dt,
+            y0=x,
+            saveat=diffrax.SaveAt(ts=ts),
+            max_steps=None,
+        )
+        assert solution.ys is not None
+        return solution.ys
+
+    return jax.vmap(one)(first, jax.random.split(keys[1], num))
+
+
+def _levy_area(solver: diffrax.AbstractSolver) -> type:
+    """Return the least that the solver must know of the Brownian motion."""
+    least = getattr(solver, "minimal_levy_area", diffrax.AbstractBrownianIncrement)
+    for area in (diffrax.BrownianIncrement, diffrax.SpaceTimeLevyArea):
+        if issubclass(area, least):
+            return area
+    return diffrax.SpaceTimeTimeLevyArea

@@ -1,0 +1,200 @@
+"""The trainer: stochastic gradients of a bound on the log-evidence of series."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import PRNGKeyArray, PyTree
+
+from effgen.core.results import RESULTS
+from effgen.core.state import Metrics, TrainState
+from effgen.core.trainer import AbstractTrainer
+from effgen.core.update import apply_gradients, init_opt_state
+
+from .checks import check_batch, check_model, check_series
+from .grid import steps_needed
+from .model import LatentSDE
+from .objectives import AbstractObjective, AnchoredELBO, Bound
+from .series import Series, as_series
+
+
+_MOST_STEPS = 1024
+
+
+class LatentSDETrainer(AbstractTrainer):
+    """Maximum likelihood of a latent SDE by a bound on `log p(y)`.
+
+    One step: `loss = -mean over series of E[elbo]`, its gradient, the optimizer. There
+    is no memory: the linear control is a closed form of the parameters and the data.
+
+    Batches are `(ts, ys)`, `(ts, ys, mask)` or `(ts, ys, mask, inputs)`, arrays whose
+    leading axis is series: see `pad_series`. Values that are NaN, or false in `mask`,
+    are missing.
+
+    **Attributes:**
+
+    - `optim`: any optax transformation.
+    - `dt`: the longest step, in the units of `ts`. Each gap between times is cut into
+      equal steps. The bound holds at any; two to five steps a gap are often enough.
+    - `num_paths`: paths of each series.
+    - `objective`: `AnchoredELBO()` by default.
+    - `parallel`: whether messages run in logarithmic depth (for GPUs).
+    - `max_steps`: the most steps a series may need. `None`: what the data need where
+      `train` is given arrays (`effgen.Minibatches`), else 1,024.
+
+    **Metrics:** `loss`; `elbo`, its negative; `log_evidence`, of the linear model
+    alone; `elbo_std`, of a series' paths, zero if the model is linear; `grad_norm`.
+
+    **Source:** Daems, Opper, Crevecoeur and Birdal (2025); the bound is derived in
+    `docs/neural_sde.md`.
+    """
+
+    watched: ClassVar[tuple[str, ...]] = ("loss", "elbo_std")
+
+    optim: optax.GradientTransformation
+    dt: float
+    num_paths: int = 8
+    objective: AbstractObjective = AnchoredELBO()
+    parallel: bool = False
+    max_steps: int | None = None
+
+    def __check_init__(self) -> None:
+        """Raise `ValueError` for settings out of range."""
+        if not (np.isfinite(self.dt) and self.dt > 0):
+            raise ValueError(f"`dt` is {self.dt}: pass a positive length of time.")
+        for name in ("num_paths", "max_steps"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"`{name}` is {value}: pass a positive integer.")
+
+    def init(self, model: LatentSDE, memory: Any = None) -> TrainState:
+        """Return the first state; the model takes this trainer's `dt`.
+
+        **Raises:** `TypeError` or `ValueError` for a model that is none, whose drift is
+        not finite at the initial mean or outside of what the noise can reach.
+        """
+        if not isinstance(model, LatentSDE):
+            raise TypeError(f"`model` is a {type(model).__name__}: pass a `LatentSDE`.")
+        check_model(model)
+        model = dataclasses.replace(model, dt=self.dt)
+        trained, _ = model.trainable()
+        return TrainState.start(model, init_opt_state(self.optim, trained), memory)
+
+    def step(
+        self, state: TrainState, batch: PyTree, *, key: PRNGKeyArray
+    ) -> tuple[TrainState, Metrics]:
+        """Take one gradient step on the bound."""
+        series = as_series(batch)
+        num_steps = self._num_steps(series)
+        trained, fixed = state.model.trainable()
+
+        def loss_of(trained: LatentSDE) -> tuple[jax.Array, Bound]:
+            model = eqx.combine(trained, fixed)
+            bound = bounds(
+                model,
+                series,
+                self.objective,
+                num_steps=num_steps,
+                num_paths=self.num_paths,
+                parallel=self.parallel,
+                key=key,
+            )
+            return -jnp.mean(bound.values), bound
+
+        (loss, bound), gradients = eqx.filter_value_and_grad(loss_of, has_aux=True)(
+            trained
+        )
+        trained, opt_state = apply_gradients(
+            self.optim, gradients, state.opt_state, trained
+        )
+        metrics = {
+            "loss": loss,
+            "elbo": -loss,
+            "log_evidence": jnp.mean(bound.log_evidence),
+            "elbo_std": jnp.mean(jnp.std(bound.values, axis=1)),
+            "grad_norm": optax.tree.norm(gradients),
+            "result": _result(state.model, series, bound),
+        }
+        return state.advance(
+            eqx.combine(trained, fixed), opt_state, state.memory
+        ), metrics
+
+    def _num_steps(self, series: Series) -> int:
+        if self.max_steps is not None:
+            return self.max_steps
+        return _MOST_STEPS
+
+    def for_data(self, state: TrainState, data: Any) -> "LatentSDETrainer":
+        """Return this trainer with as many steps as the longest series needs."""
+        arrays = getattr(data, "arrays", None)
+        if self.max_steps is not None or not isinstance(arrays, tuple | list):
+            return self
+        ts = arrays[0]
+        if len(getattr(ts, "shape", ())) != 2 or not isinstance(state.model, LatentSDE):
+            return self  # `check` tells what is wrong
+        num = steps_needed(np.asarray(ts), dt=self.dt, t0=state.model.t0)
+        return dataclasses.replace(self, max_steps=num)
+
+    def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
+        """Raise on series that this trainer cannot use."""
+        model = state.model
+        if not isinstance(model, LatentSDE) or model.dt != self.dt:
+            raise ValueError(
+                f"the state's model is not of this trainer, whose `dt` is {self.dt}: "
+                "make the state by `trainer.init(model)`."
+            )
+        check_batch(model, batch)
+        if len(batch[0].shape) != 2:
+            raise ValueError(f"`ts` has shape {batch[0].shape}: pass (series, obs).")
+        arrays = getattr(source, "arrays", None)
+        if not isinstance(arrays, tuple | list):
+            return
+        check_series(model, arrays)
+        needed = steps_needed(np.asarray(arrays[0]), dt=self.dt, t0=model.t0)
+        if self.max_steps is not None and needed - 7 > self.max_steps:
+            raise ValueError(
+                f"`max_steps` is {self.max_steps} and the longest series needs about "
+                f"{needed} steps of `dt` {self.dt}: raise one of them."
+            )
+
+
+def bounds(
+    model: LatentSDE,
+    series: Series,
+    objective: AbstractObjective,
+    *,
+    num_steps: int,
+    num_paths: int,
+    parallel: bool,
+    key: PRNGKeyArray,
+) -> Bound:
+    """Return the bounds of a batch of series, stacked."""
+    keys = jax.random.split(key, series.ts.shape[0])
+
+    def one(series: Series, key: PRNGKeyArray) -> Bound:
+        return objective(
+            model,
+            series,
+            num_steps=num_steps,
+            num_paths=num_paths,
+            parallel=parallel,
+            key=key,
+        )
+
+    return jax.vmap(one)(series, keys)
+
+
+def _result(model: LatentSDE, series: Series, bound: Bound) -> Any:
+    """Say what is wrong with times that could not be seen before."""
+    ts = series.ts
+    disorder = jnp.any(jnp.diff(ts, axis=1) < 0) | jnp.any(~jnp.isfinite(ts))
+    if model.t0 is not None:
+        disorder |= jnp.any(ts < model.t0)
+    result = RESULTS.where(
+        jnp.all(bound.fits), RESULTS.successful, RESULTS.too_many_steps
+    )
+    return RESULTS.where(disorder, RESULTS.times_out_of_order, result)

@@ -1,0 +1,110 @@
+"""Linear SDEs whose coefficients vary with time."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import diffrax
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from .gaussian import Gaussian
+from .linear import (
+    AbstractLinearSDE,
+    Coefficients,
+    Inputs,
+    Matrix,
+    Transition,
+    as_input_matrix,
+    forced,
+    from_nodes,
+    gauss_nodes,
+    safe_sqrt,
+)
+
+
+class VaryingSDE(AbstractLinearSDE):
+    """`dX = (A(t) X + b(t) + C u) dt + sigma(t) dW`.
+
+    `evaluate(t)` returns `A (state, state)`, `b (state,)` and `sigma (state,
+    brownian)`, and may be any Equinox module. With as many columns as rows `sigma(t)`
+    must be of full rank.
+
+    `W(s) = Phi(t + dt, s)`, `dW/ds = -W A(s)`, is solved backward through the Gauss
+    nodes of the step, one Dormand and Prince step of order 8 from each to the next;
+    mean and covariance are sums over the nodes.
+    """
+
+    time_invariant: ClassVar[bool] = False
+
+    evaluate: Callable[[Float[Array, ""]], tuple[Array, Array, Array]]
+    initial: Gaussian
+    input_matrix: Float[Array, "state inputs"] | None
+
+    def __init__(
+        self,
+        evaluate: Callable[[Float[Array, ""]], tuple[Array, Array, Array]],
+        initial: Gaussian,
+        *,
+        input_matrix: ArrayLike | None = None,
+    ) -> None:
+        """Check the shapes at time zero.
+
+        **Raises:** `ValueError` for shapes that do not agree.
+        """
+        self.evaluate = evaluate
+        self.initial = initial
+        self.input_matrix = as_input_matrix(input_matrix)
+        size = initial.mean.shape[0]
+        shapes = [x.shape for x in jax.eval_shape(evaluate, jnp.zeros(()))]
+        if shapes[:2] != [(size, size), (size,)] or shapes[2][:1] != (size,):
+            raise ValueError(
+                f"`evaluate` returns shapes {shapes}: pass ({size}, {size}), ({size},) "
+                f"and ({size}, brownian)."
+            )
+
+    def coefficients(self, t: Float[Array, ""]) -> Coefficients:
+        """Return `A`, `b` and `sigma` at `t`."""
+        return Coefficients(*self.evaluate(t))
+
+    def transition(
+        self, t: Float[Array, ""], dt: Float[Array, ""], inputs: Inputs | None = None
+    ) -> Transition:
+        """Return the step from `t` to `t + dt`, exact to the order of its nodes."""
+        nodes, weights = gauss_nodes(dt.dtype)
+        flows = _flows_to_end(lambda s: self.coefficients(t + s * dt).matrix, dt, nodes)
+        at_nodes = jax.vmap(lambda s: self.coefficients(t + s * dt))(nodes)
+        force = jax.vmap(lambda b: forced(b, self.input_matrix, inputs))(at_nodes.bias)
+        offset = dt * jnp.einsum("n,nij,nj->i", weights, flows[:-1], force)
+        diffusion = at_nodes.diffusion
+        step = from_nodes(flows[-1], offset, flows[:-1], diffusion, weights, dt)
+        if diffusion.shape[1] != diffusion.shape[2]:
+            return step
+        noises = flows[:-1] @ diffusion
+        root = jnp.linalg.cholesky(jnp.einsum("n,nij,nkj->ik", weights, noises, noises))
+        mean_weight = jnp.tensordot(weights, flows[:-1], 1)
+        gain = jax.scipy.linalg.solve_triangular(root, mean_weight, lower=True)
+        root_dt = safe_sqrt(dt)
+        return Transition(flows[-1], offset, root_dt * root, root_dt * gain)
+
+
+def _flows_to_end(
+    matrix: Callable[[Array], Matrix], dt: Float[Array, ""], nodes: Float[Array, " n"]
+) -> Float[Array, "n+1 state state"]:
+    """Return the flows to the end of the step, from each node and from its start."""
+    behind = jnp.concatenate([jnp.zeros(1, dt.dtype), 1 - nodes[::-1], jnp.ones(1)])
+    behind = behind.astype(dt.dtype)
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(lambda v, flow, _: dt * flow @ matrix(1 - jnp.asarray(v))),
+        diffrax.Dopri8(),
+        t0=behind[0],
+        t1=behind[-1],
+        dt0=None,
+        y0=jnp.eye(matrix(behind[0]).shape[0], dtype=dt.dtype),
+        stepsize_controller=diffrax.StepTo(ts=behind),
+        saveat=diffrax.SaveAt(steps=True),
+        max_steps=len(behind) - 1,
+    )
+    flows = solution.ys
+    assert flows is not None
+    return jnp.concatenate([flows[:-1][::-1], flows[-1:]])

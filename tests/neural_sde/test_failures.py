@@ -1,0 +1,184 @@
+"""Bad series and bad models: named before any compute, or stopped midway."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import effgen as eg
+from effgen import neural_sde as ns
+from tests.neural_sde.cases import double_well
+
+
+KEY = jax.random.key(0)
+LAW = ns.Gaussian.independent(np.zeros(2), 1.0)
+
+
+def series(num=4, length=5):
+    ts = np.tile(np.arange(1.0, length + 1) / 5, (num, 1))
+    return ts, np.zeros((num, length, 1)), np.ones((num, length), bool)
+
+
+def train(batch, model=None, **settings):
+    trainer = ns.LatentSDETrainer(
+        optax.adam(1e-3), **({"dt": 0.1, "num_paths": 2} | settings)
+    )
+    state = trainer.init(double_well() if model is None else model)
+    data = eg.Minibatches(batch, 2)
+    return eg.fit(trainer, state, data, key=KEY, num_steps=2)
+
+
+def changed(index, value, part=0):
+    parts = [np.array(x) for x in series()]
+    parts[part] = parts[part].astype(float)
+    parts[part][index] = value
+    return tuple(parts)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (changed((2, 3), np.nan), r"`ts` is nan in series 2 at index 3: times must be"),
+        (changed((1, 2), 0.1), r"`ts` is 0.1\d* in series 1 at index 2: sort"),
+        (changed((0, 0), -1.0), r"`ts` is -1.0 in series 0 at index 0: no time may be"),
+        (changed((3, 1, 0), np.inf, 1), r"`ys` is infinite at \(3, 1, 0\)"),
+        ((series()[0], np.zeros((4, 6, 1))), r"`ys` has shape .* leading axes"),
+        ((series()[0], np.zeros((4, 5, 2))), r"`ys` has \(2,\) a time; the decoder"),
+        ((series()[0], np.zeros((4, 5, 1)), np.ones((4, 5, 3))), r"`mask` has shape"),
+        ((np.zeros(4), np.zeros(4)), r"`ts` has shape \(2,\): pass \(series, obs\)"),
+    ],
+)
+def test_bad_series_are_named_before_any_compute(batch, message):
+    with pytest.raises(ValueError, match=message):
+        train(batch)
+
+
+def test_a_batch_that_is_no_series():
+    with pytest.raises(TypeError, match="series must be"):
+        train(np.zeros((4, 5)))
+
+
+def test_inputs_must_be_there_where_they_are_used():
+    linear = ns.DiagonalSDE(
+        1.0, 0.0, 0.7, ns.Gaussian.independent(np.zeros(1), 1.0), input_matrix=[[1.0]]
+    )
+    model = dataclasses.replace(double_well(drift=None), linear=linear)
+    with pytest.raises(ValueError, match="has an `input_matrix` and the series no"):
+        train(series(), model)
+    with pytest.raises(ValueError, match="series have 2 inputs"):
+        train((*series(), np.zeros((4, 5, 2))), model)
+
+
+def test_a_stream_s_bad_times_stop_the_run():
+    trainer = ns.LatentSDETrainer(optax.adam(1e-3), dt=0.1, num_paths=2, max_steps=16)
+    state = trainer.init(double_well())
+    good = tuple(jnp.asarray(x) for x in series(2))
+    bad = tuple(jnp.asarray(x[:2]) for x in changed((1, 2), 0.1))
+    with pytest.raises(eg.TrainingError, match="times that are not in order") as error:
+        eg.fit(trainer, state, [good, bad], key=KEY)
+    assert int(error.value.state.step) == 1
+
+
+def test_too_few_steps_are_named():
+    with pytest.raises(ValueError, match="`max_steps` is 4 and the longest"):
+        train(series(), max_steps=4)
+    trainer = ns.LatentSDETrainer(optax.adam(1e-3), dt=0.1, num_paths=2, max_steps=4)
+    state = trainer.init(double_well())
+    batch = tuple(jnp.asarray(x) for x in series(2))
+    with pytest.raises(eg.TrainingError, match="more steps than `max_steps`"):
+        eg.fit(trainer, state, iter([batch]), key=KEY)
+
+
+def test_a_drift_that_leaves_the_reals_stops_the_run():
+    explosive = double_well(drift=lambda t, x: jnp.exp(10 * (1 + x) ** 4 - 1000))
+    with pytest.raises(eg.TrainingError, match="non-finite"):
+        train(changed((0, 2, 0), 60.0, 1), explosive)
+
+
+def test_drifts_that_cannot_be():
+    trainer = ns.LatentSDETrainer(optax.adam(1e-3), dt=0.1)
+    for drift, message in (
+        (lambda t, x: x / 0.0, "`drift` is not finite"),
+        (lambda t, x: jnp.zeros(3), r"`drift` returns shape \(3,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            trainer.init(double_well(drift=drift))
+    with pytest.raises(TypeError, match="could not be called as `drift"):
+        trainer.init(double_well(drift=lambda x: x))
+    linear = ns.LinearSDE(np.zeros((2, 2)), np.zeros(2), [[0.0], [1.0]], LAW)
+    model = ns.LatentSDE(linear, ns.LinearDecoder(np.eye(2), 0.1), drift=lambda t, x: x)
+    with pytest.raises(ValueError, match="component 0 in a direction that the noise"):
+        trainer.init(model)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ns.DiagonalSDE(1.0, 0.0, 0.0, LAW), "`scale` is .* positive"),
+        (lambda: ns.DiagonalSDE(np.ones(3), 0.0, 1.0, LAW), "`rates` has shape"),
+        (
+            lambda: ns.LinearSDE(np.eye(2), np.zeros(2), np.ones((2, 2)), LAW),
+            "`diffusion` is square and singular",
+        ),
+        (
+            lambda: ns.LinearSDE(np.eye(3), np.zeros(2), np.eye(2), LAW),
+            "`matrix` has shape",
+        ),
+        (
+            lambda: ns.LinearSDE(np.eye(2), np.zeros(2), np.ones((2, 3)), LAW),
+            "`diffusion` has shape",
+        ),
+        (lambda: ns.Gaussian(np.zeros(2), np.zeros(2)), "`mean` has shape"),
+        (lambda: ns.LinearDecoder(np.eye(2), 0.0), "`scale` is"),
+        (lambda: ns.LinearDecoder(np.ones(2), 1.0), "`matrix` has shape"),
+        (lambda: ns.LinearDecoder(np.eye(2), np.ones(3)), "`scale` has shape"),
+        (lambda: ns.GivenAnchor(np.eye(2), np.zeros(3)), "`matrix` has shape"),
+        (lambda: ns.MarginalELBO(0), "`num_times` is 0"),
+        (lambda: ns.LinearizedSites(0), "`num_sweeps` is 0"),
+        (lambda: ns.Normal(-1.0), "`scale` is"),
+        (lambda: ns.LatentSDETrainer(optax.sgd(1.0), dt=-1.0), "`dt` is -1.0"),
+        (lambda: ns.LatentSDETrainer(optax.sgd(1.0), dt=1.0, num_paths=0), "num_paths"),
+        (lambda: double_well(frozen=("linera",)), "`frozen` names"),
+        (lambda: double_well(message_dtype=jnp.float64), "`message_dtype` is float64"),
+        (lambda: ns.pad_series([]), "`series` is empty"),
+        (lambda: ns.pad_series([(np.zeros(2), np.zeros(3))]), "series 0 has lengths"),
+    ],
+)
+def test_bad_settings_name_the_remedy(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_state_of_another_step_is_refused():
+    trainer = ns.LatentSDETrainer(optax.adam(1e-3), dt=0.1)
+    state = trainer.init(double_well())
+    other = ns.LatentSDETrainer(optax.adam(1e-3), dt=0.2)
+    with pytest.raises(ValueError, match=r"trainer.init\(model\)"):
+        eg.fit(other, state, eg.Minibatches(series(), 2), key=KEY, num_steps=1)
+
+
+def test_what_is_frozen_stays():
+    model = double_well(
+        frozen=("linear",), residual=ns.residual_network(double_well().linear, key=KEY)
+    )
+    state, _ = train(series(), model)
+    for a, b in zip(
+        jax.tree.leaves(state.model.linear), jax.tree.leaves(model.linear), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(state.model.decoder.log_scale, model.decoder.log_scale)
+
+
+def test_a_batch_without_a_single_observation_has_a_bound_of_zero():
+    ts, ys, mask = series()
+    _, history = train((ts, ys, np.zeros_like(mask)), double_well(drift=None))
+    np.testing.assert_allclose(history["elbo"], 0, atol=1e-6)
+
+
+def test_steps_are_found_from_the_data():
+    trainer = ns.LatentSDETrainer(optax.adam(1e-3), dt=0.01)
+    data = eg.Minibatches(series(), 2)
+    assert trainer.for_data(trainer.init(double_well()), data).max_steps == 104
