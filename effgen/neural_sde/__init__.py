@@ -10,17 +10,13 @@ from .anchors import (
     PriorAnchor as PriorAnchor,
     RelinearizedAnchor as RelinearizedAnchor,
 )
-from .controlled import (
-    DiffraxELBO as DiffraxELBO,
-    PathELBO as PathELBO,
-    PlainControl as PlainControl,
-    PlainELBO as PlainELBO,
-)
+from .controlled import PathELBO as PathELBO
 from .decoders import (
     AbstractDecoder as AbstractDecoder,
     Decoder as Decoder,
     LinearDecoder as LinearDecoder,
 )
+from .draws import Draws as Draws, Marginals as Marginals
 from .evidence import Evidence as Evidence, Filtered as Filtered
 from .fractional import (
     FractionalSDE as FractionalSDE,
@@ -37,7 +33,6 @@ from .linear import (
     AbstractLinearSDE as AbstractLinearSDE,
     DiagonalSDE as DiagonalSDE,
     LinearSDE as LinearSDE,
-    Transition as Transition,
 )
 from .messages import (
     Guide as Guide,
@@ -58,10 +53,13 @@ from .objectives import (
     AnchoredELBO as AnchoredELBO,
     MarginalELBO as MarginalELBO,
 )
+from .plain import (
+    DiffraxELBO as DiffraxELBO,
+    PlainControl as PlainControl,
+    PlainELBO as PlainELBO,
+)
 from .posterior import (
     Bands as Bands,
-    Draws as Draws,
-    Marginals as Marginals,
     Posterior as Posterior,
     posterior as posterior,
 )
@@ -77,4 +75,5 @@ from .sites import (
     LinearizedSites as LinearizedSites,
 )
 from .trainer import LatentSDETrainer as LatentSDETrainer
+from .transitions import Transition as Transition
 from .varying import VaryingSDE as VaryingSDE

@@ -10,9 +10,9 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .gaussian import Gaussian, as_float
 from .grid import Grid
-from .linear import Coefficients, Transition, constant_transition
 from .messages import Guided, Site, at_nodes, condition, marginals
 from .series import Series
+from .transitions import Coefficients, Transition, constant_transition
 
 
 if TYPE_CHECKING:

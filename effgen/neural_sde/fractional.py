@@ -10,16 +10,8 @@ from jax.scipy.special import gammainc, gammaincc, gammaln, logit
 from jaxtyping import Array, ArrayLike, Float
 
 from .gaussian import Gaussian, as_float
-from .linear import (
-    AbstractLinearSDE,
-    Coefficients,
-    Inputs,
-    Transition,
-    as_input_matrix,
-    as_vector,
-    constant_transition,
-    forced,
-)
+from .linear import AbstractLinearSDE, Inputs, as_input_matrix, as_vector, forced
+from .transitions import Coefficients, Transition, constant_transition
 
 
 _NUM_QUADRATURE = 64

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .gaussian import Gaussian
-from .linear import Transition
+from .transitions import Transition
 
 
 class Site(NamedTuple):

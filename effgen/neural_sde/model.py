@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .anchors import AbstractAnchor, PriorAnchor
-from .controlled import PlainControl
 from .decoders import AbstractDecoder
 from .linear import AbstractLinearSDE
+from .plain import PlainControl
 
 
 Drift = Callable[..., Float[Array, " state"]]

@@ -8,9 +8,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .anchors import Anchored, step_inputs
 from .grid import Grid
-from .linear import safe_sqrt
 from .messages import Guide
 from .series import Series
+from .transitions import safe_sqrt
 
 
 if TYPE_CHECKING:

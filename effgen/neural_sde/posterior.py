@@ -11,39 +11,27 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from effgen.core.results import RunWarning
-from effgen.core.weights import effective_sample_size, normalized
 
 from .checks import check_batch, check_series
-from .evidence import Evidence, Filtered, twisted_filter, weighted_evidence
-from .grid import steps_needed
-from .messages import marginals
+from .draws import (
+    Draws,
+    Marginals,
+    draws_of,
+    evidence_of,
+    exact_laws,
+    filtered,
+    linear_evidence,
+    moments,
+    num_steps_of,
+    observations_of,
+    with_rows,
+)
+from .evidence import Evidence, Filtered
 from .model import LatentSDE
-from .objectives import anchored_on_grid
-from .paths import simulate
 from .series import Series, as_series
 
 
 _DEFAULT_STEPS = 200
-
-
-class Draws(NamedTuple):
-    """Paths at the times asked for. A batch has one more leading axis on each.
-
-    **Attributes:** `ts`; `positions`; `log_weights`, `log p(y, path) / q(path)`: with
-    them, averages over the paths are right for the exact posterior.
-    """
-
-    ts: Float[Array, " times"]
-    positions: Float[Array, "paths times state"]
-    log_weights: Float[Array, " paths"]
-
-
-class Marginals(NamedTuple):
-    """Mean and standard deviation at each time, and how many paths counted for them."""
-
-    mean: Float[Array, "times state"]
-    scale: Float[Array, "times state"]
-    ess: Float[Array, ""]
 
 
 class Bands(NamedTuple):
@@ -73,7 +61,7 @@ class Posterior(eqx.Module):
     @property
     def log_evidence(self) -> Float[Array, "*series"]:
         """`log p(y)` of the anchored linear model, exact."""
-        return self._out(_linear_evidence(self.model, self.series, self._steps(None)))
+        return self._out(linear_evidence(self.model, self.series, self._steps(None)))
 
     def paths(
         self,
@@ -93,7 +81,7 @@ class Posterior(eqx.Module):
         series, index = self._merged(times, inputs)
         steps = self._steps(series)
         keys = jax.random.split(key, series.ts.shape[0])
-        found = _draws(self.model, series, jnp.asarray(index), steps, num, keys)
+        found = draws_of(self.model, series, jnp.asarray(index), steps, num, keys)
         return self._out(found)
 
     def marginals(
@@ -110,15 +98,15 @@ class Posterior(eqx.Module):
         model = self.model
         if model.drift is None and model.diffusion is None and model.decoder.exact:
             series, index = self._merged(times, None)
-            found = _exact(model, series, jnp.asarray(index), self._steps(series))
+            found = exact_laws(model, series, jnp.asarray(index), self._steps(series))
             mean, scale = self._out(found)
             return Marginals(mean, scale, jnp.full(mean.shape[:-2], jnp.inf))
         key = jax.random.key(0) if key is None else key
         draws = self.paths(num_paths, key=key, times=times)
         positions, logs = draws.positions, draws.log_weights
         if self.single:
-            return _moments(positions, logs)
-        return jax.vmap(_moments)(positions, logs)
+            return moments(positions, logs)
+        return jax.vmap(moments)(positions, logs)
 
     def observations(
         self,
@@ -137,7 +125,7 @@ class Posterior(eqx.Module):
         draws = self.paths(num_paths, key=keys[0], times=times, inputs=inputs)
         draws = jax.tree.map(lambda x: x[None], draws) if self.single else draws
         noise = jax.random.split(keys[1], draws.ts.shape[0])
-        samples = _observed(self.model, draws.positions, draws.log_weights, noise)
+        samples = observations_of(self.model, draws.positions, draws.log_weights, noise)
         levels_array = jnp.asarray(levels, samples.dtype)
         quantiles = jnp.moveaxis(jnp.quantile(samples, levels_array, axis=1), 0, 1)
         ts, mean, quantiles, samples = self._out(
@@ -195,8 +183,8 @@ class Posterior(eqx.Module):
         self, model: LatentSDE, key: PRNGKeyArray, num_paths: int
     ) -> Evidence:
         keys = jax.random.split(key, self.series.ts.shape[0])
-        return _evidence(
-            model, self.series, _steps(model, self.series), num_paths, keys
+        return evidence_of(
+            model, self.series, num_steps_of(model, self.series), num_paths, keys
         )
 
     def filter(
@@ -209,13 +197,13 @@ class Posterior(eqx.Module):
         """
         keys = jax.random.split(key, self.series.ts.shape[0])
         steps = self._steps(None)
-        found = _filtered(
+        found = filtered(
             self.model, self.series, steps, num_paths, resample_below, keys
         )
         return self._out(found)
 
     def _steps(self, series: Series | None) -> int:
-        return _steps(self.model, self.series if series is None else series)
+        return num_steps_of(self.model, self.series if series is None else series)
 
     def _out(self, tree: Any) -> Any:
         return jax.tree.map(lambda x: x[0], tree) if self.single else tree
@@ -235,142 +223,7 @@ class Posterior(eqx.Module):
             raise ValueError(
                 "`times` must be sorted and not before the first time of the series."
             )
-        return _with_rows(series, rows, inputs)
-
-
-def _steps(model: LatentSDE, series: Series) -> int:
-    assert model.dt is not None
-    return steps_needed(np.asarray(series.ts), dt=model.dt, t0=model.t0)
-
-
-def _with_rows(
-    series: Series, rows: np.ndarray, inputs: ArrayLike | None
-) -> tuple[Series, np.ndarray]:
-    length, more = series.ts.shape[1], rows.shape[1]
-    ts = np.concatenate([np.asarray(series.ts), rows], axis=1)
-    order = np.argsort(ts, axis=1, kind="stable")
-    index = np.argsort(order, axis=1, kind="stable")[:, length:]
-
-    def extended(x: Array, fill: Any) -> Array:
-        shape = (x.shape[0], more, *x.shape[2:])
-        whole = np.concatenate([np.asarray(x), np.broadcast_to(fill, shape)], axis=1)
-        return jnp.asarray(np.stack([a[o] for a, o in zip(whole, order, strict=True)]))
-
-    held = None
-    if series.inputs is not None:
-        if inputs is None:
-            before = [
-                np.searchsorted(np.asarray(t), r, side="right") - 1
-                for t, r in zip(series.ts, rows, strict=True)
-            ]
-            last = np.asarray(series.inputs)
-            inputs = np.stack(
-                [u[np.maximum(b, 0)] for u, b in zip(last, before, strict=True)]
-            )
-        held = extended(series.inputs, np.asarray(inputs))
-    merged = Series(
-        jnp.asarray(np.take_along_axis(ts, order, axis=1)),
-        extended(series.ys, 0),
-        extended(series.mask, False),  # noqa: FBT003
-        held,
-    )
-    return merged, index
-
-
-@eqx.filter_jit
-def _linear_evidence(model: LatentSDE, series: Series, steps: int) -> Array:
-    one = lambda s: anchored_on_grid(model, s, num_steps=steps, parallel=False)[0]
-    return jax.vmap(lambda s: one(s).guided.log_evidence)(series)
-
-
-@eqx.filter_jit
-def _draws(
-    model: LatentSDE, series: Series, index: Array, steps: int, num: int, keys: Array
-) -> Draws:
-    def one(series: Series, index: Array, key: Array) -> Draws:
-        anchored, grid = anchored_on_grid(
-            model, series, num_steps=steps, parallel=False
-        )
-        paths = simulate(model, anchored, series, grid, num_paths=num, key=key)
-        positions = jnp.moveaxis(paths.positions[grid.nodes[index]], 0, 1)
-        return Draws(series.ts[index], positions, paths.log_weights)
-
-    return jax.vmap(one)(series, index, keys)
-
-
-@eqx.filter_jit
-def _exact(
-    model: LatentSDE, series: Series, index: Array, steps: int
-) -> tuple[Array, Array]:
-    def one(series: Series, index: Array) -> tuple[Array, Array]:
-        anchored, grid = anchored_on_grid(
-            model, series, num_steps=steps, parallel=False
-        )
-        means, covariances = marginals(anchored.guided)
-        at = grid.nodes[index]
-        variances = jnp.diagonal(covariances[at], axis1=1, axis2=2)
-        return means[at], jnp.sqrt(jnp.maximum(variances, 0))
-
-    return jax.vmap(one)(series, index)
-
-
-@eqx.filter_jit
-def _evidence(
-    model: LatentSDE, series: Series, steps: int, num: int, keys: Array
-) -> Evidence:
-    def one(series: Series, key: Array) -> Evidence:
-        anchored, grid = anchored_on_grid(
-            model, series, num_steps=steps, parallel=False
-        )
-        paths = simulate(model, anchored, series, grid, num_paths=num, key=key)
-        linear = anchored.guided.log_evidence
-        return weighted_evidence(paths.elbo, paths.log_weights, linear)
-
-    return jax.vmap(one)(series, keys)
-
-
-@eqx.filter_jit
-def _filtered(
-    model: LatentSDE, series: Series, steps: int, num: int, below: float, keys: Array
-) -> Filtered:
-    def one(series: Series, key: Array) -> Filtered:
-        anchored, grid = anchored_on_grid(
-            model, series, num_steps=steps, parallel=False
-        )
-        return twisted_filter(
-            model,
-            anchored,
-            series,
-            grid,
-            num_paths=num,
-            key=key,
-            resample_below=below,
-        )
-
-    return jax.vmap(one)(series, keys)
-
-
-@eqx.filter_jit
-def _observed(
-    model: LatentSDE, positions: Array, log_weights: Array, keys: Array
-) -> Array:
-    def one(positions: Array, logs: Array, key: Array) -> Array:
-        keys = jax.random.split(key)
-        num, times = positions.shape[:2]
-        index = jax.random.categorical(keys[0], logs, shape=(num,))
-        flat = positions[index].reshape(num * times, -1)
-        noise = jax.random.split(keys[1], num * times)
-        ys = jax.vmap(lambda x, k: model.decoder.sample(x, key=k))(flat, noise)
-        return ys.reshape(num, times, *ys.shape[1:])
-
-    return jax.vmap(one)(positions, log_weights, keys)
-
-
-def _moments(positions: Array, log_weights: Array) -> Marginals:
-    weights = normalized(log_weights)
-    mean = jnp.tensordot(weights, positions, 1)
-    variance = jnp.tensordot(weights, (positions - mean[None]) ** 2, 1)
-    return Marginals(mean, jnp.sqrt(variance), effective_sample_size(log_weights))
+        return with_rows(series, rows, inputs)
 
 
 def _warn(found: Evidence, fine: Evidence, dt: float) -> None:

@@ -9,14 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from .gaussian import Gaussian
-from .linear import (
-    AbstractLinearSDE,
+from .linear import AbstractLinearSDE, Inputs, as_input_matrix, forced
+from .transitions import (
     Coefficients,
-    Inputs,
     Matrix,
     Transition,
-    as_input_matrix,
-    forced,
     from_nodes,
     gauss_nodes,
     safe_sqrt,

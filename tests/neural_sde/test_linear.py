@@ -10,7 +10,7 @@ import scipy.special
 
 from effgen import neural_sde as ns
 from effgen.neural_sde.fractional import optimal_weights
-from effgen.neural_sde.linear import relative_growth
+from effgen.neural_sde.transitions import relative_growth
 from tests.neural_sde.cases import problem
 from tests.neural_sde.dense import Dense
 

@@ -1,0 +1,239 @@
+"""Baselines whose whole control is learned: in a scan, and through diffrax."""
+
+from typing import TYPE_CHECKING, Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .controlled import likelihood, simulated
+from .gaussian import Gaussian
+from .grid import make_grid
+from .objectives import AbstractObjective, Bound
+from .series import Series
+
+
+if TYPE_CHECKING:
+    from .model import LatentSDE
+
+
+class PlainControl(eqx.Module):
+    """A posterior whose whole control is learned, and the law that it begins from.
+
+    A recurrent network reads the observations backward; its state at the next
+    observation is the `context` of the control, and the one at the first gives mean and
+    scale of `X` there. It is what the torchsde example does.
+    """
+
+    network: eqx.nn.MLP
+    recurrence: eqx.nn.GRUCell
+    start: eqx.nn.Linear
+
+    def __init__(
+        self,
+        num_states: int,
+        num_sensors: int,
+        *,
+        key: PRNGKeyArray,
+        num_brownian: int | None = None,
+        width_size: int = 64,
+        depth: int = 2,
+        context_size: int = 16,
+    ) -> None:
+        """Make the networks; the control is zero at first."""
+        keys = jax.random.split(key, 3)
+        brownian = num_states if num_brownian is None else num_brownian
+        network = eqx.nn.MLP(
+            1 + num_states + context_size,
+            brownian,
+            width_size,
+            depth,
+            activation=jax.nn.tanh,
+            key=keys[0],
+        )
+        last = lambda mlp: (mlp.layers[-1].weight, mlp.layers[-1].bias)
+        self.network = eqx.tree_at(last, network, replace_fn=jnp.zeros_like)
+        self.recurrence = eqx.nn.GRUCell(2 * num_sensors + 1, context_size, key=keys[1])
+        self.start = eqx.nn.Linear(context_size, 2 * num_states, key=keys[2])
+
+    def contexts(self, series: Series) -> Float[Array, "obs context"]:
+        """Return the recurrent network's state at each observation."""
+        ys = series.ys.reshape(len(series.ts), -1)
+        mask = series.mask.reshape(len(series.ts), -1).astype(ys.dtype)
+        gaps = jnp.diff(series.ts, append=series.ts[-1:])[:, None]
+        rows = jnp.concatenate([ys, mask, gaps], axis=1)
+
+        def back(hidden: Array, row: Array) -> tuple[Array, Array]:
+            hidden = self.recurrence(row, hidden)
+            return hidden, hidden
+
+        zero = jnp.zeros(self.recurrence.hidden_size, ys.dtype)
+        return jax.lax.scan(back, zero, rows, reverse=True)[1]
+
+    def initial(self, context: Float[Array, " context"]) -> Gaussian:
+        """Return the law of `X` at the first time."""
+        mean, raw = jnp.split(self.start(context), 2)
+        return Gaussian(mean, jnp.diag(jax.nn.softplus(raw)))
+
+
+def _divergence(first: Gaussian, second: Gaussian) -> Float[Array, ""]:
+    """Return `KL(first | second)` of Gaussians with square, regular roots."""
+    solve = lambda b: jnp.linalg.solve(second.root, b)
+    spread, away = solve(first.root), solve(second.mean - first.mean)
+    logs = jnp.linalg.slogdet(second.root)[1] - jnp.linalg.slogdet(first.root)[1]
+    return 0.5 * (jnp.sum(spread**2) + away @ away - away.shape[0]) + logs
+
+
+def _log_density(law: Gaussian, x: Float[Array, "paths state"]) -> Array:
+    """Return `log N(x)` up to the constant that all laws share."""
+    white = jnp.linalg.solve(law.root, (x - law.mean[None]).T)
+    return -0.5 * jnp.sum(white**2, axis=0) - jnp.linalg.slogdet(law.root)[1]
+
+
+class PlainELBO(AbstractObjective):
+    """The baseline: `model.control` learns the whole control; Euler's steps in a scan.
+
+        elbo = E [sum log p(y | X) - sum |u|^2 dt / 2] - KL(q(x0) | p(x0))
+
+    **Source:** Li, Wong, Chen and Duvenaud (2020), equation 10.
+    """
+
+    def __call__(
+        self,
+        model: "LatentSDE",
+        series: Series,
+        *,
+        num_steps: int,
+        num_paths: int,
+        parallel: bool,
+        key: PRNGKeyArray,
+    ) -> Bound:
+        """Return the bound of one series."""
+        plain, contexts = _plain(model, series)
+        assert model.dt is not None
+        grid = make_grid(
+            series.ts, series.seen, dt=model.dt, num_steps=num_steps, t0=model.t0
+        )
+        initial = plain.initial(contexts[0])
+
+        def control(context, t, since, u, x, sigma):
+            return plain.network(jnp.concatenate([since[None], x, context]))
+
+        extras = contexts[jnp.minimum(grid.gap, len(series.ts) - 1)]
+        paths = simulated(model, series, grid, control, extras, initial, num_paths, key)
+        prior = model.linear.initial
+        logs = _log_density(initial, paths.first) - _log_density(prior, paths.first)
+        values = paths.values - _divergence(initial, prior)
+        weights = paths.values - paths.integral - logs
+        return Bound(values, weights, jnp.zeros(()), grid.fits)
+
+
+def _plain(model: "LatentSDE", series: Series) -> tuple[PlainControl, Array]:
+    plain = model.control
+    if plain is None:
+        raise ValueError(
+            "this objective learns the whole control: give the model a "
+            "`control=PlainControl(...)`."
+        )
+    return plain, plain.contexts(series)
+
+
+class DiffraxELBO(AbstractObjective):
+    """The baseline through `diffrax.diffeqsolve`, with a virtual Brownian tree.
+
+    The state has the control's cost beside `X`. Observations between steps are
+    interpolated.
+
+    **Attributes:** `solver` and `adjoint`, diffrax's.
+
+    **Source:** as `PlainELBO`.
+    """
+
+    solver: diffrax.AbstractSolver = diffrax.Euler()
+    adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint()
+
+    def __call__(
+        self,
+        model: "LatentSDE",
+        series: Series,
+        *,
+        num_steps: int,
+        num_paths: int,
+        parallel: bool,
+        key: PRNGKeyArray,
+    ) -> Bound:
+        """Return the bound of one series."""
+        plain, contexts = _plain(model, series)
+        initial = plain.initial(contexts[0])
+        keys = jax.random.split(key)
+        x = initial.sample(num_paths, key=keys[0])
+        solve = lambda x, key: _solved(
+            self, model, series, plain, contexts, x, num_steps, key
+        )
+        positions, cost = jax.vmap(solve, out_axes=(1, 0))(
+            x, jax.random.split(keys[1], num_paths)
+        )
+        values = likelihood(model, series, positions) - cost
+        values = values - _divergence(initial, model.linear.initial)
+        return Bound(values, None, jnp.zeros(()), jnp.array(True))  # noqa: FBT003
+
+
+def _solved(
+    objective: DiffraxELBO,
+    model: "LatentSDE",
+    series: Series,
+    plain: PlainControl,
+    contexts: Array,
+    x: Array,
+    num_steps: int,
+    key: PRNGKeyArray,
+) -> tuple[Array, Array]:
+    first = series.ts[0] if model.t0 is None else jnp.asarray(model.t0, x.dtype)
+    last = series.ts[-1]
+    assert model.dt is not None
+
+    def drift(t: Any, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        x = state[0]
+        at = jnp.minimum(
+            jnp.searchsorted(series.ts, t, side="right"), len(contexts) - 1
+        )
+        by = plain.network(jnp.concatenate([(t - series.ts[0])[None], x, contexts[at]]))
+        sigma = model.prior_diffusion(t, x)
+        inputs = (
+            None if series.inputs is None else series.inputs[jnp.maximum(at - 1, 0)]
+        )
+        moved = model.prior_drift(t, x, inputs) + sigma @ by
+        return moved, 0.5 * jnp.sum(by**2)
+
+    def diffusion(t: Any, state: tuple[Array, Array]) -> lineax.MatrixLinearOperator:
+        sigma = model.prior_diffusion(t, state[0])
+        zero = jnp.zeros((1, sigma.shape[1]), x.dtype)
+        return lineax.MatrixLinearOperator(jnp.concatenate([sigma, zero]))
+
+    brownian = model.linear.coefficients(first).diffusion.shape[1]
+    tree = diffrax.VirtualBrownianTree(
+        first, last, tol=model.dt / 2, shape=(brownian,), key=key
+    )
+    flat = lambda state: jnp.concatenate([state[0], state[1][None]])
+    pair = lambda y: (y[:-1], y[-1])
+    terms = diffrax.MultiTerm(
+        diffrax.ODETerm(lambda t, y, args: flat(drift(t, pair(y)))),
+        diffrax.ControlTerm(lambda t, y, args: diffusion(t, pair(y)), tree),
+    )
+    solution = diffrax.diffeqsolve(
+        terms,
+        objective.solver,
+        t0=first,
+        t1=last,
+        dt0=model.dt,
+        y0=jnp.concatenate([x, jnp.zeros(1, x.dtype)]),
+        saveat=diffrax.SaveAt(ts=series.ts),
+        adjoint=objective.adjoint,
+        max_steps=num_steps + 8,
+    )
+    ys = solution.ys
+    assert ys is not None
+    return ys[:, :-1], ys[-1, -1]
