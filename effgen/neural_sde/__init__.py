@@ -57,6 +57,7 @@ from .plain import (
     DiffraxELBO as DiffraxELBO,
     PlainControl as PlainControl,
     PlainELBO as PlainELBO,
+    plain_paths as plain_paths,
 )
 from .posterior import (
     Bands as Bands,

@@ -90,9 +90,10 @@ def _initial_divergence(guided: Guided) -> Float[Array, ""]:
 
 
 class Simulated(NamedTuple):
-    """Paths: where they begin, `sum log p(y | X) - sum |u|^2 dt / 2`, `sum u . dW`."""
+    """Paths: where they begin and are seen, what they are worth, `sum u . dW`."""
 
     first: Float[Array, "paths state"]
+    positions: Float[Array, "obs paths state"]
     values: Float[Array, " paths"]
     integral: Float[Array, " paths"]
 
@@ -132,7 +133,8 @@ def simulated(
     zero = jnp.zeros(num_paths, x.dtype)
     (_, cost, integral), later = jax.lax.scan(body, (x, zero, zero), xs)
     positions = jnp.concatenate([x[None], later])[grid.nodes]
-    return Simulated(x, likelihood(model, series, positions) - cost, integral)
+    values = likelihood(model, series, positions) - cost
+    return Simulated(x, positions, values, integral)
 
 
 def likelihood(

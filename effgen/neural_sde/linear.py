@@ -179,6 +179,7 @@ class DiagonalSDE(AbstractLinearSDE):
             dt * mean_weight * force,
             jnp.diag(root_dt * spread),
             jnp.diag(root_dt * mean_weight / spread),
+            jnp.diag(dt * mean_weight),
         )
 
 

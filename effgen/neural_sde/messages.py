@@ -30,13 +30,15 @@ class Site(NamedTuple):
 class Guide(NamedTuple):
     """One step of the linear SDE given all that is observed after it.
 
-    `X' = matrix X + offset + root z`, `z` standard normal, where the prior has
-    `X' = prior(X) + root_prior e`, `e` standard normal: given the future, `e` has mean
-    `pull X + pull_offset`, which is the optimal linear control of the step.
+    `X' = matrix X + offset + keep move + root z`, `z` standard normal, where the prior
+    has `X' = prior(X) + move + root_prior e`, `e` standard normal: given the future,
+    `e` has mean `pull X + pull_offset - feedback move`, which is the optimal linear
+    control of the step. `move = push g` is that of a drift `g` beside the linear one,
+    which changes the likelihood of the future by `move . (level - slope X - curvature
+    move / 2)`, exactly.
 
-    `gain` takes a drift `g` held over the step to the mean of `e`, and `white_gain` to
-    the mean of `z`; `factor` is the Cholesky factor of the precision of `e`, and
-    `root factor^T` the prior's root.
+    `factor` is the Cholesky factor of the precision of `e`, `root factor^T` the prior's
+    root, and `gain` takes `g` to the mean of `e` that makes its move.
     """
 
     matrix: Float[Array, "state state"]
@@ -45,8 +47,13 @@ class Guide(NamedTuple):
     pull: Float[Array, "noise state"]
     pull_offset: Float[Array, " noise"]
     gain: Float[Array, "noise state"]
-    white_gain: Float[Array, "noise state"]
     factor: Float[Array, "noise noise"]
+    push: Float[Array, "state state"]
+    keep: Float[Array, "state state"]
+    feedback: Float[Array, "noise state"]
+    level: Float[Array, " state"]
+    slope: Float[Array, "state state"]
+    curvature: Float[Array, "state state"]
 
 
 class Guided(NamedTuple):
@@ -71,12 +78,7 @@ def guided(transition: Transition, after: Site) -> tuple[Site, Guide]:
     least the identity whatever the noise, and neither a covariance nor a precision is
     inverted. The new precision is a sum of squares (Joseph's form).
     """
-    phi, mean, root, gain = (
-        transition.matrix,
-        transition.offset,
-        transition.root,
-        transition.gain,
-    )
+    phi, mean, root = transition.matrix, transition.offset, transition.root
     eye = jnp.eye(root.shape[1], dtype=root.dtype)
     pressed = root.T @ after.precision
     factor = jnp.linalg.cholesky(eye + pressed @ root)
@@ -94,10 +96,9 @@ def guided(transition: Transition, after: Site) -> tuple[Site, Guide]:
         + shift @ mean
         - 0.5 * mean @ precision @ mean
     )
-    before = phi.T @ precision @ phi
-    message = Site(
-        (before + before.T) / 2, phi.T @ (shift - precision @ mean), constant
-    )
+    slope, level = precision @ phi, shift - precision @ mean
+    before = phi.T @ slope
+    message = Site((before + before.T) / 2, phi.T @ level, constant)
     pull_offset = push - feedback @ mean
     triangular = functools.partial(
         jax.scipy.linalg.solve_triangular, factor, lower=True
@@ -108,9 +109,14 @@ def guided(transition: Transition, after: Site) -> tuple[Site, Guide]:
         root=triangular(root.T).T,
         pull=-feedback @ phi,
         pull_offset=pull_offset,
-        gain=gain,
-        white_gain=triangular(gain),
+        gain=transition.gain,
         factor=factor,
+        push=transition.push,
+        keep=keep,
+        feedback=feedback,
+        level=level,
+        slope=slope,
+        curvature=precision,
     )
 
 
@@ -142,6 +148,7 @@ def condition(
         initial.mean,
         initial.root,
         jnp.zeros((initial.root.shape[1], size), initial.mean.dtype),
+        jnp.zeros((size, size), initial.mean.dtype),
     )
     first = jax.tree.map(lambda x: x[0], messages)
     evidence, law = guided(start, first)

@@ -42,7 +42,7 @@ class LatentSDE(eqx.Module):
     - `anchor`: about which linear SDE the guide is computed; the prior's own by
       default.
     - `t0`: when the law of `linear.initial` holds; `None`: at each series' first time.
-    - `frozen`: names of attributes that are not trained, such as `("linear",)`.
+    - `frozen`: names of what is not trained, such as `("linear", "decoder.matrix")`.
     - `message_dtype`: `jnp.float64` (with `jax_enable_x64`) for small observation
       noise.
     - `dt`: the longest step; `trainer.init` sets it to the trainer's.
@@ -64,12 +64,15 @@ class LatentSDE(eqx.Module):
 
     def __check_init__(self) -> None:
         """Raise `TypeError` or `ValueError` for parts that do not fit together."""
-        names = {field.name for field in dataclasses.fields(self)}
-        unknown = set(self.frozen) - names
-        if unknown:
-            raise ValueError(
-                f"`frozen` names {sorted(unknown)}: choose among {sorted(names)}."
-            )
+        for name in self.frozen:
+            try:
+                operator.attrgetter(name)(self)
+            except AttributeError as error:
+                names = sorted(field.name for field in dataclasses.fields(self))
+                raise ValueError(
+                    f"`frozen` names {name!r}: choose among {names}, or a part of one, "
+                    'such as "linear.matrix".'
+                ) from error
         if self.message_dtype is not None:
             dtype = jnp.dtype(self.message_dtype)
             if jax.dtypes.canonicalize_dtype(dtype) != dtype:
@@ -125,8 +128,9 @@ class LatentSDE(eqx.Module):
         """Return the model with what is trained alone, and with the rest alone."""
         spec = jax.tree.map(eqx.is_inexact_array, self)
         for name in self.frozen:
-            part = jax.tree.map(lambda _: False, getattr(self, name))
-            spec = eqx.tree_at(operator.attrgetter(name), spec, part)
+            chosen = operator.attrgetter(name)
+            part = jax.tree.map(lambda _: False, chosen(self))
+            spec = eqx.tree_at(chosen, spec, part)
         return eqx.partition(self, spec)
 
 

@@ -65,11 +65,13 @@ def anchored_on_grid(
 class AnchoredELBO(AbstractObjective):
     """The default: a bound at any step size, exact with no variance for linear models.
 
-        elbo = log p_linear(y) + E sum_k [a . pull + (|C^-1 a|^2 - |a|^2 - |w|^2) / 2]
+        elbo = log p_linear(y)
+               + E sum_k [move . (level - slope X - curvature move / 2) - |w|^2 / 2]
 
-    in the notation of `effgen.neural_sde.paths.moved`: the model is the chain of
-    exponential Euler steps `X' = Phi X + mu + psi drift(X) + noise`, and the posterior
-    its linear-optimal step shifted by the residual.
+    in the notation of `effgen.neural_sde.Guide`: the model is the chain of exponential
+    Euler steps `X' = Phi X + mu + move + noise`, `move = push drift(X)`, and the
+    posterior its linear-optimal step shifted by the residual. The drift may be in any
+    direction, driven by noise or not.
     """
 
     def __call__(
@@ -98,7 +100,8 @@ class MarginalELBO(AbstractObjective):
     With no residual and no push, paths of the linear posterior have known Gaussian
     laws at every node: a few steps, drawn at random, estimate the sum over all of
     `a . pull - |a|^2 / 2`, with nothing done in sequence but the messages. The same
-    chain as `AnchoredELBO`, so the bounds can be compared; this one is looser.
+    chain as `AnchoredELBO`, so the bounds can be compared; this one is looser, and
+    needs a drift that the noise can make.
 
     **Attributes:** `num_times`, how many steps of each series.
     """
@@ -121,6 +124,7 @@ class MarginalELBO(AbstractObjective):
         key: PRNGKeyArray,
     ) -> Bound:
         """Return the bound of one series."""
+        _check_driven(model)
         keys = jax.random.split(key, 3)
         anchored, grid = anchored_on_grid(
             model, series, num_steps=num_steps, parallel=parallel
@@ -140,6 +144,15 @@ class MarginalELBO(AbstractObjective):
                 model, anchored, series, laws, grid, num_paths, keys[2]
             )
         return Bound(values, None, anchored.guided.log_evidence, grid.fits)
+
+
+def _check_driven(model: "LatentSDE") -> None:
+    sigma = jax.eval_shape(lambda: model.linear.coefficients(jnp.zeros(())).diffusion)
+    if model.drift is not None and sigma.shape[0] != sigma.shape[1]:
+        raise ValueError(
+            "`MarginalELBO` compares drifts by the noise that hides them, and here it "
+            "drives fewer directions than there are states: use `AnchoredELBO`."
+        )
 
 
 def _drawn(

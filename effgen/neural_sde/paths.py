@@ -1,5 +1,6 @@
 """Paths of the posterior, and what each adds to the bound on `log p(y)`."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -74,33 +75,36 @@ def moved(
 ) -> Moved:
     """Move paths by one step.
 
-    In the noise `e` of a step of the prior, the posterior of the anchored linear model
-    is `N(pull, B^-1)`, `B = C C^T`, and the prior `N(a, I)`, `a = gain g(x)`. The step
-    is the optimal one, given the linear messages, shifted by the residual `w = sqrt(dt)
-    v`: `C^T (e - pull) = C^-1 a + w + noise`. Its expected log-weight is
-    `a . pull + (|C^-1 a|^2 - |a|^2 - |w|^2) / 2`, and the log-weight itself has
-    `- noise . w` more.
+    The step is the optimal one given the linear messages, from the mean that the
+    prior's whole drift leads to, shifted by the residual: `C^T (e - pull) = w + noise`,
+    with `w = sqrt(dt) v` and `B = C C^T` the precision of `e`. Its expected log-weight
+    is that of the drift's move, `move . (level - slope x - curvature move / 2)`, less
+    `|w|^2 / 2`; the log-weight itself has `- noise . w` more.
     """
     guide = step.guide
     pull = x @ guide.pull.T + guide.pull_offset[None]
-    drift = drift_beside(model, step, x)
     control = _control(model, step, x, pull)
     ahead = x @ guide.matrix.T + guide.offset[None]
-    if model.diffusion is not None:
-        return _moved_by_state_noise(
-            model, step, x, (pull, drift, control, ahead), noise
-        )
-    weights, shift = jnp.zeros(x.shape[:1], x.dtype), noise
+    expected = jnp.zeros(x.shape[:1], x.dtype)
+    drift = drift_beside(model, step, x)
     if drift is not None:
-        push, white = drift @ guide.gain.T, drift @ guide.white_gain.T
-        weights = jnp.sum(push * (pull - 0.5 * push) + 0.5 * white**2, axis=1)
-        shift = shift + white
-    expected = weights
+        move = drift @ guide.push.T
+        ascent = guide.level[None] - x @ guide.slope.T - 0.5 * move @ guide.curvature.T
+        expected = jnp.sum(move * ascent, axis=1)
+        ahead = ahead + move @ guide.keep.T
+        pull = pull - move @ guide.feedback.T
+    if model.diffusion is None:
+        shift, spread = noise, lambda z: z @ guide.root.T
+    else:
+        log, shift, spread = _state_noise(model, step, x, pull, noise)
+        expected = expected + log
+        ahead = ahead - pull @ prior_root(guide).T
+    weights = expected
     if control is not None:
-        expected = weights - 0.5 * jnp.sum(control**2, axis=1)
+        expected = expected - 0.5 * jnp.sum(control**2, axis=1)
         weights = expected - jnp.sum(control * noise, axis=1)
         shift = shift + control
-    return Moved(ahead + shift @ guide.root.T, expected, weights)
+    return Moved(ahead + spread(shift), expected, weights)
 
 
 def drift_beside(
@@ -122,7 +126,7 @@ def _control(
     if model.residual is None:
         return None
     safe = jnp.where(step.length > 0, step.length, 1.0)
-    guiding = (pull @ _prior_root(step.guide).T) / safe
+    guiding = (pull @ prior_root(step.guide).T) / safe
     seen = jax.vmap(
         lambda x, guiding: features(
             step.since_first, step.until_next, x, guiding, step.inputs
@@ -148,57 +152,44 @@ def features(
     return jnp.concatenate(parts if inputs is None else [*parts, inputs])
 
 
-def _prior_root(guide: Guide) -> Array:
+def prior_root(guide: Guide) -> Float[Array, "state noise"]:
+    """Return the root of the prior's noise in a step."""
     return guide.root @ guide.factor.T
 
 
-def _moved_by_state_noise(
-    model: "LatentSDE",
-    step: Step,
-    x: Array,
-    parts: tuple[Array, Array | None, Array | None, Array],
-    noise: Array,
-) -> Moved:
-    """Move paths whose noise depends on where they are, `e ~ N(a, T T^T)`.
+def _state_noise(
+    model: "LatentSDE", step: Step, x: Array, pull: Array, noise: Array
+) -> tuple[Array, Array, Callable[[Array], Array]]:
+    """Return what noise that depends on the state changes: `e ~ N(0, T T^T)`.
 
     `T = sigma_linear^-1 sigma(t, x)`. Given the linear messages the step's optimum is
-    Gaussian with precision `P = (T T^T)^-1 + B - I`, whose normalizer is the weight.
+    Gaussian with precision `P = (T T^T)^-1 + B - I`, whose normalizer is a log-weight
+    more. Returns this, `noise` about the optimum, and what takes it to the state.
     """
-    guide = step.guide
-    pull, drift, control, ahead = parts
-    size = x.shape[1]
-    eye = jnp.eye(size, dtype=x.dtype)
-    start = step.start
+    guide, start = step.guide, step.start
+    eye = jnp.eye(x.shape[1], dtype=x.dtype)
     sigma = model.linear.coefficients(start).diffusion
-    assert guide is not None
-    mean = ahead - pull @ _prior_root(guide).T
-    push = jnp.zeros_like(x) if drift is None else drift @ guide.gain.T
     square = guide.factor @ guide.factor.T
 
-    def one(x: Array, pull: Array, push: Array) -> tuple[Array, Array, Array]:
+    def one(x: Array, pull: Array) -> tuple[Array, Array, Array]:
         spread = jax.scipy.linalg.solve_triangular(
             sigma, model.prior_diffusion(start, x), lower=True
         )
         inverse = jnp.linalg.inv(spread)
-        precision = inverse.T @ inverse
-        factor = jnp.linalg.cholesky(precision + square - eye)
-        tilt = precision @ push + square @ pull
-        half = jax.scipy.linalg.solve_triangular(factor, tilt, lower=True)
-        log = 0.5 * (half @ half - push @ precision @ push - pull @ square @ pull)
+        factor = jnp.linalg.cholesky(inverse.T @ inverse + square - eye)
+        half = jax.scipy.linalg.solve_triangular(factor, square @ pull, lower=True)
+        log = 0.5 * (half @ half - pull @ square @ pull)
         log += jnp.linalg.slogdet(inverse)[1]
         log += jnp.sum(jnp.log(jnp.diagonal(guide.factor) / jnp.diagonal(factor)))
         return log, half, factor
 
-    expected, half, factor = jax.vmap(one)(x, pull, push)
-    weights, shift = expected, half + noise
-    if control is not None:
-        expected = expected - 0.5 * jnp.sum(control**2, axis=1)
-        weights = expected - jnp.sum(control * noise, axis=1)
-        shift = shift + control
-    noises = jax.vmap(
-        lambda c, z: jax.scipy.linalg.solve_triangular(c, z, lower=True, trans=1)
-    )(factor, shift)
-    return Moved(mean + noises @ _prior_root(guide).T, expected, weights)
+    log, half, factor = jax.vmap(one)(x, pull)
+
+    def to_state(z: Array) -> Array:
+        back = lambda c, z: jax.scipy.linalg.solve_triangular(c, z, lower=True, trans=1)
+        return jax.vmap(back)(factor, z) @ prior_root(guide).T
+
+    return log, half + noise, to_state
 
 
 def start_positions(

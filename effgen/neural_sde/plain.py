@@ -7,13 +7,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .controlled import likelihood, simulated
 from .gaussian import Gaussian
-from .grid import make_grid
+from .grid import make_grid, steps_needed
 from .objectives import AbstractObjective, Bound
-from .series import Series
+from .series import Series, as_series
 
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class PlainControl(eqx.Module):
 
     network: eqx.nn.MLP
     recurrence: eqx.nn.GRUCell
-    start: eqx.nn.Linear
+    start: eqx.nn.Linear | None
 
     def __init__(
         self,
@@ -42,8 +43,12 @@ class PlainControl(eqx.Module):
         width_size: int = 64,
         depth: int = 2,
         context_size: int = 16,
+        learn_start: bool = True,
     ) -> None:
-        """Make the networks; the control is zero at first."""
+        """Make the networks; the control is zero at first.
+
+        Without `learn_start` paths begin by the prior's law, which may be singular.
+        """
         keys = jax.random.split(key, 3)
         brownian = num_states if num_brownian is None else num_brownian
         network = eqx.nn.MLP(
@@ -57,7 +62,9 @@ class PlainControl(eqx.Module):
         last = lambda mlp: (mlp.layers[-1].weight, mlp.layers[-1].bias)
         self.network = eqx.tree_at(last, network, replace_fn=jnp.zeros_like)
         self.recurrence = eqx.nn.GRUCell(2 * num_sensors + 1, context_size, key=keys[1])
-        self.start = eqx.nn.Linear(context_size, 2 * num_states, key=keys[2])
+        self.start = None
+        if learn_start:
+            self.start = eqx.nn.Linear(context_size, 2 * num_states, key=keys[2])
 
     def contexts(self, series: Series) -> Float[Array, "obs context"]:
         """Return the recurrent network's state at each observation."""
@@ -73,14 +80,18 @@ class PlainControl(eqx.Module):
         zero = jnp.zeros(self.recurrence.hidden_size, ys.dtype)
         return jax.lax.scan(back, zero, rows, reverse=True)[1]
 
-    def initial(self, context: Float[Array, " context"]) -> Gaussian:
+    def initial(self, context: Float[Array, " context"], prior: Gaussian) -> Gaussian:
         """Return the law of `X` at the first time."""
+        if self.start is None:
+            return prior
         mean, raw = jnp.split(self.start(context), 2)
         return Gaussian(mean, jnp.diag(jax.nn.softplus(raw)))
 
 
 def _divergence(first: Gaussian, second: Gaussian) -> Float[Array, ""]:
     """Return `KL(first | second)` of Gaussians with square, regular roots."""
+    if first is second:
+        return jnp.zeros((), first.mean.dtype)
     solve = lambda b: jnp.linalg.solve(second.root, b)
     spread, away = solve(first.root), solve(second.mean - first.mean)
     logs = jnp.linalg.slogdet(second.root)[1] - jnp.linalg.slogdet(first.root)[1]
@@ -91,6 +102,12 @@ def _log_density(law: Gaussian, x: Float[Array, "paths state"]) -> Array:
     """Return `log N(x)` up to the constant that all laws share."""
     white = jnp.linalg.solve(law.root, (x - law.mean[None]).T)
     return -0.5 * jnp.sum(white**2, axis=0) - jnp.linalg.slogdet(law.root)[1]
+
+
+def _log_ratio(first: Gaussian, second: Gaussian, x: Array) -> Float[Array, " paths"]:
+    if first is second:
+        return jnp.zeros(x.shape[:1], x.dtype)
+    return _log_density(first, x) - _log_density(second, x)
 
 
 class PlainELBO(AbstractObjective):
@@ -117,15 +134,15 @@ class PlainELBO(AbstractObjective):
         grid = make_grid(
             series.ts, series.seen, dt=model.dt, num_steps=num_steps, t0=model.t0
         )
-        initial = plain.initial(contexts[0])
+        prior = model.linear.initial
+        initial = plain.initial(contexts[0], prior)
 
         def control(context, t, since, u, x, sigma):
             return plain.network(jnp.concatenate([since[None], x, context]))
 
         extras = contexts[jnp.minimum(grid.gap, len(series.ts) - 1)]
         paths = simulated(model, series, grid, control, extras, initial, num_paths, key)
-        prior = model.linear.initial
-        logs = _log_density(initial, paths.first) - _log_density(prior, paths.first)
+        logs = _log_ratio(initial, prior, paths.first)
         values = paths.values - _divergence(initial, prior)
         weights = paths.values - paths.integral - logs
         return Bound(values, weights, jnp.zeros(()), grid.fits)
@@ -167,7 +184,8 @@ class DiffraxELBO(AbstractObjective):
     ) -> Bound:
         """Return the bound of one series."""
         plain, contexts = _plain(model, series)
-        initial = plain.initial(contexts[0])
+        prior = model.linear.initial
+        initial = plain.initial(contexts[0], prior)
         keys = jax.random.split(key)
         x = initial.sample(num_paths, key=keys[0])
         solve = lambda x, key: _solved(
@@ -177,7 +195,7 @@ class DiffraxELBO(AbstractObjective):
             x, jax.random.split(keys[1], num_paths)
         )
         values = likelihood(model, series, positions) - cost
-        values = values - _divergence(initial, model.linear.initial)
+        values = values - _divergence(initial, prior)
         return Bound(values, None, jnp.zeros(()), jnp.array(True))  # noqa: FBT003
 
 
@@ -237,3 +255,51 @@ def _solved(
     ys = solution.ys
     assert ys is not None
     return ys[:, :-1], ys[-1, -1]
+
+
+def plain_paths(
+    model: "LatentSDE",
+    series: Any,
+    ts: Float[Array, " times"],
+    *,
+    num: int,
+    key: PRNGKeyArray,
+) -> Float[Array, "num times state"]:
+    """Draw paths of the learned control's posterior at `ts`, by Euler's steps.
+
+    After the last observation the control is zero and paths are the prior's.
+
+    **Arguments:** `series`, `(ts, ys)` or `(ts, ys, mask)` of one series; `ts`, sorted.
+    """
+    assert model.dt is not None
+    steps = steps_needed(np.asarray(ts), dt=model.dt, t0=model.t0)
+    return _plain_paths(model, as_series(series), ts, steps, num, key)
+
+
+@eqx.filter_jit
+def _plain_paths(
+    model: "LatentSDE", series: Series, ts: Array, steps: int, num: int, key: Array
+) -> Array:
+    plain, contexts = _plain(model, series)
+    assert model.dt is not None
+    nothing = jnp.zeros((len(ts), *series.ys.shape[1:]), series.ys.dtype)
+    rows = Series(ts, nothing, jnp.zeros(nothing.shape, bool), None)
+    grid = make_grid(ts, rows.seen, dt=model.dt, num_steps=steps, t0=model.t0)
+    index = jnp.searchsorted(series.ts, grid.starts, side="right")
+    last = jnp.max(jnp.where(series.seen, series.ts, -jnp.inf))
+
+    def control(extra, t, since, u, x, sigma):
+        by = plain.network(jnp.concatenate([since[None], x, extra]))
+        return jnp.where(t < last, by, 0)
+
+    found = simulated(
+        model,
+        rows,
+        grid,
+        control,
+        contexts[jnp.minimum(index, len(series.ts) - 1)],
+        plain.initial(contexts[0], model.linear.initial),
+        num,
+        key,
+    )
+    return jnp.moveaxis(found.positions, 0, 1)

@@ -19,18 +19,20 @@ _NUM_DOUBLINGS = 12
 
 
 class Transition(eqx.Module):
-    """One step of length `dt`, `X' = matrix X + offset + root (gain g + noise)`.
+    """One step of length `dt`, `X' = matrix X + offset + push g + root noise`.
 
-    `noise` is standard normal. `g`, a drift beside the linear one that is held constant
-    over the step, moves the mean by `root gain g = int Phi g ds`, and `|gain g|^2` is
-    the control energy that this takes: nothing is ever divided by a variance that may
-    be zero, and at `dt = 0` it is the identity.
+    `noise` is standard normal; `g`, a drift beside the linear one that is held over the
+    step, moves the mean by `push g`, `push = int Phi ds`. Where the noise can make that
+    move, `root gain g = push g`, and `|gain g|^2` is the control energy it takes.
+    Nothing is divided by a variance that may be zero; at `dt = 0` the step is the
+    identity.
     """
 
     matrix: Matrix
     offset: Vector
     root: Float[Array, "state noise"]
     gain: Float[Array, "noise state"]
+    push: Matrix
 
     @property
     def covariance(self) -> Matrix:
@@ -70,19 +72,21 @@ def constant_transition(
         root = jnp.linalg.cholesky(spread)
         gain = jax.scipy.linalg.solve_triangular(root, mean_weight, lower=True)
         root_dt = safe_sqrt(dt)
-        offset = dt * mean_weight @ force
-        return Transition(flow, offset, root_dt * root, root_dt * gain)
+        push = dt * mean_weight
+        return Transition(flow, push @ force, root_dt * root, root_dt * gain, push)
     nodes, weights = gauss_nodes(matrix.dtype)
     nothing = jnp.zeros_like(matrix)
     flows = jax.vmap(lambda s: _doubled(matrix, nothing, s * dt)[0])(1 - nodes)
     flow, mean_weight, _ = _doubled(matrix, nothing, dt)
     diffusions = jnp.broadcast_to(diffusion, (len(nodes), *diffusion.shape))
-    return from_nodes(flow, dt * mean_weight @ force, flows, diffusions, weights, dt)
+    push = dt * mean_weight
+    return from_nodes(flow, push @ force, push, flows, diffusions, weights, dt)
 
 
 def from_nodes(
     flow: Matrix,
     offset: Vector,
+    push: Matrix,
     flows: Float[Array, "nodes state state"],
     diffusions: Float[Array, "nodes state brownian"],
     weights: Float[Array, " nodes"],
@@ -97,7 +101,7 @@ def from_nodes(
     gains = scales[:, None, None] * jax.vmap(left_inverse)(diffusions)
     state = flow.shape[0]
     root = jnp.moveaxis(roots, 0, 1).reshape(state, -1)
-    return Transition(flow, offset, root, gains.reshape(-1, state))
+    return Transition(flow, offset, root, gains.reshape(-1, state), push)
 
 
 def left_inverse(diffusion: Float[Array, "state brownian"]) -> Array:

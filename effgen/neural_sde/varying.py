@@ -74,15 +74,16 @@ class VaryingSDE(AbstractLinearSDE):
         force = jax.vmap(lambda b: forced(b, self.input_matrix, inputs))(at_nodes.bias)
         offset = dt * jnp.einsum("n,nij,nj->i", weights, flows[:-1], force)
         diffusion = at_nodes.diffusion
-        step = from_nodes(flows[-1], offset, flows[:-1], diffusion, weights, dt)
+        mean_weight = jnp.tensordot(weights, flows[:-1], 1)
+        push = dt * mean_weight
+        step = from_nodes(flows[-1], offset, push, flows[:-1], diffusion, weights, dt)
         if diffusion.shape[1] != diffusion.shape[2]:
             return step
         noises = flows[:-1] @ diffusion
         root = jnp.linalg.cholesky(jnp.einsum("n,nij,nkj->ik", weights, noises, noises))
-        mean_weight = jnp.tensordot(weights, flows[:-1], 1)
         gain = jax.scipy.linalg.solve_triangular(root, mean_weight, lower=True)
         root_dt = safe_sqrt(dt)
-        return Transition(flows[-1], offset, root_dt * root, root_dt * gain)
+        return Transition(flows[-1], offset, root_dt * root, root_dt * gain, push)
 
 
 def _flows_to_end(

@@ -94,8 +94,8 @@ def grid_filter(model, ts, ys, dt, limit=3.5, num=1_401):
     force = jax.vmap(lambda x: model.beside(jnp.zeros(()), x[None], None)[0])(
         jnp.asarray(x)
     )
-    phi, mu, root, gain = (np.asarray(a).ravel()[0] for a in jax.tree.leaves(step))
-    mean, spread = phi * x + mu + root * gain * np.asarray(force), root
+    phi, mu, root, _, push = (np.asarray(a).ravel()[0] for a in jax.tree.leaves(step))
+    mean, spread = phi * x + mu + push * np.asarray(force), root
     if model.diffusion is not None:
         sigma = jax.vmap(lambda x: model.diffusion(0.0, x[None])[0])(jnp.asarray(x))
         spread = root * np.asarray(sigma) / float(model.linear.scale[0])

@@ -108,10 +108,13 @@ def test_drifts_that_cannot_be():
             trainer.init(double_well(drift=drift))
     with pytest.raises(TypeError, match="could not be called as `drift"):
         trainer.init(double_well(drift=lambda x: x))
+
+
+def test_without_simulation_the_noise_must_drive_all_states():
     linear = ns.LinearSDE(np.zeros((2, 2)), np.zeros(2), [[0.0], [1.0]], LAW)
-    model = ns.LatentSDE(linear, ns.LinearDecoder(np.eye(2), 0.1), drift=lambda t, x: x)
-    with pytest.raises(ValueError, match="component 0 in a direction that the noise"):
-        trainer.init(model)
+    model = ns.LatentSDE(linear, ns.LinearDecoder([[1.0, 0.0]], 0.1), lambda t, x: -x)
+    with pytest.raises(ValueError, match="use `AnchoredELBO`"):
+        train(series(), model, objective=ns.MarginalELBO())
 
 
 @pytest.mark.parametrize(

@@ -213,14 +213,17 @@ def test_state_noise_that_is_constant_is_constant_noise():
 
 
 def test_two_states_with_noise_on_one():
-    """A noisy oscillator in a double well: its velocity alone is driven."""
+    """A noisy oscillator in a double well: its velocity alone is driven, and a friction
+    acts on its position, where no noise does."""
     matrix = np.array([[0.0, 1.0], [0.0, -0.5]])
     law = ns.Gaussian.independent(np.zeros(2), 0.5)
     linear = ns.LinearSDE(matrix, np.zeros(2), np.array([[0.0], [0.8]]), law)
     model = ns.LatentSDE(
         linear,
         ns.LinearDecoder(np.array([[1.0, 0.0]]), 0.2),
-        drift=lambda t, x: jnp.array([0.0, 1.0]) * 2 * x[0] * (1 - x[0] ** 2),
+        drift=lambda t, x: jnp.stack(
+            [-0.3 * jnp.sin(x[0]), 2 * x[0] * (1 - x[0] ** 2)]
+        ),
         t0=0.0,
     )
     times, values = np.array([0.5, 1.0, 2.0]), np.array([0.4, 0.9, 0.7])
@@ -235,7 +238,8 @@ def test_two_states_with_noise_on_one():
         for _ in range(round((time - t) / dt)):
             force = 2 * x[:, 0] * (1 - x[:, 0] ** 2) - 0.5 * x[:, 1]
             noise = 0.8 * np.sqrt(dt) * rng.normal(size=num)
-            x = np.stack([x[:, 0] + x[:, 1] * dt, x[:, 1] + force * dt + noise], 1)
+            slip = x[:, 1] - 0.3 * np.sin(x[:, 0])
+            x = np.stack([x[:, 0] + slip * dt, x[:, 1] + force * dt + noise], 1)
         weights = scipy.stats.norm.pdf(y, x[:, 0], 0.2)
         total, t = total + np.log(weights.mean()), time
         x = x[rng.choice(num, num, p=weights / weights.sum())]
