@@ -28,6 +28,9 @@ _PACKAGES = (
     "torch",
     "torchebm",
     "rbms",
+    "diffrax",
+    "torchsde",
+    "statsmodels",
     "blackjax",
 )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from . import energy, report
+from . import energy, report, series
 
 
 DIRECTORY = Path("runs/demo")
@@ -22,10 +22,18 @@ def main() -> None:
         print(f"Training on {len(problem.train)} images: {name}")
         outcomes.append(energy.train(name, trainer, problem, DIRECTORY, key))
     gaussian = energy.gaussian_likelihood(problem, jax.random.split(key, 5)[3])
-    text = f"{report.heading()}\n\n{report.table(outcomes, gaussian)}\n"
+    record, seasons = series.record(), []
+    print(f"Smoothing and forecasting {record.shown.sum()} weeks of carbon dioxide")
+    seasons.append(series.baseline(record))
+    for name, (model, objective) in series.models(key).items():
+        print(name)
+        seasons.append(series.train(name, model, objective, record, key))
+    tables = [report.table(outcomes, gaussian), report.series_table(seasons)]
+    text = "\n\n".join([report.heading(), *tables]) + "\n"
     (DIRECTORY / "results.md").write_text(text)
     report.write_figures(DIRECTORY, outcomes)
     report.plot_likelihoods(DIRECTORY / "likelihood.png", outcomes, gaussian)
+    report.plot_forecasts(DIRECTORY / "forecast.png", seasons, record)
     report.plot_samples(DIRECTORY / "samples.png", outcomes, problem)
     written = ", ".join(sorted(path.name for path in DIRECTORY.iterdir()))
     print(f"\n{text}\nIn {DIRECTORY}: {written}")

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from effgen import ebm
 
+from . import series
 from .energy import (
     NOISE,
     NUM_WALKERS,
@@ -33,6 +34,49 @@ def table(outcomes: list[Outcome], gaussian: tuple[float, float]) -> str:
         own = f"{outcome.flattering[-1]:.2f}" if outcome.flattering else "unknown"
         rows.append(f"| {outcome.name} | {honest} | {own} | {outcome.seconds:.0f} |")
     return "\n".join(rows)
+
+
+def series_table(outcomes: list[series.Outcome]) -> str:
+    """Return the scores of the carbon dioxide record as a Markdown table."""
+    rows = [
+        "| model | hidden weeks, CRPS in ppm | three-year forecast | within 50 % | "
+        "within 90 % | bound, nats | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for o in outcomes:
+        half, most = (f"{100 * share:.0f} %" for share in o.covered)
+        bound = "" if o.elbo is None else f"{o.elbo:.1f}"
+        rows.append(
+            f"| {o.name} | {o.fill:.3f} | {o.crps:.3f} | {half} | {most} | {bound} | "
+            f"{o.seconds:.0f} |"
+        )
+    return "\n".join(rows)
+
+
+def plot_forecasts(
+    path: Path, outcomes: list[series.Outcome], record: series.Record
+) -> None:
+    """Draw the forecasts' bands of 50 and 90 % over the years held out."""
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    grid = figure.subplots(2, 2, sharex=True, sharey=True).ravel()
+    years = 1958.24 + record.ts
+    recent = years > years[record.forecast][0] - 2
+    future = years[record.forecast]
+    for axes, outcome in zip(grid, outcomes, strict=True):
+        low, lower, upper, high = record.unit * outcome.bands
+        axes.fill_between(future, low, high, alpha=0.25, color="C0", label="90 %")
+        axes.fill_between(future, lower, upper, alpha=0.5, color="C0", label="50 %")
+        values = record.unit * record.ys[recent]
+        axes.plot(years[recent], values, "k.", markersize=2, label="measured")
+        axes.set_title(outcome.name, fontsize=10)
+    spread = record.unit * np.nanmax(np.abs(record.ys))
+    grid[0].set(ylim=(-0.5 * spread, 2.0 * spread))
+    for axes in grid[2:]:
+        axes.set(xlabel="year")
+    for axes in grid[::2]:
+        axes.set(ylabel="CO2 less its mean, ppm")
+    grid[0].legend()
+    figure.savefig(path, dpi=150)
 
 
 def write_figures(directory: Path, outcomes: list[Outcome]) -> None:

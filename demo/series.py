@@ -24,6 +24,7 @@ NUM_WEEKS = 15 * 52
 NUM_FORECAST = 3 * 52
 WEEK = 7 / 365.25
 NUM_PATHS = 1_000
+NUM_STEPS = 200
 LEVELS = (0.05, 0.25, 0.75, 0.95)
 
 
@@ -48,9 +49,10 @@ class Record(NamedTuple):
 
 def record() -> Record:
     """Return the first fifteen years."""
-    import statsmodels.api as sm
+    from statsmodels.datasets import co2
 
-    values = sm.datasets.co2.load_pandas().data["co2"].to_numpy()[:NUM_WEEKS]
+    table: Any = co2.load_pandas().data
+    values = table["co2"].to_numpy()[:NUM_WEEKS]
     forecast = np.arange(NUM_WEEKS) >= NUM_WEEKS - NUM_FORECAST
     hidden = np.random.default_rng(0).uniform(size=NUM_WEEKS) < 0.1
     shown = ~np.isnan(values) & ~forecast & ~hidden
@@ -166,7 +168,7 @@ def train(
     objective: Any,
     record: Record,
     key: PRNGKeyArray,
-    num_steps: int,
+    num_steps: int = NUM_STEPS,
 ) -> Outcome:
     """Train on the weeks shown; fill the hidden ones and forecast the last years."""
     past = ~record.forecast
@@ -212,7 +214,7 @@ def sampled(
     return samples[:, record.hidden], samples[:, record.forecast]
 
 
-def baseline(record: Record, key: PRNGKeyArray) -> Outcome:
+def baseline(record: Record) -> Outcome:
     """Return statsmodels' structural model, fitted exactly by its Kalman filter."""
     from statsmodels.tsa.statespace.structural import UnobservedComponents
 
@@ -220,20 +222,15 @@ def baseline(record: Record, key: PRNGKeyArray) -> Outcome:
     began = time.perf_counter()
     model = UnobservedComponents(
         shown,
-        level="local linear trend",
+        level="local linear trend",  # pyright: ignore[reportArgumentType]
         freq_seasonal=[{"period": 365.25 / 7, "harmonics": 2}],
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says that the optimizer could go further
-        fitted = model.fit(disp=False, maxiter=200)
+        fitted: Any = model.fit(disp=False, maxiter=200)
     seconds = time.perf_counter() - began
     rng = np.random.default_rng(0)
-    laws = []
-    for law in (
-        fitted.get_prediction(0, len(shown) - 1),
-        fitted.get_forecast(NUM_FORECAST),
-    ):
-        laws.append((law.predicted_mean, law.se_mean))
+    future = fitted.get_forecast(NUM_FORECAST)
     smoothed = fitted.smoother_results
     observe = np.asarray(smoothed.design[0, :, 0])
     mean = observe @ smoothed.smoothed_state
@@ -242,5 +239,6 @@ def baseline(record: Record, key: PRNGKeyArray) -> Outcome:
     hidden = record.hidden[~record.forecast]
     draw = lambda m, s: m + s * rng.normal(size=(NUM_PATHS, len(m)))
     fill = draw(mean[hidden], spread[hidden])
+    forecast = draw(future.predicted_mean, future.se_mean)
     name = "linear, statsmodels (exact)"
-    return judged(name, record, fill, draw(*laws[1]), seconds, np.zeros(0))
+    return judged(name, record, fill, forecast, seconds, np.zeros(0))

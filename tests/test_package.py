@@ -59,7 +59,7 @@ def execute(text: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None
     runpy.run_path(str(script), run_name="__main__")
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/ebm.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/ebm.md", "docs/neural_sde.md"])
 def test_examples_run(page, tmp_path, monkeypatch):
     execute(code_blocks(ROOT / page), tmp_path, monkeypatch)
 
