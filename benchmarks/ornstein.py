@@ -15,7 +15,7 @@ from effgen import neural_sde as ns
 
 
 NOISE = 0.05
-TORCH_STEPS = 200
+TORCH_STEPS = 100
 NUM_PATHS = 512
 
 

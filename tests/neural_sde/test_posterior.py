@@ -51,7 +51,7 @@ def test_a_batch_is_its_series_one_by_one():
         (np.array([1.0]), rng.normal(size=(1, 2))),
     ]
     ts, ys, mask = ns.pad_series(rows)
-    model = case.model(dt=0.2)
+    model = case.model(dt=0.5)
     whole = ns.posterior(model, ts, ys, mask)
     law = whole.marginals(np.array([0.5, 2.9]))
     for i, (t, y) in enumerate(rows):
@@ -132,8 +132,8 @@ def test_samples_of_the_prior_have_its_law():
     decay = np.exp(-times)
     mean = decay + 0.5 * (1 - decay)
     variance = 0.01 * decay**2 + 0.36 * (1 - decay**2) / 2
-    for solver in (None, diffrax.Heun(), diffrax.ShARK()):
-        x = ns.sample_prior(model, times, 3_000, key=KEY, dt=0.01, solver=solver)
+    for solver in (None, diffrax.ShARK()):
+        x = ns.sample_prior(model, times, 3_000, key=KEY, dt=0.02, solver=solver)
         assert x.shape == (3_000, 3, 1)
         np.testing.assert_allclose(x.mean(0)[:, 0], mean, atol=0.03)
         np.testing.assert_allclose(x.var(0)[:, 0], variance, rtol=0.1)
