@@ -4,7 +4,6 @@
 observations, `exp(constant + shift . x - x . precision x / 2)`.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -13,6 +12,9 @@ from jaxtyping import Array, Float, Int
 
 from .gaussian import Gaussian
 from .transitions import Transition
+
+
+_MOST_ELIMINATED = 16
 
 
 class Site(NamedTuple):
@@ -37,8 +39,8 @@ class Guide(NamedTuple):
     which changes the likelihood of the future by `move . (level - slope X - curvature
     move / 2)`, exactly.
 
-    `factor` is the Cholesky factor of the precision of `e`, `root factor^T` the prior's
-    root, and `gain` takes `g` to the mean of `e` that makes its move.
+    `square` is the precision of `e`, `half_log` half the logarithm of its determinant,
+    and `gain` takes `g` to the mean of `e` that makes its move.
     """
 
     matrix: Float[Array, "state state"]
@@ -47,7 +49,9 @@ class Guide(NamedTuple):
     pull: Float[Array, "noise state"]
     pull_offset: Float[Array, " noise"]
     gain: Float[Array, "noise state"]
-    factor: Float[Array, "noise noise"]
+    prior_root: Float[Array, "state noise"]
+    square: Float[Array, "noise noise"]
+    half_log: Float[Array, ""]
     push: Float[Array, "state state"]
     keep: Float[Array, "state state"]
     feedback: Float[Array, "noise state"]
@@ -80,37 +84,39 @@ def guided(transition: Transition, after: Site) -> tuple[Site, Guide]:
     """
     phi, mean, root = transition.matrix, transition.offset, transition.root
     eye = jnp.eye(root.shape[1], dtype=root.dtype)
-    pressed = root.T @ after.precision
-    factor = jnp.linalg.cholesky(eye + pressed @ root)
-    solve = functools.partial(jax.scipy.linalg.cho_solve, (factor, True))
-    right = jnp.concatenate([pressed, (root.T @ after.shift)[:, None]], axis=1)
-    solved = solve(right)
-    feedback, push = solved[:, :-1], solved[:, -1]
-    keep = jnp.eye(root.shape[0], dtype=root.dtype) - root @ feedback
-    precision = keep.T @ after.precision @ keep + feedback.T @ feedback
-    shift = keep.T @ after.shift
+    pressed = product(root.T, after.precision)
+    square = eye + product(pressed, root)
+    inverse, half_log = inverse_root(square)
+    size = root.shape[0]
+    half_pressed = product(inverse, pressed)
+    half_shift = product(inverse, product(root.T, after.shift))
+    feedback = product(inverse.T, half_pressed)
+    push = product(inverse.T, half_shift)
+    keep = jnp.eye(size, dtype=root.dtype) - product(root, feedback)
+    kept = product(product(keep.T, after.precision), keep)
+    precision = kept + product(feedback.T, feedback)
+    shift = product(keep.T, after.shift)
+    slope, level = product(precision, phi), shift - product(precision, mean)
+    before = product(phi.T, slope)
     constant = (
         after.constant
-        - jnp.sum(jnp.log(jnp.diagonal(factor)))
-        + 0.5 * after.shift @ (root @ push)
+        - half_log
+        + 0.5 * half_shift @ half_shift
         + shift @ mean
-        - 0.5 * mean @ precision @ mean
+        - 0.5 * mean @ product(precision, mean)
     )
-    slope, level = precision @ phi, shift - precision @ mean
-    before = phi.T @ slope
-    message = Site((before + before.T) / 2, phi.T @ level, constant)
-    pull_offset = push - feedback @ mean
-    triangular = functools.partial(
-        jax.scipy.linalg.solve_triangular, factor, lower=True
-    )
+    message = Site((before + before.T) / 2, product(phi.T, level), constant)
+    pull_offset = push - product(feedback, mean)
     return message, Guide(
-        matrix=keep @ phi,
-        offset=mean + root @ pull_offset,
-        root=triangular(root.T).T,
-        pull=-feedback @ phi,
+        matrix=product(keep, phi),
+        offset=mean + product(root, pull_offset),
+        root=product(root, inverse.T),
+        pull=-product(feedback, phi),
         pull_offset=pull_offset,
         gain=transition.gain,
-        factor=factor,
+        prior_root=root,
+        square=square,
+        half_log=half_log,
         push=transition.push,
         keep=keep,
         feedback=feedback,
@@ -118,6 +124,52 @@ def guided(transition: Transition, after: Site) -> tuple[Site, Guide]:
         slope=slope,
         curvature=precision,
     )
+
+
+def product(first: Array, second: Array) -> Array:
+    """Return `first @ second`, small ones as sums that a batch of them shares."""
+    if max(first.shape) > _MOST_ELIMINATED:
+        return first @ second
+    if second.ndim == 1:
+        return jnp.sum(first * second[None], axis=1)
+    return jnp.sum(first[:, :, None] * second[None], axis=1)
+
+
+@jax.custom_jvp
+def inverse_root(
+    square: Float[Array, "noise noise"],
+) -> tuple[Float[Array, "noise noise"], Float[Array, ""]]:
+    """Return `C^-1` and `log|C|`, `square = C C^T`.
+
+    Small matrices are eliminated row by row, in operations that a batch shares: a call
+    of a library for each matrix costs several times what the arithmetic does.
+    Derivatives are closed forms, so that nothing is eliminated backward.
+    """
+    size = square.shape[0]
+    eye = jnp.eye(size, dtype=square.dtype)
+    if size > _MOST_ELIMINATED:
+        factor = jnp.linalg.cholesky(square)
+        found = jax.scipy.linalg.solve_triangular(factor, eye, lower=True)
+        return found, jnp.sum(jnp.log(jnp.diagonal(factor)))
+    rest = jnp.concatenate([square, eye], axis=1)
+    rows, log = [], jnp.zeros((), square.dtype)
+    for i in range(size):
+        pivot = rest[0, i]
+        row = rest[0] * jax.lax.rsqrt(pivot)
+        log = log + 0.5 * jnp.log(pivot)
+        rows.append(row[size:])
+        rest = rest[1:] - row[i + 1 : size, None] * row[None]
+    return jnp.stack(rows), log
+
+
+@inverse_root.defjvp
+def _inverse_root_jvp(
+    primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    inverse, log = inverse_root(*primals)
+    inner = product(product(inverse, tangents[0]), inverse.T)
+    half = jnp.tril(inner, -1) + 0.5 * jnp.diag(jnp.diagonal(inner))
+    return (inverse, log), (-product(half, inverse), 0.5 * jnp.trace(inner))
 
 
 def at_nodes(sites: Site, nodes: Int[Array, " obs"], num_nodes: int) -> Site:
@@ -141,7 +193,18 @@ def condition(
     Särkkä and García-Fernández (2021), section IV.
     """
     backward = _in_parallel if parallel else _in_sequence
-    messages, before, steps = backward(transitions, sites)
+    messages = backward(transitions, sites)
+    # The steps are now independent: one pass gives guides, and what each adds to `h`.
+    after = jax.tree.map(lambda x: x[1:], messages)
+    before, steps = jax.vmap(guided)(
+        transitions, after._replace(constant=jnp.zeros_like(after.constant))
+    )
+    added = before.constant + sites.constant[1:]
+    constants = jnp.cumsum(added[::-1])[::-1]
+    before = before._replace(constant=constants)
+    last = jnp.zeros_like(constants[:1])
+    constants = jnp.concatenate([constants, last]) + sites.constant
+    messages = messages._replace(constant=constants)
     size = initial.mean.shape[0]
     start = Transition(
         jnp.zeros((size, size), initial.mean.dtype),
@@ -156,21 +219,18 @@ def condition(
     return Guided(evidence.constant, law, steps, messages, before)
 
 
-def _in_sequence(transitions: Transition, sites: Site) -> tuple[Site, Site, Guide]:
+def _in_sequence(transitions: Transition, sites: Site) -> Site:
     last = jax.tree.map(lambda x: x[-1], sites)
 
-    def back(after: Site, step: tuple[Transition, Site]):
-        transition, site = step
-        before, guide = guided(transition, after)
-        message = multiplied(before, site)
-        return message, (message, before, guide)
+    def back(after: Site, step: tuple[Transition, Site]) -> tuple[Site, Site]:
+        message = multiplied(guided(step[0], after)[0], step[1])
+        return message, message
 
     earlier = jax.tree.map(lambda x: x[:-1], sites)
-    _, (messages, before, guides) = jax.lax.scan(
-        back, last, (transitions, earlier), reverse=True
+    _, messages = jax.lax.scan(
+        jax.checkpoint(back), last, (transitions, earlier), reverse=True
     )
-    messages = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), messages, last)
-    return messages, before, guides
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), messages, last)
 
 
 class _Element(NamedTuple):
@@ -183,7 +243,7 @@ class _Element(NamedTuple):
     shift: Array
 
 
-def _in_parallel(transitions: Transition, sites: Site) -> tuple[Site, Site, Guide]:
+def _in_parallel(transitions: Transition, sites: Site) -> Site:
     later = jax.tree.map(lambda x: x[1:], sites)
     message, guide = jax.vmap(guided)(transitions, later)
     covariance = guide.root @ jnp.swapaxes(guide.root, -1, -2)
@@ -194,21 +254,14 @@ def _in_parallel(transitions: Transition, sites: Site) -> tuple[Site, Site, Guid
         lambda b, a: jax.vmap(_combined)(a, b), elements, reverse=True
     )
     nothing = jax.tree.map(lambda x: jnp.zeros_like(x[:1]), sites)
-    whole = multiplied(
+    return multiplied(
         Site(
             jnp.concatenate([found.precision, nothing.precision]),
             jnp.concatenate([found.shift, nothing.shift]),
             jnp.zeros_like(sites.constant),
         ),
-        sites._replace(constant=jnp.zeros_like(sites.constant)),
+        sites,
     )
-    # The steps are now independent: one more pass gives guides and what each adds.
-    after = jax.tree.map(lambda x: x[1:], whole)
-    steps, guides = jax.vmap(guided)(transitions, after)
-    added = jnp.concatenate([steps.constant, jnp.zeros_like(steps.constant[:1])])
-    constants = jnp.cumsum((added + sites.constant)[::-1])[::-1]
-    whole = whole._replace(constant=constants)
-    return whole, steps._replace(constant=constants[:-1] - sites.constant[:-1]), guides
 
 
 def _combined(first: _Element, second: _Element) -> _Element:

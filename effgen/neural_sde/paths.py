@@ -98,7 +98,7 @@ def moved(
     else:
         log, shift, spread = _state_noise(model, step, x, pull, noise)
         expected = expected + log
-        ahead = ahead - pull @ prior_root(guide).T
+        ahead = ahead - pull @ guide.prior_root.T
     weights = expected
     if control is not None:
         expected = expected - 0.5 * jnp.sum(control**2, axis=1)
@@ -126,7 +126,7 @@ def _control(
     if model.residual is None:
         return None
     safe = jnp.where(step.length > 0, step.length, 1.0)
-    guiding = (pull @ prior_root(step.guide).T) / safe
+    guiding = (pull @ step.guide.prior_root.T) / safe
     seen = jax.vmap(
         lambda x, guiding: features(
             step.since_first, step.until_next, x, guiding, step.inputs
@@ -152,11 +152,6 @@ def features(
     return jnp.concatenate(parts if inputs is None else [*parts, inputs])
 
 
-def prior_root(guide: Guide) -> Float[Array, "state noise"]:
-    """Return the root of the prior's noise in a step."""
-    return guide.root @ guide.factor.T
-
-
 def _state_noise(
     model: "LatentSDE", step: Step, x: Array, pull: Array, noise: Array
 ) -> tuple[Array, Array, Callable[[Array], Array]]:
@@ -169,7 +164,7 @@ def _state_noise(
     guide, start = step.guide, step.start
     eye = jnp.eye(x.shape[1], dtype=x.dtype)
     sigma = model.linear.coefficients(start).diffusion
-    square = guide.factor @ guide.factor.T
+    square = guide.square
 
     def one(x: Array, pull: Array) -> tuple[Array, Array, Array]:
         spread = jax.scipy.linalg.solve_triangular(
@@ -180,14 +175,14 @@ def _state_noise(
         half = jax.scipy.linalg.solve_triangular(factor, square @ pull, lower=True)
         log = 0.5 * (half @ half - pull @ square @ pull)
         log += jnp.linalg.slogdet(inverse)[1]
-        log += jnp.sum(jnp.log(jnp.diagonal(guide.factor) / jnp.diagonal(factor)))
+        log += guide.half_log - jnp.sum(jnp.log(jnp.diagonal(factor)))
         return log, half, factor
 
     log, half, factor = jax.vmap(one)(x, pull)
 
     def to_state(z: Array) -> Array:
         back = lambda c, z: jax.scipy.linalg.solve_triangular(c, z, lower=True, trans=1)
-        return jax.vmap(back)(factor, z) @ prior_root(guide).T
+        return jax.vmap(back)(factor, z) @ guide.prior_root.T
 
     return log, half + noise, to_state
 
