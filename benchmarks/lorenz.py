@@ -27,7 +27,7 @@ LATENT = 4
 HIDDEN = 128
 CONTEXT = 64
 DT = 0.01
-TORCH_STEPS = 250
+TORCH_STEPS = 100
 SCALE = 0.01
 
 
@@ -216,7 +216,7 @@ def our_training(ts, ys, rate=3e-3):
     curve = [{"step": 0, "seconds": 0.0, "elbo": float(bound(state.model))}]
     began = time.perf_counter()
     run = eg.train(
-        trainer, state, train, key=jax.random.key(1), num_steps=300, every=10
+        trainer, state, train, key=jax.random.key(1), num_steps=150, every=10
     )
     for state, _ in run:
         seconds = time.perf_counter() - began
