@@ -77,8 +77,8 @@ def contestants(key):
     kernel = ebm.ULA(STEP_SIZE)
     fresh = ebm.Walkers.from_gaussian(keys[0], NUM, (2,), scale=SCALE)
     many = ebm.Walkers.from_gaussian(keys[0], NUM_BLOCKS * NUM, (2,), scale=SCALE)
-    # Begun from afar, a chain must arrive before it is replaced: few chains, many
-    moves.fewer = ebm.Walkers.from_gaussian(keys[0], NUM // 8, (2,), scale=SCALE)
+    # Begun from afar, a chain must arrive before it is replaced: few, of many moves.
+    fewer = ebm.Walkers.from_gaussian(keys[0], NUM // 8, (2,), scale=SCALE)
     watching = ebm.Walkers.from_gaussian(keys[1], 32 * NUM, (2,), scale=SCALE)
     audit = ebm.Reservoir.from_walkers(watching, block_size=NUM)
     reservoir = ebm.Reservoir.from_walkers(many, block_size=NUM)
