@@ -64,7 +64,7 @@ print("spread of the paths' bounds:", float(draws.log_weights.std()))
 print(bool(abs(posterior.log_evidence - exact) < 1e-2))
 
 # %%
-times = np.linspace(0.3, 3.0, 200)
+times = np.linspace(ts[0], 3.0, 200)
 band = posterior.marginals(times)
 some = posterior.paths(8, key=jax.random.key(1), times=times)
 figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
