@@ -63,11 +63,8 @@ def model(noise, key):
 
 def one_control(model, key):
     """Return the model with a residual of one number, as Euler's steps take it."""
-    network = eqx.nn.MLP(
-        ns.num_features(model.num_states), 1, 64, 2, activation=jax.nn.tanh, key=key
-    )
-    last = lambda mlp: (mlp.layers[-1].weight, mlp.layers[-1].bias)
-    network = eqx.tree_at(last, network, replace_fn=jnp.zeros_like)
+    seen = ns.num_features(model.num_states)
+    network = ns.zero_at_first(seen, 1, 64, 2, key=key)
     return dataclasses.replace(model, residual=ns.Residual(network))
 
 

@@ -46,8 +46,9 @@ def ours(ts, ys):
     model = ns.LatentSDE(
         linear, ns.LinearDecoder(np.eye(1), NOISE), residual=residual, dt=0.05
     )
-    found = ns.posterior(model, ts, ys).evidence(key=jax.random.key(1), num_paths=1_000)
-    draws = ns.posterior(model, ts, ys).paths(1_000, key=jax.random.key(1))
+    posterior = ns.posterior(model, ts, ys)
+    found = posterior.evidence(key=jax.random.key(1), num_paths=1_000)
+    draws = posterior.paths(1_000, key=jax.random.key(1))
     return {
         "elbo": float(found.elbo.value),
         "standard_deviation_of_paths": float(draws.log_weights.std()),

@@ -161,13 +161,11 @@ def vectors():
     return eg.Minibatches(0.5 + 0.8 * jax.random.normal(KEY, (64, 2)), 16)
 
 
-def latent_sde(**settings) -> Case:
+def latent_sde() -> Case:
     """Series of unequal length and gaps, a nonlinear drift and a residual."""
 
     def trainer():
-        return neural_sde.LatentSDETrainer(
-            optax.adam(1e-2), dt=0.3, num_paths=3, **settings
-        )
+        return neural_sde.LatentSDETrainer(optax.adam(1e-2), dt=0.3, num_paths=3)
 
     law = neural_sde.Gaussian.independent(jnp.zeros(2), 0.5)
     linear = neural_sde.DiagonalSDE([0.5, 1.0], 0.0, 0.7, law)
@@ -188,10 +186,6 @@ def latent_sde(**settings) -> Case:
     return Case(trainer, trainer().init(model), data)
 
 
-def plain_elbo() -> Case:
-    return latent_sde(objective=neural_sde.PlainELBO())
-
-
 CASES = {
     "regression": regression,
     "jarzynski": jarzynski,
@@ -203,7 +197,6 @@ CASES = {
     "rbm": rbm,
     "images": images,
     "latent_sde": latent_sde,
-    "plain_elbo": plain_elbo,
 }
 
 

@@ -46,8 +46,9 @@ class RESULTS(eqx.Enumeration):
         "series; given arrays, as in `effgen.Minibatches`, `train` finds it by itself."
     )
     times_out_of_order = (
-        "a series has times that are not in order, not finite, or before `t0`. Sort "
-        "them, and pad a series by repeating its last time."
+        "a series has times that are not in order, not finite, or before `t0`, or "
+        "other times than the rest where `shared_times` is set. Sort them, and pad a "
+        "series by repeating its last time."
     )
     data_failed = (
         "the data source raised. Mend the source, then resume from the last "

@@ -41,12 +41,13 @@ from .messages import (
     condition as condition,
     marginals as marginals,
 )
-from .model import (
+from .model import LatentSDE as LatentSDE
+from .networks import (
     DriftNetwork as DriftNetwork,
-    LatentSDE as LatentSDE,
     Residual as Residual,
     num_features as num_features,
     residual_network as residual_network,
+    zero_at_first as zero_at_first,
 )
 from .objectives import (
     AbstractObjective as AbstractObjective,

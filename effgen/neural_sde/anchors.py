@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .gaussian import Gaussian, as_float
 from .grid import Grid
+from .linear import forced
 from .messages import Guided, Site, at_nodes, condition, marginals
 from .series import Series
 from .transitions import Coefficients, Transition, constant_transition
@@ -124,12 +125,9 @@ def _where_useful(
 
     Nothing guides there, and without data a linearization feeds on its own spread.
     """
-    matrices, biases, _ = jax.vmap(model.linear.coefficients)(grid.starts)
-    inputs = step_inputs(series, grid)
-    if inputs is not None and model.linear.input_matrix is not None:
-        biases = biases + inputs @ model.linear.input_matrix.T
     guided = grid.until_next > 0
-    prior = jax.lax.stop_gradient((matrices, biases))
+    inputs = step_inputs(series, grid)
+    prior = jax.lax.stop_gradient(_prior_steps(model.linear, grid.starts, inputs))
     return (
         jnp.where(guided[:, None, None], about[0], prior[0]),
         jnp.where(guided[:, None], about[1], prior[1]),
@@ -159,19 +157,24 @@ def _about(
 ) -> Anchored:
     """Return the guide about `matrices x + biases`, constant in each step."""
     linear, starts, lengths, dtype = _cast(model, grid)
-    inputs = step_inputs(series, grid)
-    prior = jax.vmap(linear.coefficients)(starts)
+    prior = _prior_steps(linear, starts, step_inputs(series, grid))
     steps = Coefficients(matrices.astype(dtype), biases.astype(dtype), prior.diffusion)
     transitions = jax.vmap(lambda c, dt: constant_transition(c, dt, c.bias))(
         steps, lengths
     )
-    forces = prior.bias
-    if inputs is not None and linear.input_matrix is not None:
-        forces = forces + inputs.astype(dtype) @ linear.input_matrix.T
     guided, sites = _conditioned(model, series, grid, transitions, parallel)
     working = series.ys.dtype
     slopes = (prior.matrix - steps.matrix).astype(working)
-    return Anchored(guided, sites, slopes, (forces - steps.bias).astype(working))
+    return Anchored(guided, sites, slopes, (prior.bias - steps.bias).astype(working))
+
+
+def _prior_steps(linear: Any, starts: Array, inputs: Array | None) -> Coefficients:
+    """Return the prior's coefficients at the start of each step, inputs in `b`."""
+    found = jax.vmap(linear.coefficients)(starts)
+    if inputs is None:
+        return found
+    force = jax.vmap(lambda b, u: forced(b, linear.input_matrix, u))
+    return found._replace(bias=force(found.bias, inputs))
 
 
 def step_inputs(series: Series, grid: Grid) -> Float[Array, "steps inputs"] | None:

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from .model import LatentSDE
 
 
-Control = Callable[[Any, Float[Array, " state"]], Float[Array, " brownian"]]
-
-
 class PathELBO(AbstractObjective):
     """The paper's own: the linear control at each step's start, and the residual.
 
@@ -32,7 +29,7 @@ class PathELBO(AbstractObjective):
 
     A bound for the chain of Euler and Maruyama's steps, but not exact for linear models
     before the limit of small steps, and never free of variance. The noise may not
-    depend on the state, and must drive as many directions as there are states.
+    depend on the state.
 
     **Source:** Daems, Opper, Crevecoeur and Birdal (2025).
     """

@@ -14,11 +14,10 @@ from .likelihoods import AbstractLikelihood
 from .linear import joined_root, split_root
 from .messages import Site
 from .series import Series
-from .sites import AbstractSites
+from .sites import AbstractSites, Smoother
 
 
 State = Float[Array, " state"]
-Smoother = Callable[[Site | None], tuple[Array, Array]]
 
 
 class AbstractDecoder(eqx.Module):

@@ -16,8 +16,7 @@ from effgen.core.weights import (
 
 from .anchors import Anchored
 from .grid import Grid
-from .messages import Site
-from .paths import Step, moved, start_positions, steps_of
+from .paths import Step, correction, moved, steps_of
 from .series import Series
 
 
@@ -110,7 +109,7 @@ def twisted_filter(
     keys = jax.random.split(key)
     steps = steps_of(anchored, series, grid)
     num_steps = grid.starts.shape[0]
-    first = start_positions(anchored, num_paths, key=keys[0])
+    first = anchored.guided.initial.sample(num_paths, key=keys[0])
     zero = jnp.zeros((), first.dtype)
     start = _Particles(
         first,
@@ -121,20 +120,18 @@ def twisted_filter(
         zero,
     )
     met = _met_at(grid.nodes, num_steps + 1)
+    observations = (anchored.sites, series.ys, series.mask, series.seen)
 
     def weighted(particles: _Particles, node: Array) -> _Particles:
         if model.decoder.exact:
             return particles
-        logs = jnp.zeros_like(particles.log_weights)
-        first_met, last_met = met[0][node], met[1][node]
 
         def add(i: Array, logs: Array) -> Array:
-            inside = (i >= first_met) & (i < last_met)
-            there = _corrections(model, anchored.sites, series, i, particles.positions)
-            return logs + jnp.where(inside, there, 0)
+            row = jax.tree.map(lambda a: a[i], observations)
+            return logs + correction(model, row, particles.positions)
 
-        logs = jax.lax.fori_loop(first_met, last_met, add, logs)
-        return particles._replace(log_weights=particles.log_weights + logs)
+        logs = jax.lax.fori_loop(met[0][node], met[1][node], add, particles.log_weights)
+        return particles._replace(log_weights=logs)
 
     def body(particles: _Particles, xs: tuple[Step, Array, Array]):
         step, node, key = xs
@@ -205,13 +202,3 @@ def _met_at(nodes: Array, num_nodes: int) -> tuple[Array, Array]:
         jnp.searchsorted(nodes, index, side="left"),
         jnp.searchsorted(nodes, index, side="right"),
     )
-
-
-def _corrections(
-    model: "LatentSDE", sites: Site, series: Series, i: Array, x: Array
-) -> Float[Array, " paths"]:
-    site, y, mask, seen = jax.tree.map(
-        lambda a: a[i], (sites, series.ys, series.mask, series.seen)
-    )
-    logs = jax.vmap(lambda x: model.decoder.log_prob(x, y, mask) - site.log_value(x))(x)
-    return jnp.where(seen, logs, 0)

@@ -183,6 +183,12 @@ class DiagonalSDE(AbstractLinearSDE):
         )
 
 
+def noise_size(linear: AbstractLinearSDE) -> int:
+    """Return the number of normal variables of one step."""
+    zero = jnp.zeros(())
+    return eqx.filter_eval_shape(linear.transition, zero, zero).root.shape[1]
+
+
 def forced(
     bias: Vector,
     input_matrix: Float[Array, "state inputs"] | None,

@@ -8,11 +8,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from .anchors import AbstractAnchor, PriorAnchor
 from .decoders import AbstractDecoder
-from .linear import AbstractLinearSDE
+from .linear import AbstractLinearSDE, forced, noise_size
 from .plain import PlainControl
 
 
@@ -33,7 +33,7 @@ class LatentSDE(eqx.Module):
     - `decoder`: `LinearDecoder`, or `Decoder` of any network and likelihood.
     - `drift`: `(t, x)`, or `(t, x, u)` where series have inputs, to a drift beside the
       linear one, any Equinox module; `None`: the model is linear and everything exact.
-    - `residual`: a function of `features` to `residual_size` numbers, zero at first:
+    - `residual`: a function of `features` to `noise_size` numbers, zero at first:
       see `residual_network`. `None`: the control is the linear one.
     - `diffusion`: `(t, x)` to `sigma`, `(state,)` or `(state, state)`, where it depends
       on the state; `linear`'s is then only the guide's.
@@ -94,17 +94,14 @@ class LatentSDE(eqx.Module):
     @property
     def noise_size(self) -> int:
         """The number of normal variables of one step."""
-        zero = jnp.zeros(())
-        return eqx.filter_eval_shape(self.linear.transition, zero, zero).root.shape[1]
+        return noise_size(self.linear)
 
     def prior_drift(
         self, t: Float[Array, ""], x: Float[Array, " state"], u: Array | None = None
     ) -> Float[Array, " state"]:
         """Return the whole drift of the prior."""
         matrix, bias, _ = self.linear.coefficients(t)
-        linear = matrix @ x + bias
-        if u is not None and self.linear.input_matrix is not None:
-            linear = linear + self.linear.input_matrix @ u
+        linear = matrix @ x + forced(bias, self.linear.input_matrix, u)
         return linear if self.drift is None else linear + self.beside(t, x, u)
 
     def beside(
@@ -132,78 +129,3 @@ class LatentSDE(eqx.Module):
             part = jax.tree.map(lambda _: False, chosen(self))
             spec = eqx.tree_at(chosen, spec, part)
         return eqx.partition(self, spec)
-
-
-def num_features(num_states: int, num_inputs: int = 0) -> int:
-    """Return how many numbers the residual network sees: `2 + 2 state + inputs`."""
-    return 2 + 2 * num_states + num_inputs
-
-
-class DriftNetwork(eqx.Module):
-    """A multilayer perceptron of `x`, zero at first, for `LatentSDE(drift=...)`.
-
-    The last layer begins at zero, so that the model begins linear and its bound exact.
-    It sees the state alone; `drift` may be any other function of `(t, x)`.
-    """
-
-    layers: eqx.nn.MLP
-
-    def __init__(
-        self,
-        num_states: int,
-        *,
-        key: PRNGKeyArray,
-        width_size: int = 64,
-        depth: int = 2,
-        num_inputs: int = 0,
-    ) -> None:
-        """Make the network."""
-        self.layers = _zero_at_first(
-            num_states + num_inputs, num_states, width_size, depth, key
-        )
-
-    def __call__(
-        self, t: Float[Array, ""], x: Float[Array, " state"], u: Array | None = None
-    ) -> Float[Array, " state"]:
-        """Return the drift beside the linear one."""
-        return self.layers(x if u is None else jnp.concatenate([x, u]))
-
-
-def _zero_at_first(
-    size: int, out: int, width_size: int, depth: int, key: PRNGKeyArray
-) -> eqx.nn.MLP:
-    layers = eqx.nn.MLP(size, out, width_size, depth, activation=jax.nn.tanh, key=key)
-    last = lambda mlp: (mlp.layers[-1].weight, mlp.layers[-1].bias)
-    return eqx.tree_at(last, layers, replace_fn=jnp.zeros_like)
-
-
-class Residual(eqx.Module):
-    """A multilayer perceptron whose last layer is zero at first."""
-
-    layers: eqx.nn.MLP
-
-    def __call__(self, features: Float[Array, " features"]) -> Float[Array, " noise"]:
-        """Return the control beside the optimal linear one."""
-        return self.layers(features)
-
-
-def residual_network(
-    linear: AbstractLinearSDE,
-    *,
-    key: PRNGKeyArray,
-    width_size: int = 64,
-    depth: int = 2,
-    num_inputs: int = 0,
-) -> Residual:
-    """Return a network for `LatentSDE(residual=...)`, zero at first.
-
-    Its features are `t` since the first time, the time to the next observation, `x`,
-    `arcsinh` of the drift that the linear control makes (it grows like one over the
-    noise of the observations), and the inputs; its values, the control `v` of each
-    normal variable of a step.
-    """
-    size = linear.initial.mean.shape[0]
-    zero = jnp.zeros(())
-    noise = eqx.filter_eval_shape(linear.transition, zero, zero).root.shape[1]
-    seen = num_features(size, num_inputs)
-    return Residual(_zero_at_first(seen, noise, width_size, depth, key))

@@ -55,11 +55,16 @@ def anchored_on_grid(
     model: "LatentSDE", series: Series, *, num_steps: int, parallel: bool
 ) -> tuple[Anchored, Grid]:
     """Return a series' guide on its grid."""
+    grid = grid_of(model, series, num_steps)
+    return model.anchor(model, series, grid, parallel=parallel), grid
+
+
+def grid_of(model: "LatentSDE", series: Series, num_steps: int) -> Grid:
+    """Return the grid of a series."""
     assert model.dt is not None
-    grid = make_grid(
+    return make_grid(
         series.ts, series.seen, dt=model.dt, num_steps=num_steps, t0=model.t0
     )
-    return model.anchor(model, series, grid, parallel=parallel), grid
 
 
 class AnchoredELBO(AbstractObjective):
@@ -140,9 +145,8 @@ class MarginalELBO(AbstractObjective):
         terms = jax.vmap(lambda step, x: _term(model, step, x))(steps, x)
         values = anchored.guided.log_evidence + used * terms.mean(0)
         if not model.decoder.exact:
-            values = values + _observed_at_random(
-                model, anchored, series, laws, grid, num_paths, keys[2]
-            )
+            x = _drawn(laws, grid.nodes, num_paths, keys[2])
+            values = values + observed(model, anchored, series, x)
         return Bound(values, None, anchored.guided.log_evidence, grid.fits)
 
 
@@ -179,16 +183,3 @@ def _term(model: "LatentSDE", step: Step, x: Array) -> Float[Array, " paths"]:
     push = drift @ step.guide.gain.T
     pull = x @ step.guide.pull.T + step.guide.pull_offset[None]
     return jnp.sum(push * (pull - 0.5 * push), axis=1)
-
-
-def _observed_at_random(
-    model: "LatentSDE",
-    anchored: Anchored,
-    series: Series,
-    laws: tuple[Array, Array],
-    grid: Grid,
-    num_paths: int,
-    key: PRNGKeyArray,
-) -> Float[Array, " paths"]:
-    x = _drawn(laws, grid.nodes, num_paths, key)
-    return observed(model, anchored, series, x)

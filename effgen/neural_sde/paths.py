@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .anchors import Anchored, step_inputs
 from .grid import Grid
-from .messages import Guide
+from .messages import Guide, Site
 from .series import Series
 from .transitions import safe_sqrt
 
@@ -187,14 +187,6 @@ def _state_noise(
     return log, half + noise, to_state
 
 
-def start_positions(
-    anchored: Anchored, num_paths: int, *, key: PRNGKeyArray
-) -> Float[Array, "paths state"]:
-    """Draw the paths' first positions from the linear posterior's law."""
-    initial = anchored.guided.initial
-    return initial.sample(num_paths, key=key)
-
-
 def simulate(
     model: "LatentSDE",
     anchored: Anchored,
@@ -210,7 +202,7 @@ def simulate(
     noise_size = anchored.guided.steps.root.shape[-1]
     shape = (grid.starts.shape[0], num_paths, noise_size)
     noise = jax.random.normal(keys[1], shape, series.ys.dtype)
-    first = start_positions(anchored, num_paths, key=keys[0])
+    first = anchored.guided.initial.sample(num_paths, key=keys[0])
     zero = jnp.zeros(num_paths, first.dtype)
 
     def body(carry: tuple[Array, Array, Array], xs: tuple[Step, Array]):
@@ -240,10 +232,16 @@ def observed(
     x: Float[Array, "obs paths s"],
 ) -> Float[Array, " paths"]:
     """Return `sum log p(y | x) - log s(x)` over the observations."""
+    rows = (anchored.sites, series.ys, series.mask, series.seen)
+    return jnp.sum(jax.vmap(lambda row, x: correction(model, row, x))(rows, x), axis=0)
 
-    def one(site, y, mask, x):
-        return model.decoder.log_prob(x, y, mask) - site.log_value(x)
 
-    over_paths = jax.vmap(one, in_axes=(None, None, None, 0))
-    logs = jax.vmap(over_paths)(anchored.sites, series.ys, series.mask, x)
-    return jnp.sum(jnp.where(series.seen[:, None], logs, 0), axis=0)
+def correction(
+    model: "LatentSDE",
+    observation: tuple[Site, Array, Array, Array],
+    x: Float[Array, "paths state"],
+) -> Float[Array, " paths"]:
+    """Return `log p(y | x) - log s(x)` of one observation, zero of none."""
+    site, y, mask, seen = observation
+    logs = jax.vmap(lambda x: model.decoder.log_prob(x, y, mask) - site.log_value(x))(x)
+    return jnp.where(seen, logs, 0)

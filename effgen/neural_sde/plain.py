@@ -12,8 +12,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .controlled import likelihood, simulated
 from .gaussian import Gaussian
-from .grid import make_grid, steps_needed
-from .objectives import AbstractObjective, Bound
+from .grid import steps_needed
+from .networks import zero_at_first
+from .objectives import AbstractObjective, Bound, grid_of
 from .series import Series, as_series
 
 
@@ -51,16 +52,8 @@ class PlainControl(eqx.Module):
         """
         keys = jax.random.split(key, 3)
         brownian = num_states if num_brownian is None else num_brownian
-        network = eqx.nn.MLP(
-            1 + num_states + context_size,
-            brownian,
-            width_size,
-            depth,
-            activation=jax.nn.tanh,
-            key=keys[0],
-        )
-        last = lambda mlp: (mlp.layers[-1].weight, mlp.layers[-1].bias)
-        self.network = eqx.tree_at(last, network, replace_fn=jnp.zeros_like)
+        seen = 1 + num_states + context_size
+        self.network = zero_at_first(seen, brownian, width_size, depth, key=keys[0])
         self.recurrence = eqx.nn.GRUCell(2 * num_sensors + 1, context_size, key=keys[1])
         self.start = None
         if learn_start:
@@ -130,10 +123,7 @@ class PlainELBO(AbstractObjective):
     ) -> Bound:
         """Return the bound of one series."""
         plain, contexts = _plain(model, series)
-        assert model.dt is not None
-        grid = make_grid(
-            series.ts, series.seen, dt=model.dt, num_steps=num_steps, t0=model.t0
-        )
+        grid = grid_of(model, series, num_steps)
         prior = model.linear.initial
         initial = plain.initial(contexts[0], prior)
 
@@ -281,10 +271,9 @@ def _plain_paths(
     model: "LatentSDE", series: Series, ts: Array, steps: int, num: int, key: Array
 ) -> Array:
     plain, contexts = _plain(model, series)
-    assert model.dt is not None
     nothing = jnp.zeros((len(ts), *series.ys.shape[1:]), series.ys.dtype)
     rows = Series(ts, nothing, jnp.zeros(nothing.shape, bool), None)
-    grid = make_grid(ts, rows.seen, dt=model.dt, num_steps=steps, t0=model.t0)
+    grid = grid_of(model, rows, steps)
     index = jnp.searchsorted(series.ts, grid.starts, side="right")
     last = jnp.max(jnp.where(series.seen, series.ts, -jnp.inf))
 

@@ -270,7 +270,8 @@ def posterior(
     and the index, or shapes that do not fit the model.
     """
     ts = jnp.asarray(ts)
-    check_batch(model, (ts, jnp.asarray(ys), *_given(mask), *_given(inputs)))
+    given = [None if x is None else jnp.asarray(x) for x in (ys, mask, inputs)]
+    check_batch(model, (ts, *given))
     single = ts.ndim == 1
     series = as_series((ts, ys, mask, inputs))
     check_series(model, (ts, series.ys, series.mask))
@@ -283,7 +284,3 @@ def posterior(
         span = float(jnp.max(series.ts[:, -1] - first))
         dt = span / _DEFAULT_STEPS if span > 0 else 1.0
     return Posterior(dataclasses.replace(model, dt=dt), series, single)
-
-
-def _given(value: ArrayLike | None) -> tuple[Array | None]:
-    return (None if value is None else jnp.asarray(value),)

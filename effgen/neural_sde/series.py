@@ -13,7 +13,7 @@ class Series(NamedTuple):
 
     **Attributes:** `ts`, times in order; `ys`, values, zero where missing; `mask`,
     where there is a value; `inputs`, held constant from each time to the next, or
-    `None`.
+    `None`. A batch whose series have `ts` and `mask` in common may have one of each.
     """
 
     ts: Float[Array, " obs"]
@@ -26,6 +26,12 @@ class Series(NamedTuple):
         """Where at least one entry is there."""
         axes = tuple(range(self.ts.ndim, self.mask.ndim))
         return jnp.any(self.mask, axis=axes)
+
+    @property
+    def batch_axes(self) -> "Series":
+        """The axes of a batch for `jax.vmap`: none for what the series share."""
+        axis = None if self.ts.ndim == 1 else 0
+        return Series(axis, 0, axis, None if self.inputs is None else 0)  # pyright: ignore[reportArgumentType]
 
 
 def as_series(batch: Any) -> Series:
@@ -51,6 +57,22 @@ def as_series(batch: Any) -> Series:
         there &= mask.reshape(mask.shape + (1,) * missing)
     inputs = None if inputs is None else jnp.asarray(inputs, ys.dtype)
     return Series(ts, jnp.where(there, ys, 0), there, inputs)
+
+
+def share_times(series: Series) -> Series:
+    """Return a batch with one `ts` and one `mask` for all series: the first's.
+
+    What depends on times alone, all matrices of the messages of a linear decoder among
+    it, is then computed once and not for each series.
+    """
+    return series._replace(ts=series.ts[0], mask=series.mask[0])
+
+
+def times_are_shared(ts: Any, ys: Any, mask: Any) -> bool:
+    """Return whether all series have the same times and the same entries."""
+    there = ~np.isnan(np.asarray(ys))
+    parts = [np.asarray(ts), there, np.zeros(1) if mask is None else np.asarray(mask)]
+    return all(bool(np.all(part == part[:1])) for part in parts)
 
 
 def pad_series(

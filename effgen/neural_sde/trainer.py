@@ -19,7 +19,7 @@ from .checks import check_batch, check_model, check_series
 from .grid import steps_needed
 from .model import LatentSDE
 from .objectives import AbstractObjective, AnchoredELBO, Bound
-from .series import Series, as_series
+from .series import Series, as_series, share_times, times_are_shared
 
 
 _MOST_STEPS = 1024
@@ -45,6 +45,9 @@ class LatentSDETrainer(AbstractTrainer):
     - `parallel`: whether messages run in logarithmic depth (for GPUs).
     - `max_steps`: the most steps a series may need. `None`: what the data need where
       `train` is given arrays (`effgen.Minibatches`), else 1,024.
+    - `shared_times`: whether all series have the same times and the same entries
+      missing: matrices are then computed once for the whole batch. `None`: what the
+      data say where `train` is given arrays, else no.
 
     **Metrics:** `loss`; `elbo`, its negative; `log_evidence`, of the linear model
     alone; `elbo_std`, of a series' paths, zero if the model is linear; `grad_norm`.
@@ -61,6 +64,7 @@ class LatentSDETrainer(AbstractTrainer):
     objective: AbstractObjective = AnchoredELBO()
     parallel: bool = False
     max_steps: int | None = None
+    shared_times: bool | None = None
 
     def __check_init__(self) -> None:
         """Raise `ValueError` for settings out of range."""
@@ -75,7 +79,7 @@ class LatentSDETrainer(AbstractTrainer):
         """Return the first state; the model takes this trainer's `dt`.
 
         **Raises:** `TypeError` or `ValueError` for a model that is none, whose drift is
-        not finite at the initial mean or outside of what the noise can reach.
+        not finite near the initial mean.
         """
         if not isinstance(model, LatentSDE):
             raise TypeError(f"`model` is a {type(model).__name__}: pass a `LatentSDE`.")
@@ -88,8 +92,8 @@ class LatentSDETrainer(AbstractTrainer):
         self, state: TrainState, batch: PyTree, *, key: PRNGKeyArray
     ) -> tuple[TrainState, Metrics]:
         """Take one gradient step on the bound."""
-        series = as_series(batch)
-        num_steps = self._num_steps(series)
+        whole = as_series(batch)
+        series = share_times(whole) if self.shared_times else whole
         trained, fixed = state.model.trainable()
 
         def loss_of(trained: LatentSDE) -> tuple[jax.Array, Bound]:
@@ -98,7 +102,7 @@ class LatentSDETrainer(AbstractTrainer):
                 model,
                 series,
                 self.objective,
-                num_steps=num_steps,
+                num_steps=self.max_steps or _MOST_STEPS,
                 num_paths=self.num_paths,
                 parallel=self.parallel,
                 key=key,
@@ -117,27 +121,26 @@ class LatentSDETrainer(AbstractTrainer):
             "log_evidence": jnp.mean(bound.log_evidence),
             "elbo_std": jnp.mean(jnp.std(bound.values, axis=1)),
             "grad_norm": optax.tree.norm(gradients),
-            "result": _result(state.model, series, bound),
+            "result": _result(state.model, whole, series, bound),
         }
         return state.advance(
             eqx.combine(trained, fixed), opt_state, state.memory
         ), metrics
 
-    def _num_steps(self, series: Series) -> int:
-        if self.max_steps is not None:
-            return self.max_steps
-        return _MOST_STEPS
-
     def for_data(self, state: TrainState, data: Any) -> "LatentSDETrainer":
-        """Return this trainer with as many steps as the longest series needs."""
+        """Return this trainer with what the data say of `None`s among its settings."""
         arrays = getattr(data, "arrays", None)
-        if self.max_steps is not None or not isinstance(arrays, tuple | list):
-            return self
-        ts = arrays[0]
-        if len(getattr(ts, "shape", ())) != 2 or not isinstance(state.model, LatentSDE):
+        if not isinstance(arrays, tuple | list) or not 2 <= len(arrays) <= 4:
             return self  # `check` tells what is wrong
-        num = steps_needed(np.asarray(ts), dt=self.dt, t0=state.model.t0)
-        return dataclasses.replace(self, max_steps=num)
+        ts, ys, mask = (*arrays, None)[:3]
+        if len(getattr(ts, "shape", ())) != 2 or not isinstance(state.model, LatentSDE):
+            return self
+        num, shared = self.max_steps, self.shared_times
+        if num is None:
+            num = steps_needed(np.asarray(ts), dt=self.dt, t0=state.model.t0)
+        if shared is None:
+            shared = times_are_shared(ts, ys, mask)
+        return dataclasses.replace(self, max_steps=num, shared_times=shared)
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
         """Raise on series that this trainer cannot use."""
@@ -173,7 +176,7 @@ def bounds(
     key: PRNGKeyArray,
 ) -> Bound:
     """Return the bounds of a batch of series, stacked."""
-    keys = jax.random.split(key, series.ts.shape[0])
+    keys = jax.random.split(key, series.ys.shape[0])
 
     def one(series: Series, key: PRNGKeyArray) -> Bound:
         return objective(
@@ -185,13 +188,15 @@ def bounds(
             key=key,
         )
 
-    return jax.vmap(one)(series, keys)
+    return jax.vmap(one, in_axes=(series.batch_axes, 0))(series, keys)
 
 
-def _result(model: LatentSDE, series: Series, bound: Bound) -> Any:
+def _result(model: LatentSDE, whole: Series, used: Series, bound: Bound) -> Any:
     """Say what is wrong with times that could not be seen before."""
-    ts = series.ts
+    ts = whole.ts
     disorder = jnp.any(jnp.diff(ts, axis=1) < 0) | jnp.any(~jnp.isfinite(ts))
+    for all_series, one in ((ts, used.ts), (whole.mask, used.mask)):
+        disorder |= jnp.any(all_series != jnp.broadcast_to(one, all_series.shape))
     if model.t0 is not None:
         disorder |= jnp.any(ts < model.t0)
     result = RESULTS.where(

@@ -69,11 +69,7 @@ def constant_transition(
     matrix, _, diffusion = coefficients
     if diffusion.shape[0] == diffusion.shape[1]:
         flow, mean_weight, spread = _doubled(matrix, diffusion @ diffusion.T, dt)
-        root = jnp.linalg.cholesky(spread)
-        gain = jax.scipy.linalg.solve_triangular(root, mean_weight, lower=True)
-        root_dt = safe_sqrt(dt)
-        push = dt * mean_weight
-        return Transition(flow, push @ force, root_dt * root, root_dt * gain, push)
+        return from_spread(flow, dt * mean_weight @ force, mean_weight, spread, dt)
     nodes, weights = gauss_nodes(matrix.dtype)
     nothing = jnp.zeros_like(matrix)
     flows = jax.vmap(lambda s: _doubled(matrix, nothing, s * dt)[0])(1 - nodes)
@@ -81,6 +77,16 @@ def constant_transition(
     diffusions = jnp.broadcast_to(diffusion, (len(nodes), *diffusion.shape))
     push = dt * mean_weight
     return from_nodes(flow, push @ force, push, flows, diffusions, weights, dt)
+
+
+def from_spread(
+    flow: Matrix, offset: Vector, mean_weight: Matrix, spread: Matrix, dt: Array
+) -> Transition:
+    """Return the step of `mean_weight = int Phi ds / dt`, noise `spread = S / dt`."""
+    root = jnp.linalg.cholesky(spread)
+    gain = jax.scipy.linalg.solve_triangular(root, mean_weight, lower=True)
+    root_dt = safe_sqrt(dt)
+    return Transition(flow, offset, root_dt * root, root_dt * gain, dt * mean_weight)
 
 
 def from_nodes(

@@ -15,8 +15,8 @@ from .transitions import (
     Matrix,
     Transition,
     from_nodes,
+    from_spread,
     gauss_nodes,
-    safe_sqrt,
 )
 
 
@@ -75,15 +75,13 @@ class VaryingSDE(AbstractLinearSDE):
         offset = dt * jnp.einsum("n,nij,nj->i", weights, flows[:-1], force)
         diffusion = at_nodes.diffusion
         mean_weight = jnp.tensordot(weights, flows[:-1], 1)
-        push = dt * mean_weight
-        step = from_nodes(flows[-1], offset, push, flows[:-1], diffusion, weights, dt)
         if diffusion.shape[1] != diffusion.shape[2]:
-            return step
+            push = dt * mean_weight
+            inner = flows[:-1]
+            return from_nodes(flows[-1], offset, push, inner, diffusion, weights, dt)
         noises = flows[:-1] @ diffusion
-        root = jnp.linalg.cholesky(jnp.einsum("n,nij,nkj->ik", weights, noises, noises))
-        gain = jax.scipy.linalg.solve_triangular(root, mean_weight, lower=True)
-        root_dt = safe_sqrt(dt)
-        return Transition(flows[-1], offset, root_dt * root, root_dt * gain, push)
+        spread = jnp.einsum("n,nij,nkj->ik", weights, noises, noises)
+        return from_spread(flows[-1], offset, mean_weight, spread, dt)
 
 
 def _flows_to_end(

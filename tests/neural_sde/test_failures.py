@@ -82,6 +82,11 @@ def test_a_stream_s_bad_times_stop_the_run():
     assert int(error.value.state.step) == 1
 
 
+def test_times_said_to_be_shared_that_are_not_stop_the_run():
+    with pytest.raises(eg.TrainingError, match="`shared_times`"):
+        train(changed((1, 2), 0.55), shared_times=True)
+
+
 def test_too_few_steps_are_named():
     with pytest.raises(ValueError, match="`max_steps` is 4 and the longest"):
         train(series(), max_steps=4)

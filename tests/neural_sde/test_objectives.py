@@ -13,7 +13,8 @@ import scipy.stats
 from effgen import neural_sde as ns
 from effgen.core.weights import log_mean_exp
 from effgen.neural_sde.grid import steps_needed
-from effgen.neural_sde.series import as_series
+from effgen.neural_sde.series import as_series, share_times, times_are_shared
+from effgen.neural_sde.trainer import bounds
 from tests.neural_sde.cases import double_well, double_well_data, grid_filter, problem
 
 
@@ -263,3 +264,27 @@ def test_plain_baselines_are_bounds_and_agree():
     assert abs(one - other) < 5 * np.hypot(error, more)
     evidence = log_mean_exp(plain.log_weights)
     assert evidence.value < exact + 5 * evidence.standard_error + 0.05
+
+
+@pytest.mark.parametrize("anchor", [ns.PriorAnchor(), ns.RelinearizedAnchor(1)])
+def test_times_shared_by_all_series_change_no_bound_and_no_gradient(anchor):
+    case = problem(3)
+    residual = ns.residual_network(case.linear, key=KEY, width_size=4, depth=1)
+    drift = lambda t, x: -(x**3)
+    model = case.model(drift=drift, residual=residual, anchor=anchor, dt=0.3)
+    ys = case.values()[None] * np.linspace(0.5, 1.5, 3)[:, None, None]
+    series = as_series((np.tile(case.ts, (3, 1)), ys))
+    assert times_are_shared(*series[:3])
+    assert not times_are_shared(series.ts, ys, series.mask.at[1, 0].set(False))
+
+    @eqx.filter_jit
+    @eqx.filter_value_and_grad
+    def total(model, series):
+        settings = {"num_steps": 16, "num_paths": 2, "parallel": False}
+        return bounds(
+            model, series, ns.AnchoredELBO(), **settings, key=KEY
+        ).values.mean()
+
+    each, once = total(model, series), total(model, share_times(series))
+    for a, b in zip(*map(jax.tree.leaves, (each, once)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
