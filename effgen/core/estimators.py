@@ -4,7 +4,7 @@ Axis: `steps`. All are functions of the losses that `history["loss"]` holds, and
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -190,7 +190,7 @@ def _fit(shape: str, steps: np.ndarray, means: np.ndarray) -> _Fit:
     grid = np.linspace(np.log(0.02), np.log(20.0), _NUM_RATES)
     best = int(np.argmin([solved(log_rate)[1] for log_rate in grid]))
     bounds = grid[max(best - 1, 0)], grid[min(best + 1, _NUM_RATES - 1)]
-    found = optimize.minimize_scalar(
+    found: Any = optimize.minimize_scalar(
         lambda log_rate: solved(log_rate)[1],
         bounds=bounds,
         method="bounded",

@@ -42,6 +42,11 @@ _previous: dict[int, Any] = {}
 _process = os.getpid()
 
 
+def requested() -> bool:
+    """Return whether a run was asked to end: for steps that take long on the host."""
+    return any(run.result is not None for runs in _holders.values() for run in runs)
+
+
 def _begin(number: int, run: Interrupts) -> None:
     holders = _holders.setdefault(number, [])
     if run in holders:

@@ -50,6 +50,30 @@ class RESULTS(eqx.Enumeration):
         "other times than the rest where `shared_times` is set. Sort them, and pad a "
         "series by repeating its last time."
     )
+    infeasible = (
+        "Ipopt found no point where all constraints hold. `metrics` and the warning "
+        "name the worst: loosen or correct it, or start from another guess."
+    )
+    diverging = (
+        "Ipopt's iterates grew without bound. Bound states and parameters, scale by "
+        "`nominal`, or add a weight decay."
+    )
+    restoration_failed = (
+        "Ipopt could not come back to feasibility. Start from a better guess, such as "
+        "a coarser mesh's solution, or check the scaling (`nominal`)."
+    )
+    step_failed = (
+        "Ipopt could not compute a step. Check the scaling (`nominal`), remove "
+        "redundant constraints, or choose another `linear_solver`."
+    )
+    too_many_equations = (
+        "there are more equality constraints than variables. Free some initial states "
+        "or remove constraints."
+    )
+    solver_failed = (
+        "Ipopt ended with an error of its own. The metric `status` is its code: see "
+        'its list of return codes, and `options={"print_level": 5}` for its log.'
+    )
     data_failed = (
         "the data source raised. Mend the source, then resume from the last "
         "checkpoint, or from the error's `state`."

@@ -1,0 +1,28 @@
+"""Physics-enhanced neural ODEs, trained as one sparse nonlinear program.
+
+Axes: `trajectories`, `obs` (samples of one), `outputs`, `inputs`, `intervals`, `stages`
+and `points` (the start and the stages) of an interval, `nodes` of a mesh, `state`,
+`model` (the raveled parameters and networks).
+"""
+
+from .curvature import (
+    AbstractCurvature as AbstractCurvature,
+    ExactHessian as ExactHessian,
+    GaussNewton as GaussNewton,
+    LimitedMemory as LimitedMemory,
+)
+from .ipopt import linear_solvers as linear_solvers
+from .mesh import aligned_edges as aligned_edges, uniform_edges as uniform_edges
+from .problem import (
+    BoundaryConstraint as BoundaryConstraint,
+    Initial as Initial,
+    Model as Model,
+    ModelConstraint as ModelConstraint,
+    PathConstraint as PathConstraint,
+    Problem as Problem,
+    Trajectory as Trajectory,
+)
+from .radau import Radau as Radau, radau as radau
+from .solution import Multipliers as Multipliers, Solution as Solution
+from .trainer import CollocationTrainer as CollocationTrainer
+from .transcription import Transcription as Transcription, transcribe as transcribe

@@ -1,0 +1,56 @@
+"""What Ipopt is told of second derivatives."""
+
+import abc
+from typing import Any, ClassVar
+
+import equinox as eqx
+
+from .nlp import exact_blocks, gauss_newton_blocks
+
+
+class AbstractCurvature(eqx.Module):
+    """A choice of the Lagrangian's second derivatives.
+
+    `blocks(nlp, z, multipliers, factor, pairs)` are they, or `None` where Ipopt makes
+    its own approximation.
+    """
+
+    blocks: eqx.AbstractClassVar[Any]
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """What it is called in messages."""
+
+
+class ExactHessian(AbstractCurvature):
+    """The Lagrangian's own Hessian: the fewest iterations."""
+
+    blocks: ClassVar[Any] = staticmethod(exact_blocks)
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return "exact Hessian"
+
+
+class GaussNewton(AbstractCurvature):
+    """The misfit's with linearized residuals, and the costs'; none of constraints."""
+
+    blocks: ClassVar[Any] = staticmethod(gauss_newton_blocks)
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return "Gauss and Newton"
+
+
+class LimitedMemory(AbstractCurvature):
+    """Ipopt's quasi-Newton updates: cheap for many parameters, more iterations."""
+
+    blocks: ClassVar[Any] = None
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return "limited memory"

@@ -1,0 +1,63 @@
+"""The program's functions as Ipopt calls them: compiled, on a device, copied back."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from .curvature import AbstractCurvature
+from .ipopt import Functions
+from .nlp import NLP, constraints, gradient, hessian, jacobian, objective
+from .pattern import dependence, hessian_pattern, jacobian_pattern
+
+
+class Evaluator:
+    """Functions of one program, and how many bytes they copied."""
+
+    def __init__(self, nlp: NLP, curvature: AbstractCurvature) -> None:
+        """Find the patterns; nothing is compiled yet."""
+        self.nlp, self.curvature = nlp, curvature
+        depends = dependence(nlp)
+        self.jacobian_pattern = jacobian_pattern(nlp, depends)
+        self.hessian_pattern, self.pairs = hessian_pattern(nlp, depends)
+        self.copied_bytes = 0
+        self._keep = jnp.asarray(self.jacobian_pattern.keep)
+        self._keep_hessian = jnp.asarray(self.hessian_pattern.keep)
+
+    def functions(self) -> Functions:
+        """Return what Ipopt calls."""
+        exact = self.curvature.blocks is not None
+        return Functions(
+            lambda z: float(self._run(objective, z)),
+            lambda z: self._run(gradient, z),
+            lambda z: self._run(constraints, z),
+            lambda z: self._run(jacobian, z, self._keep),
+            self._hessian if exact else None,
+            self.jacobian_pattern,
+            self.hessian_pattern if exact else None,
+        )
+
+    def sizes(self) -> dict[str, int]:
+        """Return sizes, and the bytes copied so far."""
+        rows = self.jacobian_pattern.rows
+        states = len(self.nlp.ts) * self.nlp.problem.num_states
+        return {
+            "variables": states + self.nlp.flat().shape[0],
+            "constraints": int(rows.max()) + 1,
+            "jacobian_entries": len(rows),
+            "hessian_entries": len(self.hessian_pattern.rows),
+            "copied_bytes": self.copied_bytes,
+        }
+
+    def _hessian(
+        self, z: np.ndarray, multipliers: np.ndarray, factor: float
+    ) -> np.ndarray:
+        given = (jnp.asarray(multipliers), jnp.asarray(float(factor)))
+        pairs = tuple(map(tuple, self.pairs.tolist()))
+        blocks = self.curvature.blocks
+        return self._run(hessian, z, *given, pairs, self._keep_hessian, blocks)
+
+    def _run(self, function: Any, z: np.ndarray, *more: Any) -> np.ndarray:
+        value = np.asarray(function(self.nlp, jnp.asarray(z), *more))
+        self.copied_bytes += z.nbytes + value.nbytes
+        return value

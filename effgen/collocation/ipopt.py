@@ -1,0 +1,294 @@
+"""Ipopt, through cyipopt: options, linear solvers, and one solve with its trace."""
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from effgen.core.results import RESULTS
+
+from .pattern import Pattern
+
+
+class Functions(NamedTuple):
+    """The program as Ipopt calls it, on numpy's arrays; `hessian` may be `None`."""
+
+    objective: Callable[[np.ndarray], float]
+    gradient: Callable[[np.ndarray], np.ndarray]
+    constraints: Callable[[np.ndarray], np.ndarray]
+    jacobian: Callable[[np.ndarray], np.ndarray]
+    hessian: Callable[[np.ndarray, np.ndarray, float], np.ndarray] | None
+    jacobian_pattern: Pattern
+    hessian_pattern: Pattern | None
+
+
+class Point(NamedTuple):
+    """A point and its multipliers: of constraints, and of lower and upper bounds."""
+
+    z: Float[np.ndarray, " variables"]
+    constraints: Float[np.ndarray, " rows"] | None = None
+    lower: Float[np.ndarray, " variables"] | None = None
+    upper: Float[np.ndarray, " variables"] | None = None
+
+
+class Limits(NamedTuple):
+    """Bounds of variables and of constraints."""
+
+    lower: Float[np.ndarray, " variables"]
+    upper: Float[np.ndarray, " variables"]
+    constraints_lower: Float[np.ndarray, " rows"]
+    constraints_upper: Float[np.ndarray, " rows"]
+
+
+class Trace(NamedTuple):
+    """Ipopt's report, one number an iteration."""
+
+    objective: list[float]
+    primal_infeasibility: list[float]
+    dual_infeasibility: list[float]
+    barrier: list[float]
+    step_norm: list[float]
+    step_size: list[float]
+    regularization: list[float]
+
+
+class Solved(NamedTuple):
+    """How a solve ended. `seconds` is all of it, `evaluating` that in our functions."""
+
+    point: Point
+    status: int
+    message: str
+    objective: float
+    trace: Trace
+    seconds: float
+    evaluating: float
+    counts: dict[str, int]
+
+
+RESULT_OF = {
+    2: RESULTS.infeasible,
+    4: RESULTS.diverging,
+    -2: RESULTS.restoration_failed,
+    -3: RESULTS.step_failed,
+    -10: RESULTS.too_many_equations,
+    -13: RESULTS.nonfinite,
+}
+"""Ipopt's failures by status; limits and early ends are none."""
+
+_HSL = ("ma57", "ma27", "ma97", "ma86")
+_LINEAR_SOLVERS = (*_HSL, "spral", "mumps")
+_ENDS_KEPT = (0, 1, 3, 5, 6, -1, -4, -5)
+
+
+def result_of(status: int) -> Any:
+    """Return the `RESULTS` item of Ipopt's status."""
+    if status in _ENDS_KEPT:
+        return RESULTS.successful
+    return RESULT_OF.get(status, RESULTS.solver_failed)
+
+
+def load() -> ModuleType:
+    """Return cyipopt.
+
+    **Raises:** `ImportError` with the command that installs it.
+    """
+    try:
+        import cyipopt
+    except ImportError as error:
+        raise ImportError(
+            "`effgen.collocation` solves by Ipopt, which is not installed: run `pip "
+            "install cyipopt-wheels==1.7.0.dev0` (Ipopt 3.14 and MUMPS inside), or "
+            "`conda install -c conda-forge cyipopt`."
+        ) from error
+    return cyipopt
+
+
+@functools.cache
+def linear_solvers() -> tuple[str, ...]:
+    """Return the linear solvers that this machine's Ipopt can load, best first."""
+    # Without HSL, asking for some of its solvers ends the process: ask for one that
+    # fails well, and for the rest only if it is there.
+    hsl = _loads("ma27")
+    return tuple(
+        name
+        for name in _LINEAR_SOLVERS
+        if (hsl if name == "ma27" else (hsl or name not in _HSL) and _loads(name))
+    )
+
+
+def _loads(name: str) -> bool:
+    """Solve `min (z - 1)^2` with it."""
+
+    class Parabola:
+        def objective(self, z: np.ndarray) -> float:
+            return float((z[0] - 1) ** 2)
+
+        def gradient(self, z: np.ndarray) -> np.ndarray:
+            return 2 * (z - 1)
+
+        def constraints(self, z: np.ndarray) -> np.ndarray:
+            return np.zeros(0)
+
+        def jacobian(self, z: np.ndarray) -> np.ndarray:
+            return np.zeros(0)
+
+    one = np.ones(1)
+    problem = load().Problem(1, 0, Parabola(), -9 * one, 9 * one, one[:0], one[:0])
+    try:
+        for option, value in _QUIET.items():
+            problem.add_option(option, value)
+        problem.add_option("hessian_approximation", "limited-memory")
+        problem.add_option("linear_solver", name)
+        _, info = problem.solve(np.zeros(1))
+    except (TypeError, RuntimeError):
+        return False
+    finally:
+        problem.close()
+    return info["status"] == 0
+
+
+_QUIET = {"print_level": 0, "sb": "yes"}
+_WARM = {
+    "warm_start_init_point": "yes",
+    "warm_start_bound_push": 1e-9,
+    "warm_start_bound_frac": 1e-9,
+    "warm_start_slack_bound_push": 1e-9,
+    "warm_start_slack_bound_frac": 1e-9,
+    "warm_start_mult_bound_push": 1e-9,
+    "mu_init": 1e-4,
+}
+
+
+def solve(
+    functions: Functions,
+    limits: Limits,
+    start: Point,
+    options: Mapping[str, Any],
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    report: Callable[[int, float, float, float], None] = lambda *_: None,
+) -> Solved:
+    """Solve from a point, warm where it has multipliers.
+
+    `stop` is asked at every iteration, and ends the solve at the iterate at hand;
+    `report` is told the iteration, the objective, and both infeasibilities.
+
+    **Raises:** `ValueError` for an option that Ipopt does not know, by name.
+    """
+    cyipopt = load()
+    kind = _Caller if functions.hessian is None else _CallerWithHessian
+    caller = kind(functions, stop, report)
+    problem = cyipopt.Problem(
+        len(limits.lower),
+        len(limits.constraints_lower),
+        caller,
+        limits.lower,
+        limits.upper,
+        limits.constraints_lower,
+        limits.constraints_upper,
+    )
+    warm = start.constraints is not None
+    chosen = _QUIET | (_WARM if warm else {})
+    if functions.hessian is None:
+        chosen = chosen | {"hessian_approximation": "limited-memory"}
+    began = time.perf_counter()
+    try:
+        _set_options(problem, chosen | dict(options))
+        known = (start.constraints, start.lower, start.upper) if warm else ()
+        z, info = problem.solve(start.z, *(np.asarray(k) for k in known))
+    finally:
+        problem.close()
+    end = Point(z, info["mult_g"], info["mult_x_L"], info["mult_x_U"])
+    return Solved(
+        end,
+        int(info["status"]),
+        info["status_msg"].decode(),
+        float(info["obj_val"]),
+        caller.trace,
+        time.perf_counter() - began,
+        caller.seconds,
+        caller.counts,
+    )
+
+
+def _set_options(problem: Any, options: Mapping[str, Any]) -> None:
+    for name, value in options.items():
+        try:
+            problem.add_option(name, value)
+        except TypeError as error:
+            raise ValueError(
+                f"Ipopt has no option {name!r} that takes {value!r}: see its list of "
+                "options; numbers must be floats or integers as it says."
+            ) from error
+
+
+class _Caller:
+    """What cyipopt calls. NaN and infinities become Ipopt's own evaluation errors."""
+
+    def __init__(self, functions: Functions, stop: Any, report: Any) -> None:
+        self.functions, self.stop, self.report = functions, stop, report
+        self.trace = Trace([], [], [], [], [], [], [])
+        self.seconds, self.counts = 0.0, {}
+
+    def _timed(self, name: str, *args: Any) -> Any:
+        began = time.perf_counter()
+        value = getattr(self.functions, name)(*args)
+        self.seconds += time.perf_counter() - began
+        self.counts[name] = self.counts.get(name, 0) + 1
+        if not np.all(np.isfinite(value)):
+            raise load().CyIpoptEvaluationError
+        return value
+
+    def objective(self, z: np.ndarray) -> float:
+        return self._timed("objective", z)
+
+    def gradient(self, z: np.ndarray) -> np.ndarray:
+        return self._timed("gradient", z)
+
+    def constraints(self, z: np.ndarray) -> np.ndarray:
+        return self._timed("constraints", z)
+
+    def jacobian(self, z: np.ndarray) -> np.ndarray:
+        return self._timed("jacobian", z)
+
+    def jacobianstructure(self) -> tuple[np.ndarray, np.ndarray]:
+        pattern = self.functions.jacobian_pattern
+        return pattern.rows, pattern.columns
+
+    def intermediate(
+        self,
+        mode: int,
+        iteration: int,
+        objective: float,
+        primal: float,
+        dual: float,
+        barrier: float,
+        step_norm: float,
+        regularization: float,
+        dual_size: float,
+        primal_size: float,
+        trials: int,
+    ) -> bool:
+        row = (objective, primal, dual, barrier, step_norm, primal_size, regularization)
+        for column, value in zip(self.trace, row, strict=True):
+            column.append(value)
+        self.report(iteration, objective, primal, dual)
+        return not self.stop()
+
+
+class _CallerWithHessian(_Caller):
+    """The same, with second derivatives."""
+
+    def hessian(
+        self, z: np.ndarray, multipliers: np.ndarray, factor: float
+    ) -> np.ndarray:
+        return self._timed("hessian", z, multipliers, factor)
+
+    def hessianstructure(self) -> tuple[np.ndarray, np.ndarray]:
+        pattern = self.functions.hessian_pattern
+        assert pattern is not None
+        return pattern.rows, pattern.columns

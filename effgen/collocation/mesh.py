@@ -1,0 +1,155 @@
+"""Meshes: intervals of every trajectory, their nodes, and where samples lie in them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Float, Int
+
+from .problem import Problem, Table, Trajectory
+from .radau import radau
+
+
+class Mesh(eqx.Module):
+    """The intervals of all trajectories, one after the other.
+
+    The nodes of a trajectory are its start and the stages of its intervals in turn.
+
+    **Attributes:** `edges`, of each trajectory's intervals; `stages`; `left` and
+    `inner`, the nodes where each interval starts, and of its stages; `lengths`;
+    `starts` and `ends`, the first and last node of each trajectory; `ts` and `inputs`,
+    at the nodes.
+    """
+
+    edges: tuple[Float[np.ndarray, " edges"], ...]
+    stages: int
+    left: Int[np.ndarray, " intervals"]
+    inner: Int[np.ndarray, "intervals stages"]
+    lengths: Float[np.ndarray, " intervals"]
+    starts: Int[np.ndarray, " trajectories"]
+    ends: Int[np.ndarray, " trajectories"]
+    ts: Float[np.ndarray, " nodes"]
+    inputs: Float[np.ndarray, "nodes inputs"]
+
+    @property
+    def num_nodes(self) -> int:
+        """The number of nodes of all trajectories."""
+        return len(self.ts)
+
+
+class Samples(NamedTuple):
+    """The data, and in which interval and how the states there follow from its points.
+
+    `x(ts) = basis @ x[points of the interval]`.
+    """
+
+    ts: Float[Table, " samples"]
+    ys: Float[Table, "samples outputs"]
+    mask: Table
+    inputs: Float[Table, "samples inputs"]
+    interval: Int[Table, " samples"]
+    basis: Float[Table, "samples points"]
+
+
+def inputs_at(trajectory: Trajectory, ts: np.ndarray) -> Float[np.ndarray, "ts inputs"]:
+    """Return the known inputs at `ts`; none have no columns."""
+    if trajectory.inputs is None:
+        return np.zeros((len(ts), 0))
+    if callable(trajectory.inputs):
+        return np.stack([np.atleast_1d(np.asarray(trajectory.inputs(t))) for t in ts])
+    columns = trajectory.inputs.T
+    return np.stack([np.interp(ts, trajectory.ts, u) for u in columns], axis=1)
+
+
+def uniform_edges(problem: Problem, intervals: int) -> list[np.ndarray]:
+    """Return `intervals` equal intervals for the longest trajectory, as long in others.
+
+    **Raises:** `ValueError` unless `intervals` is a positive integer.
+    """
+    if not isinstance(intervals, int) or intervals < 1:
+        raise ValueError(f"`intervals` is {intervals}: pass a positive integer.")
+    spans = [_span(t) for t in problem.data]
+    longest = max(b - a for a, b in spans)
+    counts = [max(1, round(intervals * (b - a) / longest)) for a, b in spans]
+    return [np.linspace(a, b, n + 1) for (a, b), n in zip(spans, counts, strict=True)]
+
+
+def aligned_edges(problem: Problem, every: int = 1) -> list[np.ndarray]:
+    """Return edges at each `every`-th sample, so that samples fall on nodes."""
+    edges = []
+    for trajectory in problem.data:
+        inside = np.unique(np.concatenate([trajectory.ts[::every], _span(trajectory)]))
+        edges.append(inside)
+    return edges
+
+
+def make_mesh(problem: Problem, edges: Sequence[np.ndarray], stages: int) -> Mesh:
+    """Return the mesh of these edges.
+
+    **Raises:** `ValueError` for edges that do not span their trajectories in order.
+    """
+    scheme, first = radau(stages), 0
+    columns: list[tuple[np.ndarray, ...]] = []
+    for i, (trajectory, e) in enumerate(zip(problem.data, edges, strict=True)):
+        e = np.asarray(e, np.float64)
+        if np.any(np.diff(e) <= 0) or (e[0], e[-1]) != _span(trajectory):
+            raise ValueError(
+                f"`edges` of trajectory {i} must rise from {_span(trajectory)[0]} to "
+                f"{_span(trajectory)[1]}, its span."
+            )
+        lengths = np.diff(e)
+        num = len(lengths)
+        ts = e[:-1, None] + lengths[:, None] * scheme.nodes
+        ts[:, -1] = e[1:]
+        ts = np.concatenate([e[:1], ts.ravel()])
+        inner = first + 1 + np.arange(num * stages).reshape(num, stages)
+        left = np.concatenate([[first], inner[:-1, -1]])
+        ends = np.array([first, inner[-1, -1]])
+        columns.append((left, inner, lengths, ends, ts, inputs_at(trajectory, ts)))
+        first += 1 + num * stages
+    left, inner, lengths, ends, ts, inputs = (
+        np.concatenate(parts) for parts in zip(*columns, strict=True)
+    )
+    return Mesh(
+        tuple(np.asarray(e, np.float64) for e in edges),
+        stages,
+        left,
+        inner,
+        lengths,
+        ends[::2],
+        ends[1::2],
+        ts,
+        inputs,
+    )
+
+
+def locate(mesh: Mesh, i: int, ts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the interval of each time of trajectory `i`, and its basis there."""
+    edges = mesh.edges[i]
+    first = sum(len(e) - 1 for e in mesh.edges[:i])
+    at = np.clip(np.searchsorted(edges, ts, side="left") - 1, 0, len(edges) - 2)
+    share = (ts - edges[at]) / (edges[at + 1] - edges[at])
+    # Samples meant to be at nodes are not: rounding would couple whole intervals.
+    points = radau(mesh.stages).points
+    nearest = points[np.argmin(np.abs(share[:, None] - points), axis=1)]
+    share = np.where(np.abs(share - nearest) < 1e-12, nearest, share)
+    return first + at, radau(mesh.stages).basis(share)
+
+
+def make_samples(problem: Problem, mesh: Mesh) -> Samples:
+    """Return the samples that have a value, and where they lie."""
+    columns = []
+    for i, trajectory in enumerate(problem.data):
+        mask = ~np.isnan(trajectory.ys)
+        seen = mask.any(axis=1)
+        ts, ys, mask = trajectory.ts[seen], trajectory.ys[seen], mask[seen]
+        interval, basis = locate(mesh, i, ts)
+        inputs = inputs_at(trajectory, ts)
+        columns.append((ts, np.where(mask, ys, 0), mask, inputs, interval, basis))
+    return Samples(*(np.concatenate(parts) for parts in zip(*columns, strict=True)))
+
+
+def _span(trajectory: Trajectory) -> tuple[float, float]:
+    assert trajectory.span is not None
+    return trajectory.span

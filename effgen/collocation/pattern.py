@@ -1,0 +1,221 @@
+"""Where the derivatives' nonzeros are: found once for a mesh, in numpy."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from .nlp import (
+    NLP,
+    HessianBlocks,
+    JacobianBlocks,
+    node_terms,
+    num_terms,
+)
+
+
+_NUM_PROBES = 3
+
+_Block = tuple[Any, Any, Any]  # rows, columns, and where entries are
+
+
+class Pattern(NamedTuple):
+    """Rows and columns of the entries, and where they are among the flat blocks."""
+
+    rows: Int[np.ndarray, " entries"]
+    columns: Int[np.ndarray, " entries"]
+    keep: Int[np.ndarray, " entries"]
+
+
+class Dependence(NamedTuple):
+    """Which terms of a node, and outputs of a sample, depend on states and model."""
+
+    states: Bool[np.ndarray, "terms state"]
+    model: Bool[np.ndarray, "terms model"]
+    output_states: Bool[np.ndarray, "outputs state"]
+    output_model: Bool[np.ndarray, "outputs model"]
+
+
+def dependence(nlp: NLP) -> Dependence:
+    """Return what depends on what: by NaN in one argument, and by derivatives.
+
+    NaN finds what has a derivative of zero here and not elsewhere (a dead unit); the
+    derivatives find what a comparison hides from NaN. Both are structure, not values.
+    """
+    problem = nlp.problem
+
+    def terms(x: Array, flat: Array) -> Array:
+        return node_terms(nlp, nlp.ts[0], x, nlp.inputs[0], flat)
+
+    def outputs(x: Array, flat: Array) -> Array:
+        model = nlp.model(flat)
+        t, u = nlp.ts[0], nlp.inputs[0]
+        given = (t, x * problem.nominal, u, model.parameters, model.networks)
+        return problem.outputs(*given)
+
+    return Dependence(*_depends(terms, nlp), *_depends(outputs, nlp))
+
+
+def _depends(function: Any, nlp: NLP) -> tuple[np.ndarray, np.ndarray]:
+    flat = nlp.flat()
+    x = jnp.ones(nlp.problem.num_states)
+    nan = lambda v: jnp.where(jnp.eye(v.shape[0], dtype=bool), jnp.nan, v[None])
+
+    @jax.jit
+    def found() -> tuple[Array, Array]:
+        by_x = jnp.isnan(jax.vmap(lambda x: function(x, flat))(nan(x))).T
+        by_flat = jnp.isnan(jax.vmap(lambda p: function(x, p))(nan(flat))).T
+        keys = jax.random.split(jax.random.key(0), 2 * _NUM_PROBES)
+        for i in range(_NUM_PROBES):
+            x_there = x + jax.random.normal(keys[2 * i], x.shape)
+            noise = 0.1 * jax.random.normal(keys[2 * i + 1], flat.shape)
+            slopes = jax.jacrev(function, argnums=(0, 1))(x_there, flat + noise)
+            by_x, by_flat = by_x | (slopes[0] != 0), by_flat | (slopes[1] != 0)
+        return by_x, by_flat
+
+    by_x, by_flat = found()
+    return np.asarray(by_x), np.asarray(by_flat)
+
+
+def jacobian_pattern(nlp: NLP, depends: Dependence) -> Pattern:
+    """Return the entries of the constraints' Jacobian."""
+    index = _Index(nlp)
+    size, algebraic = index.size, nlp.problem.num_algebraic
+    intervals, points = index.points.shape
+    stages = points - 1
+    by_states, by_model = depends.states, depends.model
+    start = slice(size - algebraic, size)
+    num = num_terms(nlp)
+    trajectories, nodes = len(nlp.starts), len(nlp.ts)
+
+    rows = _Rows()
+    defects = rows.take((intervals, stages, size))
+    starts = rows.take((trajectories, algebraic))
+    path = rows.take((nodes, num.path))
+    boundary = rows.take((trajectories, num.boundary))
+    own = np.arange(points)[None] == np.arange(1, points)[:, None]
+    differential = np.arange(size) < size - algebraic
+    inner, first = index.points[:, 1:], np.asarray(nlp.starts)
+    both = np.stack([first, np.asarray(nlp.ends)], axis=1)
+    model_rows = rows.take((num.model,))
+    everywhere = np.ones((), bool)
+    blocks = dict[str, _Block](
+        slopes=(
+            defects[:, :, None],
+            index.states(index.points)[:, None],
+            ~own[None, :, :, None] & differential,
+        ),
+        field_states=(
+            defects[..., None],
+            index.states(inner)[:, :, None],
+            by_states[:size] | np.eye(size, dtype=bool),
+        ),
+        field_model=(defects[..., None], index.model, by_model[:size]),
+        start_states=(
+            starts[..., None],
+            index.states(first)[:, None],
+            by_states[start],
+        ),
+        start_model=(starts[..., None], index.model, by_model[start]),
+        path_states=(
+            path[..., None],
+            index.states(np.arange(nodes))[:, None],
+            by_states[size:-1],
+        ),
+        path_model=(path[..., None], index.model, by_model[size:-1]),
+        boundary_states=(
+            boundary[..., None, None],
+            index.states(both)[:, None],
+            everywhere,
+        ),
+        boundary_model=(boundary[..., None], index.model, everywhere),
+        model=(model_rows[:, None], index.model, everywhere),
+    )
+    return _pattern(blocks, JacobianBlocks._fields)
+
+
+def hessian_pattern(
+    nlp: NLP, depends: Dependence
+) -> tuple[Pattern, Int[np.ndarray, "pairs 2"]]:
+    """Return the lower triangle of the Lagrangian's Hessian, and coupled points.
+
+    Samples between nodes couple the points of their interval; samples on nodes none.
+    """
+    index = _Index(nlp)
+    states = np.concatenate([depends.states, depends.output_states])
+    model = np.concatenate([depends.model, depends.output_model])
+    joint = lambda a, b: np.any(a[:, :, None] & b[:, None], axis=0)
+    within = joint(states, states) | np.eye(index.size, dtype=bool)
+    across, inside = joint(states, model), joint(model, model)
+    inside |= np.eye(len(inside), dtype=bool)
+    num = num_terms(nlp)
+    ends = nlp.problem.mayer is not None or num.boundary > 0
+    if ends:
+        within[:], across[:], inside[:] = True, True, True
+    if nlp.problem.penalty is not None or num.model > 0:
+        inside[:] = True
+    used = np.asarray(nlp.samples.basis) != 0
+    coupled = used.T.astype(int) @ used.astype(int) > 0
+    pairs = np.argwhere(np.tril(coupled, -1))
+    lower = np.tril(np.ones((index.size, index.size), bool))
+    nodes = index.states(np.arange(len(nlp.ts)))
+    later, earlier = (index.states(index.points[:, pairs[:, i]]) for i in (0, 1))
+    last = index.states(np.asarray(nlp.ends))
+    first = index.states(np.asarray(nlp.starts))
+    size = len(index.model)
+    blocks = dict[str, _Block](
+        nodes=(nodes[:, :, None], nodes[:, None], within & lower),
+        pairs=(
+            later[..., :, None],
+            earlier[..., None, :],
+            joint(depends.output_states, depends.output_states),
+        ),
+        ends=(last[:, :, None], first[:, None], np.array(ends)),
+        border=(index.model, nodes[..., None], across),
+        model=(
+            index.model[:, None],
+            index.model[None],
+            inside & np.tril(np.ones((size, size), bool)),
+        ),
+    )
+    return _pattern(blocks, HessianBlocks._fields), pairs
+
+
+class _Index:
+    """Columns of states and model."""
+
+    def __init__(self, nlp: NLP) -> None:
+        self.size = nlp.problem.num_states
+        self.points = np.asarray(nlp.points)
+        num = len(nlp.ts) * self.size
+        self.model = num + np.arange(nlp.flat().shape[0])
+
+    def states(self, nodes: np.ndarray) -> np.ndarray:
+        return nodes[..., None] * self.size + np.arange(self.size)
+
+
+class _Rows:
+    """Row numbers, handed out block by block."""
+
+    def __init__(self) -> None:
+        self.next = 0
+
+    def take(self, shape: tuple[int, ...]) -> np.ndarray:
+        num = int(np.prod(shape))
+        self.next += num
+        return np.arange(self.next - num, self.next).reshape(shape)
+
+
+def _pattern(blocks: dict[str, _Block], order: Sequence[str]) -> Pattern:
+    rows, columns, keep, offset = [], [], [], 0
+    for name in order:
+        row, column, there = np.broadcast_arrays(*blocks[name])
+        kept = np.flatnonzero(there)
+        rows.append(row.reshape(-1)[kept])
+        columns.append(column.reshape(-1)[kept])
+        keep.append(offset + kept)
+        offset += row.size
+    return Pattern(*(np.concatenate(parts) for parts in (rows, columns, keep)))

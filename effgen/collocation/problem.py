@@ -1,0 +1,301 @@
+"""The problem as a modeler states it: equations, measurements, bounds, constraints."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, PyTree
+
+
+Table = Array | np.ndarray
+"""Numpy's on the host, JAX's on a device."""
+
+
+class Model(eqx.Module):
+    """What is trained: physical parameters and networks, two pytrees.
+
+    **Attributes:** `parameters`, in their own units; `networks`, any Equinox modules.
+    """
+
+    parameters: PyTree
+    networks: PyTree
+
+
+def as_model(model: Any) -> Model:
+    """Return a `Model`, a pair `(parameters, networks)`, or networks alone as one."""
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, tuple) and len(model) == 2:
+        return Model(*model)
+    return Model({}, model)
+
+
+class Trajectory(NamedTuple):
+    """One measured trajectory.
+
+    **Attributes:** `ts`, `(obs,)`, in order; `ys`, `(obs, outputs)`, NaN where missing;
+    `inputs`, known `u`, `(obs, inputs)`, linear between `ts`, or a function of `t` to
+    `(inputs,)`, or `None`; `span`, the first and the last time of the trajectory, those
+    of `ts` by default.
+    """
+
+    ts: Float[np.ndarray, " obs"]
+    ys: Float[np.ndarray, "obs outputs"]
+    inputs: Any = None
+    span: tuple[float, float] | None = None
+
+
+class PathConstraint(NamedTuple):
+    """`lower <= function(t, x, u, p, nets) <= upper` at every node."""
+
+    function: Callable[..., Array]
+    lower: ArrayLike
+    upper: ArrayLike
+    name: str = "path"
+
+
+class BoundaryConstraint(NamedTuple):
+    """`lower <= function(x_start, x_end, p, nets) <= upper` on every trajectory."""
+
+    function: Callable[..., Array]
+    lower: ArrayLike
+    upper: ArrayLike
+    name: str = "boundary"
+
+
+class ModelConstraint(NamedTuple):
+    """`lower <= function(p, nets) <= upper`, such as a network's zero crossing."""
+
+    function: Callable[..., Array]
+    lower: ArrayLike
+    upper: ArrayLike
+    name: str = "model"
+
+
+Constraint = PathConstraint | BoundaryConstraint | ModelConstraint
+
+
+class Initial(eqx.Module):
+    """What is known of the states where trajectories start.
+
+    **Attributes:** `values`, `(state,)` or `(trajectories, state)`, NaN where free;
+    `scale`: `None` holds them fixed; a number or `(state,)`, penalizes
+    `((x - values) / scale)^2 / 2`.
+    """
+
+    values: Any
+    scale: Any = None
+
+
+class Problem(eqx.Module):
+    """A physics-enhanced neural ODE and its data.
+
+        minimize   mean over samples of |(y - observe(t, x, u, p, nets)) / scale|^2 / 2
+                   + sum over trajectories of (integral of lagrange dt + mayer)
+                   + penalty(p, nets) + weight_decay |nets|^2 / 2
+        subject to dx/dt = vector_field(t, x, u, p, nets)
+
+    **Attributes:**
+
+    - `vector_field`: `(t, x, u, p, nets)` to `dx/dt`, `(state,)`; the last
+      `num_algebraic` of its values are residuals, `0 = g`, which hold for the last
+      components of `x`, the algebraic ones (an index-1 DAE).
+    - `data`: `(ts, ys)`, `(ts, ys, inputs)`, a `Trajectory`, or a list of these.
+    - `observe`: `(t, x, u, p, nets)` to what is measured; by default `x` itself.
+    - `num_states`: needed where `observe` is given.
+    - `scale`: what a residual of each output is divided by; by default its standard
+      deviation in the data. With the noise's own, the misfit is a log-likelihood.
+    - `initial`: an `Initial`; by default the start is free.
+    - `state_bounds`, `parameter_bounds`: pairs; the latter of pytrees like
+      `parameters`, or numbers for all of a part.
+    - `constraints`: path, boundary and model constraints.
+    - `lagrange`, `(t, x, u, p, nets)`, and `mayer`, `(x_start, x_end, p, nets)`, costs.
+    - `penalty`: `(p, nets)` to a number; `weight_decay`: of the networks.
+    - `nominal`: the size of each state in its units; by default from the data where
+      states are measured directly, else 1. The solver sees states divided by it.
+
+    **Raises:** `ValueError` for data or settings that cannot be, named by trajectory.
+
+    **Source:** Langenkamp, Hannebohm and Bachmann (2025).
+    """
+
+    vector_field: Callable[..., Array]
+    data: tuple[Trajectory, ...]
+    observe: Callable[..., Array] | None
+    num_states: int
+    num_algebraic: int
+    scale: Float[np.ndarray, " outputs"]
+    nominal: Float[np.ndarray, " state"]
+    initial: Initial | None
+    state_bounds: tuple[np.ndarray, np.ndarray]
+    parameter_bounds: Any
+    constraints: tuple[Constraint, ...]
+    lagrange: Callable[..., Array] | None
+    mayer: Callable[..., Array] | None
+    penalty: Callable[..., Array] | None
+    weight_decay: float
+
+    def __init__(
+        self,
+        vector_field: Callable[..., Array],
+        data: Any,
+        *,
+        observe: Callable[..., Array] | None = None,
+        num_states: int | None = None,
+        num_algebraic: int = 0,
+        scale: ArrayLike | None = None,
+        nominal: ArrayLike | None = None,
+        initial: Initial | None = None,
+        state_bounds: tuple[ArrayLike, ArrayLike] = (-np.inf, np.inf),
+        parameter_bounds: Any = (-np.inf, np.inf),
+        constraints: Sequence[Constraint] = (),
+        lagrange: Callable[..., Array] | None = None,
+        mayer: Callable[..., Array] | None = None,
+        penalty: Callable[..., Array] | None = None,
+        weight_decay: float = 0.0,
+    ) -> None:
+        """Check the data and fill in what follows from them."""
+        self.vector_field, self.observe = vector_field, observe
+        self.data = as_trajectories(data)
+        outputs = self.data[0].ys.shape[1]
+        if num_states is None and observe is not None:
+            raise ValueError("pass `num_states`, which `observe` does not tell.")
+        size: int = outputs if num_states is None else num_states
+        if observe is None and size != outputs:
+            raise ValueError(
+                f"`ys` has {outputs} columns and there are {size} states: pass "
+                "`observe`, which says what is measured."
+            )
+        self.num_states, self.num_algebraic = size, num_algebraic
+        spread = _spread(np.concatenate([t.ys for t in self.data]))
+        self.scale = _vector("scale", spread if scale is None else scale, outputs)
+        if nominal is None:
+            nominal = _size(self.data) if observe is None else 1.0
+        self.nominal = _vector("nominal", nominal, size)
+        self.initial = initial
+        self.state_bounds = _bounds("state_bounds", state_bounds, size)
+        self.parameter_bounds = parameter_bounds
+        self.constraints = tuple(constraints)
+        for constraint in self.constraints:
+            _bounds(f"constraint {constraint.name!r}", constraint[1:3], None)
+        self.lagrange, self.mayer, self.penalty = lagrange, mayer, penalty
+        self.weight_decay = float(weight_decay)
+
+    def outputs(
+        self, t: Table, x: Array, u: Table, p: PyTree, nets: PyTree
+    ) -> Float[Array, " outputs"]:
+        """Return what is measured at a state."""
+        if self.observe is None:
+            return x
+        return jnp.atleast_1d(self.observe(t, x, u, p, nets))
+
+
+def as_trajectories(data: Any) -> tuple[Trajectory, ...]:
+    """Return data as trajectories, checked.
+
+    **Raises:** `ValueError`, naming the trajectory and the index.
+    """
+    one = isinstance(data, tuple) and len(data) > 0 and np.ndim(data[0]) == 1
+    found = [_trajectory(i, d) for i, d in enumerate([data] if one else data)]
+    if not found:
+        raise ValueError("`data` is empty: pass at least one trajectory.")
+    widths = {t.ys.shape[1] for t in found}
+    if len(widths) > 1:
+        raise ValueError(f"trajectories have {sorted(widths)} columns: pass as many.")
+    return tuple(found)
+
+
+def _trajectory(i: int, data: Any) -> Trajectory:
+    ts, ys, inputs, span = (*data, None, None)[:4]
+    ts, ys = np.asarray(ts, np.float64), np.asarray(ys, np.float64)
+    ys = ys[:, None] if ys.ndim == 1 else ys
+    if ts.ndim != 1 or len(ts) == 0 or ys.shape[:1] != ts.shape:
+        raise ValueError(
+            f"trajectory {i} has `ts` of shape {ts.shape} and `ys` of {ys.shape}: pass "
+            "(obs,) and (obs, outputs)."
+        )
+    _complain(i, ts, ~np.isfinite(ts), "be finite; a missing value is NaN in `ys`")
+    _complain(i, ts, np.diff(ts, prepend=-np.inf) < 0, "be sorted")
+    if np.any(np.isinf(ys)):
+        where = tuple(np.argwhere(np.isinf(ys))[0].tolist())
+        raise ValueError(f"`ys` of trajectory {i} is infinite at {where}: pass NaN.")
+    first, last = (ts[0], ts[-1]) if span is None else span
+    span = (float(first), float(last))
+    if not span[0] < span[1]:
+        raise ValueError(f"trajectory {i} lasts from {span[0]} to {span[1]}: no time.")
+    _complain(i, ts, (ts < span[0]) | (ts > span[1]), f"lie in the `span` {span}")
+    if inputs is not None and not callable(inputs):
+        inputs = np.asarray(inputs, np.float64)
+        inputs = inputs[:, None] if inputs.ndim == 1 else inputs
+        if inputs.shape[:1] != ts.shape or not np.all(np.isfinite(inputs)):
+            raise ValueError(
+                f"`inputs` of trajectory {i} has shape {inputs.shape}: pass finite "
+                f"numbers, ({len(ts)}, inputs), or a function of the time."
+            )
+    return Trajectory(ts, ys, inputs, span)
+
+
+def _complain(i: int, ts: np.ndarray, bad: np.ndarray, remedy: str) -> None:
+    if np.any(bad):
+        j = int(np.argmax(bad))
+        raise ValueError(
+            f"`ts` is {ts[j]} in trajectory {i} at index {j}: times must {remedy}."
+        )
+
+
+def _spread(ys: np.ndarray) -> np.ndarray:
+    columns = [y[~np.isnan(y)] for y in ys.T]
+    found = np.array([np.std(y) if len(y) else 1.0 for y in columns])
+    return np.where(found > 0, found, 1.0)
+
+
+def _size(data: Sequence[Trajectory]) -> np.ndarray:
+    """Return the largest value of each output: a scale that is never near zero."""
+    ys = np.abs(np.concatenate([t.ys for t in data]))
+    found = np.where(np.isnan(ys), 0, ys).max(0)
+    return np.where(found > 0, found, 1.0)
+
+
+def _vector(name: str, value: ArrayLike, size: int) -> np.ndarray:
+    array = np.asarray(value, np.float64)
+    if array.shape not in ((), (size,)) or not np.all(array > 0):
+        raise ValueError(f"`{name}` is {array}: pass a positive number, or ({size},).")
+    return np.broadcast_to(array, (size,)).copy()
+
+
+def _bounds(name: str, pair: Any, size: int | None) -> tuple[np.ndarray, np.ndarray]:
+    lower, upper = (np.asarray(b, np.float64) for b in pair)
+    if size is not None:
+        lower, upper = (np.broadcast_to(b, (size,)) for b in (lower, upper))
+    if np.any(lower > upper) or np.any(np.isnan(lower)) or np.any(np.isnan(upper)):
+        raise ValueError(f"`{name}` crosses: lower {lower}, upper {upper}.")
+    return lower, upper
+
+
+def flat_bounds(
+    bounds: Any, parameters: PyTree
+) -> tuple[Float[np.ndarray, " flat"], Float[np.ndarray, " flat"]]:
+    """Return lower and upper bounds of the raveled parameters.
+
+    **Raises:** `ValueError` for bounds that cross or are not like `parameters`.
+    """
+    leaves = jax.tree.leaves(eqx.filter(parameters, eqx.is_inexact_array))
+    if not leaves:
+        return np.zeros(0), np.zeros(0)
+    arrays = eqx.filter(parameters, eqx.is_inexact_array)
+    flat = []
+    for side in bounds:
+        try:
+            full = jax.tree.broadcast(side, arrays)
+        except ValueError as error:
+            raise ValueError(
+                "`parameter_bounds` must be two numbers, or two pytrees like "
+                f"`parameters`: {error}"
+            ) from error
+        pairs = zip(jax.tree.leaves(full), leaves, strict=True)
+        parts = [np.broadcast_to(b, a.shape).ravel() for b, a in pairs]
+        flat.append(np.concatenate(parts))
+    return _bounds("parameter_bounds", flat, len(flat[0]))

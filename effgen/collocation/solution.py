@@ -1,0 +1,161 @@
+"""Solutions: states at a mesh's nodes, and multipliers, carried to another mesh."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import ArrayLike, Float
+
+from .mesh import Mesh
+from .problem import Table
+from .radau import radau
+
+
+class Solution(eqx.Module):
+    """A trajectory's states as polynomials, one for each interval.
+
+    **Attributes:** `edges`, of each trajectory's intervals; `positions`, at the nodes
+    of all trajectories, in their own units; `stages`.
+    """
+
+    edges: tuple[Float[Table, " edges"], ...]
+    positions: Float[Table, "nodes state"]
+    stages: int = eqx.field(static=True)
+
+    def __call__(
+        self, ts: ArrayLike, trajectory: int = 0
+    ) -> Float[np.ndarray, "ts state"]:
+        """Return the states at `ts`.
+
+        Between nodes the error is of order `stages + 1` in the interval's length, at
+        its end `2 stages - 1`.
+
+        **Raises:** `ValueError` for times outside of the trajectory.
+        """
+        ts = np.atleast_1d(np.asarray(ts, np.float64))
+        edges = np.asarray(self.edges[trajectory])
+        if np.any(ts < edges[0]) or np.any(ts > edges[-1]):
+            raise ValueError(
+                f"`ts` leaves the trajectory, from {edges[0]} to {edges[-1]}: simulate "
+                "the model to go beyond."
+            )
+        points, basis = self._at(trajectory, ts)
+        return np.einsum("tk,tkn->tn", basis, np.asarray(self.positions)[points])
+
+    def derivative(
+        self, ts: ArrayLike, trajectory: int = 0
+    ) -> Float[np.ndarray, "ts state"]:
+        """Return the polynomials' derivatives at `ts`."""
+        ts = np.atleast_1d(np.asarray(ts, np.float64))
+        edges = np.asarray(self.edges[trajectory])
+        points, basis = self._at(trajectory, ts)
+        at = np.clip(np.searchsorted(edges, ts, side="left") - 1, 0, len(edges) - 2)
+        table = full_slopes(self.stages) / (edges[at + 1] - edges[at])[:, None, None]
+        slopes = np.einsum("tk,tkl->tl", basis, table)
+        return np.einsum("tl,tln->tn", slopes, np.asarray(self.positions)[points])
+
+    def nodes(self, trajectory: int = 0) -> Float[np.ndarray, " nodes"]:
+        """Return the times of a trajectory's nodes."""
+        edges = np.asarray(self.edges[trajectory])
+        ts = edges[:-1, None] + np.diff(edges)[:, None] * radau(self.stages).nodes
+        ts[:, -1] = edges[1:]
+        return np.concatenate([edges[:1], ts.ravel()])
+
+    def _at(self, i: int, ts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        edges = [np.asarray(e) for e in self.edges]
+        at = np.clip(
+            np.searchsorted(edges[i], ts, side="left") - 1, 0, len(edges[i]) - 2
+        )
+        share = (ts - edges[i][at]) / np.diff(edges[i])[at]
+        first = sum(1 + (len(e) - 1) * self.stages for e in edges[:i])
+        points = first + at[:, None] * self.stages + np.arange(self.stages + 1)
+        return points, radau(self.stages).basis(share)
+
+
+def full_slopes(stages: int) -> Float[np.ndarray, "points points"]:
+    """Return the derivatives of the points' Lagrange polynomials at all points."""
+    scheme = radau(stages)
+    points, weights = scheme.points, scheme.barycentric
+    first = np.zeros(stages + 1)
+    first[1:] = weights[1:] / weights[0] / (points[0] - points[1:])
+    first[0] = -first[1:].sum()
+    return np.concatenate([first[None], scheme.differentiation])
+
+
+class Multipliers(NamedTuple):
+    """Ipopt's multipliers of everything, in the shapes of what they belong to.
+
+    `costate = defects / weights`, an adjoint of the ODE, is a function of the time.
+    """
+
+    defects: Float[Table, "intervals stages state"]
+    starts: Float[Table, "trajectories algebraic"]
+    path: Float[Table, "nodes path"]
+    boundary: Float[Table, "trajectories boundary"]
+    model: Float[Table, " rows"]
+    lower: Float[Table, "nodes state"]
+    upper: Float[Table, "nodes state"]
+    model_lower: Float[Table, " model"]
+    model_upper: Float[Table, " model"]
+
+
+def same_mesh(solution: Solution, mesh: Mesh) -> bool:
+    """Return whether a solution lives on a mesh."""
+    return solution.stages == mesh.stages and all(
+        np.array_equal(np.asarray(a), b)
+        for a, b in zip(solution.edges, mesh.edges, strict=True)
+    )
+
+
+def prolonged(solution: Solution, mesh: Mesh) -> Solution:
+    """Return the solution on another mesh of the same trajectories."""
+    pieces = np.split(mesh.ts, mesh.starts[1:])
+    positions = [solution(ts, i) for i, ts in enumerate(pieces)]
+    return Solution(mesh.edges, np.concatenate(positions), mesh.stages)
+
+
+def prolonged_multipliers(
+    multipliers: Multipliers, old: Mesh, new: Mesh
+) -> Multipliers:
+    """Return multipliers on another mesh: densities in time, linear between nodes."""
+    found = {name: np.asarray(value) for name, value in multipliers._asdict().items()}
+    weights = (radau(mesh.stages).weights[None, :, None] for mesh in (old, new))
+    costate = found["defects"] / next(weights)
+    size = costate.shape[-1]
+    at_old = (old.ts[old.inner], old.inner)
+    new_costate = _interpolated(costate.reshape(-1, size), *at_old, old, new, new.inner)
+    found["defects"] = new_costate.reshape(*new.inner.shape, size) * next(weights)
+    for name in ("path", "lower", "upper"):
+        value = found[name]
+        density = value[old.inner] / _shares(old)[..., None]
+        flat = density.reshape(-1, value.shape[1])
+        there = _interpolated(flat, *at_old, old, new, new.inner)
+        found[name] = np.zeros((new.num_nodes, value.shape[1]))
+        shares = _shares(new).reshape(-1, 1)
+        found[name][new.inner.reshape(-1)] = there * shares
+        found[name][new.starts] = value[old.starts]
+    return Multipliers(**found)
+
+
+def _shares(mesh: Mesh) -> np.ndarray:
+    return mesh.lengths[:, None] * radau(mesh.stages).weights
+
+
+def _interpolated(
+    values: np.ndarray,
+    ts: np.ndarray,
+    nodes: np.ndarray,
+    old: Mesh,
+    new: Mesh,
+    wanted: np.ndarray,
+) -> np.ndarray:
+    """Interpolate columns in time, trajectory by trajectory."""
+    ts, nodes, wanted = ts.reshape(-1), nodes.reshape(-1), wanted.reshape(-1)
+    found = np.zeros((len(wanted), values.shape[1]))
+    for i in range(len(old.starts)):
+        here = (nodes >= old.starts[i]) & (nodes <= old.ends[i])
+        there = (wanted >= new.starts[i]) & (wanted <= new.ends[i])
+        for c in range(values.shape[1]):
+            at = new.ts[wanted[there]]
+            found[there, c] = np.interp(at, ts[here], values[here, c])
+    return found

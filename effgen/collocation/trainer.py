@@ -1,0 +1,204 @@
+"""The trainer: one step is one nonlinear program solved by Ipopt, warm."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray, PyTree
+
+from effgen.core.interrupts import requested
+from effgen.core.results import RunWarning
+from effgen.core.state import Metrics, TrainState
+from effgen.core.trainer import AbstractHostTrainer
+
+from . import ipopt
+from .curvature import AbstractCurvature, ExactHessian
+from .evaluator import Evaluator
+from .mesh import make_mesh
+from .problem import as_model
+from .solution import (
+    Solution,
+    prolonged,
+    prolonged_multipliers,
+    same_mesh,
+)
+from .transcription import (
+    Transcription,
+    limits_of,
+    packed,
+    shapes_of,
+    unpacked,
+)
+from .violations import check_finite, worst_violation
+
+
+class CollocationTrainer(AbstractHostTrainer):
+    """States and model solved for together, without an ODE solver in the loop.
+
+    One step: the nonlinear program of one `Transcription`, solved by Ipopt from the
+    model, the states and the multipliers of the last step, carried to its mesh. The
+    memory is the `Solution`, the optimizer's state its `Multipliers`.
+
+    **Attributes:**
+
+    - `tol`: Ipopt's, on the scaled optimality conditions.
+    - `max_iter`, `max_seconds`: when it ends with the iterate at hand and a warning.
+    - `curvature`: `ExactHessian()`, `GaussNewton()`, or `LimitedMemory()` where
+      parameters are many.
+    - `linear_solver`: Ipopt's; by default the best of those that can be loaded.
+    - `options`: any of Ipopt's, by name.
+
+    **Metrics:** `loss`, the objective; `status`, Ipopt's code, and `iterations`;
+    `primal_infeasibility` and `dual_infeasibility` at the end; `seconds` of the solve,
+    `evaluating`, of these in our functions, and `copied_bytes` between device and host;
+    `variables`, `constraints`, `jacobian_entries`, `hessian_entries`; `trace`, of each
+    iteration, `(max_iter + 1, 7)`: the columns of `ipopt.Trace`, NaN past the end.
+
+    **Source:** Langenkamp, Hannebohm and Bachmann (2025).
+    """
+
+    watched: ClassVar[tuple[str, ...]] = ("loss", "iterations", "dual_infeasibility")
+
+    tol: float = 1e-8
+    max_iter: int = 1_000
+    max_seconds: float | None = None
+    curvature: AbstractCurvature = ExactHessian()
+    linear_solver: str | None = None
+    options: Mapping[str, Any] = eqx.field(default_factory=dict)
+
+    def __check_init__(self) -> None:
+        """Raise `ValueError` for settings out of range."""
+        if not (np.isfinite(self.tol) and self.tol > 0):
+            raise ValueError(f"`tol` is {self.tol}: pass a positive number.")
+        if not isinstance(self.max_iter, int) or self.max_iter < 0:
+            raise ValueError(f"`max_iter` is {self.max_iter}: pass an integer.")
+
+    def init(self, model: PyTree, memory: Solution | None = None) -> TrainState:
+        """Return the first state.
+
+        **Arguments:** `model`, a `Model`, a pair `(parameters, networks)`, or networks
+        alone; in float64 from here on. `memory`, a guess, such as
+        `transcription.guess()`.
+
+        **Raises:** `RuntimeError` if JAX computes in float32; `TypeError` without a
+        guess.
+        """
+        check_double()
+        if not isinstance(memory, Solution):
+            raise TypeError(
+                f"`memory` is a {type(memory).__name__}: pass a guess of the states, "
+                "such as `transcription.guess()`."
+            )
+        model = jax.tree.map(
+            lambda x: x.astype(jnp.float64) if eqx.is_inexact_array(x) else x,
+            jax.tree.map(_as_array, as_model(model)),
+        )
+        return TrainState.start(model, None, memory)
+
+    def step(
+        self, state: TrainState, batch: Transcription, *, key: PRNGKeyArray
+    ) -> tuple[TrainState, Metrics]:
+        """Solve one program."""
+        mesh, solution = batch.mesh, state.memory
+        multipliers = state.opt_state
+        if not same_mesh(solution, mesh):
+            if multipliers is not None:
+                old = make_mesh(batch.problem, solution.edges, solution.stages)
+                multipliers = prolonged_multipliers(multipliers, old, mesh)
+            solution = prolonged(solution, mesh)
+        nlp = batch.program(state.model)
+        limits, shapes = limits_of(batch, nlp), shapes_of(batch, nlp)
+        positions = np.asarray(solution.positions) / batch.problem.nominal
+        z = np.concatenate([positions.ravel(), np.asarray(nlp.flat())])
+        z = np.clip(z, limits.lower, limits.upper)
+        check_finite(nlp, batch, z)
+        evaluator = Evaluator(nlp, self.curvature)
+        start = ipopt.Point(z, *(() if multipliers is None else packed(multipliers)))
+        solved = ipopt.solve(
+            evaluator.functions(), limits, start, self._options(), stop=requested
+        )
+        x, flat = nlp.split(jnp.asarray(solved.point.z))
+        end = Solution(mesh.edges, x * nlp.problem.nominal, mesh.stages)
+        found = unpacked(shapes, solved.point)
+        arrays = jax.tree.map(jnp.asarray, (end, found))
+        new = state.advance(nlp.model(flat), arrays[1], arrays[0])
+        self._warn(solved, batch, nlp, limits)
+        return new, self._metrics(solved, evaluator)
+
+    def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
+        """Raise on data that are no transcriptions."""
+        check_double()
+        if not isinstance(batch, Transcription):
+            raise TypeError(
+                f"the data yield a {type(batch).__name__}: pass a list of "
+                "`collocation.transcribe(problem, ...)`."
+            )
+        if len(batch.mesh.edges) != len(state.memory.edges):
+            raise ValueError(
+                f"the state has {len(state.memory.edges)} trajectories and the "
+                f"transcription {len(batch.mesh.edges)}: make the guess from its data."
+            )
+        ipopt.load()
+
+    def _options(self) -> dict[str, Any]:
+        chosen = {"tol": self.tol, "max_iter": self.max_iter}
+        if self.max_seconds is not None:
+            chosen["max_cpu_time"] = float(self.max_seconds)
+        available = ipopt.linear_solvers()
+        solver = available[0] if self.linear_solver is None else self.linear_solver
+        if solver not in available:
+            raise ValueError(
+                f"`linear_solver` is {solver!r}, and Ipopt can load {available} here: "
+                "choose one of these, or install the library of the other."
+            )
+        return chosen | {"linear_solver": solver} | dict(self.options)
+
+    def _warn(self, solved: Any, batch: Transcription, nlp: Any, limits: Any) -> None:
+        if solved.status in (0, 1) or (solved.status == 5 and requested()):
+            return
+        worst = worst_violation(batch, nlp, limits, solved.point.z)
+        warnings.warn(
+            f"Ipopt ended with status {solved.status} after "
+            f"{len(solved.trace.objective) - 1} iterations ({solved.message}); the "
+            f"iterate is kept, and training from it goes on. {worst}",
+            RunWarning,
+            stacklevel=2,
+        )
+
+    def _metrics(self, solved: Any, evaluator: Evaluator) -> Metrics:
+        trace = np.full((self.max_iter + 1, len(solved.trace)), np.nan)
+        rows = np.stack([np.asarray(column) for column in solved.trace], axis=1)
+        rows = rows[: len(trace)]
+        trace[: len(rows)] = rows
+        counts = evaluator.sizes()
+        return {
+            "loss": jnp.asarray(solved.objective),
+            "status": jnp.asarray(solved.status),
+            "iterations": jnp.asarray(max(len(rows) - 1, 0)),
+            "primal_infeasibility": jnp.asarray(rows[-1, 1] if len(rows) else np.nan),
+            "dual_infeasibility": jnp.asarray(rows[-1, 2] if len(rows) else np.nan),
+            "seconds": jnp.asarray(solved.seconds),
+            "evaluating": jnp.asarray(solved.evaluating),
+            **{name: jnp.asarray(value) for name, value in counts.items()},
+            "trace": jnp.asarray(trace),
+            "result": ipopt.result_of(solved.status),
+        }
+
+
+def check_double() -> None:
+    """Raise `RuntimeError` if JAX computes in float32."""
+    if not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+        raise RuntimeError(
+            "collocation computes in float64 and JAX is set to float32: call "
+            '`jax.config.update("jax_enable_x64", True)` first, or set '
+            "JAX_ENABLE_X64=1."
+        )
+
+
+def _as_array(x: Any) -> Any:
+    """Return Python's floats as arrays, so that physical parameters are trained."""
+    return jnp.asarray(x) if isinstance(x, float | np.ndarray) else x

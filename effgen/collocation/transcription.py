@@ -1,0 +1,187 @@
+"""Transcriptions: a problem on a mesh, ready to be solved."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Float
+
+from .guesses import interpolated
+from .ipopt import Limits, Point
+from .mesh import (
+    Mesh,
+    Samples,
+    aligned_edges,
+    make_mesh,
+    make_samples,
+    uniform_edges,
+)
+from .nlp import NLP, num_terms
+from .problem import (
+    BoundaryConstraint,
+    Constraint,
+    Model,
+    ModelConstraint,
+    PathConstraint,
+    Problem,
+    flat_bounds,
+)
+from .solution import Multipliers, Solution
+
+
+class Transcription(eqx.Module):
+    """A problem on a mesh."""
+
+    problem: Problem
+    mesh: Mesh
+    samples: Samples
+
+    def guess(self) -> Solution:
+        """Return the default guess: the data, smoothed, at the nodes."""
+        return Solution(
+            self.mesh.edges,
+            interpolated(self.problem, self.mesh),
+            self.mesh.stages,
+        )
+
+    def program(self, model: Model) -> NLP:
+        """Return the nonlinear program for models of this shape."""
+        return NLP.of(self.problem, self.mesh, self.samples, model)
+
+
+def transcribe(
+    problem: Problem,
+    *,
+    intervals: int | None = None,
+    stages: int = 3,
+    edges: Sequence[np.ndarray] | None = None,
+) -> Transcription:
+    """Put a problem on a mesh.
+
+    **Arguments:** `intervals`, how many equal ones the longest trajectory has (shorter
+    ones have as long ones); or `edges`, each trajectory's own, such as
+    `aligned_edges(problem)`; by default an interval from each sample to the next.
+    `stages`, of Radau's scheme in each interval: order `2 stages - 1`.
+
+    **Raises:** `ValueError` for settings out of range.
+    """
+    if intervals is not None and edges is not None:
+        raise ValueError("pass either `intervals` or `edges`, not both.")
+    if intervals is not None:
+        edges = uniform_edges(problem, intervals)
+    mesh = make_mesh(
+        problem, aligned_edges(problem) if edges is None else edges, stages
+    )
+    return Transcription(problem, mesh, make_samples(problem, mesh))
+
+
+def limits_of(transcription: Transcription, nlp: NLP) -> Limits:
+    """Return the bounds of variables and constraints.
+
+    **Raises:** `ValueError` for bounds that do not fit what they bound.
+    """
+    problem, mesh = transcription.problem, transcription.mesh
+    shape = (mesh.num_nodes, problem.num_states)
+    lower, upper = (np.broadcast_to(b, shape).copy() for b in problem.state_bounds)
+    initial = problem.initial
+    if initial is not None and initial.scale is None:
+        given = np.asarray(initial.values, float)
+        values = np.broadcast_to(given, lower[mesh.starts].shape)
+        known = ~np.isnan(values)
+        for bound in (lower, upper):
+            bound[mesh.starts] = np.where(known, values, bound[mesh.starts])
+    flat = nlp.flat().shape[0]
+    parameters = flat_bounds(problem.parameter_bounds, nlp.template.parameters)
+    free = np.full(flat - len(parameters[0]), np.inf)
+    ends = [
+        np.concatenate([(bound / problem.nominal).ravel(), of_parameters, sign * free])
+        for bound, of_parameters, sign in zip(
+            (lower, upper), parameters, (-1, 1), strict=True
+        )
+    ]
+    rows = [_row_limits(problem, nlp, mesh, side) for side in (1, 2)]
+    return Limits(*ends, *rows)
+
+
+def _row_limits(
+    problem: Problem, nlp: NLP, mesh: Mesh, side: int
+) -> Float[np.ndarray, " rows"]:
+    """Return one side's bounds of all constraints, in their order."""
+    defects = mesh.inner.size * problem.num_states
+    starts = len(mesh.starts) * problem.num_algebraic
+    kinds = (
+        (PathConstraint, mesh.num_nodes),
+        (BoundaryConstraint, len(mesh.starts)),
+        (ModelConstraint, 1),
+    )
+    parts = [np.zeros(defects + starts)]
+    for kind, num in kinds:
+        chosen = [c for c in problem.constraints if isinstance(c, kind)]
+        row = [_bounds_of(c, nlp)[side - 1] for c in chosen]
+        parts.append(np.tile(np.concatenate([*row, np.zeros(0)]), num))
+    return np.concatenate(parts)
+
+
+def constraint_shape(constraint: Constraint, nlp: NLP) -> int:
+    """Return how many numbers a constraint is."""
+    model, size = nlp.template, nlp.problem.num_states
+    x = nlp.problem.nominal
+    given: tuple[Any, ...] = (model.parameters, model.networks)
+    if isinstance(constraint, PathConstraint):
+        given = (nlp.ts[0], x, nlp.inputs[0], *given)
+    elif isinstance(constraint, BoundaryConstraint):
+        given = (x, x, *given)
+    found = eqx.filter_eval_shape(constraint.function, *given)
+    return int(np.prod(found.shape)) if size else 0
+
+
+def _bounds_of(constraint: Constraint, nlp: NLP) -> tuple[np.ndarray, np.ndarray]:
+    num = constraint_shape(constraint, nlp)
+    try:
+        lower, upper = (
+            np.broadcast_to(np.asarray(b, float), (num,)) for b in constraint[1:3]
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"constraint {constraint.name!r} is {num} numbers and its bounds are "
+            f"{constraint.lower} and {constraint.upper}: pass numbers, or ({num},)."
+        ) from error
+    return lower, upper
+
+
+def shapes_of(transcription: Transcription, nlp: NLP) -> list[tuple[int, ...]]:
+    """Return the shapes of all multipliers, in their order."""
+    problem, mesh = transcription.problem, transcription.mesh
+    size, num, flat = problem.num_states, num_terms(nlp), nlp.flat().shape
+    trajectories, nodes = len(mesh.starts), (mesh.num_nodes, size)
+    return [
+        (*mesh.inner.shape, size),
+        (trajectories, problem.num_algebraic),
+        (mesh.num_nodes, num.path),
+        (trajectories, num.boundary),
+        (num.model,),
+        *(nodes, nodes, flat, flat),
+    ]
+
+
+def packed(multipliers: Multipliers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return multipliers as Ipopt has them: constraints, lower and upper bounds."""
+    flat = [np.asarray(part, np.float64).reshape(-1) for part in multipliers]
+    return (
+        np.concatenate(flat[:5]),
+        np.concatenate([flat[5], flat[7]]),
+        np.concatenate([flat[6], flat[8]]),
+    )
+
+
+def unpacked(shapes: list[tuple[int, ...]], point: Point) -> Multipliers:
+    """Return Ipopt's multipliers in their shapes."""
+    constraints, lower, upper = point[1:]
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    parts = np.split(np.asarray(constraints), np.cumsum(sizes[:5])[:-1])
+    parts += [np.asarray(side)[: sizes[5]] for side in (lower, upper)]
+    parts += [np.asarray(side)[sizes[5] :] for side in (lower, upper)]
+    return Multipliers(
+        *(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
+    )

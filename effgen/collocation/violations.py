@@ -1,0 +1,88 @@
+"""What is wrong with a point: by name, trajectory, and time."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from .ipopt import Limits
+from .nlp import NLP, at_nodes, constraints
+from .problem import BoundaryConstraint, PathConstraint
+from .transcription import Transcription, constraint_shape
+
+
+def check_finite(nlp: NLP, batch: Transcription, z: np.ndarray) -> None:
+    """Raise `ValueError` where the vector field is not finite or of the wrong shape."""
+    x, flat = nlp.split(jnp.asarray(z))
+    problem = batch.problem
+    size = problem.num_states
+    model = nlp.template
+    given = (nlp.ts[0], problem.nominal, nlp.inputs[0])
+    field = np.shape(problem.vector_field(*given, model.parameters, model.networks))
+    if field != (size,):
+        raise ValueError(
+            f"`vector_field` returns shape {field}: pass a function to ({size},), the "
+            "number of states."
+        )
+    terms = np.asarray(at_nodes(nlp, x, flat))
+    bad = np.argwhere(~np.isfinite(terms))
+    if len(bad):
+        node, term = bad[0]
+        what = f"component {term} of `vector_field`" if term < size else "a constraint"
+        i = int(np.searchsorted(batch.mesh.starts, node, side="right")) - 1
+        values = (np.asarray(x)[node] * problem.nominal).tolist()
+        raise ValueError(
+            f"{what} is {terms[node, term]} in trajectory {i} at t = "
+            f"{batch.mesh.ts[node]:.6g}, where the guess is x = {values}: bound the "
+            "states, or start from another guess."
+        )
+
+
+def worst_violation(
+    batch: Transcription, nlp: NLP, limits: Limits, z: np.ndarray
+) -> str:
+    """Return a sentence on the constraint that is furthest from holding."""
+    rows = np.asarray(constraints(nlp, jnp.asarray(z)))
+    below = limits.constraints_lower - rows
+    above = rows - limits.constraints_upper
+    amount = np.nan_to_num(np.maximum(below, above), nan=np.inf)
+    if len(amount) == 0 or amount.max() <= 0:
+        return "All constraints hold."
+    row = int(np.argmax(amount))
+    return f"The worst violation is {amount[row]:.3g}, of {_name(row, batch, nlp)}."
+
+
+def _name(row: int, batch: Transcription, nlp: NLP) -> str:
+    problem, mesh = batch.problem, batch.mesh
+    size, algebraic = problem.num_states, problem.num_algebraic
+    if row < mesh.inner.size * size:
+        node = mesh.inner.reshape(-1)[row // size]
+        return f"equation {row % size} {_where(node, mesh)}"
+    row -= mesh.inner.size * size
+    if row < len(mesh.starts) * algebraic:
+        return f"an algebraic equation at the start of trajectory {row // algebraic}"
+    row -= len(mesh.starts) * algebraic
+    names = {
+        kind: [
+            c.name
+            for c in problem.constraints
+            if isinstance(c, kind)
+            for _ in range(constraint_shape(c, nlp))
+        ]
+        for kind in (PathConstraint, BoundaryConstraint)
+    }
+    width = len(names[PathConstraint])
+    if row < mesh.num_nodes * width:
+        return f"{names[PathConstraint][row % width]!r} {_where(row // width, mesh)}"
+    row -= mesh.num_nodes * width
+    width = len(names[BoundaryConstraint])
+    if row < len(mesh.starts) * width:
+        return (
+            f"{names[BoundaryConstraint][row % width]!r} of trajectory {row // width}"
+        )
+    return "a constraint of the model"
+
+
+def _where(node: Any, mesh: Any) -> str:
+    i = int(np.searchsorted(mesh.starts, node, side="right")) - 1
+    return f"in trajectory {i} at t = {mesh.ts[node]:.6g}"
