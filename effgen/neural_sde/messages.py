@@ -127,11 +127,16 @@ def guided(transition: Transition, after: Site) -> tuple[Site, Guide]:
 
 
 def product(first: Array, second: Array) -> Array:
-    """Return `first @ second`, small ones as sums that a batch of them shares."""
+    """Return `first @ second`, small ones as sums that a batch of them shares.
+
+    Those over vectors are written out: in jaxlib 0.10.2 on CPUs the difference of two
+    reductions, of which one has no batch, is wrong past some size in float32, and
+    vectors have a batch where matrices may have none.
+    """
     if max(first.shape) > _MOST_ELIMINATED:
         return first @ second
     if second.ndim == 1:
-        return jnp.sum(first * second[None], axis=1)
+        return sum(first[:, j] * second[j] for j in range(len(second)))  # pyright: ignore[reportReturnType]
     return jnp.sum(first[:, :, None] * second[None], axis=1)
 
 

@@ -13,6 +13,7 @@ import scipy.stats
 from effgen import neural_sde as ns
 from effgen.core.weights import log_mean_exp
 from effgen.neural_sde.grid import steps_needed
+from effgen.neural_sde.objectives import anchored_on_grid
 from effgen.neural_sde.series import as_series, share_times, times_are_shared
 from effgen.neural_sde.trainer import bounds
 from tests.neural_sde.cases import double_well, double_well_data, grid_filter, problem
@@ -288,3 +289,26 @@ def test_times_shared_by_all_series_change_no_bound_and_no_gradient(anchor):
     each, once = total(model, series), total(model, share_times(series))
     for a, b in zip(*map(jax.tree.leaves, (each, once)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_times_shared_change_nothing_in_single_precision_and_at_full_size():
+    """A batch large enough for compiled code that splits its work."""
+    with jax.enable_x64(False):
+        law = ns.Gaussian.independent(np.zeros(4), 1.0)
+        linear = ns.DiagonalSDE(0.5, 0.0, 1.0, law)
+        decoder = ns.LinearDecoder(np.random.default_rng(0).normal(size=(3, 4)), 0.05)
+        model = ns.LatentSDE(linear, decoder, dt=0.01)
+        ts = np.tile(np.linspace(0, 3, 101), (64, 1))
+        ys = np.random.default_rng(1).normal(size=(64, 101, 3))
+        whole = as_series((ts.astype(np.float32), ys.astype(np.float32)))
+
+        @eqx.filter_jit
+        def guides(series):
+            one = lambda s: anchored_on_grid(model, s, num_steps=304, parallel=False)
+            return jax.vmap(lambda s: one(s)[0].guided, in_axes=(series.batch_axes,))(
+                series
+            )
+
+        each, once = guides(whole).steps, guides(share_times(whole)).steps
+        for a, b in ((each.offset, once.offset), (each.pull_offset, once.pull_offset)):
+            np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.abs(a).max()))
