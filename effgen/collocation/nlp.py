@@ -479,13 +479,14 @@ def _blocks(
 
     def whole(flat: Array) -> Array:
         value = weights.model @ model_terms(nlp, flat)
-        for function, rows in kinds:
-            each = jax.vmap(lambda *row, f=function: f(nlp, *row, flat))(*rows)
-            value += jnp.sum(each)
-        return value
+        return value + sum(_total(nlp, *kind, flat) for kind in kinds)
 
     model = _hessian_of_sum(whole, flat)
     return HessianBlocks(nodes, couplings, both[:, 1, :, 0], border, model)
+
+
+def _total(nlp: NLP, function: Any, rows: tuple[Any, ...], flat: Array) -> Array:
+    return jnp.sum(jax.vmap(lambda *row: function(nlp, *row, flat))(*rows))
 
 
 def _weighed_node(
