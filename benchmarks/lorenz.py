@@ -1,9 +1,10 @@
 """Stochastic Lorenz, torchsde's example: a learned prior, a hundred observations.
 
 `python -m benchmarks.lorenz`. 1,024 series of 100 observations of noise 0.01 on [0, 2],
-latent states 4, networks of 128, steps of 0.0101. First the time of a training step on 64
-series, one path each, in turn; then training: torchsde for a budget of steps, its bound
-at the end, and how long effgen takes to the same bound on held-out series.
+latent states 4, networks of 128, two steps from each observation to the next. First
+the time of a training step on 64 series, one path each, in turn; then training:
+torchsde for a budget of steps, its bound at the end, and how long effgen takes to the
+same bound on held-out series.
 """
 
 import time

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 
-from .nlp import exact_blocks, gauss_newton_blocks
+from .derivatives import exact_blocks, gauss_newton_blocks
 
 
 class AbstractCurvature(eqx.Module):

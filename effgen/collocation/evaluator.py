@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .curvature import AbstractCurvature
+from .derivatives import hessian, jacobian
 from .ipopt import Functions
-from .nlp import NLP, constraints, gradient, hessian, jacobian, objective
+from .nlp import NLP, constraints, gradient, objective
 from .pattern import dependence, hessian_pattern, jacobian_pattern
 
 

@@ -151,7 +151,11 @@ def _loads(name: str) -> bool:
     return info["status"] == 0
 
 
-_QUIET = {"print_level": 0, "sb": "yes"}
+_QUIET = {
+    "print_level": 0,
+    "sb": "yes",
+    "bound_relax_factor": 0.0,  # bounds are to hold, not nearly
+}
 _WARM = {
     "warm_start_init_point": "yes",
     "warm_start_bound_push": 1e-9,

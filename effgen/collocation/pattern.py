@@ -8,13 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from .nlp import (
-    NLP,
-    HessianBlocks,
-    JacobianBlocks,
-    node_terms,
-    num_terms,
-)
+from .derivatives import HessianBlocks, JacobianBlocks
+from .nlp import NLP, node_terms, num_terms
 
 
 _NUM_PROBES = 3

@@ -176,7 +176,7 @@ class Problem(eqx.Module):
             nominal = _size(self.data) if observe is None else 1.0
         self.nominal = _vector("nominal", nominal, size)
         self.initial = initial
-        self.state_bounds = _bounds("state_bounds", state_bounds, size)
+        self.state_bounds = _bounds("`state_bounds`", state_bounds, size)
         self.parameter_bounds = parameter_bounds
         self.constraints = tuple(constraints)
         for constraint in self.constraints:
@@ -271,7 +271,7 @@ def _bounds(name: str, pair: Any, size: int | None) -> tuple[np.ndarray, np.ndar
     if size is not None:
         lower, upper = (np.broadcast_to(b, (size,)) for b in (lower, upper))
     if np.any(lower > upper) or np.any(np.isnan(lower)) or np.any(np.isnan(upper)):
-        raise ValueError(f"`{name}` crosses: lower {lower}, upper {upper}.")
+        raise ValueError(f"{name} crosses: lower {lower}, upper {upper}.")
     return lower, upper
 
 
@@ -298,4 +298,4 @@ def flat_bounds(
         pairs = zip(jax.tree.leaves(full), leaves, strict=True)
         parts = [np.broadcast_to(b, a.shape).ravel() for b, a in pairs]
         flat.append(np.concatenate(parts))
-    return _bounds("parameter_bounds", flat, len(flat[0]))
+    return _bounds("`parameter_bounds`", flat, len(flat[0]))

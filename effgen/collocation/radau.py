@@ -48,9 +48,10 @@ class Radau(NamedTuple):
         at = np.atleast_1d(np.asarray(at, np.float64))
         away = at[:, None] - self.points
         hit = away == 0
-        terms = self.barycentric / np.where(hit, 1.0, away)
-        values = terms / terms.sum(1, keepdims=True)
-        return np.where(hit.any(1, keepdims=True), hit.astype(float), values)
+        here = hit.any(axis=1, keepdims=True)
+        terms = self.barycentric / np.where(here, 1.0, away)
+        values = terms / np.where(here, 1.0, terms.sum(axis=1, keepdims=True))
+        return np.where(here, hit.astype(float), values)
 
 
 @functools.cache

@@ -128,7 +128,7 @@ def prolonged_multipliers(
     for name in ("path", "lower", "upper"):
         value = found[name]
         density = value[old.inner] / _shares(old)[..., None]
-        flat = density.reshape(-1, value.shape[1])
+        flat = density.reshape(old.inner.size, value.shape[1])
         there = _interpolated(flat, *at_old, old, new, new.inner)
         found[name] = np.zeros((new.num_nodes, value.shape[1]))
         shares = _shares(new).reshape(-1, 1)

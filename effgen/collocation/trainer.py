@@ -122,7 +122,8 @@ class CollocationTrainer(AbstractHostTrainer):
             evaluator.functions(), limits, start, self._options(), stop=requested
         )
         x, flat = nlp.split(jnp.asarray(solved.point.z))
-        end = Solution(mesh.edges, x * nlp.problem.nominal, mesh.stages)
+        positions = np.asarray(x) * batch.problem.nominal
+        end = Solution(mesh.edges, positions, mesh.stages)
         found = unpacked(shapes, solved.point)
         arrays = jax.tree.map(jnp.asarray, (end, found))
         new = state.advance(nlp.model(flat), arrays[1], arrays[0])

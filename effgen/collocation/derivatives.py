@@ -1,0 +1,271 @@
+"""Exact derivatives of the program, in dense blocks that a pattern picks from.
+
+Per node over the states, per node over states and model (the border), and one over the
+model, which is a sum over nodes and is accumulated as one.
+"""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from .mesh import Samples
+from .nlp import (
+    NLP,
+    boundary_terms,
+    ends_of,
+    field_factor,
+    initial_loss,
+    model_terms,
+    node_terms,
+    num_terms,
+    quadrature,
+    sample_loss,
+    sample_residual,
+    slopes,
+    states_at_samples,
+)
+
+
+class JacobianBlocks(NamedTuple):
+    """Blocks of the constraints' Jacobian, in the order of `constraints`."""
+
+    slopes: Float[Array, "intervals stages points state"]
+    field_states: Float[Array, "intervals stages state state"]
+    field_model: Float[Array, "intervals stages state model"]
+    start_states: Float[Array, "trajectories algebraic state"]
+    start_model: Float[Array, "trajectories algebraic model"]
+    path_states: Float[Array, "nodes path state"]
+    path_model: Float[Array, "nodes path model"]
+    boundary_states: Float[Array, "trajectories boundary 2 state"]
+    boundary_model: Float[Array, "trajectories boundary model"]
+    model: Float[Array, "rows model"]
+
+
+def jacobian_blocks(nlp: NLP, z: Float[Array, " variables"]) -> JacobianBlocks:
+    """Return the blocks at `z`; the slopes of an inner node and itself are in one."""
+    problem = nlp.problem
+    size, algebraic = problem.num_states, problem.num_algebraic
+    x, flat = nlp.split(z)
+    by_states, by_model = (
+        jax.vmap(
+            lambda t, x, u, d=d: d(lambda x, p: node_terms(nlp, t, x, u, p))(x, flat)
+        )(nlp.ts, x, nlp.inputs)
+        for d in (
+            lambda f: jax.jacfwd(f, argnums=0),
+            lambda f: jax.jacrev(f, argnums=1),
+        )
+    )
+    factor = field_factor(nlp)[:, None, :, None]
+    inner, start = nlp.points[:, 1:], slice(size - algebraic, size)
+    field_states = factor * by_states[inner, :size]
+    table = slopes(nlp)
+    stage = jnp.arange(nlp.stages)
+    # The slope of a node's own value joins the field's block on the diagonal.
+    own = table[stage, stage + 1]
+    state = jnp.arange(size)
+    field_states = field_states.at[:, :, state, state].add(own[None])
+    ends = ends_of(nlp, x)
+    terms = lambda e, p: boundary_terms(nlp, e, p)
+    at_ends = lambda d: jax.vmap(lambda e: d(terms)(e, flat))(ends)
+    return JacobianBlocks(
+        jnp.broadcast_to(table[None], (len(nlp.lengths), *table.shape)),
+        field_states,
+        factor * by_model[inner, :size],
+        by_states[nlp.starts, start],
+        by_model[nlp.starts, start],
+        by_states[:, size:-1],
+        by_model[:, size:-1],
+        at_ends(lambda f: jax.jacfwd(f, argnums=0))[:, :-1],
+        at_ends(lambda f: jax.jacrev(f, argnums=1))[:, :-1],
+        jax.jacrev(lambda p: model_terms(nlp, p))(flat)[:-1],
+    )
+
+
+@eqx.filter_jit
+def jacobian(
+    nlp: NLP, z: Array, keep: Int[Array, " entries"]
+) -> Float[Array, " entries"]:
+    """Return the entries of the Jacobian that the pattern keeps, in its order."""
+    return _flattened(jacobian_blocks(nlp, z))[keep]
+
+
+def _flattened(blocks: Any) -> Array:
+    return jnp.concatenate([block.reshape(-1) for block in blocks])
+
+
+class HessianBlocks(NamedTuple):
+    """Blocks of the Lagrangian's Hessian: lower triangles of the whole."""
+
+    nodes: Float[Array, "nodes state state"]
+    pairs: Float[Array, "intervals pairs state state"]
+    ends: Float[Array, "trajectories state state"]
+    border: Float[Array, "nodes state model"]
+    model: Float[Array, "model model"]
+
+
+class Weights(NamedTuple):
+    """What each term weighs in the Lagrangian."""
+
+    nodes: Float[Array, "nodes terms"]
+    samples: Float[Array, ""]
+    boundary: Float[Array, "trajectories terms"]
+    model: Float[Array, " terms"]
+
+
+def lagrangian_weights(nlp: NLP, multipliers: Array, factor: Array) -> Weights:
+    """Return the weights of all terms from the constraints' multipliers."""
+    problem = nlp.problem
+    size, algebraic = problem.num_states, problem.num_algebraic
+    intervals, trajectories, nodes = len(nlp.lengths), len(nlp.starts), len(nlp.ts)
+    num = num_terms(nlp)
+    shapes = [
+        (intervals, nlp.stages, size),
+        (trajectories, algebraic),
+        (nodes, num.path),
+        (trajectories, num.boundary),
+    ]
+    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
+    parts = jnp.split(multipliers, ends)
+    defects, start, path, boundary = (
+        part.reshape(shape) for part, shape in zip(parts, shapes, strict=False)
+    )
+    field = jnp.zeros((nodes, size))
+    scaled = field_factor(nlp)[:, None] * defects
+    field = field.at[nlp.inner].add(scaled.reshape(-1, size))
+    field = field.at[nlp.starts, size - algebraic :].add(start)
+    cost = factor * quadrature(nlp)[:, None]
+    ones = jnp.ones((trajectories, 1))
+    return Weights(
+        jnp.concatenate([field, path, cost], axis=1),
+        factor,
+        jnp.concatenate([boundary, factor * ones], axis=1),
+        jnp.concatenate([parts[-1], factor[None]]),
+    )
+
+
+@eqx.filter_jit
+def hessian(
+    nlp: NLP,
+    z: Array,
+    multipliers: Array,
+    factor: Array,
+    pairs: tuple[tuple[int, int], ...],
+    keep: Int[Array, " entries"],
+    blocks: Any,
+) -> Float[Array, " entries"]:
+    """Return the entries of the Lagrangian's Hessian that the pattern keeps.
+
+    `blocks`, such as `exact_blocks`, makes them; `pairs` are of points that samples
+    between nodes couple.
+    """
+    return _flattened(blocks(nlp, z, multipliers, factor, pairs))[keep]
+
+
+def exact_blocks(
+    nlp: NLP, z: Array, multipliers: Array, factor: Array, pairs: Any
+) -> HessianBlocks:
+    """Return the blocks of the Lagrangian's own Hessian."""
+    weights = lagrangian_weights(nlp, multipliers, factor)
+    loss = lambda nlp, x, sample, flat: factor * sample_loss(nlp, sample, x, flat)
+    return _blocks(nlp, z, weights, factor, pairs, loss)
+
+
+def gauss_newton_blocks(
+    nlp: NLP, z: Array, multipliers: Array, factor: Array, pairs: Any
+) -> HessianBlocks:
+    """Return those of the misfit with linearized residuals; constraints have none."""
+    weights = lagrangian_weights(nlp, jnp.zeros_like(multipliers), factor)
+
+    def loss(nlp: NLP, x: Array, sample: Samples, flat: Array) -> Array:
+        residual = lambda x, p: sample_residual(nlp, sample, x, p)
+        here = jax.lax.stop_gradient((x, flat))
+        _, moved = jax.jvp(residual, here, (x - here[0], flat - here[1]))
+        return 0.5 * factor * jnp.sum(moved**2)
+
+    return _blocks(nlp, z, weights, factor, pairs, loss)
+
+
+_COLUMNS_AT_ONCE = 16
+
+
+def _blocks(
+    nlp: NLP, z: Array, weights: Weights, factor: Array, pairs: Any, loss: Any
+) -> HessianBlocks:
+    x, flat = nlp.split(z)
+    at, ends = states_at_samples(nlp, x), ends_of(nlp, x)
+    kinds: tuple[tuple[Any, tuple[Any, ...]], ...] = (
+        (_weighed_node, (x, nlp.ts, nlp.inputs, weights.nodes)),
+        (loss, (at, nlp.samples)),
+        (_weighed_end, (ends, weights.boundary)),
+    )
+    by_kind = [_second(nlp, function, rows, flat) for function, rows in kinds]
+    (nodes, border), (samples, sample_border), (both, end_border) = by_kind
+
+    basis, points = nlp.samples.basis, nlp.points[nlp.samples.interval]
+    for k in range(nlp.stages + 1):
+        share = basis[:, k, None, None]
+        nodes = nodes.at[points[:, k]].add(share**2 * samples)
+        border = border.at[points[:, k]].add(share * sample_border)
+    couplings = jnp.zeros((len(nlp.lengths), len(pairs), *samples.shape[1:]))
+    for i, (later, earlier) in enumerate(pairs):
+        value = (basis[:, later] * basis[:, earlier])[:, None, None] * samples
+        couplings = couplings.at[nlp.samples.interval, i].add(value)
+    for i, index in enumerate((nlp.starts, nlp.ends)):
+        nodes = nodes.at[index].add(both[:, i, :, i])
+        border = border.at[index].add(end_border[:, i])
+    nodes = nodes.at[nlp.starts].add(_initial_curvature(nlp, x, factor))
+
+    def whole(flat: Array) -> Array:
+        value = weights.model @ model_terms(nlp, flat)
+        return value + sum(_total(nlp, *kind, flat) for kind in kinds)
+
+    model = _hessian_of_sum(whole, flat)
+    return HessianBlocks(nodes, couplings, both[:, 1, :, 0], border, model)
+
+
+def _total(nlp: NLP, function: Any, rows: tuple[Any, ...], flat: Array) -> Array:
+    return jnp.sum(jax.vmap(lambda *row: function(nlp, *row, flat))(*rows))
+
+
+def _weighed_node(
+    nlp: NLP, x: Array, t: Array, u: Array, weights: Array, flat: Array
+) -> Float[Array, ""]:
+    return weights @ node_terms(nlp, t, x, u, flat)
+
+
+def _weighed_end(nlp: NLP, ends: Array, weights: Array, flat: Array) -> Array:
+    return weights @ boundary_terms(nlp, ends, flat)
+
+
+def _second(
+    nlp: NLP, function: Any, rows: tuple[Any, ...], flat: Array
+) -> tuple[Array, Array]:
+    """Return each row's second derivatives: by states, and by states and model."""
+
+    def one(*row: Any) -> tuple[Array, Array]:
+        value = lambda x, flat: function(nlp, x, *row[1:], flat)
+        mixed = jax.jacfwd(jax.grad(value, 1))(row[0], flat)
+        return jax.hessian(value)(row[0], flat), jnp.moveaxis(mixed, 0, -1)
+
+    return jax.vmap(one)(*rows)
+
+
+def _initial_curvature(nlp: NLP, x: Array, factor: Array) -> Array:
+    """Return the Hessians at the starts: a sum over entries has a diagonal one."""
+    first = x[nlp.starts]
+    slope = jax.grad(lambda x: factor * initial_loss(nlp, x))
+    _, second = jax.jvp(slope, (first,), (jnp.ones_like(first),))
+    return jax.vmap(jnp.diag)(second)
+
+
+def _hessian_of_sum(function: Any, flat: Array) -> Float[Array, "model model"]:
+    """Return the Hessian of a sum, some columns at a time."""
+    if flat.shape[0] == 0:
+        return jnp.zeros((0, 0))
+    _, column = jax.linearize(jax.grad(function), flat)
+    eye = jnp.eye(flat.shape[0])
+    return jax.lax.map(column, eye, batch_size=min(_COLUMNS_AT_ONCE, flat.shape[0]))

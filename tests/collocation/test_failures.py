@@ -1,0 +1,128 @@
+"""Bad problems: named before any compute, or stopped with their own name."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import effgen as eg
+from effgen import collocation as co
+
+
+KEY = jax.random.key(0)
+TS = np.linspace(0, 1, 6)
+DATA = (TS, np.exp(-TS))
+
+
+def decay(t, x, u, p, nets):
+    return -p * x
+
+
+def solve(problem, model=None, **settings):
+    trainer = co.CollocationTrainer(**settings)
+    transcription = co.transcribe(problem, intervals=4)
+    model = co.Model(jnp.asarray(0.5), None) if model is None else model
+    state = trainer.init(model, transcription.guess())
+    return eg.fit(trainer, state, [transcription], key=KEY)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ((TS[::-1], TS), "`ts` is 0.8 in trajectory 0 at index 1: .* sorted"),
+        ((np.array([0.0, np.nan]), np.zeros(2)), "index 1: times must be finite"),
+        ((TS, TS[:3]), "`ts` of shape .* and `ys` of"),
+        ([DATA, (TS, np.full(6, np.inf))], "`ys` of trajectory 1 is infinite"),
+        ((np.zeros(1), np.zeros(1)), "no time"),
+        (co.Trajectory(TS, TS, None, (0.5, 1.0)), "lie in the `span`"),
+        (co.Trajectory(TS, TS, TS[:2]), "`inputs` of trajectory 0"),
+        ([], "`data` is empty"),
+    ],
+)
+def test_data_that_cannot_be(data, message):
+    with pytest.raises(ValueError, match=message):
+        co.Problem(decay, data)
+
+
+def test_settings_that_cannot_be():
+    with pytest.raises(ValueError, match="`state_bounds` crosses"):
+        co.Problem(decay, DATA, state_bounds=(1, 0))
+    path = co.PathConstraint(lambda *_: 0.0, 1, 0, "low")
+    with pytest.raises(ValueError, match="constraint 'low' crosses"):
+        co.Problem(decay, DATA, constraints=[path])
+    with pytest.raises(ValueError, match="pass `num_states`"):
+        co.Problem(decay, DATA, observe=lambda *_: 0.0)
+    with pytest.raises(ValueError, match="pass `observe`"):
+        co.Problem(decay, DATA, num_states=2)
+    with pytest.raises(ValueError, match="`nominal` is 0"):
+        co.Problem(decay, DATA, nominal=0.0)
+    with pytest.raises(ValueError, match="`intervals` is 0"):
+        co.transcribe(co.Problem(decay, DATA), intervals=0)
+    with pytest.raises(ValueError, match="must rise from"):
+        co.transcribe(co.Problem(decay, DATA), edges=[np.array([0.0, 0.5])])
+    with pytest.raises(ValueError, match="`parameter_bounds` crosses"):
+        solve(co.Problem(decay, DATA, parameter_bounds=(2.0, 1.0)))
+    with pytest.raises(ValueError, match="`linear_solver` is 'magic'"):
+        solve(co.Problem(decay, DATA), linear_solver="magic")
+    with pytest.raises(ValueError, match="no option 'colour'"):
+        solve(co.Problem(decay, DATA), options={"colour": 1})
+
+
+def test_single_precision_is_refused_before_any_compute():
+    with (
+        jax.enable_x64(False),
+        pytest.raises(RuntimeError, match="jax_enable_x64"),
+    ):
+        co.CollocationTrainer().init(co.Model(0.5, None), None)
+
+
+def test_a_vector_field_of_the_wrong_shape_or_with_nan_is_named():
+    wrong = lambda t, x, u, p, nets: jnp.zeros(3)
+    with pytest.raises(ValueError, match=r"returns shape \(3,\)"):
+        solve(co.Problem(wrong, DATA))
+    nan = lambda t, x, u, p, nets: jnp.sqrt(x - 0.9)
+    with pytest.raises(ValueError, match="component 0 of `vector_field` is nan"):
+        solve(co.Problem(nan, DATA))
+
+
+def test_nan_on_the_way_shortens_the_step():
+    """`sqrt(p)` is NaN below zero, where the first steps would lead."""
+    field = lambda t, x, u, p, nets: -jnp.sqrt(p) * x
+    model = co.Model(jnp.asarray(30.0), None)
+    state, history = solve(co.Problem(field, DATA), model)
+    assert history["status"][-1] == 0
+    np.testing.assert_allclose(state.model.parameters, 1.0, rtol=1e-4)
+
+
+def test_an_infeasible_problem_says_which_constraint():
+    high = co.PathConstraint(lambda t, x, u, p, nets: x, 2, 3, "stays high")
+    problem = co.Problem(
+        decay,
+        DATA,
+        constraints=[high],
+        state_bounds=(0.0, 1.5),
+    )
+    with (
+        pytest.warns(eg.RunWarning, match="'stays high' in trajectory 0 at t ="),
+        pytest.raises(eg.TrainingError) as error,
+    ):
+        solve(problem)
+    assert error.value.result in (
+        eg.RESULTS.infeasible,
+        eg.RESULTS.restoration_failed,
+    )
+    assert error.value.metrics["iterations"] > 0
+
+
+def test_what_is_no_transcription_is_refused():
+    problem = co.Problem(decay, DATA)
+    trainer = co.CollocationTrainer()
+    guess = co.transcribe(problem).guess()
+    state = trainer.init(co.Model(jnp.asarray(1.0), None), guess)
+    with pytest.raises(TypeError, match="transcribe"):
+        eg.fit(trainer, state, [DATA], key=KEY)
+    with pytest.raises(TypeError, match="pass a guess"):
+        trainer.init(co.Model(1.0, None))
+    two = co.transcribe(co.Problem(decay, [DATA, DATA]))
+    with pytest.raises(ValueError, match="1 trajectories and the transcription 2"):
+        eg.fit(trainer, state, [two], key=KEY)
