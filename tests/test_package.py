@@ -5,6 +5,7 @@ import re
 import runpy
 from pathlib import Path
 
+import jax
 import pytest
 
 
@@ -56,10 +57,16 @@ def execute(text: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(directory)
     script = directory / "script.py"
     script.write_text(text)
-    runpy.run_path(str(script), run_name="__main__")
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    finally:
+        jax.config.update("jax_enable_x64", False)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/ebm.md", "docs/neural_sde.md"])
+PAGES = ["README.md", "docs/collocation.md", "docs/ebm.md", "docs/neural_sde.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_examples_run(page, tmp_path, monkeypatch):
     execute(code_blocks(ROOT / page), tmp_path, monkeypatch)
 

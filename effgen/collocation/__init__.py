@@ -12,6 +12,12 @@ from .curvature import (
     LimitedMemory as LimitedMemory,
 )
 from .ipopt import linear_solvers as linear_solvers
+from .matching import (
+    DerivativeMatchingTrainer as DerivativeMatchingTrainer,
+    Slopes as Slopes,
+    pretrain as pretrain,
+    slopes_of as slopes_of,
+)
 from .mesh import aligned_edges as aligned_edges, uniform_edges as uniform_edges
 from .problem import (
     BoundaryConstraint as BoundaryConstraint,

@@ -80,7 +80,6 @@ RESULT_OF = {
 """Ipopt's failures by status; limits and early ends are none."""
 
 _HSL = ("ma57", "ma27", "ma97", "ma86")
-_LINEAR_SOLVERS = (*_HSL, "spral", "mumps")
 _ENDS_KEPT = (0, 1, 3, 5, 6, -1, -4, -5)
 
 
@@ -107,17 +106,19 @@ def load() -> ModuleType:
     return cyipopt
 
 
-@functools.cache
 def linear_solvers() -> tuple[str, ...]:
-    """Return the linear solvers that this machine's Ipopt can load, best first."""
+    """Return the common linear solvers that this machine's Ipopt loads, best first."""
+    return tuple(name for name in (*_HSL, "mumps") if can_load(name))
+
+
+@functools.cache
+def can_load(name: str) -> bool:
+    """Return whether Ipopt can load a linear solver."""
     # Without HSL, asking for some of its solvers ends the process: ask for one that
     # fails well, and for the rest only if it is there.
-    hsl = _loads("ma27")
-    return tuple(
-        name
-        for name in _LINEAR_SOLVERS
-        if (hsl if name == "ma27" else (hsl or name not in _HSL) and _loads(name))
-    )
+    if name in _HSL and name != "ma27" and not can_load("ma27"):
+        return False
+    return _loads(name)
 
 
 def _loads(name: str) -> bool:

@@ -149,12 +149,11 @@ class CollocationTrainer(AbstractHostTrainer):
         chosen = {"tol": self.tol, "max_iter": self.max_iter}
         if self.max_seconds is not None:
             chosen["max_cpu_time"] = float(self.max_seconds)
-        available = ipopt.linear_solvers()
-        solver = available[0] if self.linear_solver is None else self.linear_solver
-        if solver not in available:
+        solver = self.linear_solver or ipopt.linear_solvers()[0]
+        if not ipopt.can_load(solver):
             raise ValueError(
-                f"`linear_solver` is {solver!r}, and Ipopt can load {available} here: "
-                "choose one of these, or install the library of the other."
+                f"`linear_solver` is {solver!r}, which Ipopt cannot load here: choose "
+                f"one of {ipopt.linear_solvers()}, or install its library."
             )
         return chosen | {"linear_solver": solver} | dict(self.options)
 

@@ -193,3 +193,23 @@ def test_a_limit_keeps_the_iterate_and_a_restart_goes_on():
         again = [transcription, transcription]
         state, history = eg.fit(co.CollocationTrainer(), state, again, key=KEY)
     assert history["status"][-1] == 0
+
+
+def test_pretraining_on_slopes_leaves_few_iterations_and_the_same_optimum():
+    """A Van der Pol oscillator whose damping a network must learn, seen with noise."""
+    slope = lambda t, x: [x[1], 2 * (1 - x[0] ** 2) * x[1] - x[0]]
+    ts = np.linspace(0, 7, 101)
+    exact = scipy.integrate.solve_ivp(slope, (0, 7), [1.0, 0.0], t_eval=ts, rtol=1e-9)
+    noise = 0.05 * exact.y.T.std(0) * np.random.default_rng(0).normal(size=(101, 2))
+    field = lambda t, x, u, p, nets: jnp.stack([x[1], nets(x) - x[0]])
+    problem = co.Problem(field, (ts, exact.y.T + noise), weight_decay=1e-4)
+    net = eqx.nn.MLP(2, "scalar", 8, 2, jax.nn.tanh, key=KEY)
+    transcription = co.transcribe(problem, intervals=30, stages=4)
+    ready = co.pretrain(net, transcription, key=KEY)
+    trainer = co.CollocationTrainer()
+    state = trainer.init(ready, transcription.guess())
+    state, history = eg.fit(trainer, state, [transcription], key=KEY)
+    assert history["status"][-1] == 0
+    assert history["iterations"][-1] < 40
+    error = np.sqrt(np.mean((state.memory(ts) - exact.y.T) ** 2))
+    assert error < 0.5 * np.sqrt(np.mean(noise**2))

@@ -1,0 +1,124 @@
+"""Derivative matching: networks fitted to slopes of smoothed data, no ODE solved."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from effgen.core.data import Minibatches
+from effgen.core.state import Metrics, TrainState
+from effgen.core.train import fit
+from effgen.core.trainer import AbstractTrainer
+from effgen.core.update import apply_gradients, init_opt_state
+
+from .mesh import Mesh
+from .problem import Model, Problem, as_model
+from .solution import Solution
+from .transcription import Transcription
+
+
+_MOST_ROWS = 4_096
+
+
+class Slopes(NamedTuple):
+    """Rows to fit: times, states, inputs, and the states' derivatives."""
+
+    ts: Float[Array, " rows"]
+    states: Float[Array, "rows state"]
+    inputs: Float[Array, "rows inputs"]
+    slopes: Float[Array, "rows state"]
+
+
+def slopes_of(solution: Solution, mesh: Mesh) -> Slopes:
+    """Return the nodes of a solution with its polynomials' derivatives."""
+    pieces = np.split(mesh.ts, mesh.starts[1:])
+    slopes = [solution.derivative(ts, i) for i, ts in enumerate(pieces)]
+    parts = (mesh.ts, np.asarray(solution.positions), mesh.inputs)
+    return Slopes(*(jnp.asarray(part) for part in (*parts, np.concatenate(slopes))))
+
+
+class DerivativeMatchingTrainer(AbstractTrainer):
+    """The baseline without an ODE: `vector_field` fitted to estimated slopes.
+
+        loss = mean |(slopes - vector_field(t, x, u, p, nets)) / scale|^2 / 2
+               + penalties of the problem
+
+    over the differential components, `scale` the slopes' standard deviation. It is
+    biased where data are noisy or states are not measured, and a good first guess.
+
+    **Metrics:** `loss` and `grad_norm`.
+
+    **Source:** Varah (1982); with networks, Roesch, Rackauckas and Stumpf (2021).
+    """
+
+    optim: optax.GradientTransformation
+    problem: Problem
+    scale: Any
+
+    def init(self, model: PyTree, memory: Any = None) -> TrainState:
+        """Return the first state."""
+        model = as_model(model)
+        return TrainState.start(model, init_opt_state(self.optim, model), memory)
+
+    def step(
+        self, state: TrainState, batch: Slopes, *, key: PRNGKeyArray
+    ) -> tuple[TrainState, Metrics]:
+        """Take one gradient step."""
+        loss, gradients = eqx.filter_value_and_grad(self._loss)(state.model, batch)
+        model, opt_state = apply_gradients(
+            self.optim, gradients, state.opt_state, state.model
+        )
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
+        return state.advance(model, opt_state, state.memory), metrics
+
+    def _loss(self, model: Model, batch: Slopes) -> Float[Array, ""]:
+        problem = self.problem
+        given = (model.parameters, model.networks)
+        field = lambda t, x, u: jnp.asarray(problem.vector_field(t, x, u, *given))
+        found = jax.vmap(field)(batch.ts, batch.states, batch.inputs)
+        num = problem.num_states - problem.num_algebraic
+        error = (found - batch.slopes)[:, :num] / jnp.asarray(self.scale)[None, :num]
+        loss = 0.5 * jnp.mean(error**2)
+        weights = jax.tree.leaves(eqx.filter(model.networks, eqx.is_inexact_array))
+        squares = sum((jnp.sum(w**2) for w in weights), start=jnp.zeros(()))
+        return loss + 0.5 * problem.weight_decay * squares
+
+
+def pretrain(
+    model: PyTree,
+    transcription: Transcription,
+    *,
+    key: PRNGKeyArray,
+    num_steps: int = 1_000,
+    rate: float = 1e-2,
+) -> Model:
+    """Return the model fitted to the slopes of the default guess, in float64.
+
+    Adam with a cosine schedule. Use it where all states are measured: networks that
+    begin near the law leave Ipopt few iterations.
+    """
+    solution = transcription.guess()
+    rows = slopes_of(solution, transcription.mesh)
+    spread = np.asarray(rows.slopes).std(0)
+    scale = np.where(spread > 0, spread, 1.0)
+    optim = optax.adam(optax.cosine_decay_schedule(rate, num_steps))
+    bare = eqx.tree_at(lambda p: p.data, transcription.problem, ())
+    trainer = DerivativeMatchingTrainer(optim, bare, tuple(scale.tolist()))
+    double = jax.tree.map(
+        lambda x: x.astype(jnp.float64) if eqx.is_inexact_array(x) else x,
+        as_model(model),
+    )
+    data = Minibatches(rows, min(len(rows.ts), _MOST_ROWS))
+    state, _ = fit(
+        trainer,
+        trainer.init(double),
+        data,
+        key=key,
+        num_steps=num_steps,
+        every=num_steps,
+    )
+    return state.model
