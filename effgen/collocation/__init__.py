@@ -29,6 +29,13 @@ from .problem import (
     Trajectory as Trajectory,
 )
 from .radau import Radau as Radau, radau as radau
+from .shooting import (
+    Segments as Segments,
+    ShootingTrainer as ShootingTrainer,
+    Shot as Shot,
+    segments_of as segments_of,
+    simulate as simulate,
+)
 from .solution import Multipliers as Multipliers, Solution as Solution
 from .trainer import CollocationTrainer as CollocationTrainer
 from .transcription import Transcription as Transcription, transcribe as transcribe

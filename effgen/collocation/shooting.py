@@ -1,0 +1,283 @@
+"""The solver in the loop: simulation by diffrax, and training through it."""
+
+from typing import Any, ClassVar, NamedTuple
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree
+
+from effgen.core.state import Metrics, TrainState
+from effgen.core.trainer import AbstractTrainer
+from effgen.core.update import apply_gradients, init_opt_state
+
+from .mesh import inputs_at
+from .problem import Model, Problem, as_model
+from .solution import Solution
+
+
+_GRID = 1_001  # where inputs that are functions of the time are evaluated
+
+
+class Segments(NamedTuple):
+    """Pieces of trajectories, each integrated from a start of its own.
+
+    **Attributes:** `first` and `last`, times; `ts`, `ys`, `mask`, the samples in them,
+    padded; `grid` and `inputs`, between which inputs are linear; `trajectory`;
+    `joined`, whether the next segment goes on where this one ends.
+    """
+
+    first: Float[Array, " segments"]
+    last: Float[Array, " segments"]
+    ts: Float[Array, "segments obs"]
+    ys: Float[Array, "segments obs outputs"]
+    mask: Bool[Array, "segments obs outputs"]
+    grid: Float[Array, "segments grid"]
+    inputs: Float[Array, "segments grid inputs"]
+    trajectory: Int[Array, " segments"]
+    joined: Bool[Array, " segments"]
+
+
+def segments_of(problem: Problem, per_trajectory: int = 1) -> Segments:
+    """Cut every trajectory into as many equal segments.
+
+    **Raises:** `ValueError` for none, or for a problem with algebraic states.
+    """
+    if per_trajectory < 1:
+        raise ValueError(f"`per_trajectory` is {per_trajectory}: pass at least 1.")
+    if problem.num_algebraic:
+        raise ValueError("algebraic states are for collocation: no ODE solver here.")
+    rows: list[tuple[Any, ...]] = []
+    for i, trajectory in enumerate(problem.data):
+        assert trajectory.span is not None
+        edges = np.linspace(*trajectory.span, per_trajectory + 1)
+        owner = np.searchsorted(edges[1:-1], trajectory.ts, side="left")
+        grid = trajectory.ts
+        if callable(trajectory.inputs) or len(grid) < 2:
+            grid = np.linspace(*trajectory.span, _GRID)
+        for k in range(per_trajectory):
+            mine = owner == k
+            samples = (trajectory.ts[mine], trajectory.ys[mine])
+            where = (edges[k], edges[k + 1], i, k + 1 < per_trajectory)
+            rows.append((*samples, grid, inputs_at(trajectory, grid), *where))
+    ts, ys, grids, inputs, first, last, index, joined = zip(*rows, strict=True)
+    ends = np.asarray(last)
+    values = _padded(ys, np.full(len(rows), np.nan))
+    found = (
+        np.asarray(first),
+        ends,
+        _padded(ts, ends),
+        np.nan_to_num(values),
+        ~np.isnan(values),
+        _padded(grids, ends),
+        _padded(inputs, np.zeros(len(rows))),
+        np.asarray(index),
+        np.asarray(joined),
+    )
+    return Segments(*map(jnp.asarray, found))
+
+
+def _padded(parts: Any, fill: np.ndarray) -> Any:
+    most = max(len(part) for part in parts)
+    rows = []
+    for part, value in zip(parts, fill, strict=True):
+        shape = (most - len(part), *part.shape[1:])
+        rows.append(np.concatenate([part, np.full(shape, value)]))
+    return np.stack(rows)
+
+
+class Shot(eqx.Module):
+    """What is trained: the model, and each segment's start divided by `nominal`."""
+
+    model: Model
+    starts: Float[Array, "segments state"]
+
+
+class ShootingTrainer(AbstractTrainer):
+    """The baseline with an ODE solver in the loop, single or multiple shooting.
+
+        loss = misfit of the problem
+               + continuity * mean |(end of a segment - start of the next) / nominal|^2
+               + weight_decay |nets|^2 / 2
+
+    Starts of the segments are trained with the model, but for what `initial` fixes.
+    Batches are `segments_of(problem, per_trajectory)`, as in `[segments] * 1_000`; one
+    segment a trajectory is single shooting.
+
+    **Attributes:** `optim`; `problem`; `continuity`; diffrax's `solver`, `adjoint`,
+    `rtol`, `atol` and `max_steps`.
+
+    **Metrics:** `loss`; `misfit`; `gap`, the jumps' root mean square; `grad_norm`.
+    A solve that fails makes the loss NaN, and the run stops by that name.
+
+    **Source:** Chen, Rubanova, Bettencourt and Duvenaud (2018); multiple shooting, Bock
+    and Plitt (1984).
+    """
+
+    watched: ClassVar[tuple[str, ...]] = ("loss", "gap")
+
+    optim: optax.GradientTransformation
+    problem: Problem
+    continuity: float
+    solver: diffrax.AbstractSolver
+    adjoint: diffrax.AbstractAdjoint
+    rtol: float
+    atol: float
+    max_steps: int
+
+    def __init__(
+        self,
+        optim: optax.GradientTransformation,
+        problem: Problem,
+        continuity: float = 1.0,
+        solver: diffrax.AbstractSolver | None = None,
+        adjoint: diffrax.AbstractAdjoint | None = None,
+        rtol: float = 1e-6,
+        atol: float = 1e-6,
+        max_steps: int = 4_096,
+    ) -> None:
+        """Keep the problem without its data, which the batches have."""
+        self.optim, self.continuity = optim, continuity
+        self.problem = eqx.tree_at(lambda p: p.data, problem, ())
+        self.solver = diffrax.Tsit5() if solver is None else solver
+        default = diffrax.RecursiveCheckpointAdjoint()
+        self.adjoint = default if adjoint is None else adjoint
+        self.rtol, self.atol, self.max_steps = rtol, atol, max_steps
+
+    def init(
+        self, model: PyTree, memory: tuple[Segments, Solution] | None = None
+    ) -> TrainState:
+        """Return the first state; `memory` is `(segments, guess)`, for the starts.
+
+        **Raises:** `TypeError` without it.
+        """
+        if memory is None:
+            raise TypeError(
+                "pass `(segments, guess)` as `memory`: where segments start, such as "
+                "`(segments_of(problem), transcribe(problem).guess())`."
+            )
+        segments, guess = memory
+        starts = [
+            guess(float(t), int(i))[0] / self.problem.nominal
+            for t, i in zip(segments.first, segments.trajectory, strict=True)
+        ]
+        shot = Shot(as_model(model), jnp.asarray(np.stack(starts)))
+        return TrainState.start(shot, init_opt_state(self.optim, shot), None)
+
+    def step(
+        self, state: TrainState, batch: Segments, *, key: PRNGKeyArray
+    ) -> tuple[TrainState, Metrics]:
+        """Take one gradient step through the solver."""
+        (loss, parts), gradients = eqx.filter_value_and_grad(self._loss, has_aux=True)(
+            state.model, batch
+        )
+        shot, opt_state = apply_gradients(
+            self.optim, gradients, state.opt_state, state.model
+        )
+        norm = optax.tree.norm(gradients)
+        metrics = {"loss": loss, "misfit": parts[0], "gap": parts[1], "grad_norm": norm}
+        return state.advance(shot, opt_state, None), metrics
+
+    def _loss(self, shot: Shot, batch: Segments) -> tuple[Array, tuple[Array, Array]]:
+        problem = self.problem
+        nominal = jnp.asarray(problem.nominal)
+        starts = self._starts(shot, batch) * nominal[None]
+        found, ends = jax.vmap(lambda x, row: self._solved(shot.model, x, row))(
+            starts, batch
+        )
+        error = (found - batch.ys) / jnp.asarray(problem.scale)[None, None]
+        error = jnp.where(batch.mask, error, 0)
+        misfit = 0.5 * jnp.sum(error**2) / jnp.maximum(jnp.sum(batch.mask), 1)
+        jumps = (ends - jnp.roll(starts, -1, axis=0)) / nominal[None]
+        jumps = jnp.where(batch.joined[:, None], jumps, 0)
+        gap = jnp.sum(jumps**2) / jnp.maximum(jnp.sum(batch.joined), 1)
+        arrays = eqx.filter(shot.model.networks, eqx.is_inexact_array)
+        squares = sum((jnp.sum(w**2) for w in jax.tree.leaves(arrays)), jnp.zeros(()))
+        loss = misfit + self.continuity * gap + 0.5 * problem.weight_decay * squares
+        return loss, (misfit, jnp.sqrt(gap))
+
+    def _starts(self, shot: Shot, batch: Segments) -> Float[Array, "segments state"]:
+        initial = self.problem.initial
+        if initial is None or initial.scale is not None:
+            return shot.starts
+        values = jnp.asarray(initial.values, shot.starts.dtype)
+        rows = jnp.broadcast_to(
+            values if values.ndim == 1 else values[batch.trajectory], shot.starts.shape
+        )
+        first = jnp.concatenate([jnp.ones(1, bool), ~batch.joined[:-1]])
+        fixed = first[:, None] & ~jnp.isnan(rows)
+        held = rows / jnp.asarray(self.problem.nominal)[None]
+        return jnp.where(fixed, jnp.where(fixed, held, 0), shot.starts)
+
+    def _solved(self, model: Model, x: Array, row: Segments) -> tuple[Array, Array]:
+        def inputs(t: Array) -> Array:
+            return jax.vmap(lambda u: jnp.interp(t, row.grid, u))(row.inputs.T)
+
+        ts = jnp.concatenate([row.ts, row.last[None]])
+        states = _integrated(self, model, x, row.first, ts, inputs)
+        given = (model.parameters, model.networks)
+        outputs = jax.vmap(lambda t, x: self.problem.outputs(t, x, inputs(t), *given))(
+            row.ts, states[:-1]
+        )
+        return outputs, states[-1]
+
+
+def _integrated(
+    settings: Any, model: Model, x: Array, first: Array, ts: Array, inputs: Any
+) -> Float[Array, "ts state"]:
+    """Solve from `first` to the last of `ts`; NaN where the solver fails."""
+    given = (model.parameters, model.networks)
+    field = lambda t, x, args: settings.problem.vector_field(t, x, inputs(t), *given)
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(field),
+        settings.solver,
+        t0=first,
+        t1=ts[-1],
+        dt0=None,
+        y0=x,
+        saveat=diffrax.SaveAt(ts=ts),
+        stepsize_controller=diffrax.PIDController(settings.rtol, settings.atol),
+        adjoint=settings.adjoint,
+        max_steps=settings.max_steps,
+        throw=False,
+    )
+    ys = solution.ys
+    assert ys is not None
+    good = solution.result == diffrax.RESULTS.successful
+    return jnp.where(good, ys, jnp.nan)
+
+
+def simulate(
+    problem: Problem,
+    model: PyTree,
+    start: ArrayLike,
+    ts: ArrayLike,
+    inputs: Any = None,
+    *,
+    rtol: float = 1e-8,
+    atol: float = 1e-8,
+) -> Float[Array, "ts state"]:
+    """Return the states at `ts` of a trained model, from `start` at the first of them.
+
+    `inputs` is a function of the time, traceable by JAX. The model's vector field is an
+    ordinary one: any other solver of diffrax's takes it as well.
+
+    **Raises:** `RuntimeError` if the solver fails, with what to do.
+    """
+    model, ts = as_model(model), jnp.asarray(ts, float)
+    known = (lambda t: jnp.zeros(0)) if inputs is None else inputs
+    settings = ShootingTrainer(optax.identity(), problem, rtol=rtol, atol=atol)
+    x = jnp.asarray(start, float)
+    solve = eqx.filter_jit(
+        lambda model, x, ts: _integrated(settings, model, x, ts[0], ts, known)
+    )
+    states = solve(model, x, ts)
+    if bool(jnp.any(jnp.isnan(states))):
+        raise RuntimeError(
+            f"the solver could not reach t = {float(ts[-1])} in {settings.max_steps} "
+            "steps: the model is stiff or unstable; shorten `ts` or loosen `rtol`."
+        )
+    return states
