@@ -217,7 +217,7 @@ class ShootingTrainer(AbstractTrainer):
             return jax.vmap(lambda u: jnp.interp(t, row.grid, u))(row.inputs.T)
 
         ts = jnp.concatenate([row.ts, row.last[None]])
-        states = _integrated(self, model, x, row.first, ts, inputs)
+        states = integrated(self, model, x, row.first, ts, inputs)
         given = (model.parameters, model.networks)
         outputs = jax.vmap(lambda t, x: self.problem.outputs(t, x, inputs(t), *given))(
             row.ts, states[:-1]
@@ -225,7 +225,7 @@ class ShootingTrainer(AbstractTrainer):
         return outputs, states[-1]
 
 
-def _integrated(
+def integrated(
     settings: Any, model: Model, x: Array, first: Array, ts: Array, inputs: Any
 ) -> Float[Array, "ts state"]:
     """Solve from `first` to the last of `ts`; NaN where the solver fails."""
@@ -272,7 +272,7 @@ def simulate(
     settings = ShootingTrainer(optax.identity(), problem, rtol=rtol, atol=atol)
     x = jnp.asarray(start, float)
     solve = eqx.filter_jit(
-        lambda model, x, ts: _integrated(settings, model, x, ts[0], ts, known)
+        lambda model, x, ts: integrated(settings, model, x, ts[0], ts, known)
     )
     states = solve(model, x, ts)
     if bool(jnp.any(jnp.isnan(states))):
