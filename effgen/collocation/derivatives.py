@@ -22,6 +22,7 @@ from .nlp import (
     model_terms,
     node_terms,
     num_terms,
+    objective,
     quadrature,
     sample_loss,
     sample_residual,
@@ -86,11 +87,12 @@ def jacobian_blocks(nlp: NLP, z: Float[Array, " variables"]) -> JacobianBlocks:
 
 
 @eqx.filter_jit
-def jacobian(
+def first_derivatives(
     nlp: NLP, z: Array, keep: Int[Array, " entries"]
-) -> Float[Array, " entries"]:
-    """Return the entries of the Jacobian that the pattern keeps, in its order."""
-    return _flattened(jacobian_blocks(nlp, z))[keep]
+) -> tuple[Float[Array, " variables"], Float[Array, " entries"]]:
+    """Return the objective's gradient, and the Jacobian's entries of the pattern."""
+    gradient = jax.grad(lambda z: objective(nlp, z))(z)
+    return gradient, _flattened(jacobian_blocks(nlp, z))[keep]
 
 
 def _flattened(blocks: Any) -> Array:

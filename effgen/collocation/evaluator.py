@@ -2,13 +2,14 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .curvature import AbstractCurvature
-from .derivatives import hessian, jacobian
+from .derivatives import first_derivatives, hessian
 from .ipopt import Functions
-from .nlp import NLP, constraints, gradient, objective
+from .nlp import NLP, values
 from .pattern import dependence, hessian_pattern, jacobian_pattern
 
 
@@ -22,6 +23,7 @@ class Evaluator:
         self.jacobian_pattern = jacobian_pattern(nlp, depends)
         self.hessian_pattern, self.pairs = hessian_pattern(nlp, depends)
         self.copied_bytes = 0
+        self._last: dict[str, tuple[np.ndarray, Any]] = {}
         self._keep = jnp.asarray(self.jacobian_pattern.keep)
         self._keep_hessian = jnp.asarray(self.hessian_pattern.keep)
 
@@ -29,10 +31,10 @@ class Evaluator:
         """Return what Ipopt calls."""
         exact = self.curvature.blocks is not None
         return Functions(
-            lambda z: float(self._run(objective, z)),
-            lambda z: self._run(gradient, z),
-            lambda z: self._run(constraints, z),
-            lambda z: self._run(jacobian, z, self._keep),
+            lambda z: float(self._values(z)[0]),
+            lambda z: self._slopes(z)[0],
+            lambda z: self._values(z)[1],
+            lambda z: self._slopes(z)[1],
             self._hessian if exact else None,
             self.jacobian_pattern,
             self.hessian_pattern if exact else None,
@@ -58,7 +60,21 @@ class Evaluator:
         blocks = self.curvature.blocks
         return self._run(hessian, z, *given, pairs, self._keep_hessian, blocks)
 
-    def _run(self, function: Any, z: np.ndarray, *more: Any) -> np.ndarray:
-        value = np.asarray(function(self.nlp, jnp.asarray(z), *more))
-        self.copied_bytes += z.nbytes + value.nbytes
-        return value
+    def _values(self, z: np.ndarray) -> tuple[np.ndarray, ...]:
+        return self._once("values", values, z)
+
+    def _slopes(self, z: np.ndarray) -> tuple[np.ndarray, ...]:
+        return self._once("slopes", first_derivatives, z, self._keep)
+
+    def _once(self, name: str, function: Any, z: np.ndarray, *more: Any) -> Any:
+        """Evaluate where Ipopt has not asked just before: it asks for one at a time."""
+        point, found = self._last.get(name, (None, None))
+        if point is None or not np.array_equal(point, z):
+            found = self._run(function, z, *more)
+            self._last[name] = (z.copy(), found)
+        return found
+
+    def _run(self, function: Any, z: np.ndarray, *more: Any) -> Any:
+        found = jax.tree.map(np.asarray, function(self.nlp, jnp.asarray(z), *more))
+        self.copied_bytes += z.nbytes + sum(x.nbytes for x in jax.tree.leaves(found))
+        return found

@@ -95,7 +95,13 @@ def node_terms(
     `x` is scaled. The field of differential components is scaled alike; residuals of
     algebraic ones are as they are.
     """
-    problem, model = nlp.problem, nlp.model(flat)
+    return terms_of(nlp.problem, nlp.model(flat), t, x, u)
+
+
+def terms_of(
+    problem: Problem, model: Model, t: Array, x: Float[Array, " state"], u: Array
+) -> Float[Array, " terms"]:
+    """Return `node_terms` of a model."""
     given = (t, x * problem.nominal, u, model.parameters, model.networks)
     field = jnp.asarray(problem.vector_field(*given))
     differential = problem.num_states - problem.num_algebraic
@@ -216,19 +222,8 @@ def quadrature(nlp: NLP) -> Float[Array, " nodes"]:
     return jnp.zeros_like(nlp.ts).at[nlp.inner].add(weights.reshape(-1))
 
 
-@eqx.filter_jit
 def objective(nlp: NLP, z: Float[Array, " variables"]) -> Float[Array, ""]:
     """Return the misfit and all costs."""
-    return _objective(nlp, z)
-
-
-@eqx.filter_jit
-def gradient(nlp: NLP, z: Float[Array, " variables"]) -> Float[Array, " variables"]:
-    """Return the objective's gradient."""
-    return jax.grad(lambda z: _objective(nlp, z))(z)
-
-
-def _objective(nlp: NLP, z: Array) -> Array:
     x, flat = nlp.split(z)
     value = jnp.sum(over_samples(nlp, sample_loss, x, flat))
     value += initial_loss(nlp, x[nlp.starts]) + model_terms(nlp, flat)[-1]
@@ -269,7 +264,6 @@ def slopes(nlp: NLP) -> Float[Array, "stages points state"]:
     return jnp.where(there[None, None], table[:, :, None], 0.0)
 
 
-@eqx.filter_jit
 def constraints(nlp: NLP, z: Float[Array, " variables"]) -> Float[Array, " rows"]:
     """Return defects, algebraic equations at starts, path, boundary, model terms."""
     problem = nlp.problem
@@ -287,3 +281,17 @@ def constraints(nlp: NLP, z: Float[Array, " variables"]) -> Float[Array, " rows"
         model_terms(nlp, flat)[:-1],
     ]
     return jnp.concatenate([part.reshape(-1) for part in parts])
+
+
+@eqx.filter_jit
+def values(
+    nlp: NLP, z: Float[Array, " variables"]
+) -> tuple[Float[Array, ""], Float[Array, " rows"]]:
+    """Return objective and constraints, compiled."""
+    return objective(nlp, z), constraints(nlp, z)
+
+
+@eqx.filter_jit
+def terms(nlp: NLP, z: Float[Array, " variables"]) -> Float[Array, "nodes terms"]:
+    """Return `node_terms` at all nodes, compiled."""
+    return at_nodes(nlp, *nlp.split(z))

@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from .derivatives import HessianBlocks, JacobianBlocks
-from .nlp import NLP, node_terms, num_terms
+from .nlp import NLP, num_terms, terms_of
+from .problem import Model, Problem
 
 
 _NUM_PROBES = 3
@@ -40,39 +43,43 @@ def dependence(nlp: NLP) -> Dependence:
     NaN finds what has a derivative of zero here and not elsewhere (a dead unit); the
     derivatives find what a comparison hides from NaN. Both are structure, not values.
     """
-    problem = nlp.problem
+    place = (nlp.ts[0], nlp.inputs[0])
+    found = _dependence(nlp.problem, nlp.template, *place)
+    return Dependence(*(np.asarray(part) for part in found))
+
+
+@eqx.filter_jit
+def _dependence(problem: Problem, model: Model, t: Array, u: Array) -> tuple:
+    unknown = eqx.filter(model, eqx.is_inexact_array)
+    flat, unravel = jax.flatten_util.ravel_pytree(unknown)
+    rest = eqx.filter(model, eqx.is_inexact_array, inverse=True)
 
     def terms(x: Array, flat: Array) -> Array:
-        return node_terms(nlp, nlp.ts[0], x, nlp.inputs[0], flat)
+        return terms_of(problem, eqx.combine(unravel(flat), rest), t, x, u)
 
     def outputs(x: Array, flat: Array) -> Array:
-        model = nlp.model(flat)
-        t, u = nlp.ts[0], nlp.inputs[0]
-        given = (t, x * problem.nominal, u, model.parameters, model.networks)
-        return problem.outputs(*given)
+        model = eqx.combine(unravel(flat), rest)
+        given = (model.parameters, model.networks)
+        return problem.outputs(t, x * problem.nominal, u, *given)
 
-    return Dependence(*_depends(terms, nlp), *_depends(outputs, nlp))
+    x = jnp.ones(problem.num_states)
+    return (*_depends(terms, x, flat), *_depends(outputs, x, flat))
 
 
-def _depends(function: Any, nlp: NLP) -> tuple[np.ndarray, np.ndarray]:
-    flat = nlp.flat()
-    x = jnp.ones(nlp.problem.num_states)
+def _depends(function: Any, x: Array, flat: Array) -> tuple[Array, Array]:
     nan = lambda v: jnp.where(jnp.eye(v.shape[0], dtype=bool), jnp.nan, v[None])
-
-    @jax.jit
-    def found() -> tuple[Array, Array]:
-        by_x = jnp.isnan(jax.vmap(lambda x: function(x, flat))(nan(x))).T
-        by_flat = jnp.isnan(jax.vmap(lambda p: function(x, p))(nan(flat))).T
-        keys = jax.random.split(jax.random.key(0), 2 * _NUM_PROBES)
-        for i in range(_NUM_PROBES):
-            x_there = x + jax.random.normal(keys[2 * i], x.shape)
-            noise = 0.1 * jax.random.normal(keys[2 * i + 1], flat.shape)
-            slopes = jax.jacrev(function, argnums=(0, 1))(x_there, flat + noise)
-            by_x, by_flat = by_x | (slopes[0] != 0), by_flat | (slopes[1] != 0)
-        return by_x, by_flat
-
-    by_x, by_flat = found()
-    return np.asarray(by_x), np.asarray(by_flat)
+    by_x = jnp.isnan(jax.vmap(lambda x: function(x, flat))(nan(x))).T
+    by_flat = jnp.isnan(jax.vmap(lambda p: function(x, p))(nan(flat))).T
+    keys = jax.random.split(jax.random.key(0), (2, _NUM_PROBES))
+    noise = [
+        jax.vmap(lambda k, v=v: jax.random.normal(k, v.shape))(row)
+        for row, v in zip(keys, (x, flat), strict=True)
+    ]
+    slopes = jax.vmap(jax.jacrev(function, argnums=(0, 1)))(
+        x[None] + noise[0], flat[None] + 0.1 * noise[1]
+    )
+    there = [jnp.any(slope != 0, axis=0) for slope in slopes]
+    return by_x | there[0], by_flat | there[1]
 
 
 def jacobian_pattern(nlp: NLP, depends: Dependence) -> Pattern:

@@ -2,38 +2,41 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
 from .ipopt import Limits
-from .nlp import NLP, at_nodes, constraints
+from .nlp import NLP, terms, values
 from .problem import BoundaryConstraint, PathConstraint
 from .transcription import Transcription, constraint_shape
 
 
 def check_finite(nlp: NLP, batch: Transcription, z: np.ndarray) -> None:
     """Raise `ValueError` where the vector field is not finite or of the wrong shape."""
-    x, flat = nlp.split(jnp.asarray(z))
     problem = batch.problem
     size = problem.num_states
     model = nlp.template
     given = (nlp.ts[0], problem.nominal, nlp.inputs[0])
-    field = np.shape(problem.vector_field(*given, model.parameters, model.networks))
-    if field != (size,):
+    found = eqx.filter_eval_shape(
+        problem.vector_field, *given, model.parameters, model.networks
+    )
+    if (field := np.shape(found)) != (size,):
         raise ValueError(
             f"`vector_field` returns shape {field}: pass a function to ({size},), the "
             "number of states."
         )
-    terms = np.asarray(at_nodes(nlp, x, flat))
-    bad = np.argwhere(~np.isfinite(terms))
+    found = np.asarray(terms(nlp, jnp.asarray(z)))
+    bad = np.argwhere(~np.isfinite(found))
     if len(bad):
         node, term = bad[0]
         what = f"component {term} of `vector_field`" if term < size else "a constraint"
         i = int(np.searchsorted(batch.mesh.starts, node, side="right")) - 1
-        values = (np.asarray(x)[node] * problem.nominal).tolist()
+        at = slice(node * size, (node + 1) * size)
+        state = (z[at] * problem.nominal).tolist()
         raise ValueError(
-            f"{what} is {terms[node, term]} in trajectory {i} at t = "
-            f"{batch.mesh.ts[node]:.6g}, where the guess is x = {values}: bound the "
+            f"{what} is {found[node, term]} in trajectory {i} at t = "
+            f"{batch.mesh.ts[node]:.6g}, where the guess is x = {state}: bound the "
             "states, or start from another guess."
         )
 
@@ -42,7 +45,7 @@ def worst_violation(
     batch: Transcription, nlp: NLP, limits: Limits, z: np.ndarray
 ) -> str:
     """Return a sentence on the constraint that is furthest from holding."""
-    rows = np.asarray(constraints(nlp, jnp.asarray(z)))
+    rows = np.asarray(values(nlp, jnp.asarray(z))[1])
     below = limits.constraints_lower - rows
     above = rows - limits.constraints_upper
     amount = np.nan_to_num(np.maximum(below, above), nan=np.inf)
