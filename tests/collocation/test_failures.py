@@ -64,8 +64,8 @@ def test_settings_that_cannot_be():
         solve(co.Problem(decay, DATA, parameter_bounds=(2.0, 1.0)))
     with pytest.raises(ValueError, match="`linear_solver` is 'magic'"):
         solve(co.Problem(decay, DATA), linear_solver="magic")
-    with pytest.raises(ValueError, match="no option 'colour'"):
-        solve(co.Problem(decay, DATA), options={"colour": 1})
+    with pytest.raises(ValueError, match="no option 'hue'"):
+        solve(co.Problem(decay, DATA), options={"hue": 1})
 
 
 def test_single_precision_is_refused_before_any_compute():
