@@ -29,6 +29,11 @@ from .problem import (
     Trajectory as Trajectory,
 )
 from .radau import Radau as Radau, radau as radau
+from .refinement import (
+    interval_errors as interval_errors,
+    refine as refine,
+    residuals as residuals,
+)
 from .shooting import (
     Segments as Segments,
     ShootingTrainer as ShootingTrainer,
@@ -39,3 +44,4 @@ from .shooting import (
 from .solution import Multipliers as Multipliers, Solution as Solution
 from .trainer import CollocationTrainer as CollocationTrainer
 from .transcription import Transcription as Transcription, transcribe as transcribe
+from .uncertainty import Covariance as Covariance, covariance as covariance
