@@ -33,7 +33,7 @@ from .transcription import (
     shapes_of,
     unpacked,
 )
-from .violations import check_finite, worst_violation
+from .violations import check_finite, check_size, worst_violation
 
 
 class CollocationTrainer(AbstractHostTrainer):
@@ -115,6 +115,7 @@ class CollocationTrainer(AbstractHostTrainer):
         positions = np.asarray(solution.positions) / batch.problem.nominal
         z = np.concatenate([positions.ravel(), np.asarray(nlp.flat())])
         z = np.clip(z, limits.lower, limits.upper)
+        check_size(nlp, self.curvature)
         check_finite(nlp, batch, z)
         evaluator = Evaluator(nlp, self.curvature)
         start = ipopt.Point(z, *(() if multipliers is None else packed(multipliers)))

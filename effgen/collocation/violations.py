@@ -6,10 +6,14 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
+from .curvature import AbstractCurvature
 from .ipopt import Limits
 from .nlp import NLP, terms, values
 from .problem import BoundaryConstraint, PathConstraint
 from .transcription import Transcription, constraint_shape
+
+
+_MOST_BYTES = 8 << 30
 
 
 def check_finite(nlp: NLP, batch: Transcription, z: np.ndarray) -> None:
@@ -38,6 +42,20 @@ def check_finite(nlp: NLP, batch: Transcription, z: np.ndarray) -> None:
             f"{what} is {found[node, term]} in trajectory {i} at t = "
             f"{batch.mesh.ts[node]:.6g}, where the guess is x = {state}: bound the "
             "states, or start from another guess."
+        )
+
+
+def check_size(nlp: NLP, curvature: AbstractCurvature) -> None:
+    """Raise `ValueError` where derivatives would not fit, before any is computed."""
+    num_states, num_model = len(nlp.ts) * nlp.problem.num_states, nlp.flat().shape[0]
+    numbers = num_states * num_model
+    if curvature.blocks is not None:
+        numbers += num_states * num_model + num_model**2
+    if 8 * numbers > _MOST_BYTES:
+        raise ValueError(
+            f"{curvature.name} of {num_model:,} parameters at {len(nlp.ts):,} nodes "
+            f"would take {8 * numbers / 2**30:.0f} GiB: use fewer parameters or nodes, "
+            "`curvature=LimitedMemory()`, or `ShootingTrainer`."
         )
 
 

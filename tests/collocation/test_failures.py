@@ -1,5 +1,6 @@
 """Bad problems: named before any compute, or stopped with their own name."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,3 +127,19 @@ def test_what_is_no_transcription_is_refused():
     two = co.transcribe(co.Problem(decay, [DATA, DATA]))
     with pytest.raises(ValueError, match="1 trajectories and the transcription 2"):
         eg.fit(trainer, state, [two], key=KEY)
+
+
+def test_a_network_too_large_for_an_exact_hessian_is_told_before():
+    net = eqx.nn.MLP(1, 1, 300, 3, key=KEY)
+    problem = co.Problem(lambda t, x, u, p, nets: nets(x), DATA)
+    with pytest.raises(ValueError, match="GiB: use fewer parameters"):
+        solve(problem, co.Model({}, net))
+
+
+def test_a_request_to_end_keeps_the_iterate(monkeypatch):
+    asked = iter([False, False] + [True] * 9)
+    monkeypatch.setattr("effgen.collocation.trainer.requested", lambda: next(asked))
+    state, history = solve(co.Problem(decay, DATA), co.Model(jnp.asarray(9.0), None))
+    assert history["status"][-1] == 5
+    assert history["iterations"][-1] == 2
+    assert state.model.parameters != 9.0
