@@ -1,5 +1,7 @@
 """Bad problems: named before any compute, or stopped with their own name."""
 
+import sys
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -143,3 +145,9 @@ def test_a_request_to_end_keeps_the_iterate(monkeypatch):
     assert history["status"][-1] == 5
     assert history["iterations"][-1] == 2
     assert state.model.parameters != 9.0
+
+
+def test_without_ipopt_the_command_that_installs_it_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cyipopt", None)
+    with pytest.raises(ImportError, match="pip install cyipopt-wheels"):
+        solve(co.Problem(decay, DATA))
