@@ -19,6 +19,7 @@ import effgen as eg
 from benchmarks import measure
 from effgen import collocation as co
 from effgen.collocation.nlp import constraints, objective
+from effgen.collocation.problem import in_double
 from effgen.collocation.shooting import integrated
 
 
@@ -65,9 +66,7 @@ def problem_of(field, num=101, seed=0):
 
 def network(out, width=8, seed=0):
     net = eqx.nn.MLP(2, out, width, 2, jax.nn.tanh, key=jax.random.key(seed))
-    return jax.tree.map(
-        lambda x: x.astype(float) if eqx.is_inexact_array(x) else x, net
-    )
+    return in_double(net)
 
 
 def tester(problem):

@@ -1,6 +1,5 @@
 """What Ipopt is told of second derivatives."""
 
-import abc
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -12,45 +11,29 @@ class AbstractCurvature(eqx.Module):
     """A choice of the Lagrangian's second derivatives.
 
     `blocks(nlp, z, multipliers, factor, pairs)` are they, or `None` where Ipopt makes
-    its own approximation.
+    its own approximation; `name` is for messages.
     """
 
     blocks: eqx.AbstractClassVar[Any]
-
-    @property
-    @abc.abstractmethod
-    def name(self) -> str:
-        """What it is called in messages."""
+    name: eqx.AbstractClassVar[str]
 
 
 class ExactHessian(AbstractCurvature):
     """The Lagrangian's own Hessian: the fewest iterations."""
 
     blocks: ClassVar[Any] = staticmethod(exact_blocks)
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-        return "exact Hessian"
+    name: ClassVar[str] = "exact Hessian"
 
 
 class GaussNewton(AbstractCurvature):
     """The misfit's with linearized residuals, and the costs'; none of constraints."""
 
     blocks: ClassVar[Any] = staticmethod(gauss_newton_blocks)
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-        return "Gauss and Newton"
+    name: ClassVar[str] = "Gauss and Newton"
 
 
 class LimitedMemory(AbstractCurvature):
     """Ipopt's quasi-Newton updates: cheap for many parameters, more iterations."""
 
     blocks: ClassVar[Any] = None
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-        return "limited memory"
+    name: ClassVar[str] = "limited memory"

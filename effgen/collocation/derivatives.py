@@ -16,12 +16,12 @@ from .mesh import Samples
 from .nlp import (
     NLP,
     boundary_terms,
+    constraint_shapes,
     ends_of,
     field_factor,
     initial_loss,
     model_terms,
     node_terms,
-    num_terms,
     objective,
     quadrature,
     sample_loss,
@@ -113,7 +113,6 @@ class Weights(NamedTuple):
     """What each term weighs in the Lagrangian."""
 
     nodes: Float[Array, "nodes terms"]
-    samples: Float[Array, ""]
     boundary: Float[Array, "trajectories terms"]
     model: Float[Array, " terms"]
 
@@ -122,30 +121,22 @@ def lagrangian_weights(nlp: NLP, multipliers: Array, factor: Array) -> Weights:
     """Return the weights of all terms from the constraints' multipliers."""
     problem = nlp.problem
     size, algebraic = problem.num_states, problem.num_algebraic
-    intervals, trajectories, nodes = len(nlp.lengths), len(nlp.starts), len(nlp.ts)
-    num = num_terms(nlp)
-    shapes = [
-        (intervals, nlp.stages, size),
-        (trajectories, algebraic),
-        (nodes, num.path),
-        (trajectories, num.boundary),
-    ]
-    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
-    parts = jnp.split(multipliers, ends)
-    defects, start, path, boundary = (
-        part.reshape(shape) for part, shape in zip(parts, shapes, strict=False)
+    shapes = constraint_shapes(nlp)
+    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
+    defects, start, path, boundary, model = (
+        part.reshape(shape)
+        for part, shape in zip(jnp.split(multipliers, ends), shapes, strict=True)
     )
-    field = jnp.zeros((nodes, size))
+    field = jnp.zeros((len(nlp.ts), size))
     scaled = field_factor(nlp)[:, None] * defects
     field = field.at[nlp.inner].add(scaled.reshape(-1, size))
     field = field.at[nlp.starts, size - algebraic :].add(start)
     cost = factor * quadrature(nlp)[:, None]
-    ones = jnp.ones((trajectories, 1))
+    ones = jnp.ones((len(nlp.starts), 1))
     return Weights(
         jnp.concatenate([field, path, cost], axis=1),
-        factor,
         jnp.concatenate([boundary, factor * ones], axis=1),
-        jnp.concatenate([parts[-1], factor[None]]),
+        jnp.concatenate([model, factor[None]]),
     )
 
 

@@ -21,15 +21,19 @@ class Evaluator:
         self.nlp, self.curvature = nlp, curvature
         depends = dependence(nlp)
         self.jacobian_pattern = jacobian_pattern(nlp, depends)
-        self.hessian_pattern, self.pairs = hessian_pattern(nlp, depends)
+        # Of many parameters the pattern alone is too large: only where it is used.
+        self.hessian_pattern, self._pairs = None, ()
+        if curvature.blocks is not None:
+            self.hessian_pattern, pairs = hessian_pattern(nlp, depends)
+            self._pairs = tuple(map(tuple, pairs.tolist()))
+            self._keep_hessian = jnp.asarray(self.hessian_pattern.keep)
         self.copied_bytes = 0
         self._last: dict[str, tuple[np.ndarray, Any]] = {}
         self._keep = jnp.asarray(self.jacobian_pattern.keep)
-        self._keep_hessian = jnp.asarray(self.hessian_pattern.keep)
 
     def functions(self) -> Functions:
         """Return what Ipopt calls."""
-        exact = self.curvature.blocks is not None
+        exact = self.hessian_pattern is not None
         return Functions(
             lambda z: float(self._values(z)[0]),
             lambda z: self._slopes(z)[0],
@@ -37,18 +41,18 @@ class Evaluator:
             lambda z: self._slopes(z)[1],
             self._hessian if exact else None,
             self.jacobian_pattern,
-            self.hessian_pattern if exact else None,
+            self.hessian_pattern,
         )
 
     def sizes(self) -> dict[str, int]:
         """Return sizes, and the bytes copied so far."""
-        rows = self.jacobian_pattern.rows
+        rows, hessian = self.jacobian_pattern.rows, self.hessian_pattern
         states = len(self.nlp.ts) * self.nlp.problem.num_states
         return {
             "variables": states + self.nlp.flat().shape[0],
             "constraints": int(rows.max()) + 1,
             "jacobian_entries": len(rows),
-            "hessian_entries": len(self.hessian_pattern.rows),
+            "hessian_entries": 0 if hessian is None else len(hessian.rows),
             "copied_bytes": self.copied_bytes,
         }
 
@@ -56,9 +60,8 @@ class Evaluator:
         self, z: np.ndarray, multipliers: np.ndarray, factor: float
     ) -> np.ndarray:
         given = (jnp.asarray(multipliers), jnp.asarray(float(factor)))
-        pairs = tuple(map(tuple, self.pairs.tolist()))
-        blocks = self.curvature.blocks
-        return self._run(hessian, z, *given, pairs, self._keep_hessian, blocks)
+        chosen = (self._pairs, self._keep_hessian, self.curvature.blocks)
+        return self._run(hessian, z, *given, *chosen)
 
     def _values(self, z: np.ndarray) -> tuple[np.ndarray, ...]:
         return self._once("values", values, z)

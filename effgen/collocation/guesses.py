@@ -19,10 +19,9 @@ def interpolated(problem: Problem, mesh: Mesh) -> Float[np.ndarray, "nodes state
     By splines whose smoothness is chosen by generalized cross-validation. States that
     are not measured begin at their initial values, or else at zero.
     """
-    pieces = np.split(mesh.ts, mesh.starts[1:])
     found = [
         _one(problem, i, trajectory, ts)
-        for i, (trajectory, ts) in enumerate(zip(problem.data, pieces, strict=True))
+        for i, (trajectory, ts) in enumerate(zip(problem.data, mesh.times, strict=True))
     ]
     lower, upper = problem.state_bounds
     return np.clip(np.concatenate(found), lower, upper)

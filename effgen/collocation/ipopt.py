@@ -66,7 +66,6 @@ class Solved(NamedTuple):
     trace: Trace
     seconds: float
     evaluating: float
-    counts: dict[str, int]
 
 
 RESULT_OF = {
@@ -175,18 +174,16 @@ def solve(
     options: Mapping[str, Any],
     *,
     stop: Callable[[], bool] = lambda: False,
-    report: Callable[[int, float, float, float], None] = lambda *_: None,
 ) -> Solved:
     """Solve from a point, warm where it has multipliers.
 
-    `stop` is asked at every iteration, and ends the solve at the iterate at hand;
-    `report` is told the iteration, the objective, and both infeasibilities.
+    `stop` is asked at every iteration, and ends the solve at the iterate at hand.
 
     **Raises:** `ValueError` for an option that Ipopt does not know, by name.
     """
     cyipopt = load()
     kind = _Caller if functions.hessian is None else _CallerWithHessian
-    caller = kind(functions, stop, report)
+    caller = kind(functions, stop)
     problem = cyipopt.Problem(
         len(limits.lower),
         len(limits.constraints_lower),
@@ -216,7 +213,6 @@ def solve(
         caller.trace,
         time.perf_counter() - began,
         caller.seconds,
-        caller.counts,
     )
 
 
@@ -234,16 +230,15 @@ def _set_options(problem: Any, options: Mapping[str, Any]) -> None:
 class _Caller:
     """What cyipopt calls. NaN and infinities become Ipopt's own evaluation errors."""
 
-    def __init__(self, functions: Functions, stop: Any, report: Any) -> None:
-        self.functions, self.stop, self.report = functions, stop, report
+    def __init__(self, functions: Functions, stop: Callable[[], bool]) -> None:
+        self.functions, self.stop = functions, stop
         self.trace = Trace([], [], [], [], [], [], [])
-        self.seconds, self.counts = 0.0, {}
+        self.seconds = 0.0
 
     def _timed(self, name: str, *args: Any) -> Any:
         began = time.perf_counter()
         value = getattr(self.functions, name)(*args)
         self.seconds += time.perf_counter() - began
-        self.counts[name] = self.counts.get(name, 0) + 1
         if not np.all(np.isfinite(value)):
             raise load().CyIpoptEvaluationError
         return value
@@ -281,7 +276,6 @@ class _Caller:
         row = (objective, primal, dual, barrier, step_norm, primal_size, regularization)
         for column, value in zip(self.trace, row, strict=True):
             column.append(value)
-        self.report(iteration, objective, primal, dual)
         return not self.stop()
 
 

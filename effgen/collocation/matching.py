@@ -16,7 +16,7 @@ from effgen.core.trainer import AbstractTrainer
 from effgen.core.update import apply_gradients, init_opt_state
 
 from .mesh import Mesh
-from .problem import Model, Problem, as_model
+from .problem import Model, Problem, as_model, in_double
 from .solution import Solution
 from .transcription import Transcription
 
@@ -35,8 +35,7 @@ class Slopes(NamedTuple):
 
 def slopes_of(solution: Solution, mesh: Mesh) -> Slopes:
     """Return the nodes of a solution with its polynomials' derivatives."""
-    pieces = np.split(mesh.ts, mesh.starts[1:])
-    slopes = [solution.derivative(ts, i) for i, ts in enumerate(pieces)]
+    slopes = [solution.derivative(ts, i) for i, ts in enumerate(mesh.times)]
     parts = (mesh.ts, np.asarray(solution.positions), mesh.inputs)
     return Slopes(*(jnp.asarray(part) for part in (*parts, np.concatenate(slopes))))
 
@@ -83,9 +82,7 @@ class DerivativeMatchingTrainer(AbstractTrainer):
         num = problem.num_states - problem.num_algebraic
         error = (found - batch.slopes)[:, :num] / jnp.asarray(self.scale)[None, :num]
         loss = 0.5 * jnp.mean(error**2)
-        weights = jax.tree.leaves(eqx.filter(model.networks, eqx.is_inexact_array))
-        squares = sum((jnp.sum(w**2) for w in weights), start=jnp.zeros(()))
-        return loss + 0.5 * problem.weight_decay * squares
+        return loss + problem.decay(model.networks)
 
 
 def pretrain(
@@ -106,16 +103,12 @@ def pretrain(
     spread = np.asarray(rows.slopes).std(0)
     scale = np.where(spread > 0, spread, 1.0)
     optim = optax.adam(optax.cosine_decay_schedule(rate, num_steps))
-    bare = eqx.tree_at(lambda p: p.data, transcription.problem, ())
+    bare = transcription.problem.without_data()
     trainer = DerivativeMatchingTrainer(optim, bare, tuple(scale.tolist()))
-    double = jax.tree.map(
-        lambda x: x.astype(jnp.float64) if eqx.is_inexact_array(x) else x,
-        as_model(model),
-    )
     data = Minibatches(rows, min(len(rows.ts), _MOST_ROWS))
     state, _ = fit(
         trainer,
-        trainer.init(double),
+        trainer.init(in_double(as_model(model))),
         data,
         key=key,
         num_steps=num_steps,

@@ -37,6 +37,11 @@ class Mesh(eqx.Module):
         """The number of nodes of all trajectories."""
         return len(self.ts)
 
+    @property
+    def times(self) -> list[Float[np.ndarray, " nodes"]]:
+        """The nodes' times of each trajectory."""
+        return np.split(self.ts, self.starts[1:])
+
 
 class Samples(NamedTuple):
     """The data, and in which interval and how the states there follow from its points.
@@ -89,7 +94,7 @@ def make_mesh(problem: Problem, edges: Sequence[np.ndarray], stages: int) -> Mes
 
     **Raises:** `ValueError` for edges that do not span their trajectories in order.
     """
-    scheme, first = radau(stages), 0
+    first = 0
     columns: list[tuple[np.ndarray, ...]] = []
     for i, (trajectory, e) in enumerate(zip(problem.data, edges, strict=True)):
         e = np.asarray(e, np.float64)
@@ -100,9 +105,7 @@ def make_mesh(problem: Problem, edges: Sequence[np.ndarray], stages: int) -> Mes
             )
         lengths = np.diff(e)
         num = len(lengths)
-        ts = e[:-1, None] + lengths[:, None] * scheme.nodes
-        ts[:, -1] = e[1:]
-        ts = np.concatenate([e[:1], ts.ravel()])
+        ts = node_times(e, stages)
         inner = first + 1 + np.arange(num * stages).reshape(num, stages)
         left = np.concatenate([[first], inner[:-1, -1]])
         ends = np.array([first, inner[-1, -1]])
@@ -124,12 +127,24 @@ def make_mesh(problem: Problem, edges: Sequence[np.ndarray], stages: int) -> Mes
     )
 
 
+def node_times(edges: np.ndarray, stages: int) -> Float[np.ndarray, " nodes"]:
+    """Return the start and the stages of each interval in turn."""
+    ts = edges[:-1, None] + np.diff(edges)[:, None] * radau(stages).nodes
+    ts[:, -1] = edges[1:]
+    return np.concatenate([edges[:1], ts.ravel()])
+
+
+def within(edges: np.ndarray, ts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return in which interval times lie, and at what share of it."""
+    at = np.clip(np.searchsorted(edges, ts, side="left") - 1, 0, len(edges) - 2)
+    return at, (ts - edges[at]) / (edges[at + 1] - edges[at])
+
+
 def locate(mesh: Mesh, i: int, ts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the interval of each time of trajectory `i`, and its basis there."""
     edges = mesh.edges[i]
     first = sum(len(e) - 1 for e in mesh.edges[:i])
-    at = np.clip(np.searchsorted(edges, ts, side="left") - 1, 0, len(edges) - 2)
-    share = (ts - edges[at]) / (edges[at + 1] - edges[at])
+    at, share = within(edges, ts)
     # Samples meant to be at nodes are not: rounding would couple whole intervals.
     points = radau(mesh.stages).points
     nearest = points[np.argmin(np.abs(share[:, None] - points), axis=1)]

@@ -44,7 +44,7 @@ class NLP(eqx.Module):
     @classmethod
     def of(cls, problem: Problem, mesh: Mesh, samples: Samples, model: Model) -> "NLP":
         """Return the program of a mesh; arrays go to the device in float64."""
-        bare = eqx.tree_at(lambda p: p.data, problem, ())
+        bare = problem.without_data()
         points = np.concatenate([mesh.left[:, None], mesh.inner], axis=1)
         place = on_device(
             (points, mesh.lengths, mesh.starts, mesh.ends, mesh.ts, mesh.inputs)
@@ -64,8 +64,7 @@ class NLP(eqx.Module):
 
     def model(self, flat: Float[Array, " model"]) -> Model:
         """Return a model of these numbers."""
-        arrays, rest = eqx.partition(self.template, eqx.is_inexact_array)
-        return eqx.combine(jax.flatten_util.ravel_pytree(arrays)[1](flat), rest)
+        return unravel(self.template, flat)
 
     def split(
         self, z: Float[Array, " variables"]
@@ -85,6 +84,12 @@ def on_device(tree: Any) -> Any:
 def ravel(model: Model) -> Float[Array, " model"]:
     """Return the inexact arrays of a model as one vector, parameters first."""
     return jax.flatten_util.ravel_pytree(eqx.filter(model, eqx.is_inexact_array))[0]
+
+
+def unravel(template: Model, flat: Float[Array, " model"]) -> Model:
+    """Return a model like `template` of the numbers that `ravel` would give."""
+    arrays, rest = eqx.partition(template, eqx.is_inexact_array)
+    return eqx.combine(jax.flatten_util.ravel_pytree(arrays)[1](flat), rest)
 
 
 def node_terms(
@@ -158,9 +163,7 @@ def model_terms(nlp: NLP, flat: Array) -> Float[Array, " terms"]:
         if isinstance(constraint, ModelConstraint)
     ]
     cost = jnp.zeros(()) if problem.penalty is None else problem.penalty(*given)
-    weights = jax.tree.leaves(eqx.filter(model.networks, eqx.is_inexact_array))
-    for weight in weights:
-        cost = cost + 0.5 * problem.weight_decay * jnp.sum(weight**2)
+    cost = cost + problem.decay(model.networks)
     return jnp.concatenate([*parts, jnp.reshape(cost, 1)])
 
 
@@ -183,6 +186,19 @@ def num_terms(nlp: NLP) -> NumTerms:
     )
     path, boundary, model = (x.shape[0] - 1 for x in found)
     return NumTerms(path - size, boundary, model)
+
+
+def constraint_shapes(nlp: NLP) -> list[tuple[int, ...]]:
+    """Return the shapes of all constraints, in the order of `constraints`."""
+    problem, num = nlp.problem, num_terms(nlp)
+    intervals, trajectories = len(nlp.lengths), len(nlp.starts)
+    return [
+        (intervals, nlp.stages, problem.num_states),
+        (trajectories, problem.num_algebraic),
+        (len(nlp.ts), num.path),
+        (trajectories, num.boundary),
+        (num.model,),
+    ]
 
 
 def initial_loss(nlp: NLP, x: Float[Array, "trajectories state"]) -> Float[Array, ""]:

@@ -5,13 +5,12 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from .derivatives import HessianBlocks, JacobianBlocks
-from .nlp import NLP, num_terms, terms_of
+from .nlp import NLP, constraint_shapes, num_terms, ravel, terms_of, unravel
 from .problem import Model, Problem
 
 
@@ -50,16 +49,14 @@ def dependence(nlp: NLP) -> Dependence:
 
 @eqx.filter_jit
 def _dependence(problem: Problem, model: Model, t: Array, u: Array) -> tuple:
-    unknown = eqx.filter(model, eqx.is_inexact_array)
-    flat, unravel = jax.flatten_util.ravel_pytree(unknown)
-    rest = eqx.filter(model, eqx.is_inexact_array, inverse=True)
+    flat = ravel(model)
 
     def terms(x: Array, flat: Array) -> Array:
-        return terms_of(problem, eqx.combine(unravel(flat), rest), t, x, u)
+        return terms_of(problem, unravel(model, flat), t, x, u)
 
     def outputs(x: Array, flat: Array) -> Array:
-        model = eqx.combine(unravel(flat), rest)
-        given = (model.parameters, model.networks)
+        there = unravel(model, flat)
+        given = (there.parameters, there.networks)
         return problem.outputs(t, x * problem.nominal, u, *given)
 
     x = jnp.ones(problem.num_states)
@@ -86,23 +83,15 @@ def jacobian_pattern(nlp: NLP, depends: Dependence) -> Pattern:
     """Return the entries of the constraints' Jacobian."""
     index = _Index(nlp)
     size, algebraic = index.size, nlp.problem.num_algebraic
-    intervals, points = index.points.shape
-    stages = points - 1
+    points = index.points.shape[1]
     by_states, by_model = depends.states, depends.model
     start = slice(size - algebraic, size)
-    num = num_terms(nlp)
-    trajectories, nodes = len(nlp.starts), len(nlp.ts)
-
-    rows = _Rows()
-    defects = rows.take((intervals, stages, size))
-    starts = rows.take((trajectories, algebraic))
-    path = rows.take((nodes, num.path))
-    boundary = rows.take((trajectories, num.boundary))
+    nodes = np.arange(len(nlp.ts))
+    defects, starts, path, boundary, model_rows = _row_numbers(nlp)
     own = np.arange(points)[None] == np.arange(1, points)[:, None]
     differential = np.arange(size) < size - algebraic
     inner, first = index.points[:, 1:], np.asarray(nlp.starts)
     both = np.stack([first, np.asarray(nlp.ends)], axis=1)
-    model_rows = rows.take((num.model,))
     everywhere = np.ones((), bool)
     blocks = dict[str, _Block](
         slopes=(
@@ -124,7 +113,7 @@ def jacobian_pattern(nlp: NLP, depends: Dependence) -> Pattern:
         start_model=(starts[..., None], index.model, by_model[start]),
         path_states=(
             path[..., None],
-            index.states(np.arange(nodes))[:, None],
+            index.states(nodes)[:, None],
             by_states[size:-1],
         ),
         path_model=(path[..., None], index.model, by_model[size:-1]),
@@ -199,16 +188,12 @@ class _Index:
         return nodes[..., None] * self.size + np.arange(self.size)
 
 
-class _Rows:
-    """Row numbers, handed out block by block."""
-
-    def __init__(self) -> None:
-        self.next = 0
-
-    def take(self, shape: tuple[int, ...]) -> np.ndarray:
-        num = int(np.prod(shape))
-        self.next += num
-        return np.arange(self.next - num, self.next).reshape(shape)
+def _row_numbers(nlp: NLP) -> list[np.ndarray]:
+    """Return the rows of all constraints, in their shapes."""
+    shapes = constraint_shapes(nlp)
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _pattern(blocks: dict[str, _Block], order: Sequence[str]) -> Pattern:

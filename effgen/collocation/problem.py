@@ -33,6 +33,13 @@ def as_model(model: Any) -> Model:
     return Model({}, model)
 
 
+def in_double(tree: PyTree) -> PyTree:
+    """Return `tree` with its inexact arrays in float64."""
+    return jax.tree.map(
+        lambda x: x.astype(jnp.float64) if eqx.is_inexact_array(x) else x, tree
+    )
+
+
 class Trajectory(NamedTuple):
     """One measured trajectory.
 
@@ -183,6 +190,16 @@ class Problem(eqx.Module):
             _bounds(f"constraint {constraint.name!r}", constraint[1:3], None)
         self.lagrange, self.mayer, self.penalty = lagrange, mayer, penalty
         self.weight_decay = float(weight_decay)
+
+    def without_data(self) -> "Problem":
+        """Return the problem's functions and scales alone, which can be compiled."""
+        return eqx.tree_at(lambda p: p.data, self, ())
+
+    def decay(self, networks: PyTree) -> Float[Array, ""]:
+        """Return `weight_decay |networks|^2 / 2`."""
+        weights = jax.tree.leaves(eqx.filter(networks, eqx.is_inexact_array))
+        squares = sum((jnp.sum(w**2) for w in weights), start=jnp.zeros(()))
+        return 0.5 * self.weight_decay * squares
 
     def outputs(
         self, t: Table, x: Array, u: Table, p: PyTree, nets: PyTree

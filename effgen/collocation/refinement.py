@@ -35,7 +35,8 @@ def residuals(
     ts = np.atleast_1d(np.asarray(ts, np.float64))
     states = solution(ts, trajectory)
     inputs = inputs_at(problem.data[trajectory], ts)
-    field = np.asarray(_field(problem, as_model(model), ts, states, inputs))
+    rows = (jnp.asarray(x) for x in (ts, states, inputs))
+    field = np.asarray(_field(problem.vector_field, as_model(model), *rows))
     slopes = solution.derivative(ts, trajectory)
     differential = problem.num_states - problem.num_algebraic
     slopes[:, differential:] = 0
@@ -43,15 +44,8 @@ def residuals(
     return (slopes - field) / divisor
 
 
-def _field(problem: Problem, model: PyTree, ts: Any, states: Any, inputs: Any) -> Any:
-    bare = eqx.tree_at(lambda p: p.data, problem, ())
-    return _compiled_field(
-        bare.vector_field, model, *(jnp.asarray(x) for x in (ts, states, inputs))
-    )
-
-
 @eqx.filter_jit
-def _compiled_field(field: Any, model: Any, ts: Any, states: Any, inputs: Any) -> Any:
+def _field(field: Any, model: Any, ts: Any, states: Any, inputs: Any) -> Any:
     given = (model.parameters, model.networks)
     return jax.vmap(lambda t, x, u: jnp.asarray(field(t, x, u, *given)))(
         ts, states, inputs

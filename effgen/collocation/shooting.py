@@ -141,7 +141,7 @@ class ShootingTrainer(AbstractTrainer):
     ) -> None:
         """Keep the problem without its data, which the batches have."""
         self.optim, self.continuity = optim, continuity
-        self.problem = eqx.tree_at(lambda p: p.data, problem, ())
+        self.problem = problem.without_data()
         self.solver = diffrax.Tsit5() if solver is None else solver
         default = diffrax.RecursiveCheckpointAdjoint()
         self.adjoint = default if adjoint is None else adjoint
@@ -194,9 +194,7 @@ class ShootingTrainer(AbstractTrainer):
         jumps = (ends - jnp.roll(starts, -1, axis=0)) / nominal[None]
         jumps = jnp.where(batch.joined[:, None], jumps, 0)
         gap = jnp.sum(jumps**2) / jnp.maximum(jnp.sum(batch.joined), 1)
-        arrays = eqx.filter(shot.model.networks, eqx.is_inexact_array)
-        squares = sum((jnp.sum(w**2) for w in jax.tree.leaves(arrays)), jnp.zeros(()))
-        loss = misfit + self.continuity * gap + 0.5 * problem.weight_decay * squares
+        loss = misfit + self.continuity * gap + problem.decay(shot.model.networks)
         return loss, (misfit, jnp.sqrt(gap))
 
     def _starts(self, shot: Shot, batch: Segments) -> Float[Array, "segments state"]:

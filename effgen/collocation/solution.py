@@ -6,7 +6,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import ArrayLike, Float
 
-from .mesh import Mesh
+from .mesh import Mesh, node_times, within
 from .problem import Table
 from .radau import radau
 
@@ -39,7 +39,7 @@ class Solution(eqx.Module):
                 f"`ts` leaves the trajectory, from {edges[0]} to {edges[-1]}: simulate "
                 "the model to go beyond."
             )
-        points, basis = self._at(trajectory, ts)
+        points, basis, _ = self._at(trajectory, ts)
         return np.einsum("tk,tkn->tn", basis, np.asarray(self.positions)[points])
 
     def derivative(
@@ -47,29 +47,22 @@ class Solution(eqx.Module):
     ) -> Float[np.ndarray, "ts state"]:
         """Return the polynomials' derivatives at `ts`."""
         ts = np.atleast_1d(np.asarray(ts, np.float64))
-        edges = np.asarray(self.edges[trajectory])
-        points, basis = self._at(trajectory, ts)
-        at = np.clip(np.searchsorted(edges, ts, side="left") - 1, 0, len(edges) - 2)
-        table = full_slopes(self.stages) / (edges[at + 1] - edges[at])[:, None, None]
+        points, basis, lengths = self._at(trajectory, ts)
+        table = full_slopes(self.stages) / lengths[:, None, None]
         slopes = np.einsum("tk,tkl->tl", basis, table)
         return np.einsum("tl,tln->tn", slopes, np.asarray(self.positions)[points])
 
     def nodes(self, trajectory: int = 0) -> Float[np.ndarray, " nodes"]:
         """Return the times of a trajectory's nodes."""
-        edges = np.asarray(self.edges[trajectory])
-        ts = edges[:-1, None] + np.diff(edges)[:, None] * radau(self.stages).nodes
-        ts[:, -1] = edges[1:]
-        return np.concatenate([edges[:1], ts.ravel()])
+        return node_times(np.asarray(self.edges[trajectory]), self.stages)
 
-    def _at(self, i: int, ts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        edges = [np.asarray(e) for e in self.edges]
-        at = np.clip(
-            np.searchsorted(edges[i], ts, side="left") - 1, 0, len(edges[i]) - 2
-        )
-        share = (ts - edges[i][at]) / np.diff(edges[i])[at]
-        first = sum(1 + (len(e) - 1) * self.stages for e in edges[:i])
+    def _at(self, i: int, ts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the points of each time's interval, their basis, and its length."""
+        edges = np.asarray(self.edges[i])
+        at, share = within(edges, ts)
+        first = sum(1 + (len(e) - 1) * self.stages for e in self.edges[:i])
         points = first + at[:, None] * self.stages + np.arange(self.stages + 1)
-        return points, radau(self.stages).basis(share)
+        return points, radau(self.stages).basis(share), np.diff(edges)[at]
 
 
 def full_slopes(stages: int) -> Float[np.ndarray, "points points"]:
@@ -109,8 +102,7 @@ def same_mesh(solution: Solution, mesh: Mesh) -> bool:
 
 def prolonged(solution: Solution, mesh: Mesh) -> Solution:
     """Return the solution on another mesh of the same trajectories."""
-    pieces = np.split(mesh.ts, mesh.starts[1:])
-    positions = [solution(ts, i) for i, ts in enumerate(pieces)]
+    positions = [solution(ts, i) for i, ts in enumerate(mesh.times)]
     return Solution(mesh.edges, np.concatenate(positions), mesh.stages)
 
 
@@ -119,43 +111,36 @@ def prolonged_multipliers(
 ) -> Multipliers:
     """Return multipliers on another mesh: densities in time, linear between nodes."""
     found = {name: np.asarray(value) for name, value in multipliers._asdict().items()}
-    weights = (radau(mesh.stages).weights[None, :, None] for mesh in (old, new))
-    costate = found["defects"] / next(weights)
-    size = costate.shape[-1]
-    at_old = (old.ts[old.inner], old.inner)
-    new_costate = _interpolated(costate.reshape(-1, size), *at_old, old, new, new.inner)
-    found["defects"] = new_costate.reshape(*new.inner.shape, size) * next(weights)
+    before, after = (radau(mesh.stages).weights[None, :, None] for mesh in (old, new))
+    size = found["defects"].shape[-1]
+    costate = (found["defects"] / before).reshape(-1, size)
+    there = _interpolated(costate, old, new)
+    found["defects"] = there.reshape(*new.inner.shape, size) * after
     for name in ("path", "lower", "upper"):
         value = found[name]
-        density = value[old.inner] / _shares(old)[..., None]
-        flat = density.reshape(old.inner.size, value.shape[1])
-        there = _interpolated(flat, *at_old, old, new, new.inner)
+        density = value[old.inner.reshape(-1)] / _shares(old)
         found[name] = np.zeros((new.num_nodes, value.shape[1]))
-        shares = _shares(new).reshape(-1, 1)
-        found[name][new.inner.reshape(-1)] = there * shares
+        there = _interpolated(density, old, new) * _shares(new)
+        found[name][new.inner.reshape(-1)] = there
         found[name][new.starts] = value[old.starts]
     return Multipliers(**found)
 
 
-def _shares(mesh: Mesh) -> np.ndarray:
-    return mesh.lengths[:, None] * radau(mesh.stages).weights
+def _shares(mesh: Mesh) -> Float[np.ndarray, "collocated 1"]:
+    shares = mesh.lengths[:, None] * radau(mesh.stages).weights
+    return shares.reshape(-1, 1)
 
 
 def _interpolated(
-    values: np.ndarray,
-    ts: np.ndarray,
-    nodes: np.ndarray,
-    old: Mesh,
-    new: Mesh,
-    wanted: np.ndarray,
-) -> np.ndarray:
-    """Interpolate columns in time, trajectory by trajectory."""
-    ts, nodes, wanted = ts.reshape(-1), nodes.reshape(-1), wanted.reshape(-1)
+    values: Float[np.ndarray, "collocated columns"], old: Mesh, new: Mesh
+) -> Float[np.ndarray, "collocated columns"]:
+    """Interpolate between stages in time, trajectory by trajectory."""
+    nodes, wanted = old.inner.reshape(-1), new.inner.reshape(-1)
     found = np.zeros((len(wanted), values.shape[1]))
     for i in range(len(old.starts)):
         here = (nodes >= old.starts[i]) & (nodes <= old.ends[i])
         there = (wanted >= new.starts[i]) & (wanted <= new.ends[i])
         for c in range(values.shape[1]):
-            at = new.ts[wanted[there]]
-            found[there, c] = np.interp(at, ts[here], values[here, c])
+            at, known = new.ts[wanted[there]], old.ts[nodes[here]]
+            found[there, c] = np.interp(at, known, values[here, c])
     return found

@@ -19,7 +19,7 @@ from . import ipopt
 from .curvature import AbstractCurvature, ExactHessian
 from .evaluator import Evaluator
 from .mesh import make_mesh
-from .problem import as_model
+from .problem import as_model, in_double
 from .solution import (
     Solution,
     prolonged,
@@ -93,10 +93,7 @@ class CollocationTrainer(AbstractHostTrainer):
                 f"`memory` is a {type(memory).__name__}: pass a guess of the states, "
                 "such as `transcription.guess()`."
             )
-        model = jax.tree.map(
-            lambda x: x.astype(jnp.float64) if eqx.is_inexact_array(x) else x,
-            jax.tree.map(_as_array, as_model(model)),
-        )
+        model = in_double(jax.tree.map(_as_array, as_model(model)))
         return TrainState.start(model, None, memory)
 
     def step(
@@ -111,7 +108,7 @@ class CollocationTrainer(AbstractHostTrainer):
                 multipliers = prolonged_multipliers(multipliers, old, mesh)
             solution = prolonged(solution, mesh)
         nlp = batch.program(state.model)
-        limits, shapes = limits_of(batch, nlp), shapes_of(batch, nlp)
+        limits, shapes = limits_of(batch, nlp), shapes_of(nlp)
         positions = np.asarray(solution.positions) / batch.problem.nominal
         z = np.concatenate([positions.ravel(), np.asarray(nlp.flat())])
         z = np.clip(z, limits.lower, limits.upper)

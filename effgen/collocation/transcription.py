@@ -5,7 +5,6 @@ from typing import Any
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Float
 
 from .guesses import interpolated
 from .ipopt import Limits, Point
@@ -17,7 +16,7 @@ from .mesh import (
     make_samples,
     uniform_edges,
 )
-from .nlp import NLP, num_terms
+from .nlp import NLP, constraint_shapes
 from .problem import (
     BoundaryConstraint,
     Constraint,
@@ -100,44 +99,39 @@ def limits_of(transcription: Transcription, nlp: NLP) -> Limits:
             (lower, upper), parameters, (-1, 1), strict=True
         )
     ]
-    rows = [_row_limits(problem, nlp, mesh, side) for side in (1, 2)]
-    return Limits(*ends, *rows)
+    return Limits(*ends, *_row_limits(problem, nlp, mesh))
 
 
-def _row_limits(
-    problem: Problem, nlp: NLP, mesh: Mesh, side: int
-) -> Float[np.ndarray, " rows"]:
-    """Return one side's bounds of all constraints, in their order."""
-    defects = mesh.inner.size * problem.num_states
-    starts = len(mesh.starts) * problem.num_algebraic
+def _row_limits(problem: Problem, nlp: NLP, mesh: Mesh) -> list[np.ndarray]:
+    """Return lower and upper bounds of all constraints, in their order."""
+    equations = sum(int(np.prod(shape)) for shape in constraint_shapes(nlp)[:2])
     kinds = (
         (PathConstraint, mesh.num_nodes),
         (BoundaryConstraint, len(mesh.starts)),
         (ModelConstraint, 1),
     )
-    parts = [np.zeros(defects + starts)]
+    parts = [np.zeros((2, equations))]
     for kind, num in kinds:
         chosen = [c for c in problem.constraints if isinstance(c, kind)]
-        row = [_bounds_of(c, nlp)[side - 1] for c in chosen]
-        parts.append(np.tile(np.concatenate([*row, np.zeros(0)]), num))
-    return np.concatenate(parts)
+        row = [np.stack(_bounds_of(c, nlp)) for c in chosen]
+        parts.append(np.tile(np.concatenate([*row, np.zeros((2, 0))], axis=1), num))
+    return list(np.concatenate(parts, axis=1))
 
 
-def constraint_shape(constraint: Constraint, nlp: NLP) -> int:
+def constraint_size(constraint: Constraint, nlp: NLP) -> int:
     """Return how many numbers a constraint is."""
-    model, size = nlp.template, nlp.problem.num_states
-    x = nlp.problem.nominal
+    model, x = nlp.template, nlp.problem.nominal
     given: tuple[Any, ...] = (model.parameters, model.networks)
     if isinstance(constraint, PathConstraint):
         given = (nlp.ts[0], x, nlp.inputs[0], *given)
     elif isinstance(constraint, BoundaryConstraint):
         given = (x, x, *given)
     found = eqx.filter_eval_shape(constraint.function, *given)
-    return int(np.prod(found.shape)) if size else 0
+    return int(np.prod(found.shape))
 
 
 def _bounds_of(constraint: Constraint, nlp: NLP) -> tuple[np.ndarray, np.ndarray]:
-    num = constraint_shape(constraint, nlp)
+    num = constraint_size(constraint, nlp)
     try:
         lower, upper = (
             np.broadcast_to(np.asarray(b, float), (num,)) for b in constraint[1:3]
@@ -150,19 +144,10 @@ def _bounds_of(constraint: Constraint, nlp: NLP) -> tuple[np.ndarray, np.ndarray
     return lower, upper
 
 
-def shapes_of(transcription: Transcription, nlp: NLP) -> list[tuple[int, ...]]:
+def shapes_of(nlp: NLP) -> list[tuple[int, ...]]:
     """Return the shapes of all multipliers, in their order."""
-    problem, mesh = transcription.problem, transcription.mesh
-    size, num, flat = problem.num_states, num_terms(nlp), nlp.flat().shape
-    trajectories, nodes = len(mesh.starts), (mesh.num_nodes, size)
-    return [
-        (*mesh.inner.shape, size),
-        (trajectories, problem.num_algebraic),
-        (mesh.num_nodes, num.path),
-        (trajectories, num.boundary),
-        (num.model,),
-        *(nodes, nodes, flat, flat),
-    ]
+    nodes, flat = (len(nlp.ts), nlp.problem.num_states), nlp.flat().shape
+    return [*constraint_shapes(nlp), nodes, nodes, flat, flat]
 
 
 def packed(multipliers: Multipliers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

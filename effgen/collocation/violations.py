@@ -10,7 +10,7 @@ from .curvature import AbstractCurvature
 from .ipopt import Limits
 from .nlp import NLP, terms, values
 from .problem import BoundaryConstraint, PathConstraint
-from .transcription import Transcription, constraint_shape
+from .transcription import Transcription, constraint_size
 
 
 _MOST_BYTES = 8 << 30
@@ -35,13 +35,11 @@ def check_finite(nlp: NLP, batch: Transcription, z: np.ndarray) -> None:
     if len(bad):
         node, term = bad[0]
         what = f"component {term} of `vector_field`" if term < size else "a constraint"
-        i = int(np.searchsorted(batch.mesh.starts, node, side="right")) - 1
         at = slice(node * size, (node + 1) * size)
         state = (z[at] * problem.nominal).tolist()
         raise ValueError(
-            f"{what} is {found[node, term]} in trajectory {i} at t = "
-            f"{batch.mesh.ts[node]:.6g}, where the guess is x = {state}: bound the "
-            "states, or start from another guess."
+            f"{what} is {found[node, term]} {_where(node, batch.mesh)}, where the "
+            f"guess is x = {state}: bound the states, or start from another guess."
         )
 
 
@@ -88,7 +86,7 @@ def _name(row: int, batch: Transcription, nlp: NLP) -> str:
             c.name
             for c in problem.constraints
             if isinstance(c, kind)
-            for _ in range(constraint_shape(c, nlp))
+            for _ in range(constraint_size(c, nlp))
         ]
         for kind in (PathConstraint, BoundaryConstraint)
     }

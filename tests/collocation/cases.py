@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from effgen import collocation as co
+from effgen.collocation.problem import in_double
 
 
 def oscillator(t, x, u, p, nets):
@@ -58,10 +59,4 @@ def model():
     return co.Model(
         {"gain": jnp.asarray(0.7), "damping": jnp.asarray(0.2)},
         {"spring": in_double(spring)},
-    )
-
-
-def in_double(tree):
-    return jax.tree.map(
-        lambda x: x.astype(float) if eqx.is_inexact_array(x) else x, tree
     )

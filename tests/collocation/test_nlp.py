@@ -98,7 +98,7 @@ def test_a_term_that_nothing_depends_on_has_no_entries():
 
 def test_shapes_and_limits_fit(program):
     transcription, nlp, z = program
-    limits, shapes = limits_of(transcription, nlp), shapes_of(transcription, nlp)
+    limits, shapes = limits_of(transcription, nlp), shapes_of(nlp)
     rows = len(constraints(nlp, jnp.asarray(z)))
     assert len(limits.constraints_lower) == rows == len(limits.constraints_upper)
     assert sum(int(np.prod(shape)) for shape in shapes[:5]) == rows

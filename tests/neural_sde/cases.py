@@ -74,18 +74,6 @@ def well(t, x):
     return 4 * x * (1 - x**2) + x
 
 
-def double_well_data(seed=1, num=10, fine=2_000):
-    """Ten observations of one path of the double well."""
-    rng = np.random.default_rng(seed)
-    dt, x, xs = 2 / fine, 0.5 * rng.normal(), []
-    for k in range(fine):
-        x = x + 4 * x * (1 - x**2) * dt + 0.7 * np.sqrt(dt) * rng.normal()
-        if (k + 1) % (fine // num) == 0:
-            xs.append(x)
-    ts = np.arange(1, num + 1) * 2 / num
-    return ts, np.array(xs) + 0.1 * rng.normal(size=num)
-
-
 def grid_filter(model, ts, ys, dt, limit=3.5, num=1_401):
     """`log p(y)` of a scalar model's chain of exponential Euler steps, by sums."""
     x = np.linspace(-limit, limit, num)

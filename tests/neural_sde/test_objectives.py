@@ -10,13 +10,14 @@ import pytest
 import scipy.integrate
 import scipy.stats
 
+from benchmarks.double_well import data as double_well_data
 from effgen import neural_sde as ns
 from effgen.core.weights import log_mean_exp
 from effgen.neural_sde.grid import steps_needed
 from effgen.neural_sde.objectives import anchored_on_grid
 from effgen.neural_sde.series import as_series, share_times, times_are_shared
 from effgen.neural_sde.trainer import bounds
-from tests.neural_sde.cases import double_well, double_well_data, grid_filter, problem
+from tests.neural_sde.cases import double_well, grid_filter, problem
 
 
 pytestmark = pytest.mark.usefixtures("x64")

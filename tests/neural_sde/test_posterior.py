@@ -11,8 +11,9 @@ import optax
 import pytest
 
 import effgen as eg
+from benchmarks.double_well import data as double_well_data
 from effgen import neural_sde as ns
-from tests.neural_sde.cases import double_well, double_well_data, grid_filter, problem
+from tests.neural_sde.cases import double_well, grid_filter, problem
 
 
 KEY = jax.random.key(0)
