@@ -199,14 +199,15 @@ def _blocks(
     (nodes, border), (samples, sample_border), (both, end_border) = by_kind
 
     basis, points = nlp.samples.basis, nlp.points[nlp.samples.interval]
-    for k in range(nlp.stages + 1):
-        share = basis[:, k, None, None]
-        nodes = nodes.at[points[:, k]].add(share**2 * samples)
-        border = border.at[points[:, k]].add(share * sample_border)
+    share = basis[:, :, None, None]
+    nodes = nodes.at[points].add(share**2 * samples[:, None])
+    if nlp.problem.observe is not None:  # else no sample depends on the model
+        spread = lambda k, b: b.at[points[:, k]].add(share[:, k] * sample_border)
+        border = jax.lax.fori_loop(0, nlp.stages + 1, spread, border)
+    later, earlier = np.asarray(pairs, int).reshape(-1, 2).T
+    shares = (basis[:, later] * basis[:, earlier])[:, :, None, None]
     couplings = jnp.zeros((len(nlp.lengths), len(pairs), *samples.shape[1:]))
-    for i, (later, earlier) in enumerate(pairs):
-        value = (basis[:, later] * basis[:, earlier])[:, None, None] * samples
-        couplings = couplings.at[nlp.samples.interval, i].add(value)
+    couplings = couplings.at[nlp.samples.interval].add(shares * samples[:, None])
     for i, index in enumerate((nlp.starts, nlp.ends)):
         nodes = nodes.at[index].add(both[:, i, :, i])
         border = border.at[index].add(end_border[:, i])
@@ -241,8 +242,8 @@ def _second(
 
     def one(*row: Any) -> tuple[Array, Array]:
         value = lambda x, flat: function(nlp, x, *row[1:], flat)
-        mixed = jax.jacfwd(jax.grad(value, 1))(row[0], flat)
-        return jax.hessian(value)(row[0], flat), jnp.moveaxis(mixed, 0, -1)
+        both = jax.jacfwd(jax.grad(value, (0, 1)))(row[0], flat)
+        return both[0], jnp.moveaxis(both[1], 0, -1)
 
     return jax.vmap(one)(*rows)
 
@@ -257,8 +258,11 @@ def _initial_curvature(nlp: NLP, x: Array, factor: Array) -> Array:
 
 def _hessian_of_sum(function: Any, flat: Array) -> Float[Array, "model model"]:
     """Return the Hessian of a sum, some columns at a time."""
-    if flat.shape[0] == 0:
+    num = flat.shape[0]
+    if num == 0:
         return jnp.zeros((0, 0))
     _, column = jax.linearize(jax.grad(function), flat)
-    eye = jnp.eye(flat.shape[0])
-    return jax.lax.map(column, eye, batch_size=min(_COLUMNS_AT_ONCE, flat.shape[0]))
+    # Whole groups alone, or the rest would be a second program.
+    groups = -(-num // _COLUMNS_AT_ONCE)
+    eye = jnp.eye(groups * _COLUMNS_AT_ONCE, num).reshape(groups, -1, num)
+    return jax.lax.map(jax.vmap(column), eye).reshape(-1, num)[:num]

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from .derivatives import HessianBlocks, JacobianBlocks
-from .nlp import NLP, constraint_shapes, num_terms, ravel, terms_of, unravel
+from .nlp import NLP, constraint_shapes, num_terms, terms_of, unravel
 from .problem import Model, Problem
 
 
@@ -42,15 +42,20 @@ def dependence(nlp: NLP) -> Dependence:
     NaN finds what has a derivative of zero here and not elsewhere (a dead unit); the
     derivatives find what a comparison hides from NaN. Both are structure, not values.
     """
-    place = (nlp.ts[0], nlp.inputs[0])
-    found = _dependence(nlp.problem, nlp.template, *place)
+    rng = np.random.default_rng(0)
+    # Numpy's noise: JAX's would take longer to compile than all the rest.
+    x = 1 + rng.normal(size=(_NUM_PROBES, nlp.problem.num_states))
+    flat = np.asarray(nlp.flat())
+    flat = flat + 0.1 * rng.normal(size=(_NUM_PROBES, *flat.shape))
+    given = (nlp.ts[0], nlp.inputs[0], jnp.asarray(x), jnp.asarray(flat))
+    found = _dependence(nlp.problem, nlp.template, *given)
     return Dependence(*(np.asarray(part) for part in found))
 
 
 @eqx.filter_jit
-def _dependence(problem: Problem, model: Model, t: Array, u: Array) -> tuple:
-    flat = ravel(model)
-
+def _dependence(
+    problem: Problem, model: Model, t: Array, u: Array, xs: Array, flats: Array
+) -> tuple:
     def terms(x: Array, flat: Array) -> Array:
         return terms_of(problem, unravel(model, flat), t, x, u)
 
@@ -59,22 +64,15 @@ def _dependence(problem: Problem, model: Model, t: Array, u: Array) -> tuple:
         given = (there.parameters, there.networks)
         return problem.outputs(t, x * problem.nominal, u, *given)
 
-    x = jnp.ones(problem.num_states)
-    return (*_depends(terms, x, flat), *_depends(outputs, x, flat))
+    return (*_depends(terms, xs, flats), *_depends(outputs, xs, flats))
 
 
-def _depends(function: Any, x: Array, flat: Array) -> tuple[Array, Array]:
+def _depends(function: Any, xs: Array, flats: Array) -> tuple[Array, Array]:
+    x, flat = xs[0], flats[0]
     nan = lambda v: jnp.where(jnp.eye(v.shape[0], dtype=bool), jnp.nan, v[None])
     by_x = jnp.isnan(jax.vmap(lambda x: function(x, flat))(nan(x))).T
     by_flat = jnp.isnan(jax.vmap(lambda p: function(x, p))(nan(flat))).T
-    keys = jax.random.split(jax.random.key(0), (2, _NUM_PROBES))
-    noise = [
-        jax.vmap(lambda k, v=v: jax.random.normal(k, v.shape))(row)
-        for row, v in zip(keys, (x, flat), strict=True)
-    ]
-    slopes = jax.vmap(jax.jacrev(function, argnums=(0, 1)))(
-        x[None] + noise[0], flat[None] + 0.1 * noise[1]
-    )
+    slopes = jax.vmap(jax.jacrev(function, argnums=(0, 1)))(xs, flats)
     there = [jnp.any(slope != 0, axis=0) for slope in slopes]
     return by_x | there[0], by_flat | there[1]
 
