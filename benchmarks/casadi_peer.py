@@ -23,8 +23,8 @@ def network(sizes):
     return ca.Function("network", [x, flat], [value]), num
 
 
-def program(transcription, field, num_model):
-    """Return CasADi's dictionary of the program of `field(x, flat)`, states scaled."""
+def program(transcription, field, num_model, observe=lambda x: x):
+    """Return CasADi's program of `field(x, u, flat)`, states scaled."""
     problem, mesh, samples = (
         transcription.problem,
         transcription.mesh,
@@ -35,9 +35,12 @@ def program(transcription, field, num_model):
     flat = ca.MX.sym("flat", num_model)
     x = ca.SX.sym("x", size)
     p = ca.SX.sym("p", num_model)
-    right = ca.Function("right", [x, p], [field(x * nominal, p) / nominal])
+    u = ca.SX.sym("u", mesh.inputs.shape[1])
+    right = ca.Function("right", [x, u, p], [field(x * nominal, u, p) / nominal])
     inner = mesh.inner.reshape(-1).tolist()
-    slopes = right.map(len(inner))(states[:, inner], ca.repmat(flat, 1, len(inner)))
+    slopes = right.map(len(inner))(
+        states[:, inner], ca.DM(mesh.inputs[inner].T), ca.repmat(flat, 1, len(inner))
+    )
     table = radau(mesh.stages).differentiation
     defects = []
     for i, (left, nodes) in enumerate(zip(mesh.left, mesh.inner, strict=True)):
@@ -50,16 +53,16 @@ def program(transcription, field, num_model):
         states[:, all_points[i].tolist()] @ basis
         for i, basis in zip(samples.interval, samples.basis, strict=True)
     ]
-    error = (ca.horzcat(*found) * nominal[:, None] - samples.ys.T) / problem.scale[
-        :, None
-    ]
+    measured = ca.Function("measured", [x], [ca.vcat([observe(x * nominal)])])
+    outputs = measured.map(len(found))(ca.horzcat(*found))
+    error = (outputs - samples.ys.T) / problem.scale[:, None]
     loss = 0.5 * ca.sumsqr(error * samples.mask.T) / samples.mask.sum()
     loss += 0.5 * problem.weight_decay * ca.sumsqr(flat)
     z = ca.vertcat(ca.vec(states), flat)
     return {"x": z, "f": loss, "g": ca.vertcat(*defects)}
 
 
-def solved(build, start, *, tol, max_iter=1_000):
+def solved(build, start, limits, *, tol, max_iter=1_000):
     """Build, solve, and return the result with the seconds of each."""
     began = time.perf_counter()
     nlp = build()
@@ -72,7 +75,7 @@ def solved(build, start, *, tol, max_iter=1_000):
     }
     solver = ca.nlpsol("solver", "ipopt", nlp, options)
     built = time.perf_counter() - began
-    found = solver(x0=start, lbg=0, ubg=0)
+    found = solver(x0=start, lbx=limits.lower, ubx=limits.upper, lbg=0, ubg=0)
     stats = solver.stats()
     return {
         "objective": float(found["f"]),

@@ -32,6 +32,8 @@ _PACKAGES = (
     "torchsde",
     "statsmodels",
     "blackjax",
+    "casadi",
+    "cyipopt-wheels",
 )
 
 

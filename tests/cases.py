@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 import effgen as eg
-from effgen import ebm, neural_sde
+from effgen import collocation, ebm, neural_sde
 
 
 KEY = jax.random.key(0)
@@ -186,6 +186,40 @@ def latent_sde() -> Case:
     return Case(trainer, trainer().init(model), data)
 
 
+def decaying() -> collocation.Problem:
+    ts = jnp.linspace(0, 2, 9)
+    rows = [(ts, first * jnp.exp(-0.7 * ts)) for first in (1.0, 3.0)]
+    return collocation.Problem(lambda t, x, u, p, nets: -p * nets(x), rows)
+
+
+def rate() -> collocation.Model:
+    return collocation.Model(jnp.asarray(0.2), eqx.nn.MLP(1, 1, 4, 1, key=KEY))
+
+
+def shooting() -> Case:
+    """Two trajectories in three segments each."""
+    problem = decaying()
+
+    def trainer():
+        return collocation.ShootingTrainer(optax.adam(1e-2), problem, rtol=1e-4)
+
+    segments = collocation.segments_of(problem, 3)
+    guess = collocation.transcribe(problem).guess()
+    state = trainer().init(rate(), (segments, guess))
+    return Case(trainer, state, eg.Minibatches(segments, 6))
+
+
+def derivative_matching() -> Case:
+    problem = decaying()
+
+    def trainer():
+        return collocation.DerivativeMatchingTrainer(optax.adam(1e-2), problem, (1.0,))
+
+    level = collocation.transcribe(problem, stages=2)
+    rows = collocation.slopes_of(level.guess(), level.mesh)
+    return Case(trainer, trainer().init(rate()), eg.Minibatches(rows, 8))
+
+
 CASES = {
     "regression": regression,
     "jarzynski": jarzynski,
@@ -197,6 +231,8 @@ CASES = {
     "rbm": rbm,
     "images": images,
     "latent_sde": latent_sde,
+    "shooting": shooting,
+    "derivative_matching": derivative_matching,
 }
 
 

@@ -5,11 +5,18 @@ and `points` (the start and the stages) of an interval, `nodes` of a mesh, `stat
 `model` (the raveled parameters and networks).
 """
 
+from .continuation import windows as windows
 from .curvature import (
     AbstractCurvature as AbstractCurvature,
     ExactHessian as ExactHessian,
     GaussNewton as GaussNewton,
     LimitedMemory as LimitedMemory,
+)
+from .generalization import (
+    Extrapolation as Extrapolation,
+    ensemble as ensemble,
+    extrapolation as extrapolation,
+    held_out as held_out,
 )
 from .ipopt import linear_solvers as linear_solvers
 from .matching import (
@@ -19,6 +26,7 @@ from .matching import (
     slopes_of as slopes_of,
 )
 from .mesh import aligned_edges as aligned_edges, uniform_edges as uniform_edges
+from .penalties import smoothness as smoothness
 from .problem import (
     BoundaryConstraint as BoundaryConstraint,
     Initial as Initial,

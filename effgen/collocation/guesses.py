@@ -2,12 +2,16 @@
 
 import warnings
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.interpolate
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from .mesh import Mesh
-from .problem import Problem, Trajectory
+from .problem import Model, Problem, Trajectory, as_model
+from .shooting import NO_ALGEBRAIC, Integration, integrated
 
 
 _FEWEST = 5  # what a smoothing spline needs
@@ -41,6 +45,59 @@ def _one(
             [v if c is None else c for v, c in zip(values.T, columns, strict=True)], 1
         )
     return values
+
+
+def at_start(problem: Problem, i: int) -> Float[np.ndarray, " state"]:
+    """Return where trajectory `i` is thought to start."""
+    trajectory = problem.data[i]
+    assert trajectory.span is not None
+    first = _one(problem, i, trajectory, np.array(trajectory.span[:1]))[0]
+    if problem.initial is not None:
+        shape = (len(problem.data), problem.num_states)
+        known = np.broadcast_to(np.asarray(problem.initial.values, float), shape)[i]
+        first = np.where(np.isnan(known), first, known)
+    return first
+
+
+def simulated(
+    problem: Problem, mesh: Mesh, model: PyTree
+) -> Float[np.ndarray, "nodes state"]:
+    """Return simulations of an untrained model at the nodes, from the data's start.
+
+    What the solver does not reach, and what leaves the bounds, is from the data.
+    """
+    found = interpolated(problem, mesh)
+    for i, (first, ts) in enumerate(zip(mesh.starts, mesh.times, strict=True)):
+        states = simulated_at(problem, as_model(model), i, at_start(problem, i), ts)
+        here = slice(first, first + len(ts))
+        found[here] = np.where(np.isfinite(states), states, found[here])
+    return np.clip(found, *problem.state_bounds)
+
+
+def simulated_at(
+    problem: Problem, model: Model, i: int, start: np.ndarray, ts: np.ndarray
+) -> Float[np.ndarray, "ts state"]:
+    """Simulate trajectory `i` with its inputs; NaN if the solver fails.
+
+    **Raises:** `ValueError` for a problem with algebraic states.
+    """
+    trajectory = problem.data[i]
+    assert trajectory.span is not None
+    inputs, grid = trajectory.inputs, jnp.asarray(trajectory.ts)
+    if inputs is None:
+        known = lambda t: jnp.zeros(0)
+    elif callable(inputs):
+        known = inputs
+    else:
+        table = jnp.asarray(inputs)
+        known = lambda t: jax.vmap(lambda u: jnp.interp(t, grid, u))(table.T)
+    if problem.num_algebraic:
+        raise ValueError(NO_ALGEBRAIC)
+    bare, first = problem.without_data(), jnp.asarray(trajectory.span[0])
+    solve = eqx.filter_jit(
+        lambda model, x, ts: integrated(bare, Integration(), model, x, first, ts, known)
+    )
+    return np.asarray(solve(model, jnp.asarray(start), jnp.asarray(ts)))
 
 
 def smoothed(

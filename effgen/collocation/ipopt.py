@@ -180,11 +180,12 @@ def solve(
     start: Point,
     options: Mapping[str, Any],
     *,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[Trace], bool] = lambda trace: False,
 ) -> Solved:
     """Solve from a point, warm where it has multipliers.
 
-    `stop` is asked at every iteration, and ends the solve at the iterate at hand.
+    `stop` is asked at every iteration, with the trace up to it, and ends the solve at
+    the iterate at hand.
 
     **Raises:** `ValueError` for an option that Ipopt does not know, by name.
     """
@@ -239,7 +240,7 @@ def _set_options(problem: Any, options: Mapping[str, Any]) -> None:
 class _Caller:
     """What cyipopt calls. NaN and infinities become Ipopt's own evaluation errors."""
 
-    def __init__(self, functions: Functions, stop: Callable[[], bool]) -> None:
+    def __init__(self, functions: Functions, stop: Callable[[Trace], bool]) -> None:
         self.functions, self.stop = functions, stop
         self.trace = Trace([], [], [], [], [], [], [])
         self.seconds = 0.0
@@ -285,7 +286,7 @@ class _Caller:
         row = (objective, primal, dual, barrier, step_norm, primal_size, regularization)
         for column, value in zip(self.trace, row, strict=True):
             column.append(value)
-        return not self.stop()
+        return not self.stop(self.trace)
 
 
 class _CallerWithHessian(_Caller):

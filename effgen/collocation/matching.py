@@ -16,7 +16,7 @@ from effgen.core.trainer import AbstractTrainer
 from effgen.core.update import apply_gradients, init_opt_state
 
 from .mesh import Mesh
-from .problem import Model, Problem, as_model, in_double
+from .problem import Model, Problem, as_model, as_trained
 from .solution import Solution
 from .transcription import Transcription
 
@@ -56,7 +56,17 @@ class DerivativeMatchingTrainer(AbstractTrainer):
 
     optim: optax.GradientTransformation
     problem: Problem
-    scale: Any
+    scale: tuple[float, ...]
+
+    def __init__(
+        self,
+        optim: optax.GradientTransformation,
+        problem: Problem,
+        scale: tuple[float, ...],
+    ) -> None:
+        """Keep the problem without its data, which the batches have."""
+        self.optim, self.scale = optim, tuple(map(float, scale))
+        self.problem = problem.without_data()
 
     def init(self, model: PyTree, memory: Any = None) -> TrainState:
         """Return the first state."""
@@ -103,12 +113,11 @@ def pretrain(
     spread = np.asarray(rows.slopes).std(0)
     scale = np.where(spread > 0, spread, 1.0)
     optim = optax.adam(optax.cosine_decay_schedule(rate, num_steps))
-    bare = transcription.problem.without_data()
-    trainer = DerivativeMatchingTrainer(optim, bare, tuple(scale.tolist()))
+    trainer = DerivativeMatchingTrainer(optim, transcription.problem, scale.tolist())
     data = Minibatches(rows, min(len(rows.ts), _MOST_ROWS))
     state, _ = fit(
         trainer,
-        trainer.init(in_double(as_model(model))),
+        trainer.init(as_trained(model)),
         data,
         key=key,
         num_steps=num_steps,

@@ -89,20 +89,22 @@ def aligned_edges(problem: Problem, every: int = 1) -> list[np.ndarray]:
     return edges
 
 
-def make_mesh(problem: Problem, edges: Sequence[np.ndarray], stages: int) -> Mesh:
-    """Return the mesh of these edges.
-
-    **Raises:** `ValueError` for edges that do not span their trajectories in order.
-    """
-    first = 0
-    columns: list[tuple[np.ndarray, ...]] = []
+def check_edges(problem: Problem, edges: Sequence[np.ndarray]) -> None:
+    """Raise `ValueError` for edges that do not span their trajectories in order."""
     for i, (trajectory, e) in enumerate(zip(problem.data, edges, strict=True)):
-        e = np.asarray(e, np.float64)
         if np.any(np.diff(e) <= 0) or (e[0], e[-1]) != _span(trajectory):
             raise ValueError(
                 f"`edges` of trajectory {i} must rise from {_span(trajectory)[0]} to "
                 f"{_span(trajectory)[1]}, its span."
             )
+
+
+def make_mesh(problem: Problem, edges: Sequence[np.ndarray], stages: int) -> Mesh:
+    """Return the mesh of these edges, with the inputs of the problem's trajectories."""
+    first = 0
+    columns: list[tuple[np.ndarray, ...]] = []
+    for trajectory, e in zip(problem.data, edges, strict=True):
+        e = np.asarray(e, np.float64)
         lengths = np.diff(e)
         num = len(lengths)
         ts = node_times(e, stages)

@@ -40,6 +40,15 @@ def in_double(tree: PyTree) -> PyTree:
     )
 
 
+def as_trained(model: Any) -> Model:
+    """Return a `Model` in float64, Python's floats as arrays: these are trained too."""
+    arrays = jax.tree.map(
+        lambda x: jnp.asarray(x) if isinstance(x, float | np.ndarray) else x,
+        as_model(model),
+    )
+    return in_double(arrays)
+
+
 class Trajectory(NamedTuple):
     """One measured trajectory.
 
@@ -215,7 +224,7 @@ def as_trajectories(data: Any) -> tuple[Trajectory, ...]:
 
     **Raises:** `ValueError`, naming the trajectory and the index.
     """
-    one = isinstance(data, tuple) and len(data) > 0 and np.ndim(data[0]) == 1
+    one = isinstance(data, tuple) and len(data) > 0 and not isinstance(data[0], tuple)
     found = [_trajectory(i, d) for i, d in enumerate([data] if one else data)]
     if not found:
         raise ValueError("`data` is empty: pass at least one trajectory.")

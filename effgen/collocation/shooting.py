@@ -19,7 +19,18 @@ from .problem import Model, Problem, as_model
 from .solution import Solution
 
 
+NO_ALGEBRAIC = "algebraic states are for collocation: there is no ODE solver for them."
 _GRID = 1_001  # where inputs that are functions of the time are evaluated
+
+
+class Integration(NamedTuple):
+    """How diffrax is to solve."""
+
+    solver: diffrax.AbstractSolver = diffrax.Tsit5()
+    adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint()
+    rtol: float = 1e-6
+    atol: float = 1e-6
+    max_steps: int = 4_096
 
 
 class Segments(NamedTuple):
@@ -49,7 +60,7 @@ def segments_of(problem: Problem, per_trajectory: int = 1) -> Segments:
     if per_trajectory < 1:
         raise ValueError(f"`per_trajectory` is {per_trajectory}: pass at least 1.")
     if problem.num_algebraic:
-        raise ValueError("algebraic states are for collocation: no ODE solver here.")
+        raise ValueError(NO_ALGEBRAIC)
     rows: list[tuple[Any, ...]] = []
     for i, trajectory in enumerate(problem.data):
         assert trajectory.span is not None
@@ -142,10 +153,16 @@ class ShootingTrainer(AbstractTrainer):
         """Keep the problem without its data, which the batches have."""
         self.optim, self.continuity = optim, continuity
         self.problem = problem.without_data()
-        self.solver = diffrax.Tsit5() if solver is None else solver
-        default = diffrax.RecursiveCheckpointAdjoint()
-        self.adjoint = default if adjoint is None else adjoint
+        default = Integration()
+        self.solver = default.solver if solver is None else solver
+        self.adjoint = default.adjoint if adjoint is None else adjoint
         self.rtol, self.atol, self.max_steps = rtol, atol, max_steps
+
+    @property
+    def integration(self) -> Integration:
+        """How segments are solved."""
+        rest = (self.rtol, self.atol, self.max_steps)
+        return Integration(self.solver, self.adjoint, *rest)
 
     def init(
         self, model: PyTree, memory: tuple[Segments, Solution] | None = None
@@ -181,6 +198,14 @@ class ShootingTrainer(AbstractTrainer):
         metrics = {"loss": loss, "misfit": parts[0], "gap": parts[1], "grad_norm": norm}
         return state.advance(shot, opt_state, None), metrics
 
+    def check(self, state: TrainState, batch: Segments, source: Any) -> None:
+        """Raise `ValueError` unless a batch is all segments, as the starts are."""
+        if len(batch.first) != len(state.model.starts):
+            raise ValueError(
+                f"a batch has {len(batch.first)} segments and the state "
+                f"{len(state.model.starts)} starts: pass all segments in one batch."
+            )
+
     def _loss(self, shot: Shot, batch: Segments) -> tuple[Array, tuple[Array, Array]]:
         problem = self.problem
         nominal = jnp.asarray(problem.nominal)
@@ -215,7 +240,9 @@ class ShootingTrainer(AbstractTrainer):
             return jax.vmap(lambda u: jnp.interp(t, row.grid, u))(row.inputs.T)
 
         ts = jnp.concatenate([row.ts, row.last[None]])
-        states = integrated(self, model, x, row.first, ts, inputs)
+        states = integrated(
+            self.problem, self.integration, model, x, row.first, ts, inputs
+        )
         given = (model.parameters, model.networks)
         outputs = jax.vmap(lambda t, x: self.problem.outputs(t, x, inputs(t), *given))(
             row.ts, states[:-1]
@@ -224,22 +251,28 @@ class ShootingTrainer(AbstractTrainer):
 
 
 def integrated(
-    settings: Any, model: Model, x: Array, first: Array, ts: Array, inputs: Any
+    problem: Problem,
+    integration: Integration,
+    model: Model,
+    x: Array,
+    first: Array,
+    ts: Array,
+    inputs: Any,
 ) -> Float[Array, "ts state"]:
     """Solve from `first` to the last of `ts`; NaN where the solver fails."""
     given = (model.parameters, model.networks)
-    field = lambda t, x, args: settings.problem.vector_field(t, x, inputs(t), *given)
+    field = lambda t, x, args: problem.vector_field(t, x, inputs(t), *given)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(field),
-        settings.solver,
+        integration.solver,
         t0=first,
         t1=ts[-1],
         dt0=None,
         y0=x,
         saveat=diffrax.SaveAt(ts=ts),
-        stepsize_controller=diffrax.PIDController(settings.rtol, settings.atol),
-        adjoint=settings.adjoint,
-        max_steps=settings.max_steps,
+        stepsize_controller=diffrax.PIDController(integration.rtol, integration.atol),
+        adjoint=integration.adjoint,
+        max_steps=integration.max_steps,
         throw=False,
     )
     ys = solution.ys
@@ -263,19 +296,23 @@ def simulate(
     `inputs` is a function of the time, traceable by JAX. The model's vector field is an
     ordinary one: any other solver of diffrax's takes it as well.
 
-    **Raises:** `RuntimeError` if the solver fails, with what to do.
+    **Raises:** `RuntimeError` if the solver fails, with what to do; `ValueError` for a
+    problem with algebraic states.
     """
     model, ts = as_model(model), jnp.asarray(ts, float)
     known = (lambda t: jnp.zeros(0)) if inputs is None else inputs
-    settings = ShootingTrainer(optax.identity(), problem, rtol=rtol, atol=atol)
-    x = jnp.asarray(start, float)
+    if problem.num_algebraic:
+        raise ValueError(NO_ALGEBRAIC)
+    integration = Integration(rtol=rtol, atol=atol)
+    bare, x = problem.without_data(), jnp.asarray(start, float)
     solve = eqx.filter_jit(
-        lambda model, x, ts: integrated(settings, model, x, ts[0], ts, known)
+        lambda model, x, ts: integrated(bare, integration, model, x, ts[0], ts, known)
     )
     states = solve(model, x, ts)
     if bool(jnp.any(jnp.isnan(states))):
         raise RuntimeError(
-            f"the solver could not reach t = {float(ts[-1])} in {settings.max_steps} "
+            f"the solver could not reach t = {float(ts[-1])} in "
+            f"{integration.max_steps} "
             "steps: the model is stiff or unstable; shorten `ts` or loosen `rtol`."
         )
     return states

@@ -1,5 +1,6 @@
 """Solutions: states at a mesh's nodes, and multipliers, carried to another mesh."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
@@ -100,10 +101,21 @@ def same_mesh(solution: Solution, mesh: Mesh) -> bool:
     )
 
 
-def prolonged(solution: Solution, mesh: Mesh) -> Solution:
-    """Return the solution on another mesh of the same trajectories."""
-    positions = [solution(ts, i) for i, ts in enumerate(mesh.times)]
-    return Solution(mesh.edges, np.concatenate(positions), mesh.stages)
+def prolonged(
+    solution: Solution, mesh: Mesh, guess: Callable[[], Solution]
+) -> Solution:
+    """Return the solution on another mesh; past its ends, if there is any, a guess."""
+    times, edges = np.concatenate(mesh.times), solution.edges
+    owner = np.repeat(np.arange(len(edges)), [len(ts) for ts in mesh.times])
+    first, last = (np.array([e[k] for e in edges])[owner] for k in (0, -1))
+    known = (times >= first) & (times <= last)
+    positions = np.zeros((mesh.num_nodes, solution.positions.shape[1]))
+    if not known.all():
+        positions[:] = np.asarray(guess().positions)
+    for i in range(len(edges)):
+        mine = known & (owner == i)
+        positions[mine] = solution(times[mine], i)
+    return Solution(mesh.edges, positions, mesh.stages)
 
 
 def prolonged_multipliers(
@@ -134,13 +146,14 @@ def _shares(mesh: Mesh) -> Float[np.ndarray, "collocated 1"]:
 def _interpolated(
     values: Float[np.ndarray, "collocated columns"], old: Mesh, new: Mesh
 ) -> Float[np.ndarray, "collocated columns"]:
-    """Interpolate between stages in time, trajectory by trajectory."""
+    """Interpolate between stages in time, trajectory by trajectory; zero past them."""
     nodes, wanted = old.inner.reshape(-1), new.inner.reshape(-1)
     found = np.zeros((len(wanted), values.shape[1]))
     for i in range(len(old.starts)):
         here = (nodes >= old.starts[i]) & (nodes <= old.ends[i])
         there = (wanted >= new.starts[i]) & (wanted <= new.ends[i])
+        at, known = new.ts[wanted[there]], old.ts[nodes[here]]
         for c in range(values.shape[1]):
-            at, known = new.ts[wanted[there]], old.ts[nodes[here]]
             found[there, c] = np.interp(at, known, values[here, c])
+        found[there] *= (at <= old.ts[old.ends[i]])[:, None]
     return found

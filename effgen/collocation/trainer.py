@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
 from effgen.core.interrupts import requested
+from effgen.core.reports import report
 from effgen.core.results import RunWarning
 from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractHostTrainer
@@ -19,7 +20,7 @@ from . import ipopt
 from .curvature import AbstractCurvature, ExactHessian
 from .evaluator import Evaluator
 from .mesh import make_mesh
-from .problem import as_model, in_double
+from .problem import as_trained
 from .solution import (
     Solution,
     prolonged,
@@ -93,8 +94,7 @@ class CollocationTrainer(AbstractHostTrainer):
                 f"`memory` is a {type(memory).__name__}: pass a guess of the states, "
                 "such as `transcription.guess()`."
             )
-        model = in_double(jax.tree.map(_as_array, as_model(model)))
-        return TrainState.start(model, None, memory)
+        return TrainState.start(as_trained(model), None, memory)
 
     def step(
         self, state: TrainState, batch: Transcription, *, key: PRNGKeyArray
@@ -106,7 +106,7 @@ class CollocationTrainer(AbstractHostTrainer):
             if multipliers is not None:
                 old = make_mesh(batch.problem, solution.edges, solution.stages)
                 multipliers = prolonged_multipliers(multipliers, old, mesh)
-            solution = prolonged(solution, mesh)
+            solution = prolonged(solution, mesh, batch.guess)
         nlp = batch.program(state.model)
         limits, shapes = limits_of(batch, nlp), shapes_of(nlp)
         positions = np.asarray(solution.positions) / batch.problem.nominal
@@ -117,7 +117,7 @@ class CollocationTrainer(AbstractHostTrainer):
         evaluator = Evaluator(nlp, self.curvature)
         start = ipopt.Point(z, *(() if multipliers is None else packed(multipliers)))
         solved = ipopt.solve(
-            evaluator.functions(), limits, start, self._options(), stop=requested
+            evaluator.functions(), limits, start, self._options(), stop=_reported
         )
         x, flat = nlp.split(jnp.asarray(solved.point.z))
         positions = np.asarray(x) * batch.problem.nominal
@@ -187,6 +187,16 @@ class CollocationTrainer(AbstractHostTrainer):
         }
 
 
+def _reported(trace: ipopt.Trace) -> bool:
+    """Report how the solve is getting on; return whether it was asked to end."""
+    report(
+        f"iteration {len(trace.objective) - 1}, objective {trace.objective[-1]:.4g}, "
+        f"infeasibility {trace.primal_infeasibility[-1]:.1e} primal, "
+        f"{trace.dual_infeasibility[-1]:.1e} dual"
+    )
+    return requested()
+
+
 def check_double() -> None:
     """Raise `RuntimeError` if JAX computes in float32."""
     if not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
@@ -195,8 +205,3 @@ def check_double() -> None:
             '`jax.config.update("jax_enable_x64", True)` first, or set '
             "JAX_ENABLE_X64=1."
         )
-
-
-def _as_array(x: Any) -> Any:
-    """Return Python's floats as arrays, so that physical parameters are trained."""
-    return jnp.asarray(x) if isinstance(x, float | np.ndarray) else x

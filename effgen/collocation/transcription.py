@@ -5,13 +5,15 @@ from typing import Any
 
 import equinox as eqx
 import numpy as np
+from jaxtyping import PyTree
 
-from .guesses import interpolated
+from .guesses import interpolated, simulated
 from .ipopt import Limits, Point
 from .mesh import (
     Mesh,
     Samples,
     aligned_edges,
+    check_edges,
     make_mesh,
     make_samples,
     uniform_edges,
@@ -44,6 +46,14 @@ class Transcription(eqx.Module):
             self.mesh.stages,
         )
 
+    def simulated(self, model: PyTree) -> Solution:
+        """Return the guess that an untrained model's own simulations are."""
+        return Solution(
+            self.mesh.edges,
+            simulated(self.problem, self.mesh, model),
+            self.mesh.stages,
+        )
+
     def program(self, model: Model) -> NLP:
         """Return the nonlinear program for models of this shape."""
         return NLP.of(self.problem, self.mesh, self.samples, model)
@@ -69,9 +79,9 @@ def transcribe(
         raise ValueError("pass either `intervals` or `edges`, not both.")
     if intervals is not None:
         edges = uniform_edges(problem, intervals)
-    mesh = make_mesh(
-        problem, aligned_edges(problem) if edges is None else edges, stages
-    )
+    chosen = aligned_edges(problem) if edges is None else edges
+    check_edges(problem, chosen)
+    mesh = make_mesh(problem, chosen, stages)
     return Transcription(problem, mesh, make_samples(problem, mesh))
 
 

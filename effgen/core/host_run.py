@@ -37,6 +37,7 @@ def host_chunks(job: Job) -> Iterator[Chunk]:
                 step=step,
                 state=state,
                 metrics=jax.tree.map(np.asarray, metrics),
+                attempt=new,
             )
         state = eqx.tree_at(lambda s: s.step, new, state.step + 1)
         rows = jax.tree.map(lambda x: np.asarray(x)[None], metrics)

@@ -100,12 +100,20 @@ class TrainingError(RuntimeError):
     """A run failed midway; nothing already trained or saved is lost.
 
     **Attributes:** `result` (a `RESULTS` item), `step` (the step that failed),
-    `state` (the `TrainState` before that step: usable, and what `replay` wants) and
-    `metrics` (of the failed step, as numpy arrays).
+    `state` (the `TrainState` before that step: usable, and what `replay` wants),
+    `metrics` (of the failed step, as numpy arrays) and `attempt` (the state that the
+    failed step made, where it is kept: of trainers on the host; else `None`).
     """
 
     def __init__(
-        self, message: str, *, result: Any, step: int, state: Any, metrics: Any
+        self,
+        message: str,
+        *,
+        result: Any,
+        step: int,
+        state: Any,
+        metrics: Any,
+        attempt: Any = None,
     ) -> None:
         """Keep what is needed to resume or to replay the failed step."""
         RuntimeError.__init__(self, message)
@@ -113,6 +121,7 @@ class TrainingError(RuntimeError):
         self.step = step
         self.state = state
         self.metrics = metrics
+        self.attempt = attempt
 
 
 class RunWarning(UserWarning):

@@ -16,6 +16,7 @@ import numpy as np
 from .checkpoint import CheckpointWriter, later_steps
 from .guard import AbstractGuard
 from .job import Chunk, Job, joined
+from .reports import listening
 from .results import RESULTS, TrainingError
 from .state import TrainState
 from .train import Run
@@ -25,7 +26,8 @@ def progress(run: Run) -> Run:
     """Show a bar with the rate, the time left and the metrics worth watching.
 
     `tqdm` draws it, in a terminal or a notebook, between chunks: nothing is called back
-    from the device. The metrics are the trainer's `watched`, averaged over the chunk.
+    from the device. The metrics are the trainer's `watched`, averaged over the chunk; a
+    step that takes long on the host also says how it is getting on.
     In several processes only the first draws.
 
     ```python
@@ -40,10 +42,28 @@ def _progress(chunks: Iterator[Chunk], job: Job) -> Iterator[Chunk]:
 
     hidden = jax.process_index() > 0
     with tqdm(total=job.num_steps, unit="step", disable=hidden, file=sys.stderr) as bar:
-        for chunk in chunks:
+        for chunk in _heard(chunks, bar):
             bar.set_postfix(_shown(chunk, job), refresh=False)
             bar.update(chunk.stop - chunk.start)
             yield chunk
+
+
+def _heard(chunks: Iterator[Chunk], bar: Any) -> Iterator[Chunk]:
+    """Show on the bar what steps report, ten times a second at most."""
+    shown = 0.0
+
+    def show(text: str) -> None:
+        nonlocal shown
+        if time.perf_counter() - shown > 0.1:
+            bar.set_postfix_str(text)
+            shown = time.perf_counter()
+
+    while True:
+        with listening(show):  # not while the caller has control
+            chunk = next(chunks, None)
+        if chunk is None:
+            return
+        yield chunk
 
 
 def _shown(chunk: Chunk, job: Job) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Bad problems: named before any compute, or stopped with their own name."""
 
+import signal
 import sys
 
 import equinox as eqx
@@ -10,6 +11,7 @@ import pytest
 
 import effgen as eg
 from effgen import collocation as co
+from effgen.collocation.evaluator import Evaluator
 
 
 KEY = jax.random.key(0)
@@ -151,3 +153,66 @@ def test_without_ipopt_the_command_that_installs_it_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "cyipopt", None)
     with pytest.raises(ImportError, match="pip install cyipopt-wheels"):
         solve(co.Problem(decay, DATA))
+
+
+def infeasible():
+    """Starts at 1, and is asked to be at least 2 everywhere."""
+    high = co.PathConstraint(lambda t, x, u, p, nets: x, 2.0, 3.0, "high")
+    initial = co.Initial(np.array([1.0]))
+    return co.Problem(decay, DATA, constraints=[high], initial=initial)
+
+
+def test_a_failed_solve_keeps_its_last_iterate_and_trace():
+    with (
+        pytest.warns(eg.RunWarning, match="worst violation"),
+        pytest.raises(eg.TrainingError, match="no point where all") as caught,
+    ):
+        solve(infeasible(), max_iter=200)
+    error = caught.value
+    assert int(error.state.step) == 0
+    assert np.isfinite(error.metrics["trace"][0]).all()
+    assert isinstance(error.attempt, eg.TrainState)
+    # What was reached is where a feasible problem goes on from.
+    level = co.transcribe(co.Problem(decay, DATA), intervals=4)
+    trainer = co.CollocationTrainer()
+    state = trainer.init(error.attempt.model, error.attempt.memory)
+    _, history = eg.fit(trainer, state, [level], key=KEY)
+    assert history["status"][-1] == 0
+
+
+def test_a_time_limit_keeps_the_iterate():
+    with pytest.warns(eg.RunWarning, match="the iterate is kept"):
+        state, history = solve(co.Problem(decay, DATA), max_seconds=1e-9)
+    assert history["status"][-1] in (-4, -5)
+    assert int(state.step) == 1
+
+
+def test_control_c_ends_the_solve_at_the_iterate_at_hand(monkeypatch):
+    calls = []
+    real = Evaluator._hessian
+
+    def interrupted(self, *args):
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return real(self, *args)
+
+    monkeypatch.setattr(Evaluator, "_hessian", interrupted)
+    problem = co.Problem(decay, DATA)
+    level = co.transcribe(problem, intervals=4)
+    trainer = co.CollocationTrainer(tol=1e-14)
+    state = trainer.init(co.Model(jnp.asarray(9.0), None), level.guess())
+    with pytest.warns(eg.RunWarning, match="Ctrl-C"):
+        states = [s for s, _ in eg.train(trainer, state, [level] * 3, key=KEY)]
+    assert len(states) == 1
+    assert len(calls) == 2
+    assert float(states[0].model.parameters) != 9.0
+
+
+def test_the_bar_shows_how_a_solve_is_getting_on(capsys):
+    problem = co.Problem(decay, DATA)
+    level = co.transcribe(problem, intervals=4)
+    trainer = co.CollocationTrainer()
+    state = trainer.init(co.Model(jnp.asarray(0.5), None), level.guess())
+    eg.drain(eg.progress(eg.train(trainer, state, [level], key=KEY)))
+    assert "iteration 0, objective" in capsys.readouterr().err

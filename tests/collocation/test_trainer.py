@@ -213,3 +213,29 @@ def test_pretraining_on_slopes_leaves_few_iterations_and_the_same_optimum():
     assert history["iterations"][-1] < 40
     error = np.sqrt(np.mean((state.memory(ts) - exact.y.T) ** 2))
     assert error < 0.5 * np.sqrt(np.mean(noise**2))
+
+
+def test_levels_are_saved_and_resumed_to_the_bit(tmp_path):
+    """A run that ends after its first mesh goes on with the second as if it had not."""
+    problem = co.Problem(lambda t, x, u, p, nets: -p * x**2, noisy())
+    levels = [co.transcribe(problem, intervals=n) for n in (5, 11, 20)]
+    trainer = co.CollocationTrainer()
+    start = trainer.init(co.Model(jnp.asarray(1.0), None), levels[0].guess())
+    whole, _ = eg.fit(trainer, start, levels, key=KEY)
+    run = eg.train(trainer, start, levels, key=KEY, num_steps=2)
+    half, _ = eg.drain(eg.checkpointed(run, tmp_path))
+    again = eg.restore(tmp_path, half)
+    assert eg.state_digest(again) == eg.state_digest(half)
+    end, _ = eg.fit(trainer, again, levels, key=KEY)
+    assert eg.state_digest(end) == eg.state_digest(whole)
+
+
+def test_a_list_s_entry_belongs_to_its_step():
+    """`[finer]` is the data of step 0 alone: past it a run would do nothing."""
+    problem = co.Problem(lambda t, x, u, p, nets: -p * x**2, noisy())
+    level = co.transcribe(problem, intervals=5)
+    trainer = co.CollocationTrainer()
+    start = trainer.init(co.Model(jnp.asarray(1.0), None), level.guess())
+    state, _ = eg.fit(trainer, start, [level], key=KEY)
+    again, _ = eg.fit(trainer, state, iter([level]), key=KEY)
+    assert int(again.step) == 2

@@ -1,0 +1,41 @@
+"""Easier problems that lead to the one asked: data in growing windows."""
+
+from collections.abc import Sequence
+
+import equinox as eqx
+import numpy as np
+
+from .problem import Problem, Trajectory
+
+
+def windows(
+    problem: Problem, shares: Sequence[float] = (0.25, 0.5, 1.0)
+) -> list[Problem]:
+    """Return problems of the first part of every trajectory, growing to the whole.
+
+    Each ends at a sample. Their transcriptions are the data of one run: a level begins
+    from the states and multipliers of the window before, and past it from the smoothed
+    data. Scales are those of all data.
+
+    **Raises:** `ValueError` unless `shares` grow to 1.
+    """
+    if list(shares) != sorted(set(shares)) or not 0 < shares[0] or shares[-1] != 1:
+        raise ValueError(f"`shares` is {list(shares)}: pass growing numbers up to 1.")
+    cut = lambda share: tuple(_first(t, share) for t in problem.data)
+    return [eqx.tree_at(lambda p: p.data, problem, cut(share)) for share in shares]
+
+
+def _first(trajectory: Trajectory, share: float) -> Trajectory:
+    if share == 1 or len(trajectory.ts) < 2:
+        return trajectory
+    assert trajectory.span is not None
+    first, last = trajectory.span
+    wanted = np.searchsorted(trajectory.ts, first + share * (last - first))
+    # A window has a length: its last sample is not where the trajectory begins.
+    later = np.flatnonzero(trajectory.ts > first)
+    end = int(np.clip(wanted, later[0] if len(later) else 0, len(trajectory.ts) - 1))
+    inputs = trajectory.inputs
+    if inputs is not None and not callable(inputs):
+        inputs = inputs[: end + 1]
+    ts, ys = trajectory.ts[: end + 1], trajectory.ys[: end + 1]
+    return Trajectory(ts, ys, inputs, (first, float(ts[-1])))

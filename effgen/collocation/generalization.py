@@ -1,0 +1,130 @@
+"""How a trained model does on what it has not seen, and how much the start matters."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, PRNGKeyArray, PyTree
+
+from effgen.core.results import RunWarning, TrainingError
+from effgen.core.state import TrainState
+from effgen.core.train import fit
+
+from .guesses import at_start, simulated_at
+from .mesh import inputs_at
+from .problem import Initial, Model, Problem, as_model
+from .solution import Solution
+from .trainer import CollocationTrainer
+from .transcription import Transcription
+
+
+def held_out(problem: Problem, indices: Sequence[int]) -> tuple[Problem, Problem]:
+    """Return the problem without some trajectories, and one of these alone.
+
+    **Raises:** `IndexError` for trajectories that are not there; `ValueError` if none
+    is left.
+    """
+    num = len(problem.data)
+    if not all(0 <= i < num for i in indices):
+        raise IndexError(f"`indices` is {list(indices)} of {num} trajectories.")
+    rest = [i for i in range(num) if i not in set(indices)]
+    if not rest or not indices:
+        raise ValueError(f"`indices` is {list(indices)}: hold out some, not all.")
+    return _of(problem, rest), _of(problem, list(indices))
+
+
+def _of(problem: Problem, indices: list[int]) -> Problem:
+    data = tuple(problem.data[i] for i in indices)
+    initial = problem.initial
+    if initial is not None:
+        rows = lambda v: v if v is None or np.ndim(v) < 2 else np.asarray(v)[indices]
+        initial = Initial(rows(initial.values), rows(initial.scale))
+    where = lambda p: (p.data, p.initial)
+    return eqx.tree_at(where, problem, (data, initial), is_leaf=lambda x: x is None)
+
+
+class Extrapolation(NamedTuple):
+    """How simulations of a trained model fare on a problem's trajectories.
+
+    **Attributes:** `errors`, the root mean square of `(y - outputs) / scale` of each
+    trajectory and output, NaN where the simulation fails; `inside`, the share of each
+    simulation's states within the box that training has visited; `states`, each
+    trajectory's simulation at its samples.
+    """
+
+    errors: Float[np.ndarray, "trajectories outputs"]
+    inside: Float[np.ndarray, " trajectories"]
+    states: tuple[Float[np.ndarray, "obs state"], ...]
+
+
+def extrapolation(
+    problem: Problem, model: PyTree, visited: Solution, starts: Any = None
+) -> Extrapolation:
+    """Simulate every trajectory of a problem from its start, and compare.
+
+    **Arguments:** `visited`, the solution of the training problem; `starts`,
+    `(trajectories, state)`: by default what `initial` says, else the smoothed data.
+    """
+    model = as_model(model)
+    low, high = visited.positions.min(0), visited.positions.max(0)
+    errors, inside, rows = [], [], []
+    for i, trajectory in enumerate(problem.data):
+        first = at_start(problem, i) if starts is None else starts[i]
+        states = simulated_at(problem, model, i, first, trajectory.ts)
+        outputs = _outputs(problem, model, i, states)
+        error = (outputs - trajectory.ys) / problem.scale
+        errors.append(np.sqrt(_mean(error**2, ~np.isnan(trajectory.ys))))
+        within = np.all((states >= low) & (states <= high), axis=1)
+        inside.append(float(within.mean()))
+        rows.append(states)
+    return Extrapolation(np.stack(errors), np.array(inside), tuple(rows))
+
+
+def _mean(values: np.ndarray, there: np.ndarray) -> np.ndarray:
+    total = np.where(there, values, 0).sum(0)
+    return total / np.maximum(there.sum(0), 1)
+
+
+def _outputs(
+    problem: Problem, model: Model, i: int, states: np.ndarray
+) -> Float[np.ndarray, "obs outputs"]:
+    ts = problem.data[i].ts
+    inputs = inputs_at(problem.data[i], ts)
+    given = (model.parameters, model.networks)
+    one = lambda t, x, u: problem.outputs(t, x, u, *given)
+    return np.asarray(jax.vmap(one)(*map(jnp.asarray, (ts, states, inputs))))
+
+
+def ensemble(
+    trainer: CollocationTrainer,
+    models: Iterable[PyTree],
+    levels: Sequence[Transcription],
+    *,
+    key: PRNGKeyArray,
+) -> list[TrainState]:
+    """Train each of `models`, such as one network of many seeds, on the same levels.
+
+    How far their laws and simulations are apart is what the data leave open and the
+    start decides. Returns the states in order of their final objectives; a training
+    that fails is left out with a warning.
+
+    **Raises:** the last `TrainingError` if all fail.
+    """
+    found, failure = [], None
+    for i, model in enumerate(models):
+        start = trainer.init(model, levels[0].guess())
+        try:
+            state, history = fit(trainer, start, levels, key=key)
+        except TrainingError as error:
+            failure = error
+            text = f"model {i} of the ensemble is left out: {error}"
+            warnings.warn(text, RunWarning, stacklevel=2)
+            continue
+        found.append((float(history["loss"][-1]), i, state))
+    if not found and failure is not None:
+        raise failure
+    return [state for _, _, state in sorted(found, key=lambda row: row[:2])]
