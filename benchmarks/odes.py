@@ -55,7 +55,21 @@ def judge(problem, model, starts, ts, exact, inputs=None, solver=None):
     return lambda model: float(error(model))
 
 
-def collocated(level, model, test, *, pretrained, max_iter=150, tol=1e-8):
+def default_guess(level, model):
+    """Return the smoothed data."""
+    return level.guess()
+
+
+def collocated(
+    level,
+    model,
+    test,
+    *,
+    pretrained,
+    max_iter=150,
+    tol=1e-8,
+    guess=default_guess,
+):
     """Return the figures of one collocation, building and compiling included."""
     jax.clear_caches()
     began = time.perf_counter()
@@ -63,7 +77,7 @@ def collocated(level, model, test, *, pretrained, max_iter=150, tol=1e-8):
     if pretrained:
         model = co.pretrain(model, level, key=KEY)
     trainer = co.CollocationTrainer(tol=tol, max_iter=max_iter)
-    state = trainer.init(model, level.guess())
+    state = trainer.init(model, guess(level, model))
     state, history = eg.fit(trainer, state, [level], key=KEY)
     seconds = time.perf_counter() - began
     row = {
@@ -81,14 +95,24 @@ def collocated(level, model, test, *, pretrained, max_iter=150, tol=1e-8):
 
 
 def shot(
-    problem, level, model, test, *, rate, per_trajectory, steps, every, **settings
+    problem,
+    level,
+    model,
+    test,
+    *,
+    rate,
+    per_trajectory,
+    steps,
+    every,
+    guess=default_guess,
+    **settings,
 ):
     """Return the curve of shooting: seconds, compilation among them, and test error."""
     jax.clear_caches()
     segments = co.segments_of(problem, per_trajectory)
     optim = optax.adam(optax.cosine_decay_schedule(rate, steps))
     trainer = co.ShootingTrainer(optim, problem, rtol=1e-5, atol=1e-5, **settings)
-    state = trainer.init(model, (segments, level().guess()))
+    state = trainer.init(model, (segments, guess(level(), model)))
     data = eg.Minibatches(segments, len(segments.first))
     began, curve = time.perf_counter(), []
     run = eg.train(trainer, state, data, key=KEY, num_steps=steps, every=every)
@@ -139,7 +163,15 @@ def tuned(
     return found
 
 
-def same_program(level, model, field, num_model, tol=1e-8, observe=lambda x: x):
+def same_program(
+    level,
+    model,
+    field,
+    num_model,
+    tol=1e-8,
+    observe=lambda x: x,
+    guess=default_guess,
+):
     """Solve one program by effgen and by CasADi from the same point, cold.
 
     `field(x, u, p)` and `observe(x)` are in CasADi's symbols.
@@ -151,11 +183,12 @@ def same_program(level, model, field, num_model, tol=1e-8, observe=lambda x: x):
     jax.clear_caches()
     began = time.perf_counter()
     there = level()
+    start = guess(there, model)
     trainer = co.CollocationTrainer(tol=tol)
-    _, history = eg.fit(trainer, trainer.init(model, there.guess()), [there], key=KEY)
+    _, history = eg.fit(trainer, trainer.init(model, start), [there], key=KEY)
     ours = time.perf_counter() - began
     nlp = there.program(model)
-    scaled = np.asarray(there.guess().positions) / there.problem.nominal
+    scaled = np.asarray(start.positions) / there.problem.nominal
     z = np.concatenate([scaled.ravel(), np.asarray(nlp.flat())])
     build = lambda: peer.program(there, field, num_model, observe)
     stated = build()

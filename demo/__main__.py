@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from . import energy, report, series
+from . import energy, predators, report, series
 
 
 DIRECTORY = Path("runs/demo")
@@ -28,12 +28,23 @@ def main() -> None:
     for name, (model, objective) in series.models(key).items():
         print(name)
         seasons.append(series.train(name, model, objective, record, key))
-    tables = [report.table(outcomes, gaussian), report.series_table(seasons)]
+    counts, populations = predators.record(), []
+    print(f"Learning how lynxes take hares from {counts.shown.sum()} years of pelts")
+    with jax.enable_x64(True):  # collocation computes in float64
+        for name, model in predators.models().items():
+            print(name)
+            populations.append(predators.train(name, model, counts))
+    tables = [
+        report.table(outcomes, gaussian),
+        report.series_table(seasons),
+        report.predators_table(populations),
+    ]
     text = "\n\n".join([report.heading(), *tables]) + "\n"
     (DIRECTORY / "results.md").write_text(text)
     report.write_figures(DIRECTORY, outcomes)
     report.plot_likelihoods(DIRECTORY / "likelihood.png", outcomes, gaussian)
     report.plot_forecasts(DIRECTORY / "forecast.png", seasons, record)
+    report.plot_predators(DIRECTORY / "predators.png", populations, counts)
     report.plot_samples(DIRECTORY / "samples.png", outcomes, problem)
     written = ", ".join(sorted(path.name for path in DIRECTORY.iterdir()))
     print(f"\n{text}\nIn {DIRECTORY}: {written}")

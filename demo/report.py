@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from effgen import ebm
 
-from . import series
+from . import predators, series
 from .energy import (
     NOISE,
     NUM_WALKERS,
@@ -51,6 +51,69 @@ def series_table(outcomes: list[series.Outcome]) -> str:
             f"{o.seconds:.0f} |"
         )
     return "\n".join(rows)
+
+
+def predators_table(outcomes: list[predators.Outcome]) -> str:
+    """Return what was found of hares and lynxes as a Markdown table."""
+    rows = [
+        "| model | error of logarithms, to 1914 | six-year forecast | breeding | "
+        "conversion | mortality | iterations | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for o in outcomes:
+        found = [
+            f"{o.parameters[n]:.2f} ± {o.spread[n]:.2f}"
+            for n in ("breeding", "conversion", "mortality")
+        ]
+        rows.append(
+            f"| {o.name} | {o.fit:.2f} | {o.forecast:.2f} | {' | '.join(found)} | "
+            f"{o.iterations} | {o.seconds:.1f} |"
+        )
+    return "\n".join(rows)
+
+
+def plot_predators(
+    path: Path, outcomes: list[predators.Outcome], record: predators.Record
+) -> None:
+    """Draw the populations and their forecast, the attack rates, and convergence."""
+    figure = Figure(figsize=(10, 6.5), layout="constrained")
+    grid = figure.subplots(2, 2)
+    years = predators.FIRST + record.ts
+    for axes, outcome in zip(grid[0], outcomes, strict=True):
+        times = predators.FIRST + outcome.times
+        center, spread = outcome.curves
+        low, high = np.exp(center - 1.64 * spread), np.exp(center + 1.64 * spread)
+        for i, animal in enumerate(("hares", "lynxes")):
+            color = f"C{i}"
+            axes.plot(times, np.exp(center[:, i]), color=color)
+            band = {"color": color, "alpha": 0.2, "label": f"{animal}, 90 %"}
+            axes.fill_between(times, low[:, i], high[:, i], **band)
+            axes.plot(years, np.exp(record.ys[:, i]), "o", color=color, markersize=3)
+        axes.axvline(predators.LAST_SHOWN + 0.5, color="gray", linewidth=0.8)
+        axes.set(title=outcome.name, xlabel="year", ylabel="pelts, thousands")
+        axes.set(ylim=(0, 150), xticks=range(1900, 1921, 5))
+    grid[0, 0].legend(fontsize=8)
+    rate, trace = grid[1]
+    for i, outcome in enumerate(outcomes):
+        center, spread = outcome.rates
+        low, high = np.exp(center - 1.64 * spread), np.exp(center + 1.64 * spread)
+        rate.plot(outcome.hares, np.exp(center), color=f"C{i + 2}")
+        band = {"color": f"C{i + 2}", "alpha": 0.2, "label": f"{outcome.name}, 90 %"}
+        rate.fill_between(outcome.hares, low, high, **band)
+        steps = outcome.trace[0]
+        trace.semilogy(steps[:, 1], color=f"C{i + 2}", label=outcome.name)
+        trace.semilogy(steps[:, 2], ":", color=f"C{i + 2}")
+    known = predators.ATTACK_RATE
+    rate.axhline(known, color="gray", linewidth=0.8, label="literature, constant")
+    rate.set(xlabel="hares, thousands", ylabel="attack rate", ylim=(0, 0.1))
+    rate.legend(fontsize=8)
+    trace.set(
+        xlabel="Ipopt's iteration, first mesh",
+        ylabel="infeasibility: primal, and dual (dotted)",
+        xlim=(0, None),
+    )
+    trace.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
 
 
 def plot_forecasts(

@@ -46,10 +46,15 @@ from .shooting import (
     Segments as Segments,
     ShootingTrainer as ShootingTrainer,
     Shot as Shot,
+    integrate as integrate,
     segments_of as segments_of,
     simulate as simulate,
 )
 from .solution import Multipliers as Multipliers, Solution as Solution
 from .trainer import CollocationTrainer as CollocationTrainer
 from .transcription import Transcription as Transcription, transcribe as transcribe
-from .uncertainty import Covariance as Covariance, covariance as covariance
+from .uncertainty import (
+    Covariance as Covariance,
+    covariance as covariance,
+    propagated as propagated,
+)

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -62,19 +63,25 @@ class Extrapolation(NamedTuple):
 
 
 def extrapolation(
-    problem: Problem, model: PyTree, visited: Solution, starts: Any = None
+    problem: Problem,
+    model: PyTree,
+    visited: Solution,
+    starts: Any = None,
+    solver: diffrax.AbstractSolver | None = None,
 ) -> Extrapolation:
     """Simulate every trajectory of a problem from its start, and compare.
 
     **Arguments:** `visited`, the solution of the training problem; `starts`,
-    `(trajectories, state)`: by default what `initial` says, else the smoothed data.
+    `(trajectories, state)`: by default what `initial` says, else the smoothed data;
+    `solver`, diffrax's.
     """
     model = as_model(model)
+    solver = diffrax.Tsit5() if solver is None else solver
     low, high = visited.positions.min(0), visited.positions.max(0)
     errors, inside, rows = [], [], []
     for i, trajectory in enumerate(problem.data):
         first = at_start(problem, i) if starts is None else starts[i]
-        states = simulated_at(problem, model, i, first, trajectory.ts)
+        states = simulated_at(problem, model, i, first, trajectory.ts, solver)
         outputs = _outputs(problem, model, i, states)
         error = (outputs - trajectory.ys) / problem.scale
         errors.append(np.sqrt(_mean(error**2, ~np.isnan(trajectory.ys))))

@@ -2,6 +2,7 @@
 
 import warnings
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -60,7 +61,10 @@ def at_start(problem: Problem, i: int) -> Float[np.ndarray, " state"]:
 
 
 def simulated(
-    problem: Problem, mesh: Mesh, model: PyTree
+    problem: Problem,
+    mesh: Mesh,
+    model: PyTree,
+    solver: diffrax.AbstractSolver,
 ) -> Float[np.ndarray, "nodes state"]:
     """Return simulations of an untrained model at the nodes, from the data's start.
 
@@ -68,14 +72,20 @@ def simulated(
     """
     found = interpolated(problem, mesh)
     for i, (first, ts) in enumerate(zip(mesh.starts, mesh.times, strict=True)):
-        states = simulated_at(problem, as_model(model), i, at_start(problem, i), ts)
+        start = at_start(problem, i)
+        states = simulated_at(problem, as_model(model), i, start, ts, solver)
         here = slice(first, first + len(ts))
         found[here] = np.where(np.isfinite(states), states, found[here])
     return np.clip(found, *problem.state_bounds)
 
 
 def simulated_at(
-    problem: Problem, model: Model, i: int, start: np.ndarray, ts: np.ndarray
+    problem: Problem,
+    model: Model,
+    i: int,
+    start: np.ndarray,
+    ts: np.ndarray,
+    solver: diffrax.AbstractSolver,
 ) -> Float[np.ndarray, "ts state"]:
     """Simulate trajectory `i` with its inputs; NaN if the solver fails.
 
@@ -95,7 +105,9 @@ def simulated_at(
         raise ValueError(NO_ALGEBRAIC)
     bare, first = problem.without_data(), jnp.asarray(trajectory.span[0])
     solve = eqx.filter_jit(
-        lambda model, x, ts: integrated(bare, Integration(), model, x, first, ts, known)
+        lambda model, x, ts: integrated(
+            bare, Integration(solver), model, x, first, ts, known
+        )
     )
     return np.asarray(solve(model, jnp.asarray(start), jnp.asarray(ts)))
 

@@ -157,11 +157,10 @@ _QUIET = {
     "bound_relax_factor": 0.0,  # bounds are to hold, not nearly
 }
 _MUMPS = {
-    # Measured, `benchmarks/linear_solves.py`: its defaults, made for general matrices,
-    # take 1.4 times as long here. Variables and equations are scaled already.
-    "mumps_pivot_order": 6,
-    "mumps_permuting_scaling": 0,
-    "mumps_scaling": 0,
+    # Approximate minimum degree: nested dissection, its choice, takes 1.2 times as long
+    # for a border of parameters (`benchmarks/linear_solves.py`). To leave out its
+    # scaling as well is faster on easy problems, and loses the inertia of stiff ones.
+    "mumps_pivot_order": 0,
 }
 _WARM = {
     "warm_start_init_point": "yes",

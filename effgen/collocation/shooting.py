@@ -281,6 +281,33 @@ def integrated(
     return jnp.where(good, ys, jnp.nan)
 
 
+def integrate(
+    problem: Problem,
+    model: PyTree,
+    start: ArrayLike,
+    ts: ArrayLike,
+    inputs: Any = None,
+    *,
+    adjoint: diffrax.AbstractAdjoint | None = None,
+    rtol: float = 1e-8,
+    atol: float = 1e-8,
+) -> Float[Array, "ts state"]:
+    """Return what `simulate` does, NaN where the solver fails.
+
+    To be compiled, mapped over models or starts, and differentiated: in reverse by
+    default, forward (as `propagated` does) with `adjoint=diffrax.ForwardMode()`.
+
+    **Raises:** `ValueError` for a problem with algebraic states.
+    """
+    if problem.num_algebraic:
+        raise ValueError(NO_ALGEBRAIC)
+    known = (lambda t: jnp.zeros(0)) if inputs is None else inputs
+    chosen = Integration().adjoint if adjoint is None else adjoint
+    integration = Integration(adjoint=chosen, rtol=rtol, atol=atol)
+    x, ts = jnp.asarray(start, float), jnp.asarray(ts, float)
+    return integrated(problem, integration, as_model(model), x, ts[0], ts, known)
+
+
 def simulate(
     problem: Problem,
     model: PyTree,
@@ -299,20 +326,15 @@ def simulate(
     **Raises:** `RuntimeError` if the solver fails, with what to do; `ValueError` for a
     problem with algebraic states.
     """
-    model, ts = as_model(model), jnp.asarray(ts, float)
-    known = (lambda t: jnp.zeros(0)) if inputs is None else inputs
-    if problem.num_algebraic:
-        raise ValueError(NO_ALGEBRAIC)
-    integration = Integration(rtol=rtol, atol=atol)
-    bare, x = problem.without_data(), jnp.asarray(start, float)
+    bare = problem.without_data()
     solve = eqx.filter_jit(
-        lambda model, x, ts: integrated(bare, integration, model, x, ts[0], ts, known)
+        lambda model, x, ts: integrate(bare, model, x, ts, inputs, rtol=rtol, atol=atol)
     )
-    states = solve(model, x, ts)
+    states = solve(as_model(model), jnp.asarray(start, float), jnp.asarray(ts, float))
     if bool(jnp.any(jnp.isnan(states))):
         raise RuntimeError(
-            f"the solver could not reach t = {float(ts[-1])} in "
-            f"{integration.max_steps} "
-            "steps: the model is stiff or unstable; shorten `ts` or loosen `rtol`."
+            f"the solver could not reach t = {float(np.asarray(ts)[-1])} in "
+            f"{Integration().max_steps} steps: the model is stiff or unstable; shorten "
+            "`ts` or loosen `rtol`."
         )
     return states

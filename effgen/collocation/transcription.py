@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import diffrax
 import equinox as eqx
 import numpy as np
 from jaxtyping import PyTree
@@ -46,11 +47,21 @@ class Transcription(eqx.Module):
             self.mesh.stages,
         )
 
-    def simulated(self, model: PyTree) -> Solution:
-        """Return the guess that an untrained model's own simulations are."""
+    def simulated(
+        self, model: PyTree, solver: diffrax.AbstractSolver | None = None
+    ) -> Solution:
+        """Return the guess that an untrained model's own simulations are.
+
+        From the data's start, by diffrax's `solver` (an implicit one where the problem
+        is stiff). For states that are not measured, of which the data say nothing; what
+        is not reached is as in `guess`.
+
+        **Raises:** `ValueError` for a problem with algebraic states.
+        """
+        solver = diffrax.Tsit5() if solver is None else solver
         return Solution(
             self.mesh.edges,
-            simulated(self.problem, self.mesh, model),
+            simulated(self.problem, self.mesh, model, solver),
             self.mesh.stages,
         )
 

@@ -1,19 +1,23 @@
 """What the data leave open: covariances from the conditions of optimality."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 import scipy.sparse.linalg
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from effgen.core.state import TrainState
 
 from .curvature import AbstractCurvature, GaussNewton
 from .evaluator import Evaluator
 from .ipopt import Functions, Limits, Point
-from .nlp import over_samples, sample_loss
+from .nlp import over_samples, ravel, sample_loss, unravel
+from .problem import Model
 from .solution import same_mesh
 from .transcription import Transcription, limits_of, packed
 
@@ -79,6 +83,25 @@ def covariance(
     states = np.sqrt(np.maximum(inverse[0], 0) * factor).reshape(scaled.shape)
     nominal = transcription.problem.nominal
     return Covariance(inverse[1] * factor, states * nominal, noise)
+
+
+def propagated(
+    function: Callable[[Model], Array],
+    model: Model,
+    covariance: Float[np.ndarray, "model model"],
+) -> Float[np.ndarray, "..."]:
+    """Return the standard deviations of `function(model)`: bands of what is predicted.
+
+    `sqrt(diag(J covariance J^T))`, `J` the function's Jacobian at the estimate (the
+    delta method), such as of a learned law, or of `integrate` beyond the data.
+    """
+    flat = ravel(model)
+    at = lambda flat: jnp.asarray(function(unravel(model, flat)))
+    jacobian = eqx.filter_jit(jax.jacfwd(at))(flat)
+    moments = jnp.einsum(
+        "...i,ij,...j->...", jacobian, jnp.asarray(covariance), jacobian
+    )
+    return np.sqrt(np.maximum(np.asarray(moments), 0))
 
 
 def _factorized(
