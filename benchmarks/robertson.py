@@ -4,7 +4,8 @@
 reaction, 2 B -> C + B at 3e7 B^2 / (1 + 3 C), is learned as `exp(network(A, C)) B^2`
 from three runs of 60 samples over eight decades of time, with noise of 2 %. Contestants
 with a solver in the loop use an implicit one (Kvaerno's fifth order), or an explicit
-one. All begin from an implicit simulation of the untrained model. Judged by the relative error of a run from an unseen start.
+one. All begin from an implicit simulation of the untrained model. Judged by the
+relative error of a run from an unseen start.
 """
 
 import diffrax

@@ -1,7 +1,7 @@
 """Collocation's part: hares and lynxes, with a neural attack rate, forecast.
 
-Pelts that the Hudson's Bay Company took in from 1900 to 1920, in thousands (Elton and
-Nicholson 1942, as tabulated by Howard 2009): fitted to 1914, forecast to 1920.
+Pelts that the Hudson's Bay Company took in, in thousands: fitted from 1900 to 1914,
+forecast to 1920.
 """
 
 import time
@@ -18,14 +18,6 @@ import effgen as eg
 from effgen import collocation as co
 
 
-HARES = (
-    *(30.0, 47.2, 70.2, 77.4, 36.3, 20.6, 18.1, 21.4, 22.0, 25.4, 27.1),
-    *(40.3, 57.0, 76.6, 52.3, 19.5, 11.2, 7.6, 14.6, 16.2, 24.7),
-)
-LYNXES = (
-    *(4.0, 6.1, 9.8, 35.2, 59.4, 41.7, 19.0, 13.0, 8.3, 9.1, 7.4),
-    *(8.0, 12.3, 19.5, 45.7, 51.1, 29.7, 15.8, 9.7, 10.1, 8.6),
-)
 FIRST, LAST_SHOWN = 1900, 1914
 NOISE = 0.25  # of the logarithms, as the literature finds
 ATTACK_RATE = 0.028  # per thousand lynxes and year, of Lotka and Volterra's law
@@ -41,9 +33,8 @@ class Record(NamedTuple):
 
 def record() -> Record:
     """Return all 21 years."""
-    years = FIRST + np.arange(len(HARES))
-    ys = np.log(np.stack([HARES, LYNXES], axis=1))
-    return Record((years - FIRST).astype(float), ys, years <= LAST_SHOWN)
+    years, counts = co.pelts()
+    return Record(years - FIRST, np.log(counts), years <= LAST_SHOWN)
 
 
 class Constant(eqx.Module):

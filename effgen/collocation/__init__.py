@@ -37,6 +37,7 @@ from .problem import (
     Trajectory as Trajectory,
 )
 from .radau import Radau as Radau, radau as radau
+from .records import pelts as pelts
 from .refinement import (
     interval_errors as interval_errors,
     refine as refine,

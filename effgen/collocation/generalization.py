@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.spatial
 from jaxtyping import Float, PRNGKeyArray, PyTree
 
 from effgen.core.results import RunWarning, TrainingError
@@ -52,13 +53,13 @@ class Extrapolation(NamedTuple):
     """How simulations of a trained model fare on a problem's trajectories.
 
     **Attributes:** `errors`, the root mean square of `(y - outputs) / scale` of each
-    trajectory and output, NaN where the simulation fails; `inside`, the share of each
-    simulation's states within the box that training has visited; `states`, each
-    trajectory's simulation at its samples.
+    trajectory and output, NaN where the simulation fails; `distances`, how far each
+    simulation went from the nearest node of training, states divided by their spread
+    there; `states`, each trajectory's simulation at its samples.
     """
 
     errors: Float[np.ndarray, "trajectories outputs"]
-    inside: Float[np.ndarray, " trajectories"]
+    distances: Float[np.ndarray, " trajectories"]
     states: tuple[Float[np.ndarray, "obs state"], ...]
 
 
@@ -77,18 +78,20 @@ def extrapolation(
     """
     model = as_model(model)
     solver = diffrax.Tsit5() if solver is None else solver
-    low, high = visited.positions.min(0), visited.positions.max(0)
-    errors, inside, rows = [], [], []
+    nodes = np.asarray(visited.positions)
+    spread = np.where(nodes.std(0) > 0, nodes.std(0), 1.0)
+    tree = scipy.spatial.cKDTree(nodes / spread)
+    errors, distances, rows = [], [], []
     for i, trajectory in enumerate(problem.data):
         first = at_start(problem, i) if starts is None else starts[i]
         states = simulated_at(problem, model, i, first, trajectory.ts, solver)
         outputs = _outputs(problem, model, i, states)
         error = (outputs - trajectory.ys) / problem.scale
         errors.append(np.sqrt(_mean(error**2, ~np.isnan(trajectory.ys))))
-        within = np.all((states >= low) & (states <= high), axis=1)
-        inside.append(float(within.mean()))
+        finite = states[np.isfinite(states).all(axis=1)]
+        distances.append(tree.query(finite / spread)[0].max(initial=0.0))
         rows.append(states)
-    return Extrapolation(np.stack(errors), np.array(inside), tuple(rows))
+    return Extrapolation(np.stack(errors), np.array(distances), tuple(rows))
 
 
 def _mean(values: np.ndarray, there: np.ndarray) -> np.ndarray:
