@@ -21,6 +21,12 @@ SCRIPTS = (
     "reservoir",
     "machines",
     "images",
+    "van_der_pol",
+    "quarter_vehicle",
+    "robertson",
+    "linear_solves",
+    "guesses",
+    "nlp_evaluation",
 )
 
 
@@ -44,6 +50,8 @@ def _headlines(path: Any) -> list[tuple[str, str]]:
         "weights": _ratios("over_unweighted", "step over our unweighted one"),
         "reservoir": _ratios("over_one_block", "walkers, step over one block's"),
         "images": _images,
+        "van_der_pol": _learned,
+        "quarter_vehicle": _learned,
     }
     return readers.get(path.stem, _counts)(record)
 
@@ -101,9 +109,21 @@ def _images(record: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def _learned(record: dict[str, Any]) -> list[tuple[str, str]]:
+    problems = record.get("problems", {record["benchmark"]: record})
+    return [
+        (f"CasADi's time over ours, {name}", f"{p['casadi']['casadi_over_effgen']:.3g}")
+        for name, p in problems.items()
+    ]
+
+
 def _counts(record: dict[str, Any]) -> list[tuple[str, str]]:
-    groups = {name: v for name, v in record.items() if isinstance(v, dict)}
-    groups.pop("machine")
+    groups = {
+        name: {k: v for k, v in value.items() if isinstance(v, int)}
+        for name, value in record.items()
+        if isinstance(value, dict) and name != "machine"
+    }
+    groups = {name: counts for name, counts in groups.items() if counts}
     groups = groups or {
         record["benchmark"]: {k: v for k, v in record.items() if isinstance(v, int)}
     }

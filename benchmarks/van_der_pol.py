@@ -23,7 +23,7 @@ NOISES = (0.01, 0.05)
 WIDTHS = (5, 8, 12)
 DECAY = 1e-6
 INTERVALS, STAGES = 25, 4
-RATES, SHORT, LONG = (3e-3, 1e-2, 3e-2), 1_000, 8_000
+RATES, SHORT, LONG = (3e-3, 1e-2, 3e-2), 1_000, 4_000
 
 
 def starts(num=8, most=3.0):

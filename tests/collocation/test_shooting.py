@@ -67,3 +67,21 @@ def test_algebraic_states_are_refused():
     problem = co.Problem(field, (np.arange(3.0), np.ones((3, 2))), num_algebraic=1)
     with pytest.raises(ValueError, match="algebraic states"):
         co.segments_of(problem)
+    model, level = co.Model({}, None), co.transcribe(problem)
+    for refused in (
+        lambda: co.simulate(problem, model, [1.0, 1.0], [0.0, 1.0]),
+        lambda: co.integrate(problem, model, [1.0, 1.0], [0.0, 1.0]),
+        lambda: level.simulated(model),
+    ):
+        with pytest.raises(ValueError, match="algebraic states"):
+            refused()
+
+
+def test_segments_of_another_cut_are_refused():
+    problem = decaying()
+    guess = co.transcribe(problem).guess()
+    trainer = co.ShootingTrainer(optax.adam(3e-2), problem)
+    model = co.Model(jnp.asarray(0.2), None)
+    state = trainer.init(model, (co.segments_of(problem, 3), guess))
+    with pytest.raises(ValueError, match="a batch has 2 segments and the state 6"):
+        eg.fit(trainer, state, [co.segments_of(problem)] * 2, key=KEY)

@@ -1,5 +1,6 @@
 """Covariances and residuals against closed forms."""
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,3 +96,27 @@ def test_residuals_vanish_at_nodes_and_refinement_brings_them_below_the_toleranc
     np.testing.assert_allclose(state.model.parameters, 12.0, rtol=1e-4)
     with pytest.raises(ValueError, match="`tol` is 0"):
         co.refine(transcription, state, tol=0)
+
+
+def test_bands_of_a_line_are_those_of_least_squares():
+    """`x' = p`, `x(0)` fixed: the slope's variance, carried to any time."""
+    rng = np.random.default_rng(0)
+    ts = np.linspace(0, 2, 21)
+    problem = co.Problem(
+        lambda t, x, u, p, nets: jnp.broadcast_to(p, (1,)),
+        (ts, 0.5 * ts + 0.1 * rng.normal(size=21)),
+        scale=0.1,
+        initial=co.Initial([0.0]),
+    )
+    level = co.transcribe(problem, intervals=4)
+    trainer = co.CollocationTrainer(tol=1e-10)
+    state = trainer.init(co.Model(jnp.asarray(0.3), None), level.guess())
+    state, _ = eg.fit(trainer, state, [level], key=jax.random.key(0))
+    found = co.covariance(level, state, noise=1.0)
+    slope = 0.1 / np.sqrt(np.sum(ts**2))
+    times = np.array([0.0, 1.0, 5.0])
+    line = lambda model: co.integrate(
+        problem, model, [0.0], times, adjoint=diffrax.ForwardMode()
+    )
+    bands = co.propagated(line, state.model, found.model)
+    np.testing.assert_allclose(bands[:, 0], slope * times, rtol=1e-6, atol=1e-12)
