@@ -9,8 +9,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.spatial
 from jaxtyping import Float, PRNGKeyArray, PyTree
+from scipy.spatial import KDTree
 
 from effgen.core.results import RunWarning, TrainingError
 from effgen.core.state import TrainState
@@ -80,7 +80,7 @@ def extrapolation(
     solver = diffrax.Tsit5() if solver is None else solver
     nodes = np.asarray(visited.positions)
     spread = np.where(nodes.std(0) > 0, nodes.std(0), 1.0)
-    tree = scipy.spatial.cKDTree(nodes / spread)
+    tree = KDTree(nodes / spread)
     errors, distances, rows = [], [], []
     for i, trajectory in enumerate(problem.data):
         first = at_start(problem, i) if starts is None else starts[i]
