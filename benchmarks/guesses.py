@@ -15,11 +15,11 @@ from effgen import collocation as co
 
 
 SEEDS = range(3)
-INTERVALS, STAGES = van_der_pol.INTERVALS, van_der_pol.STAGES
+INTERVALS = van_der_pol.INTERVALS
 
 
 def level_of(problem, intervals=INTERVALS):
-    return co.transcribe(problem, intervals=intervals, stages=STAGES)
+    return van_der_pol.level_of(problem, intervals)()
 
 
 def plain(problem, model):

@@ -182,13 +182,13 @@ def _tridiagonal(lower, diagonal, above, right):
 def systems(level, model):
     """Return the seconds of one system by SuperLU and condensed, and their distance."""
     nlp = level.program(model)
-    scaled = np.asarray(level.guess().positions) / level.problem.nominal
-    z = np.concatenate([scaled.ravel(), np.asarray(nlp.flat())])
+    shape = level.guess().positions.shape
+    z = nlp.joined(level.guess().positions)
     rng = np.random.default_rng(0)
     multipliers = 1e-3 * rng.normal(size=level.mesh.inner.size * 2)
     matrix = matrix_of(nlp, z, multipliers)
     right = rng.normal(size=matrix.shape[0])
-    nodes, num = scaled.size, len(nlp.flat())
+    nodes, num = int(np.prod(shape)), len(nlp.flat())
     given = (jnp.asarray(z), jnp.asarray(multipliers), jnp.asarray(1.0))
     first = jax.jit(lambda z: jacobian_blocks(nlp, z))(given[0])
     second = jax.jit(lambda *a: exact_blocks(nlp, *a, ()))(*given)
@@ -196,7 +196,7 @@ def systems(level, model):
     is_first = np.isin(mesh.left, mesh.starts)
     blocks = (first, second, *map(jnp.asarray, (mesh.inner, mesh.left, is_first)))
     parts = (
-        jnp.asarray(right[:nodes].reshape(scaled.shape)),
+        jnp.asarray(right[:nodes].reshape(shape)),
         jnp.asarray(right[nodes : nodes + num]),
         jnp.asarray(right[nodes + num :]),
     )

@@ -36,8 +36,7 @@ def level_of(nodes):
 
 def start_of(level, model):
     nlp = level.program(model)
-    positions = np.asarray(level.guess().positions) / level.problem.nominal
-    return nlp, np.concatenate([positions.ravel(), np.asarray(nlp.flat())])
+    return nlp, nlp.joined(level.guess().positions)
 
 
 def evaluation(nlp, z):

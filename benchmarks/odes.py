@@ -188,8 +188,7 @@ def same_program(
     _, history = eg.fit(trainer, trainer.init(model, start), [there], key=KEY)
     ours = time.perf_counter() - began
     nlp = there.program(model)
-    scaled = np.asarray(start.positions) / there.problem.nominal
-    z = np.concatenate([scaled.ravel(), np.asarray(nlp.flat())])
+    z = nlp.joined(start.positions)
     build = lambda: peer.program(there, field, num_model, observe)
     stated = build()
     both = ca.Function("both", [stated["x"]], [stated["f"], stated["g"]])

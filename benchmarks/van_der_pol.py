@@ -67,8 +67,8 @@ def model_of(out, width=8):
     return co.Model({}, odes.network([2, width, width, out]))
 
 
-def level_of(problem):
-    return lambda: co.transcribe(problem, intervals=INTERVALS, stages=STAGES)
+def level_of(problem, intervals=INTERVALS):
+    return lambda: co.transcribe(problem, intervals=intervals, stages=STAGES)
 
 
 def judge(problem, model):

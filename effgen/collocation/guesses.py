@@ -4,7 +4,6 @@ import warnings
 
 import diffrax
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.interpolate
@@ -12,7 +11,7 @@ from jaxtyping import Float, PyTree
 
 from .mesh import Mesh
 from .problem import Model, Problem, Trajectory, as_model
-from .shooting import NO_ALGEBRAIC, Integration, integrated
+from .shooting import NO_ALGEBRAIC, Integration, Sampled, integrated, no_inputs
 
 
 _FEWEST = 5  # what a smoothing spline needs
@@ -79,6 +78,9 @@ def simulated(
     return np.clip(found, *problem.state_bounds)
 
 
+_integrated = eqx.filter_jit(integrated)  # compiled once for trajectories alike
+
+
 def simulated_at(
     problem: Problem,
     model: Model,
@@ -93,23 +95,16 @@ def simulated_at(
     """
     trajectory = problem.data[i]
     assert trajectory.span is not None
-    inputs, grid = trajectory.inputs, jnp.asarray(trajectory.ts)
+    inputs = trajectory.inputs
     if inputs is None:
-        known = lambda t: jnp.zeros(0)
-    elif callable(inputs):
-        known = inputs
-    else:
-        table = jnp.asarray(inputs)
-        known = lambda t: jax.vmap(lambda u: jnp.interp(t, grid, u))(table.T)
+        inputs = no_inputs
+    elif not callable(inputs):
+        inputs = Sampled(jnp.asarray(trajectory.ts), jnp.asarray(inputs))
     if problem.num_algebraic:
         raise ValueError(NO_ALGEBRAIC)
-    bare, first = problem.without_data(), jnp.asarray(trajectory.span[0])
-    solve = eqx.filter_jit(
-        lambda model, x, ts: integrated(
-            bare, Integration(solver), model, x, first, ts, known
-        )
-    )
-    return np.asarray(solve(model, jnp.asarray(start), jnp.asarray(ts)))
+    x, first, times = (jnp.asarray(v) for v in (start, trajectory.span[0], ts))
+    bare, how = problem.without_data(), Integration(solver)
+    return np.asarray(_integrated(bare, how, model, x, first, times, inputs))
 
 
 def smoothed(

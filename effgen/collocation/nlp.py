@@ -10,7 +10,7 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from .mesh import Mesh, Samples
 from .problem import BoundaryConstraint, Model, ModelConstraint, PathConstraint, Problem
@@ -65,6 +65,13 @@ class NLP(eqx.Module):
     def model(self, flat: Float[Array, " model"]) -> Model:
         """Return a model of these numbers."""
         return unravel(self.template, flat)
+
+    def joined(
+        self, positions: Float[ArrayLike, "nodes state"]
+    ) -> Float[np.ndarray, " variables"]:
+        """Return the variables of states in their own units and of the template."""
+        scaled = np.asarray(positions) / np.asarray(self.problem.nominal)
+        return np.concatenate([scaled.ravel(), np.asarray(self.flat())])
 
     def split(
         self, z: Float[Array, " variables"]

@@ -33,6 +33,22 @@ class Integration(NamedTuple):
     max_steps: int = 4_096
 
 
+class Sampled(eqx.Module):
+    """Inputs as a function of the time, linear between samples."""
+
+    grid: Float[Array, " grid"]
+    values: Float[Array, "grid inputs"]
+
+    def __call__(self, t: Array) -> Float[Array, " inputs"]:
+        """Return the inputs at `t`."""
+        return jax.vmap(lambda u: jnp.interp(t, self.grid, u))(self.values.T)
+
+
+def no_inputs(t: Array) -> Float[Array, " 0"]:
+    """Return what a problem without inputs has of them."""
+    return jnp.zeros(0)
+
+
 class Segments(NamedTuple):
     """Pieces of trajectories, each integrated from a start of its own.
 
@@ -236,9 +252,7 @@ class ShootingTrainer(AbstractTrainer):
         return jnp.where(fixed, jnp.where(fixed, held, 0), shot.starts)
 
     def _solved(self, model: Model, x: Array, row: Segments) -> tuple[Array, Array]:
-        def inputs(t: Array) -> Array:
-            return jax.vmap(lambda u: jnp.interp(t, row.grid, u))(row.inputs.T)
-
+        inputs = Sampled(row.grid, row.inputs)
         ts = jnp.concatenate([row.ts, row.last[None]])
         states = integrated(
             self.problem, self.integration, model, x, row.first, ts, inputs
@@ -301,11 +315,14 @@ def integrate(
     """
     if problem.num_algebraic:
         raise ValueError(NO_ALGEBRAIC)
-    known = (lambda t: jnp.zeros(0)) if inputs is None else inputs
+    known = no_inputs if inputs is None else inputs
     chosen = Integration().adjoint if adjoint is None else adjoint
     integration = Integration(adjoint=chosen, rtol=rtol, atol=atol)
     x, ts = jnp.asarray(start, float), jnp.asarray(ts, float)
     return integrated(problem, integration, as_model(model), x, ts[0], ts, known)
+
+
+_integrate = eqx.filter_jit(integrate)  # compiled once for all simulations
 
 
 def simulate(
@@ -326,11 +343,9 @@ def simulate(
     **Raises:** `RuntimeError` if the solver fails, with what to do; `ValueError` for a
     problem with algebraic states.
     """
+    x, times = (jnp.asarray(v, float) for v in (start, ts))
     bare = problem.without_data()
-    solve = eqx.filter_jit(
-        lambda model, x, ts: integrate(bare, model, x, ts, inputs, rtol=rtol, atol=atol)
-    )
-    states = solve(as_model(model), jnp.asarray(start, float), jnp.asarray(ts, float))
+    states = _integrate(bare, as_model(model), x, times, inputs, rtol=rtol, atol=atol)
     if bool(jnp.any(jnp.isnan(states))):
         raise RuntimeError(
             f"the solver could not reach t = {float(np.asarray(ts)[-1])} in "

@@ -109,9 +109,7 @@ class CollocationTrainer(AbstractHostTrainer):
             solution = prolonged(solution, mesh, batch.guess)
         nlp = batch.program(state.model)
         limits, shapes = limits_of(batch, nlp), shapes_of(nlp)
-        positions = np.asarray(solution.positions) / batch.problem.nominal
-        z = np.concatenate([positions.ravel(), np.asarray(nlp.flat())])
-        z = np.clip(z, limits.lower, limits.upper)
+        z = np.clip(nlp.joined(solution.positions), limits.lower, limits.upper)
         check_size(nlp, self.curvature)
         check_finite(nlp, batch, z)
         evaluator = Evaluator(nlp, self.curvature)

@@ -69,8 +69,7 @@ def covariance(
         )
     nlp = transcription.program(state.model)
     functions = Evaluator(nlp, curvature).functions()
-    scaled = np.asarray(state.memory.positions) / transcription.problem.nominal
-    z = np.concatenate([scaled.ravel(), np.asarray(nlp.flat())])
+    z = nlp.joined(state.memory.positions)
     point = Point(z, *packed(state.opt_state))
     solve, free = _factorized(functions, limits_of(transcription, nlp), point)
     inverse = _diagonal_and_block(solve, free, len(z), len(nlp.flat()))
@@ -80,7 +79,7 @@ def covariance(
         misfit = float(jnp.sum(over_samples(nlp, sample_loss, x, flat)))
         noise = float(np.sqrt(2 * misfit * count / max(count - len(flat), 1.0)))
     factor = noise**2 / count
-    states = np.sqrt(np.maximum(inverse[0], 0) * factor).reshape(scaled.shape)
+    states = np.sqrt(np.maximum(inverse[0], 0) * factor).reshape(nlp.ts.shape[0], -1)
     nominal = transcription.problem.nominal
     return Covariance(inverse[1] * factor, states * nominal, noise)
 
