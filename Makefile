@@ -54,6 +54,7 @@ lock: $(READY) ## Resolve the requirements anew
 	$(COMPILE) --universal --extra data --extra datasets --extra plots \
 		--extra tensorboard --group dev pyproject.toml requirements/ci.in \
 		-o requirements/ci.txt
+	$(COMPILE) --universal --no-deps requirements/texts.in -o requirements/texts.txt
 	echo "torch ; python_version < '3'" | $(COMPILE) --override - \
 		requirements/peers.in -o requirements/peers.txt
 
@@ -62,12 +63,14 @@ clean: ## Remove the virtual environment, the caches, and the runs
 	find . -path './.*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamps are written last, so that a set-up cut short starts again.
-$(LOCKED): requirements/uv.txt requirements/ci.txt
+$(LOCKED): requirements/uv.txt requirements/ci.txt requirements/texts.txt
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip --disable-pip-version-check install \
 		--quiet --require-hashes -r requirements/uv.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode \
 		--require-hashes -r requirements/ci.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode \
+		--no-deps --require-hashes -r requirements/texts.txt
 	@touch $@
 
 $(READY): $(LOCKED) pyproject.toml

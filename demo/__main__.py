@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from . import energy, predators, report, series
+from . import energy, predators, report, senses, series
 
 
 DIRECTORY = Path("runs/demo")
@@ -34,10 +34,19 @@ def main() -> None:
         for name, model in predators.models().items():
             print(name)
             populations.append(predators.train(name, model, counts))
+    words = senses.task()
+    bm25, rankings = senses.baseline(words), []
+    print(f"Finding words by {len(words.train.queries)} definitions of WordNet")
+    for name, arm in senses.arms().items():
+        print(name)
+        rankings.append(senses.train(name, arm, words, DIRECTORY, key))
+    best = max(rankings, key=lambda outcome: outcome.mrr[-1])
     tables = [
         report.table(outcomes, gaussian),
         report.series_table(seasons),
         report.predators_table(populations),
+        report.senses_table([bm25, *rankings]),
+        report.senses_list(best.name, senses.examples(best.model, words)),
     ]
     text = "\n\n".join([report.heading(), *tables]) + "\n"
     (DIRECTORY / "results.md").write_text(text)
@@ -45,6 +54,7 @@ def main() -> None:
     report.plot_likelihoods(DIRECTORY / "likelihood.png", outcomes, gaussian)
     report.plot_forecasts(DIRECTORY / "forecast.png", seasons, record)
     report.plot_predators(DIRECTORY / "predators.png", populations, counts)
+    report.plot_retrieval(DIRECTORY / "retrieval.png", rankings, bm25)
     report.plot_samples(DIRECTORY / "samples.png", outcomes, problem)
     written = ", ".join(sorted(path.name for path in DIRECTORY.iterdir()))
     print(f"\n{text}\nIn {DIRECTORY}: {written}")

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from effgen import ebm
 
-from . import predators, series
+from . import predators, senses, series
 from .energy import (
     NOISE,
     NUM_WALKERS,
@@ -70,6 +70,49 @@ def predators_table(outcomes: list[predators.Outcome]) -> str:
             f"{o.iterations} | {o.seconds:.1f} |"
         )
     return "\n".join(rows)
+
+
+def senses_table(outcomes: list[senses.Outcome]) -> str:
+    """Return how well held-out definitions find their words as a Markdown table."""
+    rows = [
+        "| ranking | MRR@10 | recall@10 | steps | seconds |",
+        "|---|---|---|---|---|",
+    ]
+    for o in outcomes:
+        steps = f"{o.steps[-1]:,}" if o.model is not None else ""
+        rows.append(
+            f"| {o.name} | {o.mrr[-1]:.3f} | {o.recall[-1]:.3f} | {steps} | "
+            f"{o.seconds[-1]:.0f} |"
+        )
+    return "\n".join(rows)
+
+
+def senses_list(name: str, examples: list[senses.Example]) -> str:
+    """Return queries and the words found for them as a Markdown list."""
+    rows = [f"The first five by the best of these, {name}:", ""]
+    for example in examples:
+        held_out = "" if example.answer is None else f" (held out: {example.answer})"
+        rows.append(f"- *{example.query}*{held_out}")
+        rows += [f"  {i}. {words}" for i, words in enumerate(example.found, 1)]
+    return "\n".join(rows)
+
+
+def plot_retrieval(
+    path: Path, outcomes: list[senses.Outcome], bm25: senses.Outcome
+) -> None:
+    """Draw the held-out MRR by steps and by seconds, with BM25's as a line."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    by_steps, by_seconds = figure.subplots(1, 2, sharey=True)
+    for outcome in outcomes:
+        by_steps.plot(outcome.steps, outcome.mrr, ".-", label=outcome.name)
+        by_seconds.plot(outcome.seconds, outcome.mrr, ".-", label=outcome.name)
+    for axes in (by_steps, by_seconds):
+        axes.axhline(bm25.mrr[-1], color="gray", linewidth=0.8, label=bm25.name)
+        axes.set(xlim=(0, None), ylim=(0, None))
+    by_steps.set(xlabel="step", ylabel="MRR@10 of held-out definitions")
+    by_seconds.set(xlabel="seconds of training")
+    by_steps.legend(loc="lower right")
+    figure.savefig(path, dpi=120)
 
 
 def plot_predators(

@@ -11,6 +11,10 @@ from pathlib import Path
 FASTER = "--xla_cpu_use_fusion_emitters=false" if sys.version_info < (3, 12) else ""
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {FASTER}")
 
+# A sum over simulated devices holds one thread for each until all are there: with a few
+# threads a core, sums that do not depend on each other can wait for ever.
+os.environ.setdefault("PJRT_NPROC", "64")
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 

@@ -16,18 +16,6 @@ from tests.conftest import both_drivers
 MADE = {name: made() for name, made in CASES.items()}
 every_case = pytest.mark.parametrize("case", MADE.values(), ids=MADE)
 
-# A split cache is read by several sums over devices that do not wait for each other. On
-# a CPU with fewer threads than simulated devices these may block each other for good,
-# and end the process: such runs are not for the fast suite until they are put in order.
-UNORDERED = {"negative_cache", "gumbel_max", "streamed", "cross_batch", "full_softmax"}
-every_sharded_case = pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, id=name, marks=[pytest.mark.slow] * (name in UNORDERED))
-        for name, case in MADE.items()
-    ],
-)
-
 
 def run(case, state, num_steps, every=7):
     """Train through `train`, in yields of `every`; return the last state's digest."""
@@ -130,7 +118,7 @@ def test_seeds_can_be_mapped(case):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
 
 
-@every_sharded_case
+@every_case
 def test_sharded_equals_unsharded(case):
     mesh = eg.make_mesh()
     whole = run(case, case.state, 10)

@@ -1,6 +1,5 @@
 """What the cache is compared with: batch, queue, large batch, and the full softmax."""
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -11,16 +10,10 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractTrainer
-from effgen.core.update import apply_gradients, init_opt_state
+from effgen.core.update import init_opt_state
 
 from .cache import NegativeCache
-from .checks import (
-    check_cache,
-    check_own_temperature,
-    check_pairs,
-    check_temperature,
-    check_towers,
-)
+from .checks import check_cache, check_model, check_pairs, check_temperature
 from .gradients import full_softmax_loss
 from .objective import (
     batch_scores,
@@ -28,14 +21,11 @@ from .objective import (
     excluded_by,
     negatives_in_batch,
 )
-from .pairs import Pairs, as_pairs, batch_documents, marks, num_pairs
+from .pairs import Pairs, as_pairs, batch_documents, marks, num_documents, num_pairs
 from .refresh import PositivesIn, Seen
 from .scan import Scored, passed
-from .towers import Tower, embed
-from .trainer import described, refreshed, scale_of
-
-
-Temperature = float | Callable[[Array], Any] | None
+from .towers import Temperature, Tower, embed
+from .trainer import described, refreshed, scale_of, updated
 
 
 class InBatchTrainer(AbstractTrainer):
@@ -68,7 +58,7 @@ class InBatchTrainer(AbstractTrainer):
 
     def init(self, model: PyTree, memory: Any = None) -> TrainState:
         """Return the first state; there is no memory."""
-        _check_model(self.temperature, model)
+        check_model(self.temperature, model)
         return TrainState.start(model, init_opt_state(self.optim, model), None)
 
     def step(
@@ -89,7 +79,7 @@ class InBatchTrainer(AbstractTrainer):
             losses = cross_entropy(scores, _none(scores), self.label_smoothing)
             return jnp.mean(losses), None
 
-        model, opt_state, metrics, _ = _updated(self.optim, state, loss)
+        model, opt_state, metrics, _ = updated(self.optim, state, loss)
         metrics |= {"scale": scale_of(self.temperature, state)}
         return state.advance(model, opt_state, None), metrics
 
@@ -97,8 +87,7 @@ class InBatchTrainer(AbstractTrainer):
         """Raise on batches that the towers cannot use."""
         pairs = as_pairs(batch)
         check_pairs(state.model, None, pairs)
-        rows = jax.tree.leaves(jax.eval_shape(batch_documents, pairs))[0].shape[0]
-        for num in (num_pairs(pairs), rows):
+        for num in (num_pairs(pairs), num_documents(pairs)):
             if num % self.chunks:
                 raise ValueError(
                     f"`chunks` is {self.chunks}, which does not divide {num} rows of a "
@@ -131,7 +120,7 @@ class CrossBatchTrainer(AbstractTrainer):
 
     def init(self, model: PyTree, memory: NegativeCache | None = None) -> TrainState:
         """Return the first state; `memory`, a cache, empty or full."""
-        _check_model(self.temperature, model)
+        check_model(self.temperature, model)
         check_cache(model, memory)
         return TrainState.start(model, init_opt_state(self.optim, model), memory)
 
@@ -153,7 +142,7 @@ class CrossBatchTrainer(AbstractTrainer):
             losses = cross_entropy(scores, logit[:, None], self.label_smoothing)
             return jnp.mean(losses), jax.lax.stop_gradient(documents)
 
-        model, opt_state, metrics, documents = _updated(self.optim, state, loss)
+        model, opt_state, metrics, documents = updated(self.optim, state, loss)
         seen = _of_batch(pairs, documents)
         new = refreshed(cache, PositivesIn(), seen, model, state.step + 1, key=keys[2])
         metrics |= {"scale": scale_of(self.temperature, state)}
@@ -165,8 +154,7 @@ class CrossBatchTrainer(AbstractTrainer):
         """Raise on batches that the towers or the queue cannot use."""
         pairs = as_pairs(batch)
         check_pairs(state.model, state.memory, pairs)
-        rows = jax.tree.leaves(jax.eval_shape(batch_documents, pairs))[0].shape[0]
-        PositivesIn().check(state.memory, rows)
+        PositivesIn().check(state.memory, num_documents(pairs))
 
 
 class FullSoftmaxTrainer(AbstractTrainer):
@@ -192,7 +180,7 @@ class FullSoftmaxTrainer(AbstractTrainer):
 
     def init(self, model: PyTree, memory: NegativeCache | None = None) -> TrainState:
         """Return the first state; `memory`, a cache of the corpus."""
-        _check_model(self.temperature, model)
+        check_model(self.temperature, model)
         check_cache(model, memory)
         return TrainState.start(model, init_opt_state(self.optim, model), memory)
 
@@ -208,7 +196,7 @@ class FullSoftmaxTrainer(AbstractTrainer):
             )
             return found, None
 
-        model, opt_state, metrics, _ = _updated(self.optim, state, loss)
+        model, opt_state, metrics, _ = updated(self.optim, state, loss)
         metrics |= {"scale": scale_of(self.temperature, state)}
         return state.advance(model, opt_state, state.memory), metrics
 
@@ -264,21 +252,3 @@ def _of_batch(pairs: Pairs, documents: Float[Array, "documents size"]) -> Seen:
         num_pairs(pairs),
         jnp.zeros(()),
     )
-
-
-def _updated(
-    optim: optax.GradientTransformation,
-    state: TrainState,
-    loss: Callable[[PyTree], tuple[Array, Any]],
-) -> tuple[PyTree, Any, Metrics, Any]:
-    """Return model and optimizer one step on, with the metrics and what `loss` gave."""
-    (value, aux), gradients = eqx.filter_value_and_grad(loss, has_aux=True)(state.model)
-    model, opt_state = apply_gradients(optim, gradients, state.opt_state, state.model)
-    metrics = {"loss": value, "grad_norm": optax.tree.norm(gradients)}
-    return model, opt_state, metrics, aux
-
-
-def _check_model(temperature: Temperature, model: PyTree) -> None:
-    check_towers(model)
-    if temperature is None:
-        check_own_temperature(model)

@@ -146,21 +146,20 @@ class NegativeCache(eqx.Module):
 
         By number where it has one, else by content.
         """
-        near = jnp.clip(marks.ids, 0, self.capacity - 1)
+        near = jnp.clip(marks.ids, 0, self.capacity - 1).astype(jnp.int32)
         direct = self.ids[near] == marks.ids
-        numbered = marks.ids >= 0
+
+        def row(mark: Marks) -> Int[Array, ""]:
+            by_content = (self.digests == mark.digests) & self.valid
+            same = jnp.where(mark.ids >= 0, self.ids == mark.ids, by_content)
+            return jnp.min(jnp.where(same, jnp.arange(self.capacity), self.capacity))
 
         def searched() -> Int[Array, " documents"]:
-            same = jnp.where(
-                numbered[:, None],
-                self.ids[None] == marks.ids[:, None],
-                (self.digests[None] == marks.digests[:, None]) & self.valid[None],
-            )
-            there = jnp.argmax(same, axis=1)
-            return jnp.where(jnp.any(same, axis=1), there, self.capacity)
+            # One at a time: no array of documents by rows.
+            return jax.lax.map(row, marks).astype(jnp.int32)
 
         # Where rows are in the order of their numbers, nothing is searched for.
-        return jax.lax.cond(jnp.all(direct & numbered), lambda: near, searched)
+        return jax.lax.cond(jnp.all(direct & (marks.ids >= 0)), lambda: near, searched)
 
     def written(
         self,

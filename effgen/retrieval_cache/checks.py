@@ -25,17 +25,19 @@ def check_temperature(temperature: Any) -> None:
         raise ValueError(f"`temperature` is {temperature}: pass a positive number.")
 
 
-def check_own_temperature(model: PyTree) -> None:
-    """Raise `ValueError` for a model without a temperature to train."""
-    if not isinstance(getattr(model, "temperature", None), LearnedTemperature):
+def check_model(temperature: Any, model: PyTree) -> None:
+    """Raise for a model without two towers, or without a temperature to train."""
+    _check_towers(model)
+    if temperature is None and not isinstance(
+        getattr(model, "temperature", None), LearnedTemperature
+    ):
         raise ValueError(
             "`temperature` is `None` and the model has none of its own: pass a number, "
             "or `TwoTowers(query, document, LearnedTemperature.of(0.05))`."
         )
 
 
-def check_towers(model: PyTree) -> None:
-    """Raise `TypeError` for a model without two towers."""
+def _check_towers(model: PyTree) -> None:
     for name in ("query", "document"):
         if not callable(getattr(model, name, None)):
             raise TypeError(

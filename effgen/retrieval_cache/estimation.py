@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from .cache import NegativeCache
 from .estimators import AbstractEstimator, Estimated
 from .logits import Sample, sampled
-from .objective import batch_scores, excluded_by, negatives_in_batch
+from .objective import batch_scores, negatives_in_batch
 from .pairs import Pairs, batch_documents, joined, marks
 from .towers import embed
 
@@ -50,7 +50,7 @@ def estimate(
         queries,
         scale,
         num_negatives,
-        excluded_by(pairs, found),
+        estimator.excluded(pairs, found, cache),
         key=keys[1],
         mesh=mesh,
     )

@@ -8,8 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .logits import Corrected, Sample, pseudo_logit
-from .objective import BatchScores, cross_entropy, log_sum_exp
+from .cache import NegativeCache
+from .logits import Corrected, Sample, pseudo_logit, staleness
+from .objective import BatchScores, cross_entropy, excluded_by, log_sum_exp
+from .pairs import Marks, Pairs, num_pairs
+from .scan import Excluded
 
 
 class Estimated(NamedTuple):
@@ -40,6 +43,12 @@ class AbstractEstimator(eqx.Module):
         label_smoothing: float = 0.0,
     ) -> Estimated:
         """Return the batch's losses, to be differentiated."""
+
+    def excluded(
+        self, pairs: Pairs, documents: Marks, cache: NegativeCache
+    ) -> Excluded:
+        """Return what is not drawn: what the losses have already, and what answers."""
+        return excluded_by(pairs, documents)
 
     def check(
         self, num_negatives: int, batch_size: int, label_smoothing: float
@@ -118,6 +127,21 @@ class GumbelMax(AbstractEstimator):
         surrogate = jnp.where(jnp.any(there, axis=1), (1 - share) * change, 0)
         return Estimated(surrogate, losses, share, _drift(drawn, own, fresh, sample))
 
+    def excluded(
+        self, pairs: Pairs, documents: Marks, cache: NegativeCache
+    ) -> Excluded:
+        """Return that a query's own document is not drawn, nor what else answers.
+
+        Others of the batch are drawn like all, for the losses do not have them.
+        """
+        num = num_pairs(pairs)
+        own = cache.find(Marks(documents.ids[:num], documents.digests[:num]))
+        ids = jnp.where(own < cache.capacity, cache.ids[own % cache.capacity], -1)
+        none = jnp.zeros(0, jnp.int32)
+        found = excluded_by(pairs, documents)
+        known = jnp.concatenate([ids[:, None], found.known], axis=1)
+        return Excluded(none, none, known)
+
     def check(
         self, num_negatives: int, batch_size: int, label_smoothing: float
     ) -> None:
@@ -142,7 +166,5 @@ def _drift(
     there = jnp.isfinite(own)
     change = jnp.where(there, drawn - jnp.where(there, own, 0), 0)
     drift = jnp.sqrt(jnp.sum(change**2) / jnp.maximum(jnp.sum(there), 1))
-    apart = jnp.sum((sample.stale - fresh) ** 2, axis=1)
-    length = jnp.maximum(jnp.sum(fresh**2, axis=1), 1e-30)
-    found = Corrected(drift, jnp.ones(()), jnp.mean(apart / length))
+    found = Corrected(drift, jnp.ones(()), staleness(sample.stale, fresh))
     return jax.lax.stop_gradient(found)

@@ -97,41 +97,52 @@ def check_gradients(
     >>> print(check_gradients(model, batch, cache, key=key))    # doctest: +SKIP
     bias 0.0051 (of 0.0049 by chance), spread 0.1090; loss 4.3912, exact 4.3912
     """
-    scale = jnp.asarray(1 / temperature)
-
-    def one(key: PRNGKeyArray) -> tuple[Array, Array]:
-        gradients, loss = _estimate(
-            model, batch, cache, scale, estimator, num_negatives, key
-        )
-        return _vector(of(gradients)), loss
-
-    loss = lambda model: full_softmax_loss(model, batch, cache, scale)
-    exact_loss, gradients = eqx.filter_jit(eqx.filter_value_and_grad(loss))(model)
+    given = model, batch, cache, jnp.asarray(1 / temperature)
+    exact_loss, gradients = _exact(*given)
     exact = _vector(of(gradients))
-    found, losses = jax.lax.map(eqx.filter_jit(one), jax.random.split(key, num_draws))
-    mean, length = jnp.mean(found, axis=0), jnp.linalg.norm(exact)
-    spread = jnp.sqrt(jnp.mean(jnp.sum((found - mean[None]) ** 2, axis=1))) / length
-    bias = jnp.linalg.norm(mean - exact) / length
-    by_chance = spread / jnp.sqrt(num_draws)
-    return GradientQuality(bias, by_chance, spread, jnp.mean(losses), exact_loss)
+    keys = jax.random.split(key, num_draws)
+    error, square, loss = _errors(*given, estimator, num_negatives, of, exact, keys)
+    length = jnp.linalg.norm(exact)
+    bias = jnp.linalg.norm(error) / length
+    spread = jnp.sqrt(jnp.maximum(square / length**2 - bias**2, 0))
+    return GradientQuality(bias, spread / num_draws**0.5, spread, loss, exact_loss)
 
 
-def _estimate(
+_exact = eqx.filter_jit(eqx.filter_value_and_grad(full_softmax_loss))
+
+
+@eqx.filter_jit
+def _errors(
     model: PyTree,
     batch: PyTree,
     cache: NegativeCache,
     scale: Float[Array, ""],
     estimator: AbstractEstimator,
     num_negatives: int,
-    key: PRNGKeyArray,
-) -> tuple[PyTree, Float[Array, ""]]:
-    def surrogate(model: PyTree) -> tuple[Array, Array]:
+    of: Any,
+    exact: Float[Array, " parameters"],
+    keys: PRNGKeyArray,
+) -> tuple[Array, Array, Array]:
+    """Return the mean error of an estimate, of its squared length, and the mean loss.
+
+    One estimate is held at a time.
+    """
+
+    def surrogate(model: PyTree, key: PRNGKeyArray) -> tuple[Array, Array]:
         found, *_ = estimate(
             estimator, model, as_pairs(batch), cache, scale, num_negatives, key=key
         )
         return jnp.mean(found.surrogate), jnp.mean(found.losses)
 
-    return eqx.filter_grad(surrogate, has_aux=True)(model)
+    def add(sums: PyTree, key: PRNGKeyArray) -> tuple[PyTree, None]:
+        gradients, loss = eqx.filter_grad(surrogate, has_aux=True)(model, key)
+        error = _vector(of(gradients)) - exact
+        return jax.tree.map(jnp.add, sums, (error, jnp.sum(error**2), loss)), None
+
+    zero = jnp.zeros((), exact.dtype)
+    start = (jnp.zeros_like(exact), zero, jnp.zeros((), scale.dtype))
+    sums, _ = jax.lax.scan(add, start, keys)
+    return jax.tree.map(lambda x: x / len(keys), sums)
 
 
 def _vector(gradients: PyTree) -> Float[Array, " parameters"]:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from effgen.core.loops import read_now
+
 from .cache import NegativeCache
 from .sampling import drawn
 from .scan import Excluded, Passed, Scored, passed
@@ -72,7 +74,8 @@ def sampled(
     slots = drawn(
         scored, found, queries, scale, owners, cache.block, key=keys[1], mesh=mesh
     )
-    taken = scored.take(slots)
+    # The rows are read before any of them is written: what follows needs these slots.
+    slots, taken = read_now(lambda: (slots, scored.take(slots)), slots[0])
     return Sample(
         slots,
         owners,
@@ -165,9 +168,15 @@ def _corrected(
     )
     # Of what the draws would count for without a correction.
     ess = jnp.sum(effective(weights)) / jnp.maximum(jnp.sum(effective(shared)), 1e-30)
-    apart = jnp.sum((sample.stale - fresh) ** 2, axis=1)
-    length = jnp.maximum(jnp.sum(fresh**2, axis=1), 1e-30)
-    return Corrected(jnp.sqrt(spread), ess, jnp.mean(apart / length))
+    return Corrected(jnp.sqrt(spread), ess, staleness(sample.stale, fresh))
+
+
+def staleness(
+    stale: Float[Array, "draws size"], fresh: Float[Array, "draws size"]
+) -> Float[Array, ""]:
+    """Return the mean of `|stale - fresh|^2 / |fresh|^2`."""
+    apart = jnp.sum((stale - fresh) ** 2, axis=1)
+    return jnp.mean(apart / jnp.maximum(jnp.sum(fresh**2, axis=1), 1e-30))
 
 
 def nothing_excluded(num: int) -> Excluded:

@@ -61,6 +61,11 @@ def num_pairs(pairs: Pairs) -> int:
     return jax.tree.leaves(pairs.queries)[0].shape[0]
 
 
+def num_documents(pairs: Pairs) -> int:
+    """Return how many documents there are, of arrays or of their shapes."""
+    return jax.tree.leaves(jax.eval_shape(batch_documents, pairs))[0].shape[0]
+
+
 def batch_documents(pairs: Pairs) -> PyTree:
     """Return all documents of a batch: those that answer, then the negatives."""
     if pairs.negatives is None:

@@ -48,7 +48,7 @@ class AbstractRefresh(eqx.Module):
     ) -> NegativeCache:
         """Return the cache after a step."""
 
-    def check(self, cache: NegativeCache, batch_size: int) -> None:
+    def check(self, cache: NegativeCache, num_documents: int) -> None:
         """Raise `ValueError` for a cache that the policy cannot refresh."""
         return
 
@@ -202,11 +202,11 @@ class PositivesIn(AbstractRefresh):
         chance = -jnp.expm1(-jnp.maximum(often, 1e-12) * turnover)
         return eqx.tree_at(lambda c: c.offsets, new, -jnp.log(chance))
 
-    def check(self, cache: NegativeCache, batch_size: int) -> None:
-        """Raise `ValueError` for a cache that is smaller than a batch."""
-        if cache.capacity < batch_size:
+    def check(self, cache: NegativeCache, num_documents: int) -> None:
+        """Raise `ValueError` for a cache smaller than a batch's documents."""
+        if cache.capacity < num_documents:
             raise ValueError(
-                f"the cache has {cache.capacity} rows and a batch {batch_size} "
+                f"the cache has {cache.capacity} rows and a batch {num_documents} "
                 "documents: make it at least as large."
             )
 

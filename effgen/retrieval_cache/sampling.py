@@ -102,10 +102,12 @@ def _own_scores(
         part = eqx.tree_at(lambda s: s.excluded, scored, own)
         return part.window(start, size).scores(queries[owner][None], scale)[0]
 
-    return jax.lax.map(one, (owners, starts), batch_size=_AT_ONCE)
+    return jax.lax.map(one, (owners, starts), batch_size=_at_once())
 
 
-_AT_ONCE = 64
+def _at_once() -> int:
+    """Return of how many draws the blocks are copied side by side."""
+    return 8 if jax.default_backend() == "cpu" else 64
 
 
 def top_k(

@@ -17,8 +17,9 @@ from .cache import NegativeCache
 from .rows import AbstractRows
 
 
-# How many scores a tile holds: enough to keep a matrix product busy.
-_TILE_SCORES = {"cpu": 1 << 20}
+# How many scores a tile holds: enough to keep a matrix product busy, and on a CPU few
+# enough to stay near a core.
+_TILE_SCORES = {"cpu": 1 << 18}
 _TILE_SCORES_ELSEWHERE = 1 << 24
 
 

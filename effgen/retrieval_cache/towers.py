@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 
 Tower = Callable[..., Float[Array, "batch size"]]
+Temperature = float | Callable[[Array], Any] | None  # a number, a schedule, the model's
 
 
 class LearnedTemperature(eqx.Module):

@@ -17,18 +17,20 @@ from effgen.core.trainer import AbstractTrainer
 from effgen.core.update import apply_gradients, init_opt_state
 
 from .cache import NegativeCache
-from .checks import (
-    check_cache,
-    check_own_temperature,
-    check_pairs,
-    check_temperature,
-    check_towers,
-)
+from .checks import check_cache, check_model, check_pairs, check_temperature
 from .estimation import Embedded, estimate
 from .estimators import AbstractEstimator, PseudoLogit
-from .pairs import Pairs, as_pairs, batch_documents, joined, marks, num_pairs
+from .pairs import (
+    Pairs,
+    as_pairs,
+    batch_documents,
+    joined,
+    marks,
+    num_documents,
+    num_pairs,
+)
 from .refresh import AbstractRefresh, Seen, policies_of
-from .towers import embed, is_random
+from .towers import Temperature, embed, is_random
 
 
 class NegativeCacheTrainer(AbstractTrainer):
@@ -56,8 +58,9 @@ class NegativeCacheTrainer(AbstractTrainer):
     `positive`, the mean share of the softmax that positives have; `cache_loss`, the
     mean log-partition over the cache; `scale`, one over the temperature; `staleness`,
     `score_drift` and `ess`, of the draws (`Corrected`); `coverage`, the share of the
-    rows that hold a document; `age`, the mean of these in steps, and `oldest`;
-    `refused`, embeddings not finite and so not written; `grad_norm`.
+    rows that hold a document (`fill` makes a few rows more than documents); `age`, the
+    mean of these in steps, and `oldest`; `refused`, embeddings not finite and so not
+    written; `grad_norm`.
 
     **Source:** Lindgren, Reddi, Guo and Kumar (2021).
     """
@@ -66,7 +69,7 @@ class NegativeCacheTrainer(AbstractTrainer):
 
     optim: optax.GradientTransformation
     num_negatives: int = 64
-    temperature: float | Callable[[Array], Any] | None = 0.05
+    temperature: Temperature = 0.05
     refresh: float | AbstractRefresh | tuple[AbstractRefresh, ...] = 0.01
     estimator: AbstractEstimator = PseudoLogit()
     label_smoothing: float = 0.0
@@ -101,10 +104,8 @@ class NegativeCacheTrainer(AbstractTrainer):
         **Raises:** `TypeError` or `ValueError` for a model without towers, without a
         cache, or for towers that do not fit it.
         """
-        check_towers(model)
+        check_model(self.temperature, model)
         check_cache(model, memory)
-        if self.temperature is None:
-            check_own_temperature(model)
         assert memory is not None
         return TrainState.start(model, init_opt_state(self.optim, model), memory)
 
@@ -132,17 +133,11 @@ class NegativeCacheTrainer(AbstractTrainer):
             )
             return jnp.mean(found.estimated.surrogate), found
 
-        (_, found), gradients = eqx.filter_value_and_grad(mean_loss, has_aux=True)(
-            state.model
-        )
-        model, opt_state = apply_gradients(
-            self.optim, gradients, state.opt_state, state.model
-        )
+        model, opt_state, metrics, found = updated(self.optim, state, mean_loss)
         seen = _seen(state.model, state.memory, pairs, found)
         cache = refreshed(
             state.memory, self.refresh, seen, model, state.step + 1, key=keys[1]
         )
-        metrics = {"grad_norm": optax.tree.norm(gradients)}
         metrics |= {"scale": scale_of(self.temperature, state)}
         metrics |= _described(found, seen) | described(cache, state.step)
         return state.advance(model, opt_state, cache), metrics
@@ -151,14 +146,25 @@ class NegativeCacheTrainer(AbstractTrainer):
         """Raise on batches that the towers or the cache cannot use."""
         pairs = as_pairs(batch)
         check_pairs(state.model, state.memory, pairs)
-        num = num_pairs(pairs)
-        self.estimator.check(self.num_negatives, num, self.label_smoothing)
+        self.estimator.check(self.num_negatives, num_pairs(pairs), self.label_smoothing)
         for policy in policies_of(self.refresh):
-            policy.check(state.memory, num)
+            policy.check(state.memory, num_documents(pairs))
 
     def for_data(self, state: TrainState, data: Any) -> "NegativeCacheTrainer":
         """Return the trainer with the mesh that the cache is split over."""
         return dataclasses.replace(self, mesh=mesh_of(state.memory))
+
+
+def updated(
+    optim: optax.GradientTransformation,
+    state: TrainState,
+    loss: Callable[[PyTree], tuple[Array, Any]],
+) -> tuple[PyTree, Any, Metrics, Any]:
+    """Return model and optimizer one step on, with the metrics and what `loss` gave."""
+    (value, aux), gradients = eqx.filter_value_and_grad(loss, has_aux=True)(state.model)
+    model, opt_state = apply_gradients(optim, gradients, state.opt_state, state.model)
+    metrics = {"loss": value, "grad_norm": optax.tree.norm(gradients)}
+    return model, opt_state, metrics, aux
 
 
 def refreshed(
@@ -222,7 +228,7 @@ def described(cache: NegativeCache, step: Int[Array, ""]) -> Metrics:
 
 
 def scale_of(
-    temperature: float | Callable[[Array], Any] | None,
+    temperature: Temperature,
     state: TrainState,
     model: PyTree = None,
 ) -> Float[Array, ""]:

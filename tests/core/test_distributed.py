@@ -10,9 +10,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 import effgen as eg
-from tests.cases import KEY, arrays, jarzynski
+from tests.cases import CASES, KEY, arrays, jarzynski
 
 
 ROOT = Path(__file__).parents[2]
@@ -28,9 +29,9 @@ jax.distributed.initialize(
     f"localhost:{port}", num_processes=2, process_id=rank, heartbeat_timeout_seconds=10
 )
 import effgen as eg
-from tests.cases import KEY, jarzynski
+from tests.cases import CASES, KEY
 
-case = jarzynski()
+case = CASES[sys.argv[5]]()
 state = eg.shard(case.state, eg.make_mesh())
 state = eg.resume(directory + "/checkpoints", state)
 run = eg.train(case.trainer(), state, case.data, key=KEY,
@@ -42,16 +43,17 @@ print("end", int(state.step), flush=True)
 """
 
 
-def processes(directory, num_steps):
+def processes(directory, num_steps, case="jarzynski"):
     """Start both; the coordinator's port is drawn, for none of ours opens a socket."""
     port = random.SystemRandom().randint(20_000, 60_000)
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    ours = ("XLA_FLAGS", "PJRT_NPROC")
+    environment = {k: v for k, v in os.environ.items() if k not in ours}
     started = []
     for rank in range(2):
         command = [sys.executable, "-c", SCRIPT, str(port), str(rank)]
         started.append(
             subprocess.Popen(
-                [*command, str(directory), str(num_steps)],
+                [*command, str(directory), str(num_steps), case],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -65,7 +67,7 @@ def processes(directory, num_steps):
 def finished(started):
     """Return each one's output; stop both if they take too long."""
     try:
-        return [process.communicate(timeout=60) for process in started]
+        return [process.communicate(timeout=150) for process in started]
     finally:
         for process in started:
             process.kill()
@@ -76,20 +78,21 @@ def last_step(out):
     return int(out.splitlines()[-1].split()[1])
 
 
-def test_two_processes_train_as_one(tmp_path):
-    outputs = finished(processes(tmp_path, 20))
+@pytest.mark.parametrize("name", ["jarzynski", "negative_cache"])
+def test_two_processes_train_as_one(tmp_path, name):
+    outputs = finished(processes(tmp_path, 20, name))
     assert all("end 20" in out for out, _ in outputs), outputs
     assert "step" in outputs[0][1]
     assert "%" not in outputs[1][1]  # one bar
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
     # Their checkpoint opens in one process, and equals the run of one process.
-    case = jarzynski()
+    case = CASES[name]()
     whole, _ = eg.fit(case.trainer(), case.state, case.data, key=KEY, num_steps=20)
     saved = eg.restore(tmp_path / "checkpoints", case.state)
     for a, b in zip(arrays(saved.model), arrays(whole.model), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     # And theirs opens one that one process wrote.
-    outputs = finished(processes(tmp_path, 30))
+    outputs = finished(processes(tmp_path, 30, name))
     assert all("end 30" in out for out, _ in outputs), outputs
     whole, _ = eg.fit(case.trainer(), whole, case.data, key=KEY, num_steps=10)
     saved = eg.restore(tmp_path / "checkpoints", case.state)

@@ -151,7 +151,6 @@ def test_tied_towers_share_their_parameters():
     trainer.step(state, batch(), key=KEY)
 
 
-@pytest.mark.slow  # see `tests/test_contract.py` on sums over simulated devices
 def test_sharded_draws_and_losses_are_the_unsharded_ones(monkeypatch):
     monkeypatch.setitem(scan._TILE_SCORES, "cpu", 12 * 64)
     num = 2_048
@@ -194,6 +193,32 @@ def test_no_program_gathers_a_split_cache():
     text = jax.jit(step).lower(arrays).compile().as_text()
     gathered = [line for line in text.splitlines() if "all-gather" in line]
     assert not [line for line in gathered if f"[{num},8]" in line]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8])
+def test_a_step_s_memory_does_not_grow_with_the_cache(dtype):
+    """Neither by its scores, nor by a copy: it is written to in place."""
+
+    def temporary(num):
+        policies = (rc.WriteBack(), rc.OldestFirst(16 / num))
+        trainer = rc.NegativeCacheTrainer(optax.adam(1e-2), 64, refresh=policies)
+        cache = rc.NegativeCache.empty(corpus(1), 32, num, dtype=dtype)
+        arrays, static = eqx.partition(
+            trainer.init(towers(size=32), cache), eqx.is_array
+        )
+
+        def step(arrays, pairs):
+            new, _ = trainer.step(eqx.combine(arrays, static), pairs, key=KEY)
+            return eqx.filter(new, eqx.is_array)
+
+        work = jax.jit(step, donate_argnums=0)
+        memory = work.lower(arrays, batch(64)).compile().memory_analysis()
+        return memory.temp_size_in_bytes
+
+    small, large = temporary(2**15), temporary(2**19)
+    # A number a block and query, and one a row, where scores would be 64 a row.
+    blocks = 4 * 64 * 2**19 // 512
+    assert large - small <= 3 * blocks + 6 * 2**19
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,96 @@
+"""A step's time as the cache grows, against the encoder's and the pass's own.
+
+`python -m benchmarks.cache_growth`. Batches of 32, 32 draws, 32 rows embedded anew, a
+transformer of two layers of 128; documents of 32 tokens drawn at random; embeddings of
+128 bytes with a scale. The cost to expect is that of the smallest cache, whose pass is
+all but free, and of the bare pass over the rows.
+"""
+
+import statistics
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import effgen as eg
+from benchmarks import measure
+from benchmarks.retrieval_arms import BATCH, LENGTH, REFRESHED, SIZE, WORDS, encoder
+from effgen import retrieval_cache as rc
+from effgen.retrieval_cache.logits import nothing_excluded
+from effgen.retrieval_cache.rows import stored
+
+
+POWERS = (14, 16, 18, 20, 22)
+ROUNDS, STEPS = 5, 20
+
+
+def cache_of(num):
+    """Return a cache of random tokens and embeddings, made without the encoder."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, WORDS, (num, LENGTH)).astype(np.uint16)
+    values = jax.random.normal(jax.random.key(0), (num, SIZE))
+    numbers = jnp.arange(num, dtype=jnp.int32)
+    return rc.NegativeCache(
+        jnp.asarray(tokens),
+        stored(rc.normalized(values), jnp.int8),
+        numbers,
+        rc.content_digests(tokens),
+        jnp.zeros(num, jnp.int32),
+        jnp.zeros(num),
+    )
+
+
+def work(num):
+    """Return functions: steps of training, and as many bare passes."""
+    cache, model = cache_of(num), encoder(0)
+    trainer = rc.NegativeCacheTrainer(optax.adam(1e-3), BATCH, refresh=REFRESHED / num)
+    state = trainer.init(model, cache)
+    asked = cache.items[: min(num, 2**16)]
+    source = eg.Minibatches(rc.Pairs(asked, asked, cache.ids[: len(asked)]), BATCH)
+    queries = rc.normalized(jax.random.normal(jax.random.key(1), (BATCH, SIZE)))
+    scored = rc.Scored.of(cache, nothing_excluded(BATCH))
+
+    def steps(count):
+        key = jax.random.key(0)
+        return eg.fit(trainer, state, source, key=key, num_steps=count)[0].model
+
+    @jax.jit
+    def bare(scored, queries):
+        def one(queries, _):
+            found = rc.passed(scored, queries, jnp.asarray(20.0), cache.block)
+            return queries + 1e-9 * found.mean, None
+
+        return jax.lax.scan(one, queries, length=STEPS)[0]
+
+    return steps, lambda: bare(scored, queries)
+
+
+def measured(num):
+    """Return milliseconds of a step under way and of a bare pass."""
+    steps, bare = work(num)
+    for count in (STEPS, 2 * STEPS):
+        steps(count)
+    bare()
+    step, passes = [], []
+    for _ in range(ROUNDS):
+        short = measure.seconds(lambda: steps(STEPS))
+        step.append((measure.seconds(lambda: steps(2 * STEPS)) - short) / STEPS)
+        passes.append(measure.seconds(bare) / STEPS)
+    return {
+        "rows": num,
+        "step": 1e3 * statistics.median(step),
+        "pass": 1e3 * statistics.median(passes),
+    }
+
+
+if __name__ == "__main__":
+    rows = []
+    for power in POWERS:
+        rows.append(measured(2**power))
+        encoding = rows[0]["step"] - rows[0]["pass"]
+        rows[-1]["step_over_encoder_and_pass"] = rows[-1]["step"] / (
+            encoding + rows[-1]["pass"]
+        )
+        print(rows[-1], flush=True)
+    measure.write("cache_growth", {"milliseconds": rows})
