@@ -27,6 +27,10 @@ SCRIPTS = (
     "linear_solves",
     "guesses",
     "nlp_evaluation",
+    "negative_sampling",
+    "negative_gradients",
+    "cache_growth",
+    "retrieval_costs",
 )
 
 
@@ -52,6 +56,8 @@ def _headlines(path: Any) -> list[tuple[str, str]]:
         "images": _images,
         "van_der_pol": _learned,
         "quarter_vehicle": _learned,
+        "negative_sampling": _passes,
+        "cache_growth": _growth,
     }
     return readers.get(path.stem, _counts)(record)
 
@@ -114,6 +120,26 @@ def _learned(record: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (f"CasADi's time over ours, {name}", f"{p['casadi']['casadi_over_effgen']:.3g}")
         for name, p in problems.items()
+    ]
+
+
+def _passes(record: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (
+            f"Gumbel-max's time over ours, {row['rows']} rows",
+            f"{row['gumbel_max_over_ours']['median']:.3g}",
+        )
+        for row in record["passes"]
+    ]
+
+
+def _growth(record: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (
+            f"step over encoder and pass, {row['rows']} rows",
+            f"{row['step_over_encoder_and_pass']:.3g}",
+        )
+        for row in record["milliseconds"]
     ]
 
 

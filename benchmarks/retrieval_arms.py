@@ -128,11 +128,14 @@ def arms(rows):
     }
 
 
-def begun(arm, task, seed):
-    """Return the first state of a run, and its data."""
+def filled(task, seed):
+    """Return towers and a cache of the corpus as they embed it, from nothing."""
     model = encoder(seed)
-    memory = None
-    if arm.cached:
-        memory = rc.NegativeCache.fill(model.document, task.documents)
-    state = arm.trainer.init(model, memory)
+    return model, rc.NegativeCache.fill(model.document, task.documents)
+
+
+def begun(arm, task, first):
+    """Return the first state of a run, and its data; `first`, from `filled`."""
+    model, cache = first
+    state = arm.trainer.init(model, cache if arm.cached else None)
     return state, eg.Minibatches(task.pairs, arm.batch_size)

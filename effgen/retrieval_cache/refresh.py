@@ -215,9 +215,7 @@ def _places(cache: NegativeCache, marks: Marks, num: int) -> Int[Array, " docume
     """Return where documents go: where they are, or else over the oldest rows."""
     there = cache.find(marks)
     taken = jnp.zeros(cache.capacity, bool).at[there].set(True, mode="drop")
-    newest = jnp.iinfo(jnp.int32).max
-    age = jnp.where(taken, newest, cache.stamps)
-    old = jax.lax.top_k(-age, num)[1]
+    old = jax.lax.top_k(jnp.where(taken, -1, _ages(cache)), num)[1]
     absent = there == cache.capacity
     # Of the same document twice in a batch, the first is kept.
     same = marks.digests[:, None] == marks.digests[None]
@@ -230,10 +228,17 @@ def _places(cache: NegativeCache, marks: Marks, num: int) -> Int[Array, " docume
 
 def oldest(cache: NegativeCache, num: int) -> Int[Array, " rows"]:
     """Return the rows embedded longest ago; past the end where too few are taken."""
-    newest = jnp.iinfo(jnp.int32).max
-    stamps = jnp.where(cache.valid, cache.stamps, newest)
-    _, slots = jax.lax.top_k(-stamps, num)
+    _, slots = jax.lax.top_k(jnp.where(cache.valid, _ages(cache), -1), num)
     return jnp.where(cache.valid[slots], slots, cache.capacity)
+
+
+def _ages(cache: NegativeCache) -> Float[Array, " rows"]:
+    """Return ages in steps, of a free row the greatest.
+
+    In float32: of integers, XLA sorts all for the sake of a few on a CPU. Ages past
+    2^24 steps are rounded.
+    """
+    return (jnp.max(cache.stamps) - cache.stamps).astype(jnp.float32)
 
 
 def _renewed(
