@@ -101,13 +101,13 @@ def arms(rows):
     """Return the contestants for a corpus of so many documents."""
     optim = optax.adam(optax.linear_schedule(0.0, RATE, 100))
     refresh = REFRESHED / rows
-    cached = lambda num, **settings: Arm(
+    cached = lambda num, times=1, **settings: Arm(
         rc.NegativeCacheTrainer(
             optim, num, temperature=TEMPERATURE, refresh=refresh, **settings
         ),
-        BATCH,
+        times * BATCH,
         cached=True,
-        embedded=2 * BATCH + num + REFRESHED / 3,
+        embedded=2 * times * BATCH + num + REFRESHED / 3,
     )
     alone = lambda times, chunks=1: Arm(
         rc.InBatchTrainer(optim, temperature=TEMPERATURE, chunks=chunks),
@@ -125,6 +125,7 @@ def arms(rows):
         "paper's estimator, 4 draws": cached(4 * BATCH, estimator=rc.GumbelMax()),
         "pseudo-logit": cached(BATCH),
         "pseudo-logit, 4 draws": cached(4 * BATCH),
+        "pseudo-logit, batch 3 x": cached(BATCH, 3),
     }
 
 

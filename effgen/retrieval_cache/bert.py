@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
-from .encoders import pooled
+from .encoders import attention, layer_norm, linear, pooled
 from .pretrained import Folder, described, tensors
 from .towers import normalized
 
@@ -195,7 +195,7 @@ class Bert(eqx.Module):
         there = tokens != self.padding
         first, rest = (None, None) if key is None else jax.random.split(key)
         x = self.words[tokens] + self.places[None, : tokens.shape[1]]
-        x = self._normed(self.norm, x + self.types[None, :1])
+        x = layer_norm(self.norm, x + self.types[None, :1], self.epsilon)
         x = self._through(self._dropped(x, first).astype(self.compute), there, rest)
         # The first token is there in all texts: tokenizers put one before them.
         x = (
@@ -231,35 +231,11 @@ class Bert(eqx.Module):
     ) -> Float[Array, "batch length width"]:
         """Return the sequences one layer later."""
         keys = (None, None) if key is None else jax.random.split(key)
-        y = _linear(layer.out, self._attended(x, there, layer))
-        x = self._normed(layer.out_norm, x + self._dropped(y, keys[0]))
-        y = _linear(layer.down, jax.nn.gelu(_linear(layer.up, x), approximate=False))
-        return self._normed(layer.down_norm, x + self._dropped(y, keys[1]))
-
-    def _attended(
-        self,
-        x: Float[Array, "batch length width"],
-        there: Bool[Array, "batch length"],
-        layer: Layers,
-    ) -> Float[Array, "batch length width"]:
-        """Return what each token reads off those that are there."""
-        batch, length, width = x.shape
-        shape = (batch, length, 3, self.num_heads, width // self.num_heads)
-        query, key, value = jnp.moveaxis(_linear(layer.qkv, x).reshape(shape), 2, 0)
-        mask = there[:, None, None]
-        return jax.nn.dot_product_attention(query, key, value, mask=mask).reshape(
-            x.shape
-        )
-
-    def _normed(
-        self, norm: Affine, x: Float[Array, "batch length width"]
-    ) -> Float[Array, "batch length width"]:
-        """Return each token's vector, normed in float32 or wider."""
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        mean = jnp.mean(wide, axis=-1, keepdims=True)
-        inverse = jax.lax.rsqrt(jnp.var(wide, axis=-1, keepdims=True) + self.epsilon)
-        y = (wide - mean) * inverse * norm.weight[None, None] + norm.bias[None, None]
-        return y.astype(x.dtype)
+        y = attention(linear(layer.qkv, x), there, self.num_heads)
+        y = x + self._dropped(linear(layer.out, y), keys[0])
+        x = layer_norm(layer.out_norm, y, self.epsilon)
+        y = linear(layer.down, jax.nn.gelu(linear(layer.up, x), approximate=False))
+        return layer_norm(layer.down_norm, x + self._dropped(y, keys[1]), self.epsilon)
 
     def _dropped(self, x: Array, key: PRNGKeyArray | None) -> Array:
         return x if key is None else self.dropout(x, key=key)
@@ -314,10 +290,3 @@ def _like(config: dict[str, Any]) -> Bert:
         inner_size=config["intermediate_size"],
         num_types=config["type_vocab_size"],
     )
-
-
-def _linear(
-    affine: Affine, x: Float[Array, "batch length in"]
-) -> Float[Array, "batch length out"]:
-    weight, bias = affine.weight.astype(x.dtype), affine.bias.astype(x.dtype)
-    return x @ weight.T + bias[None, None]

@@ -74,10 +74,12 @@ class Block(eqx.Module):
     ) -> Float[Array, "batch length width"]:
         """Return the sequences one block later."""
         keys = (None, None) if key is None else jax.random.split(key)
-        y = attention(applied(self.norms[0], x), there, self)
+        first, second = self.norms
+        qkv = linear(self.qkv, layer_norm(first, x, first.eps))
+        y = linear(self.out, attention(qkv, there, self.num_heads))
         x = x + self._dropped(y, keys[0])
-        y = jax.nn.gelu(applied(self.up, applied(self.norms[1], x)))
-        return x + self._dropped(applied(self.down, y), keys[1])
+        y = jax.nn.gelu(linear(self.up, layer_norm(second, x, second.eps)))
+        return x + self._dropped(linear(self.down, y), keys[1])
 
     def _dropped(self, y: Array, key: PRNGKeyArray | None) -> Array:
         return self.dropout(y, key=key, inference=key is None)
@@ -135,18 +137,23 @@ class Transformer(eqx.Module):
         x = x.astype(self.compute)
         for i, block in enumerate(self.blocks):
             x = block(x, there, None if key is None else jax.random.fold_in(key, i))
-        x = pooled(applied(self.norm, x), there)
-        return normalized(applied(self.head, x).astype(self.head.weight.dtype))
+        x = pooled(layer_norm(self.norm, x, self.norm.eps), there)
+        return normalized(linear(self.head, x).astype(self.head.weight.dtype))
 
 
-def applied(layer: Any, x: Float[Array, "... width"]) -> Float[Array, "... out"]:
-    """Return a linear layer or a norm of the last axis, computed in `x`'s type."""
-    if isinstance(layer, eqx.nn.Linear):
-        y = x @ layer.weight.T.astype(x.dtype)
-        return y if layer.bias is None else y + _wide(layer.bias.astype(x.dtype), y)
+def linear(layer: Any, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
+    """Return `x @ weight.T + bias`, computed in `x`'s type."""
+    y = x @ layer.weight.T.astype(x.dtype)
+    return y if layer.bias is None else y + _wide(layer.bias.astype(x.dtype), y)
+
+
+def layer_norm(
+    layer: Any, x: Float[Array, "*batch width"], epsilon: float
+) -> Float[Array, "*batch width"]:
+    """Return vectors of mean zero and variance one, scaled, in float32 or wider."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean = jnp.mean(wide, axis=-1, keepdims=True)
-    inverse = jax.lax.rsqrt(jnp.var(wide, axis=-1, keepdims=True) + layer.eps)
+    inverse = jax.lax.rsqrt(jnp.var(wide, axis=-1, keepdims=True) + epsilon)
     weight, bias = _wide(layer.weight, wide), _wide(layer.bias, wide)
     return ((wide - mean) * inverse * weight + bias).astype(x.dtype)
 
@@ -156,17 +163,20 @@ def _wide(x: Array, like: Array) -> Array:
 
 
 def attention(
-    x: Float[Array, "batch length width"],
+    qkv: Float[Array, "batch length triple"],
     there: Bool[Array, "batch length"],
-    layer: Any,
+    num_heads: int,
 ) -> Float[Array, "batch length width"]:
-    """Return self-attention over the tokens that are there, `layer.num_heads` heads."""
-    batch, length, width = x.shape
-    shape = (batch, length, 3, layer.num_heads, width // layer.num_heads)
-    query, key, value = jnp.moveaxis(applied(layer.qkv, x).reshape(shape), 2, 0)
-    mask = there[:, None, None, :]
+    """Return what each token reads off those that are there, by `num_heads` heads.
+
+    **Arguments:** `qkv`, queries, keys and values, one after the other.
+    """
+    batch, length, triple = qkv.shape
+    shape = (batch, length, 3, num_heads, triple // 3 // num_heads)
+    query, key, value = jnp.moveaxis(qkv.reshape(shape), 2, 0)
+    mask = there[:, None, None]
     found = jax.nn.dot_product_attention(query, key, value, mask=mask)
-    return applied(layer.out, found.reshape(x.shape))
+    return found.reshape(batch, length, triple // 3)
 
 
 def pooled(

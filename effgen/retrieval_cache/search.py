@@ -128,11 +128,7 @@ def evaluate(
             f"`relevant` has {len(answers.ids)} rows and there are {len(found)} "
             "queries: pass one row a query."
         )
-    parts = [
-        index.search(found[start : start + batch_size], k).ids
-        for start in range(0, len(found), batch_size)
-    ]
-    ranked = jnp.concatenate(parts)
+    ranked = _ranked(index, found, k, None, batch_size)
     answers = jax.tree.map(jnp.asarray, answers)
     measures = (reciprocal_rank, recall, discounted_gain)
     return Evaluation(*(measure(ranked, answers) for measure in measures))
@@ -159,8 +155,20 @@ def mined(
     """
     index, known = Index.from_cache(cache), jnp.asarray(known)
     found = embedded(model.query, queries, batch_size)
+    return _ranked(index, found, k + skip, known, batch_size)[:, skip:]
+
+
+def _ranked(
+    index: Index,
+    queries: Float[Array, "queries size"],
+    k: int,
+    known: Int[Array, "queries any"] | None,
+    batch_size: int,
+) -> Int[Array, "queries k"]:
+    """Return the best documents' numbers, of some queries at a time."""
     parts = []
-    for start in range(0, len(found), batch_size):
+    for start in range(0, len(queries), batch_size):
         cut = slice(start, start + batch_size)
-        parts.append(index.search(found[cut], k + skip, known=known[cut]).ids[:, skip:])
+        own = None if known is None else known[cut]
+        parts.append(index.search(queries[cut], k, known=own).ids)
     return jnp.concatenate(parts)
