@@ -122,13 +122,14 @@ def pseudo_logit(
     draws; the gradient is the softmax's expectation, exact over stale rows for the
     queries, and over the draws for documents and for what staleness changes:
 
-        weights  = shared * ratio / R,  R_i = sum_s(shared ratio) / sum_s(shared)
+        weights  = shared * ratio / R,  R_i = mean of ratio, by shared (see below)
         value_i  = log_partition_i + log(R_i)
         d logit  = d scale <query, mean + sum weights fresh - sum shared stale>
                    + scale <query, sum weights d fresh>
 
     With a fresh cache the ratios are one and the gradient is unbiased. It is `-inf`
-    with zero gradient for queries without negatives.
+    with zero gradient for queries without negatives. `R_i` counts the batch's mean as
+    one draw more: of a query's single draw, its own ratio would cancel.
 
     **Arguments:** `fresh`, the drawn documents embedded now, with gradient;
     `max_log_ratio`, at which ratios are cut, 0 to leave staleness as it is.
@@ -139,9 +140,7 @@ def pseudo_logit(
     negative = jnp.isfinite(sample.scores)
     change = fixed(jnp.where(negative, now - jnp.where(negative, sample.scores, 0), 0))
     ratio = jnp.exp(jnp.clip(change, -max_log_ratio, max_log_ratio))
-    total, corrected = jnp.sum(shared, axis=1), jnp.sum(shared * ratio, axis=1)
-    counted = total > 0
-    normalizer = jnp.where(counted, corrected, 1) / jnp.where(counted, total, 1)
+    normalizer = _mean_ratio(shared, ratio)
     weights = shared * ratio / normalizer[:, None]
     mean = fixed(sample.mean + weights @ fresh - shared @ sample.stale)
     by_queries = scale * jnp.sum(queries * mean, axis=1)
@@ -153,6 +152,28 @@ def pseudo_logit(
     return logit, _corrected(sample, shared, weights, change, fixed(fresh))
 
 
+def _mean_ratio(
+    shared: Float[Array, "queries draws"], ratio: Float[Array, "queries draws"]
+) -> Float[Array, " queries"]:
+    """Return each query's mean ratio, drawn towards the batch's by one draw's weight.
+
+    (draws own + batch's) / (draws + 1),    draws = sum(shared)^2 / sum(shared^2)
+    """
+    total, corrected = jnp.sum(shared, axis=1), jnp.sum(shared * ratio, axis=1)
+    there = total > 0
+    own = jnp.where(there, corrected, 1) / jnp.where(there, total, 1)
+    count = jnp.sum(total)
+    batch = jnp.where(count > 0, jnp.sum(corrected), 1) / jnp.where(count > 0, count, 1)
+    draws = effective_draws(shared)
+    return (draws * own + batch) / (draws + 1)
+
+
+def effective_draws(weights: Float[Array, "queries draws"]) -> Float[Array, " queries"]:
+    """Return `sum(weights)^2 / sum(weights^2)`, zero where there are none."""
+    squares = jnp.maximum(jnp.sum(weights**2, axis=1), jnp.finfo(weights.dtype).tiny)
+    return jnp.sum(weights, axis=1) ** 2 / squares
+
+
 def _corrected(
     sample: Sample,
     shared: Float[Array, "queries draws"],
@@ -162,12 +183,9 @@ def _corrected(
 ) -> Corrected:
     total = jnp.sum(shared)
     spread = jnp.sum(shared * change**2) / jnp.where(total > 0, total, 1)
-    effective = lambda w: (
-        jnp.sum(w, axis=1) ** 2
-        / jnp.maximum(jnp.sum(w**2, axis=1), jnp.finfo(w.dtype).tiny)
-    )
     # Of what the draws would count for without a correction.
-    ess = jnp.sum(effective(weights)) / jnp.maximum(jnp.sum(effective(shared)), 1e-30)
+    most = jnp.maximum(jnp.sum(effective_draws(shared)), 1e-30)
+    ess = jnp.sum(effective_draws(weights)) / most
     return Corrected(jnp.sqrt(spread), ess, staleness(sample.stale, fresh))
 
 
