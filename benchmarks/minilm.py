@@ -1,6 +1,6 @@
 """MiniLM fine-tuned: the cache against sentence-transformers, at equal wall time.
 
-`python -m benchmarks.minilm SECONDS [SEEDS]`, with torch and sentence-transformers.
+`python -m benchmarks.minilm SECONDS`, with torch and sentence-transformers.
 Definitions of WordNet to their words, 4,000 documents, 500 definitions held out; the
 same weights, tokens, data, optimizer and learning rate. Steps are timed in turns first;
 each then takes as many as the seconds allow. Both are ranked by the same exact search.

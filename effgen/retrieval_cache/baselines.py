@@ -13,8 +13,9 @@ from effgen.core.trainer import AbstractTrainer
 from effgen.core.update import init_opt_state
 
 from .cache import NegativeCache
-from .checks import check_cache, check_model, check_pairs, check_temperature
+from .checks import check_model, check_pairs, check_temperature
 from .gradients import full_softmax_loss
+from .logits import valued
 from .objective import (
     batch_scores,
     cross_entropy,
@@ -25,7 +26,7 @@ from .pairs import Pairs, as_pairs, batch_documents, marks, num_documents, num_p
 from .refresh import PositivesIn, Seen
 from .scan import Scored, passed
 from .towers import Temperature, Tower, embed
-from .trainer import described, refreshed, scale_of, updated
+from .trainer import described, first_state, refreshed, scale_of, updated
 
 
 class InBatchTrainer(AbstractTrainer):
@@ -79,8 +80,7 @@ class InBatchTrainer(AbstractTrainer):
             losses = cross_entropy(scores, _none(scores), self.label_smoothing)
             return jnp.mean(losses), None
 
-        model, opt_state, metrics, _ = updated(self.optim, state, loss)
-        metrics |= {"scale": scale_of(self.temperature, state)}
+        model, opt_state, metrics, _ = updated(self, state, loss)
         return state.advance(model, opt_state, None), metrics
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
@@ -120,9 +120,7 @@ class CrossBatchTrainer(AbstractTrainer):
 
     def init(self, model: PyTree, memory: NegativeCache | None = None) -> TrainState:
         """Return the first state; `memory`, a cache, empty or full."""
-        check_model(self.temperature, model)
-        check_cache(model, memory)
-        return TrainState.start(model, init_opt_state(self.optim, model), memory)
+        return first_state(self, model, memory)
 
     def step(
         self, state: TrainState, batch: PyTree, *, key: PRNGKeyArray
@@ -142,13 +140,11 @@ class CrossBatchTrainer(AbstractTrainer):
             losses = cross_entropy(scores, logit[:, None], self.label_smoothing)
             return jnp.mean(losses), jax.lax.stop_gradient(documents)
 
-        model, opt_state, metrics, documents = updated(self.optim, state, loss)
+        model, opt_state, metrics, documents = updated(self, state, loss)
         seen = _of_batch(pairs, documents)
         new = refreshed(cache, PositivesIn(), seen, model, state.step + 1, key=keys[2])
-        metrics |= {"scale": scale_of(self.temperature, state)}
-        return state.advance(model, opt_state, new), metrics | described(
-            new, state.step
-        )
+        metrics |= described(new, state.step)
+        return state.advance(model, opt_state, new), metrics
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
         """Raise on batches that the towers or the queue cannot use."""
@@ -180,9 +176,7 @@ class FullSoftmaxTrainer(AbstractTrainer):
 
     def init(self, model: PyTree, memory: NegativeCache | None = None) -> TrainState:
         """Return the first state; `memory`, a cache of the corpus."""
-        check_model(self.temperature, model)
-        check_cache(model, memory)
-        return TrainState.start(model, init_opt_state(self.optim, model), memory)
+        return first_state(self, model, memory)
 
     def step(
         self, state: TrainState, batch: PyTree, *, key: PRNGKeyArray
@@ -196,8 +190,7 @@ class FullSoftmaxTrainer(AbstractTrainer):
             )
             return found, None
 
-        model, opt_state, metrics, _ = updated(self.optim, state, loss)
-        metrics |= {"scale": scale_of(self.temperature, state)}
+        model, opt_state, metrics, _ = updated(self, state, loss)
         return state.advance(model, opt_state, state.memory), metrics
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
@@ -219,9 +212,8 @@ def stale_logit(
     fixed = jax.lax.stop_gradient
     found = passed(*fixed((scored, queries, scale)), block)
     there = jnp.isfinite(found.log_partition)
-    gradient = scale * jnp.sum(queries * found.mean, axis=1)
-    value = jnp.where(there, found.log_partition, 0)
-    return jnp.where(there, value + gradient - fixed(gradient), -jnp.inf)
+    slope = scale * jnp.sum(queries * found.mean, axis=1)
+    return valued(found.log_partition, slope, there)
 
 
 def in_chunks(

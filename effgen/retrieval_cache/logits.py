@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from effgen.core.loops import read_now
 
@@ -146,10 +146,19 @@ def pseudo_logit(
     by_queries = scale * jnp.sum(queries * mean, axis=1)
     by_documents = fixed(scale) * jnp.sum(weights * (fixed(queries) @ fresh.T), axis=1)
     there = jnp.isfinite(sample.log_partition)
-    value = jnp.where(there, sample.log_partition, 0) + jnp.log(normalizer)
-    gradient = by_queries + by_documents
-    logit = jnp.where(there, value + gradient - fixed(gradient), -jnp.inf)
+    value = sample.log_partition + jnp.log(normalizer)
+    logit = valued(value, by_queries + by_documents, there)
     return logit, _corrected(sample, shared, weights, change, fixed(fresh))
+
+
+def valued(
+    value: Float[Array, " queries"],
+    slope: Float[Array, " queries"],
+    there: Bool[Array, " queries"],
+) -> Float[Array, " queries"]:
+    """Return `value` with the gradient of `slope`; `-inf`, without, if not `there`."""
+    joined = jnp.where(there, value, 0) + slope - jax.lax.stop_gradient(slope)
+    return jnp.where(there, joined, -jnp.inf)
 
 
 def _mean_ratio(

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .scan import Passed, Scored, blocks_of, split_rows
+from .scan import Passed, Scored, blocks_of, split_rows, tile_scores
 
 
 def drawn(
@@ -168,17 +168,14 @@ def _best(
     def step(
         best: tuple[Array, Array], row: tuple[Array, Array]
     ) -> tuple[tuple[Array, Array], None]:
-        start, again = row
-        scores = scored.window(start, cut.tile).scores(queries, scale)
-        scores = jnp.where(jnp.arange(cut.tile)[None] >= again, scores, -jnp.inf)
-        found, there = jax.lax.top_k(change(scores, start), min(k, cut.tile))
+        _, scores = tile_scores(scored, queries, scale, cut, row)
+        found, there = jax.lax.top_k(change(scores, row[0]), min(k, cut.tile))
         values = jnp.concatenate([best[0], found], axis=1)
-        slots = jnp.concatenate([best[1], there + start], axis=1)
+        slots = jnp.concatenate([best[1], there + row[0]], axis=1)
         values, order = jax.lax.top_k(values, k)
         return (values, jnp.take_along_axis(slots, order, axis=1)), None
 
     kind = jnp.promote_types(queries.dtype, jnp.float32)
     shape = (len(queries), k)
     first = (jnp.full(shape, -jnp.inf, kind), jnp.zeros(shape, jnp.int32))
-    steps = (jnp.asarray(cut.starts, jnp.int32), jnp.asarray(cut.again, jnp.int32))
-    return jax.lax.scan(step, first, steps)[0]
+    return jax.lax.scan(step, first, cut.steps())[0]

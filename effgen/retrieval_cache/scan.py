@@ -118,6 +118,10 @@ class Blocks(NamedTuple):
     starts: Int[np.ndarray, " tiles"]
     again: Int[np.ndarray, " tiles"]
 
+    def steps(self) -> tuple[Int[Array, " tiles"], Int[Array, " tiles"]]:
+        """Return what `tile_scores` takes of each tile, to be scanned over."""
+        return jnp.asarray(self.starts, jnp.int32), jnp.asarray(self.again, jnp.int32)
+
 
 def blocks_of(rows: int, queries: int, block: int) -> Blocks:
     """Return the tiles of a cache of so many rows."""
@@ -128,6 +132,20 @@ def blocks_of(rows: int, queries: int, block: int) -> Blocks:
     starts = ends - tile
     again = np.concatenate([[0], ends[:-1]]) - starts
     return Blocks(tile, block, starts, again)
+
+
+def tile_scores(
+    scored: Scored,
+    queries: Float[Array, "queries size"],
+    scale: Float[Array, ""],
+    cut: Blocks,
+    step: tuple[Int[Array, ""], Int[Array, ""]],
+) -> tuple[Scored, Float[Array, "queries tile"]]:
+    """Return a tile's rows and their scores, `-inf` where a row was seen before."""
+    start, again = step
+    window = scored.window(start, cut.tile)
+    scores = window.scores(queries, scale)
+    return window, jnp.where(jnp.arange(cut.tile)[None] >= again, scores, -jnp.inf)
 
 
 def passed(
@@ -201,8 +219,7 @@ def _swept(
         jnp.zeros((num, size), kind),
     )
     sweep = partial(_tile, scored, queries, scale, cut)
-    steps = (jnp.asarray(cut.starts, jnp.int32), jnp.asarray(cut.again, jnp.int32))
-    (most, total, mean), blocks = jax.lax.scan(sweep, start, steps)
+    (most, total, mean), blocks = jax.lax.scan(sweep, start, cut.steps())
     blocks = jnp.moveaxis(blocks, 0, 1).reshape(num, -1)
     return blocks, most, total, mean
 
@@ -216,10 +233,7 @@ def _tile(
     step: tuple[Array, Array],
 ) -> tuple[tuple[Array, Array, Array], Array]:
     most, total, mean = carry
-    start, again = step
-    window = scored.window(start, cut.tile)
-    scores = window.scores(queries, scale)
-    scores = jnp.where(jnp.arange(cut.tile)[None] >= again, scores, -jnp.inf)
+    window, scores = tile_scores(scored, queries, scale, cut, step)
     by_block = scores.reshape(len(scores), -1, cut.block)
     tops = jnp.max(by_block, axis=2)
     shares = jnp.exp(by_block - _finite(tops)[..., None])

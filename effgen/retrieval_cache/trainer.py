@@ -104,10 +104,7 @@ class NegativeCacheTrainer(AbstractTrainer):
         **Raises:** `TypeError` or `ValueError` for a model without towers, without a
         cache, or for towers that do not fit it.
         """
-        check_model(self.temperature, model)
-        check_cache(model, memory)
-        assert memory is not None
-        return TrainState.start(model, init_opt_state(self.optim, model), memory)
+        return first_state(self, model, memory)
 
     def step(
         self,
@@ -133,12 +130,11 @@ class NegativeCacheTrainer(AbstractTrainer):
             )
             return jnp.mean(found.estimated.surrogate), found
 
-        model, opt_state, metrics, found = updated(self.optim, state, mean_loss)
+        model, opt_state, metrics, found = updated(self, state, mean_loss)
         seen = _seen(state.model, state.memory, pairs, found)
         cache = refreshed(
             state.memory, self.refresh, seen, model, state.step + 1, key=keys[1]
         )
-        metrics |= {"scale": scale_of(self.temperature, state)}
         metrics |= _described(found, seen) | described(cache, state.step)
         return state.advance(model, opt_state, cache), metrics
 
@@ -155,15 +151,23 @@ class NegativeCacheTrainer(AbstractTrainer):
         return dataclasses.replace(self, mesh=mesh_of(state.memory))
 
 
+def first_state(trainer: Any, model: PyTree, memory: Any) -> TrainState:
+    """Return the first state of a trainer with a cache, both checked."""
+    check_model(trainer.temperature, model)
+    check_cache(model, memory)
+    return TrainState.start(model, init_opt_state(trainer.optim, model), memory)
+
+
 def updated(
-    optim: optax.GradientTransformation,
-    state: TrainState,
-    loss: Callable[[PyTree], tuple[Array, Any]],
+    trainer: Any, state: TrainState, loss: Callable[[PyTree], tuple[Array, Any]]
 ) -> tuple[PyTree, Any, Metrics, Any]:
     """Return model and optimizer one step on, with the metrics and what `loss` gave."""
     (value, aux), gradients = eqx.filter_value_and_grad(loss, has_aux=True)(state.model)
-    model, opt_state = apply_gradients(optim, gradients, state.opt_state, state.model)
-    metrics = {"loss": value, "grad_norm": optax.tree.norm(gradients)}
+    model, opt_state = apply_gradients(
+        trainer.optim, gradients, state.opt_state, state.model
+    )
+    scale = scale_of(trainer.temperature, state)
+    metrics = {"loss": value, "scale": scale, "grad_norm": optax.tree.norm(gradients)}
     return model, opt_state, metrics, aux
 
 
