@@ -1,11 +1,12 @@
 """Retrieval on real text: the cache and its rivals, at equal wall time.
 
-`python -m benchmarks.retrieval CORPUS SECONDS [SEEDS]`, the corpus one of `examples`
-and `definitions` (WordNet) and `debian`; after `benchmarks.retrieval_costs`. Every
-contestant trains the same transformer from nothing, for as many steps as the seconds
-allow by that measurement (compilation, first embedding of the corpus and evaluation
-apart); held-out queries against the whole corpus. On the way it is looked at after as
-many steps, and after as many embedded texts, as ours had at the end.
+`python -m benchmarks.retrieval CORPUS SECONDS [SEEDS [FIRST]]`, the corpus one of
+`examples` and `definitions` (WordNet) and `debian`; after `retrieval_costs`; all
+contestants or the first few. Each trains the same transformer from nothing, its rate
+falling to nothing, for as many steps as the seconds allow by that measurement
+(compilation, first embedding of the corpus and evaluation apart), and the paper's
+estimator for no fewer steps than ours. Held-out queries are ranked against the whole
+corpus. Run again, it goes on with what its figures do not have yet.
 """
 
 import json
@@ -20,44 +21,37 @@ from benchmarks.retrieval_arms import arms, begun, filled, task
 from effgen import retrieval_cache as rc
 
 
-OURS = "pseudo-logit, 4 draws"
-LONGEST = 1.5  # a contestant's time at most, over what is allowed, for equal steps
+OURS, PAPER = "pseudo-logit, 96 and 32 drawn", "paper's estimator, 96 and 96 drawn"
 
 
-def marks(budget, seconds, found):
-    """Return at which steps each contestant is looked at, and why."""
-    allowed = {name: round(budget / seconds[name]) for name in found}
-    ours = found[OURS]
-    rows = {}
-    for name, arm in found.items():
-        reasons = {
-            "equal time": allowed[name],
-            "equal steps": allowed[OURS],
-            "equal texts": round(allowed[OURS] * ours.embedded / arm.embedded),
-        }
-        most = LONGEST * allowed[name]
-        rows[name] = {r: n for r, n in reasons.items() if n <= most}
-    return rows
+def planned(budget, seconds, contestants):
+    """Return how many steps each contestant takes."""
+    steps = {name: round(budget / seconds[name]) for name in contestants}
+    return steps | {PAPER: max(steps[PAPER], steps[OURS])}
 
 
-def evaluated(model, task):
-    index = rc.Index.of(model.document, task.documents, batch_size=2_048)
-    return rc.evaluate(model, task.queries, task.answers, index)
+def trained(arm, given, seed, num_steps):
+    """Return the measures of one run, and its queries' ranks."""
+    first = filled(given, seed)
+    trainer, state, source = begun(arm, given, first, num_steps)
+    del first
+    key = jax.random.key(seed)
+    state, _ = eg.fit(trainer, state, source, key=key, num_steps=num_steps)
+    index = rc.Index.of(state.model.document, given.documents, batch_size=2_048)
+    found = rc.evaluate(state.model, given.queries, given.answers, index)
+    return {"seed": seed, **found.means(), "ranks": spelled(found.mrr)}
 
 
-def trained(arm, task, first, seed, marks):
-    """Return what each mark of one run came to, and its queries' ranks."""
-    state, source = begun(arm, task, first)
-    rows, ranks = {}, {}
-    for reason, number in sorted(marks.items(), key=lambda mark: mark[1]):
-        left = number - int(state.step)
-        state, _ = eg.fit(
-            arm.trainer, state, source, key=jax.random.key(seed), num_steps=left
-        )
-        found = evaluated(state.model, task)
-        rows[reason] = {"steps": number, **found.means()}
-        ranks[reason] = np.asarray(found.mrr)
-    return rows, ranks
+def spelled(reciprocals):
+    """Return a digit for each query, of base 11: its rank, 0 past the tenth."""
+    ranks = np.where(reciprocals > 0, 1 / np.maximum(reciprocals, 0.05), 0)
+    return "".join("0123456789a"[round(rank)] for rank in ranks)
+
+
+def read(digits):
+    """Return reciprocal ranks from `spelled`."""
+    ranks = np.asarray([int(digit, 11) for digit in digits])
+    return np.where(ranks > 0, 1 / np.maximum(ranks, 1), 0)
 
 
 def bootstrapped(ours, theirs, rounds=10_000):
@@ -69,24 +63,37 @@ def bootstrapped(ours, theirs, rounds=10_000):
     return {"mean": float(difference.mean()), "low": float(low), "high": float(high)}
 
 
-def compared(ranks):
-    """Return ours less each contestant's MRR, by mark, over seeds and queries."""
-    ours = ranks[OURS]
-    return {
-        name: {
-            reason: bootstrapped(np.mean(ours[reason], axis=0), np.mean(rows, axis=0))
-            for reason, rows in found.items()
-        }
-        for name, found in ranks.items()
-        if name != OURS
+def compared(arms):
+    """Return ours less each contestant's MRR, over the queries and the same seeds."""
+    found = {
+        name: {run["seed"]: read(run["ranks"]) for run in arm["runs"]}
+        for name, arm in arms.items()
     }
+    ours = found.pop(OURS, {})
+    rows = {}
+    for name, theirs in found.items():
+        if seeds := sorted(ours.keys() & theirs.keys()):
+            mean = lambda runs, seeds=seeds: np.mean([runs[s] for s in seeds], axis=0)
+            difference = bootstrapped(mean(ours), mean(theirs))
+            relative = difference["mean"] / float(mean(theirs).mean())
+            rows[name] = {"seeds": seeds, **difference, "relative": relative}
+    return rows
 
 
-def main(kind, budget, num_seeds):
+def begun_before(path, figures):
+    """Return the figures so far, if they are of the same settings."""
+    if not path.exists():
+        return figures
+    found = json.loads(path.read_text())
+    same = ("digest", "seconds", "steps")
+    return found if all(found.get(k) == figures[k] for k in same) else figures
+
+
+def main(kind, budget, num_seeds=3, first=None):
     given = task(kind)
     record = json.loads((measure.RESULTS / "retrieval_costs.json").read_text())[kind]
     contestants = arms(len(given.documents))
-    planned = marks(budget, record["seconds_per_step"], contestants)
+    steps = planned(budget, record["seconds_per_step"], contestants)
     figures = {
         "task": given.name,
         "digest": given.digest,
@@ -94,22 +101,23 @@ def main(kind, budget, num_seeds):
         "training_pairs": len(given.pairs.ids),
         "bm25": given.bm25,
         "seconds": budget,
-        "arms": {},
+        "steps": steps,
+        "arms": {name: {"runs": []} for name in contestants},
     }
-    ranks = {}
+    name_of = f"retrieval_{kind}"
+    figures = begun_before(measure.RESULTS / f"{name_of}.json", figures)
     for seed in range(num_seeds):
-        first = filled(given, seed)
-        for name, arm in contestants.items():
-            rows, found = trained(arm, given, first, seed, planned[name])
-            figures["arms"].setdefault(name, []).append(rows)
-            for reason, values in found.items():
-                ranks.setdefault(name, {}).setdefault(reason, []).append(values)
-            mrr = {reason: round(row["mrr"], 4) for reason, row in rows.items()}
-            print(seed, name, mrr, flush=True)
-        figures["ours_less_theirs"] = compared(ranks)
-        measure.write(f"retrieval_{kind}", figures)
+        for name, arm in list(contestants.items())[:first]:
+            runs = figures["arms"][name]["runs"]
+            if seed in [run["seed"] for run in runs]:
+                continue
+            run = trained(arm, given, seed, steps[name])
+            runs.append({"embedded": round(steps[name] * arm.embedded), **run})
+            figures["ours_less_theirs"] = compared(figures["arms"])
+            measure.write(name_of, figures)
+            print(seed, name, run["mrr"], file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
     kind, budget, *rest = sys.argv[1:]
-    main(kind, float(budget), int(rest[0]) if rest else 3)
+    main(kind, float(budget), *map(int, rest))

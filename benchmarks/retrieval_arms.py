@@ -1,6 +1,7 @@
 """What the retrieval benchmarks share: corpora, one transformer, and contestants."""
 
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from effgen import retrieval_cache as rc
 
 WORDS, LENGTH, QUERY_LENGTH = 32_768, 32, 24
 WIDTH, DEPTH, SIZE, RATE, TEMPERATURE = 128, 2, 128, 1e-3, 0.05
-BATCH, REFRESHED, HELD_OUT = 32, 32, 2_000
+WARM_UP, REFRESHED, HELD_OUT = 50, 32, 2_000
 CORPORA = {
     "examples": lambda: rc.examples_to_synsets(rc.wordnet()),
     "definitions": lambda: rc.definitions_to_lemmas(rc.wordnet()),
@@ -36,13 +37,13 @@ class Task(NamedTuple):
 
 
 class Arm(NamedTuple):
-    """A contestant: its trainer, its batch, whether it has a cache, and its cost.
+    """A contestant: its trainer by its optimizer, its batch, whether it has a cache.
 
     `embedded` counts texts a step: one with gradient as one, one without as a third,
     one that is computed twice as four thirds.
     """
 
-    trainer: Any
+    trainer: Callable[[optax.GradientTransformation], Any]
     batch_size: int
     cached: bool
     embedded: float
@@ -99,34 +100,53 @@ def encoder(seed):
 
 def arms(rows):
     """Return the contestants for a corpus of so many documents."""
-    optim = optax.adam(optax.linear_schedule(0.0, RATE, 100))
-    refresh = REFRESHED / rows
-    cached = lambda num, times=1, **settings: Arm(
-        rc.NegativeCacheTrainer(
-            optim, num, temperature=TEMPERATURE, refresh=refresh, **settings
-        ),
-        times * BATCH,
-        cached=True,
-        embedded=2 * times * BATCH + num + REFRESHED / 3,
-    )
-    alone = lambda times, chunks=1: Arm(
-        rc.InBatchTrainer(optim, temperature=TEMPERATURE, chunks=chunks),
-        times * BATCH,
-        cached=False,
-        embedded=2 * times * BATCH * (1 if chunks == 1 else 4 / 3),
-    )
-    queue = rc.CrossBatchTrainer(optim, temperature=TEMPERATURE)
     return {
-        "in batch": alone(1),
-        "in batch, 3 x": alone(3),
-        "in batch, 16 x, in chunks": alone(16, chunks=16),
-        "cross-batch memory": Arm(queue, BATCH, cached=True, embedded=2 * BATCH),
-        "paper's estimator": cached(BATCH, estimator=rc.GumbelMax()),
-        "paper's estimator, 4 draws": cached(4 * BATCH, estimator=rc.GumbelMax()),
-        "pseudo-logit": cached(BATCH),
-        "pseudo-logit, 4 draws": cached(4 * BATCH),
-        "pseudo-logit, batch 3 x": cached(BATCH, 3),
+        "pseudo-logit, 96 and 32 drawn": cached(rows, 96, 32, rc.PseudoLogit()),
+        "in batch of 96": in_batch(96),
+        "paper's estimator, 96 and 96 drawn": cached(rows, 96, 96, rc.GumbelMax()),
+        "in batch of 288": in_batch(288),
+        "in batch of 512, in chunks": in_batch(512, chunks=16),
+        "cross-batch memory, 96": Arm(
+            lambda optim: rc.CrossBatchTrainer(optim, temperature=TEMPERATURE),
+            96,
+            cached=True,
+            embedded=2 * 96,
+        ),
+        "pseudo-logit, 64 and 64 drawn": cached(rows, 64, 64, rc.PseudoLogit()),
+        "in batch of 32": in_batch(32),
     }
+
+
+def in_batch(size, chunks=1):
+    """Return a contestant without a memory."""
+    return Arm(
+        lambda optim: rc.InBatchTrainer(optim, temperature=TEMPERATURE, chunks=chunks),
+        size,
+        cached=False,
+        embedded=2 * size * (1 if chunks == 1 else 4 / 3),
+    )
+
+
+def cached(rows, size, num, estimator):
+    """Return a contestant with a cache of so many rows."""
+    return Arm(
+        lambda optim: rc.NegativeCacheTrainer(
+            optim,
+            num,
+            temperature=TEMPERATURE,
+            refresh=REFRESHED / rows,
+            estimator=estimator,
+        ),
+        size,
+        cached=True,
+        embedded=2 * size + num + REFRESHED / 3,
+    )
+
+
+def optimizer(num_steps):
+    """Return Adam at a rate that rises, then falls to nothing over so many steps."""
+    rate = optax.warmup_cosine_decay_schedule(0.0, RATE, WARM_UP, num_steps)
+    return optax.adam(rate)
 
 
 def filled(task, seed):
@@ -135,8 +155,9 @@ def filled(task, seed):
     return model, rc.NegativeCache.fill(model.document, task.documents)
 
 
-def begun(arm, task, first):
-    """Return the first state of a run, and its data; `first`, from `filled`."""
+def begun(arm, task, first, num_steps):
+    """Return trainer, first state and data of a run; `first`, from `filled`."""
     model, cache = first
-    state = arm.trainer.init(model, cache if arm.cached else None)
-    return state, eg.Minibatches(task.pairs, arm.batch_size)
+    trainer = arm.trainer(optimizer(num_steps))
+    state = trainer.init(model, cache if arm.cached else None)
+    return trainer, state, eg.Minibatches(task.pairs, arm.batch_size)

@@ -5,6 +5,7 @@ trainings of `benchmarks.retrieval` take as many steps as these seconds allow, s
 nothing else that the machine does then matters to who gets how far.
 """
 
+import json
 import statistics
 import sys
 
@@ -21,17 +22,17 @@ ROUNDS, SECONDS = 5, 1.5
 
 def steps_of(arm, given, first):
     """Return a function that takes steps, and their temporary memory in bytes."""
-    state, source = begun(arm, given, first)
+    trainer, state, source = begun(arm, given, first, num_steps=1_000)
     key = jax.random.key(0)
 
     def steps(count):
-        return eg.fit(arm.trainer, state, source, key=key, num_steps=count)[0].model
+        return eg.fit(trainer, state, source, key=key, num_steps=count)[0].model
 
     arrays, static = eqx.partition(state, eqx.is_array)
     batch = source.batch_at(state.step, key=key)
 
     def step(arrays, batch):
-        new, _ = arm.trainer.step(eqx.combine(arrays, static), batch, key=key)
+        new, _ = trainer.step(eqx.combine(arrays, static), batch, key=key)
         return eqx.filter(new, eqx.is_array)
 
     lowered = jax.jit(step, donate_argnums=0).lower(arrays, batch)
@@ -62,7 +63,8 @@ def costs(kind):
 
 
 if __name__ == "__main__":
-    figures = {}
+    results = measure.RESULTS / "retrieval_costs.json"
+    figures = json.loads(results.read_text()) if results.exists() else {}
     for kind in sys.argv[1:] or CORPORA:
         figures[kind] = costs(kind)
         measure.write("retrieval_costs", figures)

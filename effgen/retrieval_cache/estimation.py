@@ -3,14 +3,15 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .cache import NegativeCache
 from .estimators import AbstractEstimator, Estimated
-from .logits import Sample, sampled
+from .logits import Beside, Sample, sampled
 from .objective import batch_scores, negatives_in_batch
-from .pairs import Pairs, batch_documents, joined, marks
+from .pairs import Marks, Pairs, batch_documents, joined, marks, num_pairs
 from .towers import embed
 
 
@@ -42,23 +43,26 @@ def estimate(
 
     The batch's documents and the drawn ones go through their tower as one.
     """
-    found = marks(pairs)
+    found, own = marks(pairs), num_pairs(pairs)
     num, keys = len(found.ids), jax.random.split(key, 3)
     queries = embed(model.query, pairs.queries, key=keys[0])
+    negatives = negatives_in_batch(pairs, found)
+    # What answers a query is as good as drawn evenly; explicit negatives are not.
+    slots = cache.find(Marks(found.ids[:own], found.digests[:own]))
     sample = sampled(
         cache,
         queries,
         scale,
         num_negatives,
         estimator.excluded(pairs, found, cache),
+        Beside(slots, negatives[:, :own]),
         key=keys[1],
         mesh=mesh,
     )
     items = joined(batch_documents(pairs), cache.documents(sample.slots))
     documents = embed(model.document, items, key=keys[2])
-    scores = batch_scores(
-        queries, documents[:num], scale, negatives_in_batch(pairs, found)
-    )
-    fresh = documents[num:]
+    scores = batch_scores(queries, documents[:num], scale, negatives)
+    drawn = documents[num:]
+    fresh = jnp.concatenate([drawn, documents[:own]])
     estimated = estimator(queries, scores, fresh, sample, scale, label_smoothing)
-    return Embedded(estimated, sample, *jax.lax.stop_gradient((documents[:num], fresh)))
+    return Embedded(estimated, sample, *jax.lax.stop_gradient((documents[:num], drawn)))

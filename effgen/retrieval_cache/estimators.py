@@ -37,12 +37,15 @@ class AbstractEstimator(eqx.Module):
         self,
         queries: Float[Array, "batch size"],
         scores: BatchScores,
-        fresh: Float[Array, "draws size"],
+        fresh: Float[Array, "known size"],
         sample: Sample,
         scale: Float[Array, ""],
         label_smoothing: float = 0.0,
     ) -> Estimated:
-        """Return the batch's losses, to be differentiated."""
+        """Return the batch's losses, to be differentiated.
+
+        **Arguments:** `fresh`, the drawn documents and those of the batch that answer.
+        """
 
     def excluded(
         self, pairs: Pairs, documents: Marks, cache: NegativeCache
@@ -76,7 +79,7 @@ class PseudoLogit(AbstractEstimator):
         self,
         queries: Float[Array, "batch size"],
         scores: BatchScores,
-        fresh: Float[Array, "draws size"],
+        fresh: Float[Array, "known size"],
         sample: Sample,
         scale: Float[Array, ""],
         label_smoothing: float = 0.0,
@@ -106,19 +109,19 @@ class GumbelMax(AbstractEstimator):
         self,
         queries: Float[Array, "batch size"],
         scores: BatchScores,
-        fresh: Float[Array, "draws size"],
+        fresh: Float[Array, "known size"],
         sample: Sample,
         scale: Float[Array, ""],
         label_smoothing: float = 0.0,
     ) -> Estimated:
         """Return the batch's losses, to be differentiated."""
         num, fixed = queries.shape[0], jax.lax.stop_gradient
-        each = fresh.reshape(num, -1, fresh.shape[1])
-        offsets = sample.offsets.reshape(num, -1)
+        draws = len(sample.slots)
+        each = fresh[:draws].reshape(num, -1, fresh.shape[1])
+        offsets = sample.offsets[:draws].reshape(num, -1)
         drawn = scale * jnp.einsum("bd,bkd->bk", queries, each) + offsets
-        own = jnp.take_along_axis(
-            sample.scores, jnp.arange(fresh.shape[0]).reshape(num, -1), axis=1
-        )
+        turns = jnp.arange(draws).reshape(num, -1)
+        own = jnp.take_along_axis(sample.scores, turns, axis=1)
         there = jnp.isfinite(own)
         both = jnp.stack([scores.positives, sample.log_partition], axis=1)
         losses = fixed(log_sum_exp(both) - scores.positives)
@@ -160,7 +163,7 @@ class GumbelMax(AbstractEstimator):
 def _drift(
     drawn: Float[Array, "batch each"],
     own: Float[Array, "batch each"],
-    fresh: Float[Array, "draws size"],
+    fresh: Float[Array, "known size"],
     sample: Sample,
 ) -> Corrected:
     there = jnp.isfinite(own)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -15,21 +16,34 @@ from .sampling import drawn
 from .scan import Excluded, Passed, Scored, passed
 
 
+class Beside(NamedTuple):
+    """Documents of a batch that nobody drew, which stand for draws of any document.
+
+    **Attributes:** `slots`, where the cache has them, past its end if it has not;
+    `negatives`, of which query each is one.
+    """
+
+    slots: Int[Array, " documents"]
+    negatives: Bool[Array, "queries documents"]
+
+
 class Sample(NamedTuple):
     """Rows drawn for a batch, and what the pass over the cache left.
 
     **Attributes:** `slots`, the rows, in turn for each query; `owners`, whose they are;
-    `stale`, their embeddings in the cache; `scores`, of all queries at them, `-inf`
-    where a row is no negative of a query; `log_partition` and `mean`, as in `Passed`.
+    `stale`, their embeddings in the cache, and then those of the documents beside;
+    `scores`, of all queries at both, `-inf` where one is no negative of a query;
+    `log_partition` and `mean`, as in `Passed`; `population`, documents of the cache.
     """
 
     slots: Int[Array, " draws"]
     owners: Int[Array, " draws"]
-    stale: Float[Array, "draws size"]
-    offsets: Float[Array, " draws"]
-    scores: Float[Array, "queries draws"]
+    stale: Float[Array, "known size"]
+    offsets: Float[Array, " known"]
+    scores: Float[Array, "queries known"]
     log_partition: Float[Array, " queries"]
     mean: Float[Array, "queries size"]
+    population: Int[Array, ""]
 
 
 class Corrected(NamedTuple):
@@ -51,6 +65,7 @@ def sampled(
     scale: Float[Array, ""],
     num_negatives: int,
     excluded: Excluded,
+    beside: Beside | None = None,
     *,
     key: PRNGKeyArray,
     mesh: Mesh | None = None,
@@ -58,52 +73,97 @@ def sampled(
     """Return rows drawn from the queries' softmaxes over the cache, in equal shares.
 
     No gradient goes through it: `num_negatives` draws in all, `num_negatives / queries`
-    of each query, where that is no whole number by systematic sampling.
+    of each query, where that is no whole number by systematic sampling. What the cache
+    says of the documents `beside` is looked up with them.
     """
     queries, scale, cache = jax.lax.stop_gradient((queries, scale, cache))
     keys = jax.random.split(key)
     scored = Scored.of(cache, excluded)
     found: Passed = passed(scored, queries, scale, cache.block, mesh)
-    num = queries.shape[0]
-    first = jax.random.uniform(keys[0])
-    owners = jnp.arange(num_negatives) * (num / num_negatives)
-    owners = jnp.floor(owners + first * (num / num_negatives)).astype(jnp.int32)
-    owners = jnp.minimum(owners, num - 1)
-    if num_negatives % num == 0:
-        owners = jnp.repeat(jnp.arange(num), num_negatives // num)
+    owners = _owners(queries.shape[0], num_negatives, keys[0])
     slots = drawn(
         scored, found, queries, scale, owners, cache.block, key=keys[1], mesh=mesh
     )
+    # Nothing is excluded beside, but by `negatives`.
+    free = eqx.tree_at(lambda s: s.excluded, scored, nothing_excluded(len(queries)))
+
+    def looked_up() -> tuple[Array, Array, Array, Array]:
+        parts = [_looked_up(scored.take(slots), queries, scale)]
+        if beside is not None:
+            last = cache.capacity - 1
+            rows = free.take(jnp.minimum(beside.slots, last))
+            stale, offsets, scores = _looked_up(rows, queries, scale)
+            there = beside.negatives & (beside.slots <= last)[None]
+            parts.append((stale, offsets, jnp.where(there, scores, -jnp.inf)))
+        stale, offsets, scores = zip(*parts, strict=True)
+        joined = (jnp.concatenate(stale), jnp.concatenate(offsets))
+        return slots, *joined, jnp.concatenate(scores, axis=1)
+
     # The rows are read before any of them is written: what follows needs these slots.
-    slots, taken = read_now(lambda: (slots, scored.take(slots)), slots[0])
-    return Sample(
-        slots,
-        owners,
-        taken.rows.embeddings(),
-        taken.offsets,
-        taken.scores(queries, scale),
-        found.log_partition,
-        found.mean,
-    )
+    slots, stale, offsets, scores = read_now(looked_up, slots[0])
+    rest = (found.log_partition, found.mean, jnp.sum(cache.valid))
+    return Sample(slots, owners, stale, offsets, scores, *rest)
 
 
-def shared_weights(sample: Sample) -> Float[Array, "queries draws"]:
+def _owners(num: int, draws: int, key: PRNGKeyArray) -> Int[Array, " draws"]:
+    """Return whose each draw is, of `num` queries."""
+    if draws % num == 0:
+        return jnp.repeat(jnp.arange(num), draws // num)
+    each = num / draws
+    places = jnp.arange(draws) * each + jax.random.uniform(key) * each
+    return jnp.minimum(jnp.floor(places).astype(jnp.int32), num - 1)
+
+
+def _looked_up(
+    taken: Scored, queries: Float[Array, "queries size"], scale: Float[Array, ""]
+) -> tuple[Array, Array, Array]:
+    return taken.rows.embeddings(), taken.offsets, taken.scores(queries, scale)
+
+
+def shared_weights(
+    sample: Sample, defense: float | Float[Array, ""] = 0.0
+) -> Float[Array, "queries known"]:
     """Return what each draw counts for each query, a mean of one over all draws.
 
-        weights_is = pi_i(s) / sum_j num_j pi_j(s),    pi_i = softmax of query i
+        weights_is = count_s pi_i(s) / mixture(s),    pi_i = softmax of query i
+        mixture(s) = sum_j num_j pi_j(s) + defense * beside / population
 
-    whoever drew it: the balance heuristic. Zero for queries without negatives.
+    whoever drew it: the balance heuristic. A draw's `count` is 1, and `defense` that of
+    a document beside, which is as good as drawn evenly: what the stale softmaxes hold
+    for unlikely then counts too. Zero for queries without negatives.
 
-    **Source:** Veach and Guibas (1995).
+    **Source:** Veach and Guibas (1995); Hesterberg (1995) for the even part.
     """
-    num, draws = sample.scores.shape
+    num, draws = len(sample.log_partition), len(sample.slots)
+    beside = sample.scores.shape[1] - draws
     there = jnp.isfinite(sample.log_partition)
     log_partition = jnp.where(there, sample.log_partition, 0)
     shares = jnp.where(there[:, None], sample.scores - log_partition[:, None], -jnp.inf)
     mixture = jax.nn.logsumexp(shares, axis=0) + jnp.log(draws / num)
-    sound = jnp.isfinite(mixture) & there[sample.owners]
+    even = defense * beside / jnp.maximum(sample.population, 1)
+    mixture = jnp.logaddexp(mixture, jnp.log(even))
+    owned = jnp.concatenate([there[sample.owners], jnp.ones(beside, bool)])
+    sound = jnp.isfinite(mixture) & owned
     mixture = jnp.where(sound, mixture, 0)
-    return jnp.where(sound[None], jnp.exp(shares - mixture[None]), 0)
+    counts = jnp.concatenate([jnp.ones(draws), jnp.full(beside, defense)])
+    return jnp.where(sound[None], counts[None] * jnp.exp(shares - mixture[None]), 0)
+
+
+def defense_of(
+    sample: Sample, change: Float[Array, "queries known"]
+) -> Float[Array, ""]:
+    """Return how far documents beside count as draws: `1 - 1 / max(1, drift^2)`.
+
+    `drift` is the standard deviation of their scores since their rows were embedded, in
+    nats. Up to one, ratios correct the draws. Past it hardly any draw is left to
+    correct (of ratios as spread as that, `exp(-drift^2)` of the draws count), and what
+    is likely now was unlikely then, and not drawn.
+    """
+    draws = len(sample.slots)
+    there = jnp.isfinite(sample.scores[:, draws:])
+    total = jnp.sum(jnp.where(there, change[:, draws:] ** 2, 0))
+    square = total / jnp.maximum(jnp.sum(there), 1)
+    return 1 - 1 / jnp.maximum(square, 1)
 
 
 def pseudo_logit(
@@ -124,31 +184,49 @@ def pseudo_logit(
 
         weights  = shared * ratio / R,  R_i = mean of ratio, by shared (see below)
         value_i  = log_partition_i + log(R_i)
-        d logit  = d scale <query, mean + sum weights fresh - sum shared stale>
-                   + scale <query, sum weights d fresh>
+        d logit  = d scale <query, sum weights fresh + (1 - defense) (mean
+                   - sum shared stale)> + scale <query, sum weights d fresh>
 
-    With a fresh cache the ratios are one and the gradient is unbiased. It is `-inf`
-    with zero gradient for queries without negatives. `R_i` counts the batch's mean as
-    one draw more: of a query's single draw, its own ratio would cancel.
+    With a fresh cache the ratios are one, `defense` (`defense_of`) is zero, and the
+    gradient is unbiased. The staler the cache, the more the documents beside take over
+    (`shared_weights`). It is `-inf` with zero gradient for queries without negatives.
+    `R_i` counts the batch's mean as one draw more: of a query's single draw, its own
+    ratio would cancel.
 
-    **Arguments:** `fresh`, the drawn documents embedded now, with gradient;
-    `max_log_ratio`, at which ratios are cut, 0 to leave staleness as it is.
+    **Arguments:** `fresh`, the drawn documents and those beside, embedded now, with
+    gradient; `max_log_ratio`, at which ratios of draws are cut, 0 to leave staleness
+    as it is.
     """
-    shared = shared_weights(sample)
     fixed = jax.lax.stop_gradient
     now = scale * (queries @ fresh.T) + sample.offsets[None]
     negative = jnp.isfinite(sample.scores)
     change = fixed(jnp.where(negative, now - jnp.where(negative, sample.scores, 0), 0))
-    ratio = jnp.exp(jnp.clip(change, -max_log_ratio, max_log_ratio))
+    defense = defense_of(sample, change) if max_log_ratio else jnp.zeros(())
+    shared = shared_weights(sample, defense)
+    ratio = _ratio(sample, change, max_log_ratio)
     normalizer = _mean_ratio(shared, ratio)
     weights = shared * ratio / normalizer[:, None]
-    mean = fixed(sample.mean + weights @ fresh - shared @ sample.stale)
+    control = (1 - defense) * (sample.mean - shared @ sample.stale)
+    mean = fixed(weights @ fresh + control)
     by_queries = scale * jnp.sum(queries * mean, axis=1)
     by_documents = fixed(scale) * jnp.sum(weights * (fixed(queries) @ fresh.T), axis=1)
     there = jnp.isfinite(sample.log_partition)
     value = sample.log_partition + jnp.log(normalizer)
     logit = valued(value, by_queries + by_documents, there)
     return logit, _corrected(sample, shared, weights, change, fixed(fresh))
+
+
+def _ratio(
+    sample: Sample, change: Float[Array, "queries known"], most: float
+) -> Float[Array, "queries known"]:
+    """Return fresh to stale: of draws cut, of documents beside whole.
+
+    A document beside counts for what the stale softmax overlooks: there the ratio is
+    large and its weight small. Past e^60 their product could be no number any more.
+    """
+    drawn = jnp.arange(change.shape[1]) < len(sample.slots)
+    limit = jnp.where(drawn, most, 60.0)
+    return jnp.exp(jnp.clip(change, -limit[None], limit[None]))
 
 
 def valued(

@@ -8,7 +8,14 @@ import pytest
 
 from effgen import retrieval_cache as rc
 from effgen.retrieval_cache import objective
-from effgen.retrieval_cache.logits import nothing_excluded, sampled, shared_weights
+from effgen.retrieval_cache.logits import (
+    Beside,
+    defense_of,
+    nothing_excluded,
+    pseudo_logit,
+    sampled,
+    shared_weights,
+)
 from tests.retrieval_cache.cases import KEY, batch, corpus, drifted, filled, towers
 
 
@@ -98,6 +105,69 @@ def test_shared_weights_are_one_on_average(double):
     found = jax.lax.map(one, jax.random.split(KEY, 2_000))
     error = found.std(axis=0) / np.sqrt(2_000)
     assert jnp.all(jnp.abs(found.mean(axis=0) - 1) < 4 * error + 1e-12)
+
+
+def test_documents_beside_share_in_what_is_drawn(double):
+    """Drawn evenly, they leave the weights' sum at one, whatever they count for."""
+    model = towers(dtype=jnp.float64)
+    cache, scale = filled(model, dtype=jnp.float64), jnp.asarray(8.0)
+    queries = model.query(batch().queries)
+    rows = int(jnp.sum(cache.valid))
+
+    def one(key):
+        keys = jax.random.split(key)
+        slots = jax.random.randint(keys[0], (5,), 0, rows)
+        beside = Beside(slots, jnp.ones((6, 5), bool))
+        sample = sampled(
+            cache, queries, scale, 12, nothing_excluded(6), beside, key=keys[1]
+        )
+        return jnp.sum(shared_weights(sample, 0.7), axis=1)
+
+    found = jax.lax.map(one, jax.random.split(KEY, 2_000))
+    error = found.std(axis=0) / np.sqrt(2_000)
+    assert jnp.all(jnp.abs(found.mean(axis=0) - 1) < 4 * error)
+
+
+def test_documents_beside_mend_a_cache_that_is_nats_off(double):
+    """Rows of another encoder: the sum is off by less with the batch's documents."""
+    model, other = (
+        towers(dtype=jnp.float64),
+        towers(key=jax.random.key(7), dtype=jnp.float64),
+    )
+    cache, scale = filled(other, dtype=jnp.float64), jnp.asarray(20.0)
+    queries, every = model.query(batch().queries), model.document(cache.items)
+    scores = jnp.where(cache.valid[None], scale * queries @ every.T, -jnp.inf)
+    exact, rows = jax.nn.logsumexp(scores, axis=1), int(jnp.sum(cache.valid))
+
+    def errors(key):
+        keys = jax.random.split(key)
+        slots = jax.random.permutation(keys[0], rows)[:24]
+        beside = Beside(slots, jnp.ones((6, 24), bool))
+        given = (cache, queries, scale, 12, nothing_excluded(6))
+        without = sampled(*given, key=keys[1])
+        sample = sampled(*given, beside, key=keys[1])
+        drawn = every[sample.slots]
+        ours, _ = pseudo_logit(
+            queries, jnp.concatenate([drawn, every[slots]]), sample, scale
+        )
+        alone, _ = pseudo_logit(queries, drawn, without, scale)
+        return jnp.stack([jnp.mean((x - exact) ** 2) for x in (ours, alone)])
+
+    ours, alone = jnp.mean(jax.lax.map(errors, jax.random.split(KEY, 400)), axis=0)
+    assert ours < 0.5 * alone
+
+
+def test_documents_beside_are_left_out_while_ratios_do(double):
+    model = towers(dtype=jnp.float64)
+    cache, queries = filled(model, dtype=jnp.float64), model.query(batch().queries)
+    beside = Beside(jnp.arange(4), jnp.ones((6, 4), bool))
+    sample = sampled(
+        cache, queries, jnp.ones(()), 6, nothing_excluded(6), beside, key=KEY
+    )
+    assert defense_of(sample, jnp.full(sample.scores.shape, 0.9)) == 0
+    np.testing.assert_allclose(
+        defense_of(sample, jnp.full(sample.scores.shape, 2.0)), 0.75
+    )
 
 
 @pytest.mark.parametrize(
