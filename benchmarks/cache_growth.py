@@ -20,7 +20,7 @@ import effgen as eg
 from benchmarks import measure
 from benchmarks.retrieval_arms import BATCH, LENGTH, REFRESHED, SIZE, WORDS, encoder
 from effgen import retrieval_cache as rc
-from effgen.retrieval_cache.logits import nothing_excluded
+from effgen.retrieval_cache.draws import nothing_excluded
 from effgen.retrieval_cache.rows import stored
 
 

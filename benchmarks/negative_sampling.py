@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from benchmarks import measure
 from effgen import retrieval_cache as rc
-from effgen.retrieval_cache.logits import nothing_excluded
+from effgen.retrieval_cache.draws import nothing_excluded
 
 
 SIZES = (2**17, 2**20)

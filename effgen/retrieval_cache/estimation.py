@@ -8,8 +8,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .cache import NegativeCache
+from .draws import Beside, Sample, sampled
 from .estimators import AbstractEstimator, Estimated
-from .logits import Beside, Sample, sampled
 from .objective import batch_scores, negatives_in_batch
 from .pairs import Marks, Pairs, batch_documents, joined, marks, num_pairs
 from .towers import embed

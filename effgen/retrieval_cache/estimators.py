@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .cache import NegativeCache
-from .logits import Corrected, Sample, pseudo_logit, staleness
+from .draws import Sample
+from .logits import Corrected, pseudo_logit, staleness
 from .objective import BatchScores, cross_entropy, excluded_by, log_sum_exp
 from .pairs import Marks, Pairs, num_pairs
 from .scan import Excluded

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from .cache import NegativeCache, block_size, embedded
-from .logits import nothing_excluded
+from .draws import nothing_excluded
 from .measures import Relevant, discounted_gain, recall, reciprocal_rank
 from .rows import AbstractRows, stored
 from .sampling import top_k

@@ -8,14 +8,14 @@ import pytest
 
 from effgen import retrieval_cache as rc
 from effgen.retrieval_cache import objective
-from effgen.retrieval_cache.logits import (
+from effgen.retrieval_cache.draws import (
     Beside,
     defense_of,
     nothing_excluded,
-    pseudo_logit,
     sampled,
     shared_weights,
 )
+from effgen.retrieval_cache.logits import pseudo_logit
 from tests.retrieval_cache.cases import KEY, batch, corpus, drifted, filled, towers
 
 

@@ -9,7 +9,7 @@ import scipy.stats
 
 from effgen import retrieval_cache as rc
 from effgen.retrieval_cache import scan
-from effgen.retrieval_cache.logits import nothing_excluded
+from effgen.retrieval_cache.draws import nothing_excluded
 from tests.retrieval_cache.cases import KEY
 
 
