@@ -1,6 +1,7 @@
 """Run every benchmark, then print the table of what `results/` holds."""
 
 import json
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,6 +32,9 @@ SCRIPTS = (
     "negative_gradients",
     "cache_growth",
     "retrieval_costs",
+    "retrieval examples 240",
+    "retrieval debian 200",
+    "minilm 180",
 )
 
 
@@ -58,6 +62,8 @@ def _headlines(path: Any) -> list[tuple[str, str]]:
         "quarter_vehicle": _learned,
         "negative_sampling": _passes,
         "cache_growth": _growth,
+        "retrieval_debian": _retrieval,
+        "retrieval_examples": _retrieval,
     }
     return readers.get(path.stem, _counts)(record)
 
@@ -143,6 +149,16 @@ def _growth(record: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def _retrieval(record: dict[str, Any]) -> list[tuple[str, str]]:
+    title = f"{record['task']}, MRR@10 after {record['seconds']:.0f} s"
+    means = {
+        name: statistics.mean(run["mrr"] for run in arm["runs"])
+        for name, arm in record["arms"].items()
+        if arm["runs"]
+    }
+    return [(f"{title}, {name}", f"{mrr:.3f}") for name, mrr in means.items()]
+
+
 def _counts(record: dict[str, Any]) -> list[tuple[str, str]]:
     groups = {
         name: {k: v for k, v in value.items() if isinstance(v, int)}
@@ -161,5 +177,6 @@ def _counts(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 if __name__ == "__main__":
     for script in SCRIPTS:
-        subprocess.run([sys.executable, "-m", f"benchmarks.{script}"], check=True)
+        name, *given = script.split()
+        subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *given], check=True)
     print(table())

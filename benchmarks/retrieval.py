@@ -17,7 +17,7 @@ import numpy as np
 
 import effgen as eg
 from benchmarks import measure
-from benchmarks.retrieval_arms import arms, begun, filled, task
+from benchmarks.retrieval_arms import RATE, arms, begun, filled, task
 from effgen import retrieval_cache as rc
 
 
@@ -30,11 +30,9 @@ def planned(budget, seconds, contestants):
     return steps | {PAPER: max(steps[PAPER], steps[OURS])}
 
 
-def trained(arm, given, seed, num_steps):
+def trained(arm, given, first, seed, num_steps, rate=RATE):
     """Return the measures of one run, and its queries' ranks."""
-    first = filled(given, seed)
-    trainer, state, source = begun(arm, given, first, num_steps)
-    del first
+    trainer, state, source = begun(arm, given, first, num_steps, rate)
     key = jax.random.key(seed)
     state, _ = eg.fit(trainer, state, source, key=key, num_steps=num_steps)
     index = rc.Index.of(state.model.document, given.documents, batch_size=2_048)
@@ -111,7 +109,7 @@ def main(kind, budget, num_seeds=3, first=None):
             runs = figures["arms"][name]["runs"]
             if seed in [run["seed"] for run in runs]:
                 continue
-            run = trained(arm, given, seed, steps[name])
+            run = trained(arm, given, filled(given, seed), seed, steps[name])
             runs.append({"embedded": round(steps[name] * arm.embedded), **run})
             figures["ours_less_theirs"] = compared(figures["arms"])
             measure.write(name_of, figures)

@@ -143,10 +143,10 @@ def cached(rows, size, num, estimator):
     )
 
 
-def optimizer(num_steps):
+def optimizer(num_steps, rate):
     """Return Adam at a rate that rises, then falls to nothing over so many steps."""
-    rate = optax.warmup_cosine_decay_schedule(0.0, RATE, WARM_UP, num_steps)
-    return optax.adam(rate)
+    warm_up = min(WARM_UP, num_steps // 4)
+    return optax.adam(optax.warmup_cosine_decay_schedule(0.0, rate, warm_up, num_steps))
 
 
 def filled(task, seed):
@@ -155,9 +155,9 @@ def filled(task, seed):
     return model, rc.NegativeCache.fill(model.document, task.documents)
 
 
-def begun(arm, task, first, num_steps):
+def begun(arm, task, first, num_steps, rate=RATE):
     """Return trainer, first state and data of a run; `first`, from `filled`."""
     model, cache = first
-    trainer = arm.trainer(optimizer(num_steps))
+    trainer = arm.trainer(optimizer(num_steps, rate))
     state = trainer.init(model, cache if arm.cached else None)
     return trainer, state, eg.Minibatches(task.pairs, arm.batch_size)

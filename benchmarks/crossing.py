@@ -1,0 +1,71 @@
+"""Where the curves cross with a toy tower, whose pass over the cache is most of a step.
+
+`python -m benchmarks.crossing [CORPUS]`: a hashed bag of words on `debian` or another
+corpus of `benchmarks.retrieval_arms`. A step of each contestant is timed in turns; for
+each number of seconds each then trains anew for as many steps as that allows, its rate
+falling to nothing; held-out queries against the whole corpus.
+"""
+
+import statistics
+import sys
+
+import jax
+
+import effgen as eg
+from benchmarks import measure
+from benchmarks.retrieval import PAPER, trained
+from benchmarks.retrieval_arms import QUERY_LENGTH, WORDS, arms, begun, task
+from effgen import retrieval_cache as rc
+
+
+SECONDS, ROUNDS, STEPS, RATE, WIDTH = (4, 8, 16, 32, 64), 5, 30, 5e-3, 64
+CONTESTANTS = (
+    "in batch of 96",
+    "in batch of 288",
+    PAPER,
+    "pseudo-logit, 96 and 32 drawn",
+)
+
+
+def bag(given, seed):
+    """Return a bag of words for both sides, and a cache of the corpus by it."""
+    table = rc.HashedBag(WORDS, WIDTH, WIDTH, key=jax.random.key(seed))
+    model = rc.TwoTowers.tied(table)
+    return model, rc.NegativeCache.fill(model.document, given.documents)
+
+
+def timed(given, contestants):
+    """Return the seconds of a step of each, in turns."""
+    key, work = jax.random.key(0), {}
+    for name, arm in contestants.items():
+        run = begun(arm, given, bag(given, 0), 1_000, RATE)
+        work[name] = lambda r=run: eg.fit(*r, key=key, num_steps=STEPS)[0].model
+    times = measure.interleaved(work, rounds=ROUNDS)
+    return {name: statistics.median(t) / STEPS for name, t in times.items()}
+
+
+def main(kind="debian"):
+    given = task(kind)
+    every = arms(len(given.documents))
+    contestants = {name: every[name] for name in CONTESTANTS}
+    seconds = timed(given, contestants)
+    figures = {
+        "task": given.name,
+        "digest": given.digest,
+        "query_length": QUERY_LENGTH,
+        "bm25": given.bm25,
+        "seconds_per_step": seconds,
+        "runs": [],
+    }
+    for budget in SECONDS:
+        for name, arm in contestants.items():
+            steps = round(budget / seconds[name])
+            run = trained(arm, given, bag(given, 0), 0, steps, RATE)
+            row = {"seconds": budget, "contestant": name, "steps": steps}
+            figures["runs"].append(row | {k: run[k] for k in ("mrr", "recall")})
+            print(figures["runs"][-1], flush=True)
+    measure.write("crossing", figures)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
