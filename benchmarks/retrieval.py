@@ -35,9 +35,14 @@ def trained(arm, given, first, seed, num_steps, rate=RATE):
     trainer, state, source = begun(arm, given, first, num_steps, rate)
     key = jax.random.key(seed)
     state, _ = eg.fit(trainer, state, source, key=key, num_steps=num_steps)
-    index = rc.Index.of(state.model.document, given.documents, batch_size=2_048)
-    found = rc.evaluate(state.model, given.queries, given.answers, index)
+    found = evaluated(state.model, given)
     return {"seed": seed, **found.means(), "ranks": spelled(found.mrr)}
+
+
+def evaluated(model, given):
+    """Return the measures of held-out queries against the whole corpus."""
+    index = rc.Index.of(model.document, given.documents, batch_size=2_048)
+    return rc.evaluate(model, given.queries, given.answers, index)
 
 
 def spelled(reciprocals):

@@ -50,11 +50,16 @@ class Arm(NamedTuple):
 
 
 def task(kind):
-    """Return the task, split by what its queries say."""
+    """Return the task of a whole corpus."""
+    return divided(CORPORA[kind](), HELD_OUT)
+
+
+def divided(corpus, held_out):
+    """Return a corpus as a task, split by what its queries say."""
     words = rc.HashedWords(WORDS, LENGTH)
     # Documents that their tokens cannot tell apart count as one.
-    corpus = rc.merged(CORPORA[kind](), words)
-    train, test = rc.split(corpus, HELD_OUT)
+    corpus = rc.merged(corpus, words)
+    train, test = rc.split(corpus, held_out)
     asked = rc.HashedWords(WORDS, QUERY_LENGTH)
     return Task(
         corpus.name,
