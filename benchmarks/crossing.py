@@ -49,6 +49,7 @@ def main(kind="debian"):
     every = arms(len(given.documents))
     contestants = {name: every[name] for name in CONTESTANTS}
     seconds = timed(given, contestants)
+    print(seconds, flush=True)
     figures = {
         "task": given.name,
         "digest": given.digest,

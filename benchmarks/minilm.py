@@ -143,6 +143,7 @@ def main(budget):
     corpus = rc.subset(rc.definitions_to_lemmas(rc.wordnet()), DOCUMENTS)
     train, test = rc.split(rc.merged(corpus, read), HELD_OUT)
     seconds = timed(train)
+    print(seconds, flush=True)
     figures = {"seconds": budget, "seconds_per_step": seconds, "runs": {}}
     ranks = {}
     for name, make in contestants(train).items():
