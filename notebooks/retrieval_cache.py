@@ -143,8 +143,10 @@ for drift, theirs, row in zip(drifts, found["paper"], found["ours"], strict=True
 
 # %% [markdown]
 # The paper's bias grows with the drift. The correction removes most of it up to about a
-# nat, and its price is spread: beyond, single estimates of ours vary more than the
-# paper's, and a good part of the bias is left. Then refresh the cache more often.
+# nat. Past that hardly a draw is left to correct, and the batch's own documents, which
+# are as good as drawn evenly, count as draws more and more. Single estimates vary no
+# more for it, but a good part of the bias is left, of one batch as measured here. Then
+# refresh the cache more often.
 
 # %% [markdown]
 # ## A reverse dictionary
