@@ -4,9 +4,10 @@
 `examples` and `definitions` (WordNet) and `debian`; after `retrieval_costs`; all
 contestants or the first few. Each trains the same transformer from nothing, its rate
 falling to nothing, for as many steps as the seconds allow by that measurement
-(compilation, first embedding of the corpus and evaluation apart), and the paper's
-estimator for no fewer steps than ours. Held-out queries are ranked against the whole
-corpus. Run again, it goes on with what its figures do not have yet.
+(compilation, first embedding of the corpus and evaluation apart), the paper's estimator
+for no fewer steps than ours, and the queue for no fewer than the batch alone. Held-out
+queries are ranked against the whole corpus. Run again, it goes on with what its figures
+do not have yet.
 """
 
 import json
@@ -17,17 +18,25 @@ import numpy as np
 
 import effgen as eg
 from benchmarks import measure
-from benchmarks.retrieval_arms import RATE, arms, begun, filled, task
+from benchmarks.retrieval_arms import (
+    OURS,
+    PAPER,
+    PLAIN,
+    QUEUE,
+    RATE,
+    arms,
+    begun,
+    filled,
+    task,
+)
 from effgen import retrieval_cache as rc
-
-
-OURS, PAPER = "pseudo-logit, 96 and 32 drawn", "paper's estimator, 96 and 96 drawn"
 
 
 def planned(budget, seconds, contestants):
     """Return how many steps each contestant takes."""
     steps = {name: round(budget / seconds[name]) for name in contestants}
-    return steps | {PAPER: max(steps[PAPER], steps[OURS])}
+    paper, queue = max(steps[PAPER], steps[OURS]), max(steps[QUEUE], steps[PLAIN])
+    return steps | {PAPER: paper, QUEUE: queue}
 
 
 def trained(arm, given, first, seed, num_steps, rate=RATE):
@@ -84,12 +93,17 @@ def compared(arms):
 
 
 def begun_before(path, figures):
-    """Return the figures so far, if they are of the same settings."""
-    if not path.exists():
+    """Return the figures with the runs that an earlier call made by the same plan."""
+    found = json.loads(path.read_text()) if path.exists() else {}
+    if any(found.get(k) != figures[k] for k in ("digest", "seconds")):
         return figures
-    found = json.loads(path.read_text())
-    same = ("digest", "seconds", "steps")
-    return found if all(found.get(k) == figures[k] for k in same) else figures
+    kept = {
+        name: found["arms"].get(name, arm)
+        if found["steps"].get(name) == figures["steps"][name]
+        else arm
+        for name, arm in figures["arms"].items()
+    }
+    return figures | {"arms": kept}
 
 
 def main(kind, budget, num_seeds=3, first=None):

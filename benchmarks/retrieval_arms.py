@@ -15,7 +15,9 @@ from effgen import retrieval_cache as rc
 
 WORDS, LENGTH, QUERY_LENGTH = 32_768, 32, 24
 WIDTH, DEPTH, SIZE, RATE, TEMPERATURE = 128, 2, 128, 1e-3, 0.05
-WARM_UP, REFRESHED, HELD_OUT = 50, 32, 2_000
+WARM_UP, REFRESHED, HELD_OUT, QUEUED = 50, 32, 2_000, 4_096
+OURS, PAPER = "pseudo-logit, 96 and 32 drawn", "paper's estimator, 96 and 96 drawn"
+PLAIN, QUEUE = "in batch of 96", "cross-batch memory, 96"
 CORPORA = {
     "examples": lambda: rc.examples_to_synsets(rc.wordnet()),
     "definitions": lambda: rc.definitions_to_lemmas(rc.wordnet()),
@@ -37,15 +39,16 @@ class Task(NamedTuple):
 
 
 class Arm(NamedTuple):
-    """A contestant: its trainer by its optimizer, its batch, whether it has a cache.
+    """A contestant: its trainer by its optimizer, and its batch.
 
+    `memory` makes the cache of its first state of a task and of all that is embedded.
     `embedded` counts texts a step: one with gradient as one, one without as a third,
     one that is computed twice as four thirds.
     """
 
     trainer: Callable[[optax.GradientTransformation], Any]
     batch_size: int
-    cached: bool
+    memory: Callable[[Task, rc.NegativeCache], rc.NegativeCache | None]
     embedded: float
 
 
@@ -106,15 +109,15 @@ def encoder(seed):
 def arms(rows):
     """Return the contestants for a corpus of so many documents."""
     return {
-        "pseudo-logit, 96 and 32 drawn": cached(rows, 96, 32, rc.PseudoLogit()),
-        "in batch of 96": in_batch(96),
-        "paper's estimator, 96 and 96 drawn": cached(rows, 96, 96, rc.GumbelMax()),
+        OURS: cached(rows, 96, 32, rc.PseudoLogit()),
+        PLAIN: in_batch(96),
+        PAPER: cached(rows, 96, 96, rc.GumbelMax()),
         "in batch of 288": in_batch(288),
         "in batch of 512, in chunks": in_batch(512, chunks=16),
-        "cross-batch memory, 96": Arm(
+        QUEUE: Arm(
             lambda optim: rc.CrossBatchTrainer(optim, temperature=TEMPERATURE),
             96,
-            cached=True,
+            lambda given, _: rc.NegativeCache.empty(given.documents[:1], SIZE, QUEUED),
             embedded=2 * 96,
         ),
         "pseudo-logit, 64 and 64 drawn": cached(rows, 64, 64, rc.PseudoLogit()),
@@ -127,7 +130,7 @@ def in_batch(size, chunks=1):
     return Arm(
         lambda optim: rc.InBatchTrainer(optim, temperature=TEMPERATURE, chunks=chunks),
         size,
-        cached=False,
+        lambda given, cache: None,
         embedded=2 * size * (1 if chunks == 1 else 4 / 3),
     )
 
@@ -143,7 +146,7 @@ def cached(rows, size, num, estimator):
             estimator=estimator,
         ),
         size,
-        cached=True,
+        lambda given, cache: cache,
         embedded=2 * size + num + REFRESHED / 3,
     )
 
@@ -164,5 +167,5 @@ def begun(arm, task, first, num_steps, rate=RATE):
     """Return trainer, first state and data of a run; `first`, from `filled`."""
     model, cache = first
     trainer = arm.trainer(optimizer(num_steps, rate))
-    state = trainer.init(model, cache if arm.cached else None)
+    state = trainer.init(model, arm.memory(task, cache))
     return trainer, state, eg.Minibatches(task.pairs, arm.batch_size)
