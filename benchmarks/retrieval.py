@@ -87,7 +87,9 @@ def compared(arms):
         if seeds := sorted(ours.keys() & theirs.keys()):
             mean = lambda runs, seeds=seeds: np.mean([runs[s] for s in seeds], axis=0)
             difference = bootstrapped(mean(ours), mean(theirs))
-            relative = difference["mean"] / float(mean(theirs).mean())
+            # Of nothing, where a contestant found nothing, there is no share.
+            whole = float(mean(theirs).mean()) or None
+            relative = whole and difference["mean"] / whole
             rows[name] = {"seeds": seeds, **difference, "relative": relative}
     return rows
 
