@@ -34,7 +34,9 @@ SCRIPTS = (
     "retrieval_costs",
     "retrieval examples 240",
     "retrieval debian 200",
-    "minilm 180",
+    "ceiling",
+    "crossing",
+    "minilm 120",
 )
 
 

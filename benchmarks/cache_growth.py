@@ -18,12 +18,13 @@ import optax
 
 import effgen as eg
 from benchmarks import measure
-from benchmarks.retrieval_arms import BATCH, LENGTH, REFRESHED, SIZE, WORDS, encoder
+from benchmarks.retrieval_arms import LENGTH, REFRESHED, SIZE, WORDS, encoder
 from effgen import retrieval_cache as rc
 from effgen.retrieval_cache.draws import nothing_excluded
 from effgen.retrieval_cache.rows import stored
 
 
+BATCH = 32
 POWERS = (14, 16, 18, 20, 22)
 ROUNDS, STEPS = 7, 20
 

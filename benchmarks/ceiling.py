@@ -7,48 +7,42 @@ embedded at every step. Held-out queries against all documents, three seeds.
 
 import sys
 
-import jax
-import optax
+import numpy as np
 
-import effgen as eg
 from benchmarks import measure
-from benchmarks.retrieval import bootstrapped, evaluated
-from benchmarks.retrieval_arms import CORPORA, TEMPERATURE, WORDS, divided
+from benchmarks.retrieval import bootstrapped, read, trained
+from benchmarks.retrieval_arms import (
+    BAG_RATE,
+    CORPORA,
+    TEMPERATURE,
+    Arm,
+    bag,
+    cached,
+    divided,
+    in_batch,
+    kept,
+)
 from effgen import retrieval_cache as rc
 
 
-DOCUMENTS, HELD_OUT, SEEDS, STEPS = 5_000, 500, 3, 1_500
-RATE, WIDTH, BATCH = 5e-3, 64, 32
+DOCUMENTS, HELD_OUT, SEEDS, STEPS, BATCH = 5_000, 500, 3, 1_500, 32
 
 
-def contestants():
-    optim = optax.adam(optax.warmup_cosine_decay_schedule(0.0, RATE, 50, STEPS))
-    cached = lambda num, estimator: rc.NegativeCacheTrainer(
-        optim,
-        num,
-        temperature=TEMPERATURE,
-        refresh=BATCH / DOCUMENTS,
-        estimator=estimator,
-    )
+def contestants(rows):
+    draws = lambda num, estimator: cached(rows, BATCH, num, estimator)
     return {
-        "full softmax": rc.FullSoftmaxTrainer(optim, temperature=TEMPERATURE),
-        "pseudo-logit, 32 drawn": cached(BATCH, rc.PseudoLogit()),
-        "pseudo-logit, 128 drawn": cached(4 * BATCH, rc.PseudoLogit()),
-        "paper's estimator, 32 drawn": cached(BATCH, rc.GumbelMax()),
-        "paper's estimator, 128 drawn": cached(4 * BATCH, rc.GumbelMax()),
-        "in batch of 32": rc.InBatchTrainer(optim, temperature=TEMPERATURE),
+        "full softmax": Arm(
+            lambda optim: rc.FullSoftmaxTrainer(optim, temperature=TEMPERATURE),
+            BATCH,
+            kept,
+            embedded=2 * BATCH + rows,
+        ),
+        "pseudo-logit, 32 drawn": draws(BATCH, rc.PseudoLogit()),
+        "pseudo-logit, 128 drawn": draws(4 * BATCH, rc.PseudoLogit()),
+        "paper's estimator, 32 drawn": draws(BATCH, rc.GumbelMax()),
+        "paper's estimator, 128 drawn": draws(4 * BATCH, rc.GumbelMax()),
+        "in batch of 32": in_batch(BATCH),
     }
-
-
-def trained(trainer, given, seed):
-    table = rc.HashedBag(WORDS, WIDTH, WIDTH, key=jax.random.key(seed))
-    model = rc.TwoTowers.tied(table)
-    cache = rc.NegativeCache.fill(model.document, given.documents)
-    alone = isinstance(trainer, rc.InBatchTrainer)
-    state = trainer.init(model, None if alone else cache)
-    source, key = eg.Minibatches(given.pairs, BATCH), jax.random.key(seed)
-    state, _ = eg.fit(trainer, state, source, key=key, num_steps=STEPS)
-    return evaluated(state.model, given)
 
 
 def main(kind="debian"):
@@ -63,12 +57,12 @@ def main(kind="debian"):
     }
     found = {}
     for seed in range(SEEDS):
-        for name, trainer in contestants().items():
-            run = trained(trainer, given, seed)
-            figures["runs"].setdefault(name, []).append(run.means())
-            found.setdefault(name, []).append(run.mrr)
-            print(seed, name, run.means()["mrr"], flush=True)
-    mean = {name: sum(rows) / len(rows) for name, rows in found.items()}
+        for name, arm in contestants(DOCUMENTS).items():
+            run = trained(arm, given, bag(given, seed), seed, STEPS, BAG_RATE)
+            found.setdefault(name, []).append(read(run.pop("ranks")))
+            figures["runs"].setdefault(name, []).append(run)
+            print(seed, name, run["mrr"], flush=True)
+    mean = {name: np.mean(rows, axis=0) for name, rows in found.items()}
     exact = mean.pop("full softmax")
     figures["less_full_softmax"] = {
         name: bootstrapped(rows, exact) | {"share": float(rows.mean() / exact.mean())}

@@ -15,34 +15,27 @@ import effgen as eg
 from benchmarks import measure
 from benchmarks.retrieval import trained
 from benchmarks.retrieval_arms import (
+    BAG_RATE,
     OURS,
     PAPER,
     PLAIN,
     QUERY_LENGTH,
-    WORDS,
     arms,
+    bag,
     begun,
     task,
 )
-from effgen import retrieval_cache as rc
 
 
-SECONDS, ROUNDS, STEPS, RATE, WIDTH = (4, 8, 16, 32, 64), 5, 30, 5e-3, 64
+SECONDS, ROUNDS, STEPS = (4, 8, 16, 32, 64), 5, 30
 CONTESTANTS = (PLAIN, "in batch of 288", PAPER, OURS)
-
-
-def bag(given, seed):
-    """Return a bag of words for both sides, and a cache of the corpus by it."""
-    table = rc.HashedBag(WORDS, WIDTH, WIDTH, key=jax.random.key(seed))
-    model = rc.TwoTowers.tied(table)
-    return model, rc.NegativeCache.fill(model.document, given.documents)
 
 
 def timed(given, contestants):
     """Return the seconds of a step of each, in turns."""
     key, work = jax.random.key(0), {}
     for name, arm in contestants.items():
-        run = begun(arm, given, bag(given, 0), 1_000, RATE)
+        run = begun(arm, given, bag(given, 0), 1_000, BAG_RATE)
         work[name] = lambda r=run: eg.fit(*r, key=key, num_steps=STEPS)[0].model
     times = measure.interleaved(work, rounds=ROUNDS)
     return {name: statistics.median(t) / STEPS for name, t in times.items()}
@@ -65,7 +58,7 @@ def main(kind="debian"):
     for budget in SECONDS:
         for name, arm in contestants.items():
             steps = round(budget / seconds[name])
-            run = trained(arm, given, bag(given, 0), 0, steps, RATE)
+            run = trained(arm, given, bag(given, 0), 0, steps, BAG_RATE)
             row = {"seconds": budget, "contestant": name, "steps": steps}
             figures["runs"].append(row | {k: run[k] for k in ("mrr", "recall")})
             print(figures["runs"][-1], flush=True)

@@ -17,6 +17,7 @@ WORDS, LENGTH, QUERY_LENGTH = 32_768, 32, 24
 WIDTH, DEPTH, SIZE, RATE, TEMPERATURE = 128, 2, 128, 1e-3, 0.05
 WARM_UP, REFRESHED, HELD_OUT, QUEUED = 50, 32, 2_000, 4_096
 OURS, PAPER = "pseudo-logit, 96 and 32 drawn", "paper's estimator, 96 and 96 drawn"
+BAG_WIDTH, BAG_RATE = 64, 5e-3
 PLAIN, QUEUE = "in batch of 96", "cross-batch memory, 96"
 CORPORA = {
     "examples": lambda: rc.examples_to_synsets(rc.wordnet()),
@@ -146,9 +147,14 @@ def cached(rows, size, num, estimator):
             estimator=estimator,
         ),
         size,
-        lambda given, cache: cache,
+        kept,
         embedded=2 * size + num + REFRESHED / 3,
     )
+
+
+def kept(given, cache):
+    """Return the memory of a contestant whose cache holds the corpus."""
+    return cache
 
 
 def optimizer(num_steps, rate):
@@ -163,8 +169,15 @@ def filled(task, seed):
     return model, rc.NegativeCache.fill(model.document, task.documents)
 
 
+def bag(given, seed):
+    """Return a bag of words for both sides, and a cache of the corpus by it."""
+    table = rc.HashedBag(WORDS, BAG_WIDTH, BAG_WIDTH, key=jax.random.key(seed))
+    model = rc.TwoTowers.tied(table)
+    return model, rc.NegativeCache.fill(model.document, given.documents)
+
+
 def begun(arm, task, first, num_steps, rate=RATE):
-    """Return trainer, first state and data of a run; `first`, from `filled`."""
+    """Return trainer, first state and data; `first`, from `filled` or `bag`."""
     model, cache = first
     trainer = arm.trainer(optimizer(num_steps, rate))
     state = trainer.init(model, arm.memory(task, cache))

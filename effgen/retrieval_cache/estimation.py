@@ -54,7 +54,7 @@ def estimate(
         queries,
         scale,
         num_negatives,
-        estimator.excluded(pairs, found, cache),
+        estimator.excluded(pairs, found, cache, slots),
         Beside(slots, negatives[:, :own]),
         key=keys[1],
         mesh=mesh,

@@ -6,13 +6,13 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .cache import NegativeCache
 from .draws import Sample
 from .logits import Corrected, pseudo_logit, staleness
 from .objective import BatchScores, cross_entropy, excluded_by, log_sum_exp
-from .pairs import Marks, Pairs, num_pairs
+from .pairs import Marks, Pairs
 from .scan import Excluded
 
 
@@ -49,9 +49,16 @@ class AbstractEstimator(eqx.Module):
         """
 
     def excluded(
-        self, pairs: Pairs, documents: Marks, cache: NegativeCache
+        self,
+        pairs: Pairs,
+        documents: Marks,
+        cache: NegativeCache,
+        slots: Int[Array, " batch"],
     ) -> Excluded:
-        """Return what is not drawn: what the losses have already, and what answers."""
+        """Return what is not drawn: what the losses have already, and what answers.
+
+        **Arguments:** `slots`, where the cache has the queries' own documents.
+        """
         return excluded_by(pairs, documents)
 
     def check(
@@ -132,15 +139,17 @@ class GumbelMax(AbstractEstimator):
         return Estimated(surrogate, losses, share, _drift(drawn, own, fresh, sample))
 
     def excluded(
-        self, pairs: Pairs, documents: Marks, cache: NegativeCache
+        self,
+        pairs: Pairs,
+        documents: Marks,
+        cache: NegativeCache,
+        slots: Int[Array, " batch"],
     ) -> Excluded:
         """Return that a query's own document is not drawn, nor what else answers.
 
         Others of the batch are drawn like all, for the losses do not have them.
         """
-        num = num_pairs(pairs)
-        own = cache.find(Marks(documents.ids[:num], documents.digests[:num]))
-        ids = jnp.where(own < cache.capacity, cache.ids[own % cache.capacity], -1)
+        ids = jnp.where(slots < cache.capacity, cache.ids[slots % cache.capacity], -1)
         none = jnp.zeros(0, jnp.int32)
         found = excluded_by(pairs, documents)
         known = jnp.concatenate([ids[:, None], found.known], axis=1)
