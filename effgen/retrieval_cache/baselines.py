@@ -2,7 +2,6 @@
 
 from typing import Any, ClassVar
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
@@ -13,7 +12,13 @@ from effgen.core.trainer import AbstractTrainer
 from effgen.core.update import init_opt_state
 
 from .cache import NegativeCache
-from .checks import check_model, check_pairs, check_temperature
+from .checks import (
+    check_chunks,
+    check_model,
+    check_pairs,
+    check_positive,
+    check_temperature,
+)
 from .gradients import full_softmax_loss
 from .logits import valued
 from .objective import (
@@ -25,7 +30,7 @@ from .objective import (
 from .pairs import Pairs, as_pairs, batch_documents, marks, num_documents, num_pairs
 from .refresh import PositivesIn, Seen
 from .scan import Scored, passed
-from .towers import Temperature, Tower, embed
+from .towers import Temperature, embed, in_chunks
 from .trainer import described, first_state, refreshed, scale_of, updated
 
 
@@ -54,8 +59,7 @@ class InBatchTrainer(AbstractTrainer):
     def __check_init__(self) -> None:
         """Raise for settings out of range."""
         check_temperature(self.temperature)
-        if not isinstance(self.chunks, int) or self.chunks < 1:
-            raise ValueError(f"`chunks` is {self.chunks}: pass a positive integer.")
+        check_positive("chunks", self.chunks)
 
     def init(self, model: PyTree, memory: Any = None) -> TrainState:
         """Return the first state; there is no memory."""
@@ -87,12 +91,7 @@ class InBatchTrainer(AbstractTrainer):
         """Raise on batches that the towers cannot use."""
         pairs = as_pairs(batch)
         check_pairs(state.model, None, pairs)
-        for num in (num_pairs(pairs), num_documents(pairs)):
-            if num % self.chunks:
-                raise ValueError(
-                    f"`chunks` is {self.chunks}, which does not divide {num} rows of a "
-                    "batch: pass one of their divisors."
-                )
+        check_chunks(self.chunks, num_pairs(pairs), num_documents(pairs))
 
 
 class CrossBatchTrainer(AbstractTrainer):
@@ -101,7 +100,9 @@ class CrossBatchTrainer(AbstractTrainer):
         loss = logsumexp([scores in batch, stale scores of the queue]) - positive
 
     **Attributes:** `optim`; `temperature` and `label_smoothing`, as in
-    `NegativeCacheTrainer`.
+    `NegativeCacheTrainer`; `warm_up`, steps with the batch alone, while the queue fills
+    and the towers find their way: from nothing they change so fast that it pays more to
+    run away from stale documents than to find any.
 
     **Metrics:** `loss`, `scale`, `coverage`, `age`, `oldest`, `grad_norm`.
 
@@ -113,10 +114,15 @@ class CrossBatchTrainer(AbstractTrainer):
     optim: optax.GradientTransformation
     temperature: Temperature = 0.05
     label_smoothing: float = 0.0
+    warm_up: int = 0
 
     def __check_init__(self) -> None:
         """Raise for settings out of range."""
         check_temperature(self.temperature)
+        if not isinstance(self.warm_up, int) or self.warm_up < 0:
+            raise ValueError(
+                f"`warm_up` is {self.warm_up}: pass a number of steps, or 0."
+            )
 
     def init(self, model: PyTree, memory: NegativeCache | None = None) -> TrainState:
         """Return the first state; `memory`, a cache, empty or full."""
@@ -137,6 +143,7 @@ class CrossBatchTrainer(AbstractTrainer):
             scores = batch_scores(queries, documents, scale, negatives)
             scored = Scored.of(cache, excluded_by(pairs, found))
             logit = stale_logit(scored, queries, scale, cache.block)
+            logit = jnp.where(state.step < self.warm_up, -jnp.inf, logit)
             losses = cross_entropy(scores, logit[:, None], self.label_smoothing)
             return jnp.mean(losses), jax.lax.stop_gradient(documents)
 
@@ -214,18 +221,6 @@ def stale_logit(
     there = jnp.isfinite(found.log_partition)
     slope = scale * jnp.sum(queries * found.mean, axis=1)
     return valued(found.log_partition, slope, there)
-
-
-def in_chunks(
-    tower: Tower, items: PyTree, chunks: int, *, key: PRNGKeyArray
-) -> Float[Array, "batch size"]:
-    """Return embeddings, made a chunk at a time and once more when differentiated."""
-    if chunks == 1:
-        return embed(tower, items, key=key)
-    cut = jax.tree.map(lambda x: x.reshape(chunks, -1, *x.shape[1:]), items)
-    one = eqx.filter_checkpoint(lambda part: embed(tower, part[0], key=part[1]))
-    found = jax.lax.map(one, (cut, jax.random.split(key, chunks)))
-    return found.reshape(-1, found.shape[-1])
 
 
 def _none(scores: Any) -> Float[Array, "batch 0"]:

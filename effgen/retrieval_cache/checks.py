@@ -25,6 +25,22 @@ def check_temperature(temperature: Any) -> None:
         raise ValueError(f"`temperature` is {temperature}: pass a positive number.")
 
 
+def check_positive(name: str, value: Any) -> None:
+    """Raise for a setting that is no positive integer."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"`{name}` is {value}: pass a positive integer.")
+
+
+def check_chunks(chunks: int, num_queries: int, num_documents: int) -> None:
+    """Raise for chunks that would not be of one size."""
+    for name, num in (("queries", num_queries), ("documents", num_documents)):
+        if num % chunks:
+            raise ValueError(
+                f"`chunks` is {chunks}, which does not divide the {num} {name} that a "
+                "step embeds: pass one of their divisors."
+            )
+
+
 def check_model(temperature: Any, model: PyTree) -> None:
     """Raise for a model without two towers, or without a temperature to train."""
     _check_towers(model)

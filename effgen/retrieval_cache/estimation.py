@@ -12,7 +12,7 @@ from .draws import Beside, Sample, sampled
 from .estimators import AbstractEstimator, Estimated
 from .objective import batch_scores, negatives_in_batch
 from .pairs import Marks, Pairs, batch_documents, joined, marks, num_pairs
-from .towers import embed
+from .towers import in_chunks
 
 
 class Embedded(NamedTuple):
@@ -37,6 +37,7 @@ def estimate(
     *,
     key: PRNGKeyArray,
     label_smoothing: float = 0.0,
+    chunks: int = 1,
     mesh: Mesh | None = None,
 ) -> Embedded:
     """Return the losses of a batch against a cache, to be differentiated by `model`.
@@ -45,7 +46,7 @@ def estimate(
     """
     found, own = marks(pairs), num_pairs(pairs)
     num, keys = len(found.ids), jax.random.split(key, 3)
-    queries = embed(model.query, pairs.queries, key=keys[0])
+    queries = in_chunks(model.query, pairs.queries, chunks, key=keys[0])
     negatives = negatives_in_batch(pairs, found)
     # What answers a query is as good as drawn evenly; explicit negatives are not.
     slots = cache.find(Marks(found.ids[:own], found.digests[:own]))
@@ -60,7 +61,7 @@ def estimate(
         mesh=mesh,
     )
     items = joined(batch_documents(pairs), cache.documents(sample.slots))
-    documents = embed(model.document, items, key=keys[2])
+    documents = in_chunks(model.document, items, chunks, key=keys[2])
     scores = batch_scores(queries, documents[:num], scale, negatives)
     drawn = documents[num:]
     fresh = jnp.concatenate([drawn, documents[:own]])

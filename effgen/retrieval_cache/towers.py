@@ -93,6 +93,18 @@ def embed(
     return tower(items, key=key) if _takes_key(tower) else tower(items)
 
 
+def in_chunks(
+    tower: Tower, items: PyTree, chunks: int, *, key: PRNGKeyArray
+) -> Float[Array, "batch size"]:
+    """Return embeddings, made a chunk at a time and once more when differentiated."""
+    if chunks == 1:
+        return embed(tower, items, key=key)
+    cut = jax.tree.map(lambda x: x.reshape(chunks, -1, *x.shape[1:]), items)
+    one = eqx.filter_checkpoint(lambda part: embed(tower, part[0], key=part[1]))
+    found = jax.lax.map(one, (cut, jax.random.split(key, chunks)))
+    return found.reshape(-1, found.shape[-1])
+
+
 def is_random(model: Any, tower: Tower) -> bool:
     """Return whether a tower's embeddings in training differ from those without a key.
 

@@ -17,7 +17,14 @@ from effgen.core.trainer import AbstractTrainer
 from effgen.core.update import apply_gradients, init_opt_state
 
 from .cache import NegativeCache
-from .checks import check_cache, check_model, check_pairs, check_temperature
+from .checks import (
+    check_cache,
+    check_chunks,
+    check_model,
+    check_pairs,
+    check_positive,
+    check_temperature,
+)
 from .estimation import Embedded, estimate
 from .estimators import AbstractEstimator, PseudoLogit
 from .pairs import (
@@ -53,6 +60,9 @@ class NegativeCacheTrainer(AbstractTrainer):
       what is written back; or a policy; or several.
     - `estimator`: `PseudoLogit()`, or the paper's `GumbelMax()`.
     - `label_smoothing`: spread over the batch's documents.
+    - `chunks`: into how many what a step embeds is cut, each computed once more in the
+      backward pass: the memory of one chunk, whatever the batch, for a third more
+      compute (Gao et al., 2021). The gradient is that of the whole batch.
 
     **Metrics:** `loss`, an estimate of the mean cross-entropy over the corpus, in nats;
     `positive`, the mean share of the softmax that positives have; `cache_loss`, the
@@ -73,14 +83,13 @@ class NegativeCacheTrainer(AbstractTrainer):
     refresh: float | AbstractRefresh | tuple[AbstractRefresh, ...] = 0.01
     estimator: AbstractEstimator = PseudoLogit()
     label_smoothing: float = 0.0
+    chunks: int = 1
     mesh: Mesh | None = eqx.field(default=None, static=True, kw_only=True)
 
     def __check_init__(self) -> None:
         """Raise `TypeError` or `ValueError` for settings out of range."""
-        if not isinstance(self.num_negatives, int) or self.num_negatives < 1:
-            raise ValueError(
-                f"`num_negatives` is {self.num_negatives}: pass a positive integer."
-            )
+        check_positive("num_negatives", self.num_negatives)
+        check_positive("chunks", self.chunks)
         check_temperature(self.temperature)
         policies_of(self.refresh)
         if not isinstance(self.estimator, AbstractEstimator):
@@ -126,6 +135,7 @@ class NegativeCacheTrainer(AbstractTrainer):
                 self.num_negatives,
                 key=keys[0],
                 label_smoothing=self.label_smoothing,
+                chunks=self.chunks,
                 mesh=self.mesh,
             )
             return jnp.mean(found.estimated.surrogate), found
@@ -143,6 +153,8 @@ class NegativeCacheTrainer(AbstractTrainer):
         pairs = as_pairs(batch)
         check_pairs(state.model, state.memory, pairs)
         self.estimator.check(self.num_negatives, num_pairs(pairs), self.label_smoothing)
+        num = num_documents(pairs) + self.num_negatives
+        check_chunks(self.chunks, num_pairs(pairs), num)
         for policy in policies_of(self.refresh):
             policy.check(state.memory, num_documents(pairs))
 

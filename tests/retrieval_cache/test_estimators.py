@@ -107,6 +107,40 @@ def test_shared_weights_are_one_on_average(double):
     assert jnp.all(jnp.abs(found.mean(axis=0) - 1) < 4 * error + 1e-12)
 
 
+def test_the_order_of_queries_and_of_draws_is_of_no_account(double):
+    """The logits and their gradients move along with the queries, and so with draws."""
+    old = towers(dtype=jnp.float64)
+    model, cache = drifted(old, 0.3), filled(old, dtype=jnp.float64)
+    queries, scale = model.query(batch().queries), jnp.asarray(4.0)
+    sample = sampled(cache, queries, scale, 18, nothing_excluded(6), key=KEY)
+    fresh = model.document(cache.documents(sample.slots))
+    keys = jax.random.split(jax.random.key(3))
+    rows, draws = (
+        jax.random.permutation(keys[0], 6),
+        jax.random.permutation(keys[1], 18),
+    )
+    moved = sample._replace(
+        slots=sample.slots[draws],
+        owners=jnp.argsort(rows)[sample.owners[draws]],
+        stale=sample.stale[draws],
+        offsets=sample.offsets[draws],
+        scores=sample.scores[rows][:, draws],
+        log_partition=sample.log_partition[rows],
+        mean=sample.mean[rows],
+    )
+
+    def total(queries, fresh, sample):
+        logits, _ = pseudo_logit(queries, fresh, sample, scale)
+        return jnp.sum(logits**2), logits
+
+    both = jax.grad(total, argnums=(0, 1), has_aux=True)
+    (by_queries, by_fresh), logits = both(queries, fresh, sample)
+    (by_moved, by_drawn), again = both(queries[rows], fresh[draws], moved)
+    np.testing.assert_allclose(again, logits[rows], rtol=1e-12)
+    np.testing.assert_allclose(by_moved, by_queries[rows], atol=1e-12)
+    np.testing.assert_allclose(by_drawn, by_fresh[draws], atol=1e-12)
+
+
 def test_documents_beside_share_in_what_is_drawn(double):
     """Drawn evenly, they leave the weights' sum at one, whatever they count for."""
     model = towers(dtype=jnp.float64)
