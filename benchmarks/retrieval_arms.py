@@ -15,7 +15,7 @@ from effgen import retrieval_cache as rc
 
 WORDS, LENGTH, QUERY_LENGTH = 32_768, 32, 24
 WIDTH, DEPTH, SIZE, RATE, TEMPERATURE = 128, 2, 128, 1e-3, 0.05
-WARM_UP, REFRESHED, HELD_OUT, QUEUED = 50, 32, 2_000, 4_096
+WARM_UP, REFRESHED, HELD_OUT, QUEUED, ALONE = 50, 32, 2_000, 4_096, 500
 OURS, PAPER = "pseudo-logit, 96 and 32 drawn", "paper's estimator, 96 and 96 drawn"
 BAG_WIDTH, BAG_RATE = 64, 5e-3
 PLAIN, QUEUE = "in batch of 96", "cross-batch memory, 96"
@@ -115,14 +115,18 @@ def arms(rows):
         PAPER: cached(rows, 96, 96, rc.GumbelMax()),
         "in batch of 288": in_batch(288),
         "in batch of 512, in chunks": in_batch(512, chunks=16),
+        "pseudo-logit, 256 and 32 drawn, in chunks": cached(
+            rows, 256, 32, rc.PseudoLogit(), chunks=8
+        ),
         QUEUE: Arm(
-            lambda optim: rc.CrossBatchTrainer(optim, temperature=TEMPERATURE),
+            lambda optim: rc.CrossBatchTrainer(
+                optim, temperature=TEMPERATURE, warm_up=ALONE
+            ),
             96,
             lambda given, _: rc.NegativeCache.empty(given.documents[:1], SIZE, QUEUED),
             embedded=2 * 96,
         ),
         "pseudo-logit, 64 and 64 drawn": cached(rows, 64, 64, rc.PseudoLogit()),
-        "in batch of 32": in_batch(32),
     }
 
 
@@ -132,11 +136,16 @@ def in_batch(size, chunks=1):
         lambda optim: rc.InBatchTrainer(optim, temperature=TEMPERATURE, chunks=chunks),
         size,
         lambda given, cache: None,
-        embedded=2 * size * (1 if chunks == 1 else 4 / 3),
+        embedded=2 * size * again(chunks),
     )
 
 
-def cached(rows, size, num, estimator):
+def again(chunks):
+    """Return what a text embedded counts for, by how many chunks there are."""
+    return 1 if chunks == 1 else 4 / 3
+
+
+def cached(rows, size, num, estimator, chunks=1):
     """Return a contestant with a cache of so many rows."""
     return Arm(
         lambda optim: rc.NegativeCacheTrainer(
@@ -145,10 +154,11 @@ def cached(rows, size, num, estimator):
             temperature=TEMPERATURE,
             refresh=REFRESHED / rows,
             estimator=estimator,
+            chunks=chunks,
         ),
         size,
         kept,
-        embedded=2 * size + num + REFRESHED / 3,
+        embedded=(2 * size + num) * again(chunks) + REFRESHED / 3,
     )
 
 

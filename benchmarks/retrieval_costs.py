@@ -2,7 +2,9 @@
 
 `python -m benchmarks.retrieval_costs [CORPUS ...]`. In turns, compilation apart. The
 trainings of `benchmarks.retrieval` take as many steps as these seconds allow, so that
-nothing else that the machine does then matters to who gets how far.
+nothing else that the machine does then matters to who gets how far. Run again, it
+measures what its figures do not have yet, beside `OURS`, and counts seconds by the
+latter's as they were: only ratios of one run matter.
 """
 
 import json
@@ -14,7 +16,7 @@ import jax
 
 import effgen as eg
 from benchmarks import measure
-from benchmarks.retrieval_arms import CORPORA, arms, begun, filled, task
+from benchmarks.retrieval_arms import CORPORA, OURS, arms, begun, filled, task
 
 
 ROUNDS, SECONDS = 5, 1.5
@@ -39,10 +41,11 @@ def steps_of(arm, given, first):
     return steps, lowered.compile().memory_analysis().temp_size_in_bytes
 
 
-def costs(kind):
-    """Return seconds and bytes of a step of each contestant."""
+def costs(kind, known):
+    """Return seconds and bytes of a step of each contestant that is not known yet."""
     given = task(kind)
     first, contestants = filled(given, seed=0), arms(len(given.documents))
+    contestants = {n: a for n, a in contestants.items() if n == OURS or n not in known}
     found = {name: steps_of(arm, given, first) for name, arm in contestants.items()}
     numbers = {}
     for name, (steps, _) in found.items():
@@ -52,19 +55,30 @@ def costs(kind):
         print(name, numbers[name], flush=True)
     work = {name: lambda n=name: found[n][0](numbers[n]) for name in found}
     times = measure.interleaved(work, rounds=ROUNDS)
+    medians = {n: statistics.median(t) / numbers[n] for n, t in times.items()}
+    as_then = known.get(OURS, medians[OURS]) / medians[OURS]
     return {
         "documents": len(given.documents),
-        "seconds_per_step": {
-            name: statistics.median(t) / numbers[name] for name, t in times.items()
-        },
-        "all": {n: [x / numbers[n] for x in t] for n, t in times.items()},
+        "seconds_per_step": {n: as_then * x for n, x in medians.items()},
+        "all": {n: [as_then * x / numbers[n] for x in t] for n, t in times.items()},
         "temporary_bytes": {name: memory for name, (_, memory) in found.items()},
     }
+
+
+def joined(before, new):
+    """Return figures with what is new; what was measured before stays."""
+    kept = {
+        key: {**value, **before.get(key, {})} if isinstance(value, dict) else value
+        for key, value in new.items()
+    }
+    return before | kept
 
 
 if __name__ == "__main__":
     results = measure.RESULTS / "retrieval_costs.json"
     figures = json.loads(results.read_text()) if results.exists() else {}
     for kind in sys.argv[1:] or CORPORA:
-        figures[kind] = costs(kind)
+        before = figures.get(kind, {})
+        new = costs(kind, before.get("seconds_per_step", {}))
+        figures[kind] = joined(before, new)
         measure.write("retrieval_costs", figures)
