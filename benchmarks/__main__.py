@@ -64,6 +64,9 @@ def _headlines(path: Any) -> list[tuple[str, str]]:
         "quarter_vehicle": _learned,
         "negative_sampling": _passes,
         "cache_growth": _growth,
+        "ceiling": _ceiling,
+        "crossing": _crossing,
+        "minilm": _minilm,
         "retrieval_debian": _retrieval,
         "retrieval_examples": _retrieval,
     }
@@ -159,6 +162,32 @@ def _retrieval(record: dict[str, Any]) -> list[tuple[str, str]]:
         if arm["runs"]
     }
     return [(f"{title}, {name}", f"{mrr:.3f}") for name, mrr in means.items()]
+
+
+def _ceiling(record: dict[str, Any]) -> list[tuple[str, str]]:
+    means = {
+        name: statistics.mean(run["mrr"] for run in runs)
+        for name, runs in record["runs"].items()
+    }
+    return [
+        (f"{record['task']}, MRR@10 over the full softmax's, {name}", f"{ratio:.3f}")
+        for name, mrr in means.items()
+        if (ratio := mrr / means["full softmax"]) != 1
+    ]
+
+
+def _crossing(record: dict[str, Any]) -> list[tuple[str, str]]:
+    title = "a bag of words, MRR@10 after"
+    return [
+        (f"{title} {run['seconds']} s, {run['contestant']}", f"{run['mrr']:.3f}")
+        for run in record["runs"]
+        if run["seconds"] == record["runs"][-1]["seconds"]
+    ]
+
+
+def _minilm(record: dict[str, Any]) -> list[tuple[str, str]]:
+    title = f"MiniLM, MRR@10 after {record['seconds']:.0f} s"
+    return [(f"{title}, {n}", f"{run['mrr']:.3f}") for n, run in record["runs"].items()]
 
 
 def _counts(record: dict[str, Any]) -> list[tuple[str, str]]:

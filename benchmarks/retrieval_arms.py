@@ -19,6 +19,7 @@ WARM_UP, REFRESHED, HELD_OUT, QUEUED, ALONE = 50, 32, 2_000, 4_096, 500
 OURS, PAPER = "pseudo-logit, 96 and 32 drawn", "paper's estimator, 96 and 96 drawn"
 BAG_WIDTH, BAG_RATE = 64, 5e-3
 PLAIN, QUEUE = "in batch of 96", "cross-batch memory, 96"
+LARGE, LONG = "in batch of 288", "in batch of 288, as many steps as ours"
 CORPORA = {
     "examples": lambda: rc.examples_to_synsets(rc.wordnet()),
     "definitions": lambda: rc.definitions_to_lemmas(rc.wordnet()),
@@ -113,11 +114,12 @@ def arms(rows):
         OURS: cached(rows, 96, 32, rc.PseudoLogit()),
         PLAIN: in_batch(96),
         PAPER: cached(rows, 96, 96, rc.GumbelMax()),
-        "in batch of 288": in_batch(288),
+        LARGE: in_batch(288),
         "in batch of 512, in chunks": in_batch(512, chunks=16),
         "pseudo-logit, 256 and 32 drawn, in chunks": cached(
             rows, 256, 32, rc.PseudoLogit(), chunks=8
         ),
+        LONG: in_batch(288),
         QUEUE: Arm(
             lambda optim: rc.CrossBatchTrainer(
                 optim, temperature=TEMPERATURE, warm_up=ALONE
