@@ -33,9 +33,15 @@ def apply_gradients(
     - `model`: the pytree to update.
 
     **Returns:** `(model, opt_state)`, one step later, each leaf in its own dtype.
+
+    **Raises:** `ValueError` if `opt_state` is another optimizer's.
     """
     params = eqx.filter(model, eqx.is_inexact_array)
-    updates, opt_state = optim.update(gradients, opt_state, params)
+    try:
+        updates, opt_state = optim.update(gradients, opt_state, params)
+    except Exception as error:
+        _check_own(optim, opt_state, model, error)
+        raise
     updates = jax.tree.map(
         lambda u, p: None if u is None else u.astype(p.dtype),
         updates,
@@ -43,3 +49,19 @@ def apply_gradients(
         is_leaf=lambda u: u is None,
     )
     return eqx.apply_updates(model, updates), opt_state
+
+
+def _check_own(
+    optim: optax.GradientTransformation,
+    opt_state: PyTree,
+    model: PyTree,
+    error: Exception,
+) -> None:
+    """Raise, from `error`, if `opt_state` is not built as `optim`'s first one."""
+    first = eqx.filter_eval_shape(init_opt_state, optim, model)
+    if jax.tree.structure(first) != jax.tree.structure(opt_state):
+        raise ValueError(
+            "`opt_state` is not of the trainer's `optim`: begin with "
+            "`trainer.init(state.model, state.memory)`, or pass the optimizer that the "
+            "state was trained by."
+        ) from error

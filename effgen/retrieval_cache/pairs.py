@@ -15,8 +15,9 @@ class Pairs(NamedTuple):
     **Attributes:**
 
     - `queries`, `documents`: pytrees of arrays that share their leading axis, `batch`.
-    - `ids`: the documents' numbers in the corpus; without them documents are told by
-      their content.
+    - `ids`: the documents' numbers in the corpus, from 0 up to 2^30; without them, or
+      where one is below zero, documents are told by their content. One that the cache
+      does not have is a document that is not in it (yet).
     - `known`, `(batch, any)`: numbers of all documents that answer a query, filled up
       with -1; they are no negatives.
     - `negatives`: documents that do not answer, a pytree of `(batch, each, ...)`, and

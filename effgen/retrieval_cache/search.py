@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from .cache import NegativeCache, block_size, embedded
+from .corpora import known_of
 from .draws import nothing_excluded
 from .measures import Relevant, discounted_gain, recall, reciprocal_rank
 from .rows import AbstractRows, stored
@@ -107,7 +108,7 @@ class Evaluation(NamedTuple):
 def evaluate(
     model: PyTree,
     queries: PyTree,
-    relevant: Relevant | Int[Any, "queries any"],
+    relevant: Relevant | Any,
     index: Index,
     *,
     k: int = 10,
@@ -116,12 +117,14 @@ def evaluate(
     """Return how well a model finds what answers its queries, in a whole corpus.
 
     **Arguments:** `model`, with a tower `query`; `queries`, a pytree of arrays;
-    `relevant`, `(queries, any)`, the numbers of what answers each, filled up with -1;
-    `index`, of the corpus by the same model; `k`, how deep rankings are looked at.
+    `relevant`, the numbers of what answers each: `(queries,)`, or `(queries, any)`
+    filled up with -1, or rows of any length, or `Relevant` with gains; `index`, of the
+    corpus by the same model; `k`, how deep rankings are looked at.
 
-    **Raises:** `ValueError` for numbers of rows that differ.
+    **Raises:** `ValueError` for numbers of rows that differ, or what are no numbers.
     """
     answers = relevant if isinstance(relevant, Relevant) else Relevant(relevant)
+    answers = answers._replace(ids=_numbers("relevant", answers.ids))
     found = embedded(model.query, queries, batch_size)
     if len(answers.ids) != len(found):
         raise ValueError(
@@ -140,7 +143,7 @@ def mined(
     cache: NegativeCache,
     k: int,
     *,
-    known: Int[Any, "queries any"],
+    known: Any,
     skip: int = 0,
     batch_size: int = 256,
 ) -> Int[Array, "queries k"]:
@@ -148,14 +151,31 @@ def mined(
 
     By the cache's embeddings as they are, so without embedding a document.
 
-    **Arguments:** `known`, numbers of the documents that answer, filled up with -1;
+    **Arguments:** `known`, numbers of the documents that answer, as in `evaluate`;
     `skip`, how many of the best to leave out, which may answer without being known to.
 
     **Returns:** numbers of documents, -1 where there are no more.
     """
-    index, known = Index.from_cache(cache), jnp.asarray(known)
+    index, known = Index.from_cache(cache), jnp.asarray(_numbers("known", known))
     found = embedded(model.query, queries, batch_size)
     return _ranked(index, found, k + skip, known, batch_size)[:, skip:]
+
+
+def _numbers(name: str, given: Any) -> Int[np.ndarray, "queries any"]:
+    """Return documents' numbers, a row a query; of one each, or of rows of any length.
+
+    **Raises:** `ValueError` for anything else.
+    """
+    if not hasattr(given, "shape"):
+        given = known_of([tuple(np.atleast_1d(row).tolist()) for row in given])
+    found = np.asarray(given)
+    found = found[:, None] if found.ndim == 1 else found
+    if found.ndim != 2 or not np.issubdtype(found.dtype, np.integer):
+        raise ValueError(
+            f"`{name}` is {found.dtype} of shape {found.shape}: pass documents' "
+            "numbers, one a query, or a row of them a query, filled up with -1."
+        )
+    return found
 
 
 def _ranked(

@@ -205,6 +205,17 @@ def test_updates_see_the_parameters_and_keep_dtypes():
     assert model["n"].tolist() == [0, 1]
 
 
+def test_another_optimizer_s_state_is_named():
+    model = {"w": jnp.ones(3)}
+    opt_state = eg.init_opt_state(optax.adamw(0.1), model)
+    with pytest.raises(ValueError, match="not of the trainer's `optim`"):
+        eg.apply_gradients(optax.adam(0.1), model, opt_state, model)
+    # What fails for a reason of its own is left as it is.
+    failing = optax.GradientTransformation(lambda _: (), lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        eg.apply_gradients(failing, model, (), model)
+
+
 @pytest.mark.parametrize("guard", [eg.Skip, eg.Rollback])
 def test_guards_need_a_positive_limit(guard):
     with pytest.raises(ValueError, match="`at_most` is 0"):

@@ -206,6 +206,7 @@ def test_a_cache_can_be_resized_emptied_of_some_and_rebuilt():
         ({"encode": lambda x: jnp.full((len(x), 3), jnp.nan)}, "not finite"),
         ({"encode": lambda x: jnp.zeros((len(x), 3))}, "all zero"),
         ({"encode": lambda x: jnp.zeros(3)}, "returned shape"),
+        ({"encode": towers(10)}, "`encode` is a TwoTowers"),
         ({"dtype": jnp.int32}, "`dtype` is int32"),
     ],
 )
@@ -214,6 +215,15 @@ def test_a_cache_that_cannot_be_filled_says_why(arguments, message):
     given = {"encode": model.document, "items": corpus(10)} | arguments
     with pytest.raises((ValueError, TypeError), match=message):
         rc.NegativeCache.fill(given.pop("encode"), given.pop("items"), **given)
+
+
+def test_a_tower_of_one_document_is_told_to_be_mapped():
+    def one(number):
+        return jnp.zeros(8) @ number.astype(float)
+
+    with pytest.raises(TypeError, match="dot") as caught:
+        rc.NegativeCache.fill(one, corpus(10))
+    assert "map one of a single row" in "".join(caught.value.__notes__)
 
 
 def test_an_empty_cache_has_at_least_a_row():

@@ -78,8 +78,14 @@ def test_a_model_that_knows_is_measured_so():
     index = rc.Index.of(model.document, corpus(100))
     found = rc.evaluate(model, corpus(100), jnp.arange(100)[:, None], index)
     assert found.means() == {"mrr": 1.0, "recall": 1.0, "ndcg": 1.0}
+    for same in (jnp.arange(100), list(range(100)), [[i, i] for i in range(100)]):
+        assert rc.evaluate(model, corpus(100), same, index).means()["mrr"] == 1.0
+    uneven = [[i] if i % 2 else [i, 0] for i in range(100)]
+    assert rc.evaluate(model, corpus(100), uneven, index).means()["mrr"] == 1.0
     with pytest.raises(ValueError, match="one row a query"):
         rc.evaluate(model, corpus(100), jnp.arange(9)[:, None], index)
+    with pytest.raises(ValueError, match="`relevant` is float32"):
+        rc.evaluate(model, corpus(100), jnp.arange(100.0), index)
 
 
 def test_hard_negatives_are_the_best_that_do_not_answer():
