@@ -116,10 +116,10 @@ def arms(rows):
         PAPER: cached(rows, 96, 96, rc.GumbelMax()),
         LARGE: in_batch(288),
         "in batch of 512, in chunks": in_batch(512, chunks=16),
+        LONG: in_batch(288),
         "pseudo-logit, 256 and 32 drawn, in chunks": cached(
             rows, 256, 32, rc.PseudoLogit(), chunks=8
         ),
-        LONG: in_batch(288),
         QUEUE: Arm(
             lambda optim: rc.CrossBatchTrainer(
                 optim, temperature=TEMPERATURE, warm_up=ALONE
