@@ -57,7 +57,8 @@ class NegativeCacheTrainer(AbstractTrainer):
     - `temperature`: a number, an optax schedule, or `None` for the model's own
       `temperature`, which is then trained.
     - `refresh`: the share of the rows embedded anew each step, oldest first, beside
-      what is written back; or a policy; or several.
+      what is written back (of a large corpus, as few as `32 / cache.capacity`); or a
+      policy; or several.
     - `estimator`: `PseudoLogit()`, or the paper's `GumbelMax()`.
     - `label_smoothing`: spread over the batch's documents.
     - `chunks`: into how many what a step embeds is cut, each computed once more in the
