@@ -13,6 +13,7 @@ from functools import partial
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
@@ -94,6 +95,20 @@ def measured(num):
     }
 
 
+def draw(rows, path):
+    """Draw the step, the pass, and what the step should be."""
+    num = [row["rows"] for row in rows]
+    step, bare = ([row[name] for row in rows] for name in ("step", "pass"))
+    expected = [step[0] - bare[0] + x for x in bare]
+    figure, axis = plt.subplots(figsize=(5, 3.5), layout="constrained")
+    axis.loglog(num, step, "o", label="a step")
+    axis.loglog(num, expected, "-", color="gray", label="its encoder and one pass")
+    axis.loglog(num, bare, "--", color="gray", label="one pass")
+    axis.set(xlabel="documents in the cache", ylabel="milliseconds", ylim=(1, None))
+    axis.legend()
+    figure.savefig(path, dpi=120)
+
+
 if __name__ == "__main__":
     rows = []
     for power in POWERS:
@@ -104,3 +119,4 @@ if __name__ == "__main__":
         )
         print(rows[-1], flush=True)
     measure.write("cache_growth", {"milliseconds": rows})
+    draw(rows, measure.RESULTS.parents[1] / "docs" / "images" / "cache-growth.png")
