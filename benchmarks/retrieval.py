@@ -24,7 +24,7 @@ from benchmarks.retrieval_arms import (
     PAPER,
     PLAIN,
     QUEUE,
-    RATE,
+    TWINS,
     arms,
     begun,
     filled,
@@ -35,12 +35,12 @@ from effgen import retrieval_cache as rc
 
 def planned(budget, seconds, contestants):
     """Return how many steps each contestant takes."""
-    steps = {n: round(budget / seconds[n]) for n in contestants if n != LONG}
+    steps = {n: round(budget / seconds[TWINS.get(n, n)]) for n in contestants}
     paper, queue = max(steps[PAPER], steps[OURS]), max(steps[QUEUE], steps[PLAIN])
     return steps | {PAPER: paper, QUEUE: queue, LONG: steps[OURS]}
 
 
-def trained(arm, given, first, seed, num_steps, rate=RATE):
+def trained(arm, given, first, seed, num_steps, rate=None):
     """Return the measures of one run, and its queries' ranks."""
     trainer, state, source = begun(arm, given, first, num_steps, rate)
     key = jax.random.key(seed)

@@ -20,6 +20,8 @@ OURS, PAPER = "pseudo-logit, 96 and 32 drawn", "paper's estimator, 96 and 96 dra
 BAG_WIDTH, BAG_RATE = 64, 5e-3
 PLAIN, QUEUE = "in batch of 96", "cross-batch memory, 96"
 LARGE, LONG = "in batch of 288", "in batch of 288, as many steps as ours"
+CHUNKS, FAST = "in batch of 512, in chunks", "in batch of 512, in chunks, rate 0.002"
+TWINS = {LONG: LARGE, FAST: CHUNKS}  # who costs a step what another does
 CORPORA = {
     "examples": lambda: rc.examples_to_synsets(rc.wordnet()),
     "definitions": lambda: rc.definitions_to_lemmas(rc.wordnet()),
@@ -45,13 +47,14 @@ class Arm(NamedTuple):
 
     `memory` makes the cache of its first state of a task and of all that is embedded.
     `embedded` counts texts a step: one with gradient as one, one without as a third,
-    one that is computed twice as four thirds.
+    one that is computed twice as four thirds. `rate`, the highest of its optimizer.
     """
 
     trainer: Callable[[optax.GradientTransformation], Any]
     batch_size: int
     memory: Callable[[Task, rc.NegativeCache], rc.NegativeCache | None]
     embedded: float
+    rate: float = RATE
 
 
 def task(kind):
@@ -115,7 +118,8 @@ def arms(rows):
         PLAIN: in_batch(96),
         PAPER: cached(rows, 96, 96, rc.GumbelMax()),
         LARGE: in_batch(288),
-        "in batch of 512, in chunks": in_batch(512, chunks=16),
+        CHUNKS: in_batch(512, chunks=16),
+        FAST: in_batch(512, chunks=16, rate=2e-3),
         LONG: in_batch(288),
         "pseudo-logit, 256 and 32 drawn, in chunks": cached(
             rows, 256, 32, rc.PseudoLogit(), chunks=8
@@ -132,13 +136,14 @@ def arms(rows):
     }
 
 
-def in_batch(size, chunks=1):
+def in_batch(size, chunks=1, rate=RATE):
     """Return a contestant without a memory."""
     return Arm(
         lambda optim: rc.InBatchTrainer(optim, temperature=TEMPERATURE, chunks=chunks),
         size,
         lambda given, cache: None,
         embedded=2 * size * again(chunks),
+        rate=rate,
     )
 
 
@@ -188,9 +193,9 @@ def bag(given, seed):
     return model, rc.NegativeCache.fill(model.document, given.documents)
 
 
-def begun(arm, task, first, num_steps, rate=RATE):
+def begun(arm, task, first, num_steps, rate=None):
     """Return trainer, first state and data; `first`, from `filled` or `bag`."""
     model, cache = first
-    trainer = arm.trainer(optimizer(num_steps, rate))
+    trainer = arm.trainer(optimizer(num_steps, rate or arm.rate))
     state = trainer.init(model, arm.memory(task, cache))
     return trainer, state, eg.Minibatches(task.pairs, arm.batch_size)
