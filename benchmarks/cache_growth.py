@@ -99,7 +99,7 @@ def draw(rows, path):
     """Draw the step, the pass, and what the step should be."""
     num = [row["rows"] for row in rows]
     step, bare = ([row[name] for row in rows] for name in ("step", "pass"))
-    expected = [step[0] - bare[0] + x for x in bare]
+    expected = [row["step"] / row["step_over_encoder_and_pass"] for row in rows]
     figure, axis = plt.subplots(figsize=(5, 3.5), layout="constrained")
     axis.loglog(num, step, "o", label="a step")
     axis.loglog(num, expected, "-", color="gray", label="its encoder and one pass")

@@ -256,8 +256,10 @@ def _check_numeric(name: str, leaf: Any) -> None:
 def _check_width(arrays: PyTree) -> None:
     """Raise for integers that JAX would wrap around, as it does without a word."""
     for name, leaf in _named(arrays):
+        if not np.issubdtype(leaf.dtype, np.integer):
+            continue
         kept = jnp.asarray(leaf[:1]).dtype
-        if kept == leaf.dtype or not np.issubdtype(leaf.dtype, np.integer):
+        if kept == leaf.dtype:
             continue
         low, high = leaf.min(), leaf.max()
         if low < np.iinfo(kept).min or high > np.iinfo(kept).max:

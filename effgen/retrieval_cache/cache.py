@@ -262,27 +262,31 @@ def embedded(
     """Return the embeddings of many documents, some at a time, without gradients."""
     num = _num_items(items)
     size = min(batch_size, num)
-    _check_encode(encode, jax.tree.map(lambda x: x[:size], items))
+    _check_callable(encode)
     parts = []
     for start in range(0, num, size):
         # The last piece reaches back, so that all are of one size: one program.
         first = min(start, num - size)
         part = jax.tree.map(lambda x: jnp.asarray(x[first : first + size]), items)  # noqa: B023
-        parts.append(_compiled(encode, part)[start - first :])
+        parts.append(_embedded_part(encode, part, size)[start - first :])
     return jnp.concatenate(parts)
 
 
-def _check_encode(encode: Any, part: PyTree) -> None:
-    """Raise for what is no tower; say to the error of one what a tower is given."""
+def _check_callable(encode: Any) -> None:
     if not callable(encode):
         raise TypeError(
             f"`encode` is a {type(encode).__name__}, which cannot be called: pass a "
             "tower, such as `encoder.document`."
         )
+
+
+def _embedded_part(
+    encode: Callable[[PyTree], Array], part: PyTree, num: int
+) -> Float[Array, "documents size"]:
+    """Return embeddings; an error is told what a tower is given."""
     try:
-        eqx.filter_eval_shape(encode, part)
+        return _compiled(encode, part)
     except Exception as error:
-        num = len(jax.tree.leaves(part)[0])
         error.add_note(
             f"A tower is given a batch, here of {num} rows, and returns `(batch, "
             "size)`: map one of a single row with `jax.vmap`."

@@ -1,6 +1,6 @@
 """Exact search of a corpus, and what is made of it: rankings and hard negatives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -108,7 +108,7 @@ class Evaluation(NamedTuple):
 def evaluate(
     model: PyTree,
     queries: PyTree,
-    relevant: Relevant | Any,
+    relevant: Relevant | Int[Any, "queries *any"] | Sequence[Any],
     index: Index,
     *,
     k: int = 10,
@@ -123,8 +123,8 @@ def evaluate(
 
     **Raises:** `ValueError` for numbers of rows that differ, or what are no numbers.
     """
-    answers = relevant if isinstance(relevant, Relevant) else Relevant(relevant)
-    answers = answers._replace(ids=_numbers("relevant", answers.ids))
+    ids, gains = relevant if isinstance(relevant, Relevant) else (relevant, None)
+    answers = Relevant(_numbers("relevant", ids), gains)
     found = embedded(model.query, queries, batch_size)
     if len(answers.ids) != len(found):
         raise ValueError(
@@ -143,7 +143,7 @@ def mined(
     cache: NegativeCache,
     k: int,
     *,
-    known: Any,
+    known: Int[Any, "queries *any"] | Sequence[Any],
     skip: int = 0,
     batch_size: int = 256,
 ) -> Int[Array, "queries k"]:
@@ -156,12 +156,12 @@ def mined(
 
     **Returns:** numbers of documents, -1 where there are no more.
     """
-    index, known = Index.from_cache(cache), jnp.asarray(_numbers("known", known))
+    index, known = Index.from_cache(cache), _numbers("known", known)
     found = embedded(model.query, queries, batch_size)
     return _ranked(index, found, k + skip, known, batch_size)[:, skip:]
 
 
-def _numbers(name: str, given: Any) -> Int[np.ndarray, "queries any"]:
+def _numbers(name: str, given: Any) -> Int[Array, "queries any"]:
     """Return documents' numbers, a row a query; of one each, or of rows of any length.
 
     **Raises:** `ValueError` for anything else.
@@ -175,7 +175,7 @@ def _numbers(name: str, given: Any) -> Int[np.ndarray, "queries any"]:
             f"`{name}` is {found.dtype} of shape {found.shape}: pass documents' "
             "numbers, one a query, or a row of them a query, filled up with -1."
         )
-    return found
+    return jnp.asarray(found)
 
 
 def _ranked(
