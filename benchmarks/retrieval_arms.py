@@ -21,7 +21,8 @@ BAG_WIDTH, BAG_RATE = 64, 5e-3
 PLAIN, QUEUE = "in batch of 96", "cross-batch memory, 96"
 LARGE, LONG = "in batch of 288", "in batch of 288, as many steps as ours"
 CHUNKS, FAST = "in batch of 512, in chunks", "in batch of 512, in chunks, rate 0.002"
-TWINS = {LONG: LARGE, FAST: CHUNKS}  # who costs a step what another does
+BEGUN = "in batch of 512, in chunks, for half the time, then pseudo-logit"
+TWINS = {LONG: LARGE, FAST: CHUNKS, BEGUN: OURS}  # who costs a step what another does
 CORPORA = {
     "examples": lambda: rc.examples_to_synsets(rc.wordnet()),
     "definitions": lambda: rc.definitions_to_lemmas(rc.wordnet()),
@@ -48,6 +49,7 @@ class Arm(NamedTuple):
     `memory` makes the cache of its first state of a task and of all that is embedded.
     `embedded` counts texts a step: one with gradient as one, one without as a third,
     one that is computed twice as four thirds. `rate`, the highest of its optimizer.
+    `begins`, who trains for the first half of the time, before the cache is filled.
     """
 
     trainer: Callable[[optax.GradientTransformation], Any]
@@ -55,6 +57,7 @@ class Arm(NamedTuple):
     memory: Callable[[Task, rc.NegativeCache], rc.NegativeCache | None]
     embedded: float
     rate: float = RATE
+    begins: "Arm | None" = None
 
 
 def task(kind):
@@ -133,6 +136,9 @@ def arms(rows):
             embedded=2 * 96,
         ),
         "pseudo-logit, 64 and 64 drawn": cached(rows, 64, 64, rc.PseudoLogit()),
+        BEGUN: cached(rows, 96, 32, rc.PseudoLogit())._replace(
+            rate=2e-3, begins=in_batch(512, chunks=16)
+        ),
     }
 
 
@@ -174,10 +180,16 @@ def kept(given, cache):
     return cache
 
 
-def optimizer(num_steps, rate):
+def optimizer(num_steps, rate, counted=lambda count: count):
     """Return Adam at a rate that rises, then falls to nothing over so many steps."""
     warm_up = min(WARM_UP, num_steps // 4)
-    return optax.adam(optax.warmup_cosine_decay_schedule(0.0, rate, warm_up, num_steps))
+    falling = optax.warmup_cosine_decay_schedule(0.0, rate, warm_up, num_steps)
+    return optax.adam(lambda count: falling(counted(count)))
+
+
+def by_time(one, two):
+    """Return how to count so that `one` steps, and the `two` after, are half of all."""
+    return lambda count: jnp.where(count < one, count, one + (count - one) * one / two)
 
 
 def filled(task, seed):

@@ -52,6 +52,7 @@ from .core.train import Run as Run, drain as drain, fit as fit, train as train
 from .core.trainer import (
     AbstractHostTrainer as AbstractHostTrainer,
     AbstractTrainer as AbstractTrainer,
+    continued as continued,
 )
 from .core.update import (
     apply_gradients as apply_gradients,

@@ -4,9 +4,10 @@ import abc
 from typing import Any, ClassVar
 
 import equinox as eqx
+import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .state import Metrics, TrainState
+from .state import Metrics, TrainState, copied
 
 
 class AbstractTrainer(eqx.Module):
@@ -54,3 +55,31 @@ class AbstractHostTrainer(AbstractTrainer):
 
     `train` neither compiles nor donates for it: one step is one call.
     """
+
+
+def continued(
+    trainer: AbstractTrainer, state: TrainState, memory: Any = None
+) -> TrainState:
+    """Return the state from which `trainer` goes on where another one stopped.
+
+        TrainState(state.model, state.opt_state, memory, state.step)
+
+    One method begins and another ends: schedules, moments, data and noise go on by the
+    same count, and only the memory is new.
+
+    **Arguments:**
+
+    - `trainer`: the one that goes on, with the optimizer of the one that stopped.
+    - `state`: what that one left; its arrays stay usable.
+    - `memory`: as for `trainer.init`.
+
+    **Raises:** `ValueError` if `state` is of another optimizer; what `trainer.init`
+    raises for the model and the memory.
+    """
+    first = trainer.init(state.model, memory)
+    if jax.tree.structure(first.opt_state) != jax.tree.structure(state.opt_state):
+        raise ValueError(
+            "`state` was trained by another optimizer than the trainer's: pass both "
+            "trainers the same, or begin anew by `trainer.init(state.model, memory)`."
+        )
+    return copied(TrainState(first.model, state.opt_state, first.memory, state.step))

@@ -1,6 +1,7 @@
 """The negative cache: documents with embeddings that may be stale."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -50,7 +51,8 @@ class NegativeCache(eqx.Module):
         ids: Int[Any, " documents"] | None = None,
         capacity: int | None = None,
         dtype: Any = jnp.float32,
-        batch_size: int = 1_024,
+        step: int = 0,
+        batch_size: int | None = None,
     ) -> "NegativeCache":
         """Return a cache of a whole corpus, embedded now.
 
@@ -63,7 +65,9 @@ class NegativeCache(eqx.Module):
         - `capacity`, rows in all; by default a few more than documents, so that blocks
           and up to eight devices divide them.
         - `dtype`, of the embeddings: `jnp.float32`, `jnp.bfloat16`, `jnp.int8`.
-        - `batch_size`, documents embedded at once.
+        - `step`, that it is embedded at: `int(state.step)` of a run that goes on.
+        - `batch_size`, documents embedded at once; by default 1,024, and 64 on a CPU,
+          where the intermediates of more leave its caches.
 
         **Raises:** `ValueError` for an empty corpus, leaves of different lengths,
         repeated or negative ids, a capacity too small, or embeddings that are not
@@ -94,7 +98,7 @@ class NegativeCache(eqx.Module):
             cache.rows.put(slots, found),
             cache.ids.at[:num].set(numbers),
             cache.digests.at[:num].set(content_digests(items)),
-            cache.stamps.at[:num].set(0),
+            cache.stamps.at[:num].set(step),
             cache.offsets,
         )
 
@@ -222,7 +226,7 @@ class NegativeCache(eqx.Module):
         encode: Callable[[PyTree], Float[Array, "batch size"]],
         *,
         step: int = 0,
-        batch_size: int = 1_024,
+        batch_size: int | None = None,
     ) -> "NegativeCache":
         """Return the cache with every document embedded anew."""
         found = embedded(encode, self.items, batch_size)
@@ -257,19 +261,24 @@ def block_size(capacity: int) -> int:
 def embedded(
     encode: Callable[[PyTree], Float[Array, "batch size"]],
     items: PyTree,
-    batch_size: int = 1_024,
+    batch_size: int | None = None,
 ) -> Float[Array, "documents size"]:
     """Return the embeddings of many documents, some at a time, without gradients."""
     num = _num_items(items)
-    size = min(batch_size, num)
+    size = min(batch_size or _at_once(), num)
     _check_callable(encode)
-    parts = []
-    for start in range(0, num, size):
+    part = lambda i: jax.tree.map(lambda x: jnp.asarray(x[i : i + size]), items)
+    found = _embedded_part(encode, part(0), size)
+    whole = _put(jnp.zeros((num, *found.shape[1:]), found.dtype), found, 0)
+    for start in range(size, num, size):
         # The last piece reaches back, so that all are of one size: one program.
-        first = min(start, num - size)
-        part = jax.tree.map(lambda x: jnp.asarray(x[first : first + size]), items)  # noqa: B023
-        parts.append(_embedded_part(encode, part, size)[start - first :])
-    return jnp.concatenate(parts)
+        start = min(start, num - size)
+        whole = _put(whole, _embedded_part(encode, part(start), size), start)
+    return whole
+
+
+def _at_once() -> int:
+    return 64 if jax.default_backend() == "cpu" else 1_024
 
 
 def _check_callable(encode: Any) -> None:
@@ -297,6 +306,11 @@ def _embedded_part(
 @eqx.filter_jit
 def _compiled(encode: Callable[[PyTree], Array], part: PyTree) -> Array:
     return encode(part)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _put(whole: Array, part: Array, start: int) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(whole, part, start, 0)
 
 
 def _default_capacity(num: int) -> int:

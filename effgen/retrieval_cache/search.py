@@ -36,7 +36,7 @@ class Index(eqx.Module):
         *,
         ids: Int[Any, " documents"] | None = None,
         dtype: Any = jnp.float32,
-        batch_size: int = 1_024,
+        batch_size: int | None = None,
     ) -> "Index":
         """Return an index of a corpus, embedded now; arguments as of a cache."""
         found = embedded(encode, items, batch_size)

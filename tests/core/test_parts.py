@@ -11,6 +11,7 @@ import effgen as eg
 from effgen.core.loops import has_convolution, repeat
 from effgen.core.static import Static
 from tests.cases import KEY, arrays, regression
+from tests.core.tiny import OnHost, Total, ones
 
 
 @pytest.mark.parametrize(
@@ -214,6 +215,34 @@ def test_another_optimizer_s_state_is_named():
     failing = optax.GradientTransformation(lambda _: (), lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         eg.apply_gradients(failing, model, (), model)
+
+
+def test_another_trainer_goes_on():
+    """Model and step go on; the memory is new."""
+    trainer, key = Total(), jax.random.key(0)
+    begun, _ = eg.fit(
+        trainer, trainer.init(memory=jnp.ones(2)), ones, key=key, num_steps=3
+    )
+    state = eg.continued(OnHost(), begun, jnp.zeros(2))
+    assert int(state.step) == int(begun.step) == 3
+    assert state.memory.tolist() == [0, 0]
+    state, _ = eg.fit(OnHost(), state, ones, key=key, num_steps=2)
+    assert float(state.model) == 5
+    assert float(begun.model) == 3  # it was not donated
+
+
+def test_another_trainer_needs_the_same_optimizer():
+    class Descent(Total):
+        optim: optax.GradientTransformation
+
+        def init(self, model=None, memory=None):
+            model = jnp.ones(3) if model is None else model
+            opt_state = eg.init_opt_state(self.optim, model)
+            return eg.TrainState.start(model, opt_state, memory)
+
+    begun = Descent(optax.sgd(0.1)).init()
+    with pytest.raises(ValueError, match="another optimizer than the trainer's"):
+        eg.continued(Descent(optax.adam(0.1)), begun)
 
 
 @pytest.mark.parametrize("guard", [eg.Skip, eg.Rollback])

@@ -295,6 +295,21 @@ def test_an_empty_cache_leaves_the_batch_s_softmax():
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+def test_a_cache_goes_on_where_a_batch_began():
+    """One run: moments, schedule, data and noise by one count; ages from then on."""
+    optim = optax.adam(optax.cosine_decay_schedule(3e-2, 300))
+    begun, _ = trained(rc.InBatchTrainer(optim, temperature=0.1), num_steps=100)
+    trainer = rc.NegativeCacheTrainer(optim, 24, temperature=0.1, refresh=0.1)
+    cache = rc.NegativeCache.fill(begun.model.document, corpus(), step=100)
+    state = eg.continued(trainer, begun, cache)
+    assert int(state.step) == 100
+    state, history = eg.fit(trainer, state, data(), key=KEY, num_steps=200, every=1)
+    assert float(history["age"][0]) <= 1
+    assert exact_loss(state.model) < exact_loss(begun.model)
+    whole, _ = trained(trainer, filled(towers()))
+    assert exact_loss(state.model) < exact_loss(whole.model) + 0.1
+
+
 def test_a_tower_that_makes_nan_stops_the_run_with_the_cache_whole():
     class Breaking(eqx.Module):
         table: Table
