@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .data import AbstractHostBatches, Stream
+from .data import AbstractHostBatches, Stream, check_width
 
 
 _MAX_STACK = 64
@@ -137,6 +137,8 @@ def _stack(held: list[tuple[PyTree, Any]], place: Callable[[PyTree], PyTree]) ->
     padding = _length(batches[0]) - len(batches)
     padded = batches + [batches[-1]] * padding
     stacked = jax.tree.map(lambda *rows: _stacked(rows), *padded)
+    for path, leaf in jax.tree.leaves_with_path(stacked):
+        check_width(f"batch{jax.tree_util.keystr(path)}", leaf)
     return Stack(place(stacked), len(batches), [position for _, position in held])
 
 

@@ -10,6 +10,7 @@ import pytest
 import effgen as eg
 from effgen.core.shuffle import shuffled
 from tests.cases import KEY, regression, regression_data
+from tests.core.tiny import Total
 
 
 def epoch(batches, number, length):
@@ -195,6 +196,16 @@ def test_a_source_that_raises_loses_nothing():
         eg.fit(case.trainer(), case.state, generate(), key=KEY)
     assert caught.value.result == eg.RESULTS.data_failed
     assert int(caught.value.state.step) == 3
+
+
+def test_integers_too_wide_for_the_device_stop_a_run():
+    """Three good batches, then numbers that JAX would wrap around."""
+    batches = [np.full(2, 2**31 - 1), np.full(2, -(2**31)), np.zeros(2, np.int64)]
+    batches.append(np.full(2, 2**31))
+    state, _ = eg.fit(Total(), Total().init(), batches[:3], key=KEY)
+    assert float(state.model) == 0  # in float32 the two cancel
+    with pytest.raises(eg.TrainingError, match="to 2147483648, and"):
+        eg.fit(Total(), Total().init(), batches[2:], key=KEY)
 
 
 def test_a_function_of_a_key_is_a_source():
