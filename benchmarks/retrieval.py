@@ -16,6 +16,7 @@ import sys
 
 import jax
 import numpy as np
+import optax
 
 import effgen as eg
 from benchmarks import measure
@@ -30,9 +31,8 @@ from benchmarks.retrieval_arms import (
     TWINS,
     arms,
     begun,
-    by_time,
     filled,
-    optimizer,
+    halved,
     task,
 )
 from effgen import retrieval_cache as rc
@@ -63,7 +63,7 @@ def trained(arm, given, first, seed, num_steps, rate=None):
 def trained_in_two(arm, given, first, seed, steps):
     """Return as `trained` does, of a contestant that another begins for."""
     one, two = steps
-    optim = optimizer(2 * one, arm.rate, by_time(one, two))
+    optim = optax.adam(halved(one, two, (arm.begins.rate, arm.rate)))
     data = [eg.Minibatches(given.pairs, a.batch_size) for a in (arm.begins, arm)]
     key, trainer = jax.random.key(seed), arm.begins.trainer(optim)
     state, _ = eg.fit(trainer, trainer.init(first[0]), data[0], key=key, num_steps=one)

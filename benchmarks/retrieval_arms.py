@@ -137,7 +137,7 @@ def arms(rows):
         ),
         "pseudo-logit, 64 and 64 drawn": cached(rows, 64, 64, rc.PseudoLogit()),
         BEGUN: cached(rows, 96, 32, rc.PseudoLogit())._replace(
-            rate=2e-3, begins=in_batch(512, chunks=16)
+            begins=in_batch(512, chunks=16, rate=2e-3)
         ),
     }
 
@@ -180,16 +180,24 @@ def kept(given, cache):
     return cache
 
 
-def optimizer(num_steps, rate, counted=lambda count: count):
-    """Return Adam at a rate that rises, then falls to nothing over so many steps."""
+def falling(num_steps, rate):
+    """Return a rate that rises, then falls to nothing over so many steps."""
     warm_up = min(WARM_UP, num_steps // 4)
-    falling = optax.warmup_cosine_decay_schedule(0.0, rate, warm_up, num_steps)
-    return optax.adam(lambda count: falling(counted(count)))
+    return optax.warmup_cosine_decay_schedule(0.0, rate, warm_up, num_steps)
 
 
-def by_time(one, two):
-    """Return how to count so that `one` steps, and the `two` after, are half of all."""
-    return lambda count: jnp.where(count < one, count, one + (count - one) * one / two)
+def halved(one, two, rates):
+    """Return a rate that falls by time, of which `one` and `two` steps take half each.
+
+    Either half has its own: by `falling`, of one of the `rates`.
+    """
+    whole = falling(2 * one, 1.0)
+
+    def rate(count):
+        by_time = jnp.where(count < one, count, one + (count - one) * one / two)
+        return jnp.where(count < one, *rates) * whole(by_time)
+
+    return rate
 
 
 def filled(task, seed):
@@ -208,6 +216,6 @@ def bag(given, seed):
 def begun(arm, task, first, num_steps, rate=None):
     """Return trainer, first state and data; `first`, from `filled` or `bag`."""
     model, cache = first
-    trainer = arm.trainer(optimizer(num_steps, rate or arm.rate))
+    trainer = arm.trainer(optax.adam(falling(num_steps, rate or arm.rate)))
     state = trainer.init(model, arm.memory(task, cache))
     return trainer, state, eg.Minibatches(task.pairs, arm.batch_size)
