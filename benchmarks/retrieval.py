@@ -110,22 +110,22 @@ def bootstrapped(ours, theirs, rounds=10_000):
     return {"mean": float(difference.mean()), "low": float(low), "high": float(high)}
 
 
-def compared(arms):
-    """Return ours less each contestant's MRR, over the queries and the same seeds."""
+def compared(arms, name):
+    """Return one's MRR less each other's, over the queries and the same seeds."""
     found = {
-        name: {run["seed"]: read(run["ranks"]) for run in arm["runs"]}
-        for name, arm in arms.items()
+        other: {run["seed"]: read(run["ranks"]) for run in arm["runs"]}
+        for other, arm in arms.items()
     }
-    ours = found.pop(OURS, {})
+    ours = found.pop(name, {})
     rows = {}
-    for name, theirs in found.items():
+    for other, theirs in found.items():
         if seeds := sorted(ours.keys() & theirs.keys()):
             mean = lambda runs, seeds=seeds: np.mean([runs[s] for s in seeds], axis=0)
             difference = bootstrapped(mean(ours), mean(theirs))
             # Of nothing, where a contestant found nothing, there is no share.
             whole = float(mean(theirs).mean()) or None
             relative = whole and difference["mean"] / whole
-            rows[name] = {"seeds": seeds, **difference, "relative": relative}
+            rows[other] = {"seeds": seeds, **difference, "relative": relative}
     return rows
 
 
@@ -173,7 +173,8 @@ def main(kind, budget, num_seeds=3, first=None):
             run = train(arm, given, filled(given, seed), seed, steps[name])
             embedded = texts(arm, steps[name], len(given.documents))
             runs.append({"embedded": embedded, "digest": given.digest, **run})
-            figures["ours_less_theirs"] = compared(figures["arms"])
+            figures["ours_less_theirs"] = compared(figures["arms"], OURS)
+            figures["begun_less_theirs"] = compared(figures["arms"], BEGUN)
             measure.write(name_of, figures)
             print(seed, name, run["mrr"], file=sys.stderr, flush=True)
 
