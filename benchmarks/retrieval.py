@@ -56,8 +56,7 @@ def trained(arm, given, first, seed, num_steps, rate=None):
     trainer, state, source = begun(arm, given, first, num_steps, rate)
     key = jax.random.key(seed)
     state, _ = eg.fit(trainer, state, source, key=key, num_steps=num_steps)
-    found = evaluated(state.model, given)
-    return {"seed": seed, **found.means(), "ranks": spelled(found.mrr)}
+    return reported(state.model, given, seed)
 
 
 def trained_in_two(arm, given, first, seed, steps):
@@ -71,8 +70,7 @@ def trained_in_two(arm, given, first, seed, steps):
     trainer = arm.trainer(optim)
     state = eg.continued(trainer, state, cache)
     state, _ = eg.fit(trainer, state, data[1], key=key, num_steps=two)
-    found = evaluated(state.model, given)
-    return {"seed": seed, **found.means(), "ranks": spelled(found.mrr)}
+    return reported(state.model, given, seed)
 
 
 def texts(arm, steps, documents):
@@ -83,10 +81,11 @@ def texts(arm, steps, documents):
     return round(one * arm.begins.embedded + documents / 3 + two * arm.embedded)
 
 
-def evaluated(model, given):
-    """Return the measures of held-out queries against the whole corpus."""
+def reported(model, given, seed):
+    """Return what held-out queries find in the whole corpus, and their ranks."""
     index = rc.Index.of(model.document, given.documents)
-    return rc.evaluate(model, given.queries, given.answers, index)
+    found = rc.evaluate(model, given.queries, given.answers, index)
+    return {"seed": seed, **found.means(), "ranks": spelled(found.mrr)}
 
 
 def spelled(reciprocals):

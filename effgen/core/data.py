@@ -58,8 +58,7 @@ class Minibatches(AbstractBatches):
                     "`effgen.HostMinibatches`, which reads a batch at a time."
                 )
         check_rows(arrays, batch_size)
-        for name, leaf in _named(arrays):
-            check_width(f"arrays{name}", leaf)
+        check_width("arrays", arrays)
         self.arrays = jax.tree.map(jnp.asarray, arrays)
         self.batch_size = batch_size
 
@@ -254,19 +253,20 @@ def _check_numeric(name: str, leaf: Any) -> None:
         raise ValueError(f"`arrays{name}` is a scalar: the leading axis must be rows.")
 
 
-def check_width(name: str, leaf: Any) -> None:
+def check_width(name: str, tree: PyTree) -> None:
     """Raise for integers that JAX would wrap around, as it does without a word."""
-    if not jnp.issubdtype(leaf.dtype, np.integer):
-        return
-    kept = jax.dtypes.canonicalize_dtype(leaf.dtype)
-    if kept == leaf.dtype:
-        return
-    low, high = leaf.min(), leaf.max()
-    if low < np.iinfo(kept).min or high > np.iinfo(kept).max:
-        raise ValueError(
-            f"`{name}` has numbers from {low} to {high}, and the device keeps {kept}: "
-            "number them from 0, or set `jax_enable_x64`."
-        )
+    for path, leaf in _named(tree):
+        if not jnp.issubdtype(leaf.dtype, np.integer):
+            continue
+        kept = jax.dtypes.canonicalize_dtype(leaf.dtype)
+        if kept == leaf.dtype:
+            continue
+        low, high = leaf.min(), leaf.max()
+        if low < np.iinfo(kept).min or high > np.iinfo(kept).max:
+            raise ValueError(
+                f"`{name}{path}` has numbers from {low} to {high}, and the device "
+                f"keeps {kept}: number them from 0, or set `jax_enable_x64`."
+            )
 
 
 def check_columns(name: str, rows: Any) -> None:

@@ -137,8 +137,7 @@ def _stack(held: list[tuple[PyTree, Any]], place: Callable[[PyTree], PyTree]) ->
     padding = _length(batches[0]) - len(batches)
     padded = batches + [batches[-1]] * padding
     stacked = jax.tree.map(lambda *rows: _stacked(rows), *padded)
-    for path, leaf in jax.tree.leaves_with_path(stacked):
-        check_width(f"batch{jax.tree_util.keystr(path)}", leaf)
+    check_width("batch", stacked)
     return Stack(place(stacked), len(batches), [position for _, position in held])
 
 

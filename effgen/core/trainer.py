@@ -82,4 +82,5 @@ def continued(
             "`state` was trained by another optimizer than the trainer's: pass both "
             "trainers the same, or begin anew by `trainer.init(state.model, memory)`."
         )
-    return copied(TrainState(first.model, state.opt_state, first.memory, state.step))
+    opt_state, step = copied((state.opt_state, state.step))  # `init` copies the rest
+    return TrainState(first.model, opt_state, first.memory, step)
