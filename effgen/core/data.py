@@ -256,8 +256,8 @@ def _check_numeric(name: str, leaf: Any) -> None:
 def check_width(name: str, tree: PyTree) -> None:
     """Raise for integers that JAX would wrap around, as it does without a word."""
     for path, leaf in _named(tree):
-        if not jnp.issubdtype(leaf.dtype, np.integer):
-            continue
+        if isinstance(leaf, jax.Array) or not jnp.issubdtype(leaf.dtype, np.integer):
+            continue  # an array of JAX's has been narrowed already, or is kept wide
         kept = jax.dtypes.canonicalize_dtype(leaf.dtype)
         if kept == leaf.dtype:
             continue

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import effgen as eg
+from effgen.core.data import check_width
 from effgen.core.shuffle import shuffled
 from tests.cases import KEY, regression, regression_data
 from tests.core.tiny import Total
@@ -206,6 +207,14 @@ def test_integers_too_wide_for_the_device_stop_a_run():
     assert float(state.model) == 0  # in float32 the two cancel
     with pytest.raises(eg.TrainingError, match="to 2147483648, and"):
         eg.fit(Total(), Total().init(), batches[2:], key=KEY)
+
+
+def test_wide_integers_of_jax_pass_from_a_thread_without_them():
+    """`enable_x64` holds in one thread; batches are read in another."""
+    with jax.enable_x64(True):
+        wide = jnp.full(2, 2**40)
+    assert wide.dtype == jnp.int64
+    check_width("batch", wide)
 
 
 def test_a_function_of_a_key_is_a_source():
