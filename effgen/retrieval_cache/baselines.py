@@ -30,7 +30,7 @@ from .objective import (
 from .pairs import Pairs, as_pairs, batch_documents, marks, num_documents, num_pairs
 from .refresh import PositivesIn, Seen
 from .scan import Scored, passed
-from .towers import Temperature, embed, in_chunks
+from .towers import Temperature, embed, in_chunks, is_random
 from .trainer import described, first_state, refreshed, scale_of, updated
 
 
@@ -148,6 +148,8 @@ class CrossBatchTrainer(AbstractTrainer):
             return jnp.mean(losses), jax.lax.stop_gradient(documents)
 
         model, opt_state, metrics, documents = updated(self, state, loss)
+        if is_random(state.model, state.model.document):
+            documents = embed(state.model.document, batch_documents(pairs))
         seen = _of_batch(pairs, documents)
         new = refreshed(cache, PositivesIn(), seen, model, state.step + 1, key=keys[2])
         metrics |= described(new, state.step)

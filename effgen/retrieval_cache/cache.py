@@ -80,7 +80,7 @@ class NegativeCache(eqx.Module):
                 f"`capacity` is {capacity} and there are {num} documents: raise it, or "
                 "fill with some of them and refresh with `PositivesIn()`."
             )
-        numbers = _checked_ids(ids, num)
+        numbers = checked_ids(ids, num)
         found = embedded(encode, items, batch_size)
         _check_embeddings(found)
         example = jax.tree.map(lambda x: x[:1], items)
@@ -173,9 +173,11 @@ class NegativeCache(eqx.Module):
     ) -> "NegativeCache":
         """Return the cache with new embeddings in some rows.
 
-        A slot past the end is left out, and so is an embedding that is not finite.
+        A slot past the end is left out, and so are a free row and an embedding that is
+        not finite.
         """
-        sound = jnp.all(jnp.isfinite(embeddings), axis=1)
+        held = self.valid.at[slots].get(mode="fill", fill_value=False)
+        sound = jnp.all(jnp.isfinite(embeddings), axis=1) & held
         slots = jnp.where(sound, slots, self.capacity)
         return eqx.tree_at(
             lambda c: (c.rows, c.stamps),
@@ -228,8 +230,12 @@ class NegativeCache(eqx.Module):
         step: int = 0,
         batch_size: int | None = None,
     ) -> "NegativeCache":
-        """Return the cache with every document embedded anew."""
+        """Return the cache with every document embedded anew.
+
+        **Raises:** `ValueError` for embeddings that are not finite.
+        """
         found = embedded(encode, self.items, batch_size)
+        check_finite(jnp.where(self.valid[:, None], found, 0))
         rows = self.rows.put(jnp.arange(self.capacity), found)
         stamps = jnp.where(self.valid, step, -1).astype(jnp.int32)
         return eqx.tree_at(lambda c: (c.rows, c.stamps), self, (rows, stamps))
@@ -333,7 +339,11 @@ def _num_items(items: PyTree) -> int:
     return num
 
 
-def _checked_ids(ids: Any, num: int) -> Int[Array, " documents"]:
+def checked_ids(ids: Any, num: int) -> Int[Array, " documents"]:
+    """Return documents' numbers, by default in order.
+
+    **Raises:** `ValueError` for what are no distinct numbers, one a document.
+    """
     if ids is None:
         return jnp.arange(num, dtype=jnp.int32)
     found = np.asarray(ids)
@@ -358,12 +368,18 @@ def _check_embeddings(found: Float[Array, "documents size"]) -> None:
             f"`encode` returned shape {found.shape}: it takes a batch of documents and "
             "returns `(batch, size)`."
         )
-    for name, bad in (
-        ("not finite", ~jnp.all(jnp.isfinite(found), axis=1)),
-        ("all zero", jnp.all(found == 0, axis=1)),
-    ):
-        if bool(jnp.any(bad)):
-            raise ValueError(
-                f"the embeddings of {int(bad.sum())} documents are {name} (row "
-                f"{int(jnp.argmax(bad))} first): mend the encoder, or leave them out."
-            )
+    check_finite(found)
+    _refuse("all zero", jnp.all(found == 0, axis=1))
+
+
+def check_finite(found: Float[Array, "documents size"]) -> None:
+    """Raise `ValueError` for embeddings that are not finite."""
+    _refuse("not finite", ~jnp.all(jnp.isfinite(found), axis=1))
+
+
+def _refuse(name: str, bad: Bool[Array, " documents"]) -> None:
+    if bool(jnp.any(bad)):
+        raise ValueError(
+            f"the embeddings of {int(bad.sum())} documents are {name} (row "
+            f"{int(jnp.argmax(bad))} first): mend the encoder, or leave them out."
+        )

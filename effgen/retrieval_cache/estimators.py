@@ -12,7 +12,7 @@ from .cache import NegativeCache
 from .draws import Sample
 from .logits import Corrected, pseudo_logit, staleness
 from .objective import BatchScores, cross_entropy, excluded_by, log_sum_exp
-from .pairs import Marks, Pairs
+from .pairs import Marks, Pairs, num_pairs
 from .scan import Excluded
 
 
@@ -61,9 +61,7 @@ class AbstractEstimator(eqx.Module):
         """
         return excluded_by(pairs, documents)
 
-    def check(
-        self, num_negatives: int, batch_size: int, label_smoothing: float
-    ) -> None:
+    def check(self, num_negatives: int, pairs: Pairs, label_smoothing: float) -> None:
         """Raise `ValueError` for settings that the estimator has no use for."""
         return
 
@@ -155,14 +153,18 @@ class GumbelMax(AbstractEstimator):
         known = jnp.concatenate([ids[:, None], found.known], axis=1)
         return Excluded(none, none, known)
 
-    def check(
-        self, num_negatives: int, batch_size: int, label_smoothing: float
-    ) -> None:
+    def check(self, num_negatives: int, pairs: Pairs, label_smoothing: float) -> None:
         """Raise `ValueError` for settings that the estimator has no use for."""
+        batch_size = num_pairs(pairs)
         if num_negatives % batch_size:
             raise ValueError(
                 f"`num_negatives` is {num_negatives}, no multiple of the batch's "
                 f"{batch_size} queries: `GumbelMax` draws equally many for each."
+            )
+        if pairs.negatives is not None:
+            raise ValueError(
+                "a batch has `negatives`, which `GumbelMax` has no use for: leave them "
+                "out, or use `PseudoLogit`."
             )
         if label_smoothing:
             raise ValueError(
@@ -179,5 +181,5 @@ def _drift(
     there = jnp.isfinite(own)
     change = jnp.where(there, drawn - jnp.where(there, own, 0), 0)
     drift = jnp.sqrt(jnp.sum(change**2) / jnp.maximum(jnp.sum(there), 1))
-    found = Corrected(drift, jnp.ones(()), staleness(sample.stale, fresh))
+    found = Corrected(drift, jnp.ones(()), staleness(sample, fresh))
     return jax.lax.stop_gradient(found)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .cache import NegativeCache
@@ -132,15 +133,15 @@ def _corrected(
     # Of what the draws would count for without a correction.
     most = jnp.maximum(jnp.sum(effective_draws(shared)), 1e-30)
     ess = jnp.sum(effective_draws(weights)) / most
-    return Corrected(jnp.sqrt(spread), ess, staleness(sample.stale, fresh))
+    return Corrected(jnp.sqrt(spread), ess, staleness(sample, fresh))
 
 
-def staleness(
-    stale: Float[Array, "draws size"], fresh: Float[Array, "draws size"]
-) -> Float[Array, ""]:
-    """Return the mean of `|stale - fresh|^2 / |fresh|^2`."""
-    apart = jnp.sum((stale - fresh) ** 2, axis=1)
-    return jnp.mean(apart / jnp.maximum(jnp.sum(fresh**2, axis=1), 1e-30))
+def staleness(sample: Sample, fresh: Float[Array, "known size"]) -> Float[Array, ""]:
+    """Return the mean of `|stale - fresh|^2 / |fresh|^2`, of some query's negatives."""
+    there = jnp.any(jnp.isfinite(sample.scores), axis=0)
+    apart = jnp.sum((sample.stale - fresh) ** 2, axis=1)
+    share = apart / jnp.maximum(jnp.sum(fresh**2, axis=1), 1e-30)
+    return jnp.sum(jnp.where(there, share, 0)) / jnp.maximum(jnp.sum(there), 1)
 
 
 def cache_logit(
@@ -153,6 +154,7 @@ def cache_logit(
     scale: float | Float[Array, ""] = 20.0,
     known: Int[Array, "queries any"] | None = None,
     max_log_ratio: float = 5.0,
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, " queries"], Sample, Float[Array, "draws size"]]:
     """Return a logit for everything in a cache, to append to an in-batch loss.
 
@@ -163,7 +165,8 @@ def cache_logit(
     **Arguments:** `queries`, embedded with gradient; `encode`, documents of the cache
     to embeddings, with gradient; `num_negatives`, how many are drawn for the whole
     batch; `scale`, one over the temperature; `known`, `(queries, any)`, numbers of
-    documents that are no negatives of a query, filled up with -1.
+    documents that are no negatives of a query, filled up with -1; `mesh`, over whose
+    first axis the cache is split, if it is.
 
     **Returns:** the logits, as in `pseudo_logit`; the draws; their embeddings now, to
     be written back.
@@ -173,7 +176,7 @@ def cache_logit(
     if known is not None:
         excluded = excluded._replace(known=known)
     scale = jnp.asarray(scale, queries.dtype)
-    sample = sampled(cache, queries, scale, num_negatives, excluded, key=key)
+    sample = sampled(cache, queries, scale, num_negatives, excluded, key=key, mesh=mesh)
     fresh = encode(cache.documents(sample.slots))
     logit, _ = pseudo_logit(queries, fresh, sample, scale, max_log_ratio=max_log_ratio)
     return logit, sample, fresh

@@ -177,7 +177,9 @@ class PositivesIn(AbstractRefresh):
     per step, in expectation; then a row's scores are lowered by the logarithm of the
     chance `1 - exp(-frequency * turnover)` that it is in the cache, `turnover` being
     the age of the oldest row in steps: a document is there if it was met since. Rows
-    that are drawn and written back stay longer than that. Without it, no correction.
+    that are drawn and written back stay longer than that. A document past its end, or
+    without a number, counts as asked for as often as the mean. Without it, no
+    correction.
     """
 
     frequencies: Float[Array, " corpus"] | None = None
@@ -198,7 +200,9 @@ class PositivesIn(AbstractRefresh):
         if self.frequencies is None:
             return new
         turnover = step + 1 - jnp.min(jnp.where(new.valid, new.stamps, step))
-        often = self.frequencies[jnp.clip(new.ids, 0, len(self.frequencies) - 1)]
+        mean = jnp.mean(self.frequencies)
+        often = self.frequencies.at[new.ids].get(mode="fill", fill_value=jnp.nan)
+        often = jnp.where(jnp.isnan(often), mean, often)
         chance = -jnp.expm1(-jnp.maximum(often, 1e-12) * turnover)
         return eqx.tree_at(lambda c: c.offsets, new, -jnp.log(chance))
 

@@ -34,7 +34,12 @@ def drawn(
     """
     keys = jax.random.split(key)
     starts, fresh, size = _bounds(scored.ids.shape[0], len(queries), block, mesh)
-    chosen = jax.random.categorical(keys[0], passed.blocks[owners])
+    # Blocks that only repeat rows get no noise: draws then do not depend on the tiles,
+    # nor on how many devices there are, where blocks divide what each has.
+    new = np.flatnonzero(starts + size > fresh)
+    blocks = passed.blocks if len(new) == len(starts) else passed.blocks[:, new]
+    starts, fresh = (jnp.asarray(x[new], jnp.int32) for x in (starts, fresh))
+    chosen = jax.random.categorical(keys[0], blocks[owners])
     scores = _block_scores(scored, queries, scale, owners, starts[chosen], size, mesh)
     place = jnp.arange(size)[None] + starts[chosen][:, None]
     scores = jnp.where(place >= fresh[chosen][:, None], scores, -jnp.inf)
@@ -43,7 +48,7 @@ def drawn(
 
 def _bounds(
     rows: int, queries: int, block: int, mesh: Mesh | None
-) -> tuple[Int[Array, " blocks"], Int[Array, " blocks"], int]:
+) -> tuple[Int[np.ndarray, " blocks"], Int[np.ndarray, " blocks"], int]:
     """Return the first row of each block, the first not seen before, and the size."""
     shards = 1 if mesh is None else mesh.shape[mesh.axis_names[0]]
     cut = blocks_of(rows // shards, queries, block)
@@ -51,8 +56,8 @@ def _bounds(
     starts = (cut.starts[:, None] + within).reshape(-1)
     fresh = np.repeat(cut.starts + cut.again, len(within))
     offsets = np.repeat(np.arange(shards) * (rows // shards), len(starts))
-    place = lambda x: jnp.asarray(np.tile(x, shards) + offsets, jnp.int32)
-    return place(starts), place(fresh), cut.block
+    starts, fresh = (np.tile(x, shards) + offsets for x in (starts, fresh))
+    return starts, fresh, cut.block
 
 
 def _block_scores(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from .cache import NegativeCache, block_size, embedded
+from .cache import NegativeCache, block_size, check_finite, checked_ids, embedded
 from .corpora import known_of
 from .draws import nothing_excluded
 from .measures import Relevant, discounted_gain, recall, reciprocal_rank
@@ -38,10 +38,14 @@ class Index(eqx.Module):
         dtype: Any = jnp.float32,
         batch_size: int | None = None,
     ) -> "Index":
-        """Return an index of a corpus, embedded now; arguments as of a cache."""
+        """Return an index of a corpus, embedded now; arguments as of a cache.
+
+        **Raises:** `ValueError` for an empty corpus, leaves of different lengths,
+        repeated or negative ids, or embeddings that are not finite.
+        """
         found = embedded(encode, items, batch_size)
-        numbers = np.arange(len(found)) if ids is None else ids
-        return cls(stored(found, dtype), jnp.asarray(numbers, jnp.int32))
+        check_finite(found)
+        return cls(stored(found, dtype), checked_ids(ids, len(found)))
 
     @classmethod
     def from_cache(cls, cache: NegativeCache) -> "Index":

@@ -1,7 +1,9 @@
 """Two towers: what embeds queries and documents, and the temperature between them."""
 
 import inspect
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -20,6 +22,7 @@ class LearnedTemperature(eqx.Module):
         scale = 1 / clip(exp(log_temperature), least, most)
 
     A score's scale that grows without bound makes a few documents decide everything.
+    At a bound the gradient is cut where it points outward, and only there.
     """
 
     log_temperature: Float[Array, ""]
@@ -41,8 +44,27 @@ class LearnedTemperature(eqx.Module):
     @property
     def scale(self) -> Float[Array, ""]:
         """One over the temperature."""
-        inside = jnp.clip(self.log_temperature, jnp.log(self.least), jnp.log(self.most))
-        return jnp.exp(-inside)
+        return jnp.exp(-_bounded(self.log_temperature, self.least, self.most))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _bounded(x: Array, least: float, most: float) -> Array:
+    """Return `x` in bounds given as exponentials; outside, slopes that lead back."""
+    return jnp.clip(x, math.log(least), math.log(most))
+
+
+def _forward(x: Array, least: float, most: float) -> tuple[Array, Array]:
+    return _bounded(x, least, most), x
+
+
+def _backward(least: float, most: float, x: Array, slope: Array) -> tuple[Array]:
+    # A descent moves against the slope.
+    above, below = x >= math.log(most), x <= math.log(least)
+    outward = (above & (slope < 0)) | (below & (slope > 0))
+    return (jnp.where(outward, 0, slope),)
+
+
+_bounded.defvjp(_forward, _backward)
 
 
 class TwoTowers(eqx.Module):

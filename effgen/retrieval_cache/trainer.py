@@ -153,7 +153,7 @@ class NegativeCacheTrainer(AbstractTrainer):
         """Raise on batches that the towers or the cache cannot use."""
         pairs = as_pairs(batch)
         check_pairs(state.model, state.memory, pairs)
-        self.estimator.check(self.num_negatives, num_pairs(pairs), self.label_smoothing)
+        self.estimator.check(self.num_negatives, pairs, self.label_smoothing)
         num = num_documents(pairs) + self.num_negatives
         check_chunks(self.chunks, num_pairs(pairs), num)
         for policy in policies_of(self.refresh):

@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+import effgen as eg
 from effgen import retrieval_cache as rc
 
 
@@ -47,3 +48,24 @@ def filled(model, num=120, dtype=jnp.float32, capacity=None):
     return rc.NegativeCache.fill(
         model.document, corpus(num), dtype=dtype, capacity=capacity
     )
+
+
+def data(num=120):
+    numbers = jnp.arange(num)[:, None]
+    return eg.Minibatches(rc.Pairs(numbers, numbers, numbers[:, 0]), 12)
+
+
+def trained(trainer, memory=None, num_steps=300, model=None):
+    model = towers() if model is None else model
+    state = trainer.init(model, memory)
+    return eg.fit(trainer, state, data(), key=KEY, num_steps=num_steps, every=50)
+
+
+class Noisy(eqx.Module):
+    """A tower with dropout."""
+
+    table: Table
+    dropout: eqx.nn.Dropout
+
+    def __call__(self, numbers, *, key=None):
+        return self.dropout(self.table(numbers), key=key, inference=key is None)

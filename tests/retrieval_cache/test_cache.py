@@ -99,6 +99,16 @@ def test_embeddings_that_are_not_finite_are_not_written():
     assert bool(jnp.all(jnp.isfinite(new.rows.embeddings())))
 
 
+def test_a_free_row_is_not_written():
+    model = towers()
+    cache = filled(model, capacity=160)
+    new = cache.written(jnp.asarray([150, 3]), jnp.ones((2, 8)), STEP)
+    assert int(new.stamps[150]) == -1
+    assert int(new.stamps[3]) == 7
+    with pytest.raises(ValueError, match=r"of 120 documents are not finite \(row 0"):
+        cache.rebuilt(lambda x: jnp.full((len(x), 8), jnp.nan))
+
+
 def test_what_was_embedded_is_written_back():
     old = towers()
     cache, new = filled(old), drifted(old)
@@ -176,6 +186,18 @@ def test_popular_documents_of_a_stream_are_corrected_for():
     corrected = partition(rc.PositivesIn(often))
     assert jnp.all(jnp.abs(corrected - whole) < 0.4)
     assert jnp.all(jnp.abs(plain - whole) > 0.8)
+
+
+def test_documents_that_no_frequency_is_known_of_count_as_the_mean():
+    model, often = towers(), jnp.linspace(0.1, 0.5, 50)
+    policy = rc.PositivesIn(often)
+    seen = seen_of(model, [0], [49, 50, 119])
+    seen = seen._replace(marks=seen.marks._replace(ids=jnp.asarray([49, 50, -1])))
+    cache = rc.NegativeCache.empty(corpus(1), 8, 10)
+    cache = refreshed(policy, cache, model, seen)
+    found = cache.offsets[cache.find(seen.marks)]
+    chances = -jnp.expm1(-jnp.asarray([0.5, 0.3, 0.3]))
+    np.testing.assert_allclose(found, -jnp.log(chances), rtol=1e-5)
 
 
 def test_a_cache_can_be_resized_emptied_of_some_and_rebuilt():

@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from effgen import retrieval_cache as rc
@@ -16,7 +17,15 @@ from effgen.retrieval_cache.draws import (
     shared_weights,
 )
 from effgen.retrieval_cache.logits import pseudo_logit
-from tests.retrieval_cache.cases import KEY, batch, corpus, drifted, filled, towers
+from tests.retrieval_cache.cases import (
+    KEY,
+    batch,
+    corpus,
+    drifted,
+    filled,
+    towers,
+    trained,
+)
 
 
 @pytest.fixture
@@ -70,6 +79,36 @@ def test_bias_grows_with_staleness(double):
     settings = {"estimator": rc.GumbelMax(), "num_negatives": 24}
     found = [setting(much, **settings).bias for much in (0.1, 0.3, 1.0)]
     assert found[0] < found[1] < found[2]
+
+
+@pytest.mark.parametrize("estimator", [rc.PseudoLogit(), rc.GumbelMax()], ids=str)
+def test_bias_falls_with_the_refresh_rate(double, estimator):
+    """Of the caches that runs leave whose rows were refreshed more or less often."""
+
+    def bias(rate):
+        trainer = rc.NegativeCacheTrainer(
+            optax.sgd(3.0),
+            24,
+            temperature=0.2,
+            refresh=rc.OldestFirst(rate),
+            estimator=estimator,
+        )
+        model = towers(dtype=jnp.float64)
+        state, _ = trained(trainer, filled(model, dtype=jnp.float64), 40, model)
+        found = rc.check_gradients(
+            state.model,
+            batch(),
+            state.memory,
+            key=KEY,
+            estimator=estimator,
+            num_negatives=24,
+            temperature=0.2,
+            num_draws=2_000,
+        )
+        return found.bias
+
+    found = [bias(rate) for rate in (0.01, 0.1, 1.0)]
+    assert found[0] > found[1] > found[2]
 
 
 def test_temperature_is_differentiated_as_the_full_softmax_s(double):

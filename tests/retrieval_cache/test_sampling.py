@@ -86,21 +86,33 @@ def test_a_log_partition_is_right_to_a_millionth_for_many_rows():
     found = scan.passed(scored, queries, jnp.asarray(20.0), cache.block)
     expected = np.logaddexp.reduce(whole(cache, queries, 20.0), axis=1)
     np.testing.assert_allclose(found.log_partition, expected, rtol=1e-6)
+    with jax.enable_x64(True):
+        wide = cache_of(np.asarray(cache.rows.embeddings(), float), dtype=jnp.float64)
+        scored = scan.Scored.of(wide, nothing_excluded(5))
+        exact = queries.astype(jnp.float64)
+        found = scan.passed(scored, exact, jnp.asarray(20.0), wide.block)
+    np.testing.assert_allclose(found.log_partition, expected, rtol=1e-13)
 
 
+@pytest.mark.parametrize("known", [(), ((3, 5, 7), (5, -1, -1))], ids=["all", "known"])
+@pytest.mark.parametrize("share", [0.7, 0.0])
 @pytest.mark.parametrize("num", [1, 3, 40, 150])
-def test_draws_have_the_softmax_s_law(num, small_tiles):
+def test_draws_have_the_softmax_s_law(num, share, known, small_tiles):
+    """Of all rows, of those but what answers, and of one row among many free ones."""
     values, queries = random(num, queries=2)
     rng = np.random.default_rng(2)
-    valid = rng.random(num) < 0.7
+    valid = rng.random(num) < share
     valid[num // 2] = True
     cache = cache_of(values, valid)
-    scored = scan.Scored.of(cache, nothing_excluded(2))
+    excluded = nothing_excluded(2)
+    if known:
+        excluded = excluded._replace(known=jnp.asarray(known))
+    scored = scan.Scored.of(cache, excluded)
     one = jnp.ones(())
     found = scan.passed(scored, queries, one, cache.block)
     owners = jnp.repeat(jnp.arange(2), 100_000)
     slots = rc.drawn(scored, found, queries, one, owners, cache.block, key=KEY)
-    scores = whole(cache, queries, 1.0)
+    scores = whole(cache, queries, 1.0, known or None)
     for i, counts in enumerate(
         np.bincount(np.asarray(slots[owners == i]), minlength=num) for i in range(2)
     ):

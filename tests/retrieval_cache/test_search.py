@@ -72,6 +72,20 @@ def test_search_is_exact():
         index.search(queries[:, :3], 5)
 
 
+@pytest.mark.parametrize(
+    ("encode", "ids", "message"),
+    [
+        (lambda x: jnp.full((len(x), 3), jnp.inf), None, "9 documents are not finite"),
+        (lambda x: jnp.ones((len(x), 3)), np.zeros(9, int), "`ids` repeat"),
+        (lambda x: jnp.ones((len(x), 3)), np.arange(8), "pass 9 integers"),
+        (lambda x: jnp.ones((len(x), 3)), np.arange(9) + 2**30, "up to 2"),
+    ],
+)
+def test_an_index_that_cannot_be_searched_says_why(encode, ids, message):
+    with pytest.raises(ValueError, match=message):
+        rc.Index.of(encode, corpus(9), ids=ids)
+
+
 def test_a_model_that_knows_is_measured_so():
     table = towers(100).query
     model = rc.TwoTowers(table, table)

@@ -9,27 +9,17 @@ import pytest
 
 import effgen as eg
 from effgen import retrieval_cache as rc
-from effgen.retrieval_cache import scan
 from tests.retrieval_cache.cases import (
     KEY,
+    Noisy,
     Table,
     batch,
     corpus,
-    drifted,
+    data,
     filled,
     towers,
+    trained,
 )
-
-
-def data(num=120):
-    numbers = jnp.arange(num)[:, None]
-    return eg.Minibatches(rc.Pairs(numbers, numbers, numbers[:, 0]), 12)
-
-
-def trained(trainer, memory=None, num_steps=300, model=None):
-    model = towers() if model is None else model
-    state = trainer.init(model, memory)
-    return eg.fit(trainer, state, data(), key=KEY, num_steps=num_steps, every=50)
 
 
 def exact_loss(model):
@@ -96,6 +86,20 @@ def test_a_temperature_is_learned_and_kept_in_bounds():
     assert float(state.model.temperature.scale) == pytest.approx(5.0, rel=1e-4)
 
 
+@pytest.mark.parametrize(("outside", "way"), [(0.1, -1.0), (2.0, 1.0)])
+def test_a_temperature_past_a_bound_comes_back(outside, way):
+    """Its scale is the bound's, and a descent leads in or stays, but never further."""
+    learned = rc.LearnedTemperature(jnp.log(jnp.asarray(outside)), 0.2, 1.0)
+    np.testing.assert_allclose(learned.scale, 5.0 if outside < 1 else 1.0, rtol=1e-6)
+    slope = lambda sign: eqx.filter_grad(lambda t: sign * t.scale)(learned)
+    # Of `-scale` a descent raises the scale, and so lowers the temperature.
+    assert float(slope(way).log_temperature) == 0
+    assert float(slope(-way).log_temperature) * way > 0
+    inside = rc.LearnedTemperature.of(0.5, least=0.2)
+    found = eqx.filter_grad(lambda t: t.scale)(inside).log_temperature
+    np.testing.assert_allclose(found, -2.0, rtol=1e-6)
+
+
 def test_temperatures_may_be_scheduled():
     schedule = optax.linear_schedule(1.0, 0.1, 100)
     trainer = rc.NegativeCacheTrainer(optax.adam(3e-2), 24, temperature=schedule)
@@ -114,6 +118,13 @@ def test_hard_negatives_count_once():
         found = rc.check_gradients(model, one, filled(model), key=KEY, num_draws=2)
         exact = rc.full_softmax_loss(model, batch(), filled(model), 20.0)
         np.testing.assert_allclose(found.loss, exact, rtol=1e-5)
+        # Its gradient is that of the softmax where they are not explicit, too.
+        found = rc.check_gradients(
+            model, one, filled(model), key=KEY, temperature=0.2, num_draws=1_000
+        )
+        assert found.bias < 4 * found.bias_error
+        exact = rc.full_softmax_loss(model, batch(), filled(model), 5.0)
+        np.testing.assert_allclose(found.exact_loss, exact, rtol=1e-5)
 
 
 def test_labels_may_be_smoothed():
@@ -127,16 +138,6 @@ def test_labels_may_be_smoothed():
     scores = 20.0 * (queries @ documents.T)[pairs.ids][:, pairs.ids]
     shift = 0.1 * jnp.mean(jnp.diagonal(scores) - scores.mean(axis=1))
     np.testing.assert_allclose(smooth["loss"], metrics["loss"] + shift, rtol=1e-4)
-
-
-class Noisy(eqx.Module):
-    """A tower with dropout."""
-
-    table: Table
-    dropout: eqx.nn.Dropout
-
-    def __call__(self, numbers, *, key=None):
-        return self.dropout(self.table(numbers), key=key, inference=key is None)
 
 
 def test_what_enters_the_cache_is_without_dropout():
@@ -157,50 +158,6 @@ def test_tied_towers_share_their_parameters():
     state = trainer.init(model, filled(model))
     assert len(jax.tree.leaves(eqx.filter(state.model, eqx.is_array))) == 1
     trainer.step(state, batch(), key=KEY)
-
-
-def test_sharded_draws_and_losses_are_the_unsharded_ones(monkeypatch):
-    monkeypatch.setitem(scan._TILE_SCORES, "cpu", 12 * 64)
-    num = 2_048
-    model = towers(num)
-    cache = filled(model, num)
-    trainer = rc.NegativeCacheTrainer(optax.adam(1e-2), 24, refresh=0.02)
-    numbers = jnp.arange(num)[:, None]
-    source = eg.Minibatches(rc.Pairs(numbers, numbers, numbers[:, 0]), 24)
-    first = trainer.init(model, cache)
-
-    def losses(state):
-        run = eg.train(trainer, state, source, key=KEY, num_steps=12, every=1)
-        return zip(*[(m["loss"], s.memory) for s, m in run], strict=True)
-
-    whole, before = losses(first)
-    split, after = losses(eg.shard(first, eg.make_mesh()))
-    np.testing.assert_allclose(np.ravel(whole), np.ravel(split), rtol=1e-5)
-    # The rows written at each step are the draws, the batch, and the oldest.
-    for a, b in zip(before, after, strict=True):
-        np.testing.assert_array_equal(a.stamps, b.stamps)
-        np.testing.assert_array_equal(a.ids, b.ids)
-    last = after[-1].rows.values
-    assert len(last.sharding.device_set) == 8
-    assert not last.is_fully_replicated
-
-
-def test_no_program_gathers_a_split_cache():
-    """What devices send each other does not grow with the rows."""
-    num = 4_096
-    model = towers(num)
-    trainer = rc.NegativeCacheTrainer(optax.sgd(1e-2), 8, refresh=(rc.WriteBack(),))
-    state = eg.shard(trainer.init(model, filled(model, num)), eg.make_mesh())
-    trainer = trainer.for_data(state, None)
-    arrays, static = eqx.partition(state, eqx.is_array)
-
-    def step(arrays):
-        new, _ = trainer.step(eqx.combine(arrays, static), batch(6, num), key=KEY)
-        return eqx.filter(new, eqx.is_array)
-
-    text = jax.jit(step).lower(arrays).compile().as_text()
-    gathered = [line for line in text.splitlines() if "all-gather" in line]
-    assert not [line for line in gathered if f"[{num},8]" in line]
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8])
@@ -281,6 +238,10 @@ def test_models_and_memories_that_do_not_fit_are_refused():
     paper = rc.NegativeCacheTrainer(optax.sgd(0.1), 10, estimator=rc.GumbelMax())
     with pytest.raises(ValueError, match="no multiple of the batch's 6 queries"):
         eg.fit(paper, paper.init(towers(), filled(towers())), [batch()], key=KEY)
+    hard = batch()._replace(negatives=corpus(6)[:, None])
+    paper = rc.NegativeCacheTrainer(optax.sgd(0.1), 12, estimator=rc.GumbelMax())
+    with pytest.raises(ValueError, match="`GumbelMax` has no use for"):
+        eg.fit(paper, paper.init(towers(), filled(towers())), [hard], key=KEY)
 
 
 def test_an_empty_cache_leaves_the_batch_s_softmax():
@@ -293,6 +254,26 @@ def test_an_empty_cache_leaves_the_batch_s_softmax():
     assert float(metrics["coverage"]) == 0
     for a, b in zip(*map(jax.tree.leaves, (state.model, other.model)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_an_empty_cache_leaves_the_paper_s_estimator_nothing():
+    cache = rc.NegativeCache.empty(corpus(1), 8, 64)
+    trainer = rc.NegativeCacheTrainer(optax.sgd(0.1), 12, estimator=rc.GumbelMax())
+    state, metrics = trainer.step(trainer.init(towers(), cache), batch(), key=KEY)
+    assert float(metrics["loss"]) == 0
+    assert float(metrics["grad_norm"]) == 0
+    # A free row that is drawn, as there is no other, stays free.
+    assert eg.state_digest(state.memory) == eg.state_digest(cache)
+
+
+def test_staleness_is_of_what_the_cache_holds():
+    """A batch's documents that it does not hold have no embedding to be old."""
+    model = towers()
+    some = rc.NegativeCache.fill(model.document, corpus(16))
+    trainer = rc.NegativeCacheTrainer(optax.sgd(0.1), 12)
+    _, metrics = trainer.step(trainer.init(model, some), batch(), key=KEY)
+    assert float(metrics["staleness"]) < 1e-12
+    assert float(metrics["score_drift"]) < 1e-5
 
 
 def test_a_cache_goes_on_where_a_batch_began():
@@ -337,85 +318,3 @@ def test_a_cache_of_another_size_is_not_restored(tmp_path):
     split = eg.shard(back, eg.make_mesh())
     again = eg.restore(tmp_path / "one", split)
     assert eg.state_digest(again) == eg.state_digest(state)
-
-
-def chunked_trainers(chunks):
-    optim = optax.sgd(0.1)
-    return (
-        rc.InBatchTrainer(optim, chunks=chunks),
-        rc.NegativeCacheTrainer(optim, 12, refresh=0.1, chunks=chunks),
-        rc.NegativeCacheTrainer(optim, 12, estimator=rc.GumbelMax(), chunks=chunks),
-    )
-
-
-@pytest.mark.parametrize("which", range(3))
-def test_chunks_change_no_gradient(which):
-    cache = filled(drifted(towers()))
-    made = [chunked_trainers(chunks)[which] for chunks in (1, 3)]
-    memory = None if which == 0 else cache
-    states = [t.step(t.init(towers(), memory), batch(), key=KEY)[0] for t in made]
-    kept = [eqx.filter((s.model, s.memory), eqx.is_inexact_array) for s in states]
-    for a, b in zip(*map(jax.tree.leaves, kept), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
-
-
-def test_chunks_hold_one_of_them_at_a_time():
-    class Wide(eqx.Module):
-        network: eqx.nn.MLP
-
-        def __call__(self, numbers):
-            return rc.normalized(jax.vmap(self.network)(numbers / 120))
-
-    model = rc.TwoTowers.tied(Wide(eqx.nn.MLP(1, 8, 64, 8, key=KEY)))
-    cache, numbers = filled(model), jnp.arange(1_024) % 120
-    pairs = rc.Pairs(numbers[:, None], numbers[:, None], numbers)
-
-    def temporary(chunks):
-        trainer = rc.NegativeCacheTrainer(optax.sgd(0.1), 32, chunks=chunks)
-        state = trainer.init(model, cache)
-        work = eqx.filter_jit(lambda state: trainer.step(state, pairs, key=KEY)[0])
-        memory = work.lower(state).compile().compiled.memory_analysis()
-        return memory.temp_size_in_bytes
-
-    activations = 4 * 64 * 8 * (2 * 1_024 + 32)
-    assert temporary(32) < temporary(1) - 0.8 * activations
-
-
-def test_chunks_that_do_not_divide_are_refused():
-    for trainer in chunked_trainers(4):
-        memory = None if isinstance(trainer, rc.InBatchTrainer) else filled(towers())
-        with pytest.raises(ValueError, match="`chunks` is 4, which does not divide"):
-            eg.fit(trainer, trainer.init(towers(), memory), [batch()], key=KEY)
-    with pytest.raises(ValueError, match="`chunks` is 0"):
-        chunked_trainers(0)
-    # Six queries and as many documents, but eight draws.
-    uneven = rc.NegativeCacheTrainer(optax.sgd(0.1), 8, chunks=3)
-    with pytest.raises(ValueError, match="the 14 documents that a step embeds"):
-        eg.fit(uneven, uneven.init(towers(), filled(towers())), [batch()], key=KEY)
-
-
-def test_a_queue_holds_past_documents_as_negatives_without_gradient():
-    trainer = rc.CrossBatchTrainer(optax.sgd(0.1), temperature=0.1)
-    cache = filled(towers())
-    state = trainer.init(towers(), cache)
-    _, metrics = trainer.step(state, batch(), key=KEY)
-    exact = rc.full_softmax_loss(towers(), batch(), cache, 10.0)
-    np.testing.assert_allclose(metrics["loss"], exact, rtol=1e-5)
-    trained(trainer, cache, 20)
-
-
-def test_a_queue_may_wait():
-    """Until its towers have found their way, the batch's softmax is all."""
-    waiting = rc.CrossBatchTrainer(optax.sgd(0.1), warm_up=3)
-    others = rc.InBatchTrainer(optax.sgd(0.1)), rc.CrossBatchTrainer(optax.sgd(0.1))
-    cache = filled(towers())
-    found, _ = trained(waiting, cache, 3)
-    alone, _ = trained(others[0], None, 3)
-    for a, b in zip(*map(jax.tree.leaves, (found.model, alone.model)), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
-    one, metrics = waiting.step(found, batch(), key=KEY)
-    other, expected = others[1].step(found, batch(), key=KEY)
-    assert eg.state_digest(one) == eg.state_digest(other)
-    np.testing.assert_array_equal(metrics["loss"], expected["loss"])
-    with pytest.raises(ValueError, match="`warm_up` is -1"):
-        rc.CrossBatchTrainer(optax.sgd(0.1), warm_up=-1)

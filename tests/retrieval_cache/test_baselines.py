@@ -1,0 +1,123 @@
+"""Batches in chunks and queues, beside a cache."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import effgen as eg
+from effgen import retrieval_cache as rc
+from tests.retrieval_cache.cases import (
+    KEY,
+    Noisy,
+    batch,
+    corpus,
+    drifted,
+    filled,
+    towers,
+    trained,
+)
+
+
+def chunked_trainers(chunks):
+    optim = optax.sgd(0.1)
+    return (
+        rc.InBatchTrainer(optim, chunks=chunks),
+        rc.NegativeCacheTrainer(optim, 12, refresh=0.1, chunks=chunks),
+        rc.NegativeCacheTrainer(optim, 12, estimator=rc.GumbelMax(), chunks=chunks),
+    )
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_chunks_change_no_gradient(which):
+    cache = filled(drifted(towers()))
+    made = [chunked_trainers(chunks)[which] for chunks in (1, 3)]
+    memory = None if which == 0 else cache
+    states = [t.step(t.init(towers(), memory), batch(), key=KEY)[0] for t in made]
+    kept = [eqx.filter((s.model, s.memory), eqx.is_inexact_array) for s in states]
+    for a, b in zip(*map(jax.tree.leaves, kept), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_chunks_hold_one_of_them_at_a_time():
+    class Wide(eqx.Module):
+        network: eqx.nn.MLP
+
+        def __call__(self, numbers):
+            return rc.normalized(jax.vmap(self.network)(numbers / 120))
+
+    model = rc.TwoTowers.tied(Wide(eqx.nn.MLP(1, 8, 64, 8, key=KEY)))
+    cache, numbers = filled(model), jnp.arange(1_024) % 120
+    pairs = rc.Pairs(numbers[:, None], numbers[:, None], numbers)
+
+    def temporary(chunks):
+        trainer = rc.NegativeCacheTrainer(optax.sgd(0.1), 32, chunks=chunks)
+        state = trainer.init(model, cache)
+        work = eqx.filter_jit(lambda state: trainer.step(state, pairs, key=KEY)[0])
+        memory = work.lower(state).compile().compiled.memory_analysis()
+        return memory.temp_size_in_bytes
+
+    activations = 4 * 64 * 8 * (2 * 1_024 + 32)
+    assert temporary(32) < temporary(1) - 0.8 * activations
+
+
+def test_chunks_that_do_not_divide_are_refused():
+    for trainer in chunked_trainers(4):
+        memory = None if isinstance(trainer, rc.InBatchTrainer) else filled(towers())
+        with pytest.raises(ValueError, match="`chunks` is 4, which does not divide"):
+            eg.fit(trainer, trainer.init(towers(), memory), [batch()], key=KEY)
+    with pytest.raises(ValueError, match="`chunks` is 0"):
+        chunked_trainers(0)
+    # Six queries and as many documents, but eight draws.
+    uneven = rc.NegativeCacheTrainer(optax.sgd(0.1), 8, chunks=3)
+    with pytest.raises(ValueError, match="the 14 documents that a step embeds"):
+        eg.fit(uneven, uneven.init(towers(), filled(towers())), [batch()], key=KEY)
+
+
+def test_a_queue_holds_past_documents_as_negatives_without_gradient():
+    trainer = rc.CrossBatchTrainer(optax.sgd(0.1), temperature=0.1)
+    cache = filled(towers())
+    state = trainer.init(towers(), cache)
+    _, metrics = trainer.step(state, batch(), key=KEY)
+    exact = rc.full_softmax_loss(towers(), batch(), cache, 10.0)
+    np.testing.assert_allclose(metrics["loss"], exact, rtol=1e-5)
+    trained(trainer, cache, 20)
+    # Documents that are in the queue alone have no gradient.
+    step = rc.CrossBatchTrainer(optax.sgd(1.0), temperature=0.1)
+    new, _ = step.step(step.init(towers(), cache), batch(), key=KEY)
+    moved = jnp.any(new.model.document.vectors != towers().document.vectors, axis=1)
+    assert set(np.flatnonzero(moved)) == set(np.asarray(batch().ids).tolist())
+
+
+def test_a_queue_is_without_dropout():
+    plain = towers()
+    noisy = [Noisy(t, eqx.nn.Dropout(0.5)) for t in (plain.query, plain.document)]
+    trainer = rc.CrossBatchTrainer(optax.sgd(0.0))
+    cache = rc.NegativeCache.empty(corpus(1), 8, 64)
+    state, _ = trainer.step(trainer.init(rc.TwoTowers(*noisy), cache), batch(), key=KEY)
+    held = state.memory
+    assert int(held.valid.sum()) == 6
+    np.testing.assert_allclose(
+        held.rows.embeddings()[held.valid],
+        plain.document(held.items)[held.valid],
+        atol=1e-6,
+    )
+
+
+def test_a_queue_may_wait():
+    """Until its towers have found their way, the batch's softmax is all."""
+    waiting = rc.CrossBatchTrainer(optax.sgd(0.1), warm_up=3)
+    others = rc.InBatchTrainer(optax.sgd(0.1)), rc.CrossBatchTrainer(optax.sgd(0.1))
+    cache = filled(towers())
+    found, _ = trained(waiting, cache, 3)
+    alone, _ = trained(others[0], None, 3)
+    for a, b in zip(*map(jax.tree.leaves, (found.model, alone.model)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    one, metrics = waiting.step(found, batch(), key=KEY)
+    other, expected = others[1].step(found, batch(), key=KEY)
+    assert eg.state_digest(one) == eg.state_digest(other)
+    np.testing.assert_array_equal(metrics["loss"], expected["loss"])
+    with pytest.raises(ValueError, match="`warm_up` is -1"):
+        rc.CrossBatchTrainer(optax.sgd(0.1), warm_up=-1)
