@@ -1,7 +1,6 @@
 """The negative cache: documents with embeddings that may be stale."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -11,6 +10,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .digests import content_digests
+from .embedding import check_embeddings, check_finite, embedded, num_items
+from .lookup import rows_of
 from .pairs import Marks
 from .rows import AbstractRows, stored
 
@@ -73,7 +74,7 @@ class NegativeCache(eqx.Module):
         repeated or negative ids, a capacity too small, or embeddings that are not
         finite or all zero.
         """
-        num = _num_items(items)
+        num = num_items(items)
         capacity = _default_capacity(num) if capacity is None else capacity
         if capacity < num:
             raise ValueError(
@@ -82,7 +83,7 @@ class NegativeCache(eqx.Module):
             )
         numbers = checked_ids(ids, num)
         found = embedded(encode, items, batch_size)
-        _check_embeddings(found)
+        check_embeddings(found)
         example = jax.tree.map(lambda x: x[:1], items)
         cache = cls.empty(example, found.shape[1], capacity, dtype=dtype)
         slots = jnp.arange(num)
@@ -153,14 +154,14 @@ class NegativeCache(eqx.Module):
         near = jnp.clip(marks.ids, 0, self.capacity - 1).astype(jnp.int32)
         direct = self.ids[near] == marks.ids
 
-        def row(mark: Marks) -> Int[Array, ""]:
-            by_content = (self.digests == mark.digests) & self.valid
-            same = jnp.where(mark.ids >= 0, self.ids == mark.ids, by_content)
-            return jnp.min(jnp.where(same, jnp.arange(self.capacity), self.capacity))
-
         def searched() -> Int[Array, " documents"]:
-            # One at a time: no array of documents by rows.
-            return jax.lax.map(row, marks).astype(jnp.int32)
+            by_number = rows_of(self.ids, self.valid, marks.ids)
+            by_content = jax.lax.cond(
+                jnp.any(marks.ids < 0),
+                lambda: rows_of(self.digests, self.valid, marks.digests),
+                lambda: by_number,
+            )
+            return jnp.where(marks.ids >= 0, by_number, by_content)
 
         # Where rows are in the order of their numbers, nothing is searched for.
         return jax.lax.cond(jnp.all(direct & (marks.ids >= 0)), lambda: near, searched)
@@ -264,79 +265,9 @@ def block_size(capacity: int) -> int:
     return min(max(root, _LEAST_BLOCK), _MOST_BLOCK, capacity)
 
 
-def embedded(
-    encode: Callable[[PyTree], Float[Array, "batch size"]],
-    items: PyTree,
-    batch_size: int | None = None,
-) -> Float[Array, "documents size"]:
-    """Return the embeddings of many documents, some at a time, without gradients."""
-    num = _num_items(items)
-    size = min(batch_size or _at_once(), num)
-    _check_callable(encode)
-    part = lambda i: jax.tree.map(lambda x: jnp.asarray(x[i : i + size]), items)
-    found = _embedded_part(encode, part(0), size)
-    whole = _put(jnp.zeros((num, *found.shape[1:]), found.dtype), found, 0)
-    for start in range(size, num, size):
-        # The last piece reaches back, so that all are of one size: one program.
-        start = min(start, num - size)
-        whole = _put(whole, _embedded_part(encode, part(start), size), start)
-    return whole
-
-
-def _at_once() -> int:
-    return 64 if jax.default_backend() == "cpu" else 1_024
-
-
-def _check_callable(encode: Any) -> None:
-    if not callable(encode):
-        raise TypeError(
-            f"`encode` is a {type(encode).__name__}, which cannot be called: pass a "
-            "tower, such as `encoder.document`."
-        )
-
-
-def _embedded_part(
-    encode: Callable[[PyTree], Array], part: PyTree, num: int
-) -> Float[Array, "documents size"]:
-    """Return embeddings; an error is told what a tower is given."""
-    try:
-        return _compiled(encode, part)
-    except Exception as error:
-        error.add_note(
-            f"A tower is given a batch, here of {num} rows, and returns `(batch, "
-            "size)`: map one of a single row with `jax.vmap`."
-        )
-        raise
-
-
-@eqx.filter_jit
-def _compiled(encode: Callable[[PyTree], Array], part: PyTree) -> Array:
-    return encode(part)
-
-
-@partial(jax.jit, donate_argnums=0)
-def _put(whole: Array, part: Array, start: int) -> Array:
-    return jax.lax.dynamic_update_slice_in_dim(whole, part, start, 0)
-
-
 def _default_capacity(num: int) -> int:
     unit = _DEVICES * block_size(num)
     return num if num < unit else -(-num // unit) * unit
-
-
-def _num_items(items: PyTree) -> int:
-    leaves = jax.tree.leaves(items)
-    lengths = {np.shape(leaf)[0] if np.ndim(leaf) else None for leaf in leaves}
-    if len(lengths) != 1 or None in lengths:
-        raise ValueError(
-            f"`items` has leaves of lengths {sorted(map(str, lengths))}: pass arrays "
-            "that share their leading axis, one row a document."
-        )
-    (num,) = lengths
-    if num == 0:
-        raise ValueError("`items` holds no document: pass the corpus.")
-    assert num is not None
-    return num
 
 
 def checked_ids(ids: Any, num: int) -> Int[Array, " documents"]:
@@ -360,26 +291,3 @@ def checked_ids(ids: Any, num: int) -> Int[Array, " documents"]:
     if len(np.unique(found)) < num:
         raise ValueError("`ids` repeat: give every document a number of its own.")
     return jnp.asarray(found, jnp.int32)
-
-
-def _check_embeddings(found: Float[Array, "documents size"]) -> None:
-    if found.ndim != 2:
-        raise ValueError(
-            f"`encode` returned shape {found.shape}: it takes a batch of documents and "
-            "returns `(batch, size)`."
-        )
-    check_finite(found)
-    _refuse("all zero", jnp.all(found == 0, axis=1))
-
-
-def check_finite(found: Float[Array, "documents size"]) -> None:
-    """Raise `ValueError` for embeddings that are not finite."""
-    _refuse("not finite", ~jnp.all(jnp.isfinite(found), axis=1))
-
-
-def _refuse(name: str, bad: Bool[Array, " documents"]) -> None:
-    if bool(jnp.any(bad)):
-        raise ValueError(
-            f"the embeddings of {int(bad.sum())} documents are {name} (row "
-            f"{int(jnp.argmax(bad))} first): mend the encoder, or leave them out."
-        )

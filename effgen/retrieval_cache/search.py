@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from .cache import NegativeCache, block_size, check_finite, checked_ids, embedded
+from .cache import NegativeCache, block_size, checked_ids
 from .corpora import known_of
 from .draws import nothing_excluded
+from .embedding import check_finite, embedded
 from .measures import Relevant, discounted_gain, recall, reciprocal_rank
 from .rows import AbstractRows, stored
 from .sampling import top_k

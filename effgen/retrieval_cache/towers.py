@@ -44,7 +44,8 @@ class LearnedTemperature(eqx.Module):
     @property
     def scale(self) -> Float[Array, ""]:
         """One over the temperature."""
-        return jnp.exp(-_bounded(self.log_temperature, self.least, self.most))
+        inside: Array = _bounded(self.log_temperature, self.least, self.most)
+        return jnp.exp(-inside)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))

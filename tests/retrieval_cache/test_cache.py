@@ -8,6 +8,7 @@ import pytest
 
 import effgen as eg
 from effgen import retrieval_cache as rc
+from effgen.retrieval_cache.lookup import rows_of
 from effgen.retrieval_cache.pairs import Marks
 from effgen.retrieval_cache.refresh import Seen
 from tests.retrieval_cache.cases import KEY, corpus, drifted, filled, towers
@@ -83,6 +84,18 @@ def test_documents_are_found_by_number_or_content():
         assert int(slots[2]) == one.capacity
         unnumbered = marks_of([3, 119])._replace(ids=jnp.full(2, -1))
         np.testing.assert_array_equal(one.find(unnumbered), slots[:2])
+
+
+@pytest.mark.parametrize("kinds", [5, 40, 3_000])
+def test_the_first_row_of_a_key_is_found(kinds):
+    """Of keys that mark many rows each, a few, or mostly one or none."""
+    rng = np.random.default_rng(0)
+    keys, valid = rng.integers(0, kinds, 2_000), rng.random(2_000) < 0.9
+    wanted = np.concatenate([rng.integers(0, kinds, 30), [keys[0], keys[0], -1]])
+    found = rows_of(jnp.asarray(keys), jnp.asarray(valid), jnp.asarray(wanted))
+    for key, row in zip(wanted, found, strict=True):
+        rows = np.flatnonzero((keys == key) & valid)
+        assert int(row) == (rows[0] if len(rows) else 2_000)
 
 
 def test_embeddings_that_are_not_finite_are_not_written():

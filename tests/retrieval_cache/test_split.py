@@ -66,8 +66,8 @@ def test_sharded_draws_and_losses_are_the_unsharded_ones(monkeypatch):
 
 @pytest.mark.parametrize("refresh", [0.02, (rc.WriteBack(),), (rc.PositivesIn(),)])
 def test_no_program_gathers_a_split_cache(refresh):
-    """Devices send each other no embeddings; to find the oldest, an age a row."""
-    num, ages = 4_096, refresh != (rc.WriteBack(),)
+    """Devices send each other no embeddings; to find rows, a number of each."""
+    num = 4_096
     model = towers(num)
     trainer = rc.NegativeCacheTrainer(optax.sgd(1e-2), 8, refresh=refresh)
     state = eg.shard(trainer.init(model, filled(model, num)), eg.make_mesh())
@@ -82,8 +82,7 @@ def test_no_program_gathers_a_split_cache(refresh):
     sent = [line for line in text.splitlines() if _SENT.search(line)]
     shapes = [x for line in sent for x in re.findall(r"\[([\d,]*)\]", _result(line))]
     sizes = [math.prod(int(n) for n in shape.split(",") if n) for shape in shapes]
-    assert max(sizes) == (num if ages else 8 * 64)
-    assert sizes.count(num) <= 1
+    assert 8 * 64 < max(sizes) <= num
 
 
 _SENT = re.compile(r"(all-gather|all-reduce|all-to-all|collective-permute)(-start)?\(")

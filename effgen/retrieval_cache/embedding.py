@@ -1,0 +1,109 @@
+"""Many documents embedded, some at a time, and what embeddings have to be."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree
+
+
+def embedded(
+    encode: Callable[[PyTree], Float[Array, "batch size"]],
+    items: PyTree,
+    batch_size: int | None = None,
+) -> Float[Array, "documents size"]:
+    """Return the embeddings of many documents, some at a time, without gradients."""
+    num = num_items(items)
+    size = min(batch_size or _at_once(), num)
+    _check_callable(encode)
+    part = lambda i: jax.tree.map(lambda x: jnp.asarray(x[i : i + size]), items)
+    found = _embedded_part(encode, part(0), size)
+    whole = _put(jnp.zeros((num, *found.shape[1:]), found.dtype), found, 0)
+    for start in range(size, num, size):
+        # The last piece reaches back, so that all are of one size: one program.
+        start = min(start, num - size)
+        whole = _put(whole, _embedded_part(encode, part(start), size), start)
+    return whole
+
+
+def _at_once() -> int:
+    return 64 if jax.default_backend() == "cpu" else 1_024
+
+
+def _check_callable(encode: Any) -> None:
+    if not callable(encode):
+        raise TypeError(
+            f"`encode` is a {type(encode).__name__}, which cannot be called: pass a "
+            "tower, such as `encoder.document`."
+        )
+
+
+def _embedded_part(
+    encode: Callable[[PyTree], Array], part: PyTree, num: int
+) -> Float[Array, "documents size"]:
+    """Return embeddings; an error is told what a tower is given."""
+    try:
+        return _compiled(encode, part)
+    except Exception as error:
+        error.add_note(
+            f"A tower is given a batch, here of {num} rows, and returns `(batch, "
+            "size)`: map one of a single row with `jax.vmap`."
+        )
+        raise
+
+
+@eqx.filter_jit
+def _compiled(encode: Callable[[PyTree], Array], part: PyTree) -> Array:
+    return encode(part)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _put(whole: Array, part: Array, start: int) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(whole, part, start, 0)
+
+
+def num_items(items: PyTree) -> int:
+    """Return how many documents there are.
+
+    **Raises:** `ValueError` for none, or leaves of different lengths.
+    """
+    leaves = jax.tree.leaves(items)
+    lengths = {np.shape(leaf)[0] if np.ndim(leaf) else None for leaf in leaves}
+    if len(lengths) != 1 or None in lengths:
+        raise ValueError(
+            f"`items` has leaves of lengths {sorted(map(str, lengths))}: pass arrays "
+            "that share their leading axis, one row a document."
+        )
+    (num,) = lengths
+    if num == 0:
+        raise ValueError("`items` holds no document: pass the corpus.")
+    assert num is not None
+    return num
+
+
+def check_embeddings(found: Float[Array, "documents size"]) -> None:
+    """Raise `ValueError` for what are no embeddings, or not finite, or all zero."""
+    if found.ndim != 2:
+        raise ValueError(
+            f"`encode` returned shape {found.shape}: it takes a batch of documents and "
+            "returns `(batch, size)`."
+        )
+    check_finite(found)
+    _refuse("all zero", jnp.all(found == 0, axis=1))
+
+
+def check_finite(found: Float[Array, "documents size"]) -> None:
+    """Raise `ValueError` for embeddings that are not finite."""
+    _refuse("not finite", ~jnp.all(jnp.isfinite(found), axis=1))
+
+
+def _refuse(name: str, bad: Bool[Array, " documents"]) -> None:
+    if bool(jnp.any(bad)):
+        raise ValueError(
+            f"the embeddings of {int(bad.sum())} documents are {name} (row "
+            f"{int(jnp.argmax(bad))} first): mend the encoder, or leave them out."
+        )
