@@ -16,7 +16,7 @@ from .pairs import Marks
 from .rows import AbstractRows, stored
 
 
-_LEAST_BLOCK, _MOST_BLOCK = 16, 512
+_LEAST_BLOCK, _MOST_BLOCK = 16, 1 << 15
 _DEVICES = 8
 
 

@@ -4,7 +4,7 @@ import functools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def beir(
 
 
 def triples(
-    path: str | os.PathLike[str],
+    source: str | os.PathLike[str] | Iterable[Any],
     columns: tuple[str, str, str] = ("query", "positive", "negatives"),
     *,
     max_broken: int = 0,
@@ -57,23 +57,34 @@ def triples(
 
     Equal texts are taken for one, and a query's rows are joined.
 
-    **Arguments:** `path`, of JSON lines, which may be packed (`.gz`), or of Parquet
-    (`.parquet`, for which pyarrow is needed); `columns`, how these are called: the
-    second and the third hold a text or several, the third may be missing. A row may
-    also be a list, `[query, positive, negative, ...]`. `max_broken`, as of `beir`.
+    **Arguments:** `source`, the path of JSON lines, which may be packed (`.gz`), or of
+    Parquet (`.parquet`, for which pyarrow is needed), or any iterable of rows;
+    `columns`, how these are called: the second and the third hold a text or several,
+    the third may be missing. A row may also be a list, `[query, positive, negative,
+    ...]`. `max_broken`, as of `beir`.
 
     **Raises:** `FileNotFoundError`; `ValueError` that names file and row.
     """
-    path, parse = Path(path), functools.partial(_row, columns)
-    if path.suffix == ".parquet":
-        rows = sound(_parquet(path, columns), parse, f"{path}: row ", max_broken)
+    parse, name = functools.partial(_row, columns), "rows"
+    if not isinstance(source, str | os.PathLike):
+        rows = sound(source, parse, "row ", max_broken)
     else:
-        rows = parsed(path, lambda line: parse(json.loads(line)), max_broken)
+        path = Path(source)
+        name, rows = path.name, _rows_of(path, columns, parse, max_broken)
     return Corpus.of_texts(
-        (judgment for row in rows for judgment in row),
-        name=path.name,
-        license=_UNSTATED,
+        (judgment for row in rows for judgment in row), name=name, license=_UNSTATED
     )
+
+
+def _rows_of(
+    path: Path,
+    columns: tuple[str, str, str],
+    parse: Callable[[Any], list[Judgment]],
+    max_broken: int,
+) -> list[list[Judgment]]:
+    if path.suffix == ".parquet":
+        return sound(_parquet(path, columns), parse, f"{path}: row ", max_broken)
+    return parsed(path, lambda line: parse(json.loads(line)), max_broken)
 
 
 def _file(folder: Path, name: str) -> Path:
@@ -121,7 +132,7 @@ def _judgment(
 
 def _row(columns: tuple[str, str, str], record: Any) -> list[Judgment]:
     """Return what a row of triples says."""
-    if isinstance(record, list):
+    if isinstance(record, list | tuple):
         query, positive, *negative = record
     else:
         query, positive = (record[name] for name in columns[:2])

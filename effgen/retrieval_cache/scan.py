@@ -160,7 +160,8 @@ def passed(
     **Arguments:** `block`, rows a block; `mesh`, over whose first axis the rows are
     split, if they are: each device passes over its own.
 
-    Temporary memory is a tile's and `queries * rows / block` numbers.
+    Temporary memory is a tile's and `queries * rows / block` numbers, which with blocks
+    of `block_size` grow by the root of the rows.
     """
     if mesh is None:
         return _gathered(*_swept(scored, queries, scale, block), None)

