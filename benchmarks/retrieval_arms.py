@@ -21,6 +21,7 @@ BAG_WIDTH, BAG_RATE = 64, 5e-3
 PLAIN, QUEUE = "in batch of 96", "cross-batch memory, 96"
 LARGE, LONG = "in batch of 288", "in batch of 288, as many steps as ours"
 CHUNKS, FAST = "in batch of 512, in chunks", "in batch of 512, in chunks, rate 0.002"
+HUGE = "in batch of 1,536, in chunks, rate 0.002"
 BEGUN = "in batch of 512, in chunks, for half the time, then pseudo-logit"
 TWINS = {LONG: LARGE, FAST: CHUNKS, BEGUN: OURS}  # who costs a step what another does
 CORPORA = {
@@ -123,6 +124,7 @@ def arms(rows):
         LARGE: in_batch(288),
         CHUNKS: in_batch(512, chunks=16),
         FAST: in_batch(512, chunks=16, rate=2e-3),
+        HUGE: in_batch(1_536, chunks=48, rate=2e-3),
         LONG: in_batch(288),
         "pseudo-logit, 256 and 32 drawn, in chunks": cached(
             rows, 256, 32, rc.PseudoLogit(), chunks=8
