@@ -56,7 +56,7 @@ def trained(arm, given, first, seed, num_steps, rate=None):
     trainer, state, source = begun(arm, given, first, num_steps, rate)
     key = jax.random.key(seed)
     state, _ = eg.fit(trainer, state, source, key=key, num_steps=num_steps)
-    return reported(state.model, given, seed)
+    return reported(state, num_steps, given, seed)
 
 
 def trained_in_two(arm, given, first, seed, steps):
@@ -70,7 +70,7 @@ def trained_in_two(arm, given, first, seed, steps):
     trainer = arm.trainer(optim)
     state = eg.continued(trainer, state, cache)
     state, _ = eg.fit(trainer, state, data[1], key=key, num_steps=two)
-    return reported(state.model, given, seed)
+    return reported(state, one + two, given, seed)
 
 
 def texts(arm, steps, documents):
@@ -81,8 +81,11 @@ def texts(arm, steps, documents):
     return round(one * arm.begins.embedded + documents / 3 + two * arm.embedded)
 
 
-def reported(model, given, seed):
+def reported(state, num_steps, given, seed):
     """Return what held-out queries find in the whole corpus, and their ranks."""
+    if int(state.step) < num_steps:
+        raise InterruptedError(f"stopped after {int(state.step)} of {num_steps} steps")
+    model = state.model
     index = rc.Index.of(model.document, given.documents)
     found = rc.evaluate(model, given.queries, given.answers, index)
     return {"seed": seed, **found.means(), "ranks": spelled(found.mrr)}
