@@ -34,6 +34,8 @@ SCRIPTS = (
     "retrieval_costs",
     "retrieval examples 240",
     "retrieval debian 200",
+    "retrieval definitions 240",
+    "allocator",
     "ceiling",
     "crossing",
     "minilm 120",
@@ -69,6 +71,7 @@ def _headlines(path: Any) -> list[tuple[str, str]]:
         "minilm": _minilm,
         "retrieval_debian": _retrieval,
         "retrieval_examples": _retrieval,
+        "retrieval_definitions": _retrieval,
     }
     return readers.get(path.stem, _counts)(record)
 

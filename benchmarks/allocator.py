@@ -7,6 +7,7 @@ has to clear their pages again. Two processes take turns, alike but for the thre
 """
 
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -56,6 +57,7 @@ def child():
         began = time.perf_counter()
         state, _ = eg.fit(trainer, state, source, key=key, num_steps=steps)
         jax.block_until_ready(state.model)
+        assert int(state.step) == steps, "the run was stopped"
         print((time.perf_counter() - began) / steps, flush=True)
 
 
@@ -93,7 +95,11 @@ def main():
         print(name, rows[name], flush=True)
     for process in contestants.values():
         process.communicate()
-    measure.write("allocator", {"rows": ROWS, "thresholds": KEPT, "steps": rows})
+    library = " ".join(platform.libc_ver())
+    measure.write(
+        "allocator",
+        {"library": library, "rows": ROWS, "thresholds": KEPT, "steps": rows},
+    )
 
 
 if __name__ == "__main__":

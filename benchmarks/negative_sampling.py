@@ -17,7 +17,7 @@ from effgen.retrieval_cache.draws import nothing_excluded
 
 
 SIZES = (2**17, 2**20)
-QUERIES, WIDTH, ROUNDS = 64, 128, 7
+QUERIES, WIDTH, ROUNDS = 64, 128, 21
 GROWTH = tuple(2**n for n in range(14, 23, 2))
 
 

@@ -152,7 +152,11 @@ def begun_before(path, figures):
 def main(kind, budget, num_seeds=3, first=None):
     given = task(kind)
     record = json.loads((measure.RESULTS / "retrieval_costs.json").read_text())[kind]
-    contestants = arms(len(given.documents))
+    contestants = {
+        name: arm
+        for name, arm in arms(len(given.documents)).items()
+        if TWINS.get(name, name) in record["seconds_per_step"]
+    }
     steps = planned(budget, record, contestants)
     figures = {
         "task": given.name,

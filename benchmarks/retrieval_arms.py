@@ -124,7 +124,6 @@ def arms(rows):
         LARGE: in_batch(288),
         CHUNKS: in_batch(512, chunks=16),
         FAST: in_batch(512, chunks=16, rate=2e-3),
-        HUGE: in_batch(1_536, chunks=48, rate=2e-3),
         LONG: in_batch(288),
         "pseudo-logit, 256 and 32 drawn, in chunks": cached(
             rows, 256, 32, rc.PseudoLogit(), chunks=8
@@ -141,6 +140,7 @@ def arms(rows):
         BEGUN: cached(rows, 96, 32, rc.PseudoLogit())._replace(
             begins=in_batch(512, chunks=16, rate=2e-3)
         ),
+        HUGE: in_batch(1_536, chunks=48, rate=2e-3),
     }
 
 

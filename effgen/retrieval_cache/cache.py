@@ -236,7 +236,9 @@ class NegativeCache(eqx.Module):
         **Raises:** `ValueError` for embeddings that are not finite.
         """
         found = embedded(encode, self.items, batch_size)
-        check_finite(jnp.where(self.valid[:, None], found, 0))
+        # What free rows hold, an encoder may have no embedding of.
+        found = jnp.where(self.valid[:, None], found, 0)
+        check_finite(found)
         rows = self.rows.put(jnp.arange(self.capacity), found)
         stamps = jnp.where(self.valid, step, -1).astype(jnp.int32)
         return eqx.tree_at(lambda c: (c.rows, c.stamps), self, (rows, stamps))

@@ -87,17 +87,17 @@ def num_items(items: PyTree) -> int:
 
 def check_embeddings(found: Float[Array, "documents size"]) -> None:
     """Raise `ValueError` for what are no embeddings, or not finite, or all zero."""
-    if found.ndim != 2:
-        raise ValueError(
-            f"`encode` returned shape {found.shape}: it takes a batch of documents and "
-            "returns `(batch, size)`."
-        )
     check_finite(found)
     _refuse("all zero", jnp.all(found == 0, axis=1))
 
 
 def check_finite(found: Float[Array, "documents size"]) -> None:
-    """Raise `ValueError` for embeddings that are not finite."""
+    """Raise `ValueError` for what are no embeddings, or not finite."""
+    if found.ndim != 2:
+        raise ValueError(
+            f"`encode` returned shape {found.shape}: it takes a batch of documents and "
+            "returns `(batch, size)`."
+        )
     _refuse("not finite", ~jnp.all(jnp.isfinite(found), axis=1))
 
 

@@ -94,9 +94,12 @@ def check_gradients(
     the corpus; `num_draws`, estimates made; `of`, from a gradient to the part looked
     at, such as `lambda model: model.query`.
 
+    **Raises:** `ValueError` for what the estimator has no use for.
+
     >>> print(check_gradients(model, batch, cache, key=key))    # doctest: +SKIP
     bias 0.0051 (of 0.0049 by chance), spread 0.1090; loss 4.3912, exact 4.3912
     """
+    estimator.check(num_negatives, as_pairs(batch), 0.0)
     given = model, batch, cache, jnp.asarray(1 / temperature)
     exact_loss, gradients = _exact(*given)
     exact = _vector(of(gradients))

@@ -200,9 +200,9 @@ class PositivesIn(AbstractRefresh):
         if self.frequencies is None:
             return new
         turnover = step + 1 - jnp.min(jnp.where(new.valid, new.stamps, step))
-        mean = jnp.mean(self.frequencies)
-        often = self.frequencies.at[new.ids].get(mode="fill", fill_value=jnp.nan)
-        often = jnp.where(jnp.isnan(often), mean, often)
+        known = jnp.asarray(self.frequencies, float)
+        near = jnp.clip(new.ids, 0, len(known) - 1)
+        often = jnp.where(new.ids == near, known[near], jnp.mean(known))
         chance = -jnp.expm1(-jnp.maximum(often, 1e-12) * turnover)
         return eqx.tree_at(lambda c: c.offsets, new, -jnp.log(chance))
 

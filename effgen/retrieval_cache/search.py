@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from .cache import NegativeCache, block_size, checked_ids
 from .corpora import known_of
 from .draws import nothing_excluded
-from .embedding import check_finite, embedded
+from .embedding import check_finite, embedded, num_items
 from .measures import Relevant, discounted_gain, recall, reciprocal_rank
 from .rows import AbstractRows, stored
 from .sampling import top_k
@@ -44,9 +44,10 @@ class Index(eqx.Module):
         **Raises:** `ValueError` for an empty corpus, leaves of different lengths,
         repeated or negative ids, or embeddings that are not finite.
         """
+        numbers = checked_ids(ids, num_items(items))
         found = embedded(encode, items, batch_size)
         check_finite(found)
-        return cls(stored(found, dtype), checked_ids(ids, len(found)))
+        return cls(stored(found, dtype), numbers)
 
     @classmethod
     def from_cache(cls, cache: NegativeCache) -> "Index":

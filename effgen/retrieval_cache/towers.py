@@ -26,8 +26,8 @@ class LearnedTemperature(eqx.Module):
     """
 
     log_temperature: Float[Array, ""]
-    least: float = 0.01
-    most: float = 1.0
+    least: float = eqx.field(default=0.01, static=True, converter=float)
+    most: float = eqx.field(default=1.0, static=True, converter=float)
 
     @classmethod
     def of(

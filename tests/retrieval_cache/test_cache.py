@@ -120,6 +120,10 @@ def test_a_free_row_is_not_written():
     assert int(new.stamps[3]) == 7
     with pytest.raises(ValueError, match=r"of 120 documents are not finite \(row 0"):
         cache.rebuilt(lambda x: jnp.full((len(x), 8), jnp.nan))
+    # What an encoder makes of a free row's blank document is left out.
+    ones = lambda x: jnp.where(jnp.arange(len(x))[:, None] < 120, 1.0, jnp.nan)
+    again = cache.rebuilt(lambda x: jnp.ones((len(x), 8)) * ones(x), batch_size=160)
+    assert bool(jnp.all(jnp.isfinite(again.rows.embeddings())))
 
 
 def test_what_was_embedded_is_written_back():

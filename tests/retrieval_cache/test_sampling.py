@@ -188,5 +188,4 @@ def test_temporary_memory_grows_by_the_root_of_the_rows():
 
     # A number a block and query, of a few arrays, and the blocks that are drawn from.
     small, large = temporary(2**16), temporary(2**20)
-    print(small, large)
     assert large - small <= 4 * 4 * 64 * (2**10 - 2**8)

@@ -76,6 +76,7 @@ def test_search_is_exact():
     ("encode", "ids", "message"),
     [
         (lambda x: jnp.full((len(x), 3), jnp.inf), None, "9 documents are not finite"),
+        (lambda x: jnp.ones(len(x)), None, "returned shape"),
         (lambda x: jnp.ones((len(x), 3)), np.zeros(9, int), "`ids` repeat"),
         (lambda x: jnp.ones((len(x), 3)), np.arange(8), "pass 9 integers"),
         (lambda x: jnp.ones((len(x), 3)), np.arange(9) + 2**30, "up to 2"),

@@ -66,7 +66,7 @@ def test_sharded_draws_and_losses_are_the_unsharded_ones(monkeypatch):
 
 @pytest.mark.parametrize("refresh", [0.02, (rc.WriteBack(),), (rc.PositivesIn(),)])
 def test_no_program_gathers_a_split_cache(refresh):
-    """Devices send each other no embeddings; to find rows, a number of each."""
+    """Devices send nothing that is larger than a number for each row, at once."""
     num = 4_096
     model = towers(num)
     trainer = rc.NegativeCacheTrainer(optax.sgd(1e-2), 8, refresh=refresh)

@@ -241,6 +241,15 @@ def test_models_and_memories_that_do_not_fit_are_refused():
     hard = batch()._replace(negatives=corpus(6)[:, None])
     paper = rc.NegativeCacheTrainer(optax.sgd(0.1), 12, estimator=rc.GumbelMax())
     with pytest.raises(ValueError, match="`GumbelMax` has no use for"):
+        rc.check_gradients(
+            towers(),
+            hard,
+            filled(towers()),
+            key=KEY,
+            estimator=rc.GumbelMax(),
+            num_negatives=12,
+        )
+    with pytest.raises(ValueError, match="`GumbelMax` has no use for"):
         eg.fit(paper, paper.init(towers(), filled(towers())), [hard], key=KEY)
 
 
