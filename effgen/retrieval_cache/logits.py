@@ -137,7 +137,7 @@ def _corrected(
 
 
 def staleness(sample: Sample, fresh: Float[Array, "known size"]) -> Float[Array, ""]:
-    """Return the mean of `|stale - fresh|^2 / |fresh|^2`, of negatives of some query."""
+    """Return the mean `|stale - fresh|^2 / |fresh|^2` of the negatives of any query."""
     there = jnp.any(jnp.isfinite(sample.scores), axis=0)
     apart = jnp.sum((sample.stale - fresh) ** 2, axis=1)
     share = apart / jnp.maximum(jnp.sum(fresh**2, axis=1), 1e-30)
