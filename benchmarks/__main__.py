@@ -35,7 +35,6 @@ SCRIPTS = (
     "retrieval examples 240",
     "retrieval debian 200",
     "retrieval definitions 240",
-    "allocator",
     "ceiling",
     "crossing",
     "minilm 120",
