@@ -73,7 +73,9 @@ def costs(kind, known):
 def joined(before, new):
     """Return figures with what is new; what was measured before stays."""
     kept = {
-        key: {**value, **before.get(key, {})} if isinstance(value, dict) else value
+        key: value | before.get(key, {})
+        if isinstance(value, dict)
+        else before.get(key, value)
         for key, value in new.items()
     }
     return before | kept
