@@ -5,33 +5,69 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 
+_BLOCK = 512
+
+
 def rows_of(
     keys: Int[Array, " rows"], valid: Bool[Array, " rows"], wanted: Int[Array, " any"]
 ) -> Int[Array, " any"]:
     """Return the first valid row of each key that is wanted, `rows` where none is.
 
-    In one pass: every row is looked up among the few keys that are wanted, in order,
-    and those that are there are picked out. Where one key marks several rows, these may
-    be too many to pick: then the rows are gone through once for each key. No array of
-    rows by keys is made.
+    Rows are marked that have any of the keys, and picked out, by blocks first. Where
+    one key marks several rows, these may be too many to pick: then the rows are gone
+    through once for each key. Temporary memory is a mark a row.
     """
-    num, order = len(wanted), jnp.sort(wanted)
-    place = jnp.searchsorted(order, keys, method="scan_unrolled")
-    hit = (order[jnp.minimum(place, num - 1)] == keys) & valid
+    total = len(keys)
+    missing = -total % min(_BLOCK, total)
+    keys = jnp.pad(keys, (0, missing)) if missing else keys
+    valid = jnp.pad(valid, (0, missing)) if missing else valid
+    hit = _among(wanted, keys) & valid
+    found = jax.lax.cond(
+        jnp.sum(hit) <= len(wanted),
+        lambda: _picked(keys, hit, wanted),
+        lambda: _gone_through(keys, hit, wanted),
+    )
+    return jnp.minimum(found, total).astype(jnp.int32)
 
-    def picked() -> Int[Array, " any"]:
-        # Of floats: of integers, XLA sorts all for the sake of a few on a CPU.
-        there, rows = jax.lax.top_k(hit.astype(jnp.float32), min(num, len(keys)))
-        same = (keys[rows][None] == wanted[:, None]) & (there > 0)[None]
-        return jnp.min(jnp.where(same, rows[None], len(keys)), axis=1)
 
-    def gone_through() -> Int[Array, " any"]:
-        rows = jnp.arange(len(keys), dtype=jnp.int32)
+def _among(
+    wanted: Int[Array, " any"], keys: Int[Array, " rows"]
+) -> Bool[Array, " rows"]:
+    """Return which keys are wanted."""
+    return jax.lax.fori_loop(
+        0,
+        len(wanted),
+        lambda i, hit: hit | (keys == wanted[i]),
+        jnp.zeros(keys.shape, bool),
+        unroll=8,
+    )
 
-        def first(key: Int[Array, ""]) -> Int[Array, ""]:
-            return jnp.min(jnp.where(hit & (keys == key), rows, len(keys)))
 
-        return jax.lax.map(first, wanted)
+def _picked(
+    keys: Int[Array, " rows"], hit: Bool[Array, " rows"], wanted: Int[Array, " any"]
+) -> Int[Array, " any"]:
+    """Return the rows where no more are hit than keys are wanted."""
+    num, block = len(wanted), min(_BLOCK, len(keys))
+    blocks = _largest(jnp.any(hit.reshape(-1, block), axis=1), num)
+    rows = (blocks[:, None] * block + jnp.arange(block)[None]).reshape(-1)
+    rows = rows[_largest(hit[rows], num)]
+    same = (keys[rows][None] == wanted[:, None]) & hit[rows][None]
+    return jnp.min(jnp.where(same, rows[None], len(keys)), axis=1)
 
-    found = jax.lax.cond(jnp.sum(hit) <= num, picked, gone_through)
-    return found.astype(jnp.int32)
+
+def _largest(marked: Bool[Array, " rows"], num: int) -> Int[Array, " num"]:
+    """Return where marks are, of up to `num`, then anything."""
+    # Of floats: of integers, XLA sorts all for the sake of a few on a CPU.
+    return jax.lax.top_k(marked.astype(jnp.float32), min(num, len(marked)))[1]
+
+
+def _gone_through(
+    keys: Int[Array, " rows"], hit: Bool[Array, " rows"], wanted: Int[Array, " any"]
+) -> Int[Array, " any"]:
+    """Return the rows, a pass for each key."""
+    rows = jnp.arange(len(keys))
+
+    def first(key: Int[Array, ""]) -> Int[Array, ""]:
+        return jnp.min(jnp.where(hit & (keys == key), rows, len(keys)))
+
+    return jax.lax.map(first, wanted)
