@@ -120,7 +120,6 @@ class RandomRows(AbstractRefresh):
         """Return the cache after a step."""
         num = _count(self.rate, cache)
         slots = jax.random.randint(key, (num,), 0, cache.capacity)
-        slots = jnp.where(cache.valid[slots], slots, cache.capacity)
         return _renewed(cache, slots, encode, step)
 
 
@@ -231,9 +230,8 @@ def _places(cache: NegativeCache, marks: Marks, num: int) -> Int[Array, " docume
 
 
 def oldest(cache: NegativeCache, num: int) -> Int[Array, " rows"]:
-    """Return the rows embedded longest ago; past the end where too few are taken."""
-    _, slots = jax.lax.top_k(jnp.where(cache.valid, _ages(cache), -1), num)
-    return jnp.where(cache.valid[slots], slots, cache.capacity)
+    """Return the rows embedded longest ago; free ones where too few are taken."""
+    return jax.lax.top_k(jnp.where(cache.valid, _ages(cache), -1), num)[1]
 
 
 def _ages(cache: NegativeCache) -> Float[Array, " rows"]:
@@ -251,8 +249,8 @@ def _renewed(
     encode: Encode,
     step: Int[Array, ""],
 ) -> NegativeCache:
-    documents = cache.documents(jnp.minimum(slots, cache.capacity - 1))
-    return cache.written(slots, encode(documents), step)
+    # A free row is embedded with the others, and not written.
+    return cache.written(slots, encode(cache.documents(slots)), step)
 
 
 def _count(rate: float, cache: NegativeCache) -> int:
