@@ -5,16 +5,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .corpora import Corpus
-from .lines import opened
+from .lines import opened, sound
 
 
 _FETCH = (
     "`mkdir -p DIR/partial`, then `apt-get -o Acquire::Languages=en "
     "-o Dir::State::Lists=DIR update`"
 )
+_CONTINUED = " "
 
 
-def descriptions(path: str | os.PathLike[str]) -> Corpus:
+def descriptions(path: str | os.PathLike[str], *, max_broken: int = 0) -> Corpus:
     """Return the task to find a package's long description by its short one.
 
     Some 45,000 pairs. Packages of one source are near-duplicates. Of several with the
@@ -23,14 +24,15 @@ def descriptions(path: str | os.PathLike[str]) -> Corpus:
     **Arguments:** `path`, of apt's lists, or one of their `*Translation-en*` files,
     packed or not, or what `apt-cache dumpavail` prints. To have them on Debian, without
     being root: `mkdir -p DIR/partial`, then `apt-get -o Acquire::Languages=en
-    -o Dir::State::Lists=DIR update`.
+    -o Dir::State::Lists=DIR update`. `max_broken`, how many broken lines of a file to
+    leave out, with a warning, before it is an error.
 
-    **Raises:** `FileNotFoundError`; `ValueError` for files without long descriptions.
-    They change from day to day: record the `digest`.
+    **Raises:** `FileNotFoundError`; `ValueError` for files without long descriptions,
+    and for a broken line, named. They change from day to day: record the `digest`.
     """
     path = Path(path)
     files = sorted(path.glob("*Translation-en*")) if path.is_dir() else [path]
-    pairs = _distinct(pair for file in files for pair in _described(file))
+    pairs = _distinct(pair for file in files for pair in _described(file, max_broken))
     if not pairs:
         raise ValueError(f"`path`, `{path}`, has no long descriptions: {_FETCH}.")
     return Corpus.of_texts(
@@ -40,40 +42,62 @@ def descriptions(path: str | os.PathLike[str]) -> Corpus:
     )
 
 
-def paragraphs(lines: Iterable[str]) -> Iterator[dict[str, list[str]]]:
+def paragraphs(lines: Iterable[tuple[str, str]]) -> Iterator[dict[str, list[str]]]:
     """Yield the paragraphs of a control file: fields by name, each of its lines.
 
-    A line that is no field and continues none is left out.
+    **Arguments:** `lines`, as of `line_of`.
 
     **Source:** Debian Policy, section 5.1.
 
-    >>> list(paragraphs(["Package: a", "Description: b", " c", " .", "", "", "X:y"]))
+    >>> lines = [b"Package: a", b"Description: b", b" c", b" .", b"", b"", b"X:y"]
+    >>> list(paragraphs(map(line_of, lines)))
     [{'Package': ['a'], 'Description': ['b', 'c', '.']}, {'X': ['y']}]
     """
     fields: dict[str, list[str]] = {}
     last: list[str] = []
-    for line in lines:
-        if not line.strip():
+    for name, value in lines:
+        if not name:
             if fields:
                 yield fields
             fields, last = {}, []
-        elif line[0] in " \t":
-            last.append(line.strip())
-        elif ":" in line:
-            name, _, value = line.partition(":")
-            last = fields[name] = [value.strip()]
+        elif name == _CONTINUED:
+            last.append(value)
+        else:
+            last = fields[name] = [value]
     if fields:
         yield fields
 
 
-def _described(path: Path) -> Iterator[tuple[str, str]]:
+def line_of(line: bytes) -> tuple[str, str]:
+    """Return a field's name and value; a blank for a name, where the last goes on.
+
+    Neither, of a line that ends a paragraph.
+
+    **Raises:** `ValueError` for a line that is nothing of these.
+
+    >>> line_of(b"Package: a"), line_of(b" of a kind"), line_of(b"")
+    (('Package', 'a'), (' ', 'of a kind'), ('', ''))
+    """
+    text = line.decode("utf-8")
+    if not text.strip():
+        return "", ""
+    if text[0] in " \t":
+        return _CONTINUED, text.strip()
+    name, colon, value = text.partition(":")
+    if not colon:
+        raise ValueError("no field, and continues none")
+    return name, value.strip()
+
+
+def _described(path: Path, max_broken: int) -> Iterator[tuple[str, str]]:
     """Yield the short and the long description of each package that has both."""
     with opened(path) as file:
-        for fields in paragraphs(line.decode("utf-8", "replace") for line in file):
-            lines = fields.get("Description-en", fields.get("Description", [""]))
-            short, long = lines[0], " ".join(x for x in lines[1:] if x != ".")
-            if short and long:
-                yield short, long
+        read = sound(file, line_of, f"{path}:", max_broken)
+    for fields in paragraphs(read):
+        lines = fields.get("Description-en", fields.get("Description", [""]))
+        short, long = lines[0], " ".join(x for x in lines[1:] if x != ".")
+        if short and long:
+            yield short, long
 
 
 def _distinct(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:

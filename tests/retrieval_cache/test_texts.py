@@ -33,7 +33,6 @@ Package-Type: deb
 Package: tac
 Description: shows files backwards
 \tIt shows them
-no field
 Package: twice
 Description-en: of the same length
  It shows them
@@ -69,6 +68,20 @@ def test_descriptions_of_packages(tmp_path, suffix):
     ]
     assert found.relevant == [(0,), (1,)]
     assert descriptions(tmp_path).digest() == found.digest()
+
+
+@pytest.mark.parametrize("broken", ["no field", "Née".encode("latin-1")])
+def test_a_broken_line_of_packages_is_named_or_left_out(tmp_path, broken):
+    broken = broken if isinstance(broken, bytes) else broken.encode()
+    path = tmp_path / "Translation-en"
+    path.write_bytes(DEBIAN.encode() + broken + b"\n")
+    number = len(DEBIAN.splitlines()) + 1
+    with pytest.raises(ValueError, match=rf"Translation-en:{number}: .*max_broken"):
+        descriptions(path)
+    with pytest.warns(UserWarning, match=rf"1 broken left out.*:{number}"):
+        found = descriptions(path, max_broken=1)
+    path.write_text(DEBIAN)
+    assert found.digest() == descriptions(path).digest()
 
 
 def test_files_without_descriptions_say_what_to_do(tmp_path):
