@@ -48,7 +48,8 @@ def pseudo_logit(
     draws; the gradient is the softmax's expectation, exact over stale rows for the
     queries, and over the draws for documents and for what staleness changes:
 
-        weights  = shared * ratio / R,  R_i = mean of ratio, by shared (see below)
+        weights  = shared * ratio / R,  R_i = mean of ratio, by shared (see below),
+                   then times 1 - defense + defense / their sum
         value_i  = log_partition_i + log(R_i)
         d logit  = d scale <query, sum weights fresh + (1 - defense) (mean
                    - sum shared stale)> + scale <query, sum weights d fresh>
@@ -71,7 +72,7 @@ def pseudo_logit(
     shared = shared_weights(sample, defense)
     ratio = _ratio(sample, change, max_log_ratio)
     normalizer = _mean_ratio(shared, ratio)
-    weights = shared * ratio / normalizer[:, None]
+    weights = _balanced(shared * ratio / normalizer[:, None], defense)
     control = (1 - defense) * (sample.mean - shared @ sample.stale)
     mean = fixed(weights @ fresh + control)
     by_queries = scale * jnp.sum(queries * mean, axis=1)
@@ -93,6 +94,20 @@ def _ratio(
     drawn = jnp.arange(change.shape[1]) < len(sample.slots)
     limit = jnp.where(drawn, most, 60.0)
     return jnp.exp(jnp.clip(change, -limit[None], limit[None]))
+
+
+def _balanced(
+    weights: Float[Array, "queries known"], defense: Float[Array, ""]
+) -> Float[Array, "queries known"]:
+    """Return weights that sum to one, the more so the staler the cache.
+
+    A positive pulls by one. Where towers begin, all embeddings are near each other, and
+    what pushes must weigh as much, or they fall together. With a fresh cache it does,
+    over a batch; documents beside may be some hundredths short for all queries at once.
+    """
+    total = jnp.sum(weights, axis=1, keepdims=True)
+    whole = jnp.where(total > 0, total, 1)
+    return weights * (1 - defense + defense / whole)
 
 
 def valued(

@@ -1,5 +1,7 @@
 """Estimators against the exact full softmax, in float64."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -228,6 +230,26 @@ def test_documents_beside_mend_a_cache_that_is_nats_off(double):
 
     ours, alone = jnp.mean(jax.lax.map(errors, jax.random.split(KEY, 400)), axis=0)
     assert ours < 0.5 * alone
+
+
+def test_embeddings_that_have_run_together_are_pushed_as_much_as_pulled(double):
+    """Whatever stale rows say: else what is common to all grows, and nothing else."""
+    cache = filled(towers(dtype=jnp.float64), dtype=jnp.float64)
+    other, scale = towers(key=jax.random.key(7), dtype=jnp.float64), 50.0
+    queries = other.query(batch().queries)
+    one = queries[0] / jnp.linalg.norm(queries[0])
+    beside = Beside(jnp.arange(24), jnp.ones((6, 24), bool))
+    sample = sampled(
+        cache, queries, jnp.asarray(scale), 6, nothing_excluded(6), beside, key=KEY
+    )
+    fresh = jnp.tile(one, (30, 1))
+    pulled = lambda queries, fresh: jnp.sum(
+        pseudo_logit(queries, fresh, sample, jnp.asarray(scale))[0]
+    )
+    by_queries, by_fresh = jax.grad(pulled, argnums=(0, 1))(queries, fresh)
+    near = partial(np.testing.assert_allclose, atol=0.01 * scale)
+    near(by_queries @ one, jnp.full(6, scale))
+    near(by_fresh.sum(axis=0), scale * queries.sum(axis=0))
 
 
 def test_documents_beside_are_left_out_while_ratios_do(double):
