@@ -37,7 +37,9 @@ SCRIPTS = (
     "retrieval definitions 240",
     "ceiling",
     "crossing",
-    "minilm 120",
+    "equal_steps bag",
+    "minilm definitions 120",
+    "minilm debian 120",
 )
 
 
@@ -67,7 +69,9 @@ def _headlines(path: Any) -> list[tuple[str, str]]:
         "cache_growth": _growth,
         "ceiling": _ceiling,
         "crossing": _crossing,
-        "minilm": _minilm,
+        "equal_steps_bag": _equal_steps,
+        "minilm_definitions": _retrieval,
+        "minilm_debian": _retrieval,
         "retrieval_debian": _retrieval,
         "retrieval_examples": _retrieval,
         "retrieval_definitions": _retrieval,
@@ -157,12 +161,25 @@ def _growth(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _retrieval(record: dict[str, Any]) -> list[tuple[str, str]]:
-    title = f"{record['task']}, MRR@10 after {record['seconds']:.0f} s"
+    return _by_arm(record, f"after {record['seconds']:.0f} s")
+
+
+def _equal_steps(record: dict[str, Any]) -> list[tuple[str, str]]:
+    corpora = [x for x in record.values() if isinstance(x, dict) and "arms" in x]
+    return [
+        row
+        for x in corpora
+        for row in _by_arm(x, f"a bag of words, after {x['steps']:,} steps")
+    ]
+
+
+def _by_arm(record: dict[str, Any], after: str) -> list[tuple[str, str]]:
     means = {
         name: statistics.mean(run["mrr"] for run in arm["runs"])
         for name, arm in record["arms"].items()
         if arm["runs"]
     }
+    title = f"{record['task']}, MRR@10 {after}"
     return [(f"{title}, {name}", f"{mrr:.3f}") for name, mrr in means.items()]
 
 
@@ -188,11 +205,6 @@ def _crossing(record: dict[str, Any]) -> list[tuple[str, str]]:
         for run in record["runs"]
         if run["seconds"] == record["runs"][-1]["seconds"]
     ]
-
-
-def _minilm(record: dict[str, Any]) -> list[tuple[str, str]]:
-    title = f"MiniLM, MRR@10 after {record['seconds']:.0f} s"
-    return [(f"{title}, {n}", f"{run['mrr']:.3f}") for n, run in record["runs"].items()]
 
 
 def _counts(record: dict[str, Any]) -> list[tuple[str, str]]:
