@@ -9,7 +9,7 @@ import json
 import sys
 
 from benchmarks import ceiling, measure
-from benchmarks.retrieval import compared, trained
+from benchmarks.retrieval import compared, missing, trained
 from benchmarks.retrieval_arms import (
     BAG_RATE,
     CORPORA,
@@ -39,16 +39,14 @@ def measured(tower, kind, figures, save):
     given, (first, rate) = task(kind), TOWERS[tower]
     figures |= {"task": given.name, "documents": len(given.documents)}
     figures |= {"digest": given.digest, "bm25": given.bm25, "steps": STEPS}
-    arms = figures.setdefault("arms", {})
-    for seed in range(SEEDS):
-        for name, arm in contestants(len(given.documents)).items():
-            runs = arms.setdefault(name, {"runs": []})["runs"]
-            if seed in [run["seed"] for run in runs]:
-                continue
-            runs.append(trained(arm, given, first(given, seed), seed, STEPS, rate))
-            figures["ours_less_theirs"] = compared(arms, OURS)
-            print(seed, kind, name, runs[-1]["mrr"], file=sys.stderr, flush=True)
-            save()
+    rivals = contestants(len(given.documents))
+    arms = figures.setdefault("arms", {name: {"runs": []} for name in rivals})
+    for seed, name, runs in missing(arms, rivals, SEEDS):
+        start = first(given, seed)
+        runs.append(trained(rivals[name], given, start, seed, STEPS, rate))
+        figures["ours_less_theirs"] = compared(arms, OURS)
+        print(seed, kind, name, runs[-1]["mrr"], file=sys.stderr, flush=True)
+        save()
 
 
 def main(tower, *kinds):

@@ -28,7 +28,7 @@ from sentence_transformers.sentence_transformer import losses
 
 import effgen as eg
 from benchmarks import measure
-from benchmarks.retrieval import compared, spelled
+from benchmarks.retrieval import compared, missing, spelled
 from benchmarks.retrieval_arms import CORPORA
 from effgen import retrieval_cache as rc
 
@@ -103,12 +103,11 @@ class Ours:
 
     def __init__(self, given, seed, batch_size, trainer, *, cached):
         encoder = rc.TwoTowers.tied(rc.Bert.load(FOLDER))
-        self.read = reader(given.length)
-        cache, train = None, given.train
+        cache, train, read = None, given.train, reader(given.length)
         if cached:
-            documents = self.read(train.documents)
+            documents = read(train.documents)
             cache = rc.NegativeCache.fill(encoder.document, documents, batch_size=256)
-        pairs = rc.pairs_of(train, self.read, reader(QUERY_LENGTH))
+        pairs = rc.pairs_of(train, read, reader(QUERY_LENGTH))
         self.source, self.key = eg.Minibatches(pairs, batch_size), jax.random.key(seed)
         self.trainer, self.state = trainer, trainer.init(encoder, cache)
 
@@ -202,17 +201,14 @@ def main(kind, budget, num_seeds=3, first=None):
     arms = contestants(given)
     figures = begun(measure.RESULTS / f"{name_of}.json", arms, given, budget)
     measure.write(name_of, figures)
-    for seed in range(num_seeds):
-        for name, make in list(arms.items())[:first]:
-            runs = figures["arms"][name]["runs"]
-            if seed in [run["seed"] for run in runs]:
-                continue
-            one = make(seed)
-            one.take(figures["steps"][name])
-            runs.append({"seed": seed, **ranked(one, given)})
-            figures["ours_less_theirs"] = compared(figures["arms"], OURS)
-            measure.write(name_of, figures)
-            print(seed, name, runs[-1]["mrr"], file=sys.stderr, flush=True)
+    names = list(arms)[:first]
+    for seed, name, runs in missing(figures["arms"], names, num_seeds):
+        one = arms[name](seed)
+        one.take(figures["steps"][name])
+        runs.append({"seed": seed, **ranked(one, given)})
+        figures["ours_less_theirs"] = compared(figures["arms"], OURS)
+        measure.write(name_of, figures)
+        print(seed, name, runs[-1]["mrr"], file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -149,6 +149,15 @@ def begun_before(path, figures):
     return figures | {"arms": kept}
 
 
+def missing(arms, names, num_seeds):
+    """Yield the seed, the name and the runs so far of each run that is not made yet."""
+    for seed in range(num_seeds):
+        for name in names:
+            runs = arms[name]["runs"]
+            if seed not in [run["seed"] for run in runs]:
+                yield seed, name, runs
+
+
 def main(kind, budget, num_seeds=3, first=None):
     given = task(kind)
     record = json.loads((measure.RESULTS / "retrieval_costs.json").read_text())[kind]
@@ -170,19 +179,17 @@ def main(kind, budget, num_seeds=3, first=None):
     }
     name_of = f"retrieval_{kind}"
     figures = begun_before(measure.RESULTS / f"{name_of}.json", figures)
-    for seed in range(num_seeds):
-        for name, arm in list(contestants.items())[:first]:
-            runs = figures["arms"][name]["runs"]
-            if seed in [run["seed"] for run in runs]:
-                continue
-            train = trained_in_two if arm.begins else trained
-            run = train(arm, given, filled(given, seed), seed, steps[name])
-            embedded = texts(arm, steps[name], len(given.documents))
-            runs.append({"embedded": embedded, "digest": given.digest, **run})
-            figures["ours_less_theirs"] = compared(figures["arms"], OURS)
-            figures["begun_less_theirs"] = compared(figures["arms"], BEGUN)
-            measure.write(name_of, figures)
-            print(seed, name, run["mrr"], file=sys.stderr, flush=True)
+    names = list(contestants)[:first]
+    for seed, name, runs in missing(figures["arms"], names, num_seeds):
+        arm = contestants[name]
+        train = trained_in_two if arm.begins else trained
+        run = train(arm, given, filled(given, seed), seed, steps[name])
+        embedded = texts(arm, steps[name], len(given.documents))
+        runs.append({"embedded": embedded, "digest": given.digest, **run})
+        figures["ours_less_theirs"] = compared(figures["arms"], OURS)
+        figures["begun_less_theirs"] = compared(figures["arms"], BEGUN)
+        measure.write(name_of, figures)
+        print(seed, name, run["mrr"], file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
