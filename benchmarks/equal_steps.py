@@ -2,7 +2,8 @@
 
 `python -m benchmarks.equal_steps TOWER [CORPUS ...]`, with a `bag` of words or the
 `transformer` of `benchmarks.retrieval`. Batches of 32, and one of thrice that; held-out
-queries against the whole corpus. Run again, it goes on with what is missing.
+queries against the whole corpus. Run again, it goes on with what is missing, or begins
+anew where another corpus is found.
 """
 
 import json
@@ -37,13 +38,17 @@ def contestants(rows):
 def measured(tower, kind, figures, save):
     """Add the runs that a corpus's figures do not have yet."""
     given, (first, rate) = task(kind), TOWERS[tower]
-    figures |= {"task": given.name, "documents": len(given.documents)}
-    figures |= {"digest": given.digest, "bm25": given.bm25, "steps": STEPS}
+    plan = {"task": given.name, "documents": len(given.documents)}
+    plan |= {"bm25": given.bm25, "steps": STEPS}
+    if any(figures.get(k) != value for k, value in plan.items()):
+        figures.clear()
+    figures |= plan
     rivals = contestants(len(given.documents))
     arms = figures.setdefault("arms", {name: {"runs": []} for name in rivals})
     for seed, name, runs in missing(arms, rivals, SEEDS):
         start = first(given, seed)
-        runs.append(trained(rivals[name], given, start, seed, STEPS, rate))
+        run = trained(rivals[name], given, start, seed, STEPS, rate)
+        runs.append({"digest": given.digest, **run})
         figures["ours_less_theirs"] = compared(arms, OURS)
         print(seed, kind, name, runs[-1]["mrr"], file=sys.stderr, flush=True)
         save()

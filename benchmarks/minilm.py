@@ -7,7 +7,7 @@ weights, tokens, data and optimizer, no dropout for either. Steps are timed in t
 first; each then takes as many as the seconds allow (compilation, the cache's first
 embeddings and evaluation apart), so that nothing else that the machine does then
 matters. Both are ranked by the same exact search. Run again, it goes on with what is
-missing.
+missing, or begins anew where another corpus is found.
 """
 
 import importlib.util
@@ -49,6 +49,7 @@ class Task(NamedTuple):
     train: rc.Corpus
     test: rc.Corpus
     length: int
+    digest: str
 
 
 class Theirs:
@@ -174,21 +175,22 @@ def task(kind):
     """Return a corpus cut to its size, its documents told apart as MiniLM reads."""
     corpus = rc.subset(CORPORA[kind](), DOCUMENTS)
     merged = rc.merged(corpus, reader(LENGTHS[kind]))
-    return Task(*rc.split(merged, HELD_OUT), LENGTHS[kind])
+    return Task(*rc.split(merged, HELD_OUT), LENGTHS[kind], merged.digest())
 
 
 def begun(path, arms, given, budget):
     """Return the figures to add runs to: an earlier call's, or new with the times."""
-    if path.exists():
-        found = json.loads(path.read_text())
-        if found["seconds"] == budget:
-            return found
-    seconds = timed(arms)
-    return {
+    plan = {
         "task": f"MiniLM, {given.test.name}",
         "seconds": budget,
         "documents": len(given.test.documents),
         "training_queries": len(given.train.queries),
+    }
+    found = json.loads(path.read_text()) if path.exists() else {}
+    if all(found.get(k) == value for k, value in plan.items()):
+        return found
+    seconds = timed(arms)
+    return plan | {
         "seconds_per_step": seconds,
         "steps": {n: round(budget / seconds[FASTER.get(n, n)]) for n in arms},
         "before": ranked(next(iter(arms.values()))(0), given),
@@ -205,7 +207,7 @@ def main(kind, budget, num_seeds=3, first=None):
     for seed, name, runs in missing(figures["arms"], names, num_seeds):
         one = arms[name](seed)
         one.take(figures["steps"][name])
-        runs.append({"seed": seed, **ranked(one, given)})
+        runs.append({"seed": seed, "digest": given.digest, **ranked(one, given)})
         figures["ours_less_theirs"] = compared(figures["arms"], OURS)
         measure.write(name_of, figures)
         print(seed, name, runs[-1]["mrr"], file=sys.stderr, flush=True)
