@@ -15,6 +15,7 @@ from benchmarks.retrieval_arms import (
     BAG_RATE,
     CORPORA,
     TEMPERATURE,
+    WARMER,
     Arm,
     bag,
     cached,
@@ -42,6 +43,7 @@ def contestants(rows):
         "paper's estimator, 32 drawn": draws(BATCH, rc.GumbelMax()),
         "paper's estimator, 128 drawn": draws(4 * BATCH, rc.GumbelMax()),
         "in batch of 32": in_batch(BATCH),
+        "in batch of 32, temperature 0.1": in_batch(BATCH, temperature=WARMER),
     }
 
 

@@ -14,16 +14,20 @@ from effgen import retrieval_cache as rc
 
 
 WORDS, LENGTH, QUERY_LENGTH = 32_768, 32, 24
-WIDTH, DEPTH, SIZE, RATE, TEMPERATURE = 128, 2, 128, 1e-3, 0.05
+WIDTH, DEPTH, SIZE, RATE = 128, 2, 128, 1e-3
+TEMPERATURE, WARMER = 0.05, 0.1
 WARM_UP, REFRESHED, HELD_OUT, QUEUED, ALONE = 50, 32, 2_000, 4_096, 500
 OURS, PAPER = "pseudo-logit, 96 and 32 drawn", "paper's estimator, 96 and 96 drawn"
-BAG_WIDTH, BAG_RATE = 64, 5e-3
+BAG_WIDTH, BAG_RATE = 64, 1e-2
 PLAIN, QUEUE = "in batch of 96", "cross-batch memory, 96"
 LARGE, LONG = "in batch of 288", "in batch of 288, as many steps as ours"
 CHUNKS, FAST = "in batch of 512, in chunks", "in batch of 512, in chunks, rate 0.002"
 HUGE = "in batch of 1,536, in chunks, rate 0.002"
 BEGUN = "in batch of 512, in chunks, for half the time, then pseudo-logit"
-TWINS = {LONG: LARGE, FAST: CHUNKS, BEGUN: OURS}  # who costs a step what another does
+WARM, WARM_FAST, WARM_LONG = (f"{name}, temperature 0.1" for name in (OURS, FAST, LONG))
+# Who costs a step what another does.
+TWINS = {LONG: LARGE, FAST: CHUNKS, BEGUN: OURS}
+TWINS |= {WARM: OURS, WARM_FAST: CHUNKS, WARM_LONG: LARGE}
 CORPORA = {
     "examples": lambda: rc.examples_to_synsets(rc.wordnet()),
     "definitions": lambda: rc.definitions_to_lemmas(rc.wordnet()),
@@ -141,13 +145,16 @@ def arms(rows):
             begins=in_batch(512, chunks=16, rate=2e-3)
         ),
         HUGE: in_batch(1_536, chunks=48, rate=2e-3),
+        WARM: cached(rows, 96, 32, rc.PseudoLogit(), temperature=WARMER),
+        WARM_FAST: in_batch(512, chunks=16, rate=2e-3, temperature=WARMER),
+        WARM_LONG: in_batch(288, temperature=WARMER),
     }
 
 
-def in_batch(size, chunks=1, rate=RATE):
+def in_batch(size, chunks=1, rate=RATE, temperature=TEMPERATURE):
     """Return a contestant without a memory."""
     return Arm(
-        lambda optim: rc.InBatchTrainer(optim, temperature=TEMPERATURE, chunks=chunks),
+        lambda optim: rc.InBatchTrainer(optim, temperature=temperature, chunks=chunks),
         size,
         lambda given, cache: None,
         embedded=2 * size * again(chunks),
@@ -160,13 +167,13 @@ def again(chunks):
     return 1 if chunks == 1 else 4 / 3
 
 
-def cached(rows, size, num, estimator, chunks=1):
+def cached(rows, size, num, estimator, chunks=1, temperature=TEMPERATURE):
     """Return a contestant with a cache of so many rows."""
     return Arm(
         lambda optim: rc.NegativeCacheTrainer(
             optim,
             num,
-            temperature=TEMPERATURE,
+            temperature=temperature,
             refresh=REFRESHED / rows,
             estimator=estimator,
             chunks=chunks,

@@ -113,13 +113,13 @@ class Arm(NamedTuple):
 def arms() -> dict[str, Arm]:
     """Return the methods: negatives from the whole corpus, or from the batch.
 
-    The batch's softmax once for as many steps and once for about as many seconds. Its
-    temperature did better than 0.05 in a few trials; the cache's is the default.
+    The batch's softmax once for as many steps and once for about as many seconds. Rate
+    and temperature are the best of a few for either.
     """
     cached = rc.NegativeCacheTrainer(
-        adam(3e-2, NUM_STEPS), num_negatives=256, temperature=0.05, refresh=1e-3
+        adam(1e-2, NUM_STEPS), num_negatives=256, temperature=0.1, refresh=1e-3
     )
-    short = rc.InBatchTrainer(adam(3e-2, NUM_STEPS), temperature=0.1)
+    short = rc.InBatchTrainer(adam(1e-2, NUM_STEPS), temperature=0.1)
     longer = rc.InBatchTrainer(adam(1e-2, NUM_LONGER), temperature=0.1)
     return {
         "negative cache": Arm(cached, NUM_STEPS),

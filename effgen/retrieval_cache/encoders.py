@@ -1,5 +1,6 @@
 """Encoders of token sequences: a hashed bag of words, and a compact transformer."""
 
+import math
 from typing import Any
 
 import equinox as eqx
@@ -26,9 +27,12 @@ class HashedBag(eqx.Module):
     def __init__(
         self, num_words: int, width: int = 64, size: int = 64, *, key: PRNGKeyArray
     ) -> None:
-        """Return one of random vectors."""
+        """Return one of random vectors, of about length one.
+
+        Much longer ones hardly turn at the rates that the head wants.
+        """
         keys = jax.random.split(key)
-        self.table = jax.random.normal(keys[0], (num_words, width))
+        self.table = jax.random.normal(keys[0], (num_words, width)) / math.sqrt(width)
         self.head = eqx.nn.Linear(width, size, key=keys[1])
 
     def __call__(

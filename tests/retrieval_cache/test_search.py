@@ -1,12 +1,11 @@
 """Search and measures against straightforward ones."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from effgen import retrieval_cache as rc
-from tests.retrieval_cache.cases import KEY, corpus, filled, towers
+from tests.retrieval_cache.cases import corpus, filled, towers
 
 
 def ranking(seed=0, queries=40, documents=60, k=10):
@@ -111,28 +110,3 @@ def test_hard_negatives_are_the_best_that_do_not_answer():
     scores[np.arange(10), np.arange(10)] = -np.inf
     order = np.argsort(-scores, axis=1)[:, 1:6]
     np.testing.assert_array_equal(found, order)
-
-
-def test_encoders_ignore_padding_and_learn():
-    keys = jax.random.split(KEY)
-    encoders = [
-        rc.HashedBag(100, 16, 8, key=keys[0]),
-        rc.Transformer(100, 12, key=keys[1], width=16, num_heads=2, size=8),
-    ]
-    tokens = jnp.asarray([[4, 9, 2, 0, 0], [5, 0, 0, 0, 0]])
-    for encoder in encoders:
-        short, long = encoder(tokens[:, :3]), encoder(tokens)
-        np.testing.assert_allclose(short, long, atol=1e-5)
-        np.testing.assert_allclose(jnp.linalg.norm(long, axis=1), 1, atol=1e-5)
-        empty = encoder(jnp.zeros((2, 5), jnp.uint16))
-        assert bool(jnp.all(jnp.isfinite(empty)))
-
-
-def test_a_transformer_in_half_precision_is_near_and_keeps_its_parameters():
-    wide = rc.Transformer(100, 12, key=KEY, width=32, size=16)
-    half = rc.Transformer(100, 12, key=KEY, width=32, size=16, compute=jnp.bfloat16)
-    tokens = jax.random.randint(KEY, (6, 12), 1, 100)
-    assert half(tokens).dtype == jnp.float32
-    np.testing.assert_allclose(wide(tokens), half(tokens), atol=0.05)
-    with pytest.raises(ValueError, match="`num_heads` is 3"):
-        rc.Transformer(100, 12, key=KEY, num_heads=3)
