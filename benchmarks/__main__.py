@@ -37,7 +37,7 @@ SCRIPTS = (
     "retrieval definitions 240",
     "ceiling",
     "crossing",
-    "equal_steps bag",
+    "equal_steps",
     "minilm definitions 120",
     "minilm debian 120",
 )
@@ -69,7 +69,7 @@ def _headlines(path: Any) -> list[tuple[str, str]]:
         "cache_growth": _growth,
         "ceiling": _ceiling,
         "crossing": _crossing,
-        "equal_steps_bag": _equal_steps,
+        "equal_steps": _equal_steps,
         "minilm_definitions": _retrieval,
         "minilm_debian": _retrieval,
         "retrieval_debian": _retrieval,
