@@ -167,20 +167,28 @@ def again(chunks):
     return 1 if chunks == 1 else 4 / 3
 
 
-def cached(rows, size, num, estimator, chunks=1, temperature=TEMPERATURE):
+def cached(
+    rows,
+    size,
+    num,
+    estimator,
+    chunks=1,
+    temperature=TEMPERATURE,
+    refreshed=REFRESHED,
+):
     """Return a contestant with a cache of so many rows."""
     return Arm(
         lambda optim: rc.NegativeCacheTrainer(
             optim,
             num,
             temperature=temperature,
-            refresh=REFRESHED / rows,
+            refresh=refreshed / rows,
             estimator=estimator,
             chunks=chunks,
         ),
         size,
         kept,
-        embedded=(2 * size + num) * again(chunks) + REFRESHED / 3,
+        embedded=(2 * size + num) * again(chunks) + refreshed / 3,
     )
 
 
