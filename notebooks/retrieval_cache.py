@@ -230,7 +230,7 @@ for rival in rivals:
 # %% [markdown]
 # At equal steps the cache is ahead. A step of it costs more than one of the batch of
 # 64: it embeds more, and passes over the cache. `benchmarks/retrieval.py` compares at
-# equal time, on whole corpora. These are one seed and one small corpus.
+# equal time, on whole corpora. These are one seed, one temperature, one small corpus.
 #
 # ## What to watch
 #
