@@ -23,10 +23,11 @@ PLAIN, QUEUE = "in batch of 96", "cross-batch memory, 96"
 LARGE, LONG = "in batch of 288", "in batch of 288, as many steps as ours"
 CHUNKS, FAST = "in batch of 512, in chunks", "in batch of 512, in chunks, rate 0.002"
 HUGE = "in batch of 1,536, in chunks, rate 0.002"
+HUGE_FAST = "in batch of 1,536, in chunks, rate 0.004"
 BEGUN = "in batch of 512, in chunks, for half the time, then pseudo-logit"
 WARM, WARM_FAST, WARM_LONG = (f"{name}, temperature 0.1" for name in (OURS, FAST, LONG))
 # Who costs a step what another does.
-TWINS = {LONG: LARGE, FAST: CHUNKS, BEGUN: OURS}
+TWINS = {LONG: LARGE, FAST: CHUNKS, BEGUN: OURS, HUGE_FAST: HUGE}
 TWINS |= {WARM: OURS, WARM_FAST: CHUNKS, WARM_LONG: LARGE}
 CORPORA = {
     "examples": lambda: rc.examples_to_synsets(rc.wordnet()),
@@ -145,6 +146,7 @@ def arms(rows):
             begins=in_batch(512, chunks=16, rate=2e-3)
         ),
         HUGE: in_batch(1_536, chunks=48, rate=2e-3),
+        HUGE_FAST: in_batch(1_536, chunks=48, rate=4e-3),
         WARM: cached(rows, 96, 32, rc.PseudoLogit(), temperature=WARMER),
         WARM_FAST: in_batch(512, chunks=16, rate=2e-3, temperature=WARMER),
         WARM_LONG: in_batch(288, temperature=WARMER),
