@@ -16,6 +16,7 @@ from benchmarks.retrieval_arms import (
     TEMPERATURE,
     WARMER,
     Arm,
+    at_temperature,
     bag,
     cached,
     divided,
@@ -47,7 +48,7 @@ def contestants(rows):
         "paper's estimator, 32 drawn": draws(BATCH, rc.GumbelMax()),
         "paper's estimator, 128 drawn": draws(4 * BATCH, rc.GumbelMax()),
         "in batch of 32": in_batch(BATCH),
-        "in batch of 32, temperature 0.1": in_batch(BATCH, temperature=WARMER),
+        at_temperature("in batch of 32", WARMER): in_batch(BATCH, temperature=WARMER),
     }
 
 

@@ -24,6 +24,7 @@ from benchmarks.retrieval_arms import (
     QUERY_LENGTH,
     TEMPERATURE,
     WARMER,
+    at_temperature,
     bag,
     begun,
     task,
@@ -33,11 +34,11 @@ from benchmarks.retrieval_arms import (
 SECONDS, ROUNDS, STEPS = (4, 8, 16, 32, 64), 5, 30
 # Each at the temperature that serves it best after equal steps, on Debian's.
 BEST = (
-    f"{PLAIN}, temperature {WARMER}",
-    f"{LARGE}, temperature {WARMER}",
-    f"{LARGE}, temperature {TEMPERATURE}",  # for 288 it depends on the steps
-    f"{PAPER}, temperature {TEMPERATURE}",
-    f"{OURS}, temperature {TEMPERATURE}",
+    at_temperature(PLAIN, WARMER),
+    at_temperature(LARGE, WARMER),
+    at_temperature(LARGE, TEMPERATURE),  # for 288 it depends on the steps
+    at_temperature(PAPER, TEMPERATURE),
+    at_temperature(OURS, TEMPERATURE),
 )
 
 

@@ -20,6 +20,7 @@ from benchmarks.retrieval_arms import (
     PLAIN,
     TEMPERATURE,
     WARMER,
+    at_temperature,
     bag,
     cached,
     in_batch,
@@ -34,7 +35,7 @@ SEEDS, STEPS = 3, 2_000
 def contestants(rows):
     """Return who is compared, by temperature and name."""
     return {
-        f"{name}, temperature {temperature}": arm
+        at_temperature(name, temperature): arm
         for temperature in (TEMPERATURE, WARMER)
         for name, arm in at(rows, temperature).items()
     }

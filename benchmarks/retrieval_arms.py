@@ -13,6 +13,11 @@ import effgen as eg
 from effgen import retrieval_cache as rc
 
 
+def at_temperature(name, temperature):
+    """Return the name of a contestant at that temperature."""
+    return f"{name}, temperature {temperature}"
+
+
 WORDS, LENGTH, QUERY_LENGTH = 32_768, 32, 24
 WIDTH, DEPTH, SIZE, RATE = 128, 2, 128, 1e-3
 TEMPERATURE, WARMER = 0.05, 0.1
@@ -25,7 +30,7 @@ CHUNKS, FAST = "in batch of 512, in chunks", "in batch of 512, in chunks, rate 0
 HUGE = "in batch of 1,536, in chunks, rate 0.002"
 HUGE_FAST = "in batch of 1,536, in chunks, rate 0.004"
 BEGUN = "in batch of 512, in chunks, for half the time, then pseudo-logit"
-WARM, WARM_FAST, WARM_LONG = (f"{name}, temperature 0.1" for name in (OURS, FAST, LONG))
+WARM, WARM_FAST, WARM_LONG = (at_temperature(n, WARMER) for n in (OURS, FAST, LONG))
 # Who costs a step what another does.
 TWINS = {LONG: LARGE, FAST: CHUNKS, BEGUN: OURS, HUGE_FAST: HUGE}
 TWINS |= {WARM: OURS, WARM_FAST: CHUNKS, WARM_LONG: LARGE}
