@@ -19,7 +19,7 @@ from .job import Chunk, Job, joined
 from .reports import listening
 from .results import RESULTS, TrainingError
 from .state import TrainState
-from .train import Run
+from .run import Run
 
 
 def progress(run: Run) -> Run:
@@ -270,5 +270,6 @@ def guarded(run: Run, guard: AbstractGuard) -> Run:
     """
     if not isinstance(guard, AbstractGuard):
         raise TypeError(f"`guard` is {guard!r}: pass Stop(), Skip() or Rollback().")
-    run.check_unstarted()
-    return Run(dataclasses.replace(run.job, guard=guard), run.wrappers)
+    run = run.through(lambda chunks, job: chunks)
+    run.job.guard = guard
+    return run
