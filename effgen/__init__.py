@@ -39,6 +39,7 @@ from .core.results import (
     RunWarning as RunWarning,
     TrainingError as TrainingError,
 )
+from .core.run import Run as Run
 from .core.runs import (
     checkpointed as checkpointed,
     guarded as guarded,
@@ -49,7 +50,6 @@ from .core.runs import (
 from .core.sharding import make_mesh as make_mesh, shard as shard
 from .core.state import TrainState as TrainState
 from .core.stream import Stream as Stream
-from .core.run import Run as Run
 from .core.train import drain as drain, fit as fit, train as train
 from .core.trainer import (
     AbstractHostTrainer as AbstractHostTrainer,

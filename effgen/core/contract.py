@@ -1,6 +1,7 @@
-"""What a step may return: the state it was given, one step on, and a dict of metrics."""
+"""What a step may return: the state it was given, one step on, and its metrics."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import equinox as eqx
@@ -36,8 +37,10 @@ def check_tree(old: TrainState, new: TrainState) -> None:
         faults = ["a static part of the state changed"]
     if faults:
         raise ValueError(
-            "`step` must return a state with the arrays it was given, in the same tree, "
-            "but " + "; ".join(faults[:6]) + ". Cast, reshape or reorder them back, and "
+            "`step` must return a state with the arrays it was given, in the same "
+            "tree, but "
+            + "; ".join(faults[:6])
+            + ". Cast, reshape or reorder them back, and "
             "give `init` a complete first state; what is not an array cannot change."
         )
 
@@ -97,11 +100,11 @@ def _differences(path: str, old: Any, new: Any) -> list[str]:
     if isinstance(old, eqx.Module):
         names = [field.name for field in dataclasses.fields(old)]
         pairs = [(f"{path}.{n}", vars(old).get(n), vars(new).get(n)) for n in names]
-        return sum((_differences(*pair) for pair in pairs), [])
+        return _joined(pairs)
     if isinstance(old, dict) and list(old) != list(new):
         return [f"{path}: the keys {list(old)} became {list(new)}"]
     if isinstance(old, dict):
-        return sum((_differences(f"{path}[{k!r}]", old[k], new[k]) for k in old), [])
+        return _joined((f"{path}[{k!r}]", old[k], new[k]) for k in old)
     if isinstance(old, tuple | list):
         return _items(path, old, new)
     same = old is new or Static(old) == Static(new)
@@ -114,7 +117,11 @@ def _items(path: str, old: Any, new: Any) -> list[str]:
     names = [f".{n}" for n in getattr(old, "_fields", ())]
     names = names or [f"[{i}]" for i in range(len(old))]
     pairs = zip(names, old, new, strict=True)
-    return sum((_differences(path + name, a, b) for name, a, b in pairs), [])
+    return _joined((path + name, a, b) for name, a, b in pairs)
+
+
+def _joined(pairs: Iterable[tuple[str, Any, Any]]) -> list[str]:
+    return [fault for pair in pairs for fault in _differences(*pair)]
 
 
 def _missing(path: str, old: Any, new: Any) -> list[str]:

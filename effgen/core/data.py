@@ -181,8 +181,8 @@ def _check_sequence(data: Any) -> None:
     arrays = [np.ndim(x) > 0 and eqx.is_array_like(x) for x in _first_few(data)]
     if batch or (isinstance(data, tuple) and arrays and all(arrays)):
         raise TypeError(
-            f"`data` is a {type(data).__name__}, which is one batch and not a source of "
-            "batches: wrap arrays in `effgen.Minibatches(arrays, batch_size)`, and "
+            f"`data` is a {type(data).__name__}, which is one batch and not a source "
+            "of batches: wrap arrays in `effgen.Minibatches(arrays, batch_size)`, and "
             "put batches in a list."
         )
 

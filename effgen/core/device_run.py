@@ -1,4 +1,4 @@
-"""Steps taken by a compiled program, with their batches moved to the device in stacks."""
+"""Steps taken by a compiled program, their batches moved to the device in stacks."""
 
 from functools import partial
 from typing import Any

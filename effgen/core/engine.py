@@ -17,9 +17,9 @@ from .guard import final_result
 from .host_run import HostDriver
 from .job import MOST_STEPS, Chunk, Job, joined
 from .pace import Pace
-from .prefetch import Block, Reader, stack_length
+from .prefetch import Block, Reader
 from .results import RESULTS, RunWarning, TrainingError, code, with_code
-from .state import Metrics, TrainState
+from .state import Metrics
 from .stream import Stream
 from .trainer import AbstractHostTrainer
 
@@ -139,7 +139,7 @@ class Loop:
         return self.block
 
     def _awaited(self, reader: Reader) -> int:
-        """Wait until every process has batches; return how many, 0 where the run ends."""
+        """Wait until all processes have batches; return how many, 0 at the end."""
         alone = jax.process_count() == 1
         until = time.monotonic() + self.job.patience
         whole = self.job.guard.num_retries > 0
@@ -203,7 +203,9 @@ class Loop:
             return
         try:
             agree(0, result, None, patience=self.job.patience)
-        except Exception as error:  # they may be gone: what is here is good all the same
+        except (
+            Exception
+        ) as error:  # they may be gone: what is here is good all the same
             warnings.warn(f"other processes: {error}", RunWarning, stacklevel=2)
 
     def _block_chunks(self, block: Block) -> Iterator[Chunk]:
@@ -222,17 +224,23 @@ class Loop:
                 return
             chunk, failed = self._advance(block, first, num)
             if failed and retry is not None:
-                if retry.again():
-                    continue
-                error = self._failure(self.step - first)
-                yield from retry.rest(chunk)
-                raise error
+                yield from self._retried(retry, chunk, first)
+                continue
             if chunk is not None and retry is not None:
                 chunk = retry.held(chunk, room)
             if chunk is not None:
                 yield chunk
             if failed:
                 yield self._skip(block, first)
+
+    def _retried(
+        self, retry: "_Retry", chunk: Chunk | None, first: int
+    ) -> Iterator[Chunk]:
+        """Go back; where that was tried often enough, fail after what was sound."""
+        if not retry.again():
+            error = self._failure(self.step - first)
+            yield from retry.rest(chunk)
+            raise error
 
     def _place(self, block: Block) -> None:
         try:
@@ -263,7 +271,7 @@ class Loop:
         return self._chunk(metrics, taken, block, first), failed
 
     def _together(self, index: int, num: int) -> tuple[Metrics, int, bool]:
-        """Take steps; of steps on hosts, none is kept that failed in another process."""
+        """Take steps; on hosts, keep none that failed in another process."""
         mark = self.driver.mark()
         metrics, taken, failed = self.driver.advance(index, num)
         if isinstance(self.driver, DeviceDriver) or jax.process_count() == 1:

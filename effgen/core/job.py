@@ -104,7 +104,10 @@ def _merged(parts: list[Metrics]) -> Metrics:
     counts = [len(jax.tree.leaves(part)[0]) for part in parts]
     return {
         name: _concatenated(
-            [_rows(part.get(name), num) for part, num in zip(parts, counts, strict=True)]
+            [
+                _rows(part.get(name), num)
+                for part, num in zip(parts, counts, strict=True)
+            ]
         )
         for name in names
     }

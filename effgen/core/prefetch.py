@@ -38,7 +38,7 @@ class Block(NamedTuple):
 
 
 def stack_length(read: Read) -> int:
-    """Return how many batches like `read` a stack holds: it depends on its size alone."""
+    """Return how many batches like `read` a stack holds, by its size alone."""
     return max(1, min(_MAX_STACK, _MAX_STACK_BYTES // max(1, read.nbytes)))
 
 
@@ -88,14 +88,14 @@ class Reader:
         """Return how many batches of one kind are there, at most `most`.
 
         Zero if a signal came, the source ended or failed, or `seconds` went by. If
-        `whole`, all that make a stack are waited for, so that the clock decides nothing.
+        `whole`, all of a stack are waited for, so that the clock decides nothing.
         """
         until = time.monotonic() + seconds
         self._most = 2 * _MAX_STACK if whole else self._most
         with self.kept.changed:
             while interrupts.result is None:
                 ready, closed = self._ready(most)
-                if ready and (closed or not whole) or self._ended:
+                if (ready and (closed or not whole)) or self._ended:
                     return ready
                 left = until - time.monotonic()
                 if left <= 0:

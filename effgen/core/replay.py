@@ -73,8 +73,8 @@ def _next_of(stream: Stream, step: int) -> PyTree:
         at = stream.kept.step
         known = "it is not known where it is" if at is None else f"it is at step {at}"
         raise ValueError(
-            f"`data` is taken in turn and cannot be replayed: {known}, and the batch of "
-            f"step {step} is wanted. Pass the very iterator that the failed run had, or "
-            "a source that is indexed by the step, such as `effgen.Minibatches`."
+            f"`data` is taken in turn and cannot be replayed: {known}, and the batch "
+            f"of step {step} is wanted. Pass the very iterator that the failed run "
+            "had, or a source indexed by the step, such as `effgen.Minibatches`."
         )
     return stream.kept.ahead[0].batch if stream.kept.ahead else next(stream.iterator)

@@ -66,7 +66,7 @@ class Run:
         if self._outer is not None:
             raise RuntimeError(
                 "this run was wrapped: go on with what the wrapper returned, as in "
-                "`run = progress(run)`. Its state, result and counts are this one's too."
+                "`run = progress(run)`. Both have one state and one result."
             )
         if self._layers:
             raise RuntimeError(

@@ -1,6 +1,5 @@
 """Wrappers of a run: progress, a log, checkpoints, and what to do on failure."""
 
-import dataclasses
 import json
 import math
 import os
@@ -18,8 +17,8 @@ from .guard import AbstractGuard
 from .job import Chunk, Job, joined
 from .reports import listening
 from .results import RESULTS, TrainingError
-from .state import TrainState
 from .run import Run
+from .state import TrainState
 
 
 def progress(run: Run) -> Run:

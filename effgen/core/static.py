@@ -88,7 +88,9 @@ def _node(value: Any, owned: list[Any]) -> Any:
     if isinstance(value, eqx.Module):
         fields = [(f, vars(value).get(f.name)) for f in dataclasses.fields(value)]
         static = [f.metadata.get("static", False) for f, _ in fields]
-        keys = [(_reduced if s else _node)(x, owned) for s, (_, x) in zip(static, fields)]
+        keys = [
+            (_reduced if s else _node)(x, owned) for s, (_, x) in zip(static, fields)
+        ]
         return (_kind(type(value), owned), *keys)
     flat = jax.tree_util.default_registry.flatten_one_level(value)
     if flat is None or value is None:
@@ -103,10 +105,8 @@ def _reduced(value: Any, owned: list[Any]) -> Any:
     reduce = functools.partial(_reduced, owned=owned)
     if isinstance(value, types.FunctionType):
         return _function(value, owned)
-    if isinstance(value, types.MethodType):
-        return ("method", reduce(value.__func__), reduce(value.__self__))
-    if isinstance(value, functools.partial):
-        return ("partial", *map(reduce, (value.func, value.args, value.keywords)))
+    if isinstance(value, types.MethodType | functools.partial):
+        return _bound(value, owned)
     if isinstance(value, dict):
         return (type(value), tuple((reduce(k), reduce(v)) for k, v in value.items()))
     if isinstance(value, tuple | list):
@@ -118,6 +118,14 @@ def _reduced(value: Any, owned: list[Any]) -> Any:
     if isinstance(value, type):
         return _kind(value, owned)
     return _plain(value, owned)
+
+
+def _bound(value: Any, owned: list[Any]) -> Any:
+    if isinstance(value, types.MethodType):
+        parts = ["method", value.__func__, value.__self__]
+    else:
+        parts = ["partial", value.func, value.args, value.keywords]
+    return tuple(_reduced(part, owned) for part in parts)
 
 
 def _kind(value: type, owned: list[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Batches from any iterable, taken in turn: what was read ahead is kept for the next."""
+"""Batches from any iterable, taken in turn: what was read ahead is kept."""
 
 import threading
 import weakref
@@ -117,8 +117,8 @@ class Stream:
         keeper = self._keeper
         if keeper is None:
             raise ValueError(
-                f"`data`, a {type(self._iterable).__name__}, cannot be set back: it has "
-                "neither `get_state` and `set_state` nor `state_dict` and "
+                f"`data`, a {type(self._iterable).__name__}, cannot be set back: it "
+                "has neither `get_state` and `set_state` nor `state_dict` and "
                 "`load_state_dict`. Advance it by hand and leave `data` out, or pass a "
                 "sequence or `effgen.Minibatches`."
             )

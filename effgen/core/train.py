@@ -65,7 +65,9 @@ def train(
     _check_count("every", every, 1)
     _check_room(state, num_steps)
     if not patience > 0:
-        raise ValueError(f"`patience` is {patience!r}: pass a positive number of seconds.")
+        raise ValueError(
+            f"`patience` is {patience!r}: pass a positive number of seconds."
+        )
     if isinstance(source, AbstractBatches) and num_steps is None:
         raise ValueError(
             "`num_steps` is needed: batches drawn on the device have no end."
@@ -133,8 +135,8 @@ def _check_room(state: TrainState, num_steps: int | None) -> None:
     step = int(state.step)
     if step < 0 or step + (num_steps or 0) > MOST_STEPS:
         raise ValueError(
-            f"`num_steps` is {num_steps} from step {step}: steps are counted in 32 bits, "
-            f"up to {MOST_STEPS}. Ask for fewer, or begin the count anew by "
+            f"`num_steps` is {num_steps} from step {step}: steps are counted in 32 "
+            f"bits, up to {MOST_STEPS}. Ask for fewer, or begin the count anew by "
             "`trainer.init(state.model, state.memory)`."
         )
 

@@ -164,10 +164,8 @@ def _training_walkers(state: TrainState[Energy, Memory]) -> Walkers:
     return _evaluated(training_population(state.memory), state)
 
 
-def _evaluated(
-    population: Population, state: TrainState[Energy, Memory]
-) -> Walkers:
-    """Return the walkers weighted for the model to evaluate, which may be an average."""
+def _evaluated(population: Population, state: TrainState[Energy, Memory]) -> Walkers:
+    """Return the walkers weighted for the model to evaluate, maybe an average."""
     walkers = _settled(population, state.model)
     if state.average is None or not knows_partition(population):
         return walkers

@@ -70,7 +70,7 @@ def test_alternating_shapes_move_their_own_bytes(kinds):
     batches = [np.full(3 + i % kinds, i, np.float32) for i in range(100)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device_run, "place_stack", placed)
-        state, history = eg.drain(run(iter(batches)))
+        _state, history = eg.drain(run(iter(batches)))
     assert sum(moved) == sum(batch.nbytes for batch in batches)
     np.testing.assert_allclose(history["loss"], [batch.sum() for batch in batches])
 
