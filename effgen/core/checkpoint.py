@@ -18,7 +18,7 @@ from .manifest import Manifest, check_fit, field_of, is_key, named_arrays, opene
 from .positions import decoded
 from .results import RunWarning
 from .state import TrainState
-from .tensors import CorruptCheckpoint, check_files, read_array
+from .tensors import CorruptCheckpoint, Piece, pieces_of, read_array
 
 
 MANIFEST = "manifest.json"
@@ -169,8 +169,11 @@ def read_manifest(path: Path) -> Manifest:
 def _array_reader(path: Path, manifest: Manifest) -> Callable[[str], np.ndarray]:
     if "format" not in manifest:
         return earlier.array_reader(path, manifest)
-    check_files(path, manifest["files"])
-    return lambda name: read_array(path, name, manifest["arrays"][name])
+    pieces: dict[str, list[Piece]] = {}
+    for file, seal in manifest["files"].items():
+        for name, piece in pieces_of(path / file, seal):
+            pieces.setdefault(name, []).append(piece)
+    return lambda name: read_array(name, manifest["arrays"][name], pieces[name])
 
 
 def _restored(

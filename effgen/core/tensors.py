@@ -11,25 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 
-# What every reader of safetensors knows. All else is stored as bytes, and has its dtype
-# in the manifest.
-_CODES = {
-    "bool": "BOOL",
-    "uint8": "U8",
-    "int8": "I8",
-    "uint16": "U16",
-    "int16": "I16",
-    "uint32": "U32",
-    "int32": "I32",
-    "uint64": "U64",
-    "int64": "I64",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "float32": "F32",
-    "float64": "F64",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
-}
+# What every reader of safetensors knows; all else is stored as bytes.
+_WIDTHS = {"bool": "BOOL", "bfloat16": "BF16"}
+_WIDTHS |= {f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)}
+_WIDTHS |= {f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)}
+_WIDTHS |= {f"float{bits}": f"F{bits}" for bits in (16, 32, 64)}
+_WIDTHS |= {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
 
 
 class CorruptCheckpoint(RuntimeError):
@@ -45,83 +32,85 @@ class Part(NamedTuple):
     whole: bool
 
 
-def write_parts(path: Path, parts: list[Part]) -> dict[str, Any]:
-    """Write `parts` to `path` and through to the disk; empty the list on the way.
+class Piece(NamedTuple):
+    """Where a part lies in a file, and the digest of its shape, dtype and bytes."""
 
-    **Returns:** what `read_piece` needs: the file's size, the digest of its header, and
-    of each part where it lies and the digest of its bytes.
-    """
+    file: Path
+    offset: int
+    shape: list[int]
+    start: list[int]
+    sha256: str
+
+
+def write_parts(path: Path, parts: list[Part]) -> None:
+    """Write `parts` to `path` and through to the disk; empty the list on the way."""
     # The widest first, so that each is aligned for those who map the file.
     parts.sort(key=lambda part: -part.block.dtype.itemsize)
-    head, starts = _header(parts)
-    pieces: dict[str, list[Any]] = {}
+    header, notes = _header(parts)
     with path.open("wb") as file:
-        file.write(head)
-        for start in starts:
-            part = parts.pop(0)
-            block = np.asarray(part.block)
+        file.write(_framed(header, notes))
+        for note in notes.values():
+            block = np.asarray(parts.pop(0).block)
             file.write(_bytes(block))
-            piece = {"file": path.name, "offset": len(head) + start}
-            piece |= {"start": list(part.start), "shape": list(block.shape)}
-            pieces.setdefault(part.name, []).append(piece | {"sha256": digest(block)})
-        size = file.tell()
+            note[-1] = digest(block)
+        file.seek(0)
+        file.write(_framed(header, notes))
         synced(file)
-    return {
-        "files": {path.name: {"size": size, "head": hashlib.sha256(head).hexdigest()}},
-        "pieces": pieces,
-    }
 
 
-def _header(parts: list[Part]) -> tuple[bytes, list[int]]:
-    entries, starts, stop = {}, [], 0
-    for name, where, block, whole in parts:
-        code, shape = _CODES.get(str(block.dtype)), list(block.shape)
-        if code is None:
-            code, shape = "U8", [*shape, block.dtype.itemsize]
-        start, stop = stop, stop + block.size * block.dtype.itemsize
-        label = name if whole else f"{name}@{list(where)}"
-        span = {"data_offsets": [start, stop]}
-        entries[label] = {"dtype": code, "shape": shape} | span
-        starts.append(start)
-    text = json.dumps(entries).encode()
+def _header(parts: list[Part]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Return where each part will lie, and a note of each, its digest to be set."""
+    header, notes, stop = {}, {}, 0
+    for name, start, block, whole in parts:
+        code, shape = _WIDTHS.get(str(block.dtype)), list(block.shape)
+        stored = shape if code else [*shape, block.dtype.itemsize]
+        first, stop = stop, stop + block.size * block.dtype.itemsize
+        label = name if whole else f"{name}@{list(start)}"
+        header[label] = {"dtype": code or "U8", "shape": stored}
+        header[label]["data_offsets"] = [first, stop]
+        notes[label] = [name, shape, start, "-" * 64]
+    return header, notes
+
+
+def _framed(header: dict[str, Any], notes: dict[str, list[Any]]) -> bytes:
+    metadata = {label: json.dumps(note) for label, note in notes.items()}
+    text = json.dumps({"__metadata__": metadata} | header).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text, starts
+    return len(text).to_bytes(8, "little") + text
 
 
-def check_files(directory: Path, files: dict[str, Any]) -> None:
-    """Raise `CorruptCheckpoint` unless each file has its size and its header."""
-    for name, entry in files.items():
-        with _opened(directory / name) as file:
-            size = os.fstat(file.fileno()).st_size
-            head = file.read(8)
-            head += file.read(min(int.from_bytes(head, "little"), size))
-        if size != entry["size"]:
-            raise CorruptCheckpoint(
-                f"its file `{name}` has {size} bytes, and {entry['size']} were written"
-            )
-        if hashlib.sha256(head).hexdigest() != entry["head"]:
-            raise CorruptCheckpoint(f"the header of its file `{name}` has changed")
+def seal_of(path: Path) -> dict[str, Any]:
+    """Return the size of a file of arrays and the digest of its header."""
+    size, head = _head(path)
+    return {"size": size, "sha256": hashlib.sha256(head).hexdigest()}
 
 
-def read_array(directory: Path, name: str, entry: dict[str, Any]) -> np.ndarray:
-    """Return the array `name`, every byte of it verified."""
-    shape, dtype = tuple(entry["stored_shape"]), jnp.dtype(entry["stored_dtype"])
-    pieces = (
-        (tuple(piece["start"]), _read_piece(directory, name, piece, dtype))
-        for piece in entry["pieces"]
-    )
-    return assembled(shape, dtype, pieces)
+def pieces_of(path: Path, seal: dict[str, Any]) -> list[tuple[str, Piece]]:
+    """Return the name of each part of a file, and where it is.
+
+    **Raises:** `CorruptCheckpoint` unless the file has the size and header of `seal`.
+    """
+    size, head = _head(path)
+    if size != seal["size"]:
+        written = seal["size"]
+        raise CorruptCheckpoint(
+            f"its file `{path.name}` has {size} bytes, and {written} were written"
+        )
+    if hashlib.sha256(head).hexdigest() != seal["sha256"]:
+        raise CorruptCheckpoint(f"the header of its file `{path.name}` has changed")
+    header, found = json.loads(head[8:]), []
+    for label, note in header.pop("__metadata__").items():
+        name, *rest = json.loads(note)
+        offset = len(head) + header[label]["data_offsets"][0]
+        found.append((name, Piece(path, offset, *rest)))
+    return found
 
 
-def _read_piece(
-    directory: Path, name: str, piece: dict[str, Any], dtype: Any
-) -> np.ndarray:
-    block = np.empty(piece["shape"], dtype)
-    with _opened(directory / piece["file"]) as file:
-        file.seek(piece["offset"])
-        file.readinto(_bytes(block))
-    check_digest(name, block, piece["sha256"])
-    return block
+def _head(path: Path) -> tuple[int, bytes]:
+    with _opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(8)
+        return size, head + file.read(min(int.from_bytes(head, "little"), size))
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -129,6 +118,22 @@ def _opened(path: Path) -> BinaryIO:
         return path.open("rb")
     except FileNotFoundError as error:
         raise CorruptCheckpoint(f"its file `{path.name}` is missing") from error
+
+
+def read_array(name: str, entry: dict[str, Any], pieces: list[Piece]) -> np.ndarray:
+    """Return the array `name` that `pieces` make, every byte verified."""
+    shape, dtype = tuple(entry["stored_shape"]), jnp.dtype(entry["stored_dtype"])
+    blocks = ((piece.start, _read_piece(name, piece, dtype)) for piece in pieces)
+    return assembled(shape, dtype, blocks)
+
+
+def _read_piece(name: str, piece: Piece, dtype: Any) -> np.ndarray:
+    block = np.empty(piece.shape, dtype)
+    with _opened(piece.file) as file:
+        file.seek(piece.offset)
+        file.readinto(_bytes(block))
+    check_digest(name, block, piece.sha256)
+    return block
 
 
 def check_digest(name: str, block: np.ndarray, expected: str) -> None:
@@ -140,13 +145,11 @@ def check_digest(name: str, block: np.ndarray, expected: str) -> None:
 
 
 def assembled(
-    shape: tuple[int, ...],
-    dtype: Any,
-    pieces: Iterable[tuple[tuple[int, ...], np.ndarray]],
+    shape: tuple[int, ...], dtype: Any, blocks: Iterable[tuple[Any, np.ndarray]]
 ) -> np.ndarray:
-    """Return the array that `pieces`, each with where it begins, make together."""
+    """Return the array that `blocks`, each with where it begins, make together."""
     whole = None
-    for start, block in pieces:
+    for start, block in blocks:
         if block.shape == shape:
             return block
         whole = np.empty(shape, dtype) if whole is None else whole

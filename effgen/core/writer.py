@@ -19,7 +19,7 @@ from .checkpoint import MANIFEST, absolute, best_step, is_corrupt, saved_steps
 from .manifest import Manifest, named_arrays, outline, parts_of, sealed
 from .positions import encoded
 from .state import TrainState
-from .tensors import Part, synced, write_parts
+from .tensors import Part, seal_of, synced, write_parts
 
 
 _PARTIAL = ".partial-"
@@ -128,38 +128,24 @@ class CheckpointWriter:
             return  # the run's end fell on a step already saved
         partial = self._path / f"{_PARTIAL}{path.name}-{self._name}"
         me, num = jax.process_index(), jax.process_count()
-        name = "arrays" if num == 1 else f"arrays-{me}-of-{num}"
+        files = [partial / f"arrays-{i}-of-{num}.safetensors" for i in range(num)]
         try:
             partial.mkdir(exist_ok=True)
-            written = write_parts(partial / f"{name}.safetensors", parts)
+            write_parts(files[me].with_suffix(".new"), parts)
+            files[me].with_suffix(".new").rename(files[me])
             if me > 0:
-                self._hand_over(partial, path, written)
+                self._await(path, 0)
                 return
             for other in range(1, num):
-                self._take_over(partial, other, written)
-            _commit(partial, path, about, written)
+                self._await(files[other], other)
+            _commit(
+                path, partial, about | {"files": {f.name: seal_of(f) for f in files}}
+            )
         except BaseException:
             if me == 0:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
         self._prune()
-
-    def _hand_over(self, partial: Path, path: Path, written: Manifest) -> None:
-        """Tell the first process what this one wrote, and wait until it commits."""
-        told = _word(partial, jax.process_index())
-        told.with_suffix(".new").write_text(json.dumps(written))
-        told.with_suffix(".new").rename(told)
-        self._await(path, 0)
-
-    def _take_over(self, partial: Path, other: int, written: Manifest) -> None:
-        """Add to `written` what another process wrote."""
-        told = _word(partial, other)
-        self._await(told, other)
-        theirs = json.loads(told.read_text())
-        told.unlink()
-        written["files"] |= theirs["files"]
-        for name, pieces in theirs["pieces"].items():
-            written["pieces"].setdefault(name, []).extend(pieces)
 
     def _await(self, path: Path, other: int) -> None:
         # Through the files that all must see anyhow: a collective in this thread could
@@ -229,14 +215,9 @@ def _clear(path: Path, step: int) -> None:
         _remove(path, mark)
 
 
-def _commit(partial: Path, path: Path, about: Manifest, written: Manifest) -> None:
-    arrays = {
-        name: entry | {"pieces": written["pieces"][name]}
-        for name, entry in about["arrays"].items()
-    }
-    manifest = sealed(about | {"arrays": arrays, "files": written["files"]})
+def _commit(path: Path, partial: Path, manifest: Manifest) -> None:
     with (partial / MANIFEST).open("wb") as file:
-        file.write(json.dumps(manifest, indent=1).encode())
+        file.write(json.dumps(sealed(manifest), indent=1).encode())
         synced(file)
     _sync_directory(partial)
     partial.rename(path)
@@ -260,10 +241,6 @@ def _copied(block: Any) -> np.ndarray:
 def _on_host(block: jax.Array) -> bool:
     (device,) = block.devices()
     return device.platform == "cpu" or "host" in str(block.sharding.memory_kind)
-
-
-def _word(partial: Path, process: int) -> Path:
-    return partial / f"process-{process}.json"
 
 
 def _discard(path: Path) -> None:
