@@ -11,12 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 
-# What every reader of safetensors knows; all else is stored as bytes.
-_WIDTHS = {"bool": "BOOL", "bfloat16": "BF16"}
-_WIDTHS |= {f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)}
-_WIDTHS |= {f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)}
-_WIDTHS |= {f"float{bits}": f"F{bits}" for bits in (16, 32, 64)}
-_WIDTHS |= {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
+# What every reader of safetensors knows, numpy's too; all else is stored as bytes.
+_CODES = {"bool": "BOOL", "bfloat16": "BF16"}
+_CODES |= {f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)}
+_CODES |= {f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)}
+_CODES |= {f"float{bits}": f"F{bits}" for bits in (16, 32, 64)}
 
 
 class CorruptCheckpoint(RuntimeError):
@@ -62,7 +61,7 @@ def _header(parts: list[Part]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """Return where each part will lie, and a note of each, its digest to be set."""
     header, notes, stop = {}, {}, 0
     for name, start, block, whole in parts:
-        code, shape = _WIDTHS.get(str(block.dtype)), list(block.shape)
+        code, shape = _CODES.get(str(block.dtype)), list(block.shape)
         stored = shape if code else [*shape, block.dtype.itemsize]
         first, stop = stop, stop + block.size * block.dtype.itemsize
         label = name if whole else f"{name}@{list(start)}"

@@ -159,11 +159,12 @@ class CheckpointWriter:
                 )
 
     def _prune(self) -> None:
-        if self._keep is None:
+        steps = saved_steps(self._path)
+        if self._keep is None or len(steps) <= self._keep:
             return
-        kept = {*saved_steps(self._path)[-self._keep :], best_step(self._path)}
-        for step in saved_steps(self._path):
-            if step not in kept:
+        best = best_step(self._path)
+        for step in steps[: -self._keep]:
+            if step != best:
                 _discard(self._path / str(step))
         _remove(self._path, _DISCARDED)
 
