@@ -19,8 +19,8 @@ from effgen.core.manifest import named_arrays
 from tests.cases import KEY, regression
 
 
-NUM_FLIPS = 1000
-NUM_OTHERS = 100
+NUM_FLIPS = 500
+NUM_OTHERS = 50
 OTHERS = ("truncate", "delete", "append", "swap")
 
 
