@@ -1,6 +1,7 @@
 """Checkpoints read: verified byte for byte, whole or in part."""
 
 import os
+import re
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -116,9 +117,9 @@ def absolute(directory: str | os.PathLike[str]) -> Path:
 def saved_steps(directory: str | os.PathLike[str]) -> list[int]:
     """Return the steps that `directory` holds, oldest first."""
     path = absolute(directory)
-    names = [entry.name for entry in path.iterdir()] if path.is_dir() else []
-    numbers = [name for name in names if name.isascii() and name.isdigit()]
-    return sorted(int(name) for name in numbers if str(int(name)) == name)
+    entries = path.iterdir() if path.is_dir() else ()
+    names = [entry.name for entry in entries if entry.is_dir()]
+    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
 
 def is_corrupt(path: Path) -> bool:

@@ -1,7 +1,9 @@
 """`checkpointed`: a run that saves itself, and keeps its best beside its newest."""
 
+import math
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -58,7 +60,7 @@ def checkpointed(
     path, step = absolute(directory), int(run.state.step)
     writer = CheckpointWriter(path, keep=keep)
     writer.clear(step)
-    score = None if best is None else _Score(best, mode).after(path, step)
+    score = _Score(best, mode).after(path, step)
     return run.through(
         lambda chunks, job: _checkpointed(chunks, job, writer, every, score),
         period=every,
@@ -68,42 +70,48 @@ def checkpointed(
 class _Score(NamedTuple):
     """The sum of a metric over the steps since the last multiple of `every`."""
 
-    metric: str
+    metric: str | None
     mode: str
     total: float = 0.0
-    count: int = 0
+    num: int = 0
 
-    def after(self, path: Any, step: int) -> "_Score":
+    def after(self, path: Path, step: int) -> "_Score":
         """Return the sum that a run had reached when it was saved at `step`."""
-        kept = (
-            read_manifest(path / str(step)).get("score") if _has(path, step) else None
-        )
+        saved = step in saved_steps(path)
+        kept = read_manifest(path / str(step)).get("score") if saved else None
         if kept is None or (kept["metric"], kept["mode"]) != (self.metric, self.mode):
             return self
-        return self._replace(total=float(kept["total"]), count=kept["count"])
+        return self._replace(total=float(kept["total"]), num=kept["num"])
 
     def plus(self, chunk: Chunk) -> "_Score":
         """Return the sum with a chunk's steps."""
+        if self.metric is None:
+            return self
         values = np.asarray(chunk.metrics.get(self.metric))
         if values.ndim != 1 or values.dtype == object:
-            names = [k for k, v in chunk.metrics.items() if np.ndim(v) == 1]
+            names = [name for name, rows in chunk.metrics.items() if np.ndim(rows) == 1]
             raise ValueError(
                 f"`best` is {self.metric!r}, which is not one number a step: choose "
                 f"from {', '.join(sorted(names))}."
             )
         total = self.total + float(values.sum(dtype=np.float64))
-        return self._replace(total=total, count=self.count + len(values))
+        return self._replace(total=total, num=self.num + len(values))
 
-    def record(self, *, complete: bool) -> dict[str, Any]:
-        """Return the sum as JSON, and the mean where all steps are in."""
-        mean = self.total / self.count if complete and self.count else None
+    def emptied(self) -> "_Score":
+        """Return the sum over no steps."""
+        return self._replace(total=0.0, num=0)
+
+    def record(self, mean: float | None = None) -> dict[str, Any] | None:
+        """Return as JSON what the steps since the last multiple, and a mean, say."""
+        if self.metric is None:
+            return None
         # As text: JSON knows no NaN, and a sum that met one is to stay one.
-        record = self._asdict() | {"total": repr(self.total)}
-        return record | {"mean": mean if mean is None or np.isfinite(mean) else None}
+        return self._asdict() | {"total": repr(self.total), "mean": mean}
 
-
-def _has(path: Any, step: int) -> bool:
-    return step in saved_steps(path)
+    def compared(self) -> dict[str, Any] | None:
+        """Return the record of a save that competes for the best."""
+        mean = self.total / max(self.num, 1)
+        return self.emptied().record(mean if math.isfinite(mean) else None)
 
 
 def _checkpointed(
@@ -111,20 +119,17 @@ def _checkpointed(
     job: Job,
     writer: CheckpointWriter,
     every: int,
-    score: _Score | None,
+    score: _Score,
 ) -> Iterator[Chunk]:
     saved, end = int(job.state.step), None
     try:
         for chunk in chunks:
-            end = chunk.state, chunk.position
-            score = None if score is None else score.plus(chunk)
+            end, score = (chunk.state, chunk.position), score.plus(chunk)
             with job.ledger.account("checkpoint"):
                 _raise_failure(writer, chunk.state)
                 if chunk.stop % every == 0:
-                    saved = _save(writer, *end, score, complete=True)
-                    score = (
-                        None if score is None else score._replace(total=0.0, count=0)
-                    )
+                    _save(writer, *end, score.compared())
+                    saved, score = chunk.stop, score.emptied()
             yield chunk
     except TrainingError as error:
         position = getattr(error, "position", None if end is None else end[1])
@@ -134,24 +139,15 @@ def _checkpointed(
     finally:
         with job.ledger.account("checkpoint"):
             if end is not None and int(end[0].step) > saved:
-                _save(writer, *end, score, complete=False)
+                _save(writer, *end, score.record())
             _close(writer, job.state)
 
 
-def _save(
-    writer: CheckpointWriter,
-    state: TrainState,
-    position: Any,
-    score: _Score | None,
-    *,
-    complete: bool,
-) -> int:
-    record = None if score is None else score.record(complete=complete)
+def _save(writer: CheckpointWriter, state: TrainState, *about: Any) -> None:
     try:
-        writer.save(state, position, record)
+        writer.save(state, *about)
     except Exception as error:
         raise _not_saved(state, error) from error
-    return int(state.step)
 
 
 def _close(writer: CheckpointWriter, state: TrainState) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -112,7 +113,7 @@ def _head(path: Path) -> tuple[int, bytes]:
         return size, head + file.read(min(int.from_bytes(head, "little"), size))
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> BufferedReader:
     try:
         return path.open("rb")
     except FileNotFoundError as error:
@@ -173,4 +174,4 @@ def synced(file: BinaryIO) -> None:
 
 def _bytes(array: np.ndarray) -> Any:
     """Return the memory of an array, in order; a copy only where that is scattered."""
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

@@ -436,3 +436,24 @@ def test_blocks_make_the_array(tmp_path):
     assert back.memory.sharding == state.memory.sharding
     alone = eg.TrainState.start(jnp.ones(2), None, jnp.ones((8, 2)))
     np.testing.assert_array_equal(eg.restore(tmp_path, alone).memory, state.memory)
+
+
+def test_an_average_comes_back_where_none_is_asked_for(tmp_path):
+    state = regression().state
+    if not hasattr(state, "average"):
+        pytest.skip("states have no average yet")
+    average = jax.tree.map(
+        lambda x: x.astype(jnp.float16) + 1 if eqx.is_array(x) else x, state.model
+    )
+    where = lambda state: state.average
+    saved = eqx.tree_at(where, state, average, is_leaf=lambda leaf: leaf is None)
+    eg.save(tmp_path, saved)
+    back = eg.restore(tmp_path, state)
+    assert eg.state_digest(back) == eg.state_digest(saved)
+    part = eg.restore(tmp_path, state, only="average")
+    assert eg.state_digest(part.average) == eg.state_digest(average)
+    assert eg.restore(tmp_path, state, only="model").average is None
+    # One that was saved without takes no average from nowhere.
+    eg.save(tmp_path / "without", state)
+    with pytest.raises(ValueError, match=r'only=\["memory", "model", "opt_state", "s'):
+        eg.restore(tmp_path / "without", saved)
