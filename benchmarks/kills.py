@@ -16,7 +16,7 @@ import warnings
 from pathlib import Path
 
 
-NUM_KILLS = 200
+NUM_KILLS = int(sys.argv[1]) if len(sys.argv) > 1 else 200
 
 CHILD = """
 import sys
@@ -27,7 +27,7 @@ case = regression()
 state = eg.resume(sys.argv[1], case.state)
 run = eg.train(case.trainer(), state, case.data, key=KEY, num_steps=10**8, every=None)
 print("ready", flush=True)
-for state, _ in eg.checkpointed(run, sys.argv[1], every=20, keep=3):
+for state, _ in eg.checkpointed(run, sys.argv[1], every=20, keep=3, best="loss"):
     pass
 """
 
@@ -66,12 +66,17 @@ def kills() -> dict[str, int]:
     rng, case = random.Random(0), regression()
     digests: dict[int, str] = {0: eg.state_digest(case.state)}
     truth = case.state
-    counts = {"kills": 0, "lost": 0, "wrong": 0, "unreadable": 0, "mid_run": 0}
+    names = ("kills", "lost", "wrong", "unreadable", "half_written", "mid_run")
+    counts = dict.fromkeys(names, 0)
     directory = Path(tempfile.mkdtemp())
     for _ in range(NUM_KILLS):
         finished = kill_once(directory, rng)
         counts["kills"] += 1
         counts["mid_run"] += bool(finished)
+        counts["half_written"] += any(
+            not (directory / str(step) / "manifest.json").exists()
+            for step in committed(directory)
+        )
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")

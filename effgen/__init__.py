@@ -9,7 +9,11 @@ from . import (
     retrieval_cache as retrieval_cache,
 )
 from .core.averaging import averaged as averaged
-from .core.checkpoint import restore as restore, resume as resume, save as save
+from .core.checkpoint import (
+    restore as restore,
+    restore_model as restore_model,
+    resume as resume,
+)
 from .core.compilation import cache_compilations as cache_compilations
 from .core.data import (
     AbstractBatches as AbstractBatches,
@@ -29,10 +33,7 @@ from .core.estimators import (
 )
 from .core.guard import Rollback as Rollback, Skip as Skip, Stop as Stop
 from .core.history import History as History
-from .core.manifest import (
-    CorruptCheckpoint as CorruptCheckpoint,
-    state_digest as state_digest,
-)
+from .core.manifest import state_digest as state_digest
 from .core.replay import replay as replay
 from .core.results import (
     RESULTS as RESULTS,
@@ -41,15 +42,16 @@ from .core.results import (
 )
 from .core.run import Run as Run
 from .core.runs import (
-    checkpointed as checkpointed,
     guarded as guarded,
     logged as logged,
     progress as progress,
     tensorboard as tensorboard,
 )
+from .core.saving import checkpointed as checkpointed
 from .core.sharding import make_mesh as make_mesh, shard as shard
 from .core.state import TrainState as TrainState
 from .core.stream import Stream as Stream
+from .core.tensors import CorruptCheckpoint as CorruptCheckpoint
 from .core.train import drain as drain, fit as fit, train as train
 from .core.trainer import (
     AbstractHostTrainer as AbstractHostTrainer,
@@ -67,6 +69,7 @@ from .core.weights import (
     log_mean_exp as log_mean_exp,
     resample as resample,
 )
+from .core.writer import save as save
 
 
 __version__ = version("effgen")

@@ -1,83 +1,88 @@
-"""Checkpoints: written by orbax, atomic and asynchronous; verified, leaf by leaf."""
+"""Checkpoints read: verified byte for byte, whole or in part."""
 
 import os
-import shutil
-import uuid
+import re
 import warnings
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
-from .data import Stream
-from .manifest import (
-    CorruptCheckpoint,
-    Manifest,
-    check_fit,
-    decoded,
-    host_leaves,
-    outline,
-    packed,
-    rebuilt,
-    sealed,
-    unpacked,
-    verify_leaves,
-    verify_manifest,
-)
+from . import earlier
+from .data import set_back
+from .manifest import Manifest, check_fit, field_of, is_key, named_arrays, opened
+from .positions import decoded
 from .results import RunWarning
 from .state import TrainState
+from .tensors import CorruptCheckpoint, Piece, pieces_of, read_array
 
 
-_DISCARDED = ".discarded-"
+MANIFEST = "manifest.json"
 
-
-def save(
-    directory: str | os.PathLike[str], state: TrainState, *, keep: int | None = None
-) -> None:
-    """Write `state` to `directory/<step>`, and wait until it is there.
-
-    Orbax writes aside and renames, so a checkpoint is whole or absent, whenever the
-    process dies. With the arrays goes a manifest: the name, shape, dtype and SHA-256 of
-    each. Functions and other non-array leaves are not saved.
-
-    **Arguments:** `directory`, of one run; `state`; `keep`, how many of the newest
-    checkpoints to leave (`None`: all).
-
-    **Raises:** `OSError` if `directory` cannot be written; `FileExistsError` if it
-    holds this step already.
-    """
-    writer = CheckpointWriter(directory, keep=keep)
-    step = int(state.step)
-    if step in saved_steps(directory):
-        raise FileExistsError(
-            f"`{os.fspath(directory)}` already holds step {step}: choose another "
-            "directory, or remove it."
-        )
-    writer.save(state)
-    writer.close()
+_FIELDS = tuple(TrainState.__dataclass_fields__)
 
 
 def restore(
-    directory: str | os.PathLike[str], like: TrainState, *, step: int | None = None
+    directory: str | os.PathLike[str],
+    like: TrainState,
+    *,
+    step: int | Literal["best"] | None = None,
+    only: str | Collection[str] | None = None,
 ) -> TrainState:
     """Return the newest good checkpoint in `directory`, every byte verified.
 
-    A checkpoint that cannot be read, or whose bytes are not those written, is passed
-    over with a `RunWarning` that names it, for the one before it.
+    A checkpoint whose bytes are not those written is passed over, with a `RunWarning`
+    that names it, for the one before it. What else goes wrong (permissions, the disk,
+    memory) is raised.
+
+    ```python
+    # The model and the count of steps of that run, with another optimizer:
+    state = effgen.restore("runs/one", other.init(model), only=["model", "step"])
+    ```
 
     **Arguments:**
 
     - `directory`: that a run was `checkpointed` to.
     - `like`: a state with the same structure, shapes and dtypes, such as
       `trainer.init(...)` gives; the arrays are placed as its are (also on a mesh).
-    - `step`: one step, and no other.
+    - `step`: one step, and no other; or `"best"`, the one that
+      `checkpointed(run, directory, best=...)` found best.
+    - `only`: the fields of the state to take, such as `"model"`; the others stay as
+      `like` has them. What is taken has `like`'s precision.
 
     **Raises:** `FileNotFoundError` if there is none; `ValueError`, with the difference
-    leaf by leaf, if it is of another model; `CorruptCheckpoint` if none is good.
+    leaf by leaf and the call that takes what fits, if it is of another model or of a
+    newer effgen; `CorruptCheckpoint` if none is good.
     """
-    return _restored(directory, like, step)[0]
+    return _restored(directory, like, step, only)[0]
+
+
+def restore_model(
+    directory: str | os.PathLike[str],
+    like: PyTree,
+    *,
+    step: int | Literal["best"] | None = None,
+) -> PyTree:
+    """Return the model alone of a checkpoint, in the precision of the model `like`.
+
+    ```python
+    model = effgen.restore_model("runs/one", model, step="best")
+    ```
+
+    **Arguments:** `directory` and `step`, as in `restore`; `like`, a model with the
+    same structure and shapes.
+
+    **Raises:** as `restore`.
+    """
+    if isinstance(like, TrainState):
+        raise TypeError("`like` is a whole state: pass its model, or call `restore`.")
+    state = TrainState(like, None, None, jnp.zeros((), jnp.int32))
+    return restore(directory, state, step=step, only="model").model
 
 
 def resume(
@@ -85,203 +90,195 @@ def resume(
 ) -> TrainState:
     """Return the newest good checkpoint, or `state` itself where nothing is saved yet.
 
-    The one line that makes a script restartable. `data`, if it is a `Stream` whose
-    iterator can be set, is set to where the checkpoint was.
+    The one line that makes a script restartable. `data`, what the run is given, is set
+    to where the checkpoint was.
 
-    **Raises:** as `restore`, but for an empty directory.
+    **Raises:** as `restore`, but for an empty directory; `ValueError` if `data` is taken
+    in turn and cannot be set back. Leave it out then, and advance it by hand.
     """
     if not saved_steps(directory):
         return state
-    restored, manifest = _restored(directory, state, None)
-    if isinstance(data, Stream):
-        data.set_state(decoded(manifest["position"]))
+    restored, manifest = _restored(directory, state, None, None)
+    if data is not None:
+        set_back(data, decoded(manifest["position"]))
     return restored
+
+
+def absolute(directory: str | os.PathLike[str]) -> Path:
+    """Return `directory` as a path that holds wherever the process goes."""
+    if not isinstance(directory, str | os.PathLike):
+        raise TypeError(
+            f"`directory` is a {type(directory).__name__}: pass the path of a run's "
+            "checkpoints first."
+        )
+    return Path(directory).absolute()
 
 
 def saved_steps(directory: str | os.PathLike[str]) -> list[int]:
     """Return the steps that `directory` holds, oldest first."""
-    path = Path(directory)
-    names = [entry.name for entry in path.iterdir()] if path.is_dir() else []
-    return sorted(int(name) for name in names if name.isdigit())
+    path = absolute(directory)
+    entries = path.iterdir() if path.is_dir() else ()
+    names = [entry.name for entry in entries if entry.is_dir()]
+    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
 
-def later_steps(directory: str | os.PathLike[str], step: int) -> list[int]:
-    """Return the good checkpoints past `step`; corrupt ones are moved aside."""
-    later = [saved for saved in saved_steps(directory) if saved > step]
-    for saved in list(later):
+def is_corrupt(path: Path) -> bool:
+    """Return whether the checkpoint at `path` is provably not what was written."""
+    try:
+        manifest = read_manifest(path)
+        read = _array_reader(path, manifest)
+        for name in manifest["arrays"]:
+            read(name)
+    except CorruptCheckpoint:
+        return True
+    return False
+
+
+def best_step(path: Path) -> int | None:
+    """Return the step of the best mean; of the newest's metric, if there are several.
+
+    The earliest of equals, and `None` where nothing was compared.
+    """
+    scores = list(_scores(path))
+    if not scores:
+        return None
+    kind = scores[-1][1]
+    sign = 1 if kind[1] == "min" else -1
+    return min((sign * mean, step) for step, other, mean in scores if other == kind)[1]
+
+
+def _scores(path: Path) -> Iterator[tuple[int, tuple[str, str], float]]:
+    for step in saved_steps(path):
         try:
-            _read(Path(directory) / str(saved))
+            score = read_manifest(path / str(step)).get("score")
         except CorruptCheckpoint:
-            _discard(Path(directory) / str(saved))
-            later.remove(saved)
-    return later
+            continue
+        if score is not None and score["mean"] is not None:
+            yield step, (score["metric"], score["mode"]), score["mean"]
 
 
-class CheckpointWriter:
-    """Writes checkpoints of one run in the background, one at a time."""
-
-    def __init__(
-        self, directory: str | os.PathLike[str], *, keep: int | None = None
-    ) -> None:
-        """Make `directory`, or raise `OSError` now if it cannot be written."""
-        self._path = Path(directory).absolute()
-        self._keep = keep
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="effgen-checkpoint")
-        self._pending: Future[None] | None = None
-        if jax.process_index() == 0:
-            self._path.mkdir(parents=True, exist_ok=True)
-            probe = self._path / f".probe-{uuid.uuid4().hex}"
-            probe.touch()
-            probe.unlink()
-            _clean(self._path)
-
-    def save(self, state: TrainState, position: Any = None) -> None:
-        """Copy `state` to the host and write it in the background.
-
-        Waits for the save before, if that is still going. Every process must call it.
-        """
-        leaves = host_leaves(state)
-        self.wait()
-        if jax.process_index() == 0:
-            self._pending = self._pool.submit(
-                self._write, outline(state, position), leaves
-            )
-
-    def failure(self) -> BaseException | None:
-        """Return what went wrong in the background since last asked, if anything."""
-        if self._pending is None or not self._pending.done():
-            return None
-        pending, self._pending = self._pending, None
-        return pending.exception()
-
-    def wait(self) -> None:
-        """Wait for the save in flight, and raise what it raised."""
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            pending.result()
-
-    def close(self) -> None:
-        """Wait, and end the thread."""
+def read_manifest(path: Path) -> Manifest:
+    """Return the manifest of one checkpoint, of either format, its seal verified."""
+    for file in (path / MANIFEST, earlier.manifest_path(path)):
         try:
-            self.wait()
-        finally:
-            self._pool.shutdown()
+            return opened(file.read_bytes(), str(path))
+        except FileNotFoundError:
+            continue
+    raise CorruptCheckpoint("it has no manifest")
 
-    def _write(self, outline: Manifest, leaves: dict[str, np.ndarray]) -> None:
-        path = self._path / str(outline["step"])
-        if path.exists():
-            return  # the run's end fell on a step already saved
-        _orbax_save(path, sealed(outline, leaves), leaves)
-        if self._keep is not None:
-            for step in saved_steps(self._path)[: -self._keep]:
-                _discard(self._path / str(step))
-            _clean(self._path, abandoned=False)
+
+def _array_reader(path: Path, manifest: Manifest) -> Callable[[str], np.ndarray]:
+    if "format" not in manifest:
+        return earlier.array_reader(path, manifest)
+    pieces: dict[str, list[Piece]] = {}
+    for file, seal in manifest["files"].items():
+        for name, piece in pieces_of(path / file, seal):
+            pieces.setdefault(name, []).append(piece)
+    return lambda name: read_array(name, manifest["arrays"][name], pieces[name])
 
 
 def _restored(
-    directory: str | os.PathLike[str], like: TrainState, step: int | None
+    directory: str | os.PathLike[str],
+    like: TrainState,
+    step: int | Literal["best"] | None,
+    only: str | Collection[str] | None,
 ) -> tuple[TrainState, Manifest]:
-    steps = saved_steps(directory)
-    where = os.fspath(directory)
-    if not steps or (step is not None and step not in steps):
-        held = f"it holds steps {steps}" if steps else "it holds none"
-        asked = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-        raise FileNotFoundError(f"`{where}` has {asked}: {held}.")
+    path, fields = absolute(directory), _checked_fields(only)
+    if not isinstance(like, TrainState):
+        raise TypeError(
+            f"`like` is a {type(like).__name__}: pass a state, such as "
+            "`trainer.init(...)` returns; `restore_model` takes a model."
+        )
     faults = []
-    for candidate in reversed(steps) if step is None else [step]:
-        path = Path(directory) / str(candidate)
+    candidates = _candidates(path, step)
+    for candidate in candidates:
         try:
-            manifest, leaves = _read(path, like)
+            restored = _read(path / str(candidate), like, fields)
         except CorruptCheckpoint as error:
             faults.append(f"step {candidate}: {error}")
             continue
         if faults:
-            text = f"`{where}`: fell back to step {candidate}; {'; '.join(faults)}."
+            text = f"`{path}`: fell back to step {candidate}; {'; '.join(faults)}."
             warnings.warn(text, RunWarning, stacklevel=3)
-        return rebuilt(leaves, like), manifest
+        return restored
     raise CorruptCheckpoint(
-        f"`{where}` has no good checkpoint ({'; '.join(faults)}): restore its files "
+        f"`{path}` has no good checkpoint ({'; '.join(faults)}): restore its files "
         "from a copy, or start again."
     )
 
 
+def _candidates(path: Path, step: int | Literal["best"] | None) -> list[int]:
+    steps = saved_steps(path)
+    wanted = best_step(path) if step == "best" else step
+    if steps and step is None:
+        return steps[::-1]
+    if wanted in steps:
+        return [wanted]
+    asked = "no checkpoint" + ("" if step is None else f" of step {step}")
+    if step == "best":
+        asked = "no best checkpoint (`checkpointed(..., best=...)` marks them)"
+    held = f"it holds steps {steps}" if steps else "it holds none"
+    raise FileNotFoundError(f"`{path}` has {asked}: {held}.")
+
+
+def _checked_fields(only: str | Collection[str] | None) -> frozenset[str] | None:
+    if only is None:
+        return None
+    fields = frozenset([only] if isinstance(only, str) else only)
+    if not fields or fields - set(_FIELDS):
+        raise ValueError(f"`only` is {only!r}: choose from {', '.join(_FIELDS)}.")
+    return fields
+
+
 def _read(
-    path: Path, like: TrainState | None = None
-) -> tuple[Manifest, dict[str, np.ndarray]]:
-    """Read and verify one checkpoint; any trouble in its files is corruption."""
-    try:
-        manifest = _orbax_manifest(path)
-        verify_manifest(manifest)
-    except Exception as error:
-        raise CorruptCheckpoint(_brief(error)) from error
-    if like is not None:
-        check_fit(manifest, like, str(path))  # another model is not a broken file
-    try:
-        leaves = _orbax_leaves(path, manifest)
-        verify_leaves(leaves, manifest)
-    except Exception as error:
-        raise CorruptCheckpoint(_brief(error)) from error
-    return manifest, leaves
+    path: Path, like: TrainState, only: frozenset[str] | None
+) -> tuple[TrainState, Manifest]:
+    """Return what one checkpoint holds, read and placed one array after another."""
+    manifest = read_manifest(path)
+    like = _averaging(like, manifest, only)
+    check_fit(manifest, like, only, str(path))  # another model is not a broken file
+    read = _array_reader(path, manifest)
+    arrays, rest = eqx.partition(like, eqx.is_array)
+    placed = [
+        _placed(read(name), leaf) if only is None or field_of(name) in only else leaf
+        for name, leaf in named_arrays(like).items()
+    ]
+    state = eqx.combine(jax.tree.unflatten(jax.tree.structure(arrays), placed), rest)
+    return state, manifest
 
 
-def _brief(error: Exception) -> str:
-    if isinstance(error, CorruptCheckpoint):
-        return str(error)
-    text = " ".join(str(error).split())
-    return f"it cannot be read ({type(error).__name__}: {text[:200]})"
+def _averaging(
+    like: TrainState, manifest: Manifest, only: frozenset[str] | None
+) -> TrainState:
+    """Give `like` the average of a model that the checkpoint has and it has not."""
+    saved = manifest["arrays"]
+    absent = hasattr(like, "average") and getattr(like, "average", None) is None
+    chosen = only is None or "average" in only
+    if not (absent and chosen and any(field_of(name) == "average" for name in saved)):
+        return like
+    arrays, rest = eqx.partition(like.model, eqx.is_array)
+    dtypes = [
+        saved.get(f".average{name}", {}).get("dtype", str(leaf.dtype))
+        for name, leaf in named_arrays(like.model).items()
+    ]
+    leaves, structure = jax.tree.flatten(arrays)
+    cast = [
+        x if is_key(x) else x.astype(t) for x, t in zip(leaves, dtypes, strict=True)
+    ]
+    average = eqx.combine(jax.tree.unflatten(structure, cast), rest)
+    where = lambda state: getattr(state, "average")  # noqa: B009
+    return eqx.tree_at(where, like, average, is_leaf=lambda leaf: leaf is None)
 
 
-def _discard(path: Path) -> None:
-    """Take `path` out of the list of checkpoints at once; its files go later."""
-    path.rename(path.with_name(f"{_DISCARDED}{path.name}-{uuid.uuid4().hex}"))
-
-
-def _clean(path: Path, *, abandoned: bool = True) -> None:
-    """Remove discarded checkpoints and, before a run, what a killed one left behind."""
-    for entry in path.iterdir():
-        partial = abandoned and ".orbax-checkpoint-tmp" in entry.name
-        if entry.name.startswith(_DISCARDED) or partial:
-            shutil.rmtree(entry, ignore_errors=True)
-
-
-def _orbax() -> Any:
-    """Return orbax and a checkpointer that waits for no other process."""
-    # Imported at first use: it takes as long as JAX itself.
-    import orbax.checkpoint as ocp
-
-    me = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"effgen-{me}"
-    )
-    options = alone if jax.process_count() > 1 else ocp.options.MultiprocessingOptions()
-    handler = ocp.CompositeCheckpointHandler(
-        composite_options=ocp.CompositeOptions(multiprocessing_options=options),
-        arrays=ocp.PyTreeCheckpointHandler(multiprocessing_options=options),
-        manifest=ocp.JsonCheckpointHandler(multiprocessing_options=options),
-    )
-    return ocp, ocp.Checkpointer(handler, multiprocessing_options=options)
-
-
-def _orbax_save(path: Path, manifest: Manifest, leaves: dict[str, np.ndarray]) -> None:
-    ocp, checkpointer = _orbax()
-    # All arrays as one: orbax refuses empty ones, and a damaged file among many leaves
-    # it with reads that outlive the error.
-    arrays = ocp.args.PyTreeSave({"bytes": packed(leaves)})
-    manifest_args = ocp.args.JsonSave(manifest)
-    args = ocp.args.Composite(arrays=arrays, manifest=manifest_args)
-    checkpointer.save(path, args=args)
-    checkpointer.close()
-
-
-def _orbax_manifest(path: Path) -> Manifest:
-    ocp, checkpointer = _orbax()
-    args = ocp.args.Composite(manifest=ocp.args.JsonRestore())
-    return checkpointer.restore(path, args=args)["manifest"]
-
-
-def _orbax_leaves(path: Path, manifest: Manifest) -> dict[str, np.ndarray]:
-    ocp, checkpointer = _orbax()
-    kinds = {"bytes": ocp.RestoreArgs(np.ndarray)}
-    args = ocp.args.Composite(arrays=ocp.args.PyTreeRestore(restore_args=kinds))
-    tree = checkpointer.restore(path, args=args)["arrays"]
-    return unpacked(np.asarray(tree["bytes"]), manifest)
+def _placed(value: np.ndarray, like: Any) -> Any:
+    if is_key(like):
+        words = jax.random.key_data(like)
+        impl = jax.random.key_impl(like)
+        return jax.random.wrap_key_data(_placed(value, words), impl=impl)
+    value = value.astype(like.dtype, copy=False)
+    if not isinstance(like, jax.Array):
+        return value
+    if len(like.sharding.device_set) == 1:
+        # Through a copy: a CPU array may alias `value`, and will be donated.
+        return jax.device_put(jnp.array(value, copy=True), like.sharding)
+    return jax.make_array_from_callback(like.shape, like.sharding, lambda i: value[i])

@@ -1,10 +1,11 @@
 """What a checkpoint holds: its leaves by name, each with a digest of its bytes."""
 
-import base64
+import functools
 import hashlib
 import json
-import math
 import platform
+import re
+from collections.abc import Collection
 from importlib.metadata import version
 from typing import Any
 
@@ -15,22 +16,13 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .state import TrainState
+from .tensors import CorruptCheckpoint, Part, assembled, digest
 
 
 Manifest = dict[str, Any]
 
-
-class CorruptCheckpoint(RuntimeError):
-    """What was read is not what was written."""
-
-
-def host_leaves(tree: PyTree) -> dict[str, np.ndarray]:
-    """Return a host copy of every array of `tree`, by its path.
-
-    Random keys become their words. An array spread over several processes is gathered;
-    every process must make the call.
-    """
-    return {name: _host(leaf) for name, leaf in named_arrays(tree).items()}
+FORMAT = 2
+"""The newest layout of checkpoints that is read, and the one that is written."""
 
 
 def named_arrays(tree: PyTree) -> dict[str, Any]:
@@ -39,30 +31,35 @@ def named_arrays(tree: PyTree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
-def _host(leaf: Any) -> np.ndarray:
-    if is_key(leaf):
-        leaf = jax.random.key_data(leaf)
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        if not leaf.is_fully_replicated:
-            from jax.experimental import multihost_utils
-
-            return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
-        leaf = leaf.addressable_data(0)
-    # A CPU's array may hand out its own memory, which the next chunk reuses: copy.
-    return np.array(leaf, copy=True, order="C")
-
-
 def is_key(leaf: Any) -> bool:
     """Return whether `leaf` is an array of typed random keys."""
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def describe(state: TrainState) -> tuple[dict[str, Any], dict[str, str]]:
+def parts_of(name: str, leaf: Any) -> list[Part]:
+    """Return what this process has to write of an array: of each piece, one replica.
+
+    Random keys become their words. Nothing is copied.
+    """
+    leaf = jax.random.key_data(leaf) if is_key(leaf) else leaf
+    if not isinstance(leaf, jax.Array):
+        return [Part(name, (0,) * leaf.ndim, leaf, whole=True)]
+    if leaf.is_fully_addressable and jax.process_index() > 0:
+        return []  # every process holds it; the first writes
+    return [
+        Part(name, _start(shard), shard.data, whole=shard.data.shape == leaf.shape)
+        for shard in leaf.addressable_shards
+        if shard.replica_id == 0
+    ]
+
+
+def _start(shard: Any) -> tuple[int, ...]:
+    return tuple(axis.start or 0 for axis in shard.index)
+
+
+def describe(state: PyTree) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the shape and dtype of each array, and the value of each Python scalar."""
-    arrays = {
-        name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
-        for name, leaf in named_arrays(state).items()
-    }
+    arrays = {name: _description(leaf) for name, leaf in named_arrays(state).items()}
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     scalars = {
         jax.tree_util.keystr(path): repr(leaf)
@@ -72,61 +69,67 @@ def describe(state: TrainState) -> tuple[dict[str, Any], dict[str, str]]:
     return arrays, scalars
 
 
-def outline(state: TrainState, position: Any) -> Manifest:
-    """Return what is known of a checkpoint before its bytes are digested."""
+def _description(leaf: Any) -> dict[str, Any]:
+    # A random key is stored as its words: in another shape and dtype than its own.
+    stored = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
+    return {
+        "shape": list(leaf.shape),
+        "dtype": str(leaf.dtype),
+        "stored_shape": list(stored.shape),
+        "stored_dtype": str(stored.dtype),
+    }
+
+
+def outline(state: TrainState, position: Any, score: Any) -> Manifest:
+    """Return what is known of a checkpoint before its bytes are written."""
     arrays, scalars = describe(state)
     return {
+        "format": FORMAT,
         "step": int(state.step),
         "arrays": arrays,
         "scalars": scalars,
-        "position": encoded(position),
-        "versions": {"python": platform.python_version(), "jax": version("jax")},
+        "position": position,
+        "score": score,
+        "versions": _versions(),
     }
 
 
-def sealed(outline: Manifest, leaves: dict[str, np.ndarray]) -> Manifest:
-    """Return the manifest: `outline` with each leaf's digest, and its own."""
-    arrays = {
-        name: entry | _stored(leaves[name]) for name, entry in outline["arrays"].items()
-    }
-    manifest = outline | {"arrays": arrays}
+@functools.cache
+def _versions() -> dict[str, str]:
+    packages = ("effgen", "jax", "equinox", "optax")
+    found = {name: version(name) for name in packages}
+    return found | {"python": platform.python_version()}
+
+
+def sealed(manifest: Manifest) -> Manifest:
+    """Return `manifest` with its own digest. The seal is the same in every format."""
     return manifest | {"sha256": _text_digest(manifest)}
 
 
-def _stored(leaf: np.ndarray) -> dict[str, Any]:
-    # A random key is stored as its words: in another shape and dtype than its own.
-    stored = {"stored_shape": list(leaf.shape), "stored_dtype": str(leaf.dtype)}
-    return stored | {"sha256": digest(leaf)}
-
-
-def packed(leaves: dict[str, np.ndarray]) -> np.ndarray:
-    """Return the bytes of all arrays, in order, as one."""
-    return np.concatenate([_bytes(leaf) for leaf in leaves.values()])
-
-
-def unpacked(content: np.ndarray, manifest: Manifest) -> dict[str, np.ndarray]:
-    """Return the arrays that `packed` made one, by the shapes in `manifest`."""
-    leaves, start = {}, 0
-    for name, entry in manifest["arrays"].items():
-        dtype = jnp.dtype(entry["stored_dtype"])
-        stop = start + math.prod(entry["stored_shape"]) * dtype.itemsize
-        part = content[start:stop].view(dtype)
-        leaves[name], start = part.reshape(entry["stored_shape"]), stop
-    return leaves
-
-
-def _bytes(leaf: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
-
-
-def digest(array: np.ndarray) -> str:
-    """Return the SHA-256 of an array's shape, dtype and bytes."""
-    head = f"{array.dtype.str}{array.shape}".encode()
-    return hashlib.sha256(head + _bytes(array).tobytes()).hexdigest()
+def opened(text: bytes, where: str) -> Manifest:
+    """Return the manifest that `text` holds, once its seal and format are good."""
+    try:
+        manifest = json.loads(text)
+        body = {name: value for name, value in manifest.items() if name != "sha256"}
+        sound = manifest["sha256"] == _text_digest(body)
+    except (ValueError, AttributeError, KeyError, RecursionError):
+        sound = False
+    if not sound:
+        raise CorruptCheckpoint("its manifest has changed since it was written")
+    if manifest.get("format", 1) > FORMAT:
+        writer = manifest.get("versions", {}).get("effgen", "a newer one")
+        raise ValueError(
+            f"the checkpoint at `{where}` has format {manifest['format']}, of effgen "
+            f"{writer}; this effgen, {version('effgen')}, reads formats up to "
+            f"{FORMAT}: upgrade effgen. The checkpoint is not damaged."
+        )
+    return manifest
 
 
 def state_digest(state: PyTree) -> str:
     """Return one SHA-256 over all arrays of `state`: equal only if all bits are.
+
+    The arrays are read one after another; in several processes, each whole in turn.
 
     >>> import jax.numpy as jnp
     >>> state_digest([jnp.zeros(3)]) == state_digest([jnp.zeros(3)])
@@ -134,83 +137,95 @@ def state_digest(state: PyTree) -> str:
     >>> state_digest([jnp.zeros(3)]) == state_digest([-jnp.zeros(3)])
     False
     """
-    leaves = host_leaves(state)
-    return _text_digest({name: digest(leaf) for name, leaf in leaves.items()})
+    leaves = named_arrays(state).items()
+    return _text_digest({name: digest(_whole(leaf)) for name, leaf in leaves})
 
 
-def verify_manifest(manifest: Any) -> None:
-    """Raise `CorruptCheckpoint` unless `manifest` is as it was written."""
-    body = {k: v for k, v in dict(manifest).items() if k != "sha256"}
-    if manifest.get("sha256") != _text_digest(body):
-        raise CorruptCheckpoint("its manifest has changed since it was written")
+def _whole(leaf: Any) -> np.ndarray:
+    leaf = jax.random.key_data(leaf) if is_key(leaf) else leaf
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_replicated:
+        return np.asarray(leaf)
+    if not leaf.is_fully_addressable:
+        from jax.experimental import multihost_utils
+
+        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+    # JAX keeps what `np.asarray` gathers for as long as the array lives.
+    pieces = ((part.start, np.asarray(part.block)) for part in parts_of("", leaf))
+    return assembled(leaf.shape, leaf.dtype, pieces)
 
 
-def verify_leaves(leaves: dict[str, np.ndarray], manifest: Manifest) -> None:
-    """Raise `CorruptCheckpoint`, naming the leaf, unless all bytes are as written."""
-    for name, entry in manifest["arrays"].items():
-        if digest(leaves[name]) != entry["sha256"]:
-            raise CorruptCheckpoint(
-                f"`state{name}` has changed since it was written (its digest differs)"
-            )
+def check_fit(
+    manifest: Manifest, like: TrainState, only: Collection[str] | None, where: str
+) -> None:
+    """Raise `ValueError`, leaf by leaf, unless the checkpoint fits `like`.
 
-
-def check_fit(manifest: Manifest, like: TrainState, where: str) -> None:
-    """Raise `ValueError`, leaf by leaf, unless the checkpoint fits `like`."""
+    Of `only` these fields, and there a float may be of another precision. The error
+    names the call that takes what fits.
+    """
     arrays, scalars = describe(like)
-    saved = {k: _kind(v) for k, v in manifest["arrays"].items()} | manifest["scalars"]
-    wanted = {k: _kind(v) for k, v in arrays.items()} | scalars
+    saved, wanted = manifest["arrays"] | manifest["scalars"], arrays | scalars
+    names = sorted(
+        name for name in {**saved, **wanted} if only is None or field_of(name) in only
+    )
+    cast = only is not None
+    bad = [k for k in names if not _fits(saved.get(k), wanted.get(k), cast=cast)]
+    if not bad:
+        return
     lines = [
-        f"  state{name}: {saved.get(name, 'absent')} in the checkpoint, "
-        f"{wanted.get(name, 'absent')} in `like`"
-        for name in sorted({**saved, **wanted})
-        if saved.get(name) != wanted.get(name)
+        f"  state{name}: {_kind(saved.get(name))} in the checkpoint, "
+        f"{_kind(wanted.get(name))} in `like`"
+        for name in bad
     ]
-    if lines:
-        raise ValueError(
-            f"the checkpoint at `{where}` is of another model, memory or optimizer; "
-            f"{len(lines)} of {len(wanted)} leaves differ:\n"
-            + "\n".join(lines[:20])
-            + ("\n  ..." if len(lines) > 20 else "")
-            + "\nBuild `like` with the same constructor arguments as the saved run's."
-        )
+    raise ValueError(
+        f"the checkpoint at `{where}` is of another model, memory or optimizer; "
+        f"{len(bad)} of {len(names)} leaves differ:\n"
+        + "\n".join(lines[:20])
+        + ("\n  ..." if len(lines) > 20 else "")
+        + "\nBuild `like` with the same constructor arguments as the saved run's"
+        + _what_fits(saved, wanted, names)
+    )
 
 
-def rebuilt(leaves: dict[str, np.ndarray], like: TrainState) -> TrainState:
-    """Return `like` with the arrays in `leaves`, each placed as `like`'s is."""
-    arrays, rest = eqx.partition(like, eqx.is_array)
-    placed = [_placed(leaves[k], leaf) for k, leaf in named_arrays(like).items()]
-    return eqx.combine(jax.tree.unflatten(jax.tree.structure(arrays), placed), rest)
+def _what_fits(saved: Manifest, wanted: Manifest, names: list[str]) -> str:
+    bad = {k for k in names if not _fits(saved.get(k), wanted.get(k), cast=True)}
+    fields = {field_of(name) for name in names} - {field_of(name) for name in bad}
+    if not fields - {"step"}:
+        return "."
+    listed = ", ".join(f'"{name}"' for name in sorted(fields))
+    return (
+        ", or take what fits:\n  state = effgen.restore(directory, like, "
+        f"only=[{listed}])"
+    )
 
 
-def _placed(value: np.ndarray, like: Any) -> Any:
-    if not isinstance(like, jax.Array):
-        return jnp.asarray(value)
-    if is_key(like):
-        return jax.random.wrap_key_data(
-            jnp.asarray(value), impl=jax.random.key_impl(like)
-        )
-    if len(like.sharding.device_set) == 1:
-        # Through a copy: a CPU array may alias `value`, and will be donated.
-        return jax.device_put(jnp.array(value, copy=True), like.sharding)
-    return jax.make_array_from_callback(like.shape, like.sharding, lambda i: value[i])
+def field_of(name: str) -> str:
+    """Return which field of a `TrainState` a leaf belongs to."""
+    found = re.match(r"\.(\w+)", name)
+    return found.group(1) if found else ""
 
 
-def encoded(position: Any) -> Any:
-    """Return a data source's state as JSON; bytes are marked and written in base 64."""
-    if isinstance(position, bytes):
-        return {"base64": base64.b64encode(position).decode()}
-    return position
+def _fits(saved: Any, wanted: Any, *, cast: bool) -> bool:
+    if saved is None or wanted is None or isinstance(saved, str):
+        return saved == wanted
+    if _kind(saved) == _kind(wanted):
+        return True
+    return cast and saved["shape"] == wanted["shape"] and _both_float(saved, wanted)
 
 
-def decoded(position: Any) -> Any:
-    """Return the inverse of `encoded`."""
-    if isinstance(position, dict) and set(position) == {"base64"}:
-        return base64.b64decode(position["base64"])
-    return position
+def _both_float(saved: Any, wanted: Any) -> bool:
+    if "key<" in saved["dtype"] + wanted["dtype"]:
+        return False
+    dtypes = [jnp.dtype(entry["dtype"]) for entry in (saved, wanted)]
+    return any(
+        all(jnp.issubdtype(dtype, kind) for dtype in dtypes)
+        for kind in (jnp.floating, jnp.complexfloating)
+    )
 
 
-def _kind(entry: dict[str, Any]) -> str:
-    return f"{entry['dtype']}{entry['shape']}"
+def _kind(entry: Any) -> str:
+    if entry is None:
+        return "absent"
+    return entry if isinstance(entry, str) else f"{entry['dtype']}{entry['shape']}"
 
 
 def _text_digest(body: Any) -> str:

@@ -1,0 +1,175 @@
+"""`checkpointed`: a run that saves itself, and keeps its best beside its newest."""
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from .checkpoint import absolute, read_manifest, saved_steps
+from .job import Chunk, Job
+from .results import RESULTS, TrainingError
+from .run import Run
+from .state import TrainState
+from .writer import CheckpointWriter
+
+
+def checkpointed(
+    run: Run,
+    directory: str | os.PathLike[str],
+    *,
+    every: int = 1_000,
+    keep: int = 3,
+    best: str | None = None,
+    mode: Literal["min", "max"] = "min",
+) -> Run:
+    """Save the state at each multiple of `every` steps, and when the run ends.
+
+    Saves are asynchronous and atomic (see `save`); the newest `keep` stay. The end may
+    be the last step, Ctrl-C, SIGTERM, a failure, `break` or an exception in the loop's
+    body: the last good state is saved, with where its data stood. A save that failed in
+    the background is raised before the next chunk. To resume:
+
+    ```python
+    state = effgen.resume(directory, state)
+    run = effgen.train(..., num_steps=50_000 - int(state.step))
+    for state, metrics in effgen.checkpointed(run, directory, every=5_000): ...
+    ```
+
+    **Arguments:**
+
+    - `run`, `directory`: of this run alone.
+    - `every`, `keep`: how many steps lie between two saves, and how many saves stay.
+    - `best`: a metric, one number a step. At each multiple of `every` its mean over the
+      `every` steps before is compared; the best checkpoint stays, beside the newest,
+      and `restore(directory, like, step="best")` returns it. A mean that is not finite
+      is never the best, nor is an end between two multiples. A run that was
+      interrupted and resumed finds the same best as one that was not.
+    - `mode`: whether the least (`"min"`) or the greatest (`"max"`) mean is best.
+
+    **Raises:** `ValueError` if `directory` holds sound steps past the run's first: they
+    would be mixed with this run's. `OSError` at once if it cannot be written. In the
+    run, `TrainingError` with `checkpoint_failed`.
+    """
+    if every < 1 or keep < 1:
+        raise ValueError(f"`every` and `keep` must be positive, not {every}, {keep}.")
+    if mode not in ("min", "max"):
+        raise ValueError(f'`mode` is {mode!r}: pass "min" or "max".')
+    path, step = absolute(directory), int(run.state.step)
+    writer = CheckpointWriter(path, keep=keep)
+    writer.clear(step)
+    score = _Score(best, mode).after(path, step)
+    return run.through(
+        lambda chunks, job: _checkpointed(chunks, job, writer, every, score),
+        period=every,
+    )
+
+
+class _Score(NamedTuple):
+    """The sum of a metric over the steps since the last multiple of `every`."""
+
+    metric: str | None
+    mode: str
+    total: float = 0.0
+    num: int = 0
+
+    def after(self, path: Path, step: int) -> "_Score":
+        """Return the sum that a run had reached when it was saved at `step`."""
+        saved = step in saved_steps(path)
+        kept = read_manifest(path / str(step)).get("score") if saved else None
+        if kept is None or (kept["metric"], kept["mode"]) != (self.metric, self.mode):
+            return self
+        return self._replace(total=float(kept["total"]), num=kept["num"])
+
+    def plus(self, chunk: Chunk) -> "_Score":
+        """Return the sum with a chunk's steps."""
+        if self.metric is None:
+            return self
+        values = np.asarray(chunk.metrics.get(self.metric))
+        if values.ndim != 1 or values.dtype == object:
+            names = [name for name, rows in chunk.metrics.items() if np.ndim(rows) == 1]
+            raise ValueError(
+                f"`best` is {self.metric!r}, which is not one number a step: choose "
+                f"from {', '.join(sorted(names))}."
+            )
+        total = self.total + float(values.sum(dtype=np.float64))
+        return self._replace(total=total, num=self.num + len(values))
+
+    def emptied(self) -> "_Score":
+        """Return the sum over no steps."""
+        return self._replace(total=0.0, num=0)
+
+    def record(self, mean: float | None = None) -> dict[str, Any] | None:
+        """Return as JSON what the steps since the last multiple, and a mean, say."""
+        if self.metric is None:
+            return None
+        # As text: JSON knows no NaN, and a sum that met one is to stay one.
+        return self._asdict() | {"total": repr(self.total), "mean": mean}
+
+    def compared(self) -> dict[str, Any] | None:
+        """Return the record of a save that competes for the best."""
+        mean = self.total / max(self.num, 1)
+        return self.emptied().record(mean if math.isfinite(mean) else None)
+
+
+def _checkpointed(
+    chunks: Iterator[Chunk],
+    job: Job,
+    writer: CheckpointWriter,
+    every: int,
+    score: _Score,
+) -> Iterator[Chunk]:
+    saved, end = int(job.state.step), None
+    try:
+        for chunk in chunks:
+            end, score = (chunk.state, chunk.position), score.plus(chunk)
+            with job.ledger.account("checkpoint"):
+                _raise_failure(writer, chunk.state)
+                if chunk.stop % every == 0:
+                    _save(writer, *end, score.compared())
+                    saved, score = chunk.stop, score.emptied()
+            yield chunk
+    except TrainingError as error:
+        unsaved = RESULTS.checkpoint_failed, RESULTS.processes_apart
+        failed = any(error.result == result for result in unsaved)
+        end = None if failed else (error.state, error.position)
+        raise
+    finally:
+        with job.ledger.account("checkpoint"):
+            if end is not None and int(end[0].step) > saved:
+                _save(writer, *end, score.record())
+            _close(writer, job.state)
+
+
+def _save(writer: CheckpointWriter, state: TrainState, *about: Any) -> None:
+    try:
+        writer.save(state, *about)
+    except Exception as error:
+        raise _not_saved(state, error) from error
+
+
+def _close(writer: CheckpointWriter, state: TrainState) -> None:
+    try:
+        writer.close()
+    except Exception as error:
+        raise _not_saved(state, error) from error
+
+
+def _raise_failure(writer: CheckpointWriter, state: TrainState) -> None:
+    error = writer.failure()
+    if error is not None:
+        raise _not_saved(state, error) from error
+
+
+def _not_saved(state: TrainState, error: BaseException) -> TrainingError:
+    result, step = RESULTS.checkpoint_failed, int(state.step)
+    text = f"{type(error).__name__}: {error}"
+    return TrainingError(
+        f"by step {step} a checkpoint could not be written ({text}). {RESULTS[result]}",
+        result=result,
+        step=step,
+        state=state,
+        metrics={},
+    )
