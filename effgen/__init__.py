@@ -29,25 +29,22 @@ from .core.estimators import (
 )
 from .core.guard import Rollback as Rollback, Skip as Skip, Stop as Stop
 from .core.history import History as History
+from .core.logs import logged as logged
 from .core.manifest import (
     CorruptCheckpoint as CorruptCheckpoint,
     state_digest as state_digest,
 )
+from .core.progress import progress as progress
 from .core.replay import replay as replay
 from .core.results import (
     RESULTS as RESULTS,
     RunWarning as RunWarning,
     TrainingError as TrainingError,
 )
-from .core.runs import (
-    checkpointed as checkpointed,
-    guarded as guarded,
-    logged as logged,
-    progress as progress,
-    tensorboard as tensorboard,
-)
+from .core.runs import checkpointed as checkpointed, guarded as guarded
 from .core.sharding import make_mesh as make_mesh, shard as shard
 from .core.state import TrainState as TrainState
+from .core.tensorboard import tensorboard as tensorboard
 from .core.train import Run as Run, drain as drain, fit as fit, train as train
 from .core.trainer import (
     AbstractHostTrainer as AbstractHostTrainer,
