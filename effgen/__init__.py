@@ -1,6 +1,6 @@
 """Efficient training of generative and scientific models in JAX."""
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from . import (
     collocation as collocation,
@@ -64,4 +64,7 @@ from .core.weights import (
 )
 
 
-__version__ = version("effgen")
+try:
+    __version__ = version("effgen")
+except PackageNotFoundError:  # run from its source, where it cannot be installed
+    __version__ = "unknown"
