@@ -49,12 +49,16 @@ slow: $(READY) ## Run the long fault campaigns
 benchmarks: $(READY) ## Run the benchmarks and rebuild their table
 	$(BIN)/python -m benchmarks
 
-# The Python that PYTHON names, if its JAX sees an accelerator; else our own, on the CPU.
-accelerator: ## Measure a headline of each trainer on an accelerator
-	@if $(PYTHON) -c "import jax; exit(jax.default_backend() == 'cpu')" 2>/dev/null; \
-	then $(PYTHON) -m benchmarks.accelerator $(ARGUMENTS); \
-	else $(MAKE) --no-print-directory $(READY) && \
-		$(BIN)/python -m benchmarks.accelerator $(ARGUMENTS); fi
+# By the Python that PYTHON names, if its JAX sees an accelerator: such machines have
+# their own. Else by ours, with small sizes on the CPU.
+ifneq ($(filter accelerator,$(MAKECMDGOALS)),)
+MEASURING := $(shell $(PYTHON) -c \
+	"import jax; exit(jax.default_backend() == 'cpu')" 2>/dev/null \
+	&& echo $(PYTHON) || echo $(BIN)/python)
+endif
+
+accelerator: $(if $(filter $(BIN)/python,$(MEASURING)),$(READY)) ## Measure a headline of each trainer on an accelerator
+	$(MEASURING) -m benchmarks.accelerator $(ARGUMENTS)
 
 lock: $(READY) ## Resolve the requirements anew
 	$(COMPILE) --universal requirements/uv.in -o requirements/uv.txt

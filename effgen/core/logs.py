@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 
 from .job import Chunk, Job
+from .runs import check_run
 from .scalars import Window
 from .sinks import Sink
 from .train import Run
@@ -41,8 +42,10 @@ def logged(run: Run, path: str | os.PathLike[str]) -> Run:
 
     **Returns:** the run with the log around it.
 
-    **Raises:** `OSError` at once if `path` cannot be written.
+    **Raises:** `TypeError` if `run` is no run; `OSError` at once if `path` cannot be
+    written.
     """
+    check_run(run)
     sink = Sink(path)
     sink.check()  # fail now, not after the first yield
     return run.through(lambda chunks, job: _logged(chunks, job, sink))

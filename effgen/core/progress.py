@@ -9,6 +9,7 @@ import jax
 
 from .job import Chunk, Job
 from .reports import listening
+from .runs import check_run
 from .scalars import doubles, mean, scalars
 from .sinks import warn
 from .train import Run
@@ -30,7 +31,10 @@ def progress(run: Run) -> Run:
     **Arguments:** `run`, what `train` or another wrapper returned, not yet started.
 
     **Returns:** the run with the bar around it.
+
+    **Raises:** `TypeError` if `run` is no run.
     """
+    check_run(run)
     return run.through(_progress)
 
 

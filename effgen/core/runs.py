@@ -13,6 +13,15 @@ from .state import TrainState
 from .train import Run
 
 
+def check_run(run: Any) -> None:
+    """Raise `TypeError` if `run`, a wrapper's first argument, is no run."""
+    if not isinstance(run, Run):
+        raise TypeError(
+            f"`run` is a {type(run).__name__}: pass what `effgen.train(...)` returned, "
+            "or another wrapper around it."
+        )
+
+
 def checkpointed(
     run: Run, directory: str | os.PathLike[str], *, every: int = 1_000, keep: int = 3
 ) -> Run:
@@ -109,6 +118,7 @@ def guarded(run: Run, guard: AbstractGuard) -> Run:
     A step fails if its loss, gradient or parameters are not finite or if it reports a
     `"result"` that is not successful; its state is never kept.
     """
+    check_run(run)
     if not isinstance(guard, AbstractGuard):
         raise TypeError(f"`guard` is {guard!r}: pass Stop(), Skip() or Rollback().")
     run.check_unstarted()

@@ -13,6 +13,7 @@ import jax
 from .extras import needed
 from .job import Chunk, Job
 from .logs import windowed
+from .runs import check_run
 from .scalars import Window
 from .sinks import Sink
 from .train import Run
@@ -34,8 +35,9 @@ def tensorboard(run: Run, directory: str | os.PathLike[str]) -> Run:
     **Returns:** the run with the writer around it.
 
     **Raises:** `ImportError`, with the command to install it, without `tensorboardX`;
-    `OSError` at once if `directory` cannot be made.
+    `OSError` at once if `directory` cannot be made; `TypeError` if `run` is no run.
     """
+    check_run(run)
     needed("tensorboardX", by="tensorboard", extra="tensorboard")
     folder = Path(directory).absolute()
     folder.mkdir(parents=True, exist_ok=True)

@@ -40,3 +40,19 @@ def test_a_bar_counts_all_steps_and_shows_the_watched(capsys):
     shown = capsys.readouterr().err
     assert "12/12" in shown
     assert "loss=1" in shown
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        eg.progress,
+        lambda run: eg.logged(run, "log.jsonl"),
+        lambda run: eg.tensorboard(run, "board"),
+        lambda run: eg.guarded(run, eg.Skip()),
+    ],
+)
+def test_what_is_no_run_is_refused_and_writes_nothing(wrap, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TypeError, match=r"`run` is a list: pass what `effgen\.train"):
+        wrap([made()])
+    assert not list(tmp_path.iterdir())
