@@ -26,10 +26,10 @@ export JUPYTER_RUNTIME_DIR := $(STATE)/jupyter/runtime
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint slow benchmarks lock clean
+.PHONY: help demo test lint slow benchmarks accelerator lock clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 13
 
 demo: $(READY) ## Train one model of each kind and show what comes out
 	$(BIN)/python -m demo
@@ -48,6 +48,17 @@ slow: $(READY) ## Run the long fault campaigns
 
 benchmarks: $(READY) ## Run the benchmarks and rebuild their table
 	$(BIN)/python -m benchmarks
+
+# By the Python that PYTHON names, if its JAX sees an accelerator: such machines have
+# their own. Else by ours, with small sizes on the CPU.
+ifneq ($(filter accelerator,$(MAKECMDGOALS)),)
+MEASURING := $(shell $(PYTHON) -c \
+	"import jax; exit(jax.default_backend() == 'cpu')" 2>/dev/null \
+	&& echo $(PYTHON) || echo $(BIN)/python)
+endif
+
+accelerator: $(if $(filter $(BIN)/python,$(MEASURING)),$(READY)) ## Measure a headline of each trainer on an accelerator
+	$(MEASURING) -m benchmarks.accelerator $(ARGUMENTS)
 
 lock: $(READY) ## Resolve the requirements anew
 	$(COMPILE) --universal requirements/uv.in -o requirements/uv.txt

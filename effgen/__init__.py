@@ -1,6 +1,6 @@
 """Efficient training of generative and scientific models in JAX."""
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from . import (
     collocation as collocation,
@@ -8,7 +8,6 @@ from . import (
     neural_sde as neural_sde,
     retrieval_cache as retrieval_cache,
 )
-from .core.averaging import averaged as averaged
 from .core.checkpoint import (
     restore as restore,
     restore_model as restore_model,
@@ -33,7 +32,9 @@ from .core.estimators import (
 )
 from .core.guard import Rollback as Rollback, Skip as Skip, Stop as Stop
 from .core.history import History as History
+from .core.logs import logged as logged
 from .core.manifest import state_digest as state_digest
+from .core.progress import progress as progress
 from .core.replay import replay as replay
 from .core.results import (
     RESULTS as RESULTS,
@@ -41,16 +42,12 @@ from .core.results import (
     TrainingError as TrainingError,
 )
 from .core.run import Run as Run
-from .core.runs import (
-    guarded as guarded,
-    logged as logged,
-    progress as progress,
-    tensorboard as tensorboard,
-)
+from .core.runs import averaged as averaged, guarded as guarded
 from .core.saving import checkpointed as checkpointed
 from .core.sharding import make_mesh as make_mesh, shard as shard
 from .core.state import TrainState as TrainState
 from .core.stream import Stream as Stream
+from .core.tensorboard import tensorboard as tensorboard
 from .core.tensors import CorruptCheckpoint as CorruptCheckpoint
 from .core.train import drain as drain, fit as fit, train as train
 from .core.trainer import (
@@ -72,4 +69,7 @@ from .core.weights import (
 from .core.writer import save as save
 
 
-__version__ = version("effgen")
+try:
+    __version__ = version("effgen")
+except PackageNotFoundError:  # run from its source, where it cannot be installed
+    __version__ = "unknown"

@@ -93,8 +93,8 @@ def resume(
     The one line that makes a script restartable. `data`, what the run is given, is set
     to where the checkpoint was.
 
-    **Raises:** as `restore`, but for an empty directory; `ValueError` if `data` is taken
-    in turn and cannot be set back. Leave it out then, and advance it by hand.
+    **Raises:** as `restore`, but for an empty directory; `ValueError` if `data` is
+    taken in turn and cannot be set back: leave it out then, and advance it by hand.
     """
     if not saved_steps(directory):
         return state

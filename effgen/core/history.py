@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from .extras import needed
 from .ledger import Ledger
 from .results import RESULTS
+from .scalars import doubles, scalars
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,35 +39,58 @@ class History(Mapping[str, Any]):
 
     @property
     def scalars(self) -> dict[str, np.ndarray]:
-        """The metrics that are one number a step."""
-        return {
-            name: value
-            for name, value in self.metrics.items()
-            if isinstance(value, np.ndarray) and value.ndim == 1
-        }
+        """The metrics that are one real number a step; `parts/a` is a nested one."""
+        return scalars(self.metrics)
 
     def to_pandas(self) -> Any:
-        """Return the scalar metrics as a `pandas.DataFrame`, indexed by step."""
-        import pandas as pd
+        """Return the scalar metrics as a `pandas.DataFrame`, indexed by step.
 
-        return pd.DataFrame(self.scalars, index=pd.Index(self.steps, name="step"))
+        **Raises:** `ImportError`, with the command to install it, without pandas.
+        """
+        pd = needed("pandas", by="history.to_pandas()", extra="plots")
+        table = {name: _plain(value) for name, value in self.scalars.items()}
+        return pd.DataFrame(table, index=pd.Index(self.steps, name="step"))
 
     def plot(self, *names: str) -> Any:
         """Draw the scalar metrics called `names` (all, without any) against the step.
 
-        **Returns:** a `matplotlib` figure with one panel for each metric.
+        **Returns:** a `matplotlib` figure with one panel for each metric. A notebook
+        shows it where it is a cell's last line; `figure.savefig(...)` keeps it.
 
-        **Raises:** `KeyError` for a name that is no scalar metric.
+        **Raises:** `KeyError` for a name that is no scalar metric; `ValueError` where
+        there is nothing to draw; `ImportError`, with the command to install it,
+        without matplotlib.
         """
-        from matplotlib.figure import Figure
+        needed("matplotlib", by="history.plot()", extra="plots")
+        from .picture import curves
 
-        scalars = self.scalars
-        unknown = [name for name in names if name not in scalars]
-        if unknown or not scalars:
-            raise KeyError(f"{unknown} not among the scalar metrics {list(scalars)}.")
-        names = names or tuple(scalars)
-        figure = Figure(figsize=(4.0 * len(names), 3.0), layout="constrained")
-        for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
-            axes.plot(self.steps, scalars[name], linewidth=0.8)
-            axes.set(xlabel="step", title=name)
-        return figure
+        if names and len(self.steps) == 0:  # as of a run resumed at its end
+            return curves(self.steps, {name: self.steps for name in names})
+        found = self._drawable()
+        unknown = [name for name in names if name not in found]
+        if unknown:
+            raise KeyError(
+                f"{unknown} not among the scalar metrics {list(found)}: name some of "
+                "these, or none to draw all."
+            )
+        return curves(self.steps, {name: found[name] for name in names or found})
+
+    def _drawable(self) -> dict[str, np.ndarray]:
+        if len(self.steps) == 0:
+            raise ValueError(
+                "`history.plot()` has nothing to draw: the run took no steps. Plot a "
+                "run that took some, as with `num_steps=100`."
+            )
+        found = self.scalars
+        if not found:
+            raise ValueError(
+                "`history.plot()` has nothing to draw: none of the metrics "
+                f"{list(self.metrics)} is one real number a step. Report one in the "
+                "trainer's `step`, or draw `history[name]` by yourself."
+            )
+        return found
+
+
+def _plain(values: np.ndarray) -> np.ndarray:
+    """Return `values` in a dtype that NumPy has itself: pandas knows no bfloat16."""
+    return doubles(values) if values.dtype.kind == "V" else values

@@ -29,6 +29,8 @@ def _encoded_bytes(position: Any) -> Any:
     if isinstance(position, np.ndarray | np.generic) and position.dtype != object:
         shape, content = list(np.shape(position)), encoded(position.tobytes())
         return {"array": [position.dtype.str, shape, content]}
+    if type(position).__module__ == "torch":  # a tensor, such as a generator's state
+        return {"tensor": encoded(position.numpy())}
     raise TypeError(
         f"the data's state holds a {type(position).__name__}, which a checkpoint "
         "can't keep: let `get_state` return numbers, text, bytes, arrays, and lists, "
@@ -53,9 +55,16 @@ def _array(content: Any) -> np.ndarray:
     return np.frombuffer(decoded(text), np.dtype(dtype)).reshape(shape).copy()
 
 
+def _tensor(content: Any) -> Any:
+    import torch  # pyright: ignore[reportMissingImports]
+
+    return torch.from_numpy(decoded(content))
+
+
 _DECODERS = {
     "base64": base64.b64decode,
     "tuple": lambda items: tuple(decoded(item) for item in items),
     "dict": lambda pairs: {decoded(key): decoded(value) for key, value in pairs},
     "array": _array,
+    "tensor": _tensor,
 }

@@ -1,10 +1,17 @@
 """The ways a run can end, each with what to do about it."""
 
-from typing import Any
+import copy
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
 import numpy as np
+
+from .pickling import packed, unpacked, with_attributes
+
+
+if TYPE_CHECKING:
+    from .history import History
 
 
 class RESULTS(eqx.Enumeration):
@@ -124,10 +131,20 @@ class RESULTS(eqx.Enumeration):
 class TrainingError(RuntimeError):
     """A run failed midway; nothing already trained or saved is lost.
 
-    **Attributes:** `result` (a `RESULTS` item), `step` (the step that failed),
-    `state` (the `TrainState` before that step: usable, and what `replay` wants),
-    `metrics` (of the failed step, as numpy arrays) and `attempt` (the state that the
-    failed step made, where it is kept: of trainers on the host; else `None`).
+    It can be copied and pickled, as a pool of processes does; what of it cannot be
+    pickled, such as a model with functions of a notebook, is left behind with a note.
+
+    **Attributes:**
+
+    - `result`: a `RESULTS` item.
+    - `step`: the step that failed.
+    - `state`: the `TrainState` before that step: usable, and what `replay` wants.
+    - `metrics`: of the failed step, as numpy arrays.
+    - `attempt`: the state that the failed step made, where it is kept: of trainers on
+      the host; else `None`.
+    - `history`: the `History` of the sound steps, where it is kept: by `fit` and
+      `drain`; else `None`.
+    - `position`: the data's position that belongs to `state`, if they have one.
     """
 
     def __init__(
@@ -139,6 +156,8 @@ class TrainingError(RuntimeError):
         state: Any,
         metrics: Any,
         attempt: Any = None,
+        history: "History | None" = None,
+        position: Any = None,
     ) -> None:
         """Keep what is needed to resume or to replay the failed step."""
         RuntimeError.__init__(self, message)
@@ -147,6 +166,17 @@ class TrainingError(RuntimeError):
         self.state = state
         self.metrics = metrics
         self.attempt = attempt
+        self.history = history
+        self.position = position
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return unpacked, packed(self)
+
+    def __copy__(self) -> "TrainingError":
+        return with_attributes(self, self.__dict__)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TrainingError":
+        return with_attributes(self, copy.deepcopy(self.__dict__, memo))
 
 
 class RunWarning(UserWarning):

@@ -249,6 +249,15 @@ def _close_all() -> None:
         run.close()
 
 
+def check_run(run: Any) -> None:
+    """Raise `TypeError` if `run`, a wrapper's first argument, is no run."""
+    if not isinstance(run, Run):
+        raise TypeError(
+            f"`run` is a {type(run).__name__}: pass what `effgen.train(...)` returned, "
+            "or another wrapper around it."
+        )
+
+
 def history_of(job: Job, metrics: list[Metrics], start: int) -> History:
     """Return the history of the steps from `start` to where the run is."""
     steps = np.arange(start + 1, int(job.state.step) + 1)

@@ -1,171 +1,10 @@
-"""Wrappers of a run: progress, a log, and what to do on failure."""
+"""Wrappers that change what a run does: on failure, and beside the model."""
 
-import json
-import math
-import os
-import sys
-import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
-import jax
-import numpy as np
+import dataclasses
 
 from .guard import AbstractGuard
-from .job import Chunk, Job, joined
-from .reports import listening
-from .run import Run
-
-
-def progress(run: Run) -> Run:
-    """Show a bar with the rate, the time left and the metrics worth watching.
-
-    `tqdm` draws it, in a terminal or a notebook, between chunks: nothing is called back
-    from the device. The metrics are the trainer's `watched`, averaged over the chunk; a
-    step that takes long on the host also says how it is getting on.
-    In several processes only the first draws.
-
-    ```python
-    for state, metrics in effgen.progress(effgen.train(...)): ...
-    ```
-    """
-    return run.through(_progress)
-
-
-def _progress(chunks: Iterator[Chunk], job: Job) -> Iterator[Chunk]:
-    from tqdm.auto import tqdm
-
-    hidden = jax.process_index() > 0
-    with tqdm(total=job.num_steps, unit="step", disable=hidden, file=sys.stderr) as bar:
-        for chunk in _heard(chunks, bar):
-            bar.set_postfix(_shown(chunk, job), refresh=False)
-            bar.update(chunk.stop - chunk.start)
-            yield chunk
-
-
-def _heard(chunks: Iterator[Chunk], bar: Any) -> Iterator[Chunk]:
-    """Show on the bar what steps report, ten times a second at most."""
-    shown = 0.0
-
-    def show(text: str) -> None:
-        nonlocal shown
-        if time.perf_counter() - shown > 0.1:
-            bar.set_postfix_str(text)
-            shown = time.perf_counter()
-
-    while True:
-        with listening(show):  # not while the caller has control
-            chunk = next(chunks, None)
-        if chunk is None:
-            return
-        yield chunk
-
-
-def _shown(chunk: Chunk, job: Job) -> dict[str, str]:
-    scalars = means(chunk.metrics)
-    shown = {n: f"{scalars[n]:.4g}" for n in job.trainer.watched if n in scalars}
-    counts = {"skipped": job.num_skipped, "rollbacks": job.num_rollbacks}
-    return shown | {name: str(count) for name, count in counts.items() if count}
-
-
-def means(metrics: dict[str, Any]) -> dict[str, float]:
-    """Return the mean over the steps of each metric that is one number a step."""
-    return {
-        name: float(value.mean(dtype=np.float64))
-        for name, value in metrics.items()
-        if isinstance(value, np.ndarray) and value.ndim == 1
-    }
-
-
-def logged(run: Run, path: str | os.PathLike[str]) -> Run:
-    """Append a line of JSON to `path` for each yield of `run`.
-
-    A line holds `step`, `seconds` since the start, and the mean of each scalar metric
-    over the yield's steps (`null` where it is not finite). Each is flushed as it is
-    written. A run that resumes at step `s` first drops the lines past `s` and a line
-    that a crash left half-written, so that no step stands twice. Only the first of
-    several processes writes.
-
-    **Raises:** `OSError` at once if `path` cannot be written.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a"):
-        pass  # fail now, not after the first yield
-    return run.through(lambda chunks, job: _logged(chunks, job, path))
-
-
-def _logged(chunks: Iterator[Chunk], job: Job, path: Path) -> Iterator[Chunk]:
-    if jax.process_index() > 0:
-        yield from chunks
-        return
-    _truncate(path, int(job.state.step))
-    began = time.perf_counter()
-    with path.open("a") as file:
-        for chunk, record in _records(chunks):
-            if record is not None:
-                line = {"step": chunk.stop, "seconds": time.perf_counter() - began}
-                print(json.dumps(line | record), file=file, flush=True)
-            yield chunk
-
-
-def tensorboard(run: Run, directory: str | os.PathLike[str]) -> Run:
-    """Write each yield's mean metrics as TensorBoard scalars under `directory`.
-
-    Needs the extra `effgen[tensorboard]`. A resumed run hides what an earlier one wrote
-    past its first step.
-
-    **Raises:** `ImportError`, with the command to install it, without `tensorboardX`.
-    """
-    try:
-        import tensorboardX
-    except ImportError as error:
-        raise ImportError(
-            "`tensorboard` needs tensorboardX: pip install 'effgen[tensorboard]'."
-        ) from error
-
-    def write(chunks: Iterator[Chunk], job: Job) -> Iterator[Chunk]:
-        if jax.process_index() > 0:
-            yield from chunks
-            return
-        step = int(job.state.step)
-        with tensorboardX.SummaryWriter(str(directory), purge_step=step) as writer:
-            for chunk, record in _records(chunks):
-                for name, value in (record or {}).items():
-                    writer.add_scalar(name, value, chunk.stop)
-                yield chunk
-
-    return run.through(write)
-
-
-def _records(
-    chunks: Iterator[Chunk],
-) -> Iterator[tuple[Chunk, dict[str, float | None] | None]]:
-    """Pair each chunk with its yield's means where the run yields, else with `None`."""
-    held: list[dict[str, Any]] = []
-    for chunk in chunks:
-        held.append({k: v for k, v in chunk.metrics.items() if k != "result"})
-        if not chunk.boundary:
-            yield chunk, None
-            continue
-        scalars = means(joined(held))
-        held = []
-        yield chunk, {k: v if math.isfinite(v) else None for k, v in scalars.items()}
-
-
-def _truncate(path: Path, step: int) -> None:
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # half-written when the process died
-        if record.get("step", 0) <= step:
-            kept.append(line)
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text("".join(line + "\n" for line in kept))
-    partial.replace(path)
+from .run import Run, check_run
+from .state import TrainState, copied
 
 
 def guarded(run: Run, guard: AbstractGuard) -> Run:
@@ -174,8 +13,44 @@ def guarded(run: Run, guard: AbstractGuard) -> Run:
     A step fails if its loss, gradient or parameters are not finite or if it reports a
     `"result"` that is not successful; its state is never kept.
     """
+    check_run(run)
     if not isinstance(guard, AbstractGuard):
         raise TypeError(f"`guard` is {guard!r}: pass Stop(), Skip() or Rollback().")
     run = run.through(lambda chunks, job: chunks)
     run.job.guard = guard
     return run
+
+
+def averaged(run: Run, decay: float = 0.999) -> Run:
+    """Keep an exponential average of the model, in `state.average`.
+
+        average = d * average + (1 - d) * model,   d = min(decay, (1 + n) / (10 + n))
+
+    after each step, for any trainer; `n` counts the steps, so that the first models,
+    which are far from the last, soon weigh nothing. The average is saved with the state
+    and goes on after `effgen.resume`. `state.evaluated` is the model to evaluate: the
+    average where there is one. Training goes on from the model itself.
+
+    **Arguments:** `run`; `decay`, in (0, 1): the average remembers about
+    `1 / (1 - decay)` steps.
+
+    **Returns:** the run, in place of the one given.
+
+    **Raises:** `ValueError` for a decay outside (0, 1).
+
+    **Source:** Polyak and Juditsky (1992); the first steps' weights are those of
+    TensorFlow's `ExponentialMovingAverage`.
+    """
+    check_run(run)
+    if not 0 < decay < 1:
+        raise ValueError(f"`decay` is {decay!r}: pass a number between 0 and 1.")
+    run = run.through(lambda chunks, job: chunks)
+    run.job.decay = float(decay)
+    run.job.state = _with_average(run.job.state)
+    return run
+
+
+def _with_average(state: TrainState) -> TrainState:
+    if state.average is not None:
+        return state
+    return dataclasses.replace(state, average=copied(state.model))

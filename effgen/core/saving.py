@@ -11,7 +11,7 @@ import numpy as np
 from .checkpoint import absolute, read_manifest, saved_steps
 from .job import Chunk, Job
 from .results import RESULTS, TrainingError
-from .run import Run
+from .run import Run, check_run
 from .state import TrainState
 from .writer import CheckpointWriter
 
@@ -53,6 +53,7 @@ def checkpointed(
     would be mixed with this run's. `OSError` at once if it cannot be written. In the
     run, `TrainingError` with `checkpoint_failed`.
     """
+    check_run(run)
     if every < 1 or keep < 1:
         raise ValueError(f"`every` and `keep` must be positive, not {every}, {keep}.")
     if mode not in ("min", "max"):
