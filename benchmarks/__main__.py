@@ -54,6 +54,8 @@ def table() -> str:
 def _headlines(path: Any) -> list[tuple[str, str]]:
     record = json.loads(path.read_text())
     readers = {
+        "accelerator": _accelerator,
+        "accelerator.small": _accelerator,
         "overhead": _overhead,
         "drivers": _drivers,
         "mixture": _quality("mass_error"),
@@ -77,6 +79,23 @@ def _headlines(path: Any) -> list[tuple[str, str]]:
         "retrieval_definitions": _retrieval,
     }
     return readers.get(path.stem, _counts)(record)
+
+
+def _accelerator(record: dict[str, Any]) -> list[tuple[str, str]]:
+    if not record.get("accelerator"):
+        return []
+    device, rows = record["machine"]["device"], []
+    for section, found in record["sections"].items():
+        for part, figures in found["figures"].items():
+            ratios = dict(figures.get("peer_over_ours", {}))
+            if "host_over_device" in figures:
+                ratios["the host"] = figures["host_over_device"]
+            title = f"{device}, {section}, {part}"
+            rows += [
+                (f"{title}: {peer}'s time over ours", f"{ratio['median']:.3g}")
+                for peer, ratio in ratios.items()
+            ]
+    return rows
 
 
 def _overhead(record: dict[str, Any]) -> list[tuple[str, str]]:

@@ -93,7 +93,7 @@ def kept(path: Path, record: dict[str, Any]) -> Path:
     """Return where to write: a CPU's figures never replace an accelerator's."""
     before = json.loads(path.read_text()) if path.exists() else {}
     if before.get("accelerator") and not record.get("accelerator"):
-        return path.with_name("accelerator-without-one.json")
+        return path.with_suffix(".small.json")
     return path
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import benchmarks.__main__ as table
 from benchmarks import accelerator, cache_headlines, headlines, roofline, stepping
 from benchmarks.headline_sizes import SMALL
 
@@ -137,6 +138,24 @@ def test_a_cpu_s_figures_never_replace_an_accelerator_s(tmp_path):
     accelerator.written(path, there)
     assert accelerator.kept(path, there) == path
     assert accelerator.kept(path, not_there) != path
+
+
+def test_the_table_shows_an_accelerator_s_figures_alone(tmp_path):
+    path = tmp_path / "accelerator.json"
+    ratio = {"median": 2.0}
+    sections = {
+        "ebm": {"figures": {"step": {"peer_over_ours": {"PCD": ratio}}}},
+        "collocation": {"figures": {"evaluation": {"host_over_device": ratio}}},
+        "neural_sde": {"figures": {}, "failed": "stopped after its 1 seconds"},
+    }
+    record = {"accelerator": True, "machine": {"device": "H"}, "sections": sections}
+    accelerator.written(path, record)
+    assert table._headlines(path) == [
+        ("H, ebm, step: PCD's time over ours", "2"),
+        ("H, collocation, evaluation: the host's time over ours", "2"),
+    ]
+    accelerator.written(path, record | {"accelerator": False})
+    assert table._headlines(path) == []
 
 
 @pytest.mark.slow
