@@ -101,9 +101,7 @@ class PCDTrainer(AbstractTrainer):
         population = training_population(state.memory)
         walkers, due = taken(population, state.step)
         equal = jnp.full(walkers.num, 1 / walkers.num, walkers.positions.dtype)
-        model, opt_state, metrics = learned(
-            self.optim, state, batch, walkers.positions, equal
-        )
+        model, opt_state, metrics = learned(self.optim, state, batch, walkers, equal)
         metrics["loss"] = metrics["energy_gap"]
         moved = self._moved(due, model, state, keys[:2])
         metrics |= {"step_size": moved.step_size, "acceptance": moved.acceptance}
@@ -112,6 +110,7 @@ class PCDTrainer(AbstractTrainer):
             audit, more = audited(
                 self.kernel,
                 state.memory.audit,
+                taken(state.memory.audit, state.step),
                 due.step_size,
                 model,
                 state.step,
@@ -210,9 +209,7 @@ class CDTrainer(AbstractTrainer):
 
         chains = repeat(body, chains, self.num_moves)
         equal = jnp.full(chains.num, 1 / chains.num, chains.positions.dtype)
-        model, opt_state, metrics = learned(
-            self.optim, state, batch, chains.positions, equal
-        )
+        model, opt_state, metrics = learned(self.optim, state, batch, chains, equal)
         metrics["loss"] = metrics["energy_gap"]
         memory, more = watch(
             self.kernel,
@@ -259,6 +256,7 @@ def watch(
     return audited(
         kernel,
         state.memory,
+        taken(state.memory, state.step),
         None,
         model,
         state.step,

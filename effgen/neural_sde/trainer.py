@@ -113,7 +113,12 @@ class LatentSDETrainer(AbstractTrainer):
             trained
         )
         trained, opt_state = apply_gradients(
-            self.optim, gradients, state.opt_state, trained
+            self.optim,
+            gradients,
+            state.opt_state,
+            trained,
+            value=loss,
+            value_fn=lambda trained: loss_of(trained)[0],
         )
         metrics = {
             "loss": loss,
