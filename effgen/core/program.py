@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
 from .loops import default_platform, has_convolution
 from .packing import Layout, capacity_of, empty_rows, layout_of, pack, unpack
 from .results import RESULTS
-from .sharding import constrain_batch, replicated
+from .sharding import constrain_batch, constrain_state, replicated
 from .state import Metrics, TrainState
 from .static import Static
 
@@ -142,7 +142,7 @@ class _Step(NamedTuple):
 def _traced(
     statics: tuple[Static, Static], state: Leaves, inputs: Inputs, stack: Any, mesh: Any
 ) -> tuple[_Step, Layout]:
-    structures = []
+    structures, placed = [], state
 
     def step(
         state: Any, constants: Any, data_key: Any, noise_key: Any, batch: Any
@@ -157,7 +157,8 @@ def _traced(
         leaves, structure = jax.tree.flatten(metrics)
         structures.append(structure)
         leaves = [jnp.asarray(leaf) for leaf in leaves]
-        return _matched(old, new), leaves, _code(metrics)
+        arrays = constrain_state(_matched(old, new), placed, mesh)
+        return arrays, leaves, _code(metrics)
 
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stack)
     jaxpr, (new, metrics, _) = jax.make_jaxpr(step, return_shape=True)(
