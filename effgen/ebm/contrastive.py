@@ -47,7 +47,8 @@ class PCDTrainer(AbstractTrainer):
     `Audited` walkers, which keep their weights, tell this trainer's likelihood as
     honestly as the other's.
 
-    **Attributes:** `optim`; `kernel`; `num_moves`; `resample_below`, of the audit;
+    **Attributes:** `optim`, which is told the energy gap where it asks for the loss, as
+    `JarzynskiTrainer`'s; `kernel`; `num_moves`; `resample_below`, of the audit;
     `restarts`, the share of the walkers that begin anew at each step, from a Gaussian
     of `restart_scale`, as replay buffers do.
 
@@ -164,8 +165,8 @@ class CDTrainer(AbstractTrainer):
     The memory, if given, only watches: walkers weighted as `JarzynskiTrainer`'s, which
     tell this trainer's likelihood.
 
-    **Attributes:** `optim`; `kernel`; `num_moves`, the `k` of CD-k; `resample_below`,
-    of the watching walkers.
+    **Attributes:** `optim`, as `PCDTrainer`'s; `kernel`; `num_moves`, the `k` of CD-k;
+    `resample_below`, of the watching walkers.
 
     **Metrics:** `loss`, which is `energy_gap` here; `data_energy`, `grad_norm`; with
     watching walkers `cross_entropy`, `log_partition` and `log_partition_error`.

@@ -52,7 +52,8 @@ class NegativeCacheTrainer(AbstractTrainer):
 
     **Attributes:**
 
-    - `optim`: any optax transformation.
+    - `optim`: any optax transformation. A line search sees the batch's loss with the
+      draws and their weights held (`moved_loss`).
     - `num_negatives`: documents drawn from the cache, for the whole batch.
     - `temperature`: a number, an optax schedule, or `None` for the model's own
       `temperature`, which is then trained.
