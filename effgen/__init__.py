@@ -8,6 +8,7 @@ from . import (
     neural_sde as neural_sde,
     retrieval_cache as retrieval_cache,
 )
+from .core.averaging import averaged as averaged
 from .core.checkpoint import restore as restore, resume as resume, save as save
 from .core.compilation import cache_compilations as cache_compilations
 from .core.data import (
@@ -15,7 +16,6 @@ from .core.data import (
     AbstractHostBatches as AbstractHostBatches,
     HostMinibatches as HostMinibatches,
     Minibatches as Minibatches,
-    Stream as Stream,
     check_columns as check_columns,
 )
 from .core.estimators import (
@@ -39,6 +39,7 @@ from .core.results import (
     RunWarning as RunWarning,
     TrainingError as TrainingError,
 )
+from .core.run import Run as Run
 from .core.runs import (
     checkpointed as checkpointed,
     guarded as guarded,
@@ -48,7 +49,8 @@ from .core.runs import (
 )
 from .core.sharding import make_mesh as make_mesh, shard as shard
 from .core.state import TrainState as TrainState
-from .core.train import Run as Run, drain as drain, fit as fit, train as train
+from .core.stream import Stream as Stream
+from .core.train import drain as drain, fit as fit, train as train
 from .core.trainer import (
     AbstractHostTrainer as AbstractHostTrainer,
     AbstractTrainer as AbstractTrainer,

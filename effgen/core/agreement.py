@@ -1,29 +1,82 @@
 """Several processes agree on what they do next; alone, there is nothing to agree on."""
 
+import threading
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import jax
 import numpy as np
 
-from .interrupts import Interrupts
-from .results import RESULTS, code, with_code
+from .results import RESULTS, code
 
 
-def agreed_steps(num: int, interrupts: Interrupts) -> int:
-    """Return how many steps every process takes next; 0 if one was told to stop.
+_POLL_SECONDS = 0.1
+
+
+class Agreement(NamedTuple):
+    """What all processes have said.
+
+    **Attributes:** `num`, the least that one of them asked for; `result`, the code of
+    the worst that happened to one; `alike`, whether all bring batches of one kind.
+    """
+
+    num: int
+    result: int
+    alike: bool
+
+
+class ProcessesApart(RuntimeError):
+    """Another process did not answer in time."""
+
+
+def agree(num: int, result: Any, kind: Any, *, patience: float) -> Agreement:
+    """Return what all processes together say; every one must make the same calls.
 
     The processes' clocks differ, and a compiled loop with collectives must have the
-    same length everywhere: the least `num` is taken. A signal that one process received
-    reaches all, so that they stop, and save, at the same step. A signal that comes
-    while they agree waits for the next time.
-    """
-    received = code(
-        RESULTS.successful if interrupts.result is None else interrupts.result
-    )
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+    same length everywhere: the least `num` is taken. What ends one of them (a signal,
+    its data's end, a failure) reaches all, so that they stop, and save, at the same
+    step. What comes while they agree waits for the next time.
 
-        mine = np.array([-num, received], np.int32)
-        least, received = multihost_utils.process_allgather(mine).max(axis=0).tolist()
-        num = -least
-    if received:
-        interrupts.result = with_code(RESULTS.successful, received)
-    return 0 if received else num
+    **Arguments:** `num`, how many steps or batches this process could take; `result`, a
+    `RESULTS` item; `kind`, of its batches; `patience`, the seconds to wait.
+
+    **Raises:** `ProcessesApart` if another one does not answer.
+    """
+    if jax.process_count() == 1:
+        return Agreement(num, code(result), alike=True)
+    mine = [num, code(result), zlib.crc32(repr(kind).encode()) >> 1]
+    said = _within(patience, lambda: _gathered(mine))
+    least, (_, worst, _) = said.min(axis=0), said.max(axis=0)
+    kinds = {row[2] for row in said.tolist() if row[0] > 0}
+    return Agreement(int(least[0]), int(worst), alike=len(kinds) <= 1)
+
+
+def _gathered(mine: list[int]) -> np.ndarray:
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(np.array(mine, np.int32)))
+
+
+def _within(seconds: float, compute: Callable[[], Any]) -> Any:
+    """Return `compute()`, made in a thread so that this one still hears signals."""
+    outcome: list[Any] = []
+    done = threading.Event()
+
+    def run() -> None:
+        try:
+            outcome.append((compute(), None))
+        except BaseException as error:
+            outcome.append((None, error))
+        done.set()
+
+    threading.Thread(target=run, daemon=True, name="effgen-agreement").start()
+    waited = 0.0
+    while not done.wait(_POLL_SECONDS):
+        waited += _POLL_SECONDS
+        if waited > seconds:
+            raise ProcessesApart(RESULTS[RESULTS.processes_apart])
+    value, error = outcome[0]
+    if error is not None:
+        raise error
+    return value

@@ -1,7 +1,8 @@
 """Where batches come from: arrays on the device, arrays on disk, or any iterable."""
 
 import abc
-from collections.abc import Callable, Iterable, Iterator
+import inspect
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import equinox as eqx
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from .shuffle import shuffled
+from .stream import Stream
 
 
 class AbstractBatches(eqx.Module):
@@ -145,37 +147,6 @@ class Indexed(AbstractHostBatches):
         return self.sequence[step]
 
 
-class Stream:
-    """Batches from any iterable, taken in turn and remembered where it can be.
-
-    An iterator with `get_state` and `set_state` (grain's have them) is saved with every
-    checkpoint and set back by `effgen.resume(directory, state, data=stream)`. One
-    without goes on from where it is: after a restart it is the caller's to advance.
-    """
-
-    def __init__(self, iterable: Iterable[PyTree]) -> None:
-        """Keep `iterable`; its iterator is made at first use."""
-        self._iterable = iterable
-        self._iterator: Iterator[PyTree] | None = None
-
-    @property
-    def iterator(self) -> Iterator[PyTree]:
-        """The one iterator behind this stream."""
-        if self._iterator is None:
-            self._iterator = iter(self._iterable)
-        return self._iterator
-
-    def get_state(self) -> Any:
-        """Return the iterator's own state, or `None` if it keeps none."""
-        get = getattr(self.iterator, "get_state", None)
-        return None if get is None else get()
-
-    def set_state(self, state: Any) -> None:
-        """Set the iterator back to a state from `get_state`."""
-        if state is not None:
-            self.iterator.set_state(state)  # pyright: ignore[reportAttributeAccessIssue]
-
-
 Source = AbstractBatches | AbstractHostBatches | Stream
 
 
@@ -188,21 +159,54 @@ def as_source(data: Any) -> Source:
     if isinstance(data, AbstractBatches | AbstractHostBatches | Stream):
         return data
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        if isinstance(data, dict | str | bytes) or eqx.is_array_like(data):
-            raise TypeError(
-                f"`data` is a {type(data).__name__}, which is one batch and not a "
-                "source of batches: wrap arrays in `effgen.Minibatches(arrays, "
-                "batch_size)`."
-            )
+        _check_sequence(data)
         return Indexed(data)
     if isinstance(data, Iterable):
         return Stream(data)
+    if inspect.isgeneratorfunction(data):
+        raise TypeError(
+            "`data` is a function that makes a generator: call it, and pass what it "
+            "makes."
+        )
     if callable(data):
         return Drawn(data)
     raise TypeError(
         f"`data` is a {type(data).__name__}: pass `effgen.Minibatches(arrays, "
         "batch_size)`, a function from a key to a batch, or an iterable of batches."
     )
+
+
+def _check_sequence(data: Any) -> None:
+    batch = isinstance(data, dict | str | bytes) or eqx.is_array_like(data)
+    arrays = [np.ndim(x) > 0 and eqx.is_array_like(x) for x in _first_few(data)]
+    if batch or (isinstance(data, tuple) and arrays and all(arrays)):
+        raise TypeError(
+            f"`data` is a {type(data).__name__}, which is one batch and not a source "
+            "of batches: wrap arrays in `effgen.Minibatches(arrays, batch_size)`, and "
+            "put batches in a list."
+        )
+
+
+def _first_few(data: Any) -> tuple[Any, ...]:
+    return data[:2] if isinstance(data, tuple) else ()
+
+
+def set_back(data: Any, position: Any) -> None:
+    """Set `data` back to `position`, where a checkpoint says that it was.
+
+    What is indexed by the step needs no setting.
+
+    **Raises:** `ValueError` if `data` is taken in turn and can't be set back.
+    """
+    source = as_source(data)
+    if not isinstance(source, Stream):
+        return
+    if position is None and source.settable:
+        raise ValueError(
+            "the checkpoint says nothing of where `data` was: it was saved by a run on "
+            "another source. Set `data` yourself and leave it out of `resume`."
+        )
+    source.set_state(position)
 
 
 def num_rows(arrays: PyTree) -> int:

@@ -23,6 +23,8 @@ from .trainer import AbstractTrainer
 # and not of seconds, so that what is done again never depends on the clock.
 _RETRY_STEPS = 100
 
+MOST_STEPS = int(np.iinfo(np.int32).max)  # the state counts in 32 bits
+
 
 class Chunk(NamedTuple):
     """Consecutive steps as the wrappers of a run see them.
@@ -44,8 +46,9 @@ class Chunk(NamedTuple):
 class Job:
     """What one run is to do, and what is known of it while it goes.
 
-    `every` and `periods` say where chunks must end: after each `every` steps of this
-    run, and at each multiple of a period in the steps of the state.
+    A run and all that it is wrapped in share one. `every` and `periods` say where
+    chunks must end: at their multiples, in the steps of the state. `decay` is that of
+    the model's average, `patience` the longest wait for data or another process.
     """
 
     trainer: AbstractTrainer
@@ -56,6 +59,8 @@ class Job:
     num_steps: int | None
     every: int | None
     guard: AbstractGuard
+    patience: float
+    decay: float | None = None
     periods: tuple[int, ...] = ()
     result: Any = dataclasses.field(default_factory=lambda: RESULTS.successful)
     program: Program | None = None
@@ -68,22 +73,62 @@ class Job:
         """Return how many steps may be taken at `step` before a chunk must end."""
         rooms = [period - step % period for period in self.periods]
         if self.every is not None:
-            rooms.append(self.every - (step - start) % self.every)
+            rooms.append(self.every - step % self.every)
         elif self.guard.num_retries:
-            rooms.append(_RETRY_STEPS - (step - start) % _RETRY_STEPS)
+            rooms.append(_RETRY_STEPS - step % _RETRY_STEPS)
         if self.num_steps is not None:
             rooms.append(start + self.num_steps - step)
-        return min(rooms, default=np.iinfo(np.int32).max)
+        return min(*rooms, MOST_STEPS - step, MOST_STEPS)
 
     def yields_at(self, start: int, step: int) -> bool:
         """Return whether the run yields after `step`."""
-        done = step - start
-        return self.every is None or done % self.every == 0 or done == self.num_steps
+        last = self.num_steps is not None and step == start + self.num_steps
+        return self.every is None or step % self.every == 0 or last
 
 
 def joined(metrics: Iterable[Metrics]) -> Metrics:
-    """Return consecutive chunks' metrics as one, along their axis of steps."""
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *metrics)
+    """Return consecutive chunks' metrics as one, along their axis of steps.
+
+    A metric whose shape changes with the batch becomes an array of arrays, one a step;
+    where a chunk has not all names, the missing are `None`.
+    """
+    parts = list(metrics)
+    try:
+        return jax.tree.map(lambda *rows: _concatenated(rows), *parts)
+    except ValueError:  # other trees, of batches of another kind
+        return _merged(parts)
+
+
+def _merged(parts: list[Metrics]) -> Metrics:
+    names = dict.fromkeys(name for part in parts for name in part)
+    counts = [len(jax.tree.leaves(part)[0]) for part in parts]
+    return {
+        name: _concatenated(
+            [
+                _rows(part.get(name), num)
+                for part, num in zip(parts, counts, strict=True)
+            ]
+        )
+        for name in names
+    }
+
+
+def _rows(value: Any, num: int) -> np.ndarray:
+    if isinstance(value, np.ndarray):
+        return value
+    rows = np.empty(num, object)
+    rows[:] = [jax.tree.map(lambda x, i=i: x[i], value) for i in range(num)]
+    return rows
+
+
+def _concatenated(parts: Any) -> np.ndarray:
+    kinds = {(part.shape[1:], part.dtype == object) for part in parts}
+    if len(kinds) == 1:
+        return np.concatenate(parts)
+    rows = [row for part in parts for row in part]
+    ragged = np.empty(len(rows), object)
+    ragged[:] = rows
+    return ragged
 
 
 def run_keys(key: PRNGKeyArray) -> tuple[PRNGKeyArray, PRNGKeyArray]:

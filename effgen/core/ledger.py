@@ -33,11 +33,6 @@ class Ledger:
             self._book()
             self._open.pop()
 
-    def transfer(self, source: str, target: str, seconds: float) -> None:
-        """Book `seconds` of `source` to `target` instead."""
-        self.seconds[source] -= seconds
-        self.seconds[target] += seconds
-
     @property
     def goodput(self) -> float:
         """The share of the time that the device spent on steps."""

@@ -1,160 +1,204 @@
-"""Batches from the host, read ahead in the background and moved in stacks."""
+"""Batches from the host, read ahead by a thread of their own."""
 
-import queue
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .data import AbstractHostBatches, Stream, check_width
+from .data import AbstractHostBatches
+from .interrupts import Interrupts
+from .stream import Kept, Read, Stream, read_of
 
 
+# What is read ahead: what the device takes in this time, and no more than these bytes.
+_AHEAD_SECONDS = 1.0
+_AHEAD_BYTES = 64 << 20
+_FEWEST_AHEAD = 1
+
+# A stack of batches goes to the device at once, and through one device loop.
 _MAX_STACK = 64
 _MAX_STACK_BYTES = 16 << 20
 
+_POLL_SECONDS = 0.1  # how soon a signal is heard while the data are waited for
 
-class Stack(NamedTuple):
-    """Consecutive batches of one shape, `(length, ...)`, of which `num` are real.
 
-    `positions[i]` is the source's state after batch `i`; what follows the real batches
-    is padding, so that every stack has one shape and needs one compilation.
+class Block(NamedTuple):
+    """Consecutive batches of one kind, to be taken by one program.
+
+    **Attributes:** `reads`, the batches, or `None` where they are computed on the
+    device; `num`, how many there are.
     """
 
-    batches: PyTree
+    reads: tuple[Read, ...] | None
     num: int
-    positions: list[Any]
+
+
+def stack_length(read: Read) -> int:
+    """Return how many batches like `read` a stack holds, by its size alone."""
+    return max(1, min(_MAX_STACK, _MAX_STACK_BYTES // max(1, read.nbytes)))
 
 
 class Reader:
-    """Stacks of batches in the order of the steps, read by a thread of its own.
+    """Reads the batches of a run, in the order of its steps, a little ahead of them.
 
-    No more than `num_steps` batches are taken from the source, so a generator can be
-    passed to one run after another.
+    No more than `num_steps` batches are taken from the source. `failure` is what the
+    source raised, once all that came before it is used.
     """
 
     def __init__(
         self,
         source: AbstractHostBatches | Stream,
-        place: Callable[[PyTree], PyTree],
         *,
         key: PRNGKeyArray,
         first: int,
         num_steps: int | None,
     ) -> None:
-        """Begin to read ahead; `place` moves a stack of numpy arrays to the devices."""
-        self._queue: queue.Queue[Any] = queue.Queue(maxsize=2)
-        self._stopped = threading.Event()
-        batches = batches_of(source, key, first, num_steps)
+        """Begin to read."""
+        self.source = source
+        self.kept = source.kept if isinstance(source, Stream) else Kept()
+        self.failure: BaseException | None = None
+        self._next = _reading(source, key, first)
+        self._num_steps, self._taken = num_steps, 0
+        self._most = _FEWEST_AHEAD
+        self._ended = self._stopped = False
+        if isinstance(source, Stream):
+            source.begin(first)
         self._thread = threading.Thread(
-            target=self._read, args=(batches, place), daemon=True, name="effgen-data"
+            target=self._run, daemon=True, name="effgen-data"
         )
         self._thread.start()
 
-    def __iter__(self) -> Iterator[Stack]:
-        """Yield stacks until the source ends; raise in turn what it raised."""
-        while True:
-            item = self._queue.get()
-            if isinstance(item, Stack):
-                yield item
-            elif item is None:
-                return
-            else:
-                raise item
+    @property
+    def ended(self) -> bool:
+        """Whether everything that the source gives is used."""
+        return self._ended and not self.kept.ahead
+
+    @property
+    def kind(self) -> Any:
+        """The tree, shapes and dtypes of the next batch."""
+        return self.kept.ahead[0].kind if self.kept.ahead else None
+
+    def wait(
+        self, most: int, seconds: float, interrupts: Interrupts, *, whole: bool
+    ) -> int:
+        """Return how many batches of one kind are there, at most `most`.
+
+        Zero if a signal came, the source ended or failed, or `seconds` went by. If
+        `whole`, all of a stack are waited for, so that the clock decides nothing.
+        """
+        until = time.monotonic() + seconds
+        self._most = 2 * _MAX_STACK if whole else self._most
+        with self.kept.changed:
+            while interrupts.result is None:
+                ready, closed = self._ready(most)
+                if (ready and (closed or not whole)) or self._ended:
+                    return ready
+                left = until - time.monotonic()
+                if left <= 0:
+                    break
+                self.kept.changed.wait(min(left, _POLL_SECONDS))
+        return 0
+
+    def take(self, num: int) -> Block:
+        """Take the next `num` batches, which `wait` has said are there."""
+        with self.kept.changed:
+            reads = tuple(self.kept.ahead.popleft() for _ in range(num))
+            self._taken += num
+            self.kept.changed.notify_all()
+        return Block(reads, num)
+
+    def give_back(self, reads: tuple[Read, ...]) -> None:
+        """Put back what was taken and not used."""
+        with self.kept.changed:
+            self.kept.ahead.extendleft(reversed(reads))
+
+    def expect(self, seconds: float) -> None:
+        """Read as far ahead as steps of `seconds` make use of before long."""
+        most = int(_AHEAD_SECONDS / max(seconds, 1e-9))
+        self._most = max(_FEWEST_AHEAD, min(most, 2 * _MAX_STACK))
 
     def close(self) -> None:
-        """Let the thread end without reading further."""
-        self._stopped.set()
-        while not self._queue.empty():
-            self._queue.get_nowait()
+        """Read no further; the source is left at the batch after the last one used."""
+        with self.kept.changed:
+            self._stopped = True
+            self.kept.changed.notify_all()
+        if isinstance(self.source, Stream):
+            self.source.settle()
 
-    def _read(self, batches: Iterator[Any], place: Callable[[PyTree], PyTree]) -> None:
-        try:
-            for stack in _stacks(batches, place):
-                self._put(stack)
-                if self._stopped.is_set():
-                    return
-            self._put(None)
-        except BaseException as error:
-            self._put(error)
+    def _ready(self, most: int) -> tuple[int, bool]:
+        """Return how many batches are alike, and whether no more can join them."""
+        ahead = self.kept.ahead
+        if not ahead:
+            return 0, False
+        most = min(most, stack_length(ahead[0]))
+        for i, read in enumerate(ahead):
+            if i == most or read.kind != ahead[0].kind:
+                return i, True
+        return len(ahead), len(ahead) == most or self._ended
 
-    def _put(self, item: Any) -> None:
-        while not self._stopped.is_set():
-            try:
-                self._queue.put(item, timeout=0.1)
-                break
-            except queue.Full:
-                continue
+    def _run(self) -> None:
+        while self._wait_for_room():
+            with self.kept.reading:
+                if not self._wanted():
+                    break  # another run's reader, which was late, has read it
+                try:
+                    read = self._next()
+                except (StopIteration, IndexError):
+                    return self._end(None)
+                except BaseException as error:
+                    return self._end(error)
+                self._add(read)
+        return self._end(None)
 
+    def _add(self, read: Read) -> None:
+        with self.kept.changed:
+            self.kept.ahead.append(read)
+            self.kept.changed.notify_all()
 
-def batches_of(
-    source: AbstractHostBatches | Stream,
-    key: PRNGKeyArray,
-    first: int,
-    num_steps: int | None,
-) -> Iterator[tuple[PyTree, Any]]:
-    """Yield each batch with the source's state after it."""
-    step = first
-    while num_steps is None or step < first + num_steps:
-        try:
-            if isinstance(source, Stream):
-                yield next(source.iterator), source.get_state()
-            else:
-                yield source.batch_at(step, key=key), None
-        except (StopIteration, IndexError):
-            return
-        step += 1
+    def _wait_for_room(self) -> bool:
+        """Wait until there is room; `False` where nothing more is to be read."""
+        with self.kept.changed:
+            while not self._stopped and self._full():
+                self.kept.changed.wait(_POLL_SECONDS)
+        return self._wanted()
 
+    def _wanted(self) -> bool:
+        if self._stopped or self._num_steps is None:
+            return not self._stopped
+        return self._taken + len(self.kept.ahead) < self._num_steps
 
-def _stacks(
-    batches: Iterator[tuple[PyTree, Any]], place: Callable[[PyTree], PyTree]
-) -> Iterator[Stack]:
-    held: list[tuple[PyTree, Any]] = []
-    failure = None
-    while failure is None:
-        try:
-            item = next(batches, None)
-        except Exception as error:  # what came before it is still good
-            item, failure = None, error
-        if held and (item is None or _signature(item[0]) != _signature(held[0][0])):
-            yield _stack(held, place)
-            held = []
-        if item is None:
-            break
-        held.append(item)
-        if len(held) == _length(item[0]):
-            yield _stack(held, place)
-            held = []
-    if failure is not None:
-        raise failure
+    def _full(self) -> bool:
+        ahead = self.kept.ahead
+        if len(ahead) < _FEWEST_AHEAD:
+            return False
+        return len(ahead) >= self._most or sum(r.nbytes for r in ahead) > _AHEAD_BYTES
+
+    def _end(self, failure: BaseException | None) -> None:
+        with self.kept.changed:
+            self.failure, self._ended = failure, True
+            self.kept.changed.notify_all()
 
 
-def _stack(held: list[tuple[PyTree, Any]], place: Callable[[PyTree], PyTree]) -> Stack:
-    batches = [batch for batch, _ in held]
-    padding = _length(batches[0]) - len(batches)
-    padded = batches + [batches[-1]] * padding
-    stacked = jax.tree.map(lambda *rows: _stacked(rows), *padded)
-    check_width("batch", stacked)
-    return Stack(place(stacked), len(batches), [position for _, position in held])
+def _reading(
+    source: AbstractHostBatches | Stream, key: PRNGKeyArray, first: int
+) -> Callable[[], Read]:
+    """Return the function that reads the next batch."""
+    if isinstance(source, Stream):
+        return source.read
+    steps = iter(range(first, np.iinfo(np.int32).max))
+    return lambda: read_of(source.batch_at(next(steps), key=key), None)
+
+
+def stacked(reads: tuple[Read, ...]) -> PyTree:
+    """Return the batches of one kind as one, along a new leading axis."""
+    return jax.tree.map(lambda *rows: _stacked(rows), *(read.batch for read in reads))
 
 
 def _stacked(rows: tuple[Any, ...]) -> Any:
-    on_device = any(isinstance(row, jax.Array) for row in rows)
-    return jnp.stack(rows) if on_device else np.stack([np.asarray(r) for r in rows])
-
-
-def _length(batch: PyTree) -> int:
-    size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(batch))
-    return max(1, min(_MAX_STACK, _MAX_STACK_BYTES // max(1, size)))
-
-
-def _signature(batch: PyTree) -> Any:
-    leaves, structure = jax.tree.flatten(batch)
-    return structure, tuple((np.shape(x), _dtype(x)) for x in leaves)
-
-
-def _dtype(leaf: Any) -> Any:
-    return leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+    if any(isinstance(row, jax.Array) for row in rows):
+        return jax.numpy.stack(rows)
+    return np.stack([np.asarray(row) for row in rows])

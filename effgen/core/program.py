@@ -2,8 +2,10 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
-from functools import lru_cache, partial
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -11,14 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
-from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
+from .contract import (
+    check_tree,
+    checked_metrics,
+    counted_state,
+    result_code,
+)
 from .loops import default_platform, has_convolution
 from .packing import Layout, capacity_of, empty_rows, layout_of, pack, unpack
-from .results import RESULTS
 from .sharding import constrain_batch, constrain_state, replicated
 from .state import Metrics, TrainState
-from .static import Static
+from .static import Static, settings
+from .trainer import AbstractHostTrainer, AbstractTrainer
 
 
 Leaves = tuple[Array, ...]
@@ -69,26 +77,90 @@ class Program:
     compiled: Any
 
 
-@lru_cache(maxsize=64)
-def compiled_program(
+class ProgramInfo(NamedTuple):
+    """How often programs were found, how often compiled, and how many are kept."""
+
+    hits: int
+    misses: int
+    currsize: int
+
+
+class Programs:
+    """Compiled programs, by all that they depend on; the last few used are kept.
+
+    A program goes with the functions of the user that it was traced from, so that the
+    arrays that these close over are freed.
+    """
+
+    def __init__(self, most: int) -> None:
+        """Keep at `most` programs."""
+        self._most = most
+        self._kept: OrderedDict[Hashable, Program] = OrderedDict()
+        self._hits = self._misses = 0
+
+    def __call__(
+        self,
+        statics: tuple[Static, Static],
+        avals: tuple[Leaves, Inputs],
+        batches: Any,
+        mesh: jax.sharding.Mesh | None,
+        decay: float | None = None,
+    ) -> Program:
+        """Return the program of a trainer, a state and a kind of batch; compiled once.
+
+        **Arguments:**
+
+        - `statics`: the halves without arrays of the state and of `(trainer, batches)`.
+        - `avals`: `(state, inputs)` as `jax.ShapeDtypeStruct`s.
+        - `batches`: the structure and shapes of a stack of host batches, or `None`
+          where the batches are computed in the loop.
+        - `mesh`: the mesh that the state lives on, or `None` on one device.
+        - `decay`: of the model's average, where the state keeps one.
+        """
+        keys = tuple(static.key for static in statics)
+        key = (keys, avals, batches, mesh, decay, choose_driver, settings())
+        program = self._kept.get(key)
+        self._hits += program is not None
+        if program is None:
+            self._misses += 1
+            program = _compiled(statics, avals, batches, mesh, decay)
+            self._keep(key, program, statics[0].owned + statics[1].owned)
+        self._kept.move_to_end(key)
+        return program
+
+    def cache_info(self) -> ProgramInfo:
+        """Return how often programs were found and compiled, and how many are kept."""
+        return ProgramInfo(self._hits, self._misses, len(self._kept))
+
+    def cache_clear(self) -> None:
+        """Forget all programs and counts."""
+        self._kept.clear()
+        self._hits = self._misses = 0
+
+    def _keep(self, key: Hashable, program: "Program", owned: list[Any]) -> None:
+        self._kept[key] = program
+        for value in owned:
+            try:
+                weakref.finalize(value, self._kept.pop, key, None).atexit = False
+            except TypeError:
+                continue  # kept by the key
+        while len(self._kept) > self._most:
+            self._kept.popitem(last=False)
+
+
+compiled_program = Programs(most=64)
+
+
+def _compiled(
     statics: tuple[Static, Static],
     avals: tuple[Leaves, Inputs],
     batches: Any,
     mesh: jax.sharding.Mesh | None,
+    decay: float | None,
 ) -> Program:
-    """Return the program of a trainer, a state and a kind of batch; compiled once.
-
-    **Arguments:**
-
-    - `statics`: the halves without arrays of the state and of `(trainer, batches)`.
-    - `avals`: `(state, inputs)` as `jax.ShapeDtypeStruct`s.
-    - `batches`: the structure and shapes of a stack of host batches, or `None` where
-      the batches are computed in the loop.
-    - `mesh`: the mesh that the state lives on, or `None` on one device.
-    """
     start = time.perf_counter()
     stack = None if batches is None else jax.tree.unflatten(*batches)
-    step, layout = _traced(statics, *avals, stack, mesh)
+    step, layout = _traced(statics, *avals, stack, mesh, decay)
     driver = choose_driver(step.jaxpr)
     build, advance, donated = {
         "scan": (_loop, _advance_loop, ()),
@@ -100,8 +172,9 @@ def compiled_program(
         build(step, layout), donate_argnums=donated, out_shardings=outputs
     )
     compiled = function.trace(*avals, stack, index, index).lower().compile()
+    kept_sound = jax.jit(step.kept_sound)
     return Program(
-        advance=partial(advance, compiled, layout),
+        advance=partial(advance, compiled, layout, kept_sound),
         examine=partial(_examine, jax.jit(step.examine), layout),
         capacity=capacity_of(layout),
         driver=driver,
@@ -117,11 +190,16 @@ def choose_driver(jaxpr: Any) -> str:
 
 
 class _Step(NamedTuple):
-    """A step as a jaxpr: Python ran once, and every loop is built from this."""
+    """A step as a jaxpr: Python ran once, and every loop is built from this.
+
+    `trained`, `optimizer` and `memory` say which of the state's arrays are which.
+    """
 
     jaxpr: Any
     num_state: int
     trained: tuple[int, ...]
+    optimizer: tuple[int, ...]
+    memory: tuple[int, ...]
 
     def examine(
         self, state: Leaves, inputs: Inputs, batches: PyTree, index: Any
@@ -138,9 +216,29 @@ class _Step(NamedTuple):
             finite &= jnp.isfinite(state[i]).all()
         return finite
 
+    def kept_sound(self, before: Leaves, after: Leaves) -> Bool[Array, ""]:
+        """Return whether optimizer and memory kept sound what was.
+
+        A number of the optimizer's state that is not finite, or a NaN in the memory
+        (where `-inf` may be a log-weight), is unsound in an array that had none.
+        """
+        sound = jnp.ones((), bool)
+        for i in self.optimizer:
+            bad = [~jnp.isfinite(state[i]).all() for state in (before, after)]
+            sound &= bad[0] | ~bad[1]
+        for i in self.memory:
+            bad = [jnp.isnan(state[i]).any() for state in (before, after)]
+            sound &= bad[0] | ~bad[1]
+        return sound
+
 
 def _traced(
-    statics: tuple[Static, Static], state: Leaves, inputs: Inputs, stack: Any, mesh: Any
+    statics: tuple[Static, Static],
+    state: Leaves,
+    inputs: Inputs,
+    stack: Any,
+    mesh: Any,
+    decay: float | None,
 ) -> tuple[_Step, Layout]:
     structures, placed = [], state
 
@@ -153,76 +251,68 @@ def _traced(
             batch = source.batch_at(old.step, key=data_key)
         batch = constrain_batch(batch, mesh)
         step_key = jax.random.fold_in(noise_key, old.step)
-        new, metrics = trainer.step(old, batch, key=step_key)
+        new, metrics = next_state(trainer, old, batch, decay, key=step_key)
         leaves, structure = jax.tree.flatten(metrics)
         structures.append(structure)
         leaves = [jnp.asarray(leaf) for leaf in leaves]
-        arrays = constrain_state(_matched(old, new), placed, mesh)
-        return arrays, leaves, _code(metrics)
+        arrays = jax.tree.leaves(eqx.filter(new, eqx.is_array))
+        arrays = [jnp.asarray(x, x.dtype) for x in arrays]
+        arrays = constrain_state(arrays, placed, mesh)
+        return arrays, leaves, result_code(metrics)
 
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stack)
     jaxpr, (new, metrics, _) = jax.make_jaxpr(step, return_shape=True)(
         state, *inputs, batch
     )
-    step_ = _Step(jaxpr, len(new), _trained(statics[0].combine(state)))
-    return step_, layout_of(structures[0], metrics)
+    parts = _parts(statics[0].combine(state))
+    return _Step(jaxpr, len(new), *parts), layout_of(structures[0], metrics)
 
 
-def _trained(state: TrainState) -> tuple[int, ...]:
-    """Return which of the state's arrays are parameters: the model's, its first."""
-    leaves = jax.tree.leaves(state.model)
-    arrays = [leaf for leaf in leaves if isinstance(leaf, jax.ShapeDtypeStruct)]
-    inexact = [jnp.issubdtype(array.dtype, jnp.inexact) for array in arrays]
-    return tuple(i for i, trained in enumerate(inexact) if trained)
+def next_state(
+    trainer: AbstractTrainer,
+    old: TrainState,
+    batch: PyTree,
+    decay: float | None,
+    *,
+    key: PRNGKeyArray,
+) -> tuple[TrainState, Metrics]:
+    """Take one step of `trainer`, hold it to its contract, and average the model.
+
+    The steps of host trainers may change the shapes of their arrays.
+    """
+    given = TrainState(old.model, old.opt_state, old.memory, old.step)
+    new, metrics = trainer.step(given, batch, key=key)
+    new = counted_state(given, new)
+    if not isinstance(trainer, AbstractHostTrainer):
+        check_tree(given, new)
+    average = None if decay is None else averaged_model(old.average, new, decay)
+    parts = new.model, new.opt_state, new.memory, new.step, average
+    return TrainState(*parts), checked_metrics(metrics)
 
 
-def _code(metrics: Metrics) -> Int[Array, ""]:
-    finite = jnp.ones((), bool)
-    for name in ("loss", "grad_norm"):
-        if name in metrics:
-            finite &= jnp.isfinite(metrics[name]).all()
-    reported = metrics.get("result", RESULTS.successful)
-    if not isinstance(reported, RESULTS):
-        raise TypeError(
-            f'metrics["result"] is a {type(reported).__name__}: the name is reserved '
-            "for an item of `effgen.RESULTS`."
-        )
-    (code,) = jax.tree.leaves(RESULTS.where(finite, reported, RESULTS.nonfinite))
-    return jnp.asarray(code, jnp.int32)
+def averaged_model(average: PyTree, new: TrainState, decay: float) -> PyTree:
+    """Return `average` after a step, as `effgen.averaged` has it."""
+    n = new.step.astype(jnp.float32)
+    weight = 1 - jnp.minimum(decay, (1 + n) / (10 + n))
+
+    def leaf(average: Any, model: Any) -> Any:
+        if not eqx.is_inexact_array(model):
+            return model
+        return average + (weight * (model - average)).astype(average.dtype)
+
+    return jax.tree.map(leaf, average, new.model)
 
 
-def _matched(old: TrainState, new: TrainState) -> list[Array]:
-    """Return the arrays of `new`, shaped as those of `old`, or say where not."""
-    if not isinstance(new, TrainState):
-        raise TypeError(
-            f"`step` returned a {type(new).__name__} where the new `TrainState` should "
-            "be: return `state.advance(model, opt_state, memory), metrics`."
-        )
-    new = eqx.tree_at(lambda state: state.step, new, old.step + 1)
-    named_old, named_new = _named_arrays(old), _named_arrays(new)
-    faults = [
-        f"state{name}: {_shape(named_old.get(name))} became "
-        f"{_shape(named_new.get(name))}"
-        for name in {**named_old, **named_new}
-        if _shape(named_old.get(name)) != _shape(named_new.get(name))
-    ]
-    if faults:
-        raise ValueError(
-            "`step` must return a state with the arrays it was given, but "
-            + "; ".join(faults)
-            + ". Cast or reshape them back, and give `init` a complete first state."
-        )
-    return [jnp.asarray(x, x.dtype) for x in named_new.values()]
-
-
-def _named_arrays(tree: PyTree) -> dict[str, Array]:
-    arrays = eqx.filter(tree, eqx.is_array)
-    leaves, _ = jax.tree_util.tree_flatten_with_path(arrays)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-
-
-def _shape(array: Array | None) -> str:
-    return "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
+def _parts(state: TrainState) -> tuple[tuple[int, ...], ...]:
+    """Return which of the state's arrays are parameters, optimizer's and memory."""
+    parts, start = [], 0
+    for part in (state.model, state.opt_state, state.memory):
+        leaves = jax.tree.leaves(part)
+        arrays = [leaf for leaf in leaves if isinstance(leaf, jax.ShapeDtypeStruct)]
+        inexact = [jnp.issubdtype(array.dtype, jnp.inexact) for array in arrays]
+        parts.append(tuple(start + i for i, given in enumerate(inexact) if given))
+        start += len(arrays)
+    return tuple(parts)
 
 
 def _loop(step: _Step, layout: Layout) -> Callable[..., Any]:
@@ -238,10 +328,12 @@ def _loop(step: _Step, layout: Layout) -> Callable[..., Any]:
             return i + 1, code, state, rows
 
         zero = jnp.zeros((), jnp.int32)
+        before = state
         num_done, code, state, rows = jax.lax.while_loop(
             more, body, (zero, zero, state, empty_rows(layout))
         )
-        return state, rows, num_done, (code == 0) & step.finite(state)
+        sound = (code == 0) & step.finite(state) & step.kept_sound(before, state)
+        return state, rows, num_done, sound
 
     return chunk
 
@@ -249,6 +341,7 @@ def _loop(step: _Step, layout: Layout) -> Callable[..., Any]:
 def _advance_loop(
     compiled: Any,
     layout: Layout,
+    kept_sound: Callable[..., Any],
     state: Leaves,
     inputs: Inputs,
     stack: PyTree,
@@ -273,6 +366,7 @@ def _single(step: _Step, layout: Layout) -> Callable[..., Any]:
 def _advance_single(
     compiled: Any,
     layout: Layout,
+    kept_sound: Callable[..., Any],
     state: Leaves,
     inputs: Inputs,
     stack: PyTree,
@@ -281,7 +375,7 @@ def _advance_single(
 ) -> Advance:
     # Calls return before they are computed; the one wait is at the end. What follows a
     # failed step is thrown away, so finding out late costs time only.
-    outputs, state = [], tuple(map(jnp.copy, state))
+    outputs, before, state = [], state, tuple(map(jnp.copy, state))
     for i in range(num):
         index, one = np.int32(first + i), np.int32(1)
         state, row, _, sound = compiled(state, inputs, stack, index, one)
@@ -290,7 +384,7 @@ def _advance_single(
     num_done = next((i + 1 for i, (_, sound) in enumerate(outputs) if not sound), num)
     taken = [row for row, _ in outputs[:num_done]]
     stacked = {dtype: np.stack([row[dtype] for row in taken]) for dtype in taken[0]}
-    sound = bool(outputs[num_done - 1][1])
+    sound = bool(outputs[num_done - 1][1]) and bool(kept_sound(before, state))
     return Advance(state, unpack(stacked, layout), num_done, sound)
 
 

@@ -62,6 +62,19 @@ def replay(
 def _batch(data: Any, state: TrainState, key: PRNGKeyArray) -> PyTree:
     source = as_source(data)
     if isinstance(source, Stream):
-        return next(source.iterator)
+        return _next_of(source, int(state.step))
     step = state.step if isinstance(source, AbstractBatches) else int(state.step)
     return source.batch_at(step, key=key)  # pyright: ignore[reportArgumentType]
+
+
+def _next_of(stream: Stream, step: int) -> PyTree:
+    """Return the stream's next batch, if that is known to be the batch of `step`."""
+    if stream.kept.step != step:
+        at = stream.kept.step
+        known = "it is not known where it is" if at is None else f"it is at step {at}"
+        raise ValueError(
+            f"`data` is taken in turn and cannot be replayed: {known}, and the batch "
+            f"of step {step} is wanted. Pass the very iterator that the failed run "
+            "had, or a source indexed by the step, such as `effgen.Minibatches`."
+        )
+    return stream.kept.ahead[0].batch if stream.kept.ahead else next(stream.iterator)

@@ -94,6 +94,31 @@ class RESULTS(eqx.Enumeration):
         "the process was asked to terminate (SIGTERM). The state is that of the last "
         "finished step; resume from its checkpoint."
     )
+    left = (
+        "the loop was left before the last step. The state is that of the last "
+        "finished step; train from it to go on."
+    )
+    data_stalled = (
+        "the data gave no batch for `patience` seconds. Look at what the source waits "
+        "for, or raise `train(..., patience=...)`; the error's `state` is good."
+    )
+    stopped_elsewhere = (
+        "another process failed, and says why; this one stopped at the same step. "
+        "Start all of them again: they resume from the same checkpoint."
+    )
+    processes_apart = (
+        "another process did not answer for `patience` seconds. Look at its output; "
+        "start all of them again from the last checkpoint, or raise "
+        "`train(..., patience=...)`."
+    )
+    batches_differ = (
+        "the processes' batches differ in their tree, shapes or dtypes. Give each the "
+        "same number of rows of the batch."
+    )
+    count_ended = (
+        "steps are counted in 32 bits, up to 2,147,483,647. Go on from the model by "
+        "`trainer.init(state.model, state.memory)`, which counts from 0."
+    )
 
 
 class TrainingError(RuntimeError):

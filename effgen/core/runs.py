@@ -1,6 +1,5 @@
 """Wrappers of a run: progress, a log, checkpoints, and what to do on failure."""
 
-import dataclasses
 import json
 import math
 import os
@@ -18,8 +17,8 @@ from .guard import AbstractGuard
 from .job import Chunk, Job, joined
 from .reports import listening
 from .results import RESULTS, TrainingError
+from .run import Run
 from .state import TrainState
-from .train import Run
 
 
 def progress(run: Run) -> Run:
@@ -270,5 +269,6 @@ def guarded(run: Run, guard: AbstractGuard) -> Run:
     """
     if not isinstance(guard, AbstractGuard):
         raise TypeError(f"`guard` is {guard!r}: pass Stop(), Skip() or Rollback().")
-    run.check_unstarted()
-    return Run(dataclasses.replace(run.job, guard=guard), run.wrappers)
+    run = run.through(lambda chunks, job: chunks)
+    run.job.guard = guard
+    return run

@@ -24,12 +24,19 @@ class TrainState(eqx.Module, Generic[Model, Memory]):
     - `opt_state`: what the optimizer keeps (optax's state, or Ipopt's multipliers).
     - `memory`: what the method keeps in place of an expensive inner computation.
     - `step`: the number of steps taken; it indexes the data and the noise.
+    - `average`: an average of the model over the steps (`effgen.averaged`), or `None`.
     """
 
     model: Model
     opt_state: Any
     memory: Memory
     step: Int[Array, ""]
+    average: Model | None = None
+
+    @property
+    def evaluated(self) -> Model:
+        """The model to evaluate: the average where one is kept, else the model."""
+        return self.model if self.average is None else self.average
 
     @classmethod
     def start(cls, model: Model, opt_state: Any, memory: Memory) -> "TrainState":
@@ -42,7 +49,7 @@ class TrainState(eqx.Module, Generic[Model, Memory]):
 
     def advance(self, model: Model, opt_state: Any, memory: Memory) -> "TrainState":
         """Return the state one step later."""
-        return TrainState(model, opt_state, memory, self.step + 1)
+        return TrainState(model, opt_state, memory, self.step + 1, self.average)
 
 
 def copied(tree: PyTree) -> PyTree:

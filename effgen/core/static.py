@@ -1,7 +1,10 @@
 """Equality of a program's static half, so that equal trainers compile once."""
 
+import dataclasses
 import functools
 import types
+import weakref
+from collections.abc import Hashable
 from typing import Any
 
 import equinox as eqx
@@ -14,23 +17,25 @@ import numpy as np
 # over are. A user's own functions stay equal to themselves alone: they may read globals
 # that change (a notebook cell that is run again), which no comparison here would see.
 _LIBRARIES = {"optax", "equinox", "jax", "diffrax", "lineax", "blackjax", "effgen"}
+_STANDARD = {"builtins", "collections", "functools", "jaxlib", "numpy", "types"}
 
 
 class Static:
     """The non-array half of a pytree, hashable, equal by value where that is safe.
 
-    Two are equal if they would trace to the same program.
+    Two are equal if they would trace to the same program. `key` is what is compared: it
+    keeps none of the user's objects alive, of which `owned` lists those that count by
+    identity.
     """
 
-    __slots__ = ("_arrays", "_hash", "_key", "_rest")
+    __slots__ = ("_arrays", "_rest", "key", "owned")
 
     def __init__(self, tree: Any) -> None:
         """Keep all of `tree` but its arrays; the comparison key is made once."""
         arrays, self._rest = eqx.partition(tree, eqx.is_array)
         self._arrays = jax.tree.structure(arrays)
-        leaves, structure = jax.tree.flatten(self._rest)
-        self._key = (self._arrays, structure, tuple(map(_reduced, leaves)))
-        self._hash = hash(self._key)
+        self.owned: list[Any] = []
+        self.key = _Hashed(_node(tree, self.owned))
 
     def combine(self, arrays: Any) -> Any:
         """Return the pytree with `arrays`, in order, where its arrays were."""
@@ -38,11 +43,11 @@ class Static:
 
     def __hash__(self) -> int:
         """Return the hash of the key."""
-        return self._hash
+        return hash(self.key)
 
     def __eq__(self, other: object) -> bool:
         """Return whether the two halves are equal."""
-        return self is other or (isinstance(other, Static) and self._key == other._key)
+        return self is other or (isinstance(other, Static) and self.key == other.key)
 
 
 def arrays_of(tree: Any) -> tuple[jax.Array, ...]:
@@ -50,68 +55,145 @@ def arrays_of(tree: Any) -> tuple[jax.Array, ...]:
     return tuple(jax.tree.leaves(eqx.filter(tree, eqx.is_array)))
 
 
-def _reduced(value: Any) -> Any:
-    if isinstance(value, types.FunctionType):
-        return _function(value)
-    if isinstance(value, types.MethodType | functools.partial):
-        return _bound(value)
-    if isinstance(value, dict):
-        return ("dict", tuple((k, _reduced(v)) for k, v in sorted(value.items())))
-    if isinstance(value, tuple | list):
-        return (type(value), tuple(map(_reduced, value)))
+def settings() -> Hashable:
+    """Return all that JAX's own settings say now: what they are, a trace depends on.
+
+    The 64-bit mode, the random numbers, the precision of products, the default device;
+    those of a `with` block in this thread too, and the mesh that is set.
+    """
+    values = [getattr(jax.config, name, None) for name in sorted(jax.config.values)]
+    plain = [v if isinstance(v, Hashable) else repr(v) for v in values]
+    return (*plain, jax.sharding.get_abstract_mesh())
+
+
+class _Hashed:
+    """A key whose hash is computed once."""
+
+    __slots__ = ("hash", "value")
+
+    def __init__(self, value: Any) -> None:
+        self.value, self.hash = value, hash(value)
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Hashed) and self.value == other.value
+
+
+def _node(value: Any, owned: list[Any]) -> Any:
+    """Return the key of a pytree: an array is one whatever it holds."""
+    if eqx.is_array(value):
+        return "array"
     if isinstance(value, eqx.Module):
-        return (Static(value), *map(_reduced, arrays_of(value)))
+        fields = [(f, vars(value).get(f.name)) for f in dataclasses.fields(value)]
+        static = [f.metadata.get("static", False) for f, _ in fields]
+        keys = [
+            (_reduced if s else _node)(x, owned) for s, (_, x) in zip(static, fields)
+        ]
+        return (_kind(type(value), owned), *keys)
+    flat = jax.tree_util.default_registry.flatten_one_level(value)
+    if flat is None or value is None:
+        return _reduced(value, owned)
+    children, rest = flat
+    keys = [_node(child, owned) for child in children]
+    return (_kind(type(value), owned), _reduced(rest, owned), *keys)
+
+
+def _reduced(value: Any, owned: list[Any]) -> Any:
+    """Return the key of a value that a trace takes as it is."""
+    reduce = functools.partial(_reduced, owned=owned)
+    if isinstance(value, types.FunctionType):
+        return _function(value, owned)
+    if isinstance(value, types.MethodType | functools.partial):
+        return _bound(value, owned)
+    if isinstance(value, dict):
+        return (type(value), tuple((reduce(k), reduce(v)) for k, v in value.items()))
+    if isinstance(value, tuple | list):
+        return (_kind(type(value), owned), tuple(map(reduce, value)))
+    if isinstance(value, eqx.Module):
+        return ("module", _node(value, owned), *map(reduce, arrays_of(value)))
     if isinstance(value, np.ndarray):
         return ("array", value.shape, value.dtype.str, value.tobytes())
-    return _plain(value)
+    if isinstance(value, type):
+        return _kind(value, owned)
+    return _plain(value, owned)
 
 
-def _bound(value: Any) -> Any:
+def _bound(value: Any, owned: list[Any]) -> Any:
     if isinstance(value, types.MethodType):
-        return ("method", _reduced(value.__func__), _reduced(value.__self__))
-    return ("partial", *map(_reduced, (value.func, value.args, value.keywords)))
+        parts = ["method", value.__func__, value.__self__]
+    else:
+        parts = ["partial", value.func, value.args, value.keywords]
+    return tuple(_reduced(part, owned) for part in parts)
 
 
-def _function(function: types.FunctionType) -> Any:
-    if _library(function) not in _LIBRARIES:
-        return _Identity(function)
-    cells = tuple(_cell(cell, function) for cell in function.__closure__ or ())
-    defaults = _reduced(function.__defaults__), _reduced(function.__kwdefaults__)
-    return ("function", function.__code__, defaults, cells)
+def _kind(value: type, owned: list[Any]) -> Any:
+    """Return a class, or a weak reference to one of the user's."""
+    known = _library(value.__module__) in _LIBRARIES | _STANDARD
+    return value if known else _identity(value, owned)
 
 
-def _library(definition: Any) -> str:
-    return (definition.__module__ or "").partition(".")[0]
+def _function(function: types.FunctionType, owned: list[Any]) -> Any:
+    # Where it was defined, and not `__module__`, which `functools.wraps` copies.
+    if _library(function.__globals__.get("__name__")) not in _LIBRARIES:
+        return _identity(function, owned)
+    cells = tuple(_cell(cell, function, owned) for cell in function.__closure__ or ())
+    defaults = function.__defaults__, function.__kwdefaults__
+    return ("function", function.__code__, _reduced(defaults, owned), cells)
 
 
-def _cell(cell: Any, owner: types.FunctionType) -> Any:
+def _library(module: Any) -> str:
+    return str(module or "").partition(".")[0]
+
+
+def _cell(cell: Any, owner: types.FunctionType, owned: list[Any]) -> Any:
     try:
         contents = cell.cell_contents
     except ValueError:
         return "empty"
-    return "itself" if contents is owner else _reduced(contents)
+    return "itself" if contents is owner else _reduced(contents, owned)
 
 
-def _plain(value: Any) -> Any:
-    if _library(type(value)) == "optax" and hasattr(value, "__dict__"):
-        return (type(value), _reduced(vars(value)))  # optax.MultiSteps and its kin
+def _plain(value: Any, owned: list[Any]) -> Any:
+    if value is None:
+        return None
+    if _library(type(value).__module__) == "optax" and hasattr(value, "__dict__"):
+        return (type(value), _reduced(vars(value), owned))  # optax.MultiSteps and kin
+    if type(value).__eq__ is object.__eq__:
+        return _identity(value, owned)
     try:
         hash(value)
     except TypeError:
-        return _Identity(value)
+        return _identity(value, owned)
     return (type(value), value)  # the type tells 1 from 1.0 and True
 
 
-class _Identity:
-    """An object equal to itself alone, kept alive so that its id is not used again."""
+def _identity(value: Any, owned: list[Any]) -> "_Identity":
+    owned.append(value)
+    return _Identity(value)
 
-    __slots__ = ("value",)
+
+class _Identity:
+    """An object equal to itself alone; once it is gone, it equals nothing.
+
+    What cannot be referred to weakly is kept, so that its id is not used again.
+    """
+
+    __slots__ = ("number", "refer")
 
     def __init__(self, value: Any) -> None:
-        self.value = value
+        self.number = id(value)
+        try:
+            self.refer: Any = weakref.ref(value)
+        except TypeError:
+            self.refer = lambda: value
 
     def __hash__(self) -> int:
-        return id(self.value)
+        return self.number
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Identity) and self.value is other.value
+        if not isinstance(other, _Identity):
+            return False
+        value = self.refer()
+        return value is not None and value is other.refer()

@@ -1,9 +1,5 @@
 """`train` and `fit`: one engine under every trainer."""
 
-import dataclasses
-import signal
-import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -11,137 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from .data import AbstractBatches, Indexed, as_source
-from .engine import chunks_of
+from .data import AbstractBatches, as_source
 from .guard import Stop
 from .history import History
-from .job import Chunk, Job, joined
-from .ledger import Ledger
-from .state import Metrics, TrainState
+from .job import MOST_STEPS, Job
+from .results import TrainingError
+from .run import Run, history_of
+from .state import TrainState
 from .trainer import AbstractTrainer
-
-
-Wrapper = Callable[[Iterator[Chunk], Job], Iterator[Chunk]]
-
-
-@dataclasses.dataclass
-class Run:
-    """A training run: an iterator of `(state, metrics)` that computes as it is drawn.
-
-    Yielded states stay valid; each that is kept holds its memory. `len(run)` is the
-    number of yields, where it is known.
-    """
-
-    job: Job
-    wrappers: tuple[Wrapper, ...] = ()
-    _chunks: Iterator[Chunk] | None = None
-    _left: float = 0.0
-
-    def through(self, wrapper: Wrapper, *, period: int | None = None) -> "Run":
-        """Return the run with `wrapper` around its chunks.
-
-        `wrapper(chunks, job)` is a generator that passes on each chunk it is given and
-        may act between two of them. With a `period`, chunks end at its multiples.
-
-        **Raises:** `RuntimeError` if the run has started.
-        """
-        self.check_unstarted()
-        periods = self.job.periods + (() if period is None else (period,))
-        job = dataclasses.replace(self.job, periods=periods)
-        return Run(job, (*self.wrappers, wrapper))
-
-    def check_unstarted(self) -> None:
-        """Raise `RuntimeError` if the run has started."""
-        if self._chunks is not None:
-            raise RuntimeError(
-                "this run has started: wrap it before its first step, as in "
-                "`progress(train(...))`."
-            )
-
-    def __iter__(self) -> "Run":
-        """Return the run itself."""
-        return self
-
-    def __next__(self) -> tuple[TrainState, Metrics]:
-        """Compute to the next yield; return the state and the metrics of its steps."""
-        held: list[Metrics] = []
-        for chunk in self.chunks():
-            held.append(chunk.metrics)
-            if chunk.boundary:
-                break
-        if not held:
-            raise StopIteration
-        return self.job.state, joined(held)
-
-    def __len__(self) -> int:
-        """Return how many times the run yields if nothing stops it."""
-        job = self.job
-        num_steps = job.num_steps
-        if num_steps is None and isinstance(job.source, Indexed):
-            num_steps = max(0, len(job.source.sequence) - int(job.state.step))
-        if num_steps is None or job.every is None:
-            raise TypeError("the length of a run without `num_steps` is not known.")
-        return -(-num_steps // job.every)
-
-    def chunks(self) -> Iterator[Chunk]:
-        """Yield the run's chunks, finer than its yields; what a wrapper sees."""
-        if self._chunks is None:
-            self._chunks = self._started()
-            self._left = time.perf_counter()
-        ledger, interrupts = self.job.ledger, self.job.interrupts
-        while True:
-            ledger.seconds["evaluation"] += time.perf_counter() - self._left
-            interrupts.hold(signal.SIGINT, signal.SIGTERM)
-            chunk = None
-            try:
-                with ledger.account("host"):
-                    chunk = next(self._chunks, None)
-            finally:
-                interrupts.release(signal.SIGINT)
-                self._left = time.perf_counter()
-                if chunk is None or interrupts.result is not None:
-                    interrupts.release(signal.SIGTERM)
-            if chunk is None:
-                return
-            self.job.state = chunk.state
-            yield chunk
-
-    def _started(self) -> Iterator[Chunk]:
-        chunks = chunks_of(self.job)
-        for wrapper in self.wrappers:
-            chunks = wrapper(chunks, self.job)
-        return chunks
-
-    def __del__(self) -> None:
-        """Give SIGTERM back when a run is dropped before its end."""
-        # What was wrapped shares its signals with the run around it, and never starts.
-        if self._chunks is not None:
-            self.job.interrupts.release(signal.SIGINT, signal.SIGTERM)
-
-    @property
-    def state(self) -> TrainState:
-        """The state that the run has reached."""
-        return self.job.state
-
-    @property
-    def result(self) -> Any:
-        """How the run ended, an item of `RESULTS`; `successful` while it goes well."""
-        return self.job.result
-
-    @property
-    def ledger(self) -> Ledger:
-        """Where the run's time went."""
-        return self.job.ledger
-
-    @property
-    def num_skipped(self) -> int:
-        """How many failed steps were left out (`guarded(run, Skip())`)."""
-        return self.job.num_skipped
-
-    @property
-    def num_rollbacks(self) -> int:
-        """How many times the run went back (`guarded(run, Rollback())`)."""
-        return self.job.num_rollbacks
 
 
 def train(
@@ -152,6 +25,7 @@ def train(
     key: PRNGKeyArray,
     num_steps: int | None = None,
     every: int | None = 1,
+    patience: float = 3_600.0,
 ) -> Run:
     """Train: return a run that yields `(state, metrics)` after each `every` steps.
 
@@ -173,7 +47,10 @@ def train(
       (indexed by step) or any other iterable of batches.
     - `key`: the run's randomness; pass the same one to resume.
     - `num_steps`: how many steps to take from `state`; `None`: to the data's end.
-    - `every`: how many steps make one yield; `None` yields about twice a second.
+    - `every`: the run yields where the state's step is a multiple of it, and at the
+      end; `None` yields about twice a second.
+    - `patience`: how many seconds to wait for a batch, or for another process, before
+      the run stops and says so. Signals are heard while it waits.
 
     **Returns:** a `Run`. Its metrics are numpy arrays with a leading axis of steps.
     Wrap it in `progress`, `logged`, `checkpointed` or `guarded` before the first step.
@@ -186,13 +63,18 @@ def train(
     _check_key(key)
     _check_count("num_steps", num_steps, 0)
     _check_count("every", every, 1)
+    _check_room(state, num_steps)
+    if not patience > 0:
+        raise ValueError(
+            f"`patience` is {patience!r}: pass a positive number of seconds."
+        )
     if isinstance(source, AbstractBatches) and num_steps is None:
         raise ValueError(
             "`num_steps` is needed: batches drawn on the device have no end."
         )
     trainer = trainer.for_data(state, data)
-    job = Job(trainer, state, source, data, key, num_steps, every, Stop())
-    return Run(job)
+    rest = num_steps, every, Stop(), patience
+    return Run(Job(trainer, state, source, data, key, *rest))
 
 
 def fit(
@@ -226,11 +108,13 @@ def drain(run: Run) -> tuple[TrainState, History]:
     state, history = effgen.drain(effgen.progress(effgen.train(...)))
     ```
     """
-    start = int(run.state.step)
-    metrics = [chunk.metrics for chunk in run.chunks()]
-    steps = np.arange(start + 1, int(run.state.step) + 1)
-    merged = joined(metrics) if metrics else {}
-    return run.state, History(merged, steps, run.result, run.ledger)
+    start, metrics = int(run.state.step), []
+    try:
+        metrics.extend(chunk.metrics for chunk in run.chunks())
+    except TrainingError as error:
+        error.history = history_of(run.job, metrics, start)
+        raise
+    return run.state, history_of(run.job, metrics, start)
 
 
 def _check_state(state: Any) -> None:
@@ -245,6 +129,16 @@ def _check_state(state: Any) -> None:
                 f"`state{jax.tree_util.keystr(path)}` was deleted: its memory was "
                 "donated elsewhere. Pass a state whose arrays are alive."
             )
+
+
+def _check_room(state: TrainState, num_steps: int | None) -> None:
+    step = int(state.step)
+    if step < 0 or step + (num_steps or 0) > MOST_STEPS:
+        raise ValueError(
+            f"`num_steps` is {num_steps} from step {step}: steps are counted in 32 "
+            f"bits, up to {MOST_STEPS}. Ask for fewer, or begin the count anew by "
+            "`trainer.init(state.model, state.memory)`."
+        )
 
 
 def _check_key(key: Any) -> None:

@@ -83,4 +83,5 @@ def continued(
             "trainers the same, or begin anew by `trainer.init(state.model, memory)`."
         )
     opt_state, step = copied((state.opt_state, state.step))  # `init` copies the rest
-    return TrainState(first.model, opt_state, first.memory, step)
+    average = copied(state.average)
+    return TrainState(first.model, opt_state, first.memory, step, average)

@@ -68,8 +68,8 @@ class NormalizedEnergy(eqx.Module):
                 "watch, or pass fresh ones to `ebm.replay` and its outcome to "
                 "`NormalizedEnergy.from_walkers`."
             )
-        population = honest_population(state.memory)
-        return cls.from_walkers(state.model, _settled(population, state.model))
+        walkers = _evaluated(honest_population(state.memory), state)
+        return cls.from_walkers(state.evaluated, walkers)
 
     @classmethod
     def from_walkers(cls, energy: Energy, walkers: Walkers) -> "NormalizedEnergy":
@@ -161,7 +161,20 @@ def _training_walkers(state: TrainState[Energy, Memory]) -> Walkers:
             "`state.memory` holds no walkers to sample from: give `trainer.init` "
             "walkers that watch, or move your own by `ebm.long_run`."
         )
-    return _settled(training_population(state.memory), state.model)
+    return _evaluated(training_population(state.memory), state)
+
+
+def _evaluated(population: Population, state: TrainState[Energy, Memory]) -> Walkers:
+    """Return the walkers weighted for the model to evaluate, maybe an average."""
+    walkers = _settled(population, state.model)
+    if state.average is None or not knows_partition(population):
+        return walkers
+    return _reweighted(walkers, state.average)
+
+
+@eqx.filter_jit
+def _reweighted(walkers: Walkers, energy: Energy) -> Walkers:
+    return walkers.reweighted(energy)
 
 
 def _settled(population: Population, energy: Energy) -> Walkers:

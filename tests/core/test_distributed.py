@@ -44,16 +44,21 @@ print("end", int(state.step), flush=True)
 
 
 def processes(directory, num_steps, case="jarzynski"):
+    """Start both on the script above."""
+    return started_with(SCRIPT, directory, num_steps, case)
+
+
+def started_with(text, directory, *arguments):
     """Start both; the coordinator's port is drawn, for none of ours opens a socket."""
     port = random.SystemRandom().randint(20_000, 60_000)
     ours = ("XLA_FLAGS", "PJRT_NPROC")
     environment = {k: v for k, v in os.environ.items() if k not in ours}
     started = []
     for rank in range(2):
-        command = [sys.executable, "-c", SCRIPT, str(port), str(rank)]
+        command = [sys.executable, "-c", text, str(port), str(rank)]
         started.append(
             subprocess.Popen(
-                [*command, str(directory), str(num_steps), case],
+                [*command, str(directory), *map(str, arguments)],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -130,3 +135,90 @@ def test_when_one_dies_the_other_ends_and_nothing_saved_is_lost(tmp_path):
     saved = eg.restore(tmp_path / "checkpoints", jarzynski().state)
     assert int(saved.step) >= 10
     assert jax.process_count() == 1
+
+
+UNEVEN = """
+import sys, warnings
+warnings.simplefilter("ignore")
+import jax
+port, rank, directory = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(
+    f"localhost:{port}", num_processes=2, process_id=rank, heartbeat_timeout_seconds=10
+)
+import threading
+import jax.numpy as jnp, numpy as np
+import effgen as eg
+from tests.core.tiny import OnHost, Total
+
+class Failing(OnHost):
+    def step(self, state, batch, *, key):
+        if rank == 1 and int(state.step) == 30:
+            raise ZeroDivisionError("mine")
+        return OnHost.step(self, state, batch, key=key)
+
+class Checking(Total):
+    def check(self, state, batch, source):
+        if rank == 1:
+            raise LookupError("refused")
+
+def data(how):
+    for i in range(1000):
+        if rank == 1 and i == 30:
+            if how == "ends":
+                return
+            if how == "raises":
+                raise OSError("disk")
+            if how == "hangs":
+                threading.Event().wait(30)
+            if how == "other shape":
+                yield np.ones((6,), np.float32)
+        yield np.ones((4,), np.float32)
+
+kinds = {"fails on the host": Failing, "refuses": Checking}
+for how in sys.argv[4:]:
+    trainer = kinds.get(how, Total)()
+    state = trainer.init(memory=jnp.zeros(8))
+    if not isinstance(trainer, OnHost):
+        state = eg.shard(state, eg.make_mesh())
+    run = eg.train(trainer, state, data(how), key=jax.random.key(0), num_steps=300,
+                   every=10, patience=3.0 if how == "hangs" else 60.0)
+    run = eg.checkpointed(run, f"{directory}/{how}", every=1000)
+    try:
+        for state, _ in run:
+            if rank == 1 and int(state.step) == 30 and how == "body raises":
+                raise KeyError("mine")
+            if rank == 0 and int(state.step) == 30 and how == "breaks":
+                break
+        name = eg.RESULTS[run.result][:25]
+    except BaseException as error:
+        name = f"{type(error).__name__} {str(error)[-110:]}"
+    print("|", how, "|", int(run.state.step), "|", name, flush=True)
+"""
+
+
+def test_what_ends_one_process_ends_both_at_one_step(tmp_path):
+    how = {
+        "ends": ("the data ended", "the data ended"),
+        "raises": ("another process failed, and says why", "OSError: disk"),
+        "hangs": ("no batch for `patience`", "no batch for `patience`"),
+        "other shape": ("batches differ", "batches differ"),
+        "fails on the host": ("another process failed, and says why", "mine"),
+        "refuses": ("another process failed, and says why", "refused"),
+        "body raises": ("the loop was left", "KeyError 'mine'"),
+        "breaks": ("the loop was left", "the loop was left"),
+    }
+    outputs = finished(started_with(UNEVEN, tmp_path, *how))
+    lines = [
+        [line.split("|") for line in out.splitlines() if line.startswith("|")]
+        for out, _ in outputs
+    ]
+    for name, said, first, second in zip(how, how.values(), *lines, strict=True):
+        assert first[1].strip() == second[1].strip() == name
+        step = 0 if name == "refuses" else 30
+        assert int(first[2]) == int(second[2]) == step, (name, first, second)
+        for expected, line in zip(said, (first, second), strict=True):
+            assert expected.strip("'\"") in line[3], (name, line)
+        if step:
+            saved = eg.restore(tmp_path / name, Total().init(memory=np.zeros(8)))
+            assert int(saved.step) == step

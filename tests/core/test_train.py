@@ -215,9 +215,9 @@ def test_rollback_takes_fresh_noise(every):
     state = trainer.init(jnp.zeros(()))
 
     def rolled(chunk_seconds, monkeypatch):
-        from effgen.core import device_run
+        from effgen.core import pace
 
-        monkeypatch.setattr(device_run, "_CHUNK_SECONDS", chunk_seconds)
+        monkeypatch.setattr(pace, "_CHUNK_SECONDS", chunk_seconds)
         run = eg.train(
             trainer,
             state,

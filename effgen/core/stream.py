@@ -1,0 +1,191 @@
+"""Batches from any iterable, taken in turn: what was read ahead is kept."""
+
+import threading
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+
+class Read(NamedTuple):
+    """A batch as it was read.
+
+    **Attributes:** `batch`; `position`, the source's state after it; `kind`, its tree,
+    shapes and dtypes; `nbytes`.
+    """
+
+    batch: PyTree
+    position: Any
+    kind: Any
+    nbytes: int
+
+
+def read_of(batch: PyTree, position: Any) -> Read:
+    """Return `batch` with what is to be known of it before it is moved."""
+    leaves, structure = jax.tree.flatten(batch)
+    arrays = [x if hasattr(x, "dtype") else np.asarray(x) for x in leaves]
+    kinds = tuple((np.shape(x), x.dtype) for x in arrays)
+    return Read(batch, position, (structure, kinds), sum(x.nbytes for x in arrays))
+
+
+class Kept:
+    """What is kept of an iterator from one run to the next.
+
+    **Attributes:** `ahead`, what was read and not used; `position`, the source's state
+    after the last batch used; `step`, of the next batch; `changed`, told when `ahead`
+    grows; `reading`, held by the one thread that asks the iterator.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self.ahead: deque[Read] = deque()
+        self.position: Any = None
+        self.step: int | None = None
+        self.changed = threading.Condition()
+        self.reading = threading.Lock()
+
+
+class Stream:
+    """Batches from any iterable, taken in turn and remembered where it can be.
+
+    An iterator that can tell its state and be set back to it is saved with every
+    checkpoint, and set back by `effgen.resume(directory, state, data=stream)`: by
+    `get_state` and `set_state`, as grain's, or by `state_dict` and `load_state_dict`,
+    as torch's stateful loaders. What a run has read ahead and not used is kept, and is
+    what the next run begins with; an iterator has one such store, whoever wraps it.
+    """
+
+    def __init__(self, iterable: Iterable[PyTree]) -> None:
+        """Keep `iterable`; its iterator is made at first use."""
+        self._iterable = iterable
+        self._iterator: Iterator[PyTree] | None = None
+        self.kept = _kept_of(iterable)
+
+    @property
+    def iterator(self) -> Iterator[PyTree]:
+        """The one iterator behind this stream."""
+        if self._iterator is None:
+            self._iterator = iter(self._iterable)
+        return self._iterator
+
+    @property
+    def settable(self) -> bool:
+        """Whether the source can tell its state and be set back to it."""
+        return self._keeper is not None
+
+    @property
+    def _keeper(self) -> tuple[Any, str, str] | None:
+        """Who knows the source's state, and its methods to tell it and to load it."""
+        for owner in (self.iterator, self._iterable):
+            for tell, load in _PROTOCOLS:
+                if hasattr(owner, tell) and hasattr(owner, load):
+                    return owner, tell, load
+        return None
+
+    def begin(self, step: int) -> None:
+        """Note that the next batch is that of `step`."""
+        self.kept.step = step
+        if self.kept.position is None:
+            self.kept.position = self._told()
+
+    def read(self) -> Read:
+        """Return the iterator's next batch; `StopIteration` at its end."""
+        return read_of(next(self.iterator), self._told())
+
+    def used(self, position: Any, step: int) -> None:
+        """Note the source's state after the last batch used; `step` is the next's."""
+        self.kept.position, self.kept.step = position, step
+
+    def get_state(self) -> Any:
+        """Return the source's state after the last batch used; `None` if it has none.
+
+        What a run has read ahead of it does not count.
+        """
+        if self.kept.ahead:
+            return self.kept.position
+        return self._told()
+
+    def set_state(self, state: Any) -> None:
+        """Set the source back to a state from `get_state`.
+
+        **Raises:** `ValueError` if it can't be set.
+        """
+        keeper = self._keeper
+        if keeper is None:
+            raise ValueError(
+                f"`data`, a {type(self._iterable).__name__}, cannot be set back: it "
+                "has neither `get_state` and `set_state` nor `state_dict` and "
+                "`load_state_dict`. Advance it by hand and leave `data` out, or pass a "
+                "sequence or `effgen.Minibatches`."
+            )
+        owner, _, load = keeper
+        with self.kept.reading:
+            getattr(owner, load)(state)
+            if owner is not self.iterator:
+                self._iterator = None  # the loader's next iterator begins there
+            self.kept.ahead.clear()
+        self.kept.position, self.kept.step = state, None
+
+    def settle(self) -> None:
+        """Set the source to the batch after the last one used, where it can be.
+
+        Else what was read ahead stays here, for whoever takes from this stream next.
+        """
+        step = self.kept.step
+        if not (self.kept.ahead and self.settable):
+            return
+        if not self.kept.reading.acquire(timeout=_PATIENCE):
+            return  # it hangs: what it has read ahead is good all the same
+        self.kept.reading.release()
+        self.set_state(self.kept.position)
+        self.kept.step = step
+
+    def _told(self) -> Any:
+        keeper = self._keeper
+        return None if keeper is None else getattr(keeper[0], keeper[1])()
+
+
+_PROTOCOLS = (("get_state", "set_state"), ("state_dict", "load_state_dict"))
+_PATIENCE = 1.0  # seconds that the end of a run waits for a batch that is being read
+
+
+class _Strongly:
+    """A reference to what cannot be referred to weakly."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __call__(self) -> Any:
+        return self.value
+
+
+# By identity: what each iterator that a run has read from keeps. It goes with the
+# iterator; the built-in ones that say nothing of their end are kept for a few more.
+_known: "OrderedDict[int, tuple[Any, Kept]]" = OrderedDict()
+_MOST_STRONGLY = 8
+
+
+def _kept_of(iterable: Iterable[PyTree]) -> Kept:
+    if not isinstance(iterable, Iterator):
+        return Kept()  # each run begins it anew
+    key = id(iterable)
+    found = _known.get(key)
+    if found is not None and found[0]() is iterable:
+        return found[1]
+    _known[key] = (_reference(iterable), Kept())
+    strongly = [k for k, (held, _) in _known.items() if isinstance(held, _Strongly)]
+    for other in strongly[:-_MOST_STRONGLY]:
+        del _known[other]
+    return _known[key][1]
+
+
+def _reference(value: Any) -> Any:
+    key = id(value)
+    try:
+        return weakref.ref(value, lambda _: _known.pop(key, None))
+    except TypeError:
+        return _Strongly(value)
