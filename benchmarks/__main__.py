@@ -15,6 +15,7 @@ SCRIPTS = (
     "drivers",
     "kills",
     "damage",
+    "sharding",
     "mixture",
     "mixture_speed",
     "plane",
@@ -58,6 +59,7 @@ def _headlines(path: Any) -> list[tuple[str, str]]:
         "accelerator.small": _accelerator,
         "overhead": _overhead,
         "drivers": _drivers,
+        "sharding": _parts,
         "mixture": _quality("mass_error"),
         "plane": _quality("divergence"),
         "machines": _quality("log_likelihood"),
@@ -125,6 +127,17 @@ def _quality(figure: str) -> Callable[[dict[str, Any]], list[tuple[str, str]]]:
         ]
 
     return rows
+
+
+def _parts(record: dict[str, Any]) -> list[tuple[str, str]]:
+    whole, *ways = record["ways"]
+    return [
+        (
+            f"optimizer's bytes a device, split {way['way']}, over whole",
+            f"{way['optimizer_bytes'] / whole['optimizer_bytes']:.3g}",
+        )
+        for way in ways
+    ]
 
 
 def _ratios(key: str, words: str) -> Callable[[dict[str, Any]], list[tuple[str, str]]]:

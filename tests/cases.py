@@ -36,7 +36,12 @@ class Regression(eg.AbstractTrainer):
 
         loss, gradients = eqx.filter_value_and_grad(mean_square)(state.model)
         model, opt_state = eg.apply_gradients(
-            self.optim, gradients, state.opt_state, state.model
+            self.optim,
+            gradients,
+            state.opt_state,
+            state.model,
+            value=loss,
+            value_fn=mean_square,
         )
         memory = 0.9 * state.memory + jax.random.normal(key, state.memory.shape)
         return state.advance(model, opt_state, memory), {"loss": loss}

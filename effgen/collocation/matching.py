@@ -79,7 +79,12 @@ class DerivativeMatchingTrainer(AbstractTrainer):
         """Take one gradient step."""
         loss, gradients = eqx.filter_value_and_grad(self._loss)(state.model, batch)
         model, opt_state = apply_gradients(
-            self.optim, gradients, state.opt_state, state.model
+            self.optim,
+            gradients,
+            state.opt_state,
+            state.model,
+            value=loss,
+            value_fn=lambda model: self._loss(model, batch),
         )
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
         return state.advance(model, opt_state, state.memory), metrics

@@ -208,7 +208,12 @@ class ShootingTrainer(AbstractTrainer):
             state.model, batch
         )
         shot, opt_state = apply_gradients(
-            self.optim, gradients, state.opt_state, state.model
+            self.optim,
+            gradients,
+            state.opt_state,
+            state.model,
+            value=loss,
+            value_fn=lambda shot: self._loss(shot, batch)[0],
         )
         norm = optax.tree.norm(gradients)
         metrics = {"loss": loss, "misfit": parts[0], "gap": parts[1], "grad_norm": norm}

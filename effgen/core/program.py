@@ -23,7 +23,7 @@ from .contract import (
 )
 from .loops import default_platform, has_convolution
 from .packing import Layout, capacity_of, empty_rows, layout_of, pack, unpack
-from .sharding import constrain_batch, replicated
+from .sharding import constrain_batch, constrain_state, replicated
 from .state import Metrics, TrainState
 from .static import Static, settings
 from .trainer import AbstractHostTrainer, AbstractTrainer
@@ -240,7 +240,7 @@ def _traced(
     mesh: Any,
     decay: float | None,
 ) -> tuple[_Step, Layout]:
-    structures = []
+    structures, placed = [], state
 
     def step(
         state: Any, constants: Any, data_key: Any, noise_key: Any, batch: Any
@@ -257,6 +257,7 @@ def _traced(
         leaves = [jnp.asarray(leaf) for leaf in leaves]
         arrays = jax.tree.leaves(eqx.filter(new, eqx.is_array))
         arrays = [jnp.asarray(x, x.dtype) for x in arrays]
+        arrays = constrain_state(arrays, placed, mesh)
         return arrays, leaves, result_code(metrics)
 
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stack)

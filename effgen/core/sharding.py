@@ -1,5 +1,7 @@
 """One rule for a mesh: memory and batches are split, the model is whole or split."""
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,44 +15,78 @@ from jaxtyping import PyTree
 from .state import TrainState
 
 
-def make_mesh(devices: Sequence[Any] | None = None, *, model: int = 1) -> Mesh:
+# The slow one of two data axes, by whose name they are told from data and model.
+_GROUPS = "groups"
+
+
+def make_mesh(
+    devices: Sequence[Any] | None = None, *, model: int = 1, groups: int = 1
+) -> Mesh:
     """Return a mesh over `devices`, by default over all of them in all processes.
 
-    **Arguments:** `devices`; `model`, over how many devices to split the model itself
-    (1 keeps it whole on each).
+    **Arguments:**
 
-    **Returns:** a mesh with the axis `"data"`, and `"model"` where it is split. Its
-    axes are `AxisType.Auto`: under JAX's default, explicit axes, gathers, resampling
-    and differential equation solvers are refused.
+    - `devices`: in an order in which neighbors are near, as JAX lists them.
+    - `model`: over how many devices to split the model itself; 1 keeps it whole on
+      each.
+    - `groups`: into how many groups to divide the devices, fast within and slow
+      between, such as machines of several GPUs. Memory and batches are split over all
+      groups; the optimizer's state can be split within each (`shard`).
 
-    **Raises:** `ValueError` if `model` does not divide the number of devices.
+    **Returns:** a mesh with the axis `"data"`, before it `"groups"` where there are
+    several, and after it `"model"` where that is split. Its axes are `AxisType.Auto`:
+    under JAX's default, explicit axes, gathers, resampling and differential equation
+    solvers are refused.
+
+    **Raises:** `ValueError` if `model * groups` does not divide the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    if model < 1 or len(devices) % model:
-        raise ValueError(
-            f"`model` is {model}, which does not divide {len(devices)} devices: pass "
-            "one of their divisors."
-        )
-    if model == 1:
-        return Mesh(np.array(devices), ("data",), (AxisType.Auto,))
-    grid = np.array(devices).reshape(-1, model)
-    return Mesh(grid, ("data", "model"), (AxisType.Auto,) * 2)
+    for name, number in (("model", model), ("groups", groups)):
+        _check_divides(name, number, len(devices))
+    _check_divides("model * groups", model * groups, len(devices))
+    sizes = {_GROUPS: groups, "data": len(devices) // (model * groups), "model": model}
+    axes = {name: n for name, n in sizes.items() if n > 1 or name == "data"}
+    grid = np.array(devices).reshape(*axes.values())
+    return Mesh(grid, tuple(axes), (AxisType.Auto,) * len(axes))
 
 
-def shard(state: TrainState, mesh: Mesh) -> TrainState:
+def shard(
+    state: TrainState, mesh: Mesh, *, optimizer: str | Sequence[str] = ()
+) -> TrainState:
     """Place `state` on `mesh`: memory split over its first axis, the rest replicated.
 
     Every array of the memory is split along its leading axis (walkers, cached items);
-    scalars are replicated. With a second mesh axis, parameters and the optimizer's
-    state are split over that, each along its longest divisible axis. `train` then
-    splits the batches like the memory and keeps everything where it is.
+    scalars are replicated. With a model axis, parameters and the optimizer's state are
+    split over that, each along its longest divisible axis. `train` then splits the
+    batches like the memory and keeps everything where it is.
+
+    The mesh's first axis is for data and its second for the model; where the first is
+    called `"groups"`, the first two are for data.
+
+    With `optimizer`, each device keeps and updates a part of the optimizer's state
+    only, and the parameters are gathered after each update. Adam's state then takes
+    `1 / devices` of the memory, for one gathering more a step.
 
     Works the same in several processes, each of which holds the same `state`.
 
-    **Raises:** `ValueError` if a leading axis of the memory cannot be split evenly.
+    **Arguments:**
+
+    - `state`: a trainer's; its arrays stay usable.
+    - `mesh`: from `make_mesh`, or one of your own.
+    - `optimizer`: the data axes over which the optimizer's state is split: `"data"`,
+      within each group if there are several, or `("groups", "data")`, over all. An
+      array is split along its longest axis that divides; one that has none stays
+      whole.
+
+    **Raises:** `ValueError` if a leading axis of the memory cannot be split evenly, or
+    if `optimizer` names what is no data axis.
+
+    **Source:** Rajbhandari et al. (2020), stage 1; within groups, Wu et al. (2024).
     """
     mesh = _auto(mesh)
+    axes = (optimizer,) if isinstance(optimizer, str) else tuple(optimizer)
     _check_memory(state.memory, mesh)
+    _check_axes(axes, mesh)
 
     def place(tree: PyTree, spec: Any) -> PyTree:
         arrays, rest = eqx.partition(tree, eqx.is_array)
@@ -59,12 +95,27 @@ def shard(state: TrainState, mesh: Mesh) -> TrainState:
             rest,
         )
 
+    # What else there is beside the model is of its shape, and as the optimizer's.
+    specs = {
+        "model": lambda x: _model_spec(x, mesh),
+        "memory": lambda x: _leading_spec(x, mesh),
+        "step": lambda _: PartitionSpec(),
+    }
+    split = lambda x: _split_further(x, _model_spec(x, mesh), mesh, axes)
+    fields = [field.name for field in dataclasses.fields(state)]
     return TrainState(
-        model=place(state.model, lambda x: _model_spec(x, mesh)),
-        opt_state=place(state.opt_state, lambda x: _model_spec(x, mesh)),
-        memory=place(state.memory, lambda x: _leading_spec(x, mesh)),
-        step=place(state.step, lambda _: PartitionSpec()),
+        **{name: place(getattr(state, name), specs.get(name, split)) for name in fields}
     )
+
+
+def data_axes(mesh: Mesh) -> tuple[str, ...]:
+    """Return the axes of `mesh` that memory and batches are split over, slow first."""
+    return mesh.axis_names[: 2 if mesh.axis_names[0] == _GROUPS else 1]
+
+
+def num_parts(mesh: Mesh) -> int:
+    """Return into how many parts `mesh` splits memory and batches."""
+    return _size(mesh, data_axes(mesh))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -91,7 +142,7 @@ def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
 
 
 def constrain_batch(batch: PyTree, mesh: Mesh | None) -> PyTree:
-    """Split a traced batch over the mesh's first axis where its size allows."""
+    """Split a traced batch over the mesh's data axes where its size allows."""
     if mesh is None:
         return batch
     return jax.tree.map(
@@ -102,6 +153,24 @@ def constrain_batch(batch: PyTree, mesh: Mesh | None) -> PyTree:
     )
 
 
+def constrain_state(
+    arrays: Sequence[Any], before: Sequence[Any], mesh: Mesh | None
+) -> list[Any]:
+    """Keep the traced arrays of a state where those of the state `before` a step are.
+
+    A loop would be free to keep them elsewhere between its steps, such as the model
+    where the optimizer's state is.
+    """
+    if mesh is None:
+        return list(arrays)
+    return [
+        jax.lax.with_sharding_constraint(x, old.sharding)
+        if isinstance(old.sharding, NamedSharding)
+        else x
+        for x, old in zip(arrays, before, strict=True)
+    ]
+
+
 def place_stack(stack: PyTree, mesh: Mesh | None) -> PyTree:
     """Move a stack of host batches, `(steps, rows, ...)`, to where the state is.
 
@@ -109,11 +178,10 @@ def place_stack(stack: PyTree, mesh: Mesh | None) -> PyTree:
     """
     if mesh is None:
         return jax.tree.map(jnp.asarray, stack)
-    axis = mesh.axis_names[0]
-    sharding = NamedSharding(mesh, PartitionSpec(None, axis))
+    sharding = NamedSharding(mesh, PartitionSpec(None, data_axes(mesh)))
 
     def place(x: Any) -> Any:
-        if x.ndim < 2 or (x.shape[1] * jax.process_count()) % mesh.shape[axis]:
+        if x.ndim < 2 or (x.shape[1] * jax.process_count()) % num_parts(mesh):
             return _placed(x, replicated(mesh))
         return jax.make_array_from_process_local_data(sharding, np.asarray(x))
 
@@ -138,28 +206,67 @@ def _placed(x: Any, sharding: NamedSharding) -> Any:
     return jax.device_put(jnp.copy(x), sharding)  # `device_put` alone may alias `x`
 
 
+def _size(mesh: Mesh, axes: Sequence[str]) -> int:
+    return math.prod(mesh.shape[name] for name in axes)
+
+
 def _model_spec(x: Any, mesh: Mesh) -> PartitionSpec:
-    if len(mesh.axis_names) < 2:
-        return PartitionSpec()
-    name = mesh.axis_names[1]
-    axes = [i for i, size in enumerate(x.shape) if size % mesh.shape[name] == 0]
-    if not axes:
-        return PartitionSpec()
-    longest = max(axes, key=lambda i: x.shape[i])
-    return PartitionSpec(*(name if i == longest else None for i in range(x.ndim)))
+    names = mesh.axis_names[len(data_axes(mesh)) :][:1]
+    return _split_further(x, PartitionSpec(), mesh, names)
+
+
+def _split_further(
+    x: Any, spec: PartitionSpec, mesh: Mesh, names: Sequence[str]
+) -> PartitionSpec:
+    """Return `spec` with one axis of `x` split over `names` too, the longest that is.
+
+    Where none can be split over all of them, each is for the longest that it divides.
+    """
+    if not names:
+        return spec
+    parts = [_names(part) for part in (*spec, *[None] * (x.ndim - len(spec)))]
+    lengths = [n // _size(mesh, part) for n, part in zip(x.shape, parts, strict=True)]
+    even = [i for i, n in enumerate(lengths) if n and n % _size(mesh, names) == 0]
+    if even:
+        longest = max(even, key=lambda i: lengths[i])
+        parts[longest] = (*parts[longest], *names)
+        return PartitionSpec(*(part or None for part in parts))
+    for name in names if len(names) > 1 else ():
+        spec = _split_further(x, spec, mesh, (name,))
+    return spec
+
+
+def _names(part: Any) -> tuple[str, ...]:
+    return (part,) if isinstance(part, str) else tuple(part or ())
 
 
 def _leading_spec(x: Any, mesh: Mesh) -> PartitionSpec:
-    return PartitionSpec(mesh.axis_names[0]) if x.ndim else PartitionSpec()
+    return PartitionSpec(data_axes(mesh)) if x.ndim else PartitionSpec()
 
 
 def _even_spec(x: Any, mesh: Mesh) -> PartitionSpec:
-    even = x.ndim and x.shape[0] % mesh.shape[mesh.axis_names[0]] == 0
+    even = x.ndim and x.shape[0] % num_parts(mesh) == 0
     return _leading_spec(x, mesh) if even else PartitionSpec()
 
 
+def _check_divides(name: str, number: int, devices: int) -> None:
+    if number < 1 or devices % number:
+        raise ValueError(
+            f"`{name}` is {number}, which does not divide {devices} devices: pass one "
+            "of their divisors."
+        )
+
+
+def _check_axes(axes: tuple[str, ...], mesh: Mesh) -> None:
+    if not set(axes) <= set(data_axes(mesh)) or len(set(axes)) < len(axes):
+        raise ValueError(
+            f"`optimizer` is {axes}, but the mesh's data axes are {data_axes(mesh)}: "
+            "pass one of them, or several."
+        )
+
+
 def _check_memory(memory: PyTree, mesh: Mesh) -> None:
-    size = mesh.shape[mesh.axis_names[0]]
+    size = num_parts(mesh)
     arrays = eqx.filter(memory, eqx.is_array)
     for path, leaf in jax.tree_util.tree_flatten_with_path(arrays)[0]:
         if leaf.ndim and leaf.shape[0] % size:

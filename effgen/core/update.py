@@ -1,9 +1,15 @@
 """Where equinox meets optax: one gradient step on a model with non-array leaves."""
 
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 
 def init_opt_state(optim: optax.GradientTransformation, model: PyTree) -> PyTree:
@@ -20,10 +26,18 @@ def apply_gradients(
     gradients: PyTree,
     opt_state: PyTree,
     model: PyTree,
+    *,
+    value: Float[Array, ""] | None = None,
+    grad: PyTree = None,
+    value_fn: Callable[[PyTree], Float[Array, ""]] | None = None,
 ) -> tuple[PyTree, PyTree]:
     """Take one optimizer step: `updates = optim(gradients)`, `model = model + updates`.
 
     The parameters are passed to `optim.update`, so weight decay and trust ratios work.
+    So are the loss, its gradient and the loss as a function, for the optimizers that
+    ask for them: step sizes that follow the loss (`optax.contrib.reduce_on_plateau`,
+    `optax.polyak_sgd`) and line searches (`optax.lbfgs`). To all others they cost
+    nothing: `value_fn` is traced only where it is called.
 
     **Arguments:**
 
@@ -31,16 +45,29 @@ def apply_gradients(
     - `gradients`: a pytree like `model`, with `None` where nothing is trained.
     - `opt_state`: from `init_opt_state` or the last call.
     - `model`: the pytree to update.
+    - `value`: the loss at `model`.
+    - `grad`: the loss's gradient at `model`; by default `gradients`, which may be other
+      ones (clipped, averaged).
+    - `value_fn`: from a pytree like `model` to its loss, of the same batch and noise,
+      so that `value_fn(model)` is `value` and has the gradient `grad`.
 
     **Returns:** `(model, opt_state)`, one step later, each leaf in its own dtype.
 
-    **Raises:** `ValueError` if `opt_state` is another optimizer's.
+    **Raises:** `ValueError` if `opt_state` is another optimizer's, if `value` is not
+    one number, or if the optimizer asks for what is not given; before any compute.
     """
-    params = eqx.filter(model, eqx.is_inexact_array)
+    params, fixed = eqx.partition(model, eqx.is_inexact_array)
+    given: dict[str, Any] = {"grad": gradients if grad is None else grad}
+    if value is not None:
+        given["value"] = _one_number(value)
+    if value_fn is not None:
+        given["value_fn"] = lambda params: value_fn(eqx.combine(params, fixed))
     try:
-        updates, opt_state = optim.update(gradients, opt_state, params)
+        accepted = _accepted(optim.update, given)
+        updates, opt_state = optim.update(gradients, opt_state, params, **accepted)
     except Exception as error:
         _check_own(optim, opt_state, model, error)
+        _check_given(error)
         raise
     updates = jax.tree.map(
         lambda u, p: None if u is None else u.astype(p.dtype),
@@ -49,6 +76,26 @@ def apply_gradients(
         is_leaf=lambda u: u is None,
     )
     return eqx.apply_updates(model, updates), opt_state
+
+
+def _one_number(value: Any) -> Any:
+    if jnp.shape(value):
+        raise ValueError(
+            f"`value` has shape {jnp.shape(value)}: pass the loss, one number."
+        )
+    return value
+
+
+def _accepted(update: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Return what `update` takes of `given`, by its signature.
+
+    Not by its class: `optax.MultiSteps` and what it makes take extra arguments without
+    being of the class that says so.
+    """
+    parameters = inspect.signature(update).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return given
+    return {name: given[name] for name in given if name in parameters}
 
 
 def _check_own(
@@ -65,3 +112,20 @@ def _check_own(
             "`trainer.init(state.model, state.memory)`, or pass the optimizer that the "
             "state was trained by."
         ) from error
+
+
+def _check_given(error: Exception) -> None:
+    """Raise, from `error`, if it says that the optimizer misses an argument."""
+    message = str(error)
+    missing = re.search(r"missing \d+ required keyword-only argument", message)
+    if not isinstance(error, TypeError) or missing is None:
+        return
+    names = re.findall(r"'(\w+)'", message)
+    known = [name for name in names if name in ("value", "value_fn")]
+    remedy = "use an optimizer that does without"
+    if known == names:
+        passed = ", ".join(f"{name}=..." for name in names)
+        remedy = f"pass `apply_gradients(..., {passed})`, or {remedy}"
+    raise ValueError(
+        f"`optim` needs `{'`, `'.join(names)}`, which it is not given: {remedy}."
+    ) from error

@@ -47,7 +47,8 @@ class PCDTrainer(AbstractTrainer):
     `Audited` walkers, which keep their weights, tell this trainer's likelihood as
     honestly as the other's.
 
-    **Attributes:** `optim`; `kernel`; `num_moves`; `resample_below`, of the audit;
+    **Attributes:** `optim`, which is told the energy gap where it asks for the loss, as
+    `JarzynskiTrainer`'s; `kernel`; `num_moves`; `resample_below`, of the audit;
     `restarts`, the share of the walkers that begin anew at each step, from a Gaussian
     of `restart_scale`, as replay buffers do.
 
@@ -101,9 +102,7 @@ class PCDTrainer(AbstractTrainer):
         population = training_population(state.memory)
         walkers, due = taken(population, state.step)
         equal = jnp.full(walkers.num, 1 / walkers.num, walkers.positions.dtype)
-        model, opt_state, metrics = learned(
-            self.optim, state, batch, walkers.positions, equal
-        )
+        model, opt_state, metrics = learned(self.optim, state, batch, walkers, equal)
         metrics["loss"] = metrics["energy_gap"]
         moved = self._moved(due, model, state, keys[:2])
         metrics |= {"step_size": moved.step_size, "acceptance": moved.acceptance}
@@ -112,6 +111,7 @@ class PCDTrainer(AbstractTrainer):
             audit, more = audited(
                 self.kernel,
                 state.memory.audit,
+                taken(state.memory.audit, state.step),
                 due.step_size,
                 model,
                 state.step,
@@ -165,8 +165,8 @@ class CDTrainer(AbstractTrainer):
     The memory, if given, only watches: walkers weighted as `JarzynskiTrainer`'s, which
     tell this trainer's likelihood.
 
-    **Attributes:** `optim`; `kernel`; `num_moves`, the `k` of CD-k; `resample_below`,
-    of the watching walkers.
+    **Attributes:** `optim`, as `PCDTrainer`'s; `kernel`; `num_moves`, the `k` of CD-k;
+    `resample_below`, of the watching walkers.
 
     **Metrics:** `loss`, which is `energy_gap` here; `data_energy`, `grad_norm`; with
     watching walkers `cross_entropy`, `log_partition` and `log_partition_error`.
@@ -210,9 +210,7 @@ class CDTrainer(AbstractTrainer):
 
         chains = repeat(body, chains, self.num_moves)
         equal = jnp.full(chains.num, 1 / chains.num, chains.positions.dtype)
-        model, opt_state, metrics = learned(
-            self.optim, state, batch, chains.positions, equal
-        )
+        model, opt_state, metrics = learned(self.optim, state, batch, chains, equal)
         metrics["loss"] = metrics["energy_gap"]
         memory, more = watch(
             self.kernel,
@@ -259,6 +257,7 @@ def watch(
     return audited(
         kernel,
         state.memory,
+        taken(state.memory, state.step),
         None,
         model,
         state.step,

@@ -27,7 +27,6 @@ from .populations import (
     populations,
     put,
     reweighted,
-    taken,
 )
 from .reservoir import Reservoir
 from .walkers import Walkers, resampled_below
@@ -73,18 +72,49 @@ def learned(
     optim: optax.GradientTransformation,
     state: TrainState,
     batch: Float[Array, "batch *shape"],
-    positions: Float[Array, "walkers *shape"],
+    walkers: Walkers,
     weights: Float[Array, " walkers"],
+    log_partition: Float[Array, ""] | None = None,
 ) -> Learned:
-    """Return the model after one step on the contrast of data and walkers."""
+    """Return the model after one step on the contrast of data and walkers.
+
+    The optimizer is told the loss: `data_energy + log_partition`, or the energy gap
+    where `log Z` is unknown. A line search is told how that changes (`change_of`).
+
+    **Arguments:** `walkers`, of `state.model`, which count by `weights`.
+    """
+    positions = walkers.positions
     (gap, data_energy), gradients = contrast(state.model, batch, positions, weights)
-    model, opt_state = apply_gradients(optim, gradients, state.opt_state, state.model)
+    loss = gap if log_partition is None else data_energy + log_partition
+
+    def loss_of(model: Energy) -> Float[Array, ""]:
+        data = jnp.mean(energies_at(model, batch)) - data_energy
+        return loss + data + change_of(model, walkers, weights)
+
+    model, opt_state = apply_gradients(
+        optim, gradients, state.opt_state, state.model, value=loss, value_fn=loss_of
+    )
     metrics = {
         "energy_gap": gap,
         "data_energy": data_energy,
         "grad_norm": optax.tree.norm(gradients),
     }
     return Learned(model, opt_state, metrics)
+
+
+def change_of(
+    model: Energy, walkers: Walkers, weights: Float[Array, " walkers"]
+) -> Float[Array, ""]:
+    """Return how far `log Z` of `model` is from that of the walkers' own energy.
+
+        change = log(sum(weights * exp(energies - energy(positions))))
+
+    Its gradient there is the walkers' part of the `contrast`. It tells the less, the
+    further `model` is from the energy that the walkers are samples of.
+    """
+    falls = walkers.energies - energies_at(model, walkers.positions)
+    falls = jnp.where(weights > 0, falls, -jnp.inf)
+    return jax.nn.logsumexp(falls, b=weights)
 
 
 def backtracked(
@@ -148,6 +178,7 @@ def followed(
 def audited(
     kernel: AbstractKernel,
     audit: Population,
+    read: tuple[Walkers, Walkers],
     step_size: Float[Array, ""] | None,
     model: Energy,
     step: Int[Array, ""],
@@ -161,9 +192,10 @@ def audited(
 
     It moves with the `step_size` that the training walkers have found: its own moves
     may not depend on what they lead to. Where no walkers train, `None`, it has its own.
+    `read` is `taken(audit, step)`.
     """
     move_key, resample_key = jax.random.split(key)
-    current, walkers = taken(audit, step)
+    current, walkers = read
     if step_size is not None:
         walkers = dataclasses.replace(walkers, step_size=step_size)
     walkers = followed(kernel, walkers, model, step, num_moves, key=move_key)

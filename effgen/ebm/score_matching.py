@@ -84,7 +84,12 @@ class ScoreMatchingTrainer(AbstractTrainer):
 
         loss, gradients = eqx.filter_value_and_grad(mean_square)(state.model)
         model, opt_state = apply_gradients(
-            self.optim, gradients, state.opt_state, state.model
+            self.optim,
+            gradients,
+            state.opt_state,
+            state.model,
+            value=loss,
+            value_fn=mean_square,
         )
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
         memory, more = watch(

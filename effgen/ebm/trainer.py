@@ -58,7 +58,9 @@ class JarzynskiTrainer(AbstractTrainer):
 
     **Attributes:**
 
-    - `optim`, any optax transformation.
+    - `optim`, any optax transformation. One that asks for the loss is told the metric
+      `loss`; a line search weighs the walkers as they are (`change_of`), which holds
+      near the model alone: bound its steps.
     - `kernel`, how walkers move; `num_moves`, moves a step.
     - `resample_below`, a share between 0 and 1.
     - `keep_above`: the share of the weighted walkers that an update of the model must
@@ -131,9 +133,12 @@ class JarzynskiTrainer(AbstractTrainer):
         """Update the model by the walkers' weights, then bring the walkers after it."""
         keys = jax.random.split(key, 3)
         population = training_population(state.memory)
-        walkers, due = taken(population, state.step)
+        walkers, due = read = taken(population, state.step)
+        if isinstance(state.memory, Audited):
+            read = taken(state.memory.audit, state.step)
+        log_partition, _ = read[0].estimate()
         model, opt_state, metrics = learned(
-            self.optim, state, batch, walkers.positions, walkers.weights
+            self.optim, state, batch, walkers, walkers.weights, log_partition
         )
         if self.keep_above:
             model, share = backtracked(state.model, model, walkers, self.keep_above)
@@ -148,6 +153,7 @@ class JarzynskiTrainer(AbstractTrainer):
             audit, more = audited(
                 self.kernel,
                 state.memory.audit,
+                read,
                 due.step_size,
                 model,
                 state.step,

@@ -37,7 +37,8 @@ class LatentSDETrainer(AbstractTrainer):
 
     **Attributes:**
 
-    - `optim`: any optax transformation.
+    - `optim`: any optax transformation. A line search sees the bound of the batch with
+      the step's own noise.
     - `dt`: the longest step, in the units of `ts`. Each gap between times is cut into
       equal steps. The bound holds at any; two to five steps a gap are often enough.
     - `num_paths`: paths of each series.
@@ -113,7 +114,12 @@ class LatentSDETrainer(AbstractTrainer):
             trained
         )
         trained, opt_state = apply_gradients(
-            self.optim, gradients, state.opt_state, trained
+            self.optim,
+            gradients,
+            state.opt_state,
+            trained,
+            value=loss,
+            value_fn=lambda trained: loss_of(trained)[0],
         )
         metrics = {
             "loss": loss,

@@ -45,6 +45,19 @@ class Sample(NamedTuple):
     population: Int[Array, ""]
 
 
+class Anchor(NamedTuple):
+    """Where an estimate was made: what its draws and their weights go by.
+
+    **Attributes:** `queries`; `positives`, the scores of their own documents; `fresh`,
+    the drawn documents and those beside; `scale`; all without gradient.
+    """
+
+    queries: Float[Array, "queries size"]
+    positives: Float[Array, " queries"]
+    fresh: Float[Array, "known size"]
+    scale: Float[Array, ""]
+
+
 def sampled(
     cache: NegativeCache,
     queries: Float[Array, "queries size"],

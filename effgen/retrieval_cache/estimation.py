@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .cache import NegativeCache
-from .draws import Beside, Sample, sampled
+from .draws import Anchor, Beside, Sample, sampled
 from .estimators import AbstractEstimator, Estimated
 from .objective import batch_scores, negatives_in_batch
 from .pairs import Marks, Pairs, batch_documents, joined, marks, num_pairs
@@ -18,13 +18,15 @@ from .towers import in_chunks
 class Embedded(NamedTuple):
     """A batch's estimate, the draws, and the embeddings that were made for it.
 
-    **Attributes:** `documents`, of the batch; `fresh`, of the draws; no gradient.
+    **Attributes:** `documents`, of the batch; `fresh`, of the draws; no gradient;
+    `anchor`, all that the estimate was made of.
     """
 
     estimated: Estimated
     sample: Sample
     documents: Float[Array, "documents size"]
     fresh: Float[Array, "draws size"]
+    anchor: Anchor
 
 
 def estimate(
@@ -45,7 +47,7 @@ def estimate(
     The batch's documents and the drawn ones go through their tower as one.
     """
     found, own = marks(pairs), num_pairs(pairs)
-    num, keys = len(found.ids), jax.random.split(key, 3)
+    keys = jax.random.split(key, 3)
     queries = in_chunks(model.query, pairs.queries, chunks, key=keys[0])
     negatives = negatives_in_batch(pairs, found)
     # What answers a query is as good as drawn evenly; explicit negatives are not.
@@ -60,10 +62,56 @@ def estimate(
         key=keys[1],
         mesh=mesh,
     )
-    items = joined(batch_documents(pairs), cache.documents(sample.slots))
-    documents = in_chunks(model.document, items, chunks, key=keys[2])
-    scores = batch_scores(queries, documents[:num], scale, negatives)
-    drawn = documents[num:]
+    documents, drawn = _documents(model, pairs, cache, sample, chunks, keys[2])
+    scores = batch_scores(queries, documents, scale, negatives)
     fresh = jnp.concatenate([drawn, documents[:own]])
     estimated = estimator(queries, scores, fresh, sample, scale, label_smoothing)
-    return Embedded(estimated, sample, *jax.lax.stop_gradient((documents[:num], drawn)))
+    anchor = Anchor(queries, scores.positives, fresh, scale)
+    embedded = jax.lax.stop_gradient((documents, drawn, anchor))
+    return Embedded(estimated, sample, *embedded)
+
+
+def moved_loss(
+    estimator: AbstractEstimator,
+    model: PyTree,
+    pairs: Pairs,
+    cache: NegativeCache,
+    scale: Float[Array, ""],
+    found: Embedded,
+    *,
+    key: PRNGKeyArray,
+    label_smoothing: float = 0.0,
+    chunks: int = 1,
+) -> Float[Array, ""]:
+    """Return a batch's mean loss when the model moves away from where it was `found`.
+
+        loss = mean(losses) + mean(surrogate - surrogate as found)
+
+    with the same draws and dropout, and the draws' weights held: a function of the
+    model, whose gradient where `found` is the estimated one. For line searches.
+    """
+    keys, then = jax.random.split(key, 3), found.estimated
+    queries = in_chunks(model.query, pairs.queries, chunks, key=keys[0])
+    documents, drawn = _documents(model, pairs, cache, found.sample, chunks, keys[2])
+    negatives = negatives_in_batch(pairs, marks(pairs))
+    scores = batch_scores(queries, documents, scale, negatives)
+    fresh = jnp.concatenate([drawn, documents[: num_pairs(pairs)]])
+    now = estimator(
+        queries, scores, fresh, found.sample, scale, label_smoothing, found.anchor
+    )
+    return jnp.mean(then.losses) + jnp.mean(now.surrogate - then.surrogate)
+
+
+def _documents(
+    model: PyTree,
+    pairs: Pairs,
+    cache: NegativeCache,
+    sample: Sample,
+    chunks: int,
+    key: PRNGKeyArray,
+) -> tuple[Float[Array, "documents size"], Float[Array, "draws size"]]:
+    """Return the embeddings of the batch's documents and of the drawn ones."""
+    items = joined(batch_documents(pairs), cache.documents(sample.slots))
+    embedded = in_chunks(model.document, items, chunks, key=key)
+    num = len(marks(pairs).ids)
+    return embedded[:num], embedded[num:]

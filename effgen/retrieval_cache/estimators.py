@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .cache import NegativeCache
-from .draws import Sample
+from .draws import Anchor, Sample
 from .logits import Corrected, pseudo_logit, staleness
 from .objective import BatchScores, cross_entropy, excluded_by, log_sum_exp
 from .pairs import Marks, Pairs, num_pairs
@@ -42,10 +42,13 @@ class AbstractEstimator(eqx.Module):
         sample: Sample,
         scale: Float[Array, ""],
         label_smoothing: float = 0.0,
+        anchor: Anchor | None = None,
     ) -> Estimated:
         """Return the batch's losses, to be differentiated.
 
-        **Arguments:** `fresh`, the drawn documents and those of the batch that answer.
+        **Arguments:** `fresh`, the drawn documents and those of the batch that answer;
+        `anchor`, for line searches: where draws, weights and shares were found, which
+        are held, so that `surrogate` is a function of the rest.
         """
 
     def excluded(
@@ -89,10 +92,16 @@ class PseudoLogit(AbstractEstimator):
         sample: Sample,
         scale: Float[Array, ""],
         label_smoothing: float = 0.0,
+        anchor: Anchor | None = None,
     ) -> Estimated:
         """Return the batch's losses, to be differentiated."""
         logit, corrected = pseudo_logit(
-            queries, fresh, sample, scale, max_log_ratio=self.max_log_ratio
+            queries,
+            fresh,
+            sample,
+            scale,
+            max_log_ratio=self.max_log_ratio,
+            anchor=anchor,
         )
         losses = cross_entropy(scores, logit[:, None], label_smoothing)
         plain = cross_entropy(scores, logit[:, None])
@@ -119,9 +128,11 @@ class GumbelMax(AbstractEstimator):
         sample: Sample,
         scale: Float[Array, ""],
         label_smoothing: float = 0.0,
+        anchor: Anchor | None = None,
     ) -> Estimated:
         """Return the batch's losses, to be differentiated."""
         num, fixed = queries.shape[0], jax.lax.stop_gradient
+        held = scores.positives if anchor is None else anchor.positives
         draws = len(sample.slots)
         each = fresh[:draws].reshape(num, -1, fresh.shape[1])
         offsets = sample.offsets[:draws].reshape(num, -1)
@@ -129,8 +140,8 @@ class GumbelMax(AbstractEstimator):
         turns = jnp.arange(draws).reshape(num, -1)
         own = jnp.take_along_axis(sample.scores, turns, axis=1)
         there = jnp.isfinite(own)
-        both = jnp.stack([scores.positives, sample.log_partition], axis=1)
-        losses = fixed(log_sum_exp(both) - scores.positives)
+        both = jnp.stack([held, sample.log_partition], axis=1)
+        losses = fixed(log_sum_exp(both) - held)
         share = jnp.exp(-losses)
         change = jnp.mean(jnp.where(there, drawn, 0), axis=1) - scores.positives
         surrogate = jnp.where(jnp.any(there, axis=1), (1 - share) * change, 0)

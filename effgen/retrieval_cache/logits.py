@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .cache import NegativeCache
 from .draws import (
+    Anchor,
     Sample,
     defense_of,
     effective_draws,
@@ -39,6 +40,7 @@ def pseudo_logit(
     scale: Float[Array, ""],
     *,
     max_log_ratio: float = 5.0,
+    anchor: Anchor | None = None,
 ) -> tuple[Float[Array, " queries"], Corrected]:
     """Return one logit a query: the log-partition over the cache's documents.
 
@@ -62,25 +64,34 @@ def pseudo_logit(
 
     **Arguments:** `fresh`, the drawn documents and those beside, embedded now, with
     gradient; `max_log_ratio`, at which ratios of draws are cut, 0 to leave staleness
-    as it is.
+    as it is; `anchor`, of an estimate whose value, weights and mean are held, so that
+    the logit moves from there by its slope: for line searches.
     """
     fixed = jax.lax.stop_gradient
-    now = scale * (queries @ fresh.T) + sample.offsets[None]
+    held = fixed((queries, fresh, scale))
+    if anchor is not None:
+        held = (anchor.queries, anchor.fresh, anchor.scale)
+    then, known, by = held
+    now = by * (then @ known.T) + sample.offsets[None]
     negative = jnp.isfinite(sample.scores)
-    change = fixed(jnp.where(negative, now - jnp.where(negative, sample.scores, 0), 0))
+    change = jnp.where(negative, now - jnp.where(negative, sample.scores, 0), 0)
     defense = defense_of(sample, change) if max_log_ratio else jnp.zeros(())
     shared = shared_weights(sample, defense)
     ratio = _ratio(sample, change, max_log_ratio)
     normalizer = _mean_ratio(shared, ratio)
     weights = _balanced(shared * ratio / normalizer[:, None], defense)
     control = (1 - defense) * (sample.mean - shared @ sample.stale)
-    mean = fixed(weights @ fresh + control)
-    by_queries = scale * jnp.sum(queries * mean, axis=1)
-    by_documents = fixed(scale) * jnp.sum(weights * (fixed(queries) @ fresh.T), axis=1)
+    mean = weights @ known + control
+
+    def slope(queries: Array, fresh: Array, scale: Array) -> Float[Array, " queries"]:
+        by_queries = scale * jnp.sum(queries * mean, axis=1)
+        return by_queries + by * jnp.sum(weights * (then @ fresh.T), axis=1)
+
     there = jnp.isfinite(sample.log_partition)
     value = sample.log_partition + jnp.log(normalizer)
-    logit = valued(value, by_queries + by_documents, there)
-    return logit, _corrected(sample, shared, weights, change, fixed(fresh))
+    before = None if anchor is None else slope(*held)
+    logit = valued(value, slope(queries, fresh, scale), there, before)
+    return logit, _corrected(sample, shared, weights, change, known)
 
 
 def _ratio(
@@ -114,9 +125,14 @@ def valued(
     value: Float[Array, " queries"],
     slope: Float[Array, " queries"],
     there: Bool[Array, " queries"],
+    before: Float[Array, " queries"] | None = None,
 ) -> Float[Array, " queries"]:
-    """Return `value` with the gradient of `slope`; `-inf`, without, if not `there`."""
-    joined = jnp.where(there, value, 0) + slope - jax.lax.stop_gradient(slope)
+    """Return `value` with the gradient of `slope`; `-inf`, without, if not `there`.
+
+    With what `slope` was `before`, `value` has moved by as much since.
+    """
+    before = jax.lax.stop_gradient(slope) if before is None else before
+    joined = jnp.where(there, value, 0) + slope - before
     return jnp.where(there, joined, -jnp.inf)
 
 

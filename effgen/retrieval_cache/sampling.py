@@ -9,6 +9,8 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from effgen.core.sharding import data_axes, num_parts
+
 from .scan import Passed, Scored, blocks_of, split_rows, tile_scores
 
 
@@ -50,7 +52,7 @@ def _bounds(
     rows: int, queries: int, block: int, mesh: Mesh | None
 ) -> tuple[Int[np.ndarray, " blocks"], Int[np.ndarray, " blocks"], int]:
     """Return the first row of each block, the first not seen before, and the size."""
-    shards = 1 if mesh is None else mesh.shape[mesh.axis_names[0]]
+    shards = 1 if mesh is None else num_parts(mesh)
     cut = blocks_of(rows // shards, queries, block)
     within = np.arange(0, cut.tile, cut.block)
     starts = (cut.starts[:, None] + within).reshape(-1)
@@ -72,7 +74,7 @@ def _block_scores(
     """Return each draw's scores of its own block; devices add up what is theirs."""
     if mesh is None:
         return _own_scores(scored, queries, scale, owners, starts, size)
-    axis, whole = mesh.axis_names[0], PartitionSpec()
+    axis, whole = data_axes(mesh), PartitionSpec()
 
     def local(
         scored: Scored, queries: Array, scale: Array, owners: Array, starts: Array

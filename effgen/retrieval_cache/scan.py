@@ -13,6 +13,8 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from effgen.core.sharding import data_axes
+
 from .cache import NegativeCache
 from .rows import AbstractRows
 
@@ -157,7 +159,7 @@ def passed(
 ) -> Passed:
     """Return log-sum-exps and the mean embedding, in one pass over the rows.
 
-    **Arguments:** `block`, rows a block; `mesh`, over whose first axis the rows are
+    **Arguments:** `block`, rows a block; `mesh`, over whose data axes the rows are
     split, if they are: each device passes over its own.
 
     Temporary memory is a tile's and `queries * rows / block` numbers, which with blocks
@@ -165,7 +167,7 @@ def passed(
     """
     if mesh is None:
         return _gathered(*_swept(scored, queries, scale, block), None)
-    axis, whole = mesh.axis_names[0], PartitionSpec()
+    axis, whole = data_axes(mesh), PartitionSpec()
 
     def local(
         scored: Scored, queries: Array, scale: Array
@@ -183,8 +185,8 @@ def passed(
     return Passed(*swept(scored, queries, scale))
 
 
-def split_rows(scored: Scored, axis: str) -> Any:
-    """Return how a mesh's axis splits a cache: its rows, and not what is excluded."""
+def split_rows(scored: Scored, axis: tuple[str, ...]) -> Any:
+    """Return how a mesh's data axes split a cache: rows, and not what is excluded."""
     split, whole = PartitionSpec(axis), PartitionSpec()
     specs = jax.tree.map(lambda _: split, scored)
     excluded = jax.tree.map(lambda _: whole, scored.excluded)
@@ -192,7 +194,7 @@ def split_rows(scored: Scored, axis: str) -> Any:
 
 
 def _gathered(
-    blocks: Array, most: Array, total: Array, mean: Array, axis: str | None
+    blocks: Array, most: Array, total: Array, mean: Array, axis: tuple[str, ...] | None
 ) -> Passed:
     """Return the whole of what devices found, each in its rows."""
     if axis is not None:

@@ -25,7 +25,7 @@ from .checks import (
     check_positive,
     check_temperature,
 )
-from .estimation import Embedded, estimate
+from .estimation import Embedded, estimate, moved_loss
 from .estimators import AbstractEstimator, PseudoLogit
 from .pairs import (
     Pairs,
@@ -52,7 +52,8 @@ class NegativeCacheTrainer(AbstractTrainer):
 
     **Attributes:**
 
-    - `optim`: any optax transformation.
+    - `optim`: any optax transformation. A line search sees the batch's loss with the
+      draws and their weights held (`moved_loss`).
     - `num_negatives`: documents drawn from the cache, for the whole batch.
     - `temperature`: a number, an optax schedule, or `None` for the model's own
       `temperature`, which is then trained.
@@ -126,7 +127,7 @@ class NegativeCacheTrainer(AbstractTrainer):
         """Update the towers by the batch and the cache, then refresh the cache."""
         pairs, keys = as_pairs(batch), jax.random.split(key)
 
-        def mean_loss(model: PyTree) -> tuple[Array, Embedded]:
+        def mean_surrogate(model: PyTree) -> tuple[Array, Embedded]:
             found = estimate(
                 self.estimator,
                 model,
@@ -141,7 +142,25 @@ class NegativeCacheTrainer(AbstractTrainer):
             )
             return jnp.mean(found.estimated.surrogate), found
 
-        model, opt_state, metrics, found = updated(self, state, mean_loss)
+        def searched(found: Embedded) -> tuple[Array, Callable[[PyTree], Array]]:
+            def loss(model: PyTree) -> Float[Array, ""]:
+                return moved_loss(
+                    self.estimator,
+                    model,
+                    pairs,
+                    state.memory,
+                    scale_of(self.temperature, state, model),
+                    found,
+                    key=keys[0],
+                    label_smoothing=self.label_smoothing,
+                    chunks=self.chunks,
+                )
+
+            return jnp.mean(found.estimated.losses), loss
+
+        model, opt_state, metrics, found = updated(
+            self, state, mean_surrogate, searched
+        )
         seen = _seen(state.model, state.memory, pairs, found)
         cache = refreshed(
             state.memory, self.refresh, seen, model, state.step + 1, key=keys[1]
@@ -172,12 +191,27 @@ def first_state(trainer: Any, model: PyTree, memory: Any) -> TrainState:
 
 
 def updated(
-    trainer: Any, state: TrainState, loss: Callable[[PyTree], tuple[Array, Any]]
+    trainer: Any,
+    state: TrainState,
+    loss: Callable[[PyTree], tuple[Array, Any]],
+    searched: Callable[[Any], tuple[Array, Callable[[PyTree], Array]]] | None = None,
 ) -> tuple[PyTree, Any, Metrics, Any]:
-    """Return model and optimizer one step on, with the metrics and what `loss` gave."""
+    """Return model and optimizer one step on, with the metrics and what `loss` gave.
+
+    Where `loss` is not what it tells, only has its gradient, `searched` makes of what
+    it gave the loss itself and the function that a line search looks at.
+    """
     (value, aux), gradients = eqx.filter_value_and_grad(loss, has_aux=True)(state.model)
+    value_fn: Callable[[PyTree], Array] = lambda model: loss(model)[0]
+    if searched is not None:
+        value, value_fn = searched(aux)
     model, opt_state = apply_gradients(
-        trainer.optim, gradients, state.opt_state, state.model
+        trainer.optim,
+        gradients,
+        state.opt_state,
+        state.model,
+        value=value,
+        value_fn=value_fn,
     )
     scale = scale_of(trainer.temperature, state)
     metrics = {"loss": value, "scale": scale, "grad_norm": optax.tree.norm(gradients)}
@@ -223,7 +257,6 @@ def _described(found: Embedded, seen: Seen) -> Metrics:
     finite = jnp.isfinite(sample.log_partition)
     partition = jnp.where(finite, sample.log_partition, 0)
     return {
-        "loss": jnp.mean(estimated.losses),
         "positive": jnp.mean(estimated.positives),
         "cache_loss": jnp.sum(partition) / jnp.maximum(jnp.sum(finite), 1),
         "score_drift": estimated.corrected.drift,
