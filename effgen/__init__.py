@@ -1,13 +1,13 @@
-"""Efficient training of generative and scientific models in JAX."""
+"""Efficient training of generative and scientific models in JAX.
 
-from importlib.metadata import version
+The methods are imported when they are first asked for: `effgen.ebm`, or
+`from effgen import ebm`. Each brings its own solvers, and few scripts use two.
+"""
 
-from . import (
-    collocation as collocation,
-    ebm as ebm,
-    neural_sde as neural_sde,
-    retrieval_cache as retrieval_cache,
-)
+import typing as _typing
+from importlib import import_module as _import_module
+from importlib.metadata import version as _version
+
 from .core.averaging import averaged as averaged
 from .core.checkpoint import restore as restore, resume as resume, save as save
 from .core.compilation import cache_compilations as cache_compilations
@@ -39,6 +39,7 @@ from .core.results import (
     RunWarning as RunWarning,
     TrainingError as TrainingError,
 )
+from .core.run import Run as Run
 from .core.runs import (
     checkpointed as checkpointed,
     guarded as guarded,
@@ -49,7 +50,6 @@ from .core.runs import (
 from .core.sharding import make_mesh as make_mesh, shard as shard
 from .core.state import TrainState as TrainState
 from .core.stream import Stream as Stream
-from .core.run import Run as Run
 from .core.train import drain as drain, fit as fit, train as train
 from .core.trainer import (
     AbstractHostTrainer as AbstractHostTrainer,
@@ -69,4 +69,30 @@ from .core.weights import (
 )
 
 
-__version__ = version("effgen")
+__version__ = _version("effgen")
+
+_METHODS = ("collocation", "ebm", "neural_sde", "retrieval_cache")
+
+if _typing.TYPE_CHECKING:
+    from . import (
+        collocation as collocation,
+        ebm as ebm,
+        neural_sde as neural_sde,
+        retrieval_cache as retrieval_cache,
+    )
+else:  # hidden from type checkers, which would find any name here
+
+    def __getattr__(name):
+        if name not in _METHODS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return _import_module(f"{__name__}.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_METHODS})
+
+
+# pyright reads the aliases above instead.
+__all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
+    name for name in __dir__() if not name.startswith("_")
+]
