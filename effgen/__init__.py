@@ -16,7 +16,6 @@ from .core.data import (
     AbstractHostBatches as AbstractHostBatches,
     HostMinibatches as HostMinibatches,
     Minibatches as Minibatches,
-    check_columns as check_columns,
 )
 from .core.estimators import (
     Extrapolation as Extrapolation,
