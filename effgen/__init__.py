@@ -1,13 +1,12 @@
-"""Efficient training of generative and scientific models in JAX."""
+"""Efficient training of generative and scientific models in JAX.
 
-from importlib.metadata import PackageNotFoundError, version
+The methods are imported when they are first asked for: `effgen.ebm`, or
+`from effgen import ebm`. Each brings its own solvers, and few scripts use two.
+"""
 
-from . import (
-    collocation as collocation,
-    ebm as ebm,
-    neural_sde as neural_sde,
-    retrieval_cache as retrieval_cache,
-)
+import typing as _typing
+from importlib import import_module as _import_module, metadata as _metadata
+
 from .core.checkpoint import (
     restore as restore,
     restore_model as restore_model,
@@ -19,7 +18,6 @@ from .core.data import (
     AbstractHostBatches as AbstractHostBatches,
     HostMinibatches as HostMinibatches,
     Minibatches as Minibatches,
-    check_columns as check_columns,
 )
 from .core.estimators import (
     Extrapolation as Extrapolation,
@@ -70,6 +68,32 @@ from .core.writer import save as save
 
 
 try:
-    __version__ = version("effgen")
-except PackageNotFoundError:  # run from its source, where it cannot be installed
+    __version__ = _metadata.version("effgen")
+except _metadata.PackageNotFoundError:  # run from its source, not installed
     __version__ = "unknown"
+
+_METHODS = ("collocation", "ebm", "neural_sde", "retrieval_cache")
+
+if _typing.TYPE_CHECKING:
+    from . import (
+        collocation as collocation,
+        ebm as ebm,
+        neural_sde as neural_sde,
+        retrieval_cache as retrieval_cache,
+    )
+else:  # hidden from type checkers, which would find any name here
+
+    def __getattr__(name):
+        if name not in _METHODS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return _import_module(f"{__name__}.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_METHODS})
+
+
+# pyright reads the aliases above instead.
+__all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
+    name for name in __dir__() if not name.startswith("_")
+]

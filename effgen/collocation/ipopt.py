@@ -92,15 +92,16 @@ def result_of(status: int) -> Any:
 def load() -> ModuleType:
     """Return cyipopt.
 
-    **Raises:** `ImportError` with the command that installs it.
+    **Raises:** `ImportError` with the commands that install it.
     """
     try:
         import cyipopt
-    except ImportError as error:
+    except ImportError as error:  # absent, or without the libraries it was built with
         raise ImportError(
-            "`effgen.collocation` solves by Ipopt, which is not installed: run `pip "
-            "install cyipopt-wheels==1.7.0.dev0` (Ipopt 3.14 and MUMPS inside), or "
-            "`conda install -c conda-forge cyipopt`."
+            f"`effgen.collocation` solves by Ipopt, through cyipopt ({error}): run "
+            "`pip install cyipopt-wheels==1.7.0.dev0` (wheels with Ipopt 3.14 and "
+            "MUMPS inside), or `conda install -c conda-forge cyipopt`, or, where Ipopt "
+            "and its headers are installed, `pip install 'effgen[collocation]'`."
         ) from error
     return cyipopt
 

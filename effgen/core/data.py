@@ -271,39 +271,3 @@ def check_width(name: str, tree: PyTree) -> None:
                 f"`{name}{path}` has numbers from {low} to {high}, and the device "
                 f"keeps {kept}: number them from 0, or set `jax_enable_x64`."
             )
-
-
-def check_columns(name: str, rows: Any) -> None:
-    """Raise if a column of `rows` cannot be learned from.
-
-    A column is one entry of a row: `rows[:, j]`, or `rows[:, i, j]` for images. Refused
-    are non-finite values anywhere, and, for vectors, a column that never changes (its
-    density is degenerate; a constant border pixel of an image is ordinary and passes).
-
-    **Arguments:** `name`, how messages call the data; `rows`, `(rows, *shape)` floats.
-
-    **Raises:** `ValueError` that names the columns, what is wrong and what to do.
-    """
-    values = jnp.asarray(rows)
-    finite = np.asarray(jnp.isfinite(values).all(axis=0))
-    if not finite.all():
-        worst = tuple(int(i) for i in np.argwhere(~finite)[0])
-        bad = np.asarray(~jnp.isfinite(values[(slice(None), *worst)]))
-        raise ValueError(
-            f"`{name}` has {int((~finite).sum())} column(s) with NaN or infinite "
-            f"values; the first is {name}[{_column(worst)}], in {int(bad.sum())} of "
-            f"{len(bad)} rows (row {int(np.argmax(bad))} first): drop or fill them."
-        )
-    if values.ndim == 2 and len(values) > 1:
-        constant = np.flatnonzero(np.asarray((values == values[:1]).all(axis=0)))
-        if len(constant):
-            columns = ", ".join(str(int(j)) for j in constant[:10])
-            raise ValueError(
-                f"`{name}` is constant in {len(constant)} column(s): {columns}"
-                f"{' ...' if len(constant) > 10 else ''}. Its density there is "
-                "degenerate: drop the columns, or add noise to the data."
-            )
-
-
-def _column(index: tuple[int, ...]) -> str:
-    return ", ".join([":", *map(str, index)])

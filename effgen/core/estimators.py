@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy import optimize, stats
 
 
 Losses = Float[np.ndarray, " steps"]
@@ -178,6 +177,8 @@ def _curve(shape: str, steps: np.ndarray, rate: float, scale: float) -> np.ndarr
 
 
 def _fit(shape: str, steps: np.ndarray, means: np.ndarray) -> _Fit:
+    from scipy import optimize  # here, as half of what `import effgen` would cost
+
     scale = float(steps[0])
 
     def solved(log_rate: float) -> tuple[np.ndarray, float]:
@@ -211,6 +212,8 @@ def _gradient(fit: _Fit, steps: np.ndarray) -> np.ndarray:
 
 
 def _carried(fit: _Fit, steps: np.ndarray, at: int, confidence: float) -> Extrapolation:
+    from scipy import stats
+
     gradient = _gradient(fit, steps)
     variance = fit.squares / fit.freedom
     covariance = variance * np.linalg.pinv(gradient.T @ gradient)

@@ -149,10 +149,12 @@ def test_a_request_to_end_keeps_the_iterate(monkeypatch):
     assert state.model.parameters != 9.0
 
 
-def test_without_ipopt_the_command_that_installs_it_is_told(monkeypatch):
+@pytest.mark.parametrize("solver", [None, "condensed"])
+def test_without_ipopt_the_commands_that_install_it_are_told(solver, monkeypatch):
+    ways = "pip install cyipopt-wheels==.*conda-forge cyipopt.*effgen.collocation"
     monkeypatch.setitem(sys.modules, "cyipopt", None)
-    with pytest.raises(ImportError, match="pip install cyipopt-wheels"):
-        solve(co.Problem(decay, DATA))
+    with pytest.raises(ImportError, match=ways):
+        solve(co.Problem(decay, DATA), linear_solver=solver)
 
 
 def infeasible():

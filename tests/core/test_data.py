@@ -226,22 +226,3 @@ def test_a_function_of_a_key_is_a_source():
 
     _, history = eg.fit(case.trainer(), case.state, draw, key=KEY, num_steps=20)
     assert len(set(history["loss"].tolist())) == 20
-
-
-def test_columns_that_cannot_be_learned_from_are_named():
-    x = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
-    eg.check_columns("x", x)
-    bad = x.copy()
-    bad[7, 2] = np.nan
-    with pytest.raises(ValueError, match=r"x\[:, 2\], in 1 of 50 rows \(row 7 first\)"):
-        eg.check_columns("x", bad)
-    bad = x.copy()
-    bad[:, 1] = 3.0
-    with pytest.raises(ValueError, match=r"constant in 1 column\(s\): 1"):
-        eg.check_columns("x", bad)
-    images = x.reshape(50, 2, 2).copy()
-    images[:, 0, 0] = 0.0  # a border pixel
-    eg.check_columns("x", images)
-    images[3, 1, 0] = np.inf
-    with pytest.raises(ValueError, match=r"x\[:, 1, 0\]"):
-        eg.check_columns("x", images)

@@ -13,6 +13,7 @@ import pytest
 
 import effgen as eg
 from effgen import ebm
+from effgen.ebm.checks import check_columns
 from tests.ebm.gaussians import LOG_PARTITION, SIZE, Shifted, data, populations
 
 
@@ -175,3 +176,22 @@ def test_training_can_be_set_up_under_a_transformation():
         return state.memory.energies
 
     assert energies(jax.random.split(jax.random.key(0), 3)).shape == (3, 4)
+
+
+def test_columns_that_cannot_be_learned_from_are_named():
+    x = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    check_columns("x", x)
+    bad = x.copy()
+    bad[7, 2] = np.nan
+    with pytest.raises(ValueError, match=r"x\[:, 2\], in 1 of 50 rows \(row 7 first\)"):
+        check_columns("x", bad)
+    bad = x.copy()
+    bad[:, 1] = 3.0
+    with pytest.raises(ValueError, match=r"constant in 1 column\(s\): 1"):
+        check_columns("x", bad)
+    images = x.reshape(50, 2, 2).copy()
+    images[:, 0, 0] = 0.0  # a border pixel
+    check_columns("x", images)
+    images[3, 1, 0] = np.inf
+    with pytest.raises(ValueError, match=r"x\[:, 1, 0\]"):
+        check_columns("x", images)

@@ -1,0 +1,104 @@
+"""What `import effgen` brings in, and that each method is there when asked for."""
+
+import json
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import effgen as eg
+
+
+ROOT = Path(__file__).parents[1]
+METHODS = {"collocation", "ebm", "neural_sde", "retrieval_cache"}
+SOLVERS = {"diffrax", "lineax", "optimistix"}
+
+# In this order, each adds to what those before it brought.
+BRINGS = {
+    "effgen": set(),
+    "effgen.ebm": set(),
+    "effgen.retrieval_cache": set(),
+    "effgen.neural_sde": SOLVERS,
+    "effgen.collocation": {"scipy"},
+}
+
+# What takes time or memory to import, and the packages that only an extra brings.
+HEAVY = SOLVERS | {
+    *("blackjax", "cyipopt", "faiss", "grain", "IPython", "matplotlib", "orbax"),
+    *("pandas", "pyarrow", "safetensors", "scipy", "sklearn", "tensorboardX"),
+    *("tensorstore", "tokenizers", "torch", "tqdm"),
+}
+
+IMPORTS = """
+import importlib, json, os, sys
+import jax, equinox, optax
+
+before, brought = set(sys.modules), {}
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+    brought[name] = sorted(set(sys.modules) - before)
+    before = set(sys.modules)
+os.environ.pop("XLA_FLAGS", None)
+jax.config.update("jax_num_cpu_devices", 3)  # too late once devices are there
+assert jax.device_count("cpu") == 3
+print(json.dumps(brought))
+"""
+
+
+def output(code: str, *arguments: str) -> str:
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_each_import_brings_in_what_it_needs_and_no_more():
+    brought = json.loads(output(IMPORTS, *BRINGS))
+    packages = {k: {m.split(".")[0] for m in found} for k, found in brought.items()}
+    assert {name: found & HEAVY for name, found in packages.items()} == BRINGS
+    own = {m.split(".")[1] for m in brought["effgen"] if m.startswith("effgen.")}
+    assert own == {"core"}
+
+
+ASKED = """
+import pickle, sys
+from jaxtyping import install_import_hook
+
+rule = pickle.loads(bytes.fromhex(sys.argv[1]))
+print(rule.initial)
+
+import effgen as eg
+assert "collocation" in dir(eg) and "collocation" not in vars(eg)
+assert eg.ebm is sys.modules["effgen.ebm"] and "ebm" in vars(eg)
+with install_import_hook("effgen.retrieval_cache", "beartype.beartype"):
+    from effgen import retrieval_cache
+try:
+    retrieval_cache.recall("no ranks", {})
+except Exception as error:
+    print(type(error).__module__.split(".")[0])
+"""
+
+
+def test_methods_load_when_they_are_asked_for():
+    rule = pickle.dumps(eg.ebm.TargetAcceptance(0.25))
+    assert output(ASKED, rule.hex()).split() == ["0.25", "jaxtyping"]
+
+
+def test_every_name_is_listed_and_there():
+    assert METHODS < set(eg.__all__) < set(dir(eg))
+    names = {}
+    exec("from effgen import *", names)
+    assert all(names[name] is getattr(eg, name) for name in eg.__all__)
+    # Whatever is imported here under its own name is meant for users.
+    text = (ROOT / "effgen" / "__init__.py").read_text()
+    assert set(re.findall(r"(\w+) as \1\b", text)) < set(eg.__all__)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'effgen' has no attribute 'ebms'"):
+        eg.ebms  # noqa: B018
+    assert not hasattr(eg, "Walkers")
+    with pytest.raises(ImportError, match="cannot import name 'ebms'"):
+        from effgen import ebms  # noqa: F401
