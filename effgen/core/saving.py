@@ -127,8 +127,9 @@ def _checkpointed(
         for chunk in chunks:
             end, score = (chunk.state, chunk.position), score.plus(chunk)
             with job.ledger.account("checkpoint"):
-                _raise_failure(writer, chunk.state)
-                if chunk.stop % every == 0:
+                due = chunk.stop % every == 0
+                _raise_failure(writer, chunk.state, wait=due)
+                if due:
                     _save(writer, *end, score.compared())
                     saved, score = chunk.stop, score.emptied()
             yield chunk
@@ -158,8 +159,8 @@ def _close(writer: CheckpointWriter, state: TrainState) -> None:
         raise _not_saved(state, error) from error
 
 
-def _raise_failure(writer: CheckpointWriter, state: TrainState) -> None:
-    error = writer.failure()
+def _raise_failure(writer: CheckpointWriter, state: TrainState, *, wait: bool) -> None:
+    error = writer.failure(wait=wait)
     if error is not None:
         raise _not_saved(state, error) from error
 

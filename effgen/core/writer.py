@@ -95,10 +95,13 @@ class CheckpointWriter:
         self._write(outline(state, None, None), _parts(state))
         self._pool.shutdown()
 
-    def failure(self) -> BaseException | None:
-        """Return what went wrong in the background, here or in another process."""
+    def failure(self, *, wait: bool) -> BaseException | None:
+        """Return what went wrong in the background, here or in another process.
+
+        Where all processes save next, `wait` for what is in flight: all learn of it.
+        """
         error = None
-        if self._pending is not None and self._pending.done():
+        if self._pending is not None and (wait or self._pending.done()):
             pending, self._pending = self._pending, None
             error = pending.exception()
         try:
@@ -138,9 +141,7 @@ class CheckpointWriter:
                 return
             for other in range(1, num):
                 self._await(files[other], other)
-            _commit(
-                path, partial, about | {"files": {f.name: seal_of(f) for f in files}}
-            )
+            _commit(path, about, files)
         except BaseException:
             if me == 0:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -216,9 +217,11 @@ def _clear(path: Path, step: int) -> None:
         _remove(path, mark)
 
 
-def _commit(path: Path, partial: Path, manifest: Manifest) -> None:
+def _commit(path: Path, about: Manifest, files: list[Path]) -> None:
+    partial = files[0].parent
+    manifest = about | {"files": {file.name: seal_of(file) for file in files}}
     with (partial / MANIFEST).open("wb") as file:
-        file.write(json.dumps(sealed(manifest), indent=1).encode())
+        file.write(json.dumps(sealed(manifest)).encode())
         synced(file)
     _sync_directory(partial)
     partial.rename(path)

@@ -68,7 +68,8 @@ def test_a_checkpoint_fits_any_mesh(saved, restored, tmp_path):
     assert eg.state_digest(back) == eg.state_digest(case.state)
     positions = back.memory.walkers.positions
     assert len(positions.sharding.device_set) == restored
-    eg.fit(case.trainer(), back, case.data, key=KEY, num_steps=2)
+    if restored == 2:  # and trains on; once, for each mesh is compiled anew
+        eg.fit(case.trainer(), back, case.data, key=KEY, num_steps=2)
 
 
 def test_nothing_saved_is_said(tmp_path):
@@ -343,8 +344,8 @@ def test_wrong_arguments_are_named(two_steps):
         eg.restore(directory, state.model)
     with pytest.raises(TypeError, match="`like` is a whole state: pass its model"):
         eg.restore_model(directory, state)
-    with pytest.raises(ValueError, match="`only` is 'modle': choose from model, opt"):
-        eg.restore(directory, state, only="modle")
+    with pytest.raises(ValueError, match="`only` is 'weights': choose from model, opt"):
+        eg.restore(directory, state, only="weights")
     with pytest.raises(TypeError, match="`state` is a MLP: pass a `TrainState`"):
         eg.save(directory, state.model)
 
