@@ -58,7 +58,8 @@ def regression_run(groups, optimizer):
     model = eqx.nn.MLP(32, 32, 64, 2, key=KEY)
     state = trainer.init(model, jnp.zeros((4096, 8)))
     state = eg.shard(state, eg.make_mesh(groups=groups), optimizer=optimizer)
-    run = eg.train(trainer, state, eg.Minibatches((x, x), 32), key=KEY, num_steps=3)
+    data = eg.Minibatches((x, x), 32)
+    run = eg.train(trainer, state, data, key=KEY, num_steps=3, every=3)
     (state,) = [state for state, _ in run]
     return state, run.job.program.compiled
 
