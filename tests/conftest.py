@@ -1,5 +1,7 @@
 """Every test sees eight CPU devices, and NumPy's silent rank promotion is an error."""
 
+import ctypes
+import gc
 import os
 import signal
 import sys
@@ -15,9 +17,15 @@ os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {F
 # threads a core, sums that do not depend on each other can wait for ever.
 os.environ.setdefault("PJRT_NPROC", "64")
 
+# Nor need programs be fast that run once: this is XLA's lowest level of optimization,
+# here and in what tests start. `optimized` marks tests that compute more than compile.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+
+MOST_MAPS = 5_000
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -28,14 +36,35 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 @pytest.fixture(autouse=True)
 def few_programs():
-    """Forget compiled programs in time: a process may hold 65,530 pieces of memory.
+    """Forget compiled programs in time: each holds two megabytes, in six pieces.
 
-    Each program holds several, and one piece too many ends the process without a word.
+    A worker so stays below two gigabytes, and far from the 65,530 pieces of memory that
+    a process may hold: one too many ends it without a word.
     """
     yield
     maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > 25_000:
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
         jax.clear_caches()
+        gc.collect()
+        returned_memory()
+
+
+def returned_memory():
+    """Give freed memory back to the system, where the C library can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+@pytest.fixture(autouse=True)
+def optimization(request):
+    """Compile what a test marked `optimized` runs as users have it compiled."""
+    if request.node.get_closest_marker("optimized") is None:
+        yield
+        return
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

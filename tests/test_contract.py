@@ -13,8 +13,20 @@ from tests.cases import CASES, KEY, Regression, Traces, arrays, regression
 from tests.conftest import both_drivers
 
 
-MADE = {name: made() for name, made in CASES.items()}
-every_case = pytest.mark.parametrize("case", MADE.values(), ids=MADE)
+@pytest.fixture(scope="module", params=CASES)
+def case(request):
+    """Return one case after another: what tests share is made and compiled once."""
+    return CASES[request.param]()
+
+
+@pytest.fixture(scope="module")
+def step(case):
+    return eqx.filter_jit(case.trainer().step)
+
+
+@pytest.fixture(scope="module")
+def batch(case):
+    return case.data.batch_at(jnp.array(0), key=KEY)
 
 
 def run(case, state, num_steps, every=7):
@@ -25,10 +37,7 @@ def run(case, state, num_steps, every=7):
     return [state for state, _ in run][-1]
 
 
-@every_case
-def test_step_is_pure(case):
-    batch = case.data.batch_at(jnp.array(0), key=KEY)
-    step = eqx.filter_jit(case.trainer().step)
+def test_step_is_pure(case, step, batch):
     before = arrays(case.state)
     first, first_metrics = step(case.state, batch, key=KEY)
     second, second_metrics = step(case.state, batch, key=KEY)
@@ -40,14 +49,20 @@ def test_step_is_pure(case):
     assert int(first.step) == int(case.state.step) + 1
 
 
-@every_case
-def test_one_program_for_every_length_chunk_tail_and_rebuilt_trainer(case):
-    compiled_program.cache_clear()
-    for num_steps, every in ((1, 1), (25, 10), (13, 100)):
-        run(case, case.state, num_steps, every)
-    state, _ = eg.fit(case.trainer(), case.state, case.data, key=KEY, num_steps=30)
-    run(case, state, 5, 2)
+@both_drivers
+def test_cutting_and_resuming_change_no_bit_and_take_one_program(case, driver):
+    before = arrays((case.state, case.data))
+    whole = eg.state_digest(run(case, case.state, 40))
+    for every in (1, 100):
+        assert eg.state_digest(run(case, case.state, 40, every)) == whole
+    for stop in (1, 13, 39):
+        state = run(case, case.state, stop)
+        assert eg.state_digest(run(case, state, 40 - stop)) == whole
+    state, _ = eg.fit(case.trainer(), case.state, case.data, key=KEY, num_steps=40)
+    assert eg.state_digest(state) == whole
     assert compiled_program.cache_info().misses == 1
+    for a, b in zip(before, arrays((case.state, case.data)), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_the_step_s_python_runs_once(tmp_path):
@@ -66,25 +81,6 @@ def test_the_step_s_python_runs_once(tmp_path):
     assert len(traces) == 1
 
 
-@both_drivers
-@every_case
-def test_chunks_change_no_bit(case, driver):
-    digests = {
-        eg.state_digest(run(case, case.state, 60, every)) for every in (1, 7, 100)
-    }
-    state, _ = eg.fit(case.trainer(), case.state, case.data, key=KEY, num_steps=60)
-    assert digests == {eg.state_digest(state)}
-
-
-@both_drivers
-@every_case
-def test_resume_is_exact(case, driver):
-    whole = run(case, case.state, 40)
-    for stop in (1, 13, 39):
-        state = run(case, case.state, stop)
-        assert eg.state_digest(run(case, state, 40 - stop)) == eg.state_digest(whole)
-
-
 @pytest.mark.parametrize("every", [1, 7, 100])
 @both_drivers
 def test_resume_is_exact_from_every_step(driver, every):
@@ -100,10 +96,8 @@ def test_resume_is_exact_from_every_step(driver, every):
         assert eg.state_digest(run(case, state, rest, every)) == whole
 
 
-@every_case
-def test_seeds_can_be_mapped(case):
+def test_seeds_can_be_mapped(case, step, batch):
     keys = jax.random.split(KEY, 3)
-    batch = case.data.batch_at(jnp.array(0), key=KEY)
 
     @eqx.filter_jit
     def mapped(state, keys):
@@ -112,13 +106,12 @@ def test_seeds_can_be_mapped(case):
         )
 
     states, _ = mapped(case.state, keys)
-    one, _ = eqx.filter_jit(case.trainer().step)(case.state, batch, key=keys[1])
+    one, _ = step(case.state, batch, key=keys[1])
     second = jax.tree.map(lambda x: x[1], eqx.filter(states, eqx.is_array))
     for a, b in zip(arrays(second), arrays(one), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
 
 
-@every_case
 def test_sharded_equals_unsharded(case):
     mesh = eg.make_mesh()
     whole = run(case, case.state, 10)
@@ -128,12 +121,3 @@ def test_sharded_equals_unsharded(case):
     leaves = [x for x in jax.tree.leaves(split.memory) if eqx.is_array(x) and x.ndim]
     assert all(len(x.sharding.device_set) == 8 for x in leaves)
     assert all(not x.is_fully_replicated for x in leaves)
-
-
-@both_drivers
-@every_case
-def test_the_caller_s_arrays_stay_usable(case, driver):
-    before = arrays((case.state, case.data))
-    run(case, case.state, 3)
-    for a, b in zip(before, arrays((case.state, case.data)), strict=True):
-        np.testing.assert_array_equal(a, b)

@@ -1,7 +1,8 @@
 """What is looked at before training: energies, data, and settings."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,10 +29,38 @@ def check_continuous(model: Energy, positions: Float[Array, "walkers *shape"]) -
     if isinstance(positions, Tracer) or _traced(model):
         return
     rows = positions[:_NUM_ROWS]
-    energies = np.asarray(energies_at(model, rows))
-    _check_finite(energies)
-    _check_repeatable(model, rows, energies)
-    _check_confining(model, rows)
+    seen = _Seen(*map(np.asarray, _seen(model, rows)))
+    _check_finite(seen.energies)
+    _check_repeatable(seen)
+    _check_confining(seen, rows[0].size)
+
+
+class _Seen(NamedTuple):
+    """Energies of the same rows: twice, half of them alone, and far out along rays."""
+
+    energies: Any
+    again: Any
+    half: Any
+    near: Any
+    far: Any
+
+
+@eqx.filter_jit
+def _seen(model: Energy, rows: Float[Array, "walkers *shape"]) -> _Seen:
+    # One program, in which `model` is called anew each time: what differs between two
+    # calls is seen, as it would be if each were compiled by itself.
+    flat = rows.reshape(rows.shape[0], -1)
+    norms = jnp.linalg.norm(flat, axis=1, keepdims=True)
+    spread = jnp.sqrt(jnp.mean(norms**2))
+    rays = (flat / jnp.maximum(norms, 1e-12)).reshape(rows.shape)
+    near, far = (energies_at(model, spread * r * rays) for r in _FAR)
+    return _Seen(
+        energies_at(model, rows),
+        energies_at(model, rows),
+        energies_at(model, rows[: len(rows) // 2]),
+        near,
+        far,
+    )
 
 
 def _traced(tree: Any) -> bool:
@@ -47,16 +76,15 @@ def _check_finite(energies: np.ndarray) -> None:
         )
 
 
-def _check_repeatable(model: Energy, rows: Array, energies: np.ndarray) -> None:
+def _check_repeatable(seen: _Seen) -> None:
+    energies, half = seen.energies, seen.half
     scale = 1e-4 * (1 + np.abs(energies))
-    again = np.asarray(energies_at(model, rows))
-    if np.any(np.abs(again - energies) > scale):
+    if np.any(np.abs(seen.again - energies) > scale):
         raise ValueError(
             "`model` gives the same walkers other energies the second time: an energy "
             "must be a function of its input alone. Take out dropout and other noise "
             "(`eqx.nn.inference_mode`)."
         )
-    half = np.asarray(energies_at(model, rows[: len(rows) // 2]))
     if np.any(np.abs(half - energies[: len(half)]) > scale[: len(half)]):
         raise ValueError(
             "`model` gives a walker another energy when other walkers are evaluated "
@@ -64,19 +92,15 @@ def _check_repeatable(model: Energy, rows: Array, energies: np.ndarray) -> None:
         )
 
 
-def _check_confining(model: Energy, rows: Array) -> None:
-    flat = rows.reshape(rows.shape[0], -1)
-    norms = jnp.linalg.norm(flat, axis=1, keepdims=True)
-    spread = jnp.sqrt(jnp.mean(norms**2))
-    rays = (flat / jnp.maximum(norms, 1e-12)).reshape(rows.shape)
-    near, far = (np.asarray(energies_at(model, spread * r * rays)) for r in _FAR)
+def _check_confining(seen: _Seen, size: int) -> None:
+    near, far = seen.near, seen.far
     # Along a ray the density must fall faster than the volume at that radius grows.
-    needed = flat.shape[1] * np.log(_FAR[1] / _FAR[0])
+    needed = size * np.log(_FAR[1] / _FAR[0])
     with np.errstate(invalid="ignore"):  # infinity less infinity: both are beyond
         escaping = ~(far - near > needed) & ~np.isposinf(far)
     if np.any(escaping):
         raise ValueError(
-            f"`model` does not confine: along {int(escaping.sum())} of {len(rows)} "
+            f"`model` does not confine: along {int(escaping.sum())} of {len(far)} "
             "rays its energy does not grow fast enough for `exp(-energy)` to have an "
             "integral, and walkers would escape. Put the network into "
             "`ebm.ConfinedEnergy(network, scale)`."

@@ -1,6 +1,7 @@
 """A trained energy as a normalized density, with an error bar, and its samples."""
 
 import warnings
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -78,13 +79,12 @@ class NormalizedEnergy(eqx.Module):
         **Raises:** `ValueError` if the walkers do not know `log Z`. Warns with a
         `RunWarning` if their weights cannot be relied on.
         """
-        value, error = walkers.estimate()
+        (value, error), share, shape = _told(walkers)
         if not bool(jnp.isfinite(value)):
             raise ValueError(
                 "`state.memory` does not know `log Z`: its walkers carry no weights. "
                 "Train with `JarzynskiTrainer`, or give the trainer `Audited` walkers."
             )
-        share, shape = walkers.ess / walkers.num, pareto_k(walkers.joint_log_weights)
         if walkers.num >= _FEWEST and (shape > _LARGEST_K or share < _LEAST_ESS):
             warnings.warn(
                 f"unreliable: of the walkers' weights a share of {float(share):.2f} "
@@ -110,7 +110,7 @@ class NormalizedEnergy(eqx.Module):
                 f"`x` has shape {x.shape}, which does not end in that of an example, "
                 f"{self.shape}."
             )
-        energies = energies_at(self.energy, x.reshape(-1, *self.shape))
+        energies = _energies_at(self.energy, x.reshape(-1, *self.shape))
         return -energies.reshape(batch) - self.log_partition
 
     def log_likelihood(self, x: Float[Array, "examples *shape"]) -> Estimate:
@@ -150,9 +150,24 @@ def sample(
     if num < 1:
         raise ValueError(f"`num` is {num}: pass a positive integer.")
     walkers = _training_walkers(state)
+    return _drawn(walkers, num, key)
+
+
+@partial(jax.jit, static_argnames="num")
+def _drawn(walkers: Walkers, num: int, key: PRNGKeyArray) -> Float[Array, "num *shape"]:
     drawn = resample(walkers.joint_log_weights, num, key=key)
     # Systematic resampling returns relatives side by side: mix them.
     return jax.random.permutation(key, walkers.positions[drawn])
+
+
+@jax.jit
+def _told(walkers: Walkers) -> tuple[Estimate, Array, Array]:
+    """Return `log Z`, the share of the walkers that count, and their weights' tail."""
+    share = walkers.ess / walkers.num
+    return walkers.estimate(), share, pareto_k(walkers.joint_log_weights)
+
+
+_energies_at = eqx.filter_jit(energies_at)
 
 
 def _training_walkers(state: TrainState[Energy, Memory]) -> Walkers:

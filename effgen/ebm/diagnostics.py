@@ -1,6 +1,7 @@
 """Looking at walkers: their weights' tail, their modes, and where long chains go."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -27,6 +28,11 @@ def pareto_k(log_weights: Float[Array, " walkers"]) -> Float[Array, ""]:
 
     **Source:** Vehtari, Simpson, Gelman, Yao and Gabry (2024); `blackjax.pareto_khat`.
     """
+    return _pareto_k(log_weights)
+
+
+@jax.jit
+def _pareto_k(log_weights: Float[Array, " walkers"]) -> Float[Array, ""]:
     from blackjax import pareto_khat
 
     weights = jnp.exp(log_weights - jnp.max(log_weights))
@@ -59,6 +65,11 @@ def mode_masses(
             f"`classify` returns shape {labels.shape}: it must give one label for each "
             f"of the {weights.shape[0]} positions."
         )
+    return _masses(weights, labels, num_modes)
+
+
+@partial(jax.jit, static_argnames="num_modes")
+def _masses(weights: Array, labels: Array, num_modes: int) -> Estimate:
     masses = jax.ops.segment_sum(weights, labels, num_modes) / jnp.sum(weights)
     ess = jnp.sum(weights) ** 2 / jnp.sum(weights**2)
     return Estimate(masses, jnp.sqrt(masses * (1 - masses) / ess))
@@ -97,7 +108,7 @@ def long_run(
     """
     check_count("num_steps", num_steps)
     check_count("num_records", num_records)
-    walkers = Walkers.from_samples(positions).reweighted(model)
+    walkers = _started(model, positions)
     each = max(1, num_steps // num_records)
     energies, acceptances = [jnp.mean(walkers.energies)], [walkers.acceptance]
     for i in range(num_records):
@@ -105,6 +116,11 @@ def long_run(
         energies.append(jnp.mean(walkers.energies))
         acceptances.append(walkers.acceptance)
     return Chains(walkers.positions, jnp.stack(energies), jnp.stack(acceptances))
+
+
+@eqx.filter_jit
+def _started(model: Energy, positions: Float[Array, "walkers *shape"]) -> Walkers:
+    return Walkers.from_samples(positions).reweighted(model)
 
 
 @eqx.filter_jit

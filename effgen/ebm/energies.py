@@ -1,12 +1,15 @@
 """Energies: that start as a Gaussian, of vectors and images; tempered; your own."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
+
+
+Network = TypeVar("Network", bound=eqx.Module)
 
 
 class ConfinedEnergy(eqx.Module):
@@ -142,6 +145,14 @@ def mlp_energy(
     **Arguments:** `width_size` and `depth`, of the hidden layers (SiLU, for smooth
     energies); `scale`, of the well.
     """
+    network = _vector_network(shape, width_size, depth, key)
+    return ConfinedEnergy(network, scale)
+
+
+@eqx.filter_jit
+def _vector_network(
+    shape: tuple[int, ...], width_size: int, depth: int, key: PRNGKeyArray
+) -> VectorNetwork:
     size = 1
     for axis in shape:
         size *= axis
@@ -157,7 +168,7 @@ def mlp_energy(
         key=key,
     )
     last = lambda network: network.layers.layers[-1].weight
-    return ConfinedEnergy(_zeroed(VectorNetwork(layers), last), scale)
+    return _zeroed(VectorNetwork(layers), last)
 
 
 def image_energy(
@@ -175,6 +186,13 @@ def image_energy(
 
     **Source:** after the image network of Carbone et al. (2023), section 4.2.
     """
+    return ConfinedEnergy(_image_network(shape, channels, key), scale)
+
+
+@eqx.filter_jit
+def _image_network(
+    shape: tuple[int, int, int], channels: tuple[int, ...], key: PRNGKeyArray
+) -> ImageNetwork:
     keys = jax.random.split(key, len(channels) + 1)
     sizes = zip((shape[0], *channels[:-1]), channels, keys[:-1], strict=True)
     convolutions = tuple(
@@ -185,8 +203,7 @@ def image_energy(
     for convolution in convolutions:
         image = eqx.filter_eval_shape(convolution, image)
     head = eqx.nn.Linear(image.size, "scalar", use_bias=False, key=keys[-1])
-    network = ImageNetwork(convolutions, head)
-    return ConfinedEnergy(_zeroed(network, lambda n: n.head.weight), scale)
+    return _zeroed(ImageNetwork(convolutions, head), lambda n: n.head.weight)
 
 
 def residual_energy(
@@ -211,8 +228,16 @@ def residual_energy(
             f"`shape` {shape} is too small for {len(channels)} stages: pass fewer "
             "`channels`."
         )
+    network = _residual_network(shape[0], channels, blocks, key)
+    return ConfinedEnergy(network, scale)
+
+
+@eqx.filter_jit
+def _residual_network(
+    num_channels: int, channels: tuple[int, ...], blocks: int, key: PRNGKeyArray
+) -> ResidualNetwork:
     keys = iter(jax.random.split(key, 2 + 3 * blocks * len(channels)))
-    stem = eqx.nn.Conv2d(shape[0], channels[0], 3, padding=1, key=next(keys))
+    stem = eqx.nn.Conv2d(num_channels, channels[0], 3, padding=1, key=next(keys))
     stages, before = [], channels[0]
     for width in channels:
         stage = []
@@ -222,7 +247,7 @@ def residual_energy(
         stages.append(tuple(stage))
     head = eqx.nn.Linear(before, "scalar", use_bias=False, key=next(keys))
     network = ResidualNetwork(stem, tuple(stages), head)
-    return ConfinedEnergy(_zeroed(network, lambda n: n.head.weight), scale)
+    return _zeroed(network, lambda n: n.head.weight)
 
 
 def _residual_block(before: int, width: int, keys: list[PRNGKeyArray]) -> ResidualBlock:
@@ -238,7 +263,5 @@ def _halved(x: Float[Array, "channels height width"]) -> Array:
     return eqx.nn.AvgPool2d(2, 2)(x)
 
 
-def _zeroed(
-    network: Callable[..., Array], where: Callable[..., Array]
-) -> Callable[..., Array]:
+def _zeroed(network: Network, where: Callable[[Network], Array]) -> Network:
     return eqx.tree_at(where, network, replace_fn=jnp.zeros_like)

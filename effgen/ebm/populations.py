@@ -66,6 +66,7 @@ def put(population: Population, step: Int[Array, ""], walkers: Walkers) -> Popul
     return walkers
 
 
+@eqx.filter_jit
 def reweighted(memory: Memory, energy: Energy) -> Memory:
     """Return every population weighted for `energy`."""
     return jax.tree.map(

@@ -81,16 +81,25 @@ class RBM(eqx.Module):
                 f"the smaller layer has {inner.size} units: enumeration is for up to "
                 f"{_MOST_ENUMERATED}; estimate `log Z` with walkers."
             )
-        count = 2**inner.size
-        rows = jnp.arange(count).reshape(-1, min(count, 1024))
+        return _enumerated(inner, outer, weights)
 
-        def chunk(codes: Int[Array, " codes"]) -> Float[Array, ""]:
-            shifts = jnp.arange(inner.size)
-            states = ((codes[:, None] >> shifts[None]) & 1).astype(inner.dtype)
-            summed = jax.nn.softplus(outer[None] + states @ weights)
-            return jax.nn.logsumexp(states @ inner + jnp.sum(summed, axis=1))
 
-        return jax.nn.logsumexp(jax.lax.map(chunk, rows))
+@jax.jit
+def _enumerated(
+    inner: Float[Array, " inner"],
+    outer: Float[Array, " outer"],
+    weights: Float[Array, "inner outer"],
+) -> Float[Array, ""]:
+    count = 2**inner.size
+    rows = jnp.arange(count).reshape(-1, min(count, 1024))
+
+    def chunk(codes: Int[Array, " codes"]) -> Float[Array, ""]:
+        shifts = jnp.arange(inner.size)
+        states = ((codes[:, None] >> shifts[None]) & 1).astype(inner.dtype)
+        summed = jax.nn.softplus(outer[None] + states @ weights)
+        return jax.nn.logsumexp(states @ inner + jnp.sum(summed, axis=1))
+
+    return jax.nn.logsumexp(jax.lax.map(chunk, rows))
 
 
 class BlockGibbs(AbstractKernel):

@@ -75,7 +75,7 @@ def replay(
     if model is None:
         raise ValueError("`models` is empty: pass at least the trained model.")
     kernel.check(model, walkers)
-    walkers = walkers.reweighted(model)
+    walkers = _weighted(walkers, model)
     for i, following in enumerate(remaining):
         walkers = _between(
             kernel,
@@ -124,14 +124,23 @@ def sandwich(
     keys = jax.random.split(key)
     settings = {"num_between": num_between, "num_moves": num_moves}
     forward = replay(models, walkers, kernel=kernel, key=keys[0], **settings)
-    start = walkers.reweighted(models[0]).estimate()
+    start = _estimate(_weighted(walkers, models[0]))
     samples = _as_exact(models[-1], data)
     backward = replay(models[::-1], samples, kernel=kernel, key=keys[1], **settings)
-    back = backward.estimate()
+    back = _estimate(backward)
     error = jnp.hypot(back.standard_error, start.standard_error)
-    return Sandwich(forward.estimate(), Estimate(start.value - back.value, error))
+    return Sandwich(_estimate(forward), Estimate(start.value - back.value, error))
 
 
+@eqx.filter_jit
+def _weighted(walkers: Walkers, model: Energy) -> Walkers:
+    return walkers.reweighted(model)
+
+
+_estimate = jax.jit(Walkers.estimate)
+
+
+@eqx.filter_jit
 def _as_exact(model: Energy, data: Float[Array, "examples *shape"]) -> Walkers:
     # Weights of one for the last model, whose log Z is the unknown: here, zero.
     walkers = Walkers.from_samples(data, jnp.zeros(data.shape[0])).reweighted(model)

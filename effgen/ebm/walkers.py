@@ -1,6 +1,7 @@
 """Weighted walkers: samples of a model that moved while they were being drawn."""
 
 import dataclasses
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -86,14 +87,7 @@ class Walkers(eqx.Module):
         _check_num(num)
         if not scale > 0:
             raise ValueError(f"`scale` is {scale}: pass a positive number.")
-        positions = scale * jax.random.normal(key, (num, *shape))
-        size = positions[0].size
-        return _started(
-            positions,
-            0.5 * jnp.sum(_flat(positions / scale) ** 2, axis=1),
-            positions / scale**2,
-            0.5 * size * jnp.log(2 * jnp.pi * scale**2),
-        )
+        return _gaussian(key, scale, (num, *shape))
 
     @classmethod
     def from_bernoulli(
@@ -107,17 +101,7 @@ class Walkers(eqx.Module):
         **Raises:** `ValueError` for fewer than 2 walkers.
         """
         _check_num(num)
-        logits = jnp.asarray(logits)
-        shape = (num, *logits.shape)
-        drawn = jax.random.bernoulli(key, jax.nn.sigmoid(logits)[None], shape)
-        positions = drawn.astype(logits.dtype)
-        gradients = jnp.broadcast_to(-logits[None], shape)
-        return _started(
-            positions,
-            jnp.sum(_flat(positions * gradients), axis=1),
-            gradients,
-            jnp.sum(jax.nn.softplus(logits)),
-        )
+        return _bernoulli(key, jnp.asarray(logits), num)
 
     @classmethod
     def from_samples(
@@ -337,6 +321,33 @@ def _since(
 def _num_roots(roots: Int[Array, " walkers"]) -> Int[Array, ""]:
     num = roots.shape[0]
     return jnp.sum(jnp.zeros(num, roots.dtype).at[roots].set(1))
+
+
+# Compiled as a whole: one after the other, small operations compile for seconds.
+@partial(jax.jit, static_argnames="shape")
+def _gaussian(key: PRNGKeyArray, scale: float, shape: tuple[int, ...]) -> Walkers:
+    positions = scale * jax.random.normal(key, shape)
+    size = positions[0].size
+    return _started(
+        positions,
+        0.5 * jnp.sum(_flat(positions / scale) ** 2, axis=1),
+        positions / scale**2,
+        0.5 * size * jnp.log(2 * jnp.pi * scale**2),
+    )
+
+
+@partial(jax.jit, static_argnames="num")
+def _bernoulli(key: PRNGKeyArray, logits: Float[Array, "*shape"], num: int) -> Walkers:
+    shape = (num, *logits.shape)
+    drawn = jax.random.bernoulli(key, jax.nn.sigmoid(logits)[None], shape)
+    positions = drawn.astype(logits.dtype)
+    gradients = jnp.broadcast_to(-logits[None], shape)
+    return _started(
+        positions,
+        jnp.sum(_flat(positions * gradients), axis=1),
+        gradients,
+        jnp.sum(jax.nn.softplus(logits)),
+    )
 
 
 def _started(

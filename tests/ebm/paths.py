@@ -13,7 +13,7 @@ from effgen import ebm
 
 
 NUM_STEPS = 40
-NUM_WALKERS = 2048
+NUM_WALKERS = 512
 NUM_REPLICATES = 64
 
 

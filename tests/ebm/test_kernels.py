@@ -6,6 +6,7 @@ import blackjax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from effgen import ebm
@@ -225,13 +226,13 @@ def test_weights_are_exact_when_blocks_are_resampled_by_themselves(step_size):
     ],
 )
 def test_a_faulty_move_fails(fault):
-    assert max(max(z_scores(fault, h)) for h in STEP_SIZES) > 8
+    assert any(max(z_scores(fault, h)) > 8 for h in reversed(STEP_SIZES))
 
 
 @pytest.mark.parametrize("fault", [stale_cache, log_partition_not_booked])
 def test_a_faulty_resampling_fails(fault):
-    scores = [max(z_scores(ula, h, resample=fault)) for h in STEP_SIZES]
-    assert max(scores) > 8
+    scores = (max(z_scores(ula, h, resample=fault)) for h in reversed(STEP_SIZES))
+    assert any(score > 8 for score in scores)
 
 
 def test_increments_have_mean_one_at_a_fixed_model():
@@ -239,11 +240,16 @@ def test_increments_have_mean_one_at_a_fixed_model():
     energy = model_at(jnp.array(1.0))
     walkers = ebm.Walkers.from_gaussian(jax.random.key(0), 200_000, (2,))
     walkers = walkers.reweighted(energy)
+
+    @jax.jit
+    def ratios(h):
+        moved = ula(walkers, energy, energy, h, jax.random.key(1))
+        return jnp.exp(moved.log_weights - 2.0 + walkers.log_partition)
+
     for h in STEP_SIZES:
-        moved = ula(walkers, energy, energy, jnp.array(h), jax.random.key(1))
-        ratio = jnp.exp(moved.log_weights - 2.0 + walkers.log_partition)
-        error = jnp.std(ratio) / jnp.sqrt(ratio.size)
-        assert abs(jnp.mean(ratio) - 1) < 4 * error
+        ratio = np.asarray(ratios(h), np.float64)
+        error = ratio.std() / np.sqrt(ratio.size)
+        assert abs(ratio.mean() - 1) < 4 * error
 
 
 def test_a_lost_walker_stays_with_weight_zero():
