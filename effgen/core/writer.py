@@ -88,7 +88,10 @@ class CheckpointWriter:
         self.wait()
         about = outline(state, encoded(position), score)
         parts = [part._replace(block=_copied(part.block)) for part in _parts(state)]
-        self._pending = self._pool.submit(self._write, about, parts)
+        try:
+            self._pending = self._pool.submit(self._write, about, parts)
+        except RuntimeError:  # the script is at its end: no thread may begin
+            self._write(about, parts)
 
     def write(self, state: TrainState) -> None:
         """Write `state` now, from where it is, and end."""
