@@ -281,6 +281,6 @@ def _placed(value: np.ndarray, like: Any) -> Any:
     value = value.astype(like.dtype, copy=False)
     if not isinstance(like, jax.Array):
         return value
-    # Where memory is shared with a CPU's array: nothing else holds `value`, and JAX lets
+    # A CPU's array may share the memory of `value`: nothing else holds it, and JAX lets
     # no computation reuse it.
     return jax.make_array_from_callback(like.shape, like.sharding, lambda i: value[i])
