@@ -240,7 +240,10 @@ def _read(
     read = _array_reader(path, manifest)
     arrays, rest = eqx.partition(like, eqx.is_array)
     placed = [
-        _placed(read(name), leaf) if only is None or field_of(name) in only else leaf
+        # Each waits until it is there: what was read for it is then free.
+        jax.block_until_ready(_placed(read(name), leaf))
+        if only is None or field_of(name) in only
+        else leaf
         for name, leaf in named_arrays(like).items()
     ]
     state = eqx.combine(jax.tree.unflatten(jax.tree.structure(arrays), placed), rest)
@@ -278,7 +281,6 @@ def _placed(value: np.ndarray, like: Any) -> Any:
     value = value.astype(like.dtype, copy=False)
     if not isinstance(like, jax.Array):
         return value
-    if len(like.sharding.device_set) == 1:
-        # Through a copy: a CPU array may alias `value`, and will be donated.
-        return jax.device_put(jnp.array(value, copy=True), like.sharding)
+    # A CPU's array may share the memory of `value`: nothing else holds it, and JAX lets
+    # no computation reuse it.
     return jax.make_array_from_callback(like.shape, like.sharding, lambda i: value[i])
