@@ -69,6 +69,7 @@ PAGES = [
     "docs/ebm.md",
     "docs/neural_sde.md",
     "docs/retrieval_cache.md",
+    "docs/sweeps.md",
 ]
 
 

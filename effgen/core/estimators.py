@@ -19,8 +19,10 @@ _NUM_RATES = 60
 def sotl(losses: Losses) -> float:
     """Return the sum over training losses, `sum(losses)`; smaller is better.
 
-    Where each loss is on data not seen before, its negative bounds the log marginal
-    likelihood from below; over repeated epochs it is a heuristic.
+    Where each loss is the mean over a batch of rows not seen before, `batch_size` times
+    it is the length in nats of a code of the data. If it is also that of a draw from
+    the posterior given the rows before, its negative bounds the log marginal likelihood
+    from below, on average. Over repeated epochs it is a heuristic: `docs/sweeps.md`.
 
     **Raises:** `ValueError` for losses that are not finite, or none.
 
@@ -54,8 +56,7 @@ def tse_ema(losses: Losses, *, decay: float = 0.999) -> float:
     **Source:** Ru et al. (2021), TSE-EMA.
     """
     losses = _checked(losses)
-    if not 0 < decay <= 1:
-        raise ValueError(f"`decay` is {decay}: pass a number in (0, 1].")
+    _check_share("decay", decay)
     return float(np.sum(decay ** np.arange(len(losses) - 1, -1, -1.0) * losses))
 
 
@@ -66,12 +67,18 @@ def rank_runs(
 
     All are cut to the length of the shortest, for a sum over more steps is larger.
 
-    **Raises:** `ValueError` if there is no run.
+    **Raises:** `TypeError` if `losses` is no mapping; `ValueError` if it has no run, or
+    by name one with a loss that is not finite, or with none.
     """
+    if not isinstance(losses, Mapping):
+        raise TypeError(
+            f"`losses` is a {type(losses).__name__}: pass a mapping of names to losses."
+        )
     if not losses:
         raise ValueError("`losses` names no run: pass a mapping of names to losses.")
-    shortest = min(len(values) for values in losses.values())
-    scores = {name: estimator(values[:shortest]) for name, values in losses.items()}
+    runs = {name: _checked(run, f"losses[{name!r}]") for name, run in losses.items()}
+    shortest = min(map(len, runs.values()))
+    scores = {name: estimator(run[:shortest]) for name, run in runs.items()}
     return sorted(scores, key=scores.__getitem__)
 
 
@@ -111,11 +118,14 @@ def extrapolate(
     fit; `confidence`, of the interval.
 
     **Raises:** `ValueError` for fewer than 20 steps in the tail, `at` before the last
-    step, or losses that are not finite.
+    step, a share or a confidence out of range, or losses that are not finite.
 
     **Source:** the two shapes are those of Domhan et al. (2015), table 1.
     """
     losses = _checked(losses)
+    _check_share("tail", tail)
+    if not 0 < confidence < 1:
+        raise ValueError(f"`confidence` is {confidence}: pass one between 0 and 1.")
     first = int(len(losses) * (1 - tail))
     if len(losses) - first < 20:
         raise ValueError(
@@ -152,14 +162,19 @@ class _Fit(NamedTuple):
     freedom: int
 
 
-def _checked(losses: Losses) -> Losses:
+def _check_share(name: str, value: float) -> None:
+    if not 0 < value <= 1:
+        raise ValueError(f"`{name}` is {value}: pass a number in (0, 1].")
+
+
+def _checked(losses: Losses, name: str = "losses") -> Losses:
     losses = np.asarray(losses, np.float64)
     if losses.ndim != 1 or not len(losses):
-        raise ValueError(f"`losses` has shape {losses.shape}: pass one loss a step.")
+        raise ValueError(f"`{name}` has shape {losses.shape}: pass one loss a step.")
     bad = np.flatnonzero(~np.isfinite(losses))
     if len(bad):
         raise ValueError(
-            f"`losses` is {losses[bad[0]]} at step {bad[0]}: leave such steps out."
+            f"`{name}` is {losses[bad[0]]} at step {bad[0]}: leave such steps out."
         )
     return losses
 

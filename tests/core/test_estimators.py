@@ -66,12 +66,22 @@ def test_a_flat_curve_is_a_reason_to_stop_and_a_steep_one_is_not():
         (lambda x: eg.tse_ema(x, decay=0.0), "`decay` is 0"),
         (lambda x: eg.extrapolate(x[:30], at=100), "fit at least 20"),
         (lambda x: eg.extrapolate(x, at=10), "`at` is 10, before the last step"),
+        (lambda x: eg.extrapolate(x, at=3000, tail=1.5), "`tail` is 1.5"),
+        (lambda x: eg.extrapolate(x, at=3000, confidence=1.0), "`confidence` is 1"),
         (lambda x: eg.rank_runs({}), "names no run"),
+        (lambda x: eg.rank_runs({"a": x, "b": x[:0]}), r"`losses\['b'\]` has shape"),
+        (lambda x: eg.rank_runs({"a": x, "b": x / 0}), r"`losses\['b'\]` is inf"),
     ],
 )
 def test_bad_input_is_named(call, match):
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(ValueError, match=match), np.errstate(divide="ignore"):
         call(1 / STEPS)
+
+
+def test_runs_are_cut_to_the_shortest_and_have_names():
+    assert eg.rank_runs({"long": np.ones(9), "short": np.full(2, 1.5)})[0] == "long"
+    with pytest.raises(TypeError, match="`losses` is a list: pass a mapping"):
+        eg.rank_runs([np.ones(3)])
 
 
 class Classifier(eg.AbstractTrainer):
@@ -100,9 +110,12 @@ def test_early_sums_rank_real_runs():
     digits = load_digits()
     x, y = jnp.asarray(digits.data / 16, jnp.float32), jnp.asarray(digits.target)
     early, final = {}, {}
+    # The rate is in the state: one program for all of them.
+    trainer = Classifier(optax.inject_hyperparams(optax.adam)(learning_rate=0.0))
+    rate_of = lambda state: state.opt_state.hyperparams["learning_rate"]
+    begun = trainer.init(eqx.nn.MLP(64, 10, 32, 1, key=jax.random.key(0)))
     for rate in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1.0):
-        trainer = Classifier(optax.adam(jnp.asarray(rate)))
-        state = trainer.init(eqx.nn.MLP(64, 10, 32, 1, key=jax.random.key(0)))
+        state = eqx.tree_at(rate_of, begun, jnp.asarray(rate))
         data = eg.Minibatches((x[400:], y[400:]), 64)
         key = jax.random.key(1)
         state, history = eg.fit(trainer, state, data, key=key, num_steps=400)
