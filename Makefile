@@ -35,7 +35,7 @@ demo: $(READY) ## Train one model of each kind and show what comes out
 	$(BIN)/python -m demo
 
 test: lint ## Check the style and the types, then run the tests
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 lint: $(READY) ## Check format, style, types, and spelling
 	$(BIN)/ruff format --check

@@ -49,8 +49,31 @@ def test_step_is_pure(case, step, batch):
     assert int(first.step) == int(case.state.step) + 1
 
 
+def test_cutting_and_resuming_change_no_bit_and_take_one_program(case):
+    check_cutting(case)
+
+
+def test_sharded_equals_unsharded(case):
+    mesh = eg.make_mesh()
+    whole = run(case, case.state, 10)
+    split = run(case, eg.shard(case.state, mesh), 10)
+    for a, b in zip(arrays(whole.model), arrays(split.model), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    leaves = [x for x in jax.tree.leaves(split.memory) if eqx.is_array(x) and x.ndim]
+    assert all(len(x.sharding.device_set) == 8 for x in leaves)
+    assert all(not x.is_fully_replicated for x in leaves)
+
+
 @both_drivers
-def test_cutting_and_resuming_change_no_bit_and_take_one_program(case, driver):
+@pytest.mark.parametrize(
+    "name", ["regression", "images", "latent_sde", "negative_cache"]
+)
+def test_either_driver_changes_no_bit(name, driver):
+    check_cutting(CASES[name]())
+
+
+def check_cutting(case):
+    compiled_program.cache_clear()
     before = arrays((case.state, case.data))
     whole = eg.state_digest(run(case, case.state, 40))
     for every in (1, 100):
@@ -110,14 +133,3 @@ def test_seeds_can_be_mapped(case, step, batch):
     second = jax.tree.map(lambda x: x[1], eqx.filter(states, eqx.is_array))
     for a, b in zip(arrays(second), arrays(one), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
-
-
-def test_sharded_equals_unsharded(case):
-    mesh = eg.make_mesh()
-    whole = run(case, case.state, 10)
-    split = run(case, eg.shard(case.state, mesh), 10)
-    for a, b in zip(arrays(whole.model), arrays(split.model), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-    leaves = [x for x in jax.tree.leaves(split.memory) if eqx.is_array(x) and x.ndim]
-    assert all(len(x.sharding.device_set) == 8 for x in leaves)
-    assert all(not x.is_fully_replicated for x in leaves)

@@ -56,7 +56,7 @@ def hmc(walkers, old, new, step_size, key):
 
 def several_moves(walkers, old, new, step_size, key):
     kernel = ebm.ULA(lambda _: step_size)
-    return followed(kernel, walkers, new, jnp.array(0), 3, key=key)
+    return followed(kernel, walkers, new, jnp.array(0), 2, key=key)
 
 
 def langevin(walkers, step_size, key, gradients=None):
