@@ -1,10 +1,12 @@
 """What `import effgen` brings in, and that each method is there when asked for."""
 
+import ast
 import json
 import pickle
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -102,3 +104,28 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
     assert not hasattr(eg, "Walkers")
     with pytest.raises(ImportError, match="cannot import name 'ebms'"):
         from effgen import ebms  # noqa: F401
+
+
+def imported(path: Path) -> set[str]:
+    """Return the packages that a file imports at its head, not in functions."""
+    nodes = ast.parse(path.read_text()).body
+    lines = [node for node in nodes if isinstance(node, ast.Import)]
+    names = [alias.name for node in lines for alias in node.names]
+    others = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    names += [node.module or "" for node in others if not node.level]
+    return {name.split(".")[0] for name in names}
+
+
+def test_heads_of_files_import_what_a_bare_install_has():
+    text = (ROOT / "pyproject.toml").read_text()
+    needed = tomllib.loads(text)["project"]["dependencies"]
+    there = {re.split(r"[^\w-]", line)[0] for line in needed} | {"effgen"}
+    for path in (ROOT / "effgen").rglob("*.py"):
+        assert imported(path) - sys.stdlib_module_names <= there, path
+
+
+def test_the_extra_of_all_joins_those_that_install_from_wheels():
+    text = (ROOT / "pyproject.toml").read_text()
+    extras = tomllib.loads(text)["project"]["optional-dependencies"]
+    (line,) = extras.pop("all")
+    assert line == f"effgen[{','.join(sorted(extras.keys() - {'collocation'}))}]"
