@@ -1,6 +1,7 @@
 """The negative cache: documents with embeddings that may be stale."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -84,24 +85,8 @@ class NegativeCache(eqx.Module):
         numbers = checked_ids(ids, num)
         found = embedded(encode, items, batch_size)
         check_embeddings(found)
-        example = jax.tree.map(lambda x: x[:1], items)
-        cache = cls.empty(example, found.shape[1], capacity, dtype=dtype)
-        slots = jnp.arange(num)
-        there = jax.tree.map(
-            lambda x, new: (
-                jnp.asarray(new) if len(x) == num else x.at[:num].set(jnp.asarray(new))
-            ),
-            cache.items,
-            items,
-        )
-        return cls(
-            there,
-            cache.rows.put(slots, found),
-            cache.ids.at[:num].set(numbers),
-            cache.digests.at[:num].set(content_digests(items)),
-            cache.stamps.at[:num].set(step),
-            cache.offsets,
-        )
+        items = jax.tree.map(jnp.asarray, items)
+        return _filled(items, found, numbers, step, capacity, dtype)
 
     @classmethod
     def empty(
@@ -259,6 +244,30 @@ class NegativeCache(eqx.Module):
     def dtype(self) -> Any:
         """The type that embeddings are stored in."""
         return self.rows.values.dtype  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@partial(jax.jit, static_argnames=("capacity", "dtype"))
+def _filled(
+    items: PyTree,
+    found: Float[Array, "documents size"],
+    numbers: Int[Array, " documents"],
+    step: int,
+    capacity: int,
+    dtype: Any,
+) -> NegativeCache:
+    num, size = found.shape
+    cache = NegativeCache.empty(items, size, capacity, dtype=dtype)
+    there = jax.tree.map(
+        lambda x, new: new if len(x) == num else x.at[:num].set(new), cache.items, items
+    )
+    return NegativeCache(
+        there,
+        cache.rows.put(jnp.arange(num), found),
+        cache.ids.at[:num].set(numbers),
+        cache.digests.at[:num].set(content_digests(items)),
+        cache.stamps.at[:num].set(step),
+        cache.offsets,
+    )
 
 
 def block_size(capacity: int) -> int:

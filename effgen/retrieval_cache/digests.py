@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree, UInt
 
 
+@jax.jit
 def content_digests(items: PyTree) -> Int[Array, " items"]:
     """Return a number in `0 .. 2^31 - 1` for each item, of its content alone.
 
@@ -24,7 +25,9 @@ def content_digests(items: PyTree) -> Int[Array, " items"]:
 
 def _words(values: Array) -> UInt[Array, "items words"]:
     if jnp.issubdtype(values.dtype, jnp.floating):
-        values = values.astype(jnp.float32) + 0.0  # the two zeros are one
+        values = values.astype(jnp.float32)
+        # The two zeros are one; to add zero is not enough, as XLA leaves that out.
+        values = jnp.where(values == 0, 0.0, values)
         return jax.lax.bitcast_convert_type(values, jnp.uint32)
     return values.astype(jnp.uint32)
 

@@ -1,5 +1,6 @@
 """The baselines: contrastive divergence of all kinds, and score matching."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,7 +71,7 @@ def test_score_matching_s_gradient_vanishes_at_the_noisy_data_s_density():
     trainer = ebm.ScoreMatchingTrainer(optax.sgd(0.0), kernel=KERNEL, noise_scale=noise)
     state = trainer.init(Shifted(jnp.zeros(SIZE)))
     x = data(400_000, shift=0.0)
-    _, metrics = trainer.step(state, x, key=jax.random.key(0))
+    _, metrics = eqx.filter_jit(trainer.step)(state, x, key=jax.random.key(0))
     expected = 0.5 * SIZE * ((1 - noise**2) ** 2 + noise**2)
     np.testing.assert_allclose(metrics["loss"], expected, rtol=0.01)
     assert metrics["grad_norm"] < 0.02
@@ -79,7 +80,7 @@ def test_score_matching_s_gradient_vanishes_at_the_noisy_data_s_density():
 def test_cd_s_chains_start_at_the_batch():
     trainer = ebm.CDTrainer(optax.sgd(0.1), kernel=ebm.ULA(1e-8))
     state = trainer.init(Shifted(jnp.zeros(SIZE)))
-    _, metrics = trainer.step(state, data()[:64], key=jax.random.key(0))
+    _, metrics = eqx.filter_jit(trainer.step)(state, data()[:64], key=jax.random.key(0))
     # Chains that do not move cancel the data.
     assert abs(metrics["energy_gap"]) < 1e-2
     assert metrics["grad_norm"] < 1e-2
@@ -91,7 +92,7 @@ def test_restarts_put_a_share_of_the_walkers_back():
     )
     far = ebm.Walkers.from_samples(data(64, shift=50.0))
     state = trainer.init(Shifted(jnp.zeros(SIZE)), far)
-    new, _ = trainer.step(state, data()[:8], key=jax.random.key(0))
+    new, _ = eqx.filter_jit(trainer.step)(state, data()[:8], key=jax.random.key(0))
     near = jnp.abs(new.memory.positions).max(axis=1) < 1
     assert int(near.sum()) == 16
     np.testing.assert_allclose(

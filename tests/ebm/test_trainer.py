@@ -38,6 +38,7 @@ def test_training_walkers_flatter_as_predicted_and_the_audit_does_not():
     trainer = ebm.JarzynskiTrainer(optax.sgd(rate), kernel=ebm.ULA(0.3))
     x = data(shift=0.5)
 
+    @eqx.filter_jit
     @eqx.filter_vmap
     def replicate(key):
         start, run = jax.random.split(key)
@@ -89,8 +90,8 @@ def test_pcd_is_the_same_step_with_the_weights_off():
     b = plain.init(model, walkers)
     # With equal weights the first update is the same, and so are the moves after it.
     a = eqx.tree_at(lambda s: s.memory.log_weights, a, jnp.zeros(256))
-    a, _ = weighted.step(a, x, key=key)
-    b, metrics = plain.step(b, x, key=key)
+    a, _ = eqx.filter_jit(weighted.step)(a, x, key=key)
+    b, metrics = eqx.filter_jit(plain.step)(b, x, key=key)
     np.testing.assert_array_equal(a.model.mean, b.model.mean)
     np.testing.assert_array_equal(a.memory.positions, b.memory.positions)
     assert bool((b.memory.log_weights == 0).all())

@@ -35,7 +35,10 @@ def test_chunks_change_no_gradient(which):
     cache = filled(drifted(towers()))
     made = [chunked_trainers(chunks)[which] for chunks in (1, 3)]
     memory = None if which == 0 else cache
-    states = [t.step(t.init(towers(), memory), batch(), key=KEY)[0] for t in made]
+    states = [
+        eqx.filter_jit(t.step)(t.init(towers(), memory), batch(), key=KEY)[0]
+        for t in made
+    ]
     kept = [eqx.filter((s.model, s.memory), eqx.is_inexact_array) for s in states]
     for a, b in zip(*map(jax.tree.leaves, kept), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
@@ -80,13 +83,13 @@ def test_a_queue_holds_past_documents_as_negatives_without_gradient():
     trainer = rc.CrossBatchTrainer(optax.sgd(0.1), temperature=0.1)
     cache = filled(towers())
     state = trainer.init(towers(), cache)
-    _, metrics = trainer.step(state, batch(), key=KEY)
+    _, metrics = eqx.filter_jit(trainer.step)(state, batch(), key=KEY)
     exact = rc.full_softmax_loss(towers(), batch(), cache, 10.0)
     np.testing.assert_allclose(metrics["loss"], exact, rtol=1e-5)
     trained(trainer, cache, 20)
     # Documents that are in the queue alone have no gradient.
     step = rc.CrossBatchTrainer(optax.sgd(1.0), temperature=0.1)
-    new, _ = step.step(step.init(towers(), cache), batch(), key=KEY)
+    new, _ = eqx.filter_jit(step.step)(step.init(towers(), cache), batch(), key=KEY)
     moved = jnp.any(new.model.document.vectors != towers().document.vectors, axis=1)
     assert set(np.flatnonzero(moved)) == set(np.asarray(batch().ids).tolist())
 
@@ -96,7 +99,9 @@ def test_a_queue_is_without_dropout():
     noisy = [Noisy(t, eqx.nn.Dropout(0.5)) for t in (plain.query, plain.document)]
     trainer = rc.CrossBatchTrainer(optax.sgd(0.0))
     cache = rc.NegativeCache.empty(corpus(1), 8, 64)
-    state, _ = trainer.step(trainer.init(rc.TwoTowers(*noisy), cache), batch(), key=KEY)
+    state, _ = eqx.filter_jit(trainer.step)(
+        trainer.init(rc.TwoTowers(*noisy), cache), batch(), key=KEY
+    )
     held = state.memory
     assert int(held.valid.sum()) == 6
     np.testing.assert_allclose(
@@ -115,8 +120,8 @@ def test_a_queue_may_wait():
     alone, _ = trained(others[0], None, 3)
     for a, b in zip(*map(jax.tree.leaves, (found.model, alone.model)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
-    one, metrics = waiting.step(found, batch(), key=KEY)
-    other, expected = others[1].step(found, batch(), key=KEY)
+    one, metrics = eqx.filter_jit(waiting.step)(found, batch(), key=KEY)
+    other, expected = eqx.filter_jit(others[1].step)(found, batch(), key=KEY)
     assert eg.state_digest(one) == eg.state_digest(other)
     np.testing.assert_array_equal(metrics["loss"], expected["loss"])
     with pytest.raises(ValueError, match="`warm_up` is -1"):

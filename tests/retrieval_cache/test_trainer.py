@@ -132,8 +132,8 @@ def test_labels_may_be_smoothed():
     state = trainer.init(towers(), filled(towers()))
     plain = rc.NegativeCacheTrainer(optax.adam(3e-2), 24)
     pairs = batch()
-    _, smooth = trainer.step(state, pairs, key=KEY)
-    _, metrics = plain.step(state, pairs, key=KEY)
+    _, smooth = eqx.filter_jit(trainer.step)(state, pairs, key=KEY)
+    _, metrics = eqx.filter_jit(plain.step)(state, pairs, key=KEY)
     queries, documents = towers().query(corpus()), towers().document(corpus())
     scores = 20.0 * (queries @ documents.T)[pairs.ids][:, pairs.ids]
     shift = 0.1 * jnp.mean(jnp.diagonal(scores) - scores.mean(axis=1))
@@ -146,7 +146,9 @@ def test_what_enters_the_cache_is_without_dropout():
     model = rc.TwoTowers(*noisy)
     cache = rc.NegativeCache.fill(model.document, corpus())
     trainer = rc.NegativeCacheTrainer(optax.sgd(0.0), 24)
-    state, _ = trainer.step(trainer.init(model, cache), batch(), key=KEY)
+    state, _ = eqx.filter_jit(trainer.step)(
+        trainer.init(model, cache), batch(), key=KEY
+    )
     np.testing.assert_allclose(
         state.memory.rows.embeddings()[:120], plain.document(corpus()), atol=1e-6
     )
@@ -157,7 +159,7 @@ def test_tied_towers_share_their_parameters():
     trainer = rc.NegativeCacheTrainer(optax.adam(3e-2), 24)
     state = trainer.init(model, filled(model))
     assert len(jax.tree.leaves(eqx.filter(state.model, eqx.is_array))) == 1
-    trainer.step(state, batch(), key=KEY)
+    eqx.filter_jit(trainer.step)(state, batch(), key=KEY)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8])
@@ -257,8 +259,10 @@ def test_an_empty_cache_leaves_the_batch_s_softmax():
     cache = rc.NegativeCache.empty(corpus(1), 8, 64)
     trainer = rc.NegativeCacheTrainer(optax.sgd(0.1), 12, temperature=0.1)
     alone = rc.InBatchTrainer(optax.sgd(0.1), temperature=0.1)
-    state, metrics = trainer.step(trainer.init(towers(), cache), batch(), key=KEY)
-    other, expected = alone.step(alone.init(towers()), batch(), key=KEY)
+    state, metrics = eqx.filter_jit(trainer.step)(
+        trainer.init(towers(), cache), batch(), key=KEY
+    )
+    other, expected = eqx.filter_jit(alone.step)(alone.init(towers()), batch(), key=KEY)
     np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-6)
     assert float(metrics["coverage"]) == 0
     for a, b in zip(*map(jax.tree.leaves, (state.model, other.model)), strict=True):
@@ -268,7 +272,9 @@ def test_an_empty_cache_leaves_the_batch_s_softmax():
 def test_an_empty_cache_leaves_the_paper_s_estimator_nothing():
     cache = rc.NegativeCache.empty(corpus(1), 8, 64)
     trainer = rc.NegativeCacheTrainer(optax.sgd(0.1), 12, estimator=rc.GumbelMax())
-    state, metrics = trainer.step(trainer.init(towers(), cache), batch(), key=KEY)
+    state, metrics = eqx.filter_jit(trainer.step)(
+        trainer.init(towers(), cache), batch(), key=KEY
+    )
     assert float(metrics["loss"]) == 0
     assert float(metrics["grad_norm"]) == 0
     # A free row that is drawn, as there is no other, stays free.
@@ -280,7 +286,9 @@ def test_staleness_is_of_what_the_cache_holds():
     model = towers()
     some = rc.NegativeCache.fill(model.document, corpus(16))
     trainer = rc.NegativeCacheTrainer(optax.sgd(0.1), 12)
-    _, metrics = trainer.step(trainer.init(model, some), batch(), key=KEY)
+    _, metrics = eqx.filter_jit(trainer.step)(
+        trainer.init(model, some), batch(), key=KEY
+    )
     assert float(metrics["staleness"]) < 1e-12
     assert float(metrics["score_drift"]) < 1e-5
 
