@@ -24,13 +24,13 @@ def encoded(position: Any) -> Any:
 
 
 def _encoded_bytes(position: Any) -> Any:
+    if type(position).__module__ == "torch":  # a tensor, such as a generator's state
+        return {"tensor": encoded(position.numpy())}
     if isinstance(position, bytes):
         return {"base64": base64.b64encode(position).decode()}
     if isinstance(position, np.ndarray | np.generic) and position.dtype != object:
         shape, content = list(np.shape(position)), encoded(position.tobytes())
         return {"array": [position.dtype.str, shape, content]}
-    if type(position).__module__ == "torch":  # a tensor, such as a generator's state
-        return {"tensor": encoded(position.numpy())}
     raise TypeError(
         f"the data's state holds a {type(position).__name__}, which a checkpoint "
         "can't keep: let `get_state` return numbers, text, bytes, arrays, and lists, "
