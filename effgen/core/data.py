@@ -234,6 +234,8 @@ def check_rows(arrays: PyTree, batch_size: int) -> None:
             "leaf needs one row for each example."
         )
     total = next(iter(rows.values()))
+    if total == 0:
+        raise ValueError("`arrays` has no rows: pass the data to draw batches from.")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer):
         raise TypeError(f"`batch_size` is {batch_size!r}: pass a positive integer.")
     if not 1 <= batch_size <= total:

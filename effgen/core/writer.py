@@ -44,11 +44,13 @@ def save(
     checkpoints to leave beside the best (`None`: all).
 
     **Raises:** `OSError` if `directory` cannot be written; `FileExistsError` if it
-    holds this step already.
+    holds this step already; `ValueError` for a `keep` below one.
     """
     path = absolute(directory)
     if not isinstance(state, TrainState):
         raise TypeError(f"`state` is a {type(state).__name__}: pass a `TrainState`.")
+    if keep is not None and keep < 1:
+        raise ValueError(f"`keep` is {keep}: pass a positive integer, or None for all.")
     writer = CheckpointWriter(path, keep=keep)
     if int(state.step) in saved_steps(path):
         raise FileExistsError(

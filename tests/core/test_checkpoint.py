@@ -458,3 +458,9 @@ def test_an_average_comes_back_where_none_is_asked_for(tmp_path):
     eg.save(tmp_path / "without", state)
     with pytest.raises(ValueError, match=r'only=\["memory", "model", "opt_state", "s'):
         eg.restore(tmp_path / "without", saved)
+
+
+def test_none_is_no_number_to_keep(tmp_path):
+    with pytest.raises(ValueError, match="`keep` is 0: pass a positive integer"):
+        eg.save(tmp_path, regression().state, keep=0)
+    assert list(tmp_path.iterdir()) == []

@@ -79,6 +79,7 @@ def test_batches_are_rows_of_every_leaf():
         (np.zeros(()), 1, ValueError, "is a scalar"),
         ([1.0, 2.0], 1, TypeError, "is a float"),
         ((), 1, ValueError, "holds no array"),
+        (np.zeros((0, 3)), 1, ValueError, "has no rows"),
         (np.arange(4) + 2**40, 2, ValueError, "the device keeps int32"),
     ],
 )
