@@ -48,7 +48,7 @@ def save_embeddings(
     rows, ids = _documents(index)
     ending = Path(path).suffix
     if ending == ".safetensors":
-        module = safetensors()
+        module = safetensors("save_embeddings")
         with _replacing(path) as temporary:
             module.save_file({"embeddings": rows, "ids": ids}, temporary)
     elif ending == ".npy":
@@ -97,7 +97,7 @@ def save_sentence_transformer(
         Path(folder).is_dir() and any(Path(folder).iterdir())
     ):
         raise FileExistsError(f"`folder`, {folder}, is there already: pass another.")
-    module = safetensors()
+    module = safetensors("save_sentence_transformer")
     with _replacing(folder) as temporary:
         temporary.mkdir()
         for name, value in _settings(bert, tokenizer_folder).items():

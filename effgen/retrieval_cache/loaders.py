@@ -2,11 +2,13 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Int, PyTree
+
+from effgen.core.extras import needed
 
 from .corpora import Corpus, judgments, known_of
 from .pairs import Pairs
@@ -94,7 +96,7 @@ def grain_pairs(
     **Raises:** `ValueError` for fewer queries than `batch_size`, or fewer negatives
     than `num_negatives`; `ImportError` without grain.
     """
-    module = _grain()
+    module = needed("grain", by="grain_pairs", extra="data")
     _check_negatives(corpus, num_negatives)
     if not 1 <= batch_size <= len(corpus.queries):
         raise ValueError(
@@ -174,13 +176,3 @@ def _check_negatives(corpus: Corpus, num_negatives: int) -> None:
                 f"`num_negatives` is {num_negatives} and query {query} has {there}: "
                 "pass fewer, or mine more with `retrieval_cache.mined`."
             )
-
-
-def _grain() -> Any:
-    try:
-        import grain
-    except ImportError as error:
-        raise ImportError(
-            "`grain_pairs` needs grain: `pip install 'effgen[data]'`."
-        ) from error
-    return grain

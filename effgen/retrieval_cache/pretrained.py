@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from effgen.core.extras import needed
+
 
 Folder = str | os.PathLike[str]
 
@@ -90,7 +92,8 @@ def tensors(
         raise FileNotFoundError(
             f"`{path}` is not there: save the model anew with safetensors, in one file."
         )
-    read = {_plain(name): x for name, x in safetensors().load_file(path).items()}
+    stored = safetensors("Bert.load").load_file(path)
+    read = {_plain(name): x for name, x in stored.items()}
     found = {name: x for name, x in read.items() if _is_used(name)}
     _check(found, shapes, path)
     return {name: np.asarray(x, np.float32) for name, x in found.items()}
@@ -109,18 +112,12 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def safetensors() -> ModuleType:
-    """Return `safetensors.numpy`.
+def safetensors(by: str) -> ModuleType:
+    """Return `safetensors.numpy`, which `by` needs.
 
     **Raises:** `ImportError` with the command that installs it.
     """
-    try:
-        import safetensors.numpy as module  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ImportError(
-            "tensors are in safetensors files: pip install 'effgen[text]'."
-        ) from error
-    return module
+    return needed("safetensors", by=by, extra="text", module="safetensors.numpy")
 
 
 def _modules(folder: Path) -> dict[str, Path]:

@@ -1,11 +1,12 @@
 """The tokenizer of a pretrained encoder: texts to rows of token numbers."""
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from jaxtyping import Integer
+
+from effgen.core.extras import needed
 
 from .pretrained import Folder, encoder_folder, read_json
 
@@ -63,8 +64,9 @@ class Tokenizer:
                 "tokenizer of transformers."
             )
         said = text_settings(folder)
+        library = needed("tokenizers", by="Tokenizer", extra="text")
         return cls(
-            _library().Tokenizer.from_file(str(path)),
+            library.Tokenizer.from_file(str(path)),
             said["max_seq_length"] if length is None else length,
             padding=read_json(at / "config.json").get("pad_token_id", 0),
             lower=said["do_lower_case"],
@@ -111,13 +113,3 @@ def text_settings(folder: Folder) -> dict[str, Any]:
         "max_seq_length": min(length, places),
         "do_lower_case": bool(said.get("do_lower_case", False)),
     }
-
-
-def _library() -> ModuleType:
-    try:
-        import tokenizers  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ImportError(
-            "`Tokenizer` needs tokenizers: pip install 'effgen[text]'."
-        ) from error
-    return tokenizers
