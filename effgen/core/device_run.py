@@ -12,10 +12,11 @@ from jaxtyping import PyTree
 from .data import AbstractBatches, check_width
 from .job import Job, run_keys
 from .prefetch import Block, stack_length, stacked
-from .program import Advance, Inputs, compiled_program
+from .program import Advance, compiled_program
 from .sharding import mesh_of, place_stack, replicate
 from .state import Metrics, TrainState, copied
 from .static import Static, arrays_of
+from .step import Inputs
 from .stream import Read
 from .trainer import AbstractTrainer
 

@@ -15,10 +15,11 @@ from .data import AbstractBatches
 from .device_run import DeviceDriver
 from .guard import final_result
 from .host_run import HostDriver
-from .job import MOST_STEPS, Chunk, Job, joined
+from .job import MOST_STEPS, Chunk, Job
 from .pace import Pace
 from .prefetch import Block, Reader
 from .results import RESULTS, RunWarning, TrainingError, code, with_code
+from .retry import Retry
 from .state import Metrics
 from .stream import Stream
 from .trainer import AbstractHostTrainer
@@ -213,7 +214,8 @@ class Loop:
         self._place(block)
         if self.driver.prepare():
             self.pace = Pace(self.driver.nbytes)
-        retry = _Retry(self, block) if job.guard.num_retries else None
+        retries = job.guard.num_retries
+        retry = Retry(self.driver, retries, self.step) if retries else None
         while self.step < first + block.num:
             room = min(job.room(self.start, self.step), first + block.num - self.step)
             num = self._agreed(
@@ -224,7 +226,7 @@ class Loop:
                 return
             chunk, failed = self._advance(block, first, num)
             if failed and retry is not None:
-                yield from self._retried(retry, chunk, first)
+                yield from self._retried(retry, chunk, block, first)
                 continue
             if chunk is not None and retry is not None:
                 chunk = retry.held(chunk, room)
@@ -234,13 +236,17 @@ class Loop:
                 yield self._skip(block, first)
 
     def _retried(
-        self, retry: "_Retry", chunk: Chunk | None, first: int
+        self, retry: Retry, chunk: Chunk | None, block: Block, first: int
     ) -> Iterator[Chunk]:
         """Go back; where that was tried often enough, fail after what was sound."""
-        if not retry.again():
+        step = retry.again()
+        if step is None:
             error = self._failure(self.step - first)
             yield from retry.rest(chunk)
             raise error
+        self.job.num_rollbacks += 1
+        self.step = step
+        self.use(block, first)
 
     def _place(self, block: Block) -> None:
         try:
@@ -350,52 +356,6 @@ def _check_average(job: Job) -> None:
             "with: wrap it, `effgen.averaged(train(...), decay)`, or begin without by "
             "`dataclasses.replace(state, average=None)`."
         )
-
-
-class _Retry:
-    """The way back: the state at the last boundary, and the chunks since."""
-
-    def __init__(self, loop: Loop, block: Block) -> None:
-        self.loop, self.block, self.first = loop, block, loop.step
-        self.noise_key = loop.driver.noise_key
-        self._mark()
-
-    def held(self, chunk: Chunk, room: int) -> Chunk | None:
-        """Hold `chunk` back until a boundary, where it can no longer be undone."""
-        self.chunks.append(chunk)
-        if chunk.stop - chunk.start < room:
-            return None
-        (whole,) = self.rest()
-        return whole
-
-    def rest(self, last: Chunk | None = None) -> list[Chunk]:
-        """Return what is held back, as at most one chunk, and begin anew from here."""
-        chunks = [*self.chunks, *([] if last is None else [last])]
-        self.loop.driver.set_noise(self.noise_key)
-        self._mark()
-        if not chunks:
-            return []
-        metrics = joined([chunk.metrics for chunk in chunks])
-        return [chunks[-1]._replace(metrics=metrics, start=chunks[0].start)]
-
-    def again(self) -> bool:
-        """Go back and take new noise; `False` if that was tried often enough."""
-        loop = self.loop
-        if self.attempt == loop.job.guard.num_retries:
-            return False
-        self.attempt += 1
-        loop.job.num_rollbacks += 1
-        loop.driver.back(self.mark)
-        loop.step, self.chunks = self.step, []
-        loop.use(self.block, self.first)
-        fresh = jax.random.fold_in(self.noise_key, np.iinfo(np.int32).max)
-        loop.driver.set_noise(jax.random.fold_in(fresh, self.attempt))
-        return True
-
-    def _mark(self) -> None:
-        self.mark, self.step = self.loop.driver.mark(), self.loop.step
-        self.attempt = 0
-        self.chunks: list[Chunk] = []
 
 
 def _nonfinite(root: str, tree: PyTree) -> list[str]:

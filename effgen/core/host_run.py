@@ -12,8 +12,8 @@ from jaxtyping import PRNGKeyArray, PyTree
 from .contract import named_arrays, result_code
 from .job import Job, run_keys
 from .prefetch import Block
-from .program import next_state
 from .state import Metrics, TrainState, copied
+from .step import next_state
 from .trainer import AbstractHostTrainer
 
 
