@@ -57,6 +57,7 @@ def z_scores(
     *,
     resample: Resample = exact_resample,
     num_blocks: int | None = None,
+    num_walkers: int = NUM_WALKERS,
 ) -> tuple[float, float]:
     """Return how many standard errors `Z` and one mode's unnormalized mass are off.
 
@@ -66,7 +67,7 @@ def z_scores(
     """
     keys = jax.random.split(jax.random.key(0), NUM_REPLICATES)
     ratios, masses = _replicates(
-        move, resample, jnp.asarray(step_size), keys, num_blocks
+        move, resample, jnp.asarray(step_size), keys, num_blocks, num_walkers
     )
     return _score(ratios, 1.0), _score(masses, _left_mass())
 
@@ -78,9 +79,10 @@ def _replicates(
     step_size: Array,
     keys: Array,
     num_blocks: int | None,
+    num_walkers: int,
 ) -> tuple[Array, Array]:
     def one(key: PRNGKeyArray) -> tuple[Array, Array]:
-        return _replicate(move, resample, step_size, key, num_blocks)
+        return _replicate(move, resample, step_size, key, num_blocks, num_walkers)
 
     return jax.lax.map(one, keys)
 
@@ -91,9 +93,10 @@ def _replicate(
     step_size: Array,
     key: PRNGKeyArray,
     num_blocks: int | None,
+    num_walkers: int,
 ) -> tuple[Array, Array]:
     start, *keys = jax.random.split(key, NUM_STEPS + 1)
-    walkers = ebm.Walkers.from_gaussian(start, NUM_WALKERS, (2,))
+    walkers = ebm.Walkers.from_gaussian(start, num_walkers, (2,))
     walkers = walkers.reweighted(model_at(jnp.array(0.0)))
     if num_blocks:
         booked = jnp.broadcast_to(walkers.log_partition, num_blocks)
@@ -114,7 +117,7 @@ def _replicate(
     walkers, _ = jax.lax.scan(body, walkers, (steps, jnp.stack(keys)))
     booked = walkers.log_partition
     if num_blocks:
-        booked = jnp.repeat(booked, NUM_WALKERS // num_blocks)
+        booked = jnp.repeat(booked, num_walkers // num_blocks)
     weights = jnp.exp(booked + walkers.log_weights - 2.0)
     return jnp.mean(weights), jnp.mean(weights * (walkers.positions[:, 0] < -0.75))
 

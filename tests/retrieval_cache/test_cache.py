@@ -36,15 +36,20 @@ def seen_of(model, slots, numbers, drift=1.0):
     )
 
 
+@eqx.filter_jit
 def refreshed(policy, cache, model, seen, key=KEY):
     return policy(cache, seen, model.document, STEP, key=key)
 
 
 def fresh_rows(cache, model):
     """Return which rows hold what their document is now."""
+    return set(np.flatnonzero(np.asarray(are_fresh(cache, model))).tolist())
+
+
+@eqx.filter_jit
+def are_fresh(cache, model):
     now = model.document(cache.items)
-    close = jnp.abs(cache.rows.embeddings() - now).max(axis=1) < 1e-6
-    return set(np.flatnonzero(np.asarray(close & cache.valid)).tolist())
+    return (jnp.abs(cache.rows.embeddings() - now).max(axis=1) < 1e-6) & cache.valid
 
 
 def test_a_filled_cache_holds_the_corpus():
