@@ -1,6 +1,7 @@
 """What a step may return: the state it was given, one step on, and its metrics."""
 
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
@@ -101,14 +102,20 @@ def _differences(path: str, old: Any, new: Any) -> list[str]:
         names = [field.name for field in dataclasses.fields(old)]
         pairs = [(f"{path}.{n}", vars(old).get(n), vars(new).get(n)) for n in names]
         return _joined(pairs)
-    if isinstance(old, dict) and list(old) != list(new):
-        return [f"{path}: the keys {list(old)} became {list(new)}"]
+    if isinstance(old, dict) and _keys(old) != _keys(new):
+        return [f"{path}: the keys {_keys(old)} became {_keys(new)}"]
     if isinstance(old, dict):
         return _joined((f"{path}[{k!r}]", old[k], new[k]) for k in old)
     if isinstance(old, tuple | list):
         return _items(path, old, new)
     same = old is new or Static(old) == Static(new)
     return [] if same else [f"{path}: {old!r} became {new!r}"]
+
+
+def _keys(mapping: dict[Any, Any]) -> list[Any]:
+    # JAX sorts the keys of a dict, and keeps those of an ordered one in their order.
+    keys = list(mapping)
+    return keys if isinstance(mapping, OrderedDict) else sorted(keys, key=repr)
 
 
 def _items(path: str, old: Any, new: Any) -> list[str]:

@@ -13,7 +13,7 @@ from .contract import named_arrays, result_code
 from .job import Job, run_keys
 from .prefetch import Block
 from .state import Metrics, TrainState, copied
-from .step import next_state
+from .step import next_state, shapes_of_parameters
 from .trainer import AbstractHostTrainer
 
 
@@ -110,10 +110,13 @@ def _by_step(source: Any, key: PRNGKeyArray) -> Callable[[Any], PyTree]:
 
 def _unsound(state: TrainState) -> frozenset[str]:
     """Return the arrays that hold what they should not: as `Step.kept_sound` has it."""
-    finite = named_arrays((state.model, state.opt_state))
-    found = [name for name, x in finite.items() if not np.isfinite(_plain(x)).all()]
-    memory = named_arrays(state.memory)
-    found += [f"m{name}" for name, x in memory.items() if np.isnan(_plain(x)).any()]
+    shapes = shapes_of_parameters(state.model)
+    found = []
+    for name, x in named_arrays((state.model, state.opt_state, state.memory)).items():
+        part = int(name[1])  # of the three
+        finite = part == 0 or (part == 1 and x.shape in shapes)
+        bad = ~np.isfinite(_plain(x)) if finite else np.isnan(_plain(x))
+        found += [name] if bad.any() else []
     return frozenset(found)
 
 

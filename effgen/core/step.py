@@ -57,8 +57,9 @@ class Step(NamedTuple):
     def kept_sound(self, before: Leaves, after: Leaves) -> Bool[Array, ""]:
         """Return whether optimizer and memory kept sound what was.
 
-        A number of the optimizer's state that is not finite, or a NaN in the memory
-        (where `-inf` may be a log-weight), is unsound in an array that had none.
+        What an optimizer keeps of each parameter is unsound where it is not finite; the
+        rest, and the memory, where it is NaN (`-inf` may be a log-weight): in an array
+        that had none before.
         """
         sound = jnp.ones((), bool)
         for i in self.optimizer:
@@ -147,13 +148,33 @@ def averaged_model(average: PyTree, new: TrainState, decay: float) -> PyTree:
     return jax.tree.map(leaf, average, new.model)
 
 
+def shapes_of_parameters(model: PyTree) -> frozenset[tuple[int, ...]]:
+    """Return the shapes of the parameters; of numbers only where all are numbers.
+
+    What an optimizer keeps of each parameter has its shape; numbers beside may be
+    infinite, such as the error of a line search that left the domain.
+    """
+    leaves = [x for x in jax.tree.leaves(model) if hasattr(x, "shape")]
+    shapes = {x.shape for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)}
+    return frozenset(shapes - {()} or shapes)
+
+
 def _parts(state: TrainState) -> tuple[tuple[int, ...], ...]:
-    """Return which of the state's arrays are parameters, optimizer's and memory."""
+    """Return which of the state's arrays are parameters, optimizer's and memory.
+
+    Of the optimizer's state, what has the shape of a parameter; the rest is watched
+    like the memory.
+    """
     parts, start = [], 0
     for part in (state.model, state.opt_state, state.memory):
         leaves = jax.tree.leaves(part)
         arrays = [leaf for leaf in leaves if isinstance(leaf, jax.ShapeDtypeStruct)]
         inexact = [jnp.issubdtype(array.dtype, jnp.inexact) for array in arrays]
-        parts.append(tuple(start + i for i, given in enumerate(inexact) if given))
+        parts.append([start + i for i, given in enumerate(inexact) if given])
         start += len(arrays)
-    return tuple(parts)
+    trained, optimizer, memory = parts
+    shapes = shapes_of_parameters(state.model)
+    leaves = jax.tree.leaves(eqx.filter(state, lambda x: hasattr(x, "dtype")))
+    shaped = [i for i in optimizer if leaves[i].shape in shapes]
+    beside = [i for i in optimizer if leaves[i].shape not in shapes]
+    return tuple(trained), tuple(shaped), (*beside, *memory)

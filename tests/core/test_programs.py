@@ -89,6 +89,12 @@ def test_a_step_that_returns_another_tree_is_refused_by_name(model, change, matc
         fit(trainer, trainer.init(model))
 
 
+def test_the_order_of_a_plain_dict_is_none():
+    trainer = Stepping(lambda m: {"b": m["b"], "a": m["a"] + 1})
+    state, _ = fit(trainer, trainer.init({"a": jnp.zeros(()), "b": jnp.ones(())}))
+    assert (float(state.model["a"]), float(state.model["b"])) == (3, 1)
+
+
 def test_what_stays_the_same_is_taken():
     model = Scaled(jnp.ones(()), (jnp.tanh, 1, "a", None, float("nan")))
     trainer = Stepping(lambda m: Scaled(m.weight + 1, m.scale))
@@ -248,6 +254,20 @@ def test_an_optimizer_or_a_memory_that_is_spoiled_is_found(part, value, named, d
     assert run.num_skipped == 1
     assert np.isfinite(float(last.memory))
     assert len(history["loss"]) == 40
+
+
+def test_a_line_search_may_say_that_it_left_the_domain():
+    """Its error is then infinite: a number beside what is kept of the parameters."""
+
+    class Searching(Total):
+        def step(self, state, batch, *, key):
+            errors = {"slopes": state.model, "error": jnp.asarray(jnp.inf)}
+            return state.advance(state.model + 1, errors, None), {"loss": 0.0}
+
+    errors = {"slopes": jnp.zeros(2), "error": jnp.zeros(())}
+    begun = eg.TrainState.start(jnp.zeros(2), errors, None)
+    state, _ = fit(Searching(), begun)
+    assert np.isposinf(state.opt_state["error"])
 
 
 def test_what_was_not_finite_before_may_stay_so():
