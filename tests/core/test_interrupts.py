@@ -11,7 +11,7 @@ import pytest
 
 import effgen as eg
 from tests.cases import KEY
-from tests.core.tiny import Total, ones
+from tests.core.tiny import OnHost, Total, ones
 
 
 def made(num_steps=5, data=ones, every=1):
@@ -108,16 +108,36 @@ def test_a_second_sigterm_acts_at_once():
     assert not sigterm_is_held()
 
 
-def test_a_second_ctrl_c_acts_at_once():
-    def twice():
-        yield jnp.ones(1)
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.05)
-        raise AssertionError("not reached in time")
+class Interrupted(OnHost):
+    """Its step takes so long that somebody interrupts it, twice."""
 
+    def step(self, state, batch, *, key):
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+        raise AssertionError("not reached")
+
+
+def test_a_second_ctrl_c_acts_at_once():
+    trainer = Interrupted()
+    run = eg.train(trainer, trainer.init(), ones, key=KEY, num_steps=3)
     with pytest.raises(KeyboardInterrupt):
-        list(made(data=twice()))
+        list(run)
+    assert not sigterm_is_held()
+
+
+def test_the_data_s_wait_hears_ctrl_c():
+    waits = threading.Event()
+
+    def interrupting():
+        yield jnp.ones(1)
+        os.kill(os.getpid(), signal.SIGINT)
+        waits.wait(20)
+
+    run = made(data=interrupting())
+    with pytest.warns(eg.RunWarning, match="Ctrl-C"):
+        assert len(list(run)) <= 1  # the source is read ahead of the steps
+    waits.set()
+    assert run.result == eg.RESULTS.interrupted
 
 
 def test_what_is_ignored_stays_ignored():
