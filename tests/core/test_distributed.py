@@ -14,6 +14,7 @@ import pytest
 
 import effgen as eg
 from tests.cases import CASES, KEY, arrays, jarzynski
+from tests.core.tiny import Total
 
 
 ROOT = Path(__file__).parents[2]
@@ -192,7 +193,7 @@ for how in sys.argv[4:]:
                 break
         name = eg.RESULTS[run.result][:25]
     except BaseException as error:
-        name = f"{type(error).__name__} {str(error)[-110:]}"
+        name = f"{type(error).__name__} {str(error)[-190:]}"
     print("|", how, "|", int(run.state.step), "|", name, flush=True)
 """
 
