@@ -40,7 +40,7 @@ class Run:
     def __init__(self, job: Job, wrappers: tuple[Wrapper, ...] = ()) -> None:
         """Wrap `job`; nothing is computed yet."""
         self.job = job
-        self._wrappers = wrappers
+        self.wrappers = wrappers
         self._loop: Loop | None = None
         self._layers: list[Any] = []  # the generators, innermost first
         self._left = 0.0
@@ -58,7 +58,7 @@ class Run:
         """
         self.check_unstarted()
         self.job.periods += () if period is None else (period,)
-        self._outer = Run(self.job, (*self._wrappers, wrapper))
+        self._outer = Run(self.job, (*self.wrappers, wrapper))
         return self._outer
 
     def check_unstarted(self) -> None:
@@ -189,7 +189,7 @@ class Run:
         self._loop = Loop(self.job)
         _open.add(self)
         self._layers = [self._loop.chunks()]
-        for wrapper in self._wrappers:
+        for wrapper in self.wrappers:
             self._layers.append(wrapper(self._layers[-1], self.job))
         self._left = time.perf_counter()
 
