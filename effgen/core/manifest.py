@@ -6,7 +6,7 @@ import json
 import platform
 import re
 from collections.abc import Collection
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import equinox as eqx
@@ -97,8 +97,15 @@ def outline(state: TrainState, position: Any, score: Any) -> Manifest:
 @functools.cache
 def _versions() -> dict[str, str]:
     packages = ("effgen", "jax", "equinox", "optax")
-    found = {name: version(name) for name in packages}
+    found = {name: _version(name) for name in packages}
     return found | {"python": platform.python_version()}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from its source, not installed
+        return "unknown"
 
 
 def sealed(manifest: Manifest) -> Manifest:
