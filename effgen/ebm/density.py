@@ -182,9 +182,10 @@ def _training_walkers(state: TrainState[Energy, Memory]) -> Walkers:
 def _evaluated(population: Population, state: TrainState[Energy, Memory]) -> Walkers:
     """Return the walkers weighted for the model to evaluate, maybe an average."""
     walkers = _settled(population, state.model)
-    if state.average is None or not knows_partition(population):
+    average = getattr(state, "average", None)  # a state may be any with these fields
+    if average is None or not knows_partition(population):
         return walkers
-    return _reweighted(walkers, state.average)
+    return _reweighted(walkers, average)
 
 
 @eqx.filter_jit
