@@ -47,13 +47,17 @@ class Regression(eg.AbstractTrainer):
         return state.advance(model, opt_state, memory), {"loss": loss}
 
 
-class Traces(list):
-    """A list that is equal to itself alone, and hashable: a counter of traces."""
+class Traces:
+    """A counter of traces, equal to itself alone."""
 
-    __hash__ = object.__hash__
+    def __init__(self):
+        self.count = 0
 
-    def __eq__(self, other):
-        return self is other
+    def append(self, _):
+        self.count += 1
+
+    def __len__(self):
+        return self.count
 
 
 class Case(NamedTuple):
