@@ -283,7 +283,5 @@ def _placed(value: np.ndarray, like: Any) -> Any:
         return value
     # A CPU's array may share the memory of `value`: nothing else holds it, and JAX lets
     # no computation reuse it. Waited for, so that one array at a time is on the host.
-    placed = jax.make_array_from_callback(
-        like.shape, like.sharding, lambda i: value[i]
-    )
+    placed = jax.make_array_from_callback(like.shape, like.sharding, lambda i: value[i])
     return jax.block_until_ready(placed)
