@@ -15,10 +15,10 @@ from jaxtyping import PyTree
 
 from . import earlier
 from .data import set_back
-from .manifest import Manifest, check_fit, field_of, is_key, named_arrays, opened
+from .manifest import Manifest, check_fit, field_of, opened
 from .positions import decoded
 from .results import RunWarning
-from .state import TrainState
+from .state import TrainState, is_key, named_arrays
 from .tensors import CorruptCheckpoint, Piece, pieces_of, read_array
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int
 
 from .results import RESULTS
-from .state import Metrics, TrainState
+from .state import Metrics, TrainState, is_key, named_arrays
 from .static import Static
 
 
@@ -75,11 +75,6 @@ def checked_metrics(metrics: Any) -> Metrics:
     return metrics
 
 
-def is_key(array: Any) -> bool:
-    """Return whether `array` holds typed random keys."""
-    return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
-
-
 def result_code(metrics: Metrics) -> Int[Array, ""]:
     """Return the code of the step's result: `nonfinite` if loss or gradient are not."""
     finite = jnp.ones((), bool)
@@ -140,13 +135,6 @@ def _missing(path: str, old: Any, new: Any) -> list[str]:
         if _kind(named[0].get(name)) != _kind(named[1].get(name))
     ]
     return faults or [f"{path}: a {type(old).__name__} became a {type(new).__name__}"]
-
-
-def named_arrays(tree: PyTree) -> dict[str, Array]:
-    """Return the arrays of `tree` by their path."""
-    arrays = eqx.filter(tree, eqx.is_array)
-    leaves, _ = jax.tree_util.tree_flatten_with_path(arrays)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
 def _kind(value: Any) -> str:

@@ -204,9 +204,7 @@ class Loop:
             return
         try:
             agree(0, result, None, patience=self.job.patience)
-        except (
-            Exception
-        ) as error:  # they may be gone: what is here is good all the same
+        except Exception as error:  # they may be gone; what is here is good
             warnings.warn(f"other processes: {error}", RunWarning, stacklevel=2)
 
     def _block_chunks(self, block: Block) -> Iterator[Chunk]:

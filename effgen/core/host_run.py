@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .contract import named_arrays, result_code
+from .contract import result_code
 from .job import Job, run_keys
 from .prefetch import Block
-from .state import Metrics, TrainState, copied
+from .state import Metrics, TrainState, copied, named_arrays
 from .step import next_state, shapes_of_parameters
 from .trainer import AbstractHostTrainer
 

@@ -9,13 +9,12 @@ from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .state import TrainState
+from .state import TrainState, is_key, named_arrays
 from .tensors import CorruptCheckpoint, Part, assembled, digest
 
 
@@ -23,17 +22,6 @@ Manifest = dict[str, Any]
 
 FORMAT = 2
 """The newest layout of checkpoints that is read, and the one that is written."""
-
-
-def named_arrays(tree: PyTree) -> dict[str, Any]:
-    """Return the arrays of `tree` by their path, as in `.model.layers[0].weight`."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(eqx.filter(tree, eqx.is_array))
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-
-
-def is_key(leaf: Any) -> bool:
-    """Return whether `leaf` is an array of typed random keys."""
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def parts_of(name: str, leaf: Any) -> list[Part]:

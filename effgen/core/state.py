@@ -64,6 +64,17 @@ def copied(tree: PyTree) -> PyTree:
 def _copied(x: Any) -> Any:
     if not eqx.is_array(x) and not hasattr(x, "__array__"):
         return x  # a Python scalar is a hyperparameter, not data: it stays static
-    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if isinstance(x, jax.Array) and is_key(x):
         return jnp.copy(x)
     return jnp.array(x, dtype=jax.dtypes.canonicalize_dtype(x.dtype), copy=True)
+
+
+def named_arrays(tree: PyTree) -> dict[str, Any]:
+    """Return the arrays of `tree` by their path, as in `.model.layers[0].weight`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(eqx.filter(tree, eqx.is_array))
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def is_key(leaf: Any) -> bool:
+    """Return whether `leaf` is an array of typed random keys."""
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

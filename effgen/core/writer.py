@@ -16,9 +16,9 @@ import jax
 import numpy as np
 
 from .checkpoint import MANIFEST, absolute, best_step, is_corrupt, saved_steps
-from .manifest import Manifest, named_arrays, outline, parts_of, sealed
+from .manifest import Manifest, outline, parts_of, sealed
 from .positions import encoded
-from .state import TrainState
+from .state import TrainState, named_arrays
 from .tensors import Part, seal_of, synced, write_parts
 
 
