@@ -40,6 +40,17 @@ class RESULTS(eqx.Enumeration):
         "and `steepest` the largest gradient: lower the kernel's `step_size`, give it "
         "a `clip`, or use `ebm.MALA`, which refuses such moves."
     )
+    unconfined = (
+        "the energy no longer confines: along some ray it does not grow fast enough "
+        "for `exp(-energy)` to have an integral, so that there is no density. Lower "
+        "the learning rate, clip gradients, or put the network into "
+        "`ebm.ConfinedEnergy(network, scale)` with a smaller `scale`."
+    )
+    energies_apart = (
+        "the mean energies of data and walkers are more than 10,000 nats a coordinate "
+        "apart: the training diverges. Lower the learning rate or the step size, clip "
+        "gradients (optax.clip_by_global_norm), or make more moves a step."
+    )
     too_many_skips = (
         "more steps in a row were skipped than `Skip(at_most=...)` allows. The cause "
         "is not passing noise: look at the data and the learning rate."

@@ -4,7 +4,13 @@ Axes: `walkers`, `batch`, `examples`, `blocks`; `*shape` is that of one example.
 """
 
 from .approximate import UncorrectedULA as UncorrectedULA
+from .blackjax_kernel import BlackJAX as BlackJAX
 from .contrastive import CDTrainer as CDTrainer, PCDTrainer as PCDTrainer
+from .coordinates import (
+    AbstractCoordinates as AbstractCoordinates,
+    Standardized as Standardized,
+    Whitened as Whitened,
+)
 from .density import (
     NormalizedEnergy as NormalizedEnergy,
     sample as sample,
@@ -12,6 +18,7 @@ from .density import (
 )
 from .diagnostics import (
     Chains as Chains,
+    imbalance as imbalance,
     long_run as long_run,
     mode_masses as mode_masses,
     pareto_k as pareto_k,
@@ -28,7 +35,6 @@ from .kernels import (
     MALA as MALA,
     ULA as ULA,
     AbstractKernel as AbstractKernel,
-    BlackJAX as BlackJAX,
     ReweightFirst as ReweightFirst,
 )
 from .populations import Audited as Audited

@@ -4,11 +4,19 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
+from .checks import confines
 from .evaluation import Energy, evaluate
 from .kernels import AbstractKernel
-from .step_sizes import Schedule, check_step_size, step_size_at
+from .langevin import Langevin, check_langevin
+from .step_sizes import (
+    StepSize,
+    begun_by_variance,
+    check_unadjusted,
+    step_size_at,
+    with_step_size,
+)
 from .walkers import Walkers, kept_where_finite
 
 
@@ -24,11 +32,12 @@ class UncorrectedULA(AbstractKernel):
     **Attributes:** `step_size`.
     """
 
-    step_size: Schedule
+    step_size: StepSize
 
     def __check_init__(self) -> None:
         """Raise `ValueError` for a step size that is not positive."""
-        check_step_size(self.step_size)
+        check_langevin(self.step_size, None)
+        check_unadjusted("UncorrectedULA", self.step_size)
 
     def follow(
         self,
@@ -55,6 +64,18 @@ class UncorrectedULA(AbstractKernel):
         new = x - h * walkers.gradients + jnp.sqrt(2 * h) * noise
         energies, gradients = evaluate(energy, new)
         moved = dataclasses.replace(
-            walkers, positions=new, energies=energies, gradients=gradients, step_size=h
+            walkers, positions=new, energies=energies, gradients=gradients
         )
-        return kept_where_finite(energies, moved, walkers)
+        kept = kept_where_finite(energies, moved, walkers)
+        squares = Langevin(None, None).squares(kept.gradients)
+        return with_step_size(kept, self.step_size, h, jnp.ones(()), squares, step)
+
+    def begun(self, walkers: Walkers, energy: Energy) -> Walkers:
+        """Return the walkers with the step size that their gradients ask for."""
+        del energy
+        squares = Langevin(None, None).squares(walkers.gradients)
+        return begun_by_variance(walkers, self.step_size, squares)
+
+    def confined(self, model: Energy, walkers: Walkers) -> Bool[Array, ""]:
+        """Return whether the energy grows fast enough along a few rays."""
+        return confines(model, walkers.positions)

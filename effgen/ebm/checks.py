@@ -9,13 +9,12 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from effgen.core.data import Minibatches
-
 from .evaluation import Energy, energies_at
 
 
 # Rows that a self-test evaluates, and how far out it looks, in spreads of the walkers.
 _NUM_ROWS = 64
+_NUM_RAYS = 8
 _FAR = (100.0, 1000.0)
 
 
@@ -26,7 +25,7 @@ def check_continuous(model: Energy, positions: Float[Array, "walkers *shape"]) -
     same energy whatever the other rows are; and grow fast enough along every ray that
     `exp(-energy)` has an integral.
     """
-    if isinstance(positions, Tracer) or _traced(model):
+    if isinstance(positions, Tracer) or traced(model):
         return
     rows = positions[:_NUM_ROWS]
     seen = _Seen(*map(np.asarray, _seen(model, rows)))
@@ -49,21 +48,37 @@ class _Seen(NamedTuple):
 def _seen(model: Energy, rows: Float[Array, "walkers *shape"]) -> _Seen:
     # One program, in which `model` is called anew each time: what differs between two
     # calls is seen, as it would be if each were compiled by itself.
+    return _Seen(
+        energies_at(model, rows),
+        energies_at(model, rows),
+        energies_at(model, rows[: len(rows) // 2]),
+        *_along_rays(model, rows),
+    )
+
+
+def confines(model: Energy, positions: Float[Array, "walkers *shape"]) -> Any:
+    """Return whether the energy grows fast enough along rays through some walkers.
+
+    As `check_continuous` asks it before training, of 8 rays.
+    """
+    near, far = _along_rays(model, positions[:_NUM_RAYS])
+    needed = positions[0].size * np.log(_FAR[1] / _FAR[0])
+    return jnp.all((far - near > needed) | jnp.isposinf(far))
+
+
+def _along_rays(
+    model: Energy, rows: Float[Array, "walkers *shape"]
+) -> tuple[Array, Array]:
     flat = rows.reshape(rows.shape[0], -1)
     norms = jnp.linalg.norm(flat, axis=1, keepdims=True)
     spread = jnp.sqrt(jnp.mean(norms**2))
     rays = (flat / jnp.maximum(norms, 1e-12)).reshape(rows.shape)
     near, far = (energies_at(model, spread * r * rays) for r in _FAR)
-    return _Seen(
-        energies_at(model, rows),
-        energies_at(model, rows),
-        energies_at(model, rows[: len(rows) // 2]),
-        near,
-        far,
-    )
+    return near, far
 
 
-def _traced(tree: Any) -> bool:
+def traced(tree: Any) -> bool:
+    """Return whether there are no numbers yet to look at."""
     return any(isinstance(x, Tracer) for x in jax.tree.leaves(tree))
 
 
@@ -105,53 +120,6 @@ def _check_confining(seen: _Seen, size: int) -> None:
             "integral, and walkers would escape. Put the network into "
             "`ebm.ConfinedEnergy(network, scale)`."
         )
-
-
-def check_continuous_data(batch: Any, source: Any) -> None:
-    """Raise on data without a density: integers, or a column that is constant."""
-    if not jnp.issubdtype(batch.dtype, jnp.floating):
-        raise TypeError(
-            f"`data` has dtype {batch.dtype}: energies need floats; convert and scale "
-            "it, as in `x.astype('float32') / 255`."
-        )
-    if isinstance(source, Minibatches):
-        check_columns("data", source.arrays)
-
-
-def check_columns(name: str, rows: Any) -> None:
-    """Raise if a column of `rows` cannot be learned from.
-
-    A column is one entry of a row: `rows[:, j]`, or `rows[:, i, j]` for images. Refused
-    are non-finite values anywhere, and, for vectors, a column that never changes (its
-    density is degenerate; a constant border pixel of an image is ordinary and passes).
-
-    **Arguments:** `name`, how messages call the data; `rows`, `(rows, *shape)` floats.
-
-    **Raises:** `ValueError` that names the columns, what is wrong and what to do.
-    """
-    values = jnp.asarray(rows)
-    finite = np.asarray(jnp.isfinite(values).all(axis=0))
-    if not finite.all():
-        worst = tuple(int(i) for i in np.argwhere(~finite)[0])
-        bad = np.asarray(~jnp.isfinite(values[(slice(None), *worst)]))
-        raise ValueError(
-            f"`{name}` has {int((~finite).sum())} column(s) with NaN or infinite "
-            f"values; the first is {name}[{_column(worst)}], in {int(bad.sum())} of "
-            f"{len(bad)} rows (row {int(np.argmax(bad))} first): drop or fill them."
-        )
-    if values.ndim == 2 and len(values) > 1:
-        constant = np.flatnonzero(np.asarray((values == values[:1]).all(axis=0)))
-        if len(constant):
-            columns = ", ".join(str(int(j)) for j in constant[:10])
-            raise ValueError(
-                f"`{name}` is constant in {len(constant)} column(s): {columns}"
-                f"{' ...' if len(constant) > 10 else ''}. Its density there is "
-                "degenerate: drop the columns, or add noise to the data."
-            )
-
-
-def _column(index: tuple[int, ...]) -> str:
-    return ", ".join([":", *map(str, index)])
 
 
 def check_share(name: str, value: float) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, ClassVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
@@ -12,22 +13,26 @@ from effgen.core.loops import repeat
 from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractTrainer
 
-from .checks import check_batch, check_count, check_share
+from .audit import audited, check_watched_data, watch, watched_start
+from .checks import check_count, check_share
 from .evaluation import Energy
+from .islands import unweighted
 from .kernels import AbstractKernel
 from .learning import (
-    audited,
     check_data,
     check_known,
     check_memory,
     followed,
     learned,
+    soundness,
     started,
 )
 from .populations import (
     Audited,
+    KernelState,
     Memory,
     Population,
+    audit_population,
     put,
     taken,
     training_population,
@@ -35,7 +40,7 @@ from .populations import (
 )
 from .reservoir import Reservoir
 from .trainer import check_kernel
-from .walkers import Walkers, unweighted
+from .walkers import Walkers
 
 
 class PCDTrainer(AbstractTrainer):
@@ -62,10 +67,10 @@ class PCDTrainer(AbstractTrainer):
 
     optim: optax.GradientTransformation
     kernel: AbstractKernel
-    num_moves: int = 1
-    resample_below: float = 0.5
-    restarts: float = 0.0
-    restart_scale: float = 1.0
+    num_moves: int = eqx.field(default=1, kw_only=True)
+    resample_below: float = eqx.field(default=0.5, kw_only=True)
+    restarts: float = eqx.field(default=0.0, kw_only=True)
+    restart_scale: float = eqx.field(default=1.0, kw_only=True)
 
     def __check_init__(self) -> None:
         """Raise `TypeError` or `ValueError` for settings out of range."""
@@ -81,14 +86,16 @@ class PCDTrainer(AbstractTrainer):
         """Return the first state; as `JarzynskiTrainer.init`, of any start."""
         check_memory(self.kernel, model, memory)
         assert memory is not None
-        if isinstance(memory, Audited):
-            check_known(memory.audit, "leave out the audit")
+        audit = audit_population(memory)
+        if audit is not None:
+            check_known(audit, "leave out the audit")
         population = training_population(memory)
         if isinstance(population, Reservoir):
             population = Reservoir(unweighted(population.walkers))
         else:
             population = unweighted(population)
-        return started(self.optim, model, with_walkers(memory, population))
+        memory = with_walkers(memory, population)
+        return started(self.optim, self.kernel, model, memory)
 
     def step(
         self,
@@ -106,12 +113,16 @@ class PCDTrainer(AbstractTrainer):
         metrics["loss"] = metrics["energy_gap"]
         moved = self._moved(due, model, state, keys[:2])
         metrics |= {"step_size": moved.step_size, "acceptance": moved.acceptance}
+        metrics["result"] = soundness(
+            self.kernel, model, due, metrics["energy_gap"], state.step
+        )
         memory: Memory = put(population, state.step, moved)
-        if isinstance(state.memory, Audited):
+        audit = audit_population(state.memory)
+        if audit is not None:
             audit, more = audited(
                 self.kernel,
-                state.memory.audit,
-                taken(state.memory.audit, state.step),
+                audit,
+                taken(audit, state.step),
                 due.step_size,
                 model,
                 state.step,
@@ -162,14 +173,16 @@ class CDTrainer(AbstractTrainer):
     data are in, so nothing tells the model how much each mode should weigh, nor of
     modes that it has and the data do not.
 
-    The memory, if given, only watches: walkers weighted as `JarzynskiTrainer`'s, which
-    tell this trainer's likelihood.
+    The walkers given, if any, only watch: weighted as `JarzynskiTrainer`'s, they tell
+    this trainer's likelihood. The memory is `Audited`, with the kernel's state in place
+    of walkers that train.
 
     **Attributes:** `optim`, as `PCDTrainer`'s; `kernel`; `num_moves`, the `k` of CD-k;
     `resample_below`, of the watching walkers.
 
-    **Metrics:** `loss`, which is `energy_gap` here; `data_energy`, `grad_norm`; with
-    watching walkers `cross_entropy`, `log_partition` and `log_partition_error`.
+    **Metrics:** `loss`, which is `energy_gap` here; `data_energy`, `grad_norm`;
+    `step_size` and `acceptance`; with watching walkers `cross_entropy`,
+    `log_partition` and `log_partition_error`.
 
     **Source:** Hinton (2002).
     """
@@ -178,8 +191,8 @@ class CDTrainer(AbstractTrainer):
 
     optim: optax.GradientTransformation
     kernel: AbstractKernel
-    num_moves: int = 1
-    resample_below: float = 0.5
+    num_moves: int = eqx.field(default=1, kw_only=True)
+    resample_below: float = eqx.field(default=0.5, kw_only=True)
 
     def __check_init__(self) -> None:
         """Raise `TypeError` or `ValueError` for settings out of range."""
@@ -188,31 +201,26 @@ class CDTrainer(AbstractTrainer):
         check_count("num_moves", self.num_moves)
 
     def init(
-        self, model: Energy, memory: Population | None = None
-    ) -> TrainState[Energy, Population | None]:
+        self, model: Energy, memory: Population | Audited | None = None
+    ) -> TrainState[Energy, Audited]:
         """Return the first state; `memory`, if given, are walkers that watch."""
-        return watched_start(self.optim, self.kernel, model, memory)
+        own = KernelState(jnp.zeros(()), jnp.ones(()))
+        return watched_start(self.optim, self.kernel, model, memory, own)
 
     def step(
         self,
-        state: TrainState[Energy, Population | None],
+        state: TrainState[Energy, Audited],
         batch: Float[Array, "batch *shape"],
         *,
         key: PRNGKeyArray,
-    ) -> tuple[TrainState[Energy, Population | None], Metrics]:
+    ) -> tuple[TrainState[Energy, Audited], Metrics]:
         """Move chains from the batch, then update the model by where they got."""
         chain_key, watch_key = jax.random.split(key)
-        chains = Walkers.from_samples(batch).reweighted(state.model)
-
-        def body(i: Any, chains: Walkers) -> Walkers:
-            move_key = jax.random.fold_in(chain_key, i)
-            return self.kernel.move(chains, state.model, state.step, key=move_key)
-
-        chains = repeat(body, chains, self.num_moves)
+        chains = self._chains(state, batch, chain_key)
         equal = jnp.full(chains.num, 1 / chains.num, chains.positions.dtype)
         model, opt_state, metrics = learned(self.optim, state, batch, chains, equal)
         metrics["loss"] = metrics["energy_gap"]
-        memory, more = watch(
+        audit, more = watch(
             self.kernel,
             state,
             model,
@@ -221,59 +229,30 @@ class CDTrainer(AbstractTrainer):
             data_energy=metrics["data_energy"],
             key=watch_key,
         )
+        metrics["result"] = soundness(
+            self.kernel, model, chains, metrics["energy_gap"], state.step
+        )
+        own = KernelState(chains.step_size, chains.acceptance)
+        metrics |= {"step_size": own.step_size, "acceptance": own.acceptance}
+        memory = Audited(own, audit)
         return state.advance(model, opt_state, memory), metrics | more
+
+    def _chains(
+        self, state: TrainState[Energy, Audited], batch: Array, key: PRNGKeyArray
+    ) -> Walkers:
+        begun = Walkers.from_samples(batch).reweighted(state.model)
+        own = state.memory.walkers
+        assert isinstance(own, KernelState)
+        chains = dataclasses.replace(
+            begun, step_size=own.step_size.astype(begun.step_size.dtype)
+        )
+
+        def body(i: Any, chains: Walkers) -> Walkers:
+            move_key = jax.random.fold_in(key, i)
+            return self.kernel.move(chains, state.model, state.step, key=move_key)
+
+        return repeat(body, chains, self.num_moves)
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
         """Raise on data that the kernel cannot move or the walkers cannot meet."""
         check_watched_data(self.kernel, state.memory, batch, source)
-
-
-def watched_start(
-    optim: optax.GradientTransformation,
-    kernel: AbstractKernel,
-    model: Energy,
-    memory: Population | None,
-) -> TrainState:
-    """Return the first state of a trainer whose memory, if any, only watches."""
-    if memory is not None:
-        check_memory(kernel, model, memory)
-        check_known(memory, "leave out the memory")
-    return started(optim, model, memory)
-
-
-def watch(
-    kernel: AbstractKernel,
-    state: TrainState,
-    model: Energy,
-    num_moves: int,
-    resample_below: float,
-    *,
-    data_energy: Float[Array, ""],
-    key: PRNGKeyArray,
-) -> tuple[Population | None, Metrics]:
-    """Return the watching walkers, if any, after a step, and what they report."""
-    if state.memory is None:
-        return None, {}
-    return audited(
-        kernel,
-        state.memory,
-        taken(state.memory, state.step),
-        None,
-        model,
-        state.step,
-        num_moves,
-        resample_below,
-        data_energy=data_energy,
-        key=key,
-    )
-
-
-def check_watched_data(
-    kernel: AbstractKernel, memory: Population | None, batch: Any, source: Any
-) -> None:
-    """Raise on data that are no rows, or not of the watching walkers' shape."""
-    if memory is None:
-        check_batch(batch, tuple(getattr(batch, "shape", ())[1:]))
-        kernel.check_data(batch, source)
-    else:
-        check_data(kernel, memory, batch, source)

@@ -2,35 +2,47 @@
 
 import warnings
 from functools import partial
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from effgen.core.results import RunWarning
 from effgen.core.state import TrainState
 from effgen.core.weights import Estimate, resample
 
-from .diagnostics import pareto_k
+from .blocks import FEWEST_BLOCKS
+from .checks import traced
+from .diagnostics import imbalance, pareto_k
 from .evaluation import Energy, energies_at
 from .populations import (
     Memory,
     Population,
+    audit_population,
     caught_up,
     flattened,
     honest_population,
     knows_partition,
-    training_population,
 )
+from .reservoir import Reservoir
 from .walkers import Walkers
 
 
 # Where importance weights stop telling their own error: Vehtari et al. (2024).
 _LARGEST_K = 0.7
 _LEAST_ESS = 0.1
-# With fewer walkers the tail's shape cannot be told.
-_FEWEST = 256
+# With fewer walkers the tail's shape cannot be told, nor with fewer still any error.
+_FEWEST_FOR_K = 256
+_FEWEST = 64
+# Nats between islands past which one of them outweighs the others.
+_LARGEST_SPREAD = 1.0
+# What one change of the model must leave of an island.
+_LEAST_SHARE = 0.05
+# Ancestors that a genealogy needs to tell an error.
+_FEWEST_ROOTS = 16
 
 
 class NormalizedEnergy(eqx.Module):
@@ -43,7 +55,12 @@ class NormalizedEnergy(eqx.Module):
       bar, in nats.
     - `shape`, of one example.
     - `ess`, the share of the walkers that count, and `pareto_k`, the shape of their
-      weights' tail: past 0.7 the error bar itself is not to be believed.
+      weights' tail.
+    - `spread`, the standard deviation of the islands' `log Z`, in nats.
+    - `least_share`, the least share of an island that one change of the model has left
+      on the whole path; `survivors`, the share of the first walkers with descendants.
+    - `imbalance`, how far the walkers are from equilibrium, in standard errors
+      (`ebm.imbalance`).
     """
 
     energy: Energy
@@ -52,49 +69,70 @@ class NormalizedEnergy(eqx.Module):
     shape: tuple[int, ...] = eqx.field(static=True)
     ess: Float[Array, ""] | float = 1.0
     pareto_k: Float[Array, ""] | float = -jnp.inf
+    spread: Float[Array, ""] | float = 0.0
+    least_share: Float[Array, ""] | float = 1.0
+    survivors: Float[Array, ""] | float = 1.0
+    imbalance: Float[Array, ""] | float = 0.0
 
     @classmethod
-    def from_state(cls, state: TrainState[Energy, Memory]) -> "NormalizedEnergy":
+    def from_state(
+        cls, state: TrainState[Energy, Memory], population: Population | None = None
+    ) -> "NormalizedEnergy":
         """Return the density of a trained state.
 
-        `log Z` is the audit walkers' where there are any, and then unbiased; else the
-        training walkers', which is too small, the more so the fewer they are. A
-        reservoir's waiting blocks catch up first, at one evaluation of each walker.
+        A reservoir's waiting blocks catch up first, at one evaluation of each walker.
 
-        **Raises:** `ValueError` if the state has no walkers that know `log Z`.
+        **Arguments:** `population`, of `state.memory`, whose `log Z` it is. By default
+        the audit walkers', which is unbiased; where there are none, the training
+        walkers', which is too small, the more so the fewer they are.
+
+        **Raises:** `ValueError` if the state has no walkers that know `log Z`. Warns
+        with a `RunWarning` if they also trained the model, and as `from_walkers`.
         """
-        if state.memory is None:
-            raise ValueError(
-                "`state.memory` holds no walkers: give `trainer.init` walkers that "
-                "watch, or pass fresh ones to `ebm.replay` and its outcome to "
-                "`NormalizedEnergy.from_walkers`."
+        asked = _population(state, population)
+        walkers = _evaluated(asked, state)
+        trained = traced(state.step) or int(state.step) > 0
+        watches = audit_population(state.memory) is asked
+        if trained and not watches and _knows(walkers):
+            warnings.warn(
+                "the walkers that tell `log Z` also trained the model, so that it is "
+                "too small by more than its error bar: give `trainer.init` "
+                "`ebm.Audited(walkers, audit)`, or pass fresh walkers to `ebm.replay`.",
+                RunWarning,
+                stacklevel=2,
             )
-        walkers = _evaluated(honest_population(state.memory), state)
         return cls.from_walkers(state.evaluated, walkers)
 
     @classmethod
     def from_walkers(cls, energy: Energy, walkers: Walkers) -> "NormalizedEnergy":
-        """Return the density of `energy`, by walkers that are weighted for it.
+        """Return the density of `energy`, by walkers of it or of one close to it.
+
+        They are reweighted for `energy`, which changes nothing if they were before.
 
         **Raises:** `ValueError` if the walkers do not know `log Z`. Warns with a
-        `RunWarning` if their weights cannot be relied on.
+        `RunWarning`, which says why, if the error bar cannot be relied on.
         """
-        (value, error), share, shape = _told(walkers)
-        if not bool(jnp.isfinite(value)):
+        if not _knows(walkers):
             raise ValueError(
                 "`state.memory` does not know `log Z`: its walkers carry no weights. "
                 "Train with `JarzynskiTrainer`, or give the trainer `Audited` walkers."
             )
-        if walkers.num >= _FEWEST and (shape > _LARGEST_K or share < _LEAST_ESS):
+        told = _told(_reweighted(walkers, energy))
+        if not bool(jnp.isfinite(told.log_partition)):
+            raise ValueError(
+                "`walkers` have no weight left under `energy`: it is not finite where "
+                "they are. Follow it by `ebm.replay`."
+            )
+        reasons = _doubts(told, walkers)
+        if reasons:
             warnings.warn(
-                f"unreliable: of the walkers' weights a share of {float(share):.2f} "
-                f"counts, with a tail of Pareto shape {float(shape):.2f}; `log Z` may "
-                "be off by more than its error bar. Use more walkers, or "
-                "`ebm.replay` with more steps.",
+                f"unreliable: {'; '.join(reasons)}. `log Z` may be off by more than "
+                "its error bar. Use more walkers, smaller updates of the model, or "
+                "`ebm.replay` with a smaller `radius`.",
                 RunWarning,
                 stacklevel=2,
             )
-        return cls(energy, value, error, walkers.positions.shape[1:], share, shape)
+        return cls(energy=energy, shape=walkers.positions.shape[1:], **told._asdict())
 
     def log_prob(self, x: Float[Array, "*batch_and_shape"]) -> Float[Array, "*batch"]:
         """Return the log-density in nats of each example of `x`, `(*batch, *shape)`.
@@ -124,33 +162,39 @@ class NormalizedEnergy(eqx.Module):
 
 
 def weighted_samples(
-    state: TrainState[Energy, Memory],
+    state: TrainState[Energy, Memory], population: Population | None = None
 ) -> tuple[Float[Array, "walkers *shape"], Float[Array, " walkers"]]:
-    """Return all training walkers and their weights, which sum to one.
+    """Return all walkers of a population and their weights, which sum to one.
 
     `sum(weights * phi(positions))` estimates the model's expectation of `phi`, with
     less noise than `sample`'s equally weighted draws.
 
+    **Arguments:** `population`, as of `NormalizedEnergy.from_state`.
+
     **Raises:** `ValueError` if the state holds no walkers.
     """
-    walkers = _training_walkers(state)
+    walkers = _evaluated(_population(state, population), state)
     return walkers.positions, walkers.weights
 
 
 def sample(
-    state: TrainState[Energy, Memory], num: int, *, key: PRNGKeyArray
+    state: TrainState[Energy, Memory],
+    num: int,
+    *,
+    key: PRNGKeyArray,
+    population: Population | None = None,
 ) -> Float[Array, "num *shape"]:
     """Return `num` samples of the model: walkers drawn in proportion to their weights.
 
-    Drawn with replacement, from the population that trains; more samples than the
-    effective sample size repeat some of them.
+    Drawn with replacement; more samples than the effective sample size repeat some.
+
+    **Arguments:** `population`, as of `NormalizedEnergy.from_state`.
 
     **Raises:** `ValueError` if `num` is not positive, or the state holds no walkers.
     """
     if num < 1:
         raise ValueError(f"`num` is {num}: pass a positive integer.")
-    walkers = _training_walkers(state)
-    return _drawn(walkers, num, key)
+    return _drawn(_evaluated(_population(state, population), state), num, key)
 
 
 @partial(jax.jit, static_argnames="num")
@@ -160,23 +204,80 @@ def _drawn(walkers: Walkers, num: int, key: PRNGKeyArray) -> Float[Array, "num *
     return jax.random.permutation(key, walkers.positions[drawn])
 
 
+class _Told(NamedTuple):
+    log_partition: Array
+    standard_error: Array
+    ess: Array
+    pareto_k: Array
+    spread: Array
+    least_share: Array
+    survivors: Array
+    imbalance: Array
+
+
 @jax.jit
-def _told(walkers: Walkers) -> tuple[Estimate, Array, Array]:
-    """Return `log Z`, the share of the walkers that count, and their weights' tail."""
-    share = walkers.ess / walkers.num
-    return walkers.estimate(), share, pareto_k(walkers.joint_log_weights)
+def _told(walkers: Walkers) -> _Told:
+    value, error = walkers.estimate()
+    return _Told(
+        log_partition=value,
+        standard_error=error,
+        ess=walkers.ess / walkers.num,
+        pareto_k=pareto_k(walkers.joint_log_weights),
+        spread=walkers.spread,
+        least_share=walkers.least_share,
+        survivors=walkers.num_roots / walkers.num,
+        imbalance=imbalance(walkers),
+    )
+
+
+def _doubts(told: _Told, walkers: Walkers) -> list[str]:
+    """Return what speaks against an error bar."""
+    num, roots = walkers.num, round(float(told.survivors) * walkers.num)
+    size = max(1, walkers.positions[0].size)
+    alone = walkers.num_blocks < FEWEST_BLOCKS
+    doubts = {
+        f"{num} walkers are too few to tell an error": num < _FEWEST,
+        f"of the walkers' weights a share of {told.ess:.2f} counts": told.ess
+        < _LEAST_ESS,
+        f"their tail has a Pareto shape of {told.pareto_k:.2f}": num >= _FEWEST_FOR_K
+        and told.pareto_k > _LARGEST_K,
+        f"the islands' `log Z` differ by {told.spread:.1f} nats": not told.spread
+        <= _LARGEST_SPREAD,
+        f"one update left a share of {told.least_share:.3f} of an island": (
+            told.least_share < _LEAST_SHARE
+        ),
+        f"the walkers are {told.imbalance:.1f} standard errors from equilibrium": (
+            told.imbalance > np.sqrt(2 * np.log(100 * size))
+        ),
+        f"{roots} of {num} first walkers have descendants": alone
+        and roots < _FEWEST_ROOTS,
+    }
+    return [reason for reason, holds in doubts.items() if holds]
 
 
 _energies_at = eqx.filter_jit(energies_at)
 
 
-def _training_walkers(state: TrainState[Energy, Memory]) -> Walkers:
-    if state.memory is None:
+def _population(
+    state: TrainState[Energy, Memory], population: Population | None
+) -> Population:
+    found = honest_population(state.memory) if population is None else population
+    if found is None:
         raise ValueError(
-            "`state.memory` holds no walkers to sample from: give `trainer.init` "
-            "walkers that watch, or move your own by `ebm.long_run`."
+            "`state.memory` holds no walkers: give `trainer.init` walkers that watch, "
+            "or pass fresh ones to `ebm.replay` and its outcome to "
+            "`NormalizedEnergy.from_walkers`."
         )
-    return _evaluated(training_population(state.memory), state)
+    if not isinstance(found, Walkers | Reservoir):
+        raise TypeError(
+            f"`population` is a {type(found).__name__}: pass `state.memory.walkers` or "
+            "`state.memory.audit`."
+        )
+    return found
+
+
+def _knows(walkers: Walkers) -> bool:
+    return not bool(jnp.any(jnp.isnan(walkers.log_partition)))
 
 
 def _evaluated(population: Population, state: TrainState[Energy, Memory]) -> Walkers:

@@ -1,5 +1,6 @@
 """Looking at walkers: their weights' tail, their modes, and where long chains go."""
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -13,7 +14,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from effgen.core.loops import repeat
 from effgen.core.weights import Estimate
 
-from .checks import check_count
+from .blocks import FEWEST_BLOCKS, num_blocks_of, widening
+from .checks import check_count, traced
 from .evaluation import Energy
 from .kernels import AbstractKernel
 from .walkers import Walkers
@@ -39,7 +41,42 @@ def _pareto_k(log_weights: Float[Array, " walkers"]) -> Float[Array, ""]:
     share = min(0.2, 3 / float(np.sqrt(weights.size)))
     equal = jnp.max(weights) - jnp.min(weights) < 1e-6
     shape = pareto_khat(weights, tail="upper", tail_frac=share)
-    return jnp.where(equal, -jnp.inf, shape)
+    # A tail of equal weights, as after a resampling, has no shape and no end.
+    return jnp.where(equal | jnp.isnan(shape), -jnp.inf, shape)
+
+
+def imbalance(walkers: Walkers) -> Float[Array, ""]:
+    """Return how far walkers are from the equilibrium of their energy.
+
+        mean((positions - mean(positions)) * gradients) = 1, in every coordinate
+
+    holds for every smooth density on the whole space. Returned is the largest miss over
+    the coordinates, in standard errors by the blocks' spread, as if it were normal;
+    `sqrt(2 log(100 * coordinates))` is passed by chance in less than one case in a
+    hundred. Zero of fewer than 8 blocks, of walkers on a lattice, and of coordinates in
+    which the energy is flat. Modes without walkers are not seen.
+
+    **Source:** the identity of Stein (1972); Wallace (1959), from Student's to normal.
+    """
+    if walkers.num_blocks < FEWEST_BLOCKS:
+        return jnp.zeros(())
+    return _imbalance(walkers)
+
+
+@jax.jit
+def _imbalance(walkers: Walkers) -> Float[Array, ""]:
+    weights = walkers.weights
+    x, g = (a.reshape(walkers.num, -1) for a in (walkers.positions, walkers.gradients))
+    centered = x - (weights @ x)[None]
+    off = jnp.where(weights[:, None] > 0, weights[:, None] * (centered * g - 1), 0.0)
+    blocks = jnp.sum(off.reshape(walkers.num_blocks, -1, x.shape[1]), axis=1)
+    freedom = walkers.num_blocks - 1
+    error = jnp.std(blocks, axis=0, ddof=1) * jnp.sqrt(walkers.num_blocks)
+    students = jnp.sum(blocks, axis=0) / jnp.where(error > 0, error, jnp.inf)
+    normal = jnp.sqrt(freedom * jnp.log1p(students**2 / freedom))
+    normal = normal * (8 * freedom + 1) / (8 * freedom + 3)
+    flat = jnp.all(g == 0, axis=0) | jnp.all(x == jnp.round(x))
+    return jnp.max(jnp.where(flat, 0.0, normal), initial=0.0)
 
 
 def mode_masses(
@@ -55,8 +92,12 @@ def mode_masses(
     **Arguments:** `positions` and `weights`, as `weighted_samples` returns them;
     `classify`, from a batch to labels from 0 to `num_modes - 1`.
 
-    **Returns:** masses and errors, `(num_modes,)`; the errors are those of as many
-    independent walkers as count, `sqrt(mass (1 - mass) / ess)`.
+    **Returns:** masses and errors, `(num_modes,)`. The errors are those of the spread
+    between 16 consecutive blocks of walkers: islands where the walkers are in islands,
+    and relatives, which resampling leaves side by side, in any case. They are no
+    smaller than those of as many independent walkers as count.
+
+    **Raises:** `ValueError` for labels of another number, or out of range.
     """
     check_count("num_modes", num_modes)
     labels = jnp.asarray(classify(positions))
@@ -65,14 +106,36 @@ def mode_masses(
             f"`classify` returns shape {labels.shape}: it must give one label for each "
             f"of the {weights.shape[0]} positions."
         )
+    if not traced(labels) and not (
+        0 <= int(labels.min()) <= int(labels.max()) < num_modes
+    ):
+        raise ValueError(
+            f"`classify` returns labels from {int(labels.min())} to "
+            f"{int(labels.max())}: of {num_modes} modes they are 0 to {num_modes - 1}."
+        )
     return _masses(weights, labels, num_modes)
 
 
 @partial(jax.jit, static_argnames="num_modes")
 def _masses(weights: Array, labels: Array, num_modes: int) -> Estimate:
-    masses = jax.ops.segment_sum(weights, labels, num_modes) / jnp.sum(weights)
+    num, num_blocks = weights.shape[0], num_blocks_of(weights.shape[0])
+    blocks = jnp.arange(num) * num_blocks // num
+    both = jax.ops.segment_sum(
+        weights, blocks * num_modes + labels, num_blocks * num_modes
+    ).reshape(-1, num_modes)
+    totals = jnp.sum(both, axis=1, keepdims=True)
+    masses = jnp.sum(both, axis=0) / jnp.sum(totals)
+    # Of a ratio, whose parts vary together; nothing, where there is but one block.
+    off = (both - masses[None] * totals) / jnp.sum(totals)
+    freedom = max(1, num_blocks - 1)
+    spread = widening(freedom) * jnp.sqrt(
+        jnp.sum(off**2, axis=0) * num_blocks / freedom
+    )
     ess = jnp.sum(weights) ** 2 / jnp.sum(weights**2)
-    return Estimate(masses, jnp.sqrt(masses * (1 - masses) / ess))
+    # Half a walker more in every mode: of a mode without walkers something is known.
+    smoothed = (ess * masses + 0.5) / (ess + 1)
+    independent = jnp.sqrt(smoothed * (1 - smoothed) / ess)
+    return Estimate(masses, jnp.maximum(spread, independent))
 
 
 class Chains(NamedTuple):
@@ -102,17 +165,18 @@ def long_run(
     2020). Samples of the model itself stay as they are.
 
     **Arguments:** `model`; `positions` to start from, such as `ebm.sample` gives;
-    `kernel`; `num_steps` in all; `num_records`, of the mean energy on the way.
+    `kernel`; `num_steps` in all; `num_records`, of the mean energy on the way, at most
+    one a step.
 
     **Raises:** `ValueError` for counts that are not positive.
     """
     check_count("num_steps", num_steps)
     check_count("num_records", num_records)
-    walkers = _started(model, positions)
-    each = max(1, num_steps // num_records)
+    walkers = kernel.begun(_started(model, positions), model)
+    ends = np.linspace(0, num_steps, min(num_records, num_steps) + 1).astype(int)
     energies, acceptances = [jnp.mean(walkers.energies)], [walkers.acceptance]
-    for i in range(num_records):
-        walkers = _several(kernel, model, walkers, each, jax.random.fold_in(key, i))
+    for first, end in itertools.pairwise(ends.tolist()):
+        walkers = _several(kernel, model, walkers, jnp.asarray(first), end - first, key)
         energies.append(jnp.mean(walkers.energies))
         acceptances.append(walkers.acceptance)
     return Chains(walkers.positions, jnp.stack(energies), jnp.stack(acceptances))
@@ -125,9 +189,15 @@ def _started(model: Energy, positions: Float[Array, "walkers *shape"]) -> Walker
 
 @eqx.filter_jit
 def _several(
-    kernel: AbstractKernel, model: Energy, walkers: Walkers, num: int, key: PRNGKeyArray
+    kernel: AbstractKernel,
+    model: Energy,
+    walkers: Walkers,
+    first: Int[Array, ""],
+    num: int,
+    key: PRNGKeyArray,
 ) -> Walkers:
     def body(i: Int[Array, ""], walkers: Walkers) -> Walkers:
-        return kernel.move(walkers, model, i, key=jax.random.fold_in(key, i))
+        step = first + i
+        return kernel.move(walkers, model, step, key=jax.random.fold_in(key, step))
 
     return repeat(body, walkers, num)

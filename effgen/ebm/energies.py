@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .coordinates import AbstractCoordinates
+
 
 Network = TypeVar("Network", bound=eqx.Module)
 
@@ -15,32 +17,39 @@ Network = TypeVar("Network", bound=eqx.Module)
 class ConfinedEnergy(eqx.Module):
     """A network on top of a quadratic well.
 
-        energy(x) = |x|^2 / (2 scale^2) + network(x)
+        energy(x) = |z|^2 / (2 scale^2) + network(z),  z = coordinates(x)
 
     The well keeps `Z` finite and walkers near whatever the network says. While the
     network is zero the model is a Gaussian: `Walkers.from_gaussian` of the same scale
     are exact samples, of known `log Z`.
 
     **Attributes:** `network`, a callable pytree from an example to a scalar; `scale`,
-    in units of `x`, fixed; about the data's largest distance from zero, per coordinate.
+    in units of `z`, fixed; about the data's largest distance from zero, per coordinate;
+    `coordinates`, such as `Standardized.of(data)`, or `None` for `z = x`.
     """
 
     network: Callable[[Float[Array, "*shape"]], Float[Array, ""]]
     scale: float = eqx.field(static=True)
+    coordinates: AbstractCoordinates | None = None
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, ""]:
         """Return the energy of one example."""
-        return 0.5 * jnp.sum((x / self.scale) ** 2) + self.network(x)
+        z = x if self.coordinates is None else self.coordinates(x)
+        return 0.5 * jnp.sum((z / self.scale) ** 2) + self.network(z)
 
 
 class VectorNetwork(eqx.Module):
-    """A multilayer perceptron from an example of any shape to a scalar."""
+    """A multilayer perceptron from an example of any shape to a scalar.
+
+    **Attributes:** `layers`; `unit`, which the example is divided by.
+    """
 
     layers: eqx.nn.MLP
+    unit: float = eqx.field(static=True, default=1.0)
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, ""]:
         """Return the network's value at one example."""
-        return self.layers(jnp.ravel(x))
+        return self.layers(jnp.ravel(x) / self.unit)
 
 
 class ImageNetwork(eqx.Module):
@@ -48,9 +57,11 @@ class ImageNetwork(eqx.Module):
 
     convolutions: tuple[eqx.nn.Conv2d, ...]
     head: eqx.nn.Linear
+    unit: float = eqx.field(static=True, default=1.0)
 
     def __call__(self, x: Float[Array, "channels height width"]) -> Float[Array, ""]:
         """Return the network's value at one image."""
+        x = x / self.unit
         for convolution in self.convolutions:
             x = jax.nn.silu(convolution(x))
         return self.head(jnp.ravel(x))
@@ -62,10 +73,11 @@ class ResidualNetwork(eqx.Module):
     stem: eqx.nn.Conv2d
     stages: tuple[tuple["ResidualBlock", ...], ...]
     head: eqx.nn.Linear
+    unit: float = eqx.field(static=True, default=1.0)
 
     def __call__(self, x: Float[Array, "channels height width"]) -> Float[Array, ""]:
         """Return the network's value at one image."""
-        x = self.stem(x)
+        x = self.stem(x / self.unit)
         for i, stage in enumerate(self.stages):
             x = _halved(x) if i else x
             for block in stage:
@@ -139,19 +151,25 @@ def mlp_energy(
     width_size: int = 128,
     depth: int = 2,
     scale: float = 1.0,
+    coordinates: AbstractCoordinates | None = None,
 ) -> ConfinedEnergy:
     """Return a `ConfinedEnergy` for examples of `shape`, at first a Gaussian.
 
     **Arguments:** `width_size` and `depth`, of the hidden layers (SiLU, for smooth
-    energies); `scale`, of the well.
+    energies); `scale`, of the well, by which the network sees the example divided;
+    `coordinates`, as of `ConfinedEnergy`.
     """
-    network = _vector_network(shape, width_size, depth, key)
-    return ConfinedEnergy(network, scale)
+    network = _vector_network(shape, width_size, depth, scale, key)
+    return ConfinedEnergy(network, scale, coordinates)
 
 
 @eqx.filter_jit
 def _vector_network(
-    shape: tuple[int, ...], width_size: int, depth: int, key: PRNGKeyArray
+    shape: tuple[int, ...],
+    width_size: int,
+    depth: int,
+    unit: float,
+    key: PRNGKeyArray,
 ) -> VectorNetwork:
     size = 1
     for axis in shape:
@@ -168,7 +186,7 @@ def _vector_network(
         key=key,
     )
     last = lambda network: network.layers.layers[-1].weight
-    return _zeroed(VectorNetwork(layers), last)
+    return _zeroed(VectorNetwork(layers, unit), last)
 
 
 def image_energy(
@@ -177,21 +195,26 @@ def image_energy(
     key: PRNGKeyArray,
     channels: tuple[int, ...] = (16, 32, 64, 64),
     scale: float = 1.0,
+    coordinates: AbstractCoordinates | None = None,
 ) -> ConfinedEnergy:
     """Return a convolutional `ConfinedEnergy` for images, at first a Gaussian.
 
     **Arguments:** `shape`, `(channels, height, width)`; `channels`, of the
-    convolutions: each is 3 by 3, and all but the first halve the image; `scale`, of the
-    well.
+    convolutions: each is 3 by 3, and all but the first halve the image; `scale` and
+    `coordinates`, as of `mlp_energy`.
 
     **Source:** after the image network of Carbone et al. (2023), section 4.2.
     """
-    return ConfinedEnergy(_image_network(shape, channels, key), scale)
+    network = _image_network(shape, channels, scale, key)
+    return ConfinedEnergy(network, scale, coordinates)
 
 
 @eqx.filter_jit
 def _image_network(
-    shape: tuple[int, int, int], channels: tuple[int, ...], key: PRNGKeyArray
+    shape: tuple[int, int, int],
+    channels: tuple[int, ...],
+    unit: float,
+    key: PRNGKeyArray,
 ) -> ImageNetwork:
     keys = jax.random.split(key, len(channels) + 1)
     sizes = zip((shape[0], *channels[:-1]), channels, keys[:-1], strict=True)
@@ -203,7 +226,7 @@ def _image_network(
     for convolution in convolutions:
         image = eqx.filter_eval_shape(convolution, image)
     head = eqx.nn.Linear(image.size, "scalar", use_bias=False, key=keys[-1])
-    return _zeroed(ImageNetwork(convolutions, head), lambda n: n.head.weight)
+    return _zeroed(ImageNetwork(convolutions, head, unit), lambda n: n.head.weight)
 
 
 def residual_energy(
@@ -213,11 +236,13 @@ def residual_energy(
     channels: tuple[int, ...] = (32, 64, 128),
     blocks: int = 2,
     scale: float = 1.0,
+    coordinates: AbstractCoordinates | None = None,
 ) -> ConfinedEnergy:
     """Return a residual convolutional `ConfinedEnergy`, at first a Gaussian.
 
     **Arguments:** `shape`, `(channels, height, width)`; `channels`, of the stages, each
-    at half the resolution of the one before; `blocks` a stage; `scale`, of the well.
+    at half the resolution of the one before; `blocks` a stage; `scale` and
+    `coordinates`, as of `mlp_energy`.
 
     **Raises:** `ValueError` if the image is too small for as many stages.
 
@@ -228,13 +253,17 @@ def residual_energy(
             f"`shape` {shape} is too small for {len(channels)} stages: pass fewer "
             "`channels`."
         )
-    network = _residual_network(shape[0], channels, blocks, key)
-    return ConfinedEnergy(network, scale)
+    network = _residual_network(shape[0], channels, blocks, scale, key)
+    return ConfinedEnergy(network, scale, coordinates)
 
 
 @eqx.filter_jit
 def _residual_network(
-    num_channels: int, channels: tuple[int, ...], blocks: int, key: PRNGKeyArray
+    num_channels: int,
+    channels: tuple[int, ...],
+    blocks: int,
+    unit: float,
+    key: PRNGKeyArray,
 ) -> ResidualNetwork:
     keys = iter(jax.random.split(key, 2 + 3 * blocks * len(channels)))
     stem = eqx.nn.Conv2d(num_channels, channels[0], 3, padding=1, key=next(keys))
@@ -246,7 +275,7 @@ def _residual_network(
             before = width
         stages.append(tuple(stage))
     head = eqx.nn.Linear(before, "scalar", use_bias=False, key=next(keys))
-    network = ResidualNetwork(stem, tuple(stages), head)
+    network = ResidualNetwork(stem, tuple(stages), head, unit)
     return _zeroed(network, lambda n: n.head.weight)
 
 

@@ -2,29 +2,41 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from .checks import check_continuous, check_continuous_data
-from .evaluation import Energy, energy_of_one, evaluate
+from .checks import check_continuous, confines, traced
+from .data_checks import check_continuous_data
+from .evaluation import Energy, energies_at
 from .langevin import Langevin, check_langevin
 from .step_sizes import (
     StepSize,
     TargetAcceptance,
     TargetVariance,
+    begun_by_variance,
+    check_unadjusted,
+    searched,
     step_size_at,
     with_step_size,
 )
 from .walkers import Walkers, chosen, kept_where_finite
 
 
+# So many walkers tell what is accepted, where a first step size is looked for.
+_PROBED = 256
+
+
 class AbstractKernel(eqx.Module):
-    """A Markov move of all walkers, with what it does to their weights."""
+    """A Markov move of all walkers, with what it does to their weights.
+
+    **Attributes:** `takes_gradients`, whether walkers carry those of the last model.
+    """
+
+    takes_gradients: ClassVar[bool] = True
 
     @abc.abstractmethod
     def follow(
@@ -52,6 +64,33 @@ class AbstractKernel(eqx.Module):
     ) -> Walkers:
         """Return the walkers, which are already weighted for `energy`, moved once."""
 
+    def begun(self, walkers: Walkers, energy: Energy) -> Walkers:
+        """Return the walkers with the step size of their first move.
+
+        By default as they are. Kernels whose step size follows a rule find it on the
+        walkers, which are weighted for `energy`.
+        """
+        del energy
+        return walkers
+
+    def between(self, old: Energy, new: Energy, share: Float[Array, ""]) -> Energy:
+        """Return a model on the way from `old` to `new`, at a `share` of it.
+
+            energy(x) = (1 - share) * old(x) + share * new(x)
+
+        the geometric path, whatever the two are. Kernels that move models of one kind
+        may go another way.
+        """
+        return Between(old, new, share)
+
+    def confined(self, model: Energy, walkers: Walkers) -> Bool[Array, ""]:
+        """Return whether a trained `model` still has a density, as far as is seen.
+
+        By default, yes. Kernels of continuous walkers look far out along a few rays.
+        """
+        del model, walkers
+        return jnp.ones((), bool)
+
     def check(self, model: Energy, walkers: Walkers) -> None:
         """Raise if this kernel cannot move `walkers` under `model`.
 
@@ -66,6 +105,26 @@ class AbstractKernel(eqx.Module):
         By default, on integers and on constant columns, which have no density.
         """
         check_continuous_data(batch, source)
+
+
+class Between(eqx.Module):
+    """A model on the geometric path between two, of a batch of examples."""
+
+    old: Energy
+    new: Energy
+    share: Float[Array, ""]
+
+    def __call__(self, x: Float[Array, "batch *shape"]) -> Float[Array, " batch"]:
+        """Return the energies; what is infinite at an end is so on the way, too."""
+        return _part(1 - self.share, energies_at(self.old, x)) + _part(
+            self.share, energies_at(self.new, x)
+        )
+
+
+def _part(share: Float[Array, ""], energies: Float[Array, " batch"]) -> Array:
+    whole = jnp.where(share > 0, energies, 0.0)
+    finite = jnp.isfinite(energies)
+    return jnp.where(finite, share * jnp.where(finite, energies, 0.0), whole)
 
 
 class ULA(AbstractKernel):
@@ -104,11 +163,7 @@ class ULA(AbstractKernel):
     def __check_init__(self) -> None:
         """Raise `ValueError` for settings out of range."""
         check_langevin(self.step_size, self.clip)
-        if isinstance(self.step_size, TargetAcceptance):
-            raise ValueError(
-                "`step_size` is a `TargetAcceptance`, but `ULA` accepts every move: "
-                "give it `TargetVariance`, or use `MALA`."
-            )
+        check_unadjusted("ULA", self.step_size)
 
     def follow(
         self,
@@ -124,7 +179,7 @@ class ULA(AbstractKernel):
         new, ratios, squares = langevin.proposed(walkers, energy, h, key=key)
         moved = dataclasses.replace(new, log_weights=walkers.log_weights + ratios)
         moved = kept_where_finite(ratios, moved, walkers)
-        return with_step_size(moved, self.step_size, h, jnp.ones(()), squares)
+        return with_step_size(moved, self.step_size, h, jnp.ones(()), squares, step)
 
     def move(
         self,
@@ -136,6 +191,16 @@ class ULA(AbstractKernel):
     ) -> Walkers:
         """Return the walkers after one move; as `follow`."""
         return self.follow(walkers, energy, step, key=key)
+
+    def begun(self, walkers: Walkers, energy: Energy) -> Walkers:
+        """Return the walkers with the step size that their gradients ask for."""
+        del energy
+        squares = Langevin(self.clip, self.scale).squares(walkers.gradients)
+        return begun_by_variance(walkers, self.step_size, squares)
+
+    def confined(self, model: Energy, walkers: Walkers) -> Bool[Array, ""]:
+        """Return whether the energy grows fast enough along a few rays."""
+        return confines(model, walkers.positions)
 
 
 class MALA(AbstractKernel):
@@ -198,7 +263,36 @@ class MALA(AbstractKernel):
         accepted = jnp.log(uniform) < ratios
         moved = chosen(accepted, new, walkers)
         acceptance = jnp.mean(jnp.exp(jnp.minimum(ratios, 0.0)))
-        return with_step_size(moved, self.step_size, h, acceptance, squares)
+        return with_step_size(moved, self.step_size, h, acceptance, squares, step)
+
+    def begun(self, walkers: Walkers, energy: Energy) -> Walkers:
+        """Return the walkers with a step size whose acceptance is about the target."""
+        if not isinstance(self.step_size, TargetAcceptance) or traced(
+            (walkers, energy)
+        ):
+            return walkers
+        some = jax.tree.map(lambda x: x[:_PROBED] if x.ndim else x, walkers)
+
+        def acceptance(h: float) -> float:
+            return float(_acceptance(self, some, energy, jnp.asarray(h)))
+
+        found = searched(acceptance, self.step_size)
+        return dataclasses.replace(
+            walkers, step_size=jnp.asarray(found, walkers.step_size.dtype)
+        )
+
+    def confined(self, model: Energy, walkers: Walkers) -> Bool[Array, ""]:
+        """Return whether the energy grows fast enough along a few rays."""
+        return confines(model, walkers.positions)
+
+
+@eqx.filter_jit
+def _acceptance(
+    kernel: MALA, walkers: Walkers, energy: Energy, h: Float[Array, ""]
+) -> Float[Array, ""]:
+    at = dataclasses.replace(walkers, step_size=h.astype(walkers.step_size.dtype))
+    moved = kernel.move(at, energy, jnp.zeros((), jnp.int32), key=jax.random.key(0))
+    return moved.acceptance
 
 
 class ReweightFirst(AbstractKernel):
@@ -235,59 +329,10 @@ class ReweightFirst(AbstractKernel):
         """Return the walkers after one of `kernel`'s moves."""
         return self.kernel.move(walkers, energy, step, key=key)
 
+    def begun(self, walkers: Walkers, energy: Energy) -> Walkers:
+        """Return the walkers as `kernel` begins."""
+        return self.kernel.begun(walkers, energy)
 
-class BlackJAX(AbstractKernel):
-    """Any of blackjax's kernels that leaves a density invariant: HMC, NUTS, Barker.
-
-        log_weights += energies - energy(positions), then one step of `algorithm`
-
-    The weights are exact because the model does not change while the walkers move.
-
-    ```python
-    ebm.BlackJAX(lambda log_density: blackjax.hmc(
-        log_density, step_size=0.1, inverse_mass_matrix=jnp.ones(2),
-        num_integration_steps=4,
-    ))
-    ```
-
-    **Attributes:** `algorithm`, a function from a log-density of one example to a
-    `blackjax.SamplingAlgorithm`. It must be adjusted (accept or refuse): an unadjusted
-    one leaves another density invariant, and the weights would be wrong.
-    """
-
-    algorithm: Callable[[Callable[[Array], Array]], Any]
-
-    def follow(
-        self,
-        walkers: Walkers,
-        energy: Energy,
-        step: Int[Array, ""],
-        *,
-        key: PRNGKeyArray,
-    ) -> Walkers:
-        """Return the walkers weighted for `energy`, then moved once."""
-        return self.move(walkers.reweighted(energy), energy, step, key=key)
-
-    def move(
-        self,
-        walkers: Walkers,
-        energy: Energy,
-        step: Int[Array, ""],
-        *,
-        key: PRNGKeyArray,
-    ) -> Walkers:
-        """Return the walkers after one step of `algorithm`."""
-        del step
-        algorithm = self.algorithm(lambda x: -energy_of_one(energy, x))
-        states = jax.vmap(algorithm.init)(walkers.positions)
-        keys = jax.random.split(key, walkers.num)
-        states, info = jax.vmap(algorithm.step)(keys, states)
-        energies, gradients = evaluate(energy, states.position)
-        rates = getattr(info, "acceptance_rate", jnp.ones(()))
-        return dataclasses.replace(
-            walkers,
-            positions=states.position,
-            energies=energies,
-            gradients=gradients,
-            acceptance=jnp.mean(rates).astype(walkers.acceptance.dtype),
-        )
+    def confined(self, model: Energy, walkers: Walkers) -> Bool[Array, ""]:
+        """Return whether the energy is confined, as `kernel` sees it."""
+        return self.kernel.confined(model, walkers)

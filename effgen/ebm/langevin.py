@@ -66,6 +66,12 @@ class Langevin(eqx.Module):
         )
         return moved, ratios, new_squares
 
+    def squares(
+        self, gradients: Float[Array, "walkers *shape"]
+    ) -> Float[Array, " walkers"]:
+        """Return the squared norms of the clipped, preconditioned gradients."""
+        return _squares(self._across(self._clipped(gradients)))
+
     def _clipped(self, gradients: Float[Array, "walkers *shape"]) -> Array:
         if self.clip is None:
             return gradients

@@ -6,34 +6,48 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from effgen.core.loops import repeat
+from effgen.core.results import RESULTS
 from effgen.core.state import Metrics, TrainState
 from effgen.core.update import apply_gradients, init_opt_state
 from effgen.core.weights import conditional_ess
 
-from .checks import check_batch
+from .checks import check_batch, traced
+from .data_checks import check_scale_of
 from .evaluation import Energy, energies_at, takes_one_example
+from .islands import islands
 from .kernels import AbstractKernel
 from .populations import (
     Audited,
     Memory,
-    Population,
+    each_population,
     example_shape,
+    first_block,
     flattened,
     knows_partition,
     populations,
-    put,
     reweighted,
+    with_kernel_state,
 )
 from .reservoir import Reservoir
-from .walkers import Walkers, resampled_below
+from .walkers import Walkers, followed_from
 
 
 # How often a parameter step is halved before it is given up.
 _HALVINGS = 10
+
+# At one step in so many it is asked whether the model still confines.
+_LOOK_EVERY = 16
+
+# Nats a coordinate between the mean energies of data and walkers.
+_APART = 1e4
+
+# So many rows of the data are compared with the walkers.
+_LOOKED_AT = 4096
 
 
 def contrast(
@@ -159,62 +173,35 @@ def followed(
     key: PRNGKeyArray,
 ) -> Walkers:
     """Return the walkers after `num_moves`, of which the first crosses to `model`."""
-    # The kernels know of no blocks; their bookkeeping goes around the moves.
-    flat = dataclasses.replace(
-        walkers, log_partition=jnp.zeros(()), variance=jnp.zeros(())
-    )
-    flat = kernel.follow(flat, model, step, key=jax.random.fold_in(key, 0))
+    moved = kernel.follow(walkers, model, step, key=jax.random.fold_in(key, 0))
 
     def body(i: Int[Array, ""], walkers: Walkers) -> Walkers:
         return kernel.move(walkers, model, step, key=jax.random.fold_in(key, i + 1))
 
     if num_moves > 1:
-        flat = repeat(body, flat, num_moves - 1)
-    return dataclasses.replace(
-        flat, log_partition=walkers.log_partition, variance=walkers.variance
-    )
+        moved = repeat(body, moved, num_moves - 1)
+    return followed_from(walkers, moved)
 
 
-def audited(
+def soundness(
     kernel: AbstractKernel,
-    audit: Population,
-    read: tuple[Walkers, Walkers],
-    step_size: Float[Array, ""] | None,
     model: Energy,
+    walkers: Walkers,
+    energy_gap: Float[Array, ""],
     step: Int[Array, ""],
-    num_moves: int,
-    resample_below: float,
-    *,
-    data_energy: Float[Array, ""],
-    key: PRNGKeyArray,
-) -> tuple[Any, Metrics]:
-    """Return the audit population after a step, and what it reports: the likelihood.
+) -> Any:
+    """Return what stops a training: a model without a density, or energies apart.
 
-    It moves with the `step_size` that the training walkers have found: its own moves
-    may not depend on what they lead to. Where no walkers train, `None`, it has its own.
-    `read` is `taken(audit, step)`.
+    One step in 16 looks at the model, at the cost of 16 evaluations.
     """
-    move_key, resample_key = jax.random.split(key)
-    current, walkers = read
-    if step_size is not None:
-        walkers = dataclasses.replace(walkers, step_size=step_size)
-    walkers = followed(kernel, walkers, model, step, num_moves, key=move_key)
-    metrics = likelihood(current, data_energy) | {
-        "audit_ess": walkers.ess / walkers.num,
-        "audit_roots": walkers.num_roots / walkers.num,
-    }
-    walkers = resampled_below(resample_below, walkers, key=resample_key)
-    return put(audit, step, walkers), metrics
-
-
-def likelihood(walkers: Walkers, data_energy: Float[Array, ""]) -> Metrics:
-    """Return the batch's cross-entropy and `log Z`, by walkers of the state's model."""
-    value, error = walkers.estimate()
-    return {
-        "cross_entropy": data_energy + value,
-        "log_partition": value,
-        "log_partition_error": error,
-    }
+    seen = jax.lax.cond(
+        step % _LOOK_EVERY == 0,
+        lambda: kernel.confined(model, walkers),
+        lambda: jnp.ones((), bool),
+    )
+    apart = jnp.abs(energy_gap) > _APART * max(1, walkers.positions[0].size)
+    together = RESULTS.where(apart, RESULTS.energies_apart, RESULTS.successful)
+    return RESULTS.where(seen, together, RESULTS.unconfined)
 
 
 def conditional_share(before: Walkers, after: Walkers) -> Float[Array, ""]:
@@ -232,17 +219,28 @@ def lost_share(before: Walkers, after: Walkers) -> Float[Array, ""]:
 
 
 def started(
-    optim: optax.GradientTransformation, model: Energy, memory: Memory | None
+    optim: optax.GradientTransformation,
+    kernel: AbstractKernel,
+    model: Energy,
+    memory: Memory,
 ) -> TrainState:
-    """Return the state at step 0, its populations reweighted to `model`."""
-    if memory is not None:
-        memory = reweighted(memory, model)
+    """Return the state at step 0, its populations reweighted to `model`.
+
+    Audit walkers are split into `islands`; the step size of the first move is found on
+    the walkers (`kernel.begun`).
+    """
+    if isinstance(memory, Audited) and isinstance(memory.audit, Walkers):
+        memory = dataclasses.replace(memory, audit=islands(memory.audit))
+    memory = reweighted(memory, model)
+    if populations(memory):
+        begun = kernel.begun(first_block(populations(memory)[0]), model)
+        memory = each_population(lambda one: with_kernel_state(one, begun), memory)
     return TrainState.start(model, init_opt_state(optim, model), memory)
 
 
 def check_memory(kernel: AbstractKernel, model: Energy, memory: Any) -> None:
     """Raise unless `memory` holds walkers that fit the model and the kernel."""
-    if not isinstance(memory, Walkers | Reservoir | Audited):
+    if not (isinstance(memory, Walkers | Reservoir | Audited) and populations(memory)):
         raise TypeError(
             f"`memory` is a {type(memory).__name__}: pass "
             "`ebm.Walkers.from_gaussian(key, num, shape)`, or two in `ebm.Audited`."
@@ -268,3 +266,7 @@ def check_data(kernel: AbstractKernel, memory: Memory, batch: Any, source: Any) 
     """Raise on data that the walkers cannot be compared with."""
     check_batch(batch, example_shape(memory))
     kernel.check_data(batch, source)
+    arrays: Any = getattr(source, "arrays", None)
+    rows = arrays[:_LOOKED_AT] if hasattr(arrays, "shape") else batch
+    if isinstance(rows, np.ndarray | jax.Array) and not traced((rows, memory)):
+        check_scale_of(rows, flattened(populations(memory)[0]).positions)

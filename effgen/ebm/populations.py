@@ -1,12 +1,14 @@
 """The memory of a trainer: who trains the model, and who only watches."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from .evaluation import Energy
 from .reservoir import Reservoir
@@ -14,6 +16,16 @@ from .walkers import Walkers
 
 
 Population = Walkers | Reservoir
+
+
+class KernelState(eqx.Module):
+    """How a kernel moves, for chains that are not kept from step to step.
+
+    **Attributes:** `step_size` and `acceptance`, as those of `Walkers`.
+    """
+
+    step_size: Float[Array, ""]
+    acceptance: Float[Array, ""]
 
 
 class Audited(eqx.Module):
@@ -24,32 +36,50 @@ class Audited(eqx.Module):
     are weighted alike but never enter the gradient: for them the path of the model is
     as good as given, their `Z` is unbiased, and the likelihood they tell is honest.
 
+    `trainer.init` splits audit walkers into `islands`, 16 where they can be shared
+    evenly, whose spread is the error bar.
+
     **Attributes:** `walkers` and `audit`, each `Walkers` or a `Reservoir`; they may
-    differ in number.
+    differ in number. Trainers whose chains are not kept have the kernel's state, or
+    nothing, in place of `walkers`; without an audit, `audit` is `None`.
     """
 
-    walkers: Population
-    audit: Population
+    walkers: Population | KernelState | None
+    audit: Population | None
 
 
 Memory = Walkers | Reservoir | Audited
 
 
 def training_population(memory: Memory) -> Population:
-    """Return the population that enters the gradient."""
-    return memory.walkers if isinstance(memory, Audited) else memory
+    """Return the population that enters the gradient.
+
+    **Raises:** `ValueError` if no walkers are kept for it.
+    """
+    walkers = memory.walkers if isinstance(memory, Audited) else memory
+    if not isinstance(walkers, Walkers | Reservoir):
+        raise ValueError("`memory` keeps no walkers that train the model.")
+    return walkers
 
 
-def honest_population(memory: Memory) -> Population:
-    """Return the population whose `log Z` is to be believed: the audit's, if any."""
-    return memory.audit if isinstance(memory, Audited) else memory
+def audit_population(memory: Any) -> Population | None:
+    """Return the population that only watches, if any."""
+    return memory.audit if isinstance(memory, Audited) else None
+
+
+def honest_population(memory: Any) -> Population | None:
+    """Return the population whose answers are to be believed: the audit's, if any."""
+    audit = audit_population(memory)
+    if audit is not None:
+        return audit
+    walkers = memory.walkers if isinstance(memory, Audited) else memory
+    return walkers if isinstance(walkers, Walkers | Reservoir) else None
 
 
 def populations(memory: Memory) -> tuple[Population, ...]:
-    """Return the one or two populations."""
-    if isinstance(memory, Audited):
-        return memory.walkers, memory.audit
-    return (memory,)
+    """Return the populations there are, at most two."""
+    both = (memory.walkers, memory.audit) if isinstance(memory, Audited) else (memory,)
+    return tuple(one for one in both if isinstance(one, Walkers | Reservoir))
 
 
 def taken(population: Population, step: Int[Array, ""]) -> tuple[Walkers, Walkers]:
@@ -69,8 +99,17 @@ def put(population: Population, step: Int[Array, ""], walkers: Walkers) -> Popul
 @eqx.filter_jit
 def reweighted(memory: Memory, energy: Energy) -> Memory:
     """Return every population weighted for `energy`."""
+    return each_population(lambda one: one.reweighted(energy), memory)
+
+
+def each_population(
+    change: Callable[[Population], Population], memory: Memory
+) -> Memory:
+    """Return `memory` with each of its populations changed."""
     return jax.tree.map(
-        lambda population: population.reweighted(energy), memory, is_leaf=_is_population
+        lambda one: change(one) if _is_population(one) else one,
+        memory,
+        is_leaf=_is_population,
     )
 
 
@@ -86,6 +125,26 @@ def flattened(population: Population) -> Walkers:
     return population
 
 
+def first_block(population: Population) -> Walkers:
+    """Return some of the walkers: all, or those whose turn is the first."""
+    if isinstance(population, Reservoir):
+        return population.due(jnp.zeros((), jnp.int32))
+    return population
+
+
+def with_kernel_state(population: Population, moved: Walkers) -> Population:
+    """Return the population with the step size and the acceptance of `moved`."""
+    if isinstance(population, Reservoir):
+        return Reservoir(_stepping(population.walkers, moved))
+    return _stepping(population, moved)
+
+
+def _stepping(walkers: Walkers, moved: Walkers) -> Walkers:
+    return dataclasses.replace(
+        walkers, step_size=moved.step_size, acceptance=moved.acceptance
+    )
+
+
 def knows_partition(population: Population) -> bool:
     """Return whether `log Z` is known; yes, where there are no numbers yet to ask."""
     reservoir = isinstance(population, Reservoir)
@@ -95,7 +154,7 @@ def knows_partition(population: Population) -> bool:
 
 def example_shape(memory: Memory) -> tuple[int, ...]:
     """Return the shape of one example."""
-    population = training_population(memory)
+    population = populations(memory)[0]
     if isinstance(population, Reservoir):
         return population.shape
     return population.positions.shape[1:]

@@ -1,6 +1,6 @@
 """Restricted Boltzmann machines: their energy, and block Gibbs moves."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -115,6 +115,8 @@ class BlockGibbs(AbstractKernel):
     **Source:** Hinton (2002); for the weights, as `MALA`'s, Carbone et al. (2023).
     """
 
+    takes_gradients: ClassVar[bool] = False
+
     def follow(
         self,
         walkers: Walkers,
@@ -151,6 +153,10 @@ class BlockGibbs(AbstractKernel):
             walkers,
             (visible, jax.vmap(energy)(visible)),
         )
+
+    def between(self, old: Energy, new: Energy, share: Float[Array, ""]) -> Energy:
+        """Return the `RBM` whose parameters are at a `share` of the straight way."""
+        return jax.tree.map(lambda a, b: a + share * (b - a), old, new)
 
     def check(self, model: Energy, walkers: Walkers) -> None:
         """Raise unless `model` is an `RBM` and the walkers are zeros and ones."""

@@ -1,8 +1,9 @@
 """The likelihood of a run that is over: fresh walkers along its checkpoints."""
 
+import dataclasses
 import os
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -10,15 +11,23 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from effgen.core.checkpoint import restore, saved_steps
-from effgen.core.loops import repeat
 from effgen.core.state import TrainState
-from effgen.core.weights import Estimate
+from effgen.core.weights import Estimate, conditional_ess
 
 from .checks import check_count, check_share
-from .evaluation import Energy
+from .evaluation import Energy, energies_at
+from .islands import first_walkers, islands, resampled_below
 from .kernels import AbstractKernel
 from .learning import followed
-from .walkers import Walkers, resampled_below
+from .walkers import Walkers
+
+
+# Halvings of a step's length, to a relative 1e-7; and the shortest step there is.
+_HALVINGS = 24
+_SHORTEST = 1e-5
+
+# So many walkers find the way.
+_SCOUTS = 256
 
 
 def saved_models(
@@ -48,25 +57,36 @@ def replay(
     *,
     kernel: AbstractKernel,
     key: PRNGKeyArray,
-    num_between: int = 100,
+    radius: float = 0.05,
+    num_between: int = 1,
     num_moves: int = 1,
     resample_below: float = 0.5,
 ) -> Walkers:
     """Return fresh walkers that have followed `models`, weighted for the last.
 
-    Between one model and the next their parameters go in a straight line, in
-    `num_between` steps: any path will do, and a fixed one makes `Z` unbiased whatever
-    the walkers do. This is annealed importance sampling along the run, with resampling.
+    Between one model and the next they go by `kernel.between`, in steps that each
+    leave a share of them:
+
+        conditional_ess = (1 - radius^2) * n
+
+    So a hard path has more steps, and an easy one fewer. This is annealed importance
+    sampling along the run, with resampling. Fresh walkers are split into `islands`,
+    whose spread is the error bar. Scouts, copies of up to 256 of them that move by
+    themselves, find the steps and the kernel's step size: what the islands meet
+    together would else not be seen in their spread.
     `NormalizedEnergy.from_walkers(models[-1], walkers)` is then the density.
 
-    **Arguments:** `models`, as of `saved_models`; `walkers`, fresh, of known density
-    and near the first model; `kernel`; `num_between`; `num_moves` a step;
-    `resample_below`, as of the trainers.
+    **Arguments:** `models`, as of `saved_models`, or any two; `walkers`, fresh, of
+    known density and near the first model; `kernel`; `radius`, whose square is the
+    share of the walkers that a step may cost; `num_between`, the least number of steps
+    between two models; `num_moves` a step; `resample_below`, as of the trainers.
 
     **Raises:** `ValueError` for no models, or settings out of range.
 
-    **Source:** Neal (2001); Carbone et al. (2023), Proposition 1, with a given path.
+    **Source:** Neal (2001); Carbone et al. (2023), Proposition 1, with a given path;
+    Zhou, Johansen and Aston (2016) for the steps.
     """
+    check_share("radius", radius)
     check_count("num_between", num_between)
     check_count("num_moves", num_moves)
     check_share("resample_below", resample_below)
@@ -75,18 +95,99 @@ def replay(
     if model is None:
         raise ValueError("`models` is empty: pass at least the trained model.")
     kernel.check(model, walkers)
-    walkers = _weighted(walkers, model)
-    for i, following in enumerate(remaining):
-        walkers = _between(
-            kernel,
-            model,
-            following,
-            walkers,
-            (num_between, num_moves, resample_below),
-            jax.random.fold_in(key, i),
-        )
+    walkers = _weighted(islands(walkers), model)
+    scouts = kernel.begun(first_walkers(walkers, _SCOUTS), model)
+    path = _Path(kernel, radius, num_between, num_moves, resample_below)
+    both, count = (walkers, scouts), 0
+    for following in remaining:
+        both, count = path.followed(model, following, both, count, key)
         model = following
-    return walkers
+    return both[0]
+
+
+class _Path(eqx.Module):
+    """How a way from one model to the next is divided into steps."""
+
+    kernel: AbstractKernel
+    radius: float
+    num_between: int
+    num_moves: int
+    resample_below: float
+
+    def followed(
+        self,
+        old: Energy,
+        new: Energy,
+        both: tuple[Walkers, Walkers],
+        count: int,
+        key: PRNGKeyArray,
+    ) -> tuple[tuple[Walkers, Walkers], int]:
+        """Return walkers and scouts at `new`, and how many steps there were in all."""
+        share = jnp.zeros((), both[0].log_weights.dtype)
+        while float(share) < 1:
+            both, share = _stepped(self, old, new, both, share, jnp.asarray(count), key)
+            count += 1
+        return both, count
+
+    def length(
+        self, old: Energy, new: Energy, walkers: Walkers, share: Float[Array, ""]
+    ) -> Float[Array, ""]:
+        """Return how far the next step goes, by bisection of the conditional ESS.
+
+        The increments are those of the path's slope at `share`: of the geometric path,
+        exactly.
+        """
+
+        def energies(share: Float[Array, ""]) -> Float[Array, " walkers"]:
+            return energies_at(self.kernel.between(old, new, share), walkers.positions)
+
+        _, slopes = jax.jvp(energies, (share,), (jnp.ones_like(share),))
+        # Where the energy becomes infinite, walkers are lost to a step of any length.
+        lost = ~jnp.isfinite(slopes)
+
+        def left(length: Float[Array, ""]) -> Float[Array, ""]:
+            increments = jnp.where(lost, -jnp.inf, -length * slopes)
+            return conditional_ess(walkers.joint_log_weights, increments)
+
+        enough = (1 - self.radius**2) * left(jnp.zeros_like(share))
+        longest = jnp.minimum(1 - share, 1 / self.num_between).astype(share.dtype)
+
+        def halved(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = ends
+            middle = 0.5 * (low + high)
+            good = left(middle) >= enough
+            return jnp.where(good, middle, low), jnp.where(good, high, middle)
+
+        ends = jnp.zeros_like(share), longest
+        found, _ = jax.lax.fori_loop(0, _HALVINGS, halved, ends)
+        found = jnp.where(left(longest) >= enough, longest, found)
+        return jnp.maximum(found, jnp.minimum(_SHORTEST, longest))
+
+
+@eqx.filter_jit
+def _stepped(
+    path: _Path,
+    old: Energy,
+    new: Energy,
+    both: tuple[Walkers, Walkers],
+    share: Float[Array, ""],
+    count: Int[Array, ""],
+    key: PRNGKeyArray,
+) -> tuple[tuple[Walkers, Walkers], Float[Array, ""]]:
+    walkers, scouts = both
+    share = share + path.length(old, new, scouts, share)
+    share = jnp.where(share > 1 - _SHORTEST, 1.0, share)
+    model = path.kernel.between(old, new, share)
+
+    def moved(walkers: Walkers, key: PRNGKeyArray) -> Walkers:
+        keys = jax.random.split(key)
+        moves = path.num_moves
+        after = followed(path.kernel, walkers, model, count, moves, key=keys[0])
+        return resampled_below(path.resample_below, after, key=keys[1])
+
+    keys = jax.random.split(jax.random.fold_in(key, count))
+    walkers = dataclasses.replace(walkers, step_size=scouts.step_size)
+    return (moved(walkers, keys[0]), moved(scouts, keys[1])), share
 
 
 class Sandwich(NamedTuple):
@@ -107,7 +208,8 @@ def sandwich(
     *,
     kernel: AbstractKernel,
     key: PRNGKeyArray,
-    num_between: int = 100,
+    radius: float = 0.05,
+    num_between: int = 1,
     num_moves: int = 1,
 ) -> Sandwich:
     """Return `log Z` of the last model by a run forward, and by one back from `data`.
@@ -122,11 +224,16 @@ def sandwich(
     **Source:** Grosse, Ancha and Roy (2016); Burda, Grosse and Salakhutdinov (2015).
     """
     keys = jax.random.split(key)
-    settings = {"num_between": num_between, "num_moves": num_moves}
-    forward = replay(models, walkers, kernel=kernel, key=keys[0], **settings)
+    settings: dict[str, Any] = {
+        "kernel": kernel,
+        "radius": radius,
+        "num_between": num_between,
+        "num_moves": num_moves,
+    }
+    forward = replay(models, walkers, key=keys[0], **settings)
     start = _estimate(_weighted(walkers, models[0]))
     samples = _as_exact(models[-1], data)
-    backward = replay(models[::-1], samples, kernel=kernel, key=keys[1], **settings)
+    backward = replay(models[::-1], samples, key=keys[1], **settings)
     back = _estimate(backward)
     error = jnp.hypot(back.standard_error, start.standard_error)
     return Sandwich(_estimate(forward), Estimate(start.value - back.value, error))
@@ -147,29 +254,3 @@ def _as_exact(model: Energy, data: Float[Array, "examples *shape"]) -> Walkers:
     return eqx.tree_at(
         lambda w: w.log_weights, walkers, jnp.zeros_like(walkers.log_weights)
     )
-
-
-@eqx.filter_jit
-def _between(
-    kernel: AbstractKernel,
-    old: Energy,
-    new: Energy,
-    walkers: Walkers,
-    settings: tuple[int, int, float],
-    key: PRNGKeyArray,
-) -> Walkers:
-    num_between, num_moves, resample_below = settings
-
-    def at(share: Float[Array, ""]) -> Energy:
-        def between(a: Array, b: Array) -> Array:
-            return a + share.astype(a.dtype) * (b - a) if eqx.is_inexact_array(a) else b
-
-        return jax.tree.map(between, old, new)
-
-    def body(i: Int[Array, ""], walkers: Walkers) -> Walkers:
-        keys = jax.random.split(jax.random.fold_in(key, i))
-        model = at((i + 1) / num_between)
-        moved = followed(kernel, walkers, model, i, num_moves, key=keys[0])
-        return resampled_below(resample_below, moved, key=keys[1])
-
-    return repeat(body, walkers, num_between)

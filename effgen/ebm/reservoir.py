@@ -71,7 +71,7 @@ class Reservoir(eqx.Module):
                     jnp.arange(block_size, dtype=jnp.int32), (*lead, block_size)
                 ),
                 log_partition=jnp.broadcast_to(walkers.log_partition, lead),
-                variance=jnp.broadcast_to(walkers.variance, lead),
+                least_ess=jnp.broadcast_to(walkers.least_ess, lead),
             )
         )
 

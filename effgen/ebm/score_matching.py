@@ -12,12 +12,14 @@ from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractTrainer
 from effgen.core.update import apply_gradients
 
+from .audit import check_watched_data, watch, watched_start
 from .checks import check_share
-from .contrastive import check_watched_data, watch, watched_start
 from .evaluation import Energy, energies_at, evaluate
 from .kernels import AbstractKernel
-from .populations import Population
+from .learning import soundness
+from .populations import Audited, Population
 from .trainer import check_kernel
+from .walkers import Walkers
 
 
 class ScoreMatchingTrainer(AbstractTrainer):
@@ -30,8 +32,8 @@ class ScoreMatchingTrainer(AbstractTrainer):
     noisy data, but where data are rare nothing is learned, and how much distant modes
     weigh hardly enters the loss.
 
-    The memory, if given, only watches, as `CDTrainer`'s: walkers moved by `kernel` that
-    tell this trainer's likelihood.
+    The walkers given, if any, only watch, as `CDTrainer`'s: moved by `kernel`, they
+    tell this trainer's likelihood. The memory is `Audited`, with nothing that trains.
 
     **Attributes:** `optim`; `kernel`, of the watching walkers; `noise_scale`, in units
     of the data; `resample_below`.
@@ -46,8 +48,8 @@ class ScoreMatchingTrainer(AbstractTrainer):
 
     optim: optax.GradientTransformation
     kernel: AbstractKernel
-    noise_scale: float = 0.1
-    resample_below: float = 0.5
+    noise_scale: float = eqx.field(default=0.1, kw_only=True)
+    resample_below: float = eqx.field(default=0.5, kw_only=True)
 
     def __check_init__(self) -> None:
         """Raise `TypeError` or `ValueError` for settings out of range."""
@@ -60,18 +62,18 @@ class ScoreMatchingTrainer(AbstractTrainer):
             )
 
     def init(
-        self, model: Energy, memory: Population | None = None
-    ) -> TrainState[Energy, Population | None]:
+        self, model: Energy, memory: Population | Audited | None = None
+    ) -> TrainState[Energy, Audited]:
         """Return the first state; `memory`, if given, are walkers that watch."""
-        return watched_start(self.optim, self.kernel, model, memory)
+        return watched_start(self.optim, self.kernel, model, memory, None)
 
     def step(
         self,
-        state: TrainState[Energy, Population | None],
+        state: TrainState[Energy, Audited],
         batch: Float[Array, "batch *shape"],
         *,
         key: PRNGKeyArray,
-    ) -> tuple[TrainState[Energy, Population | None], Metrics]:
+    ) -> tuple[TrainState[Energy, Audited], Metrics]:
         """Update the model by how it denoises the batch."""
         noise_key, watch_key = jax.random.split(key)
         noise = jax.random.normal(noise_key, batch.shape, batch.dtype)
@@ -92,7 +94,11 @@ class ScoreMatchingTrainer(AbstractTrainer):
             value_fn=mean_square,
         )
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
-        memory, more = watch(
+        looked = Walkers.from_samples(batch)
+        metrics["result"] = soundness(
+            self.kernel, model, looked, jnp.zeros(()), state.step
+        )
+        audit, more = watch(
             self.kernel,
             state,
             model,
@@ -101,6 +107,7 @@ class ScoreMatchingTrainer(AbstractTrainer):
             data_energy=jnp.mean(energies_at(state.model, batch)),
             key=watch_key,
         )
+        memory = Audited(None, audit)
         return state.advance(model, opt_state, memory), metrics | more
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:

@@ -13,6 +13,10 @@ from .checks import check_share
 from .walkers import Walkers
 
 
+# Doublings or halvings of a first step size, which are a factor of 10^12.
+_LONGEST_SEARCH = 40
+
+
 class AbstractStepSizeRule(eqx.Module):
     """A rule that finds the step size while walkers move.
 
@@ -29,27 +33,35 @@ class AbstractStepSizeRule(eqx.Module):
         step_size: Float[Array, ""],
         acceptance: Float[Array, ""],
         squares: Float[Array, " walkers"],
+        step: Int[Array, ""],
     ) -> Float[Array, ""]:
         """Return the next move's step size.
 
         **Arguments:** `step_size` and mean `acceptance` of the last move; `squares`,
-        the squared norms of the (clipped, preconditioned) gradients after it.
+        the squared norms of the (clipped, preconditioned) gradients after it; `step`,
+        of the training, from 0.
         """
 
 
 class TargetAcceptance(AbstractStepSizeRule):
     """Moves that are accepted as often as is most efficient.
 
-        log(step_size) += rate * (acceptance - target)
+        log(step_size) += gain * (acceptance - target)
+        gain = max(rate, (1 + step)^(-2/3))
 
-    **Attributes:** `initial`; `target`, 0.574 for Langevin proposals; `rate`.
+    The first step size is found on the walkers: `initial` is doubled or halved until
+    the acceptance crosses the target.
 
-    **Source:** Roberts and Rosenthal (1998), for the target.
+    **Attributes:** `initial`, where the search begins; `target`, 0.574 for Langevin
+    proposals; `rate`, the least gain: the model may change for ever.
+
+    **Source:** Roberts and Rosenthal (1998), for the target; Hoffman and Gelman (2014),
+    for the search; Andrieu and Thoms (2008), for the gain.
     """
 
-    initial: float
+    initial: float = 0.1
     target: float = 0.574
-    rate: float = 0.05
+    rate: float = 0.5
 
     def __check_init__(self) -> None:
         """Raise `ValueError` for settings out of range."""
@@ -62,13 +74,16 @@ class TargetAcceptance(AbstractStepSizeRule):
         step_size: Float[Array, ""],
         acceptance: Float[Array, ""],
         squares: Float[Array, " walkers"],
+        step: Int[Array, ""],
     ) -> Float[Array, ""]:
         """Return the next move's step size.
 
         **Arguments:** `step_size` and mean `acceptance` of the last move; `squares`,
-        the squared norms of the (clipped, preconditioned) gradients after it.
+        the squared norms of the (clipped, preconditioned) gradients after it; `step`,
+        of the training, from 0.
         """
-        return step_size * jnp.exp(self.rate * (acceptance - self.target))
+        gain = jnp.maximum(self.rate, (1.0 + step) ** (-2 / 3)).astype(step_size.dtype)
+        return step_size * jnp.exp(gain * (acceptance - self.target))
 
 
 class TargetVariance(AbstractStepSizeRule):
@@ -80,10 +95,10 @@ class TargetVariance(AbstractStepSizeRule):
     size times the change of `|gradient|^2`, so their log-variance stays at `variance`
     and the effective sample size at `exp(-variance)`. For a Gaussian of precisions
     `l` this is `step_size = 2 sqrt(variance / sum(l^2))`; the default is
-    `0.5 / sqrt(sum(l^2))`.
+    `0.5 / sqrt(sum(l^2))`. The first step size is that of the walkers' first gradients.
 
-    **Attributes:** `initial`; `variance`; `rate`, of the averaging over moves, which is
-    that of `log(step_size)`.
+    **Attributes:** `initial`, where these tell none; `variance`; `rate`, of the
+    averaging over moves, which is that of `log(step_size)`.
     """
 
     initial: float
@@ -101,15 +116,21 @@ class TargetVariance(AbstractStepSizeRule):
         step_size: Float[Array, ""],
         acceptance: Float[Array, ""],
         squares: Float[Array, " walkers"],
+        step: Int[Array, ""],
     ) -> Float[Array, ""]:
         """Return the next move's step size.
 
         **Arguments:** `step_size` and mean `acceptance` of the last move; `squares`,
-        the squared norms of the (clipped, preconditioned) gradients after it.
+        the squared norms of the (clipped, preconditioned) gradients after it; `step`,
+        of the training, from 0.
         """
-        best = jnp.sqrt(8 * self.variance) / jnp.std(squares)
+        best = self.best(squares)
         new = jnp.exp((1 - self.rate) * jnp.log(step_size) + self.rate * jnp.log(best))
         return jnp.where(jnp.isfinite(new) & (new > 0), new, step_size)
+
+    def best(self, squares: Float[Array, " walkers"]) -> Float[Array, ""]:
+        """Return the step size at which the moves cost `variance`."""
+        return jnp.sqrt(8 * self.variance) / jnp.std(squares)
 
 
 Schedule = float | Callable[[Any], ArrayLike]
@@ -136,12 +157,49 @@ def with_step_size(
     used: Float[Array, ""],
     acceptance: Float[Array, ""],
     squares: Float[Array, " walkers"],
+    step: Int[Array, ""],
 ) -> Walkers:
     """Return the moved walkers with the step size of their next move."""
     acceptance = acceptance.astype(used.dtype)
     if isinstance(step_size, AbstractStepSizeRule):
-        used = step_size.next(used, acceptance, squares).astype(used.dtype)
+        used = step_size.next(used, acceptance, squares, step).astype(used.dtype)
     return dataclasses.replace(moved, step_size=used, acceptance=acceptance)
+
+
+def begun_by_variance(
+    walkers: Walkers, step_size: StepSize, squares: Float[Array, " walkers"]
+) -> Walkers:
+    """Return the walkers with the first step size of a `TargetVariance`."""
+    if not isinstance(step_size, TargetVariance):
+        return walkers
+    best = step_size.best(squares)
+    found = jnp.where(jnp.isfinite(best) & (best > 0), best, step_size.initial)
+    return dataclasses.replace(walkers, step_size=found.astype(walkers.step_size.dtype))
+
+
+def searched(acceptance: Callable[[float], float], rule: TargetAcceptance) -> float:
+    """Return a step size whose acceptance is the target's, to a factor of two.
+
+    `rule.initial`, doubled or halved until the acceptance crosses the target.
+    """
+    found = rule.initial
+    large = acceptance(found) < rule.target
+    for _ in range(_LONGEST_SEARCH):
+        following = found / 2 if large else found * 2
+        crossed = (acceptance(following) < rule.target) != large
+        found = following if large or not crossed else found
+        if crossed:
+            break
+    return found
+
+
+def check_unadjusted(kernel: str, step_size: Any) -> None:
+    """Raise on a rule that waits for moves to be refused."""
+    if isinstance(step_size, TargetAcceptance):
+        raise ValueError(
+            f"`step_size` is a `TargetAcceptance`, but `{kernel}` accepts every move: "
+            "give it `TargetVariance`, or use `MALA`."
+        )
 
 
 def check_step_size(step_size: Any) -> None:

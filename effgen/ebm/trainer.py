@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,11 +12,12 @@ from effgen.core.results import RESULTS
 from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractTrainer
 
+from .audit import audited, likelihood
 from .checks import check_count, check_share
 from .evaluation import Energy
+from .islands import resampled_below
 from .kernels import AbstractKernel
 from .learning import (
-    audited,
     backtracked,
     check_data,
     check_known,
@@ -23,18 +25,19 @@ from .learning import (
     conditional_share,
     followed,
     learned,
-    likelihood,
     lost_share,
+    soundness,
     started,
 )
 from .populations import (
     Audited,
     Memory,
+    audit_population,
     put,
     taken,
     training_population,
 )
-from .walkers import Walkers, resampled_below
+from .walkers import Walkers
 
 
 # The share of the weighted walkers that one step must leave. A sound run keeps 0.9 or
@@ -74,9 +77,9 @@ class JarzynskiTrainer(AbstractTrainer):
     data less that of the walkers; `ess` and `conditional_ess`, shares of the number of
     walkers; `roots`, the share of them that have descendants; `lost`, the share that
     this step's moves took out of all bounds; `steepest`, the largest gradient that a
-    walker met; `step_size` and `acceptance`; `grad_norm`; with `keep_above`,
-    `update_share`; with audit walkers, `audit_ess`, `audit_roots` and `audit_gap`, the
-    training walkers' `log Z` less the audit's.
+    walker met, of kernels that take gradients; `step_size` and `acceptance`;
+    `grad_norm`; with `keep_above`, `update_share`; with audit walkers, `audit_ess`,
+    `audit_roots` and `audit_gap`, the training walkers' `log Z` less the audit's.
 
     A run stops with `RESULTS.weights_collapsed` when a single step leaves less than a
     tenth of the weighted walkers: past that, estimates of `log Z` are worthless, and
@@ -90,9 +93,9 @@ class JarzynskiTrainer(AbstractTrainer):
 
     optim: optax.GradientTransformation
     kernel: AbstractKernel
-    resample_below: float = 0.5
-    num_moves: int = 1
-    keep_above: float = 0.0
+    resample_below: float = eqx.field(default=0.5, kw_only=True)
+    num_moves: int = eqx.field(default=1, kw_only=True)
+    keep_above: float = eqx.field(default=0.0, kw_only=True)
 
     def __check_init__(self) -> None:
         """Raise `TypeError` or `ValueError` for settings out of range."""
@@ -121,7 +124,7 @@ class JarzynskiTrainer(AbstractTrainer):
         check_memory(self.kernel, model, memory)
         assert memory is not None
         check_known(memory, "train with `PCDTrainer`")
-        return started(self.optim, model, memory)
+        return started(self.optim, self.kernel, model, memory)
 
     def step(
         self,
@@ -134,8 +137,9 @@ class JarzynskiTrainer(AbstractTrainer):
         keys = jax.random.split(key, 3)
         population = training_population(state.memory)
         walkers, due = read = taken(population, state.step)
-        if isinstance(state.memory, Audited):
-            read = taken(state.memory.audit, state.step)
+        audit = audit_population(state.memory)
+        if audit is not None:
+            read = taken(audit, state.step)
         log_partition, _ = read[0].estimate()
         model, opt_state, metrics = learned(
             self.optim, state, batch, walkers, walkers.weights, log_partition
@@ -148,11 +152,11 @@ class JarzynskiTrainer(AbstractTrainer):
         metrics |= more | likelihood(walkers, data_energy)
         settled = resampled_below(self.resample_below, moved, key=keys[1])
         memory: Memory = put(population, state.step, settled)
-        if isinstance(state.memory, Audited):
+        if audit is not None:
             flattering = metrics["log_partition"]
             audit, more = audited(
                 self.kernel,
-                state.memory.audit,
+                audit,
                 read,
                 due.step_size,
                 model,
@@ -165,6 +169,10 @@ class JarzynskiTrainer(AbstractTrainer):
             memory, metrics = Audited(memory, audit), metrics | more
             metrics["audit_gap"] = flattering - metrics["log_partition"]
         metrics["loss"] = metrics.pop("cross_entropy")
+        gap = metrics["energy_gap"]
+        sound = soundness(self.kernel, model, due, gap, state.step)
+        held = metrics["result"] == RESULTS.successful
+        metrics["result"] = RESULTS.where(held, sound, metrics["result"])
         return state.advance(model, opt_state, memory), metrics
 
     def _moved(
@@ -174,17 +182,19 @@ class JarzynskiTrainer(AbstractTrainer):
             self.kernel, before, model, state.step, self.num_moves, key=key
         )
         conditional, lost = conditional_share(before, moved), lost_share(before, moved)
-        squares = jnp.sum(moved.gradients.reshape(moved.num, -1) ** 2, axis=1)
-        return moved, {
+        metrics: Metrics = {
             "ess": moved.ess / moved.num,
             "conditional_ess": conditional,
             "roots": moved.num_roots / moved.num,
             "lost": lost,
-            "steepest": jnp.sqrt(jnp.max(squares)),
             "step_size": moved.step_size,
             "acceptance": moved.acceptance,
             "result": _result(conditional, lost, moved.num),
         }
+        if self.kernel.takes_gradients:
+            squares = jnp.sum(moved.gradients.reshape(moved.num, -1) ** 2, axis=1)
+            metrics["steepest"] = jnp.sqrt(jnp.max(squares))
+        return moved, metrics
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
         """Raise on data that the walkers cannot be compared with."""

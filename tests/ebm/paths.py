@@ -1,6 +1,5 @@
 """A path of models with known `log Z`, and how far walkers along it are off."""
 
-import dataclasses
 from collections.abc import Callable
 
 import equinox as eqx
@@ -46,7 +45,7 @@ Resample = Callable[[ebm.Walkers, PRNGKeyArray], ebm.Walkers]
 
 def exact_resample(walkers: ebm.Walkers, key: PRNGKeyArray) -> ebm.Walkers:
     """Resample below half, as the trainers do."""
-    from effgen.ebm.walkers import resampled_below
+    from effgen.ebm.islands import resampled_below
 
     return resampled_below(0.5, walkers, key=key)
 
@@ -99,10 +98,7 @@ def _replicate(
     walkers = ebm.Walkers.from_gaussian(start, num_walkers, (2,))
     walkers = walkers.reweighted(model_at(jnp.array(0.0)))
     if num_blocks:
-        booked = jnp.broadcast_to(walkers.log_partition, num_blocks)
-        walkers = dataclasses.replace(
-            walkers, log_partition=booked, variance=jnp.zeros(num_blocks)
-        )
+        walkers = walkers.in_blocks(num_blocks)
 
     def body(
         walkers: ebm.Walkers, inputs: tuple[Array, Array]

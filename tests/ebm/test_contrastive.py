@@ -60,7 +60,7 @@ def test_walkers_may_be_left_out_and_then_there_is_no_likelihood(trainer):
     assert "cross_entropy" not in history
     with pytest.raises(ValueError, match="holds no walkers: give"):
         ebm.NormalizedEnergy.from_state(state)
-    with pytest.raises(ValueError, match="no walkers to sample from"):
+    with pytest.raises(ValueError, match="holds no walkers: give"):
         ebm.sample(state, 7, key=jax.random.key(0))
 
 

@@ -1,10 +1,14 @@
 """Tails, modes, and long chains."""
 
+import dataclasses
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import effgen as eg
 from effgen import ebm
 from tests.ebm.gaussians import SIZE, Shifted
 
@@ -71,3 +75,58 @@ def test_long_chains_of_the_model_s_own_samples_stay():
             key=jax.random.key(0),
             num_steps=0,
         )
+
+
+class Counting(ebm.AbstractKernel):
+    """Every move adds one to the first coordinate and keeps its step in the second."""
+
+    def follow(self, walkers, energy, step, *, key):
+        return self.move(walkers, energy, step, key=key)
+
+    def move(self, walkers, energy, step, *, key):
+        x = walkers.positions
+        latest = jnp.maximum(x[:, 1], step)
+        return eqx.tree_at(
+            lambda w: w.positions, walkers, jnp.stack([x[:, 0] + 1, latest], axis=1)
+        )
+
+
+@pytest.mark.parametrize("num_steps", [1, 5, 30, 103])
+def test_long_chains_take_as_many_steps_as_asked(num_steps):
+    model = Shifted(jnp.zeros(2))
+    chains = ebm.long_run(
+        model,
+        jnp.zeros((4, 2)),
+        kernel=Counting(),
+        key=jax.random.key(0),
+        num_steps=num_steps,
+    )
+    assert chains.positions[0].tolist() == [num_steps, num_steps - 1]
+    assert len(chains.mean_energies) == min(num_steps, 20) + 1
+
+
+def test_masses_err_as_much_as_their_islands_differ():
+    # Islands of relatives: all walkers of an island are in one mode.
+    labels = jnp.repeat(jnp.arange(16) % 4 == 0, 64)[:, None].astype(float)
+    weights = jnp.full(1024, 1 / 1024)
+    classify = lambda x: x[:, 0].astype(int)
+    masses, errors = ebm.mode_masses(labels, weights, classify, 2)
+    np.testing.assert_allclose(masses, [0.75, 0.25])
+    np.testing.assert_allclose(errors, np.sqrt(0.25 * 0.75 / 15) * 1.087, rtol=0.01)
+    # Of a mode without walkers something is known: it is small.
+    _, errors = ebm.mode_masses(labels, weights, lambda x: jnp.zeros(1024, int), 2)
+    assert 0 < float(errors[1]) < 0.001
+    with pytest.raises(ValueError, match="labels from 0 to 1: of 1 modes"):
+        ebm.mode_masses(labels, weights, classify, 1)
+
+
+def test_walkers_out_of_equilibrium_are_told():
+    model = Shifted(jnp.zeros(4))
+    walkers = ebm.Walkers.from_gaussian(jax.random.key(0), 2048, (4,)).in_blocks(16)
+    assert float(ebm.imbalance(walkers.reweighted(model))) < 3.5
+    narrow = dataclasses.replace(walkers, positions=0.8 * walkers.positions)
+    narrow = narrow.reweighted(model)
+    narrow = dataclasses.replace(narrow, log_weights=jnp.zeros(2048))
+    assert float(ebm.imbalance(narrow)) > 4
+    with pytest.warns(eg.RunWarning, match="standard errors from equilibrium"):
+        ebm.NormalizedEnergy.from_walkers(model, narrow)

@@ -56,7 +56,7 @@ def test_training_is_the_same_whichever_the_energy_takes(kernel):
     trainer = ebm.JarzynskiTrainer(optax.sgd(0.1), kernel=kernel)
 
     def trained(model):
-        state = trainer.init(model, populations(jax.random.key(0), 64, audit=32))
+        state = trainer.init(model, populations(jax.random.key(0), 64, audit=512))
         x = eg.Minibatches(data(), 16)
         state, _ = eg.fit(trainer, state, x, key=jax.random.key(1), num_steps=20)
         density = ebm.NormalizedEnergy.from_state(state)

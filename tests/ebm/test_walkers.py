@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from effgen import ebm
-from effgen.ebm.walkers import resampled_below
+from effgen.ebm.blocks import log_mean, spread_error
+from effgen.ebm.islands import islands, resampled_below
 from tests.ebm.paths import model_at
 
 
@@ -21,7 +22,7 @@ def weighted(num=64, key=0, blocks=None):
         return walkers
     booked = walkers.log_partition + jnp.arange(1.0, 1.0 + blocks)
     return dataclasses.replace(
-        walkers, log_partition=booked, variance=jnp.zeros(blocks)
+        walkers, log_partition=booked, least_ess=jnp.ones(blocks)
     )
 
 
@@ -51,7 +52,7 @@ def test_blocks_are_resampled_by_themselves_and_weigh_by_their_own_partition():
     one = dataclasses.replace(
         jax.tree.map(lambda x: x[16:32] if x.ndim else x, walkers),
         log_partition=walkers.log_partition[1],
-        variance=walkers.variance[1],
+        least_ess=walkers.least_ess[1],
     )
     booked = one.estimate().value
     np.testing.assert_allclose(drawn.log_partition[1], booked, rtol=1e-5)
@@ -94,23 +95,13 @@ def test_error_bars_are_as_wide_as_the_spread_of_replicates(num_blocks):
         walkers = ebm.Walkers.from_gaussian(start, num, (2,))
         walkers = walkers.reweighted(model_at(jnp.array(0.0)))
         if num_blocks:
-            walkers = dataclasses.replace(
-                walkers,
-                log_partition=jnp.broadcast_to(walkers.log_partition, num_blocks),
-                variance=jnp.zeros(num_blocks),
-            )
+            walkers = walkers.in_blocks(num_blocks)
 
         def body(walkers, inputs):
             i, key = inputs
             keys = jax.random.split(key)
             model = model_at(i / num_steps)
-            flat = dataclasses.replace(
-                walkers, log_partition=jnp.zeros(()), variance=jnp.zeros(())
-            )
-            moved = ebm.ULA(0.03).follow(flat, model, i, key=keys[0])
-            moved = dataclasses.replace(
-                moved, log_partition=walkers.log_partition, variance=walkers.variance
-            )
+            moved = ebm.ULA(0.03).follow(walkers, model, i, key=keys[0])
             return resampled_below(0.5, moved, key=keys[1]), None
 
         steps = jnp.arange(1.0, num_steps + 1)
@@ -125,16 +116,52 @@ def test_error_bars_are_as_wide_as_the_spread_of_replicates(num_blocks):
     assert 0.67 * spread < claimed < 1.5 * spread
 
 
-def test_few_roots_are_booked():
+def test_ancestors_are_never_forgotten():
     walkers = weighted(num=32)
     heavy = dataclasses.replace(walkers, log_weights=8.0 * walkers.log_weights)
     drawn = heavy.resampled(jax.random.key(0))
-    assert drawn.variance > 0
-    assert int(drawn.num_roots) == 32  # begun anew
-    light = dataclasses.replace(walkers, log_weights=0.1 * walkers.log_weights)
-    drawn = light.resampled(jax.random.key(0))
-    assert drawn.variance == 0
-    assert 24 < int(drawn.num_roots) < 32
+    assert int(drawn.num_roots) < 8
+    again = drawn.resampled(jax.random.key(1))
+    assert int(again.num_roots) <= int(drawn.num_roots)
+    # Relatives count as one: the error is that of the weights before.
+    expected = heavy.estimate().standard_error
+    np.testing.assert_allclose(drawn.estimate().standard_error, expected, rtol=0.1)
+
+
+def test_fresh_walkers_become_islands_and_others_stay_as_they_are():
+    fresh = weighted(num=1000)
+    assert islands(fresh).num_blocks == 10  # 16 to 11 do not divide them
+    assert islands(weighted(num=64)).num_blocks == 8
+    assert islands(weighted(num=1021)).num_blocks == 1
+    assert islands(weighted(num=32)).num_blocks == 1
+    assert islands(fresh.resampled(jax.random.key(0))).num_blocks == 1
+    assert islands(fresh.in_blocks(2)).num_blocks == 2
+    np.testing.assert_allclose(
+        islands(fresh).estimate().value, fresh.estimate().value, rtol=1e-5
+    )
+    with pytest.raises(ValueError, match="`num_blocks` is 3"):
+        fresh.in_blocks(3)
+
+
+@pytest.mark.parametrize("spread", [0.1, 0.5, 1.0, 1.5])
+@pytest.mark.parametrize("num_blocks", [8, 16])
+def test_two_bars_of_islands_hold_the_truth_as_often_as_they_say(spread, num_blocks):
+    # Lognormal `Z`, as of long paths: their mean is 1, and most are below it.
+    shape = (4000, num_blocks)
+    values = spread * jax.random.normal(jax.random.key(0), shape) - spread**2 / 2
+    errors = jax.vmap(spread_error)(values)
+    off = jax.vmap(log_mean)(values)
+    assert 0.92 < float(jnp.mean(jnp.abs(off) < 2 * errors)) < 0.97
+
+
+def test_the_least_share_of_a_path_is_remembered():
+    walkers = ebm.Walkers.from_gaussian(jax.random.key(0), 512, (3,))
+    narrow = walkers.reweighted(lambda x: 8.0 * jnp.sum(x**2))
+    assert float(narrow.least_share) < 0.2
+    settled = narrow.resampled(jax.random.key(1)).reweighted(
+        lambda x: 8.01 * jnp.sum(x**2)
+    )
+    assert settled.least_share == narrow.least_share
 
 
 def test_bernoulli_walkers_are_exact():

@@ -1,0 +1,237 @@
+"""How often two error bars of `log Z` hold the truth, and when a warning is given.
+
+`python -m benchmarks.coverage [problem ...]`. Each problem has a `log Z` that is known
+exactly, or by a computation whose error is a fraction of the bars. Each is run from 100
+seeds, with no setting but those that stand in the README.
+"""
+
+import sys
+import warnings
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import effgen as eg
+from benchmarks import measure
+from effgen import ebm
+
+
+RUNS = 100
+NUM = 1024
+KERNEL = ebm.MALA(ebm.TargetAcceptance())
+
+
+def covariance(d):
+    """Return a covariance whose directions differ in variance by up to forty."""
+    a = np.random.default_rng(0).normal(size=(d, d))
+    return a @ a.T / d + 0.1 * np.eye(d)
+
+
+def quadratic(parameters, x):
+    """Return the energy of a Gaussian of the given precision."""
+    return 0.5 * x @ parameters["precision"] @ x
+
+
+def gaussian_replay(d):
+    """Return a problem: from a wide Gaussian to a correlated one, by `replay`."""
+    c, scale = covariance(d), 3.0
+    truth = 0.5 * d * np.log(2 * np.pi) + 0.5 * np.linalg.slogdet(c)[1]
+    precision = jnp.asarray(np.linalg.inv(c), jnp.float32)
+    start = ebm.FunctionEnergy(quadratic, {"precision": jnp.eye(d) / scale**2})
+    end = ebm.FunctionEnergy(quadratic, {"precision": precision})
+    return lambda seed: (replayed(start, end, d, scale, seed), truth)
+
+
+def replayed(start, end, d, scale, seed):
+    """Return the density of `end` by fresh walkers that follow from `start`."""
+    keys = jax.random.split(jax.random.key(seed))
+    walkers = ebm.Walkers.from_gaussian(keys[0], NUM, (d,), scale=scale)
+    walkers = ebm.replay([start, end], walkers, kernel=KERNEL, key=keys[1])
+    return ebm.NormalizedEnergy.from_walkers(end, walkers)
+
+
+def well(scale):
+    """Return the energy of the Gaussian that `replay` starts from."""
+    return ebm.FunctionEnergy(
+        lambda p, x: 0.5 * jnp.sum((x / p) ** 2), jnp.array(scale)
+    )
+
+
+def mixture_replay(d):
+    """Return a problem: three modes of unequal masses, five widths apart."""
+    centers = 2.5 * jnp.asarray(np.eye(3, d), jnp.float32)
+    masses = jnp.array([0.2, 0.3, 0.5])
+
+    def energy(parameters, x):
+        centers, masses = parameters
+        squares = jnp.sum((x[None] - centers) ** 2, axis=1) / (2 * 0.7**2)
+        logs = jnp.log(masses) - squares - d * jnp.log(0.7)
+        return 0.5 * d * jnp.log(2 * jnp.pi) - jax.nn.logsumexp(logs)
+
+    end = ebm.FunctionEnergy(energy, (centers, masses))
+    start = well(2.0)
+    return lambda seed: (replayed(start, end, d, 2.0, seed), 0.0)
+
+
+def funnel_replay(d, width):
+    """Return a problem: a funnel, whose neck and mouth differ in scale.
+
+    Neal's has a `width` of 3, and scales that differ by a factor of twenty between one
+    standard deviation below and one above.
+    """
+
+    def energy(parameters, x):
+        logs = -0.5 * (x[0] / width) ** 2 - jnp.log(width * jnp.sqrt(2 * jnp.pi))
+        rest = -0.5 * jnp.sum(x[1:] ** 2) * jnp.exp(-x[0]) - 0.5 * (d - 1) * x[0]
+        return parameters - logs - rest + 0.5 * (d - 1) * jnp.log(2 * jnp.pi)
+
+    end = ebm.FunctionEnergy(energy, jnp.zeros(()))
+    start = well(3.0)
+    return lambda seed: (replayed(start, end, d, 3.0, seed), 0.0)
+
+
+def gaussian_training(d):
+    """Return a problem: a Gaussian's mean and scales are learned, and audited."""
+    rng = np.random.default_rng(2)
+    scales, mean = np.geomspace(0.4, 2.5, d), rng.normal(size=d)
+    x = jnp.asarray(mean + scales * rng.normal(size=(4096, d)), jnp.float32)
+
+    def energy(p, x):
+        return 0.5 * jnp.sum(((x - p["mean"]) * jnp.exp(-p["log_scale"])) ** 2)
+
+    optim = optax.adam(optax.linear_schedule(1e-2, 0.0, 500))
+
+    def one(seed):
+        model = ebm.FunctionEnergy(
+            energy, {"mean": jnp.zeros(d), "log_scale": jnp.zeros(d)}
+        )
+        state = trained(optim, model, x, d, 1.0, 500, seed)
+        truth = 0.5 * d * np.log(2 * np.pi) + jnp.sum(
+            state.model.parameters["log_scale"]
+        )
+        return ebm.NormalizedEnergy.from_state(state), float(truth)
+
+    return one
+
+
+def neural_training(d):
+    """Return a problem: the README's energy and rate on a correlated Gaussian.
+
+    The truth is importance sampling from the data's own law, by 200,000 draws.
+    """
+    c = covariance(d)
+    factor = np.linalg.cholesky(c)
+    x = np.random.default_rng(3).normal(size=(8192, d)) @ factor.T
+    x = jnp.asarray(x, jnp.float32)
+
+    optim = optax.adam(optax.linear_schedule(1e-3, 0.0, 1000))
+
+    def one(seed):
+        model = ebm.mlp_energy((d,), key=jax.random.key(1000 + seed), scale=3.0)
+        state = trained(optim, model, x, d, 3.0, 1000, seed)
+        truth = importance(state.model, jnp.asarray(1.3 * factor, jnp.float32))
+        return ebm.NormalizedEnergy.from_state(state), truth
+
+    return one
+
+
+@eqx.filter_jit
+def _energies(model, x):
+    return jax.vmap(model)(x)
+
+
+def importance(model, factor):
+    """Return `log Z` by importance sampling from a Gaussian of the given factor."""
+    d = factor.shape[0]
+    z = jax.random.normal(jax.random.key(99), (200_000, d))
+    density = -0.5 * jnp.sum(z**2, axis=1) - 0.5 * d * jnp.log(2 * jnp.pi)
+    density = density - jnp.sum(jnp.log(jnp.diag(factor)))
+    log_weights = -_energies(model, z @ factor.T) - density
+    return float(jax.nn.logsumexp(log_weights) - np.log(z.shape[0]))
+
+
+def trained(optim, model, x, d, scale, num_steps, seed):
+    """Return the state after a training that audit walkers have watched."""
+    keys = jax.random.split(jax.random.key(seed), 3)
+    both = [ebm.Walkers.from_gaussian(k, NUM, (d,), scale=scale) for k in keys[:2]]
+    trainer = ebm.JarzynskiTrainer(optim, kernel=KERNEL)
+    state = trainer.init(model, ebm.Audited(*both))
+    data = eg.Minibatches(x, 256)
+    return eg.fit(trainer, state, data, key=keys[2], num_steps=num_steps)[0]
+
+
+def neural_replay(d):
+    """Return a problem: one trained network's energy, from fresh walkers.
+
+    The truth is importance sampling, as of `neural_training`.
+    """
+    factor = np.linalg.cholesky(covariance(d))
+    x = np.random.default_rng(3).normal(size=(8192, d)) @ factor.T
+    start = ebm.mlp_energy((d,), key=jax.random.key(7), scale=3.0)
+    optim = optax.adam(optax.linear_schedule(1e-3, 0.0, 1000))
+    x = jnp.asarray(x, jnp.float32)
+    end = trained(optim, start, x, d, 3.0, 1000, 0).model
+    truth = importance(end, jnp.asarray(1.3 * factor, jnp.float32))
+    return lambda seed: (replayed(start, end, d, 3.0, seed), truth)
+
+
+PROBLEMS = {
+    "Gaussian, replayed, d = 2": lambda: gaussian_replay(2),
+    "Gaussian, replayed, d = 10": lambda: gaussian_replay(10),
+    "Gaussian, replayed, d = 50": lambda: gaussian_replay(50),
+    "Gaussian, replayed, d = 200": lambda: gaussian_replay(200),
+    "Gaussian, trained, d = 2": lambda: gaussian_training(2),
+    "Gaussian, trained, d = 10": lambda: gaussian_training(10),
+    "Gaussian, trained, d = 50": lambda: gaussian_training(50),
+    "Gaussian, trained, d = 200": lambda: gaussian_training(200),
+    "three modes, replayed, d = 10": lambda: mixture_replay(10),
+    "funnel of width 1, replayed, d = 5": lambda: funnel_replay(5, 1.0),
+    "funnel of width 3, replayed, d = 5": lambda: funnel_replay(5, 3.0),
+    "network, trained, d = 10": lambda: neural_training(10),
+    "network, replayed, d = 10": lambda: neural_replay(10),
+}
+
+
+def row(problem, runs=RUNS):
+    """Return how a problem's bars do over so many seeds."""
+    one = problem()
+    errors, bars, warned = [], [], []
+    for seed in range(runs):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", eg.RunWarning)
+            density, truth = one(seed)
+        errors.append(float(density.log_partition) - truth)
+        bars.append(float(density.standard_error))
+        warned.append(any(issubclass(w.category, eg.RunWarning) for w in caught))
+    return summary(np.array(errors), np.array(bars), np.array(warned))
+
+
+def summary(errors, bars, warned):
+    """Return the rates of a problem's runs."""
+    missed = np.abs(errors) > 2 * bars
+    quiet = ~warned
+    return {
+        "runs": len(errors),
+        "held_by_two_bars": float(np.mean(~missed)),
+        "unwarned": int(quiet.sum()),
+        "held_where_unwarned": float(np.mean(~missed[quiet])) if quiet.any() else None,
+        "missed": int(missed.sum()),
+        "missed_and_warned": int((missed & warned).sum()),
+        "mean_error": float(errors.mean()),
+        "standard_deviation": float(errors.std(ddof=1)),
+        "median_bar": float(np.median(bars)),
+        "rms_error_over_bar": float(np.sqrt(np.mean((errors / bars) ** 2))),
+    }
+
+
+if __name__ == "__main__":
+    chosen = sys.argv[1:] or list(PROBLEMS)
+    rows = {}
+    for name in chosen:
+        rows[name] = row(PROBLEMS[name])
+        print(name, rows[name], flush=True)
+    if not sys.argv[1:]:
+        measure.write("coverage", {"walkers": NUM, "problems": rows})

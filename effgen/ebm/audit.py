@@ -1,0 +1,123 @@
+"""Walkers that only watch: weighted along a training that others steer."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from effgen.core.state import Metrics, TrainState
+
+from .checks import check_batch
+from .evaluation import Energy
+from .islands import resampled_below
+from .kernels import AbstractKernel
+from .learning import check_data, check_known, check_memory, followed, started
+from .populations import (
+    Audited,
+    KernelState,
+    Population,
+    put,
+    taken,
+)
+from .walkers import Walkers
+
+
+def audited(
+    kernel: AbstractKernel,
+    audit: Population,
+    read: tuple[Walkers, Walkers],
+    step_size: Float[Array, ""] | None,
+    model: Energy,
+    step: Int[Array, ""],
+    num_moves: int,
+    resample_below: float,
+    *,
+    data_energy: Float[Array, ""],
+    key: PRNGKeyArray,
+) -> tuple[Any, Metrics]:
+    """Return the audit population after a step, and what it reports: the likelihood.
+
+    It moves with the `step_size` that the training walkers have found: its own moves
+    may not depend on what they lead to. Where no walkers train, `None`, it has its own.
+    `read` is `taken(audit, step)`.
+    """
+    move_key, resample_key = jax.random.split(key)
+    current, walkers = read
+    if step_size is not None:
+        walkers = dataclasses.replace(walkers, step_size=step_size)
+    walkers = followed(kernel, walkers, model, step, num_moves, key=move_key)
+    metrics = likelihood(current, data_energy) | {
+        "audit_ess": walkers.ess / walkers.num,
+        "audit_roots": walkers.num_roots / walkers.num,
+    }
+    walkers = resampled_below(resample_below, walkers, key=resample_key)
+    return put(audit, step, walkers), metrics
+
+
+def likelihood(walkers: Walkers, data_energy: Float[Array, ""]) -> Metrics:
+    """Return the batch's cross-entropy and `log Z`, by walkers of the state's model."""
+    value, error = walkers.estimate()
+    return {
+        "cross_entropy": data_energy + value,
+        "log_partition": value,
+        "log_partition_error": error,
+    }
+
+
+def watched_start(
+    optim: optax.GradientTransformation,
+    kernel: AbstractKernel,
+    model: Energy,
+    memory: Population | Audited | None,
+    own: KernelState | None,
+) -> TrainState[Energy, Audited]:
+    """Return the first state of a trainer that keeps no walkers to train by.
+
+    **Arguments:** `memory`, walkers that watch, if any; `own`, what the trainer keeps.
+    """
+    audit = memory.audit if isinstance(memory, Audited) else memory
+    if audit is not None:
+        check_memory(kernel, model, audit)
+        check_known(audit, "leave out the memory")
+    return started(optim, kernel, model, Audited(own, audit))
+
+
+def watch(
+    kernel: AbstractKernel,
+    state: TrainState[Energy, Audited],
+    model: Energy,
+    num_moves: int,
+    resample_below: float,
+    *,
+    data_energy: Float[Array, ""],
+    key: PRNGKeyArray,
+) -> tuple[Population | None, Metrics]:
+    """Return the watching walkers, if any, after a step, and what they report."""
+    audit = state.memory.audit
+    if audit is None:
+        return None, {}
+    return audited(
+        kernel,
+        audit,
+        taken(audit, state.step),
+        None,
+        model,
+        state.step,
+        num_moves,
+        resample_below,
+        data_energy=data_energy,
+        key=key,
+    )
+
+
+def check_watched_data(
+    kernel: AbstractKernel, memory: Audited, batch: Any, source: Any
+) -> None:
+    """Raise on data that are no rows, or not of the watching walkers' shape."""
+    if memory.audit is None:
+        check_batch(batch, tuple(getattr(batch, "shape", ())[1:]))
+        kernel.check_data(batch, source)
+    else:
+        check_data(kernel, memory, batch, source)

@@ -1,0 +1,177 @@
+"""Coordinates in which data have unit scale, while all else stays in their units."""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt
+
+
+class Fixed(eqx.Module):
+    """An array that no optimizer sees: it is kept as its bits, which are integers.
+
+    Its gradient is zero; weight decay and momentum leave it alone.
+
+    **Attributes:** `bits`.
+    """
+
+    bits: UInt[Array, "..."]
+
+    def __init__(self, array: Any) -> None:
+        """Keep `array`, in JAX's default precision."""
+        array = jnp.asarray(array, jnp.result_type(float))
+        self.bits = jax.lax.bitcast_convert_type(array, f"uint{8 * array.itemsize}")
+
+    @property
+    def value(self) -> Float[Array, "..."]:
+        """The array."""
+        dtype = f"float{8 * self.bits.dtype.itemsize}"
+        return jax.lax.bitcast_convert_type(self.bits, dtype)
+
+
+class AbstractCoordinates(eqx.Module):
+    """An affine map of an example, `z = W (x - mean)`, that is fixed.
+
+    Given to an energy's constructor, to `Walkers.from_gaussian` and, as `scale=
+    coordinates.factor`, to `ULA` or `MALA`, it lets data, samples and likelihoods stay
+    in the user's own units: the moves are those that `z` would make.
+    """
+
+    mean: eqx.AbstractVar[Fixed]
+
+    @abc.abstractmethod
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Return `z` of one example."""
+
+    @abc.abstractmethod
+    def inverse(self, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Return the example at `z`."""
+
+    @property
+    @abc.abstractmethod
+    def log_determinant(self) -> Float[Array, ""]:
+        """`log |det W|`: what a log-density of `x` has more than one of `z`."""
+
+    @property
+    @abc.abstractmethod
+    def factor(self) -> Float[Array, "..."]:
+        """`W^-1`, as a kernel's `scale` takes it."""
+
+
+class Standardized(AbstractCoordinates):
+    """Every entry less its mean, over its standard deviation.
+
+    **Attributes:** `mean` and `deviation`, of the shape of an example.
+    """
+
+    mean: Fixed
+    deviation: Fixed
+
+    @classmethod
+    def of(cls, data: Float[Array, "examples *shape"]) -> "Standardized":
+        """Return the coordinates in which `data` have mean 0 and deviation 1.
+
+        An entry that never changes keeps its own unit.
+
+        **Raises:** `ValueError` for fewer than 2 examples, or values not finite.
+        """
+        rows = _checked(data)
+        deviation = rows.std(axis=0)
+        return cls(Fixed(rows.mean(axis=0)), Fixed(_nonzero(deviation)))
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Return `z` of one example."""
+        return (x - self.mean.value) / self.deviation.value
+
+    def inverse(self, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Return the example at `z`."""
+        return self.mean.value + self.deviation.value * z
+
+    @property
+    def log_determinant(self) -> Float[Array, ""]:
+        """`-sum(log(deviation))`."""
+        return -jnp.sum(jnp.log(self.deviation.value))
+
+    @property
+    def factor(self) -> Float[Array, "*shape"]:
+        """The deviations."""
+        return self.deviation.value
+
+
+class Whitened(AbstractCoordinates):
+    """Coordinates in which data have unit covariance, by principal components.
+
+    **Attributes:** `mean`, `(size,)`; `matrix`, `W`, and `unwhitening`, its inverse,
+    `(size, size)`; `shape`, of an example.
+    """
+
+    mean: Fixed
+    matrix: Fixed
+    unwhitening: Fixed
+    logarithm: Fixed
+    shape: tuple[int, ...] = eqx.field(static=True)
+
+    @classmethod
+    def of(
+        cls, data: Float[Array, "examples *shape"], *, noise: float = 0.0
+    ) -> "Whitened":
+        """Return the coordinates in which `data` have unit covariance.
+
+        **Arguments:** `noise`, the standard deviation of noise that the data will have
+        besides, in their units.
+
+        **Raises:** `ValueError` for fewer than 2 examples, values not finite, or a
+        covariance that is singular to working precision.
+        """
+        rows = _checked(data)
+        flat = rows.reshape(len(rows), -1)
+        covariance = np.atleast_2d(np.cov(flat.T)) + noise**2 * np.eye(flat.shape[1])
+        values, vectors = np.linalg.eigh(covariance)
+        if not values[0] > 1e-6 * values[-1]:
+            raise ValueError(
+                "`data` have a covariance that is singular to working precision "
+                f"(eigenvalues {values[0]:.1e} to {values[-1]:.1e}): drop columns that "
+                "others determine, pass `noise=...`, or use `ebm.Standardized`."
+            )
+        return cls(
+            mean=Fixed(flat.mean(axis=0)),
+            matrix=Fixed((vectors / np.sqrt(values)).T),
+            unwhitening=Fixed(vectors * np.sqrt(values)),
+            logarithm=Fixed(-0.5 * np.log(values).sum()),
+            shape=rows.shape[1:],
+        )
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Return `z` of one example."""
+        return (self.matrix.value @ (x.reshape(-1) - self.mean.value)).reshape(x.shape)
+
+    def inverse(self, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Return the example at `z`."""
+        moved = self.unwhitening.value @ z.reshape(-1)
+        return (self.mean.value + moved).reshape(z.shape)
+
+    @property
+    def log_determinant(self) -> Float[Array, ""]:
+        """Minus half the sum of the logarithms of the covariance's eigenvalues."""
+        return self.logarithm.value
+
+    @property
+    def factor(self) -> Float[Array, "size size"]:
+        """`W^-1`."""
+        return self.unwhitening.value
+
+
+def _checked(data: Any) -> np.ndarray:
+    rows = np.asarray(data, np.float64)
+    if rows.ndim < 1 or len(rows) < 2:
+        raise ValueError(f"`data` has shape {rows.shape}: pass at least 2 examples.")
+    if not np.isfinite(rows).all():
+        raise ValueError("`data` has values that are not finite: drop or fill them.")
+    return rows
+
+
+def _nonzero(deviation: np.ndarray) -> np.ndarray:
+    return np.where(deviation > 0, deviation, 1.0)

@@ -1,0 +1,129 @@
+"""What is looked at in data before training: their values, and their scale."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from effgen.core.data import Minibatches
+
+
+# So many rows are searched for atoms; with fewer than the least, none can be told.
+_MOST_ROWS, _LEAST_ROWS = 4096, 20
+_ATOM = 0.25
+# How far data may be from the walkers, in the walkers' spreads, and how much narrower:
+# in all columns, and in one.
+_FARTHEST = 30.0
+_NARROWER, _NARROWEST = 30.0, 1000.0
+
+
+def check_continuous_data(batch: Any, source: Any) -> None:
+    """Raise on data without a density: integers, or a column that is constant."""
+    if not jnp.issubdtype(batch.dtype, jnp.floating):
+        raise TypeError(
+            f"`data` has dtype {batch.dtype}: energies need floats; convert and scale "
+            "it, as in `x.astype('float32') / 255`."
+        )
+    if isinstance(source, Minibatches):
+        check_columns("data", source.arrays)
+
+
+def check_columns(name: str, rows: Any) -> None:
+    """Raise if a column of `rows` cannot be learned from.
+
+    A column is one entry of a row: `rows[:, j]`, or `rows[:, i, j]` for images. Refused
+    are non-finite values anywhere, and, for vectors, a column that never changes (its
+    density is degenerate; a constant border pixel of an image is ordinary and passes),
+    or that has an atom: a value that a quarter of the rows share. Refused, too, are
+    rows of which fewer than half differ.
+
+    **Arguments:** `name`, how messages call the data; `rows`, `(rows, *shape)` floats.
+
+    **Raises:** `ValueError` that names the columns, what is wrong and what to do.
+    """
+    values = jnp.asarray(rows)
+    finite = np.asarray(jnp.isfinite(values).all(axis=0))
+    if not finite.all():
+        worst = tuple(int(i) for i in np.argwhere(~finite)[0])
+        bad = np.asarray(~jnp.isfinite(values[(slice(None), *worst)]))
+        raise ValueError(
+            f"`{name}` has {int((~finite).sum())} column(s) with NaN or infinite "
+            f"values; the first is {name}[{_column(worst)}], in {int(bad.sum())} of "
+            f"{len(bad)} rows (row {int(np.argmax(bad))} first): drop or fill them."
+        )
+    if values.ndim == 2 and len(values) > 1:
+        constant = np.flatnonzero(np.asarray((values == values[:1]).all(axis=0)))
+        if len(constant):
+            columns = ", ".join(str(int(j)) for j in constant[:10])
+            raise ValueError(
+                f"`{name}` is constant in {len(constant)} column(s): {columns}"
+                f"{' ...' if len(constant) > 10 else ''}. Its density there is "
+                "degenerate: drop the columns, or add noise to the data."
+            )
+    _check_atoms(name, np.asarray(values[:_MOST_ROWS]))
+
+
+def _check_atoms(name: str, rows: np.ndarray) -> None:
+    if len(rows) < _LEAST_ROWS:
+        return
+    flat = np.ascontiguousarray(rows.reshape(len(rows), -1))
+    different = len(np.unique(flat.view(np.dtype((np.void, flat[0].nbytes)))))
+    if different < len(rows) / 2:
+        raise ValueError(
+            f"`{name}` has {different} different rows in {len(rows)}: where rows are "
+            "repeated there is no density. Drop the copies, or add noise to the data."
+        )
+    if rows.ndim != 2:
+        return
+    common = np.array([np.unique(x, return_counts=True)[1].max() for x in flat.T])
+    atoms = np.flatnonzero(common > _ATOM * len(rows))
+    if len(atoms):
+        raise ValueError(
+            f"`{name}` has columns with atoms, {_listed(atoms)}: of column "
+            f"{atoms[0]}, {common[atoms[0]]} in {len(rows)} rows share one value, "
+            "where there is no density. Drop the columns, add noise to the data, or "
+            "model a label by an energy for each."
+        )
+
+
+def _listed(columns: np.ndarray) -> str:
+    shown = ", ".join(str(int(j)) for j in columns[:10])
+    return shown + (" ..." if len(columns) > 10 else "")
+
+
+def check_scale_of(
+    batch: Float[Array, "batch *shape"], walkers: Float[Array, "walkers *shape"]
+) -> None:
+    """Raise `ValueError` if the data are far from the walkers, or much narrower.
+
+    Per column, in the spreads of the walkers.
+    """
+    data, positions = (
+        np.asarray(x, np.float64).reshape(len(x), -1) for x in (batch, walkers)
+    )
+    spread = np.maximum(positions.std(axis=0), 1e-30)
+    reach = np.abs(data - positions.mean(axis=0)).mean(axis=0) / spread
+    narrow = spread / np.maximum(data.std(axis=0), 1e-30)
+    if len(data) < 2 or not data.size:
+        return
+    far = np.flatnonzero(reach > _FARTHEST)
+    varying = data.std(axis=0) > 0
+    single = batch.ndim == 2
+    thin = np.flatnonzero(varying & single & (narrow > _NARROWEST))
+    all_thin = varying.any() and narrow[varying].min() > _NARROWER
+    if len(far) or len(thin) or all_thin:
+        worst = far if len(far) else thin if len(thin) else np.flatnonzero(varying)
+        j = int(worst[0])
+        raise ValueError(
+            f"`data` and walkers differ in scale in column(s) {_listed(worst)}: of "
+            f"column {j}, the data are {data[:, j].mean():.3g} with a spread of "
+            f"{data[:, j].std():.3g}, the walkers {positions[:, j].mean():.3g} with "
+            f"{positions[:, j].std():.3g}. Standardize the data, as "
+            "`ebm.Standardized.of(data)` does, and give it to the energy and to the "
+            "walkers."
+        )
+
+
+def _column(index: tuple[int, ...]) -> str:
+    return ", ".join([":", *map(str, index)])
