@@ -163,8 +163,9 @@ def report(problem, state, metrics, held_out, key):
         warnings.simplefilter("ignore", eg.RunWarning)
         density = ebm.NormalizedEnergy.from_state(state)
     value, error = density.log_likelihood(held_out)
-    if isinstance(state.memory, ebm.Audited):
-        positions = ebm.sample(state, 4 * BLOCK, key=key)
+    chains = state.memory.walkers
+    if isinstance(chains, ebm.Walkers | ebm.Reservoir):
+        positions = ebm.sample(state, 4 * BLOCK, key=key, population=chains)
     else:  # CD keeps no walkers of its own; its model's, which watch, stand in
         positions = ebm.sample(state, NUM_AUDIT, key=key)
     found, distance = masses(problem, positions, np.ones(len(positions)))

@@ -115,7 +115,9 @@ def ours(name, seed):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", eg.RunWarning)  # the figures tell as much
         density = ebm.NormalizedEnergy.from_state(state)
-    chains, weights = ebm.weighted_samples(state)
+    kept = state.memory.walkers
+    kept = kept if isinstance(kept, ebm.Walkers | ebm.Reservoir) else None
+    chains, weights = ebm.weighted_samples(state, kept)
     row |= figures(state.model, held_out, prototypes, masses, chains, weights)
     row["audit_error"] = float(density.log_partition - state.model.log_partition())
     row["audit_standard_error"] = float(density.standard_error)

@@ -110,7 +110,7 @@ def quality(name, seed):
         "empirical_divergence": float(jnp.mean(density(truth) - density(model))),
         "seconds": time.perf_counter() - began,
     }
-    if isinstance(state.memory, ebm.Audited):
+    if isinstance(state.memory, ebm.Audited) and state.memory.audit is not None:
         audited = ebm.NormalizedEnergy.from_state(state)
         row["audit_error"] = float(audited.log_partition - model.log_partition)
         row["audit_standard_error"] = float(audited.standard_error)

@@ -160,7 +160,7 @@ for axis, name in zip(axes[:2], ("Jarzynski", "PCD"), strict=True):
     values = -jax.vmap(states[name].model)(grid) - exact(states[name].model)[0]
     image = np.exp(np.asarray(values)).reshape(401, 401).T
     axis.imshow(image, origin="lower", extent=(-8, 8, -8, 8), cmap="Blues")
-    positions, weights = ebm.weighted_samples(states[name])
+    positions, weights = ebm.weighted_samples(states[name], states[name].memory.walkers)
     some = np.random.default_rng(0).permutation(len(positions))[:400]
     sizes = 8 * weights[some] / weights[some].mean()
     axis.scatter(*positions[some].T, s=sizes, color="C1", alpha=0.6, linewidths=0)
@@ -210,7 +210,8 @@ figure.savefig(figures / "ebm-samples.png", dpi=110)
 # ## The likelihood of a run that is over
 #
 # `replay` sends fresh walkers along any path of models to the trained one: `Z` is then
-# unbiased whatever training did. Here along the straight line from the Gaussian start.
+# unbiased whatever training did. Here along the geometric path from the Gaussian start,
+# in as many steps as the walkers ask for.
 
 # %%
 walkers = ebm.replay(
@@ -218,7 +219,6 @@ walkers = ebm.replay(
     gaussian(keys[5], 8_192),
     kernel=ebm.MALA(ebm.TargetAcceptance(0.1)),
     key=keys[5],
-    num_between=min(num_steps, 1_000),
 )
 value, error = walkers.estimate()
 truth = float(exact(states["PCD"].model)[0])
