@@ -182,16 +182,16 @@ PROBLEMS = {
     "Gaussian, replayed, d = 2": lambda: gaussian_replay(2),
     "Gaussian, replayed, d = 10": lambda: gaussian_replay(10),
     "Gaussian, replayed, d = 50": lambda: gaussian_replay(50),
-    "Gaussian, replayed, d = 200": lambda: gaussian_replay(200),
-    "Gaussian, trained, d = 2": lambda: gaussian_training(2),
-    "Gaussian, trained, d = 10": lambda: gaussian_training(10),
-    "Gaussian, trained, d = 50": lambda: gaussian_training(50),
-    "Gaussian, trained, d = 200": lambda: gaussian_training(200),
     "three modes, replayed, d = 10": lambda: mixture_replay(10),
     "funnel of width 1, replayed, d = 5": lambda: funnel_replay(5, 1.0),
     "funnel of width 3, replayed, d = 5": lambda: funnel_replay(5, 3.0),
-    "network, trained, d = 10": lambda: neural_training(10),
+    "Gaussian, trained, d = 2": lambda: gaussian_training(2),
+    "Gaussian, trained, d = 10": lambda: gaussian_training(10),
+    "Gaussian, trained, d = 50": lambda: gaussian_training(50),
     "network, replayed, d = 10": lambda: neural_replay(10),
+    "network, trained, d = 10": lambda: neural_training(10),
+    "Gaussian, replayed, d = 200": lambda: gaussian_replay(200),
+    "Gaussian, trained, d = 200": lambda: gaussian_training(200),
 }
 
 
@@ -233,5 +233,5 @@ if __name__ == "__main__":
     for name in chosen:
         rows[name] = row(PROBLEMS[name])
         print(name, rows[name], flush=True)
-    if not sys.argv[1:]:
+        # After each, for all of them take an hour.
         measure.write("coverage", {"walkers": NUM, "problems": rows})

@@ -40,7 +40,7 @@ _FEWEST = 64
 # Nats between islands past which one of them outweighs the others.
 _LARGEST_SPREAD = 1.0
 # What one change of the model must leave of an island.
-_LEAST_SHARE = 0.05
+_LEAST_SHARE = 0.3
 # Ancestors that a genealogy needs to tell an error.
 _FEWEST_ROOTS = 16
 
