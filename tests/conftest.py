@@ -73,15 +73,17 @@ def optimization(request):
     jax.config.update("jax_disable_most_optimizations", True)
 
 
+# One function for each: programs are kept by it, and so serve more than one test.
+DRIVERS = {"scan": lambda _: "scan", "dispatch": lambda _: "dispatch"}
+
+
 @pytest.fixture
 def driver(request, monkeypatch):
     """Force the device loop or per-step dispatch (parametrize indirectly)."""
     from effgen.core import program
 
-    monkeypatch.setattr(program, "choose_driver", lambda _: request.param)
-    program.compiled_program.cache_clear()
-    yield request.param
-    program.compiled_program.cache_clear()
+    monkeypatch.setattr(program, "choose_driver", DRIVERS[request.param])
+    return request.param
 
 
 both_drivers = pytest.mark.parametrize("driver", ["scan", "dispatch"], indirect=True)
