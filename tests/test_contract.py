@@ -18,13 +18,14 @@ ALWAYS = {
     *("regression", "jarzynski", "rbm", "latent_sde"),
     *("derivative_matching", "negative_cache", "in_batch"),
 }
-every_case = [
-    pytest.param(name, marks=[] if name in ALWAYS else [pytest.mark.slow])
-    for name in CASES
-]
 
 
-@pytest.fixture(scope="module", params=every_case)
+def cases(always):
+    marks = {name: [] if name in always else [pytest.mark.slow] for name in CASES}
+    return [pytest.param(name, marks=marks[name]) for name in CASES]
+
+
+@pytest.fixture(scope="module", params=cases(ALWAYS))
 def case(request):
     """Return one case after another: what tests share is made and compiled once."""
     return CASES[request.param]()
@@ -138,6 +139,9 @@ def test_resume_is_exact_from_every_step(driver, every):
         assert eg.state_digest(run(case, state, rest, every)) == whole
 
 
+@pytest.mark.parametrize(
+    "case", cases({"regression", "jarzynski", "negative_cache"}), indirect=True
+)
 def test_seeds_can_be_mapped(case, step, batch):
     keys = jax.random.split(KEY, 3)
 
