@@ -53,7 +53,8 @@ def as_series(batch: Any) -> Series:
         ys = ys[..., None]
     inputs = None if inputs is None else jnp.asarray(inputs, ys.dtype)
     mask = None if mask is None else jnp.asarray(mask, bool)
-    return Series(ts, *_there(ys, mask), inputs)
+    ys, there = _there(ys, mask)
+    return Series(ts, ys, there, inputs)
 
 
 @jax.jit
