@@ -26,7 +26,7 @@ export JUPYTER_RUNTIME_DIR := $(STATE)/jupyter/runtime
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint slow benchmarks accelerator lock clean
+.PHONY: help demo test lint style slow benchmarks accelerator lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 13
@@ -34,13 +34,19 @@ help: ## Show this list
 demo: $(READY) ## Train one model of each kind and show what comes out
 	$(BIN)/python -m demo
 
-test: lint ## Check the style and the types, then run the tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+# Types take a minute of one core: they are checked beside the tests, and told at the end.
+test: style ## Check the style and the types, and run the tests
+	@echo "pyright beside pytest"; \
+	$(BIN)/pyright --pythonpath $(BIN)/python > $(VENV)/types.log 2>&1 & types=$$!; \
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"; tests=$$?; \
+	wait $$types; typed=$$?; cat $(VENV)/types.log; exit $$((tests + typed))
 
-lint: $(READY) ## Check format, style, types, and spelling
+lint: style ## Check format, style, types, and spelling
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+style: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
-	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/codespell
 
 slow: $(READY) ## Run the long fault campaigns

@@ -31,9 +31,15 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 
-MOST_MAPS = 4_000
+# In megabytes: how much memory grows before some is forgotten, and the most that stays.
+GROWTH, MOST = 300, 1_000
+MOST_PIECES = 40_000
+FLOOR = [0]
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Tracing makes many objects that live on: to look through them often finds little.
+gc.set_threshold(20_000, 10, 10)
 
 # A shell starts its background jobs with Ctrl-C ignored, and runs keep it so.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -42,17 +48,47 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 @pytest.fixture(autouse=True)
 def few_programs():
-    """Forget compiled programs in time: each holds two megabytes, in six pieces.
+    """Keep a worker below two gigabytes: forget what programs were lowered from.
 
-    A worker so stays below two gigabytes, and far from the 65,530 pieces of memory that
-    a process may hold: one too many ends it without a word.
+    JAX keeps it beside each program, and it is nine tenths of their memory. Where the
+    rest is too much, or is in too many pieces (a process may hold 65,530, and one too
+    many ends it without a word), all programs are forgotten.
     """
     yield
-    maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
-        jax.clear_caches()
-        gc.collect()
-        returned_memory()
+    if resident() < FLOOR[0] + GROWTH:
+        return
+    forget(*lowerings())
+    pieces = Path("/proc/self/maps").read_bytes().count(b"\n")
+    if resident() > MOST or pieces > MOST_PIECES:
+        forget(jax.clear_caches)
+    FLOOR[0] = resident()
+
+
+def resident():
+    """Return the megabytes that this process holds; zero where nothing tells."""
+    pages = Path("/proc/self/statm")
+    return int(pages.read_text().split()[1]) >> 8 if pages.exists() else 0
+
+
+def lowerings():
+    """Return what empties JAX's caches of lowered programs, where there are such."""
+    from jax._src import pjit
+    from jax._src.interpreters import pxla
+
+    names = (pjit, "_pjit_lower"), (pxla, "_cached_lowering_to_hlo")
+    found = [
+        getattr(getattr(where, name, None), "cache_clear", None)
+        for where, name in names
+    ]
+    return found if all(found) else [jax.clear_caches]
+
+
+def forget(*clears):
+    """Empty caches, and give the memory back."""
+    for clear in clears:
+        clear()
+    gc.collect()
+    returned_memory()
 
 
 def returned_memory():
@@ -73,15 +109,17 @@ def optimization(request):
     jax.config.update("jax_disable_most_optimizations", True)
 
 
+# One function for each: programs are kept by it, and so serve more than one test.
+DRIVERS = {"scan": lambda _: "scan", "dispatch": lambda _: "dispatch"}
+
+
 @pytest.fixture
 def driver(request, monkeypatch):
     """Force the device loop or per-step dispatch (parametrize indirectly)."""
     from effgen.core import program
 
-    monkeypatch.setattr(program, "choose_driver", lambda _: request.param)
-    program.compiled_program.cache_clear()
-    yield request.param
-    program.compiled_program.cache_clear()
+    monkeypatch.setattr(program, "choose_driver", DRIVERS[request.param])
+    return request.param
 
 
 both_drivers = pytest.mark.parametrize("driver", ["scan", "dispatch"], indirect=True)

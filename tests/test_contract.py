@@ -13,7 +13,19 @@ from tests.cases import CASES, KEY, Regression, Traces, arrays, regression
 from tests.conftest import both_drivers
 
 
-@pytest.fixture(scope="module", params=CASES)
+# One or two of each kind; the others are held to the same in `make slow`.
+ALWAYS = {
+    *("regression", "jarzynski", "rbm", "latent_sde"),
+    *("derivative_matching", "negative_cache", "in_batch"),
+}
+
+
+def cases(always):
+    marks = {name: [] if name in always else [pytest.mark.slow] for name in CASES}
+    return [pytest.param(name, marks=marks[name]) for name in CASES]
+
+
+@pytest.fixture(scope="module", params=cases(ALWAYS))
 def case(request):
     """Return one case after another: what tests share is made and compiled once."""
     return CASES[request.param]()
@@ -64,9 +76,17 @@ def test_sharded_equals_unsharded(case):
     assert all(not x.is_fully_replicated for x in leaves)
 
 
-@both_drivers
 @pytest.mark.parametrize(
-    "name", ["regression", "images", "latent_sde", "negative_cache"]
+    ("name", "driver"),
+    [
+        ("regression", "scan"),
+        ("regression", "dispatch"),
+        ("negative_cache", "dispatch"),
+        pytest.param("images", "scan", marks=pytest.mark.slow),
+        pytest.param("images", "dispatch", marks=pytest.mark.slow),
+        pytest.param("latent_sde", "dispatch", marks=pytest.mark.slow),
+    ],
+    indirect=["driver"],
 )
 def test_either_driver_changes_no_bit(name, driver):
     check_cutting(CASES[name]())
@@ -108,17 +128,20 @@ def test_the_step_s_python_runs_once(tmp_path):
 @both_drivers
 def test_resume_is_exact_from_every_step(driver, every):
     case = regression()
-    whole = eg.state_digest(run(case, case.state, 201))
+    whole = eg.state_digest(run(case, case.state, 61))
     steps = eg.train(
-        case.trainer(), case.state, case.data, key=KEY, num_steps=200, every=1
+        case.trainer(), case.state, case.data, key=KEY, num_steps=60, every=1
     )
     states = [state for state, _ in steps]
-    assert [int(s.step) for s in states] == list(range(1, 201))
-    for state in states[:: 1 if every == 100 else 23]:
-        rest = 201 - int(state.step)
+    assert [int(s.step) for s in states] == list(range(1, 61))
+    for state in states[:: 1 if every == 100 else 7]:
+        rest = 61 - int(state.step)
         assert eg.state_digest(run(case, state, rest, every)) == whole
 
 
+@pytest.mark.parametrize(
+    "case", cases({"regression", "jarzynski", "negative_cache"}), indirect=True
+)
 def test_seeds_can_be_mapped(case, step, batch):
     keys = jax.random.split(KEY, 3)
 

@@ -74,16 +74,40 @@ PAGES = [
 ]
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_examples_run_and_run_again_where_they_ran(page, tmp_path, monkeypatch):
-    for _ in range(2):
+# The README computes more than it compiles; two pages run again in `make slow` only.
+ONCE = {"docs/ebm.md", "docs/retrieval_cache.md"}
+MARKS = {"README.md": [pytest.mark.optimized]}
+
+
+@pytest.mark.parametrize(
+    ("page", "times"),
+    [
+        *[
+            pytest.param(page, 1 if page in ONCE else 2, marks=MARKS.get(page, []))
+            for page in PAGES
+        ],
+        *[pytest.param(page, 2, marks=pytest.mark.slow) for page in sorted(ONCE)],
+    ],
+)
+def test_examples_run_and_run_again_where_they_ran(page, times, tmp_path, monkeypatch):
+    for _ in range(times):
         execute(code_blocks(ROOT / page), tmp_path, monkeypatch)
     if page == "README.md":  # the second time there was nothing left to do
         lines = (tmp_path / "runs" / "readme.jsonl").read_text().splitlines()
         assert len(lines) == 5
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.py")))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[] if path.stem == "tour" else [pytest.mark.slow])
+        for path in NOTEBOOKS
+    ],
+    ids=lambda path: path.stem,
+)
 def test_notebooks_run(path, tmp_path, monkeypatch):
     import jupytext
     import nbclient

@@ -121,8 +121,9 @@ class DeviceDriver:
         """Return what the failing step makes: state, metrics, code; and no attempt."""
         assert self.job.program is not None
         call = (self.arrays, self.inputs, self.stack, index)
-        new, metrics, code = self.job.program.examine(*call)
-        return self.statics[0].combine(new), metrics, code, None
+        taken = self.job.program.advance(*call, 1)
+        metrics = jax.tree.map(lambda x: np.asarray(x[0]), taken.metrics)
+        return self.statics[0].combine(taken.state), metrics, taken.code, None
 
     def skip(self) -> None:
         """Count a step without taking it."""

@@ -16,7 +16,6 @@ from jaxtyping import Array, PyTree
 from .loops import default_platform, has_convolution
 from .packing import Layout, capacity_of, empty_rows, pack, unpack
 from .sharding import replicated
-from .state import Metrics
 from .static import Static, settings
 from .step import Inputs, Leaves, Step, traced
 
@@ -26,13 +25,15 @@ class Advance(NamedTuple):
 
     **Attributes:** `state`, the arrays after the steps; `metrics`, a `(steps, ...)`
     pytree of numpy arrays; `num`, how many steps were taken, the last of which failed
-    unless `sound`; `sound`, whether every step succeeded and the model is finite.
+    unless `sound`; `sound`, whether every step succeeded and the model is finite;
+    `code`, the result of the last step.
     """
 
     state: Leaves
     metrics: PyTree
     num: int
     sound: bool
+    code: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +43,7 @@ class Program:
     **Attributes:**
 
     - `advance(state, inputs, batches, first, num)`: take `num` steps, or fewer if one
-      fails; `state` stays as it was, to come back to.
-    - `examine(state, inputs, batches, index)`: one step, nothing refused or donated.
+      fails, which is taken too; `state` stays as it was, to come back to.
     - `capacity`: the most steps that one call may take.
     - `driver`: `"scan"`, one device loop, or `"dispatch"`, one call a step.
     - `seconds`: how long tracing and compiling took.
@@ -51,7 +51,6 @@ class Program:
     """
 
     advance: Callable[..., Advance]
-    examine: Callable[..., tuple[Any, Metrics, int]]
     capacity: int
     driver: str
     seconds: float
@@ -147,7 +146,7 @@ def _compiled(
         "scan": (_loop, _advance_loop, ()),
         "dispatch": (_single, _advance_single, (0,)),
     }[driver]
-    outputs = None if mesh is None else (_shardings(avals[0]), *[replicated(mesh)] * 3)
+    outputs = None if mesh is None else (_shardings(avals[0]), *[replicated(mesh)] * 4)
     index = jax.ShapeDtypeStruct((), np.int32)
     function = jax.jit(
         build(step, layout), donate_argnums=donated, out_shardings=outputs
@@ -156,7 +155,6 @@ def _compiled(
     kept_sound = jax.jit(step.kept_sound)
     return Program(
         advance=partial(advance, compiled, layout, kept_sound),
-        examine=partial(_examine, jax.jit(step.examine), layout),
         capacity=capacity_of(layout),
         driver=driver,
         seconds=time.perf_counter() - start,
@@ -188,7 +186,7 @@ def _loop(step: Step, layout: Layout) -> Callable[..., Any]:
             more, body, (zero, zero, state, empty_rows(layout))
         )
         sound = (code == 0) & step.finite(state) & step.kept_sound(before, state)
-        return state, rows, num_done, sound
+        return state, rows, num_done, sound, code
 
     return chunk
 
@@ -204,16 +202,17 @@ def _advance_loop(
     num: int,
 ) -> Advance:
     state, *outputs = compiled(state, inputs, stack, np.int32(first), np.int32(num))
-    rows, num_done, sound = jax.device_get(outputs)
+    rows, num_done, sound, code = jax.device_get(outputs)
     taken = {dtype: row[: int(num_done)].copy() for dtype, row in rows.items()}
-    return Advance(state, unpack(taken, layout), int(num_done), bool(sound))
+    metrics = unpack(taken, layout)
+    return Advance(state, metrics, int(num_done), bool(sound), int(code))
 
 
 def _single(step: Step, layout: Layout) -> Callable[..., Any]:
     def chunk(state: Leaves, inputs: Inputs, stack: Any, index: Any, num: Any) -> Any:
         state, metrics, code = step.examine(state, inputs, stack, index)
         sound = (code == 0) & step.finite(state)
-        return state, pack(metrics, layout), num, sound
+        return state, pack(metrics, layout), num, sound, code
 
     return chunk
 
@@ -233,27 +232,17 @@ def _advance_single(
     outputs, before, state = [], state, tuple(map(jnp.copy, state))
     for i in range(num):
         index, one = np.int32(first + i), np.int32(1)
-        state, row, _, sound = compiled(state, inputs, stack, index, one)
-        outputs.append((row, sound))
+        state, row, _, *ended = compiled(state, inputs, stack, index, one)
+        outputs.append((row, *ended))
     outputs = jax.device_get(outputs)
-    num_done = next((i + 1 for i, (_, sound) in enumerate(outputs) if not sound), num)
-    taken = [row for row, _ in outputs[:num_done]]
+    num_done = next(
+        (i + 1 for i, (_, sound, _) in enumerate(outputs) if not sound), num
+    )
+    taken = [row for row, *_ in outputs[:num_done]]
     stacked = {dtype: np.stack([row[dtype] for row in taken]) for dtype in taken[0]}
-    sound = bool(outputs[num_done - 1][1]) and bool(kept_sound(before, state))
-    return Advance(state, unpack(stacked, layout), num_done, sound)
-
-
-def _examine(
-    function: Any,
-    layout: Layout,
-    state: Leaves,
-    inputs: Inputs,
-    stack: PyTree,
-    index: int,
-) -> tuple[Leaves, Metrics, int]:
-    new, metrics, code = function(state, inputs, stack, np.int32(index))
-    metrics = jax.tree.unflatten(layout.structure, jax.device_get(metrics))
-    return tuple(new), metrics, int(code)
+    _, sound, code = outputs[num_done - 1]
+    sound = bool(sound) and bool(kept_sound(before, state))
+    return Advance(state, unpack(stacked, layout), num_done, sound, int(code))
 
 
 def _shardings(tree: PyTree) -> PyTree:

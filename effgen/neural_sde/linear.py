@@ -4,6 +4,7 @@ import abc
 from typing import ClassVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
@@ -209,6 +210,11 @@ def split_root(diffusion: Array) -> tuple[Array, Array]:
                 f"`diffusion` is square and singular (singular values {values}): pass "
                 "only as many columns as directions that the noise drives."
             )
+    return _split(diffusion)
+
+
+@jax.jit
+def _split(diffusion: Array) -> tuple[Array, Array]:
     root = jnp.linalg.qr(diffusion.T, mode="r").T
     root = root * jnp.sign(jnp.diagonal(root))[None]
     return jnp.tril(root, -1), jnp.log(jnp.diagonal(root))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -50,13 +51,20 @@ def as_series(batch: Any) -> Series:
         ys = ys.astype(ts.dtype)
     if ys.ndim == ts.ndim:
         ys = ys[..., None]
+    inputs = None if inputs is None else jnp.asarray(inputs, ys.dtype)
+    mask = None if mask is None else jnp.asarray(mask, bool)
+    ys, there = _there(ys, mask)
+    return Series(ts, ys, there, inputs)
+
+
+@jax.jit
+def _there(ys: Array, mask: Array | None) -> tuple[Array, Array]:
+    """Return the values, zero where they are missing, and where they are not."""
     there = ~jnp.isnan(ys)
     if mask is not None:
-        mask = jnp.asarray(mask, bool)
         missing = ys.ndim - mask.ndim
         there &= mask.reshape(mask.shape + (1,) * missing)
-    inputs = None if inputs is None else jnp.asarray(inputs, ys.dtype)
-    return Series(ts, jnp.where(there, ys, 0), there, inputs)
+    return jnp.where(there, ys, 0), there
 
 
 def share_times(series: Series) -> Series:

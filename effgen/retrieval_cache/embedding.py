@@ -88,7 +88,7 @@ def num_items(items: PyTree) -> int:
 def check_embeddings(found: Float[Array, "documents size"]) -> None:
     """Raise `ValueError` for what are no embeddings, or not finite, or all zero."""
     check_finite(found)
-    _refuse("all zero", jnp.all(found == 0, axis=1))
+    _refuse("all zero", *_all_zero(found))
 
 
 def check_finite(found: Float[Array, "documents size"]) -> None:
@@ -98,12 +98,26 @@ def check_finite(found: Float[Array, "documents size"]) -> None:
             f"`encode` returned shape {found.shape}: it takes a batch of documents and "
             "returns `(batch, size)`."
         )
-    _refuse("not finite", ~jnp.all(jnp.isfinite(found), axis=1))
+    _refuse("not finite", *_not_finite(found))
 
 
-def _refuse(name: str, bad: Bool[Array, " documents"]) -> None:
-    if bool(jnp.any(bad)):
+@jax.jit
+def _all_zero(found: Float[Array, "documents size"]) -> tuple[Array, Array]:
+    return _counted(jnp.all(found == 0, axis=1))
+
+
+@jax.jit
+def _not_finite(found: Float[Array, "documents size"]) -> tuple[Array, Array]:
+    return _counted(~jnp.all(jnp.isfinite(found), axis=1))
+
+
+def _counted(bad: Bool[Array, " documents"]) -> tuple[Array, Array]:
+    return jnp.sum(bad), jnp.argmax(bad)
+
+
+def _refuse(name: str, num: Array, first: Array) -> None:
+    if int(num):
         raise ValueError(
-            f"the embeddings of {int(bad.sum())} documents are {name} (row "
-            f"{int(jnp.argmax(bad))} first): mend the encoder, or leave them out."
+            f"the embeddings of {int(num)} documents are {name} (row {int(first)} "
+            "first): mend the encoder, or leave them out."
         )

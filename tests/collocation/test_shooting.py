@@ -21,7 +21,7 @@ def decaying():
     return co.Problem(lambda t, x, u, p, nets: -p * x, data)
 
 
-@pytest.mark.parametrize("per_trajectory", [1, 3])
+@pytest.mark.parametrize("per_trajectory", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_shooting_finds_the_rate_that_collocation_finds(per_trajectory):
     problem = decaying()
     segments = co.segments_of(problem, per_trajectory)

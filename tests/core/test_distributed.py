@@ -84,7 +84,9 @@ def last_step(out):
     return int(out.splitlines()[-1].split()[1])
 
 
-@pytest.mark.parametrize("name", ["jarzynski", "negative_cache"])
+@pytest.mark.parametrize(
+    "name", ["jarzynski", pytest.param("negative_cache", marks=pytest.mark.slow)]
+)
 def test_two_processes_train_as_one(tmp_path, name):
     outputs = finished(processes(tmp_path, 20, name))
     assert all("end 20" in out for out, _ in outputs), outputs

@@ -101,11 +101,23 @@ def test_repeat_is_a_loop(body):
     assert bool(loops) != has_convolution(jax.make_jaxpr(body)(0, x))
 
 
-def test_images_are_dispatched_on_a_cpu_and_vectors_are_not():
-    from tests.cases import images
+class OfImages(eqx.Module):
+    """The least model with a convolution."""
 
-    for case, driver in ((images(), "dispatch"), (regression(), "scan")):
-        run = eg.train(case.trainer(), case.state, case.data, key=KEY, num_steps=1)
+    kernel: jax.Array
+
+    def __call__(self, x):
+        return jnp.convolve(x, self.kernel)[:1]
+
+
+def test_images_are_dispatched_on_a_cpu_and_vectors_are_not():
+    case = regression()
+    for model, driver in (
+        (OfImages(jnp.ones(2)), "dispatch"),
+        (case.state.model, "scan"),
+    ):
+        state = case.trainer().init(model)
+        run = eg.train(case.trainer(), state, case.data, key=KEY, num_steps=1)
         next(run)
         assert run.job.program is not None
         assert run.job.program.driver == driver

@@ -249,7 +249,7 @@ def trained(case, num_steps):
     [
         (signal.SIGTERM, "regression"),
         (signal.SIGKILL, "regression"),
-        (signal.SIGKILL, "negative_cache"),
+        pytest.param(signal.SIGKILL, "negative_cache", marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_script_goes_on_where_it_was(number, name, tmp_path):

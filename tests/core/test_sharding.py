@@ -182,7 +182,6 @@ def check_bytes(state, compiled, parts):
     [
         ("jarzynski", 2, ("groups", "data")),
         ("negative_cache", 2, "data"),
-        ("latent_sde", 1, "data"),
     ],
 )
 def test_trainers_in_parts_are_as_on_one_device(name, groups, optimizer):

@@ -18,10 +18,12 @@ made = functools.cache(lambda name: CASES[name]())
 # Trainers whose loss is a function of the model and the batch alone.
 DETERMINISTIC = ("regression", "derivative_matching", "in_batch", "full_softmax")
 
-# Cases whose step calls `apply_gradients` where another one's does.
+# Cases whose step calls `apply_gradients` where another one's does, and two that take
+# long to compile.
 AGAIN = {
     *("reservoir", "restarted", "cd", "rbm", "images"),
     *("streamed", "cross_batch", "full_softmax"),
+    *("shooting", "latent_sde"),
 }
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.sparse
 
 from effgen import neural_sde as ns
 from tests.neural_sde.dense import Dense
@@ -89,6 +90,7 @@ def grid_filter(model, ts, ys, dt, limit=3.5, num=1_401):
         spread = root * np.asarray(sigma) / float(model.linear.scale[0])
     z = (x[:, None] - mean[None]) / spread
     kernel = np.exp(-0.5 * z**2) / (np.sqrt(2 * np.pi) * spread) * area
+    kernel = scipy.sparse.csr_array(np.where(np.abs(z) < 12, kernel, 0))
     law = model.linear.initial
     m, s = float(law.mean[0]), float(law.scale[0])
     p = np.exp(-0.5 * ((x - m) / s) ** 2) / np.sqrt(2 * np.pi) / s

@@ -5,6 +5,9 @@ import scipy.linalg
 import scipy.stats
 
 
+FLOWS = {}
+
+
 class Dense:
     """`dX = (A X + b) dt + sigma dW` at all times at once; `X(t0) ~ N(mean, P0)`."""
 
@@ -14,7 +17,15 @@ class Dense:
         self.mean, self.covariance, self.t0 = np.asarray(mean), covariance, t0
 
     def flow(self, dt):
-        """`Phi`, `int Phi b` and the covariance of a gap, by one exponential each."""
+        """`Phi`, `int Phi b` and the covariance of a gap, computed once."""
+        given = self.matrix, self.bias, self.noise, np.float64(dt)
+        key = tuple(array.tobytes() for array in given)
+        if key not in FLOWS:
+            FLOWS[key] = self._flow(dt)
+        return FLOWS[key]
+
+    def _flow(self, dt):
+        """By one exponential each."""
         size = len(self.mean)
         if dt == 0:
             return np.eye(size), np.zeros(size), np.zeros((size, size))

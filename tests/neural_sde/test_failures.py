@@ -90,9 +90,11 @@ def test_times_said_to_be_shared_that_are_not_stop_the_run():
 def test_too_few_steps_are_named():
     with pytest.raises(ValueError, match="`max_steps` is 4 and the longest"):
         train(series(), max_steps=4)
-    trainer = ns.LatentSDETrainer(optax.adam(1e-3), dt=0.1, num_paths=2, max_steps=4)
+    # The same program as for bad times above.
+    trainer = ns.LatentSDETrainer(optax.adam(1e-3), dt=0.1, num_paths=2, max_steps=16)
     state = trainer.init(double_well())
-    batch = tuple(jnp.asarray(x) for x in series(2))
+    ts, *rest = (jnp.asarray(x) for x in series(2))
+    batch = (10 * ts, *rest)
     with pytest.raises(eg.TrainingError, match="more steps than `max_steps`"):
         eg.fit(trainer, state, iter([batch]), key=KEY)
 

@@ -43,8 +43,15 @@ def mean_and_error(values):
     return float(values.mean()), float(values.std() / np.sqrt(len(values) - 1))
 
 
-@pytest.mark.parametrize("columns", [1, 3])
-@pytest.mark.parametrize("dt", [0.1, 5.0])
+@pytest.mark.parametrize(
+    ("columns", "dt"),
+    [
+        (1, 5.0),
+        (3, 0.1),
+        pytest.param(1, 0.1, marks=pytest.mark.slow),
+        pytest.param(3, 5.0, marks=pytest.mark.slow),
+    ],
+)
 def test_a_linear_model_s_bound_is_exact_on_any_grid(columns, dt):
     case = problem(columns, correlated=False)
     model = case.model(residual=ns.residual_network(case.linear, key=KEY))
@@ -114,7 +121,7 @@ def test_the_double_well_s_evidence_is_the_grid_filter_s(name):
     assert abs(evidence.value - exact) < 5 * evidence.standard_error + 0.05
 
 
-@pytest.mark.parametrize("dt", [0.2, 0.05, 0.01])
+@pytest.mark.parametrize("dt", [0.2, 0.05, pytest.param(0.01, marks=pytest.mark.slow)])
 def test_the_bound_is_one_for_its_own_chain_at_any_step(dt):
     """At coarse steps the chain is another model; its own evidence still bounds."""
     found = bound(double_well(), ts, ys, dt=dt, num_paths=8_000)
@@ -172,7 +179,7 @@ def geometric(noise, scale=1e-3):
     )
 
 
-@pytest.mark.parametrize("noise", [0.6, 0.9])
+@pytest.mark.parametrize("noise", [0.6, pytest.param(0.9, marks=pytest.mark.slow)])
 def test_noise_that_depends_on_the_state(noise):
     """Geometric Brownian motion seen once: a log-normal integral, by any anchor."""
     y = 1.6
@@ -268,7 +275,13 @@ def test_plain_baselines_are_bounds_and_agree():
     assert evidence.value < exact + 5 * evidence.standard_error + 0.05
 
 
-@pytest.mark.parametrize("anchor", [ns.PriorAnchor(), ns.RelinearizedAnchor(1)])
+@pytest.mark.parametrize(
+    "anchor",
+    [
+        ns.PriorAnchor(),
+        pytest.param(ns.RelinearizedAnchor(1), marks=pytest.mark.slow),
+    ],
+)
 def test_times_shared_by_all_series_change_no_bound_and_no_gradient(anchor):
     case = problem(3)
     residual = ns.residual_network(case.linear, key=KEY, width_size=4, depth=1)

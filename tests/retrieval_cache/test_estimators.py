@@ -30,6 +30,10 @@ from tests.retrieval_cache.cases import (
 )
 
 
+draw = eqx.filter_jit(sampled)
+exactly = eqx.filter_jit(rc.full_softmax_loss)
+
+
 @pytest.fixture
 def double():
     jax.config.update("jax_enable_x64", True)
@@ -47,15 +51,26 @@ def setting(much=0.0, num_draws=2_000, **settings):
     )
 
 
-@pytest.mark.parametrize("num_negatives", [6, 24])
-@pytest.mark.parametrize("estimator", [rc.PseudoLogit(), rc.GumbelMax()], ids=str)
+@pytest.mark.parametrize(
+    ("estimator", "num_negatives"),
+    [
+        (rc.PseudoLogit(), 6),
+        (rc.GumbelMax(), 24),
+        pytest.param(rc.PseudoLogit(), 24, marks=pytest.mark.slow),
+        pytest.param(rc.GumbelMax(), 6, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_a_fresh_cache_leaves_no_bias(double, estimator, num_negatives):
     found = setting(estimator=estimator, num_negatives=num_negatives)
     assert found.bias < 4 * found.bias_error
     np.testing.assert_allclose(found.loss, found.exact_loss, rtol=1e-10)
 
 
-@pytest.mark.parametrize("num_negatives", [2, 5, 9])
+@pytest.mark.parametrize(
+    "num_negatives",
+    [5, *[pytest.param(num, marks=pytest.mark.slow) for num in (2, 9)]],
+)
 def test_draws_that_are_no_multiple_of_the_batch_leave_no_bias(double, num_negatives):
     found = setting(num_negatives=num_negatives, num_draws=4_000)
     assert found.bias < 4 * found.bias_error
@@ -83,7 +98,11 @@ def test_bias_grows_with_staleness(double):
     assert found[0] < found[1] < found[2]
 
 
-@pytest.mark.parametrize("estimator", [rc.PseudoLogit(), rc.GumbelMax()], ids=str)
+@pytest.mark.parametrize(
+    "estimator",
+    [pytest.param(rc.PseudoLogit(), marks=pytest.mark.slow), rc.GumbelMax()],
+    ids=str,
+)
 def test_bias_falls_with_the_refresh_rate(double, estimator):
     """Of the caches that runs leave whose rows were refreshed more or less often."""
 
@@ -130,7 +149,7 @@ def test_temperature_is_differentiated_as_the_full_softmax_s(double):
 
     scale = jnp.asarray(5.0)
     np.testing.assert_allclose(
-        jax.grad(estimated)(scale), jax.grad(exact)(scale), rtol=1e-8
+        *(jax.jit(jax.grad(f))(scale) for f in (estimated, exact)), rtol=1e-8
     )
 
 
@@ -153,7 +172,7 @@ def test_the_order_of_queries_and_of_draws_is_of_no_account(double):
     old = towers(dtype=jnp.float64)
     model, cache = drifted(old, 0.3), filled(old, dtype=jnp.float64)
     queries, scale = model.query(batch().queries), jnp.asarray(4.0)
-    sample = sampled(cache, queries, scale, 18, nothing_excluded(6), key=KEY)
+    sample = draw(cache, queries, scale, 18, nothing_excluded(6), key=KEY)
     fresh = model.document(cache.documents(sample.slots))
     keys = jax.random.split(jax.random.key(3))
     rows, draws = (
@@ -174,7 +193,7 @@ def test_the_order_of_queries_and_of_draws_is_of_no_account(double):
         logits, _ = pseudo_logit(queries, fresh, sample, scale)
         return jnp.sum(logits**2), logits
 
-    both = jax.grad(total, argnums=(0, 1), has_aux=True)
+    both = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))
     (by_queries, by_fresh), logits = both(queries, fresh, sample)
     (by_moved, by_drawn), again = both(queries[rows], fresh[draws], moved)
     np.testing.assert_allclose(again, logits[rows], rtol=1e-12)
@@ -239,14 +258,14 @@ def test_embeddings_that_have_run_together_are_pushed_as_much_as_pulled(double):
     queries = other.query(batch().queries)
     one = queries[0] / jnp.linalg.norm(queries[0])
     beside = Beside(jnp.arange(24), jnp.ones((6, 24), bool))
-    sample = sampled(
+    sample = draw(
         cache, queries, jnp.asarray(scale), 6, nothing_excluded(6), beside, key=KEY
     )
     fresh = jnp.tile(one, (30, 1))
     pulled = lambda queries, fresh: jnp.sum(
         pseudo_logit(queries, fresh, sample, jnp.asarray(scale))[0]
     )
-    by_queries, by_fresh = jax.grad(pulled, argnums=(0, 1))(queries, fresh)
+    by_queries, by_fresh = jax.jit(jax.grad(pulled, argnums=(0, 1)))(queries, fresh)
     near = partial(np.testing.assert_allclose, atol=0.01 * scale)
     near(by_queries @ one, jnp.full(6, scale))
     near(by_fresh.sum(axis=0), scale * queries.sum(axis=0))
@@ -256,9 +275,7 @@ def test_documents_beside_are_left_out_while_ratios_do(double):
     model = towers(dtype=jnp.float64)
     cache, queries = filled(model, dtype=jnp.float64), model.query(batch().queries)
     beside = Beside(jnp.arange(4), jnp.ones((6, 4), bool))
-    sample = sampled(
-        cache, queries, jnp.ones(()), 6, nothing_excluded(6), beside, key=KEY
-    )
+    sample = draw(cache, queries, jnp.ones(()), 6, nothing_excluded(6), beside, key=KEY)
     assert defense_of(sample, jnp.full(sample.scores.shape, 0.9)) == 0
     np.testing.assert_allclose(
         defense_of(sample, jnp.full(sample.scores.shape, 2.0)), 0.75
@@ -275,11 +292,11 @@ def test_known_answers_of_the_official_code(cached, expected):
     cache = rc.NegativeCache.fill(lambda i: values[i[:, 0]], jnp.arange(4)[:, None])
     queries = jnp.asarray([[-1.0], [1.0]])
     one = jnp.ones(())
-    sample = sampled(cache, queries, one, 2, nothing_excluded(2), key=KEY)
+    sample = draw(cache, queries, one, 2, nothing_excluded(2), key=KEY)
     scores = objective.BatchScores(jnp.asarray([-2.0, 2.0]), jnp.full((2, 2), -jnp.inf))
-    found = rc.GumbelMax()(queries, scores, sample.stale, sample, one)
+    found = eqx.filter_jit(rc.GumbelMax())(queries, scores, sample.stale, sample, one)
     np.testing.assert_allclose(found.losses, expected, rtol=1e-5)
-    ours = rc.PseudoLogit()(queries, scores, sample.stale, sample, one)
+    ours = eqx.filter_jit(rc.PseudoLogit())(queries, scores, sample.stale, sample, one)
     np.testing.assert_allclose(ours.losses, expected, rtol=1e-5)
 
 
@@ -302,13 +319,14 @@ def test_one_function_for_a_loop_of_one_s_own(double):
         both = jnp.stack([positives, logit], axis=1)
         return jnp.mean(jax.nn.logsumexp(both, axis=1) - positives)
 
-    exact = rc.full_softmax_loss(model, pairs, cache, 5.0)
-    np.testing.assert_allclose(loss(model, KEY), exact, rtol=1e-10)
+    exact, wanted = eqx.filter_jit(eqx.filter_value_and_grad(rc.full_softmax_loss))(
+        model, pairs, cache, 5.0
+    )
+    np.testing.assert_allclose(eqx.filter_jit(loss)(model, KEY), exact, rtol=1e-10)
     gradients = jax.lax.map(
         lambda key: eqx.filter_grad(loss)(model, key).document.vectors,
         jax.random.split(KEY, 2_000),
     )
-    wanted = eqx.filter_grad(rc.full_softmax_loss)(model, pairs, cache, 5.0)
     wanted = wanted.document.vectors
     error = jnp.linalg.norm(gradients.mean(axis=0) - wanted)
     chance = jnp.sqrt(jnp.sum(gradients.var(axis=0)) / 2_000)
@@ -325,13 +343,13 @@ def test_what_answers_is_no_negative():
         batch()._replace(known=jnp.stack([jnp.arange(6), -jnp.ones(6, int)], axis=1)),
         same._replace(ids=jnp.ones(6, jnp.int32)),
     ):
-        exact = rc.full_softmax_loss(model, pairs, cache, 5.0)
+        exact = exactly(model, pairs, cache, 5.0)
         found = rc.check_gradients(
             model, pairs, cache, key=KEY, temperature=0.2, num_draws=2
         )
         np.testing.assert_allclose(found.loss, exact, rtol=1e-5)
     same = same._replace(ids=jnp.ones(6, jnp.int32))
-    alone = rc.full_softmax_loss(model, same, filled(model, 2), 5.0)
+    alone = exactly(model, same, filled(model, 2), 5.0)
     queries, documents = model.query(same.queries), model.document(corpus(2))
     scores = 5.0 * queries @ documents.T
     wanted = jnp.mean(jax.nn.logsumexp(scores, axis=1) - scores[:, 1])
@@ -351,6 +369,7 @@ def test_a_query_without_negatives_has_no_gradient_and_no_nan():
         return jnp.sum(objective.log_sum_exp(jnp.stack([logit, -jnp.ones(6)], axis=1)))
 
     queries, documents = model.query(batch().queries), model.document(corpus(6))
-    value, gradients = jax.value_and_grad(total, argnums=(0, 1))(queries, documents)
+    graded = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))
+    value, gradients = graded(queries, documents)
     assert all(jnp.all(g == 0) for g in gradients)
     np.testing.assert_allclose(value, -6.0)

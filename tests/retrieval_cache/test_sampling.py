@@ -55,7 +55,11 @@ def small_tiles(monkeypatch):
     monkeypatch.setitem(scan._TILE_SCORES, "cpu", 5 * 32)
 
 
-@pytest.mark.parametrize("num", [1, 2, 15, 16, 17, 100, 257, 1_000])
+@pytest.mark.parametrize(
+    "num",
+    [1, 16, 17, 257]
+    + [pytest.param(num, marks=pytest.mark.slow) for num in (2, 15, 100, 1_000)],
+)
 def test_log_partition_and_mean_are_the_softmax_s(num, small_tiles):
     values, queries = random(num)
     rng = np.random.default_rng(1)

@@ -17,7 +17,7 @@ from effgen.retrieval_cache.draws import nothing_excluded, sampled
 from tests.retrieval_cache.cases import KEY, batch, drifted, filled, towers
 
 
-@pytest.mark.parametrize("tile", [1, 3, 5])
+@pytest.mark.parametrize("tile", [1, pytest.param(3, marks=pytest.mark.slow), 5])
 def test_draws_do_not_depend_on_devices_nor_on_tiles(tile, monkeypatch):
     """Tiles of one block, and of several, which do not divide what a device has."""
     monkeypatch.setitem(scan._TILE_SCORES, "cpu", 24 * 32 * tile)
@@ -64,7 +64,14 @@ def test_sharded_draws_and_losses_are_the_unsharded_ones(monkeypatch):
     assert not last.is_fully_replicated
 
 
-@pytest.mark.parametrize("refresh", [0.02, (rc.WriteBack(),), (rc.PositivesIn(),)])
+@pytest.mark.parametrize(
+    "refresh",
+    [
+        0.02,
+        pytest.param((rc.WriteBack(),), marks=pytest.mark.slow),
+        (rc.PositivesIn(),),
+    ],
+)
 def test_no_program_gathers_a_split_cache(refresh):
     """Devices send nothing that is larger than a number for each row, at once."""
     num = 4_096
