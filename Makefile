@@ -49,7 +49,7 @@ style: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/codespell
 
-slow: $(READY) ## Run the long fault campaigns
+slow: $(READY) ## Run what takes long: campaigns, notebooks, more cases of a guard
 	$(BIN)/python -m pytest -n 2 -m slow --timeout 0
 
 benchmarks: $(READY) ## Run the benchmarks and rebuild their table

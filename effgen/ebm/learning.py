@@ -31,6 +31,7 @@ from .populations import (
     knows_partition,
     populations,
     reweighted,
+    some_positions,
     with_kernel_state,
 )
 from .reservoir import Reservoir
@@ -262,6 +263,13 @@ def check_known(memory: Memory, instead: str) -> None:
             )
 
 
+def _here(x: Any) -> Any:
+    """Return the rows of `x` that this process holds."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return x.addressable_shards[0].data
+    return x
+
+
 def check_data(kernel: AbstractKernel, memory: Memory, batch: Any, source: Any) -> None:
     """Raise on data that the walkers cannot be compared with."""
     check_batch(batch, example_shape(memory))
@@ -269,4 +277,4 @@ def check_data(kernel: AbstractKernel, memory: Memory, batch: Any, source: Any) 
     arrays: Any = getattr(source, "arrays", None)
     rows = arrays[:_LOOKED_AT] if hasattr(arrays, "shape") else batch
     if isinstance(rows, np.ndarray | jax.Array) and not traced((rows, memory)):
-        check_scale_of(rows, flattened(populations(memory)[0]).positions)
+        check_scale_of(_here(rows), _here(some_positions(memory)))

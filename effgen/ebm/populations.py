@@ -132,6 +132,11 @@ def first_block(population: Population) -> Walkers:
     return population
 
 
+def some_positions(memory: Memory) -> Float[Array, "walkers *shape"]:
+    """Return positions of the first population: all, or those of one block's turn."""
+    return first_block(populations(memory)[0]).positions
+
+
 def with_kernel_state(population: Population, moved: Walkers) -> Population:
     """Return the population with the step size and the acceptance of `moved`."""
     if isinstance(population, Reservoir):
