@@ -19,6 +19,7 @@ SCRIPTS = (
     "mixture",
     "mixture_speed",
     "plane",
+    "coverage",
     "weights",
     "reservoir",
     "machines",
@@ -63,6 +64,7 @@ def _headlines(path: Any) -> list[tuple[str, str]]:
         "mixture": _quality("mass_error"),
         "plane": _quality("divergence"),
         "machines": _quality("log_likelihood"),
+        "coverage": _coverage,
         "mixture_speed": _mixture_speed,
         "weights": _ratios("over_unweighted", "step over our unweighted one"),
         "reservoir": _ratios("over_one_block", "walkers, step over one block's"),
@@ -97,6 +99,15 @@ def _accelerator(record: dict[str, Any]) -> list[tuple[str, str]]:
                 (f"{title}: {peer}'s time over ours", f"{ratio['median']:.3g}")
                 for peer, ratio in ratios.items()
             ]
+    return rows
+
+
+def _coverage(record: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    for problem, found in record["problems"].items():
+        held = found["held_where_unwarned"]
+        figure = "all warned" if held is None else f"{100 * held:.0f} %"
+        rows.append((f"two bars of log Z hold, unwarned: {problem}", figure))
     return rows
 
 
