@@ -117,22 +117,25 @@ def gaussian_training(d):
     return one
 
 
+def correlated(d):
+    """Return data of a correlated Gaussian, and a wider factor to sample it by."""
+    factor = np.linalg.cholesky(covariance(d))
+    x = np.random.default_rng(3).normal(size=(8192, d)) @ factor.T
+    return jnp.asarray(x, jnp.float32), jnp.asarray(1.3 * factor, jnp.float32)
+
+
 def neural_training(d):
     """Return a problem: the README's energy and rate on a correlated Gaussian.
 
     The truth is importance sampling from the data's own law, by 200,000 draws.
     """
-    c = covariance(d)
-    factor = np.linalg.cholesky(c)
-    x = np.random.default_rng(3).normal(size=(8192, d)) @ factor.T
-    x = jnp.asarray(x, jnp.float32)
-
+    x, proposal = correlated(d)
     optim = optax.adam(optax.linear_schedule(1e-3, 0.0, 1000))
 
     def one(seed):
         model = ebm.mlp_energy((d,), key=jax.random.key(1000 + seed), scale=3.0)
         state = trained(optim, model, x, d, 3.0, 1000, seed)
-        truth = importance(state.model, jnp.asarray(1.3 * factor, jnp.float32))
+        truth = importance(state.model, proposal)
         return ebm.NormalizedEnergy.from_state(state), truth
 
     return one
@@ -168,13 +171,11 @@ def neural_replay(d):
 
     The truth is importance sampling, as of `neural_training`.
     """
-    factor = np.linalg.cholesky(covariance(d))
-    x = np.random.default_rng(3).normal(size=(8192, d)) @ factor.T
+    x, proposal = correlated(d)
     start = ebm.mlp_energy((d,), key=jax.random.key(7), scale=3.0)
     optim = optax.adam(optax.linear_schedule(1e-3, 0.0, 1000))
-    x = jnp.asarray(x, jnp.float32)
     end = trained(optim, start, x, d, 3.0, 1000, 0).model
-    truth = importance(end, jnp.asarray(1.3 * factor, jnp.float32))
+    truth = importance(end, proposal)
     return lambda seed: (replayed(start, end, d, 3.0, seed), truth)
 
 

@@ -4,11 +4,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, PRNGKeyArray
+from jaxtyping import Array, Int, PRNGKeyArray
 
-from .checks import confines
 from .evaluation import Energy, evaluate
-from .kernels import AbstractKernel
+from .kernels import AbstractContinuousKernel
 from .langevin import Langevin, check_langevin
 from .step_sizes import (
     StepSize,
@@ -20,7 +19,7 @@ from .step_sizes import (
 from .walkers import Walkers, kept_where_finite
 
 
-class UncorrectedULA(AbstractKernel):
+class UncorrectedULA(AbstractContinuousKernel):
     """Unadjusted Langevin moves whose weights forget that the moves are discrete.
 
         log_weights += energies - energy(positions)
@@ -38,17 +37,6 @@ class UncorrectedULA(AbstractKernel):
         """Raise `ValueError` for a step size that is not positive."""
         check_langevin(self.step_size, None)
         check_unadjusted("UncorrectedULA", self.step_size)
-
-    def follow(
-        self,
-        walkers: Walkers,
-        energy: Energy,
-        step: Int[Array, ""],
-        *,
-        key: PRNGKeyArray,
-    ) -> Walkers:
-        """Return the walkers weighted at their old positions, then moved."""
-        return self.move(walkers.reweighted(energy), energy, step, key=key)
 
     def move(
         self,
@@ -75,7 +63,3 @@ class UncorrectedULA(AbstractKernel):
         del energy
         squares = Langevin(None, None).squares(walkers.gradients)
         return begun_by_variance(walkers, self.step_size, squares)
-
-    def confined(self, model: Energy, walkers: Walkers) -> Bool[Array, ""]:
-        """Return whether the energy grows fast enough along a few rays."""
-        return confines(model, walkers.positions)

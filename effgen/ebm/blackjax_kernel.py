@@ -7,11 +7,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, PRNGKeyArray
+from jaxtyping import Array, Int, PRNGKeyArray
 
-from .checks import confines
 from .evaluation import Energy, energy_of_one, evaluate
-from .kernels import AbstractKernel
+from .kernels import AbstractContinuousKernel
 from .walkers import Walkers
 
 
@@ -24,7 +23,7 @@ _WANTED = (
 )
 
 
-class BlackJAX(AbstractKernel):
+class BlackJAX(AbstractContinuousKernel):
     """Any of blackjax's kernels that leaves a density invariant: HMC, NUTS, Barker.
 
         log_weights += energies - energy(positions), then one step of `algorithm`
@@ -44,17 +43,6 @@ class BlackJAX(AbstractKernel):
     """
 
     algorithm: Callable[[Callable[[Array], Array]], Any]
-
-    def follow(
-        self,
-        walkers: Walkers,
-        energy: Energy,
-        step: Int[Array, ""],
-        *,
-        key: PRNGKeyArray,
-    ) -> Walkers:
-        """Return the walkers weighted for `energy`, then moved once."""
-        return self.move(walkers.reweighted(energy), energy, step, key=key)
 
     def move(
         self,
@@ -78,10 +66,6 @@ class BlackJAX(AbstractKernel):
             gradients=gradients,
             acceptance=jnp.mean(_acceptance(info)).astype(walkers.acceptance.dtype),
         )
-
-    def confined(self, model: Energy, walkers: Walkers) -> Bool[Array, ""]:
-        """Return whether the energy grows fast enough along a few rays."""
-        return confines(model, walkers.positions)
 
     def check(self, model: Energy, walkers: Walkers) -> None:
         """Raise if `algorithm` cannot move the walkers, or does not accept or refuse.

@@ -92,7 +92,13 @@ def share_left(
     before: Float[Array, "blocks size"], after: Float[Array, "blocks size"]
 ) -> Float[Array, " blocks"]:
     """Return the share of each block that a change of its log-weights has left."""
-    increments = after - before
+    return (
+        jax.vmap(conditional_ess)(before, increments(before, after)) / before.shape[1]
+    )
+
+
+def increments(before: Float[Array, "..."], after: Float[Array, "..."]) -> Array:
+    """Return how log-weights have changed; `-inf` for walkers that are lost."""
+    change = after - before
     # A walker lost before has no increment (-inf less -inf), and no weight either.
-    increments = jnp.where(jnp.isnan(increments), -jnp.inf, increments)
-    return jax.vmap(conditional_ess)(before, increments) / before.shape[1]
+    return jnp.where(jnp.isnan(change), -jnp.inf, change)

@@ -62,8 +62,7 @@ def confines(model: Energy, positions: Float[Array, "walkers *shape"]) -> Any:
     As `check_continuous` asks it before training, of 8 rays.
     """
     near, far = _along_rays(model, positions[:_NUM_RAYS])
-    needed = positions[0].size * np.log(_FAR[1] / _FAR[0])
-    return jnp.all((far - near > needed) | jnp.isposinf(far))
+    return jnp.all(_grows(near, far, positions[0].size))
 
 
 def _along_rays(
@@ -75,6 +74,12 @@ def _along_rays(
     rays = (flat / jnp.maximum(norms, 1e-12)).reshape(rows.shape)
     near, far = (energies_at(model, spread * r * rays) for r in _FAR)
     return near, far
+
+
+def _grows(near: Any, far: Any, size: int) -> Array:
+    # Along a ray the density must fall faster than the volume at that radius grows.
+    needed = size * np.log(_FAR[1] / _FAR[0])
+    return (jnp.asarray(far) - near > needed) | jnp.isposinf(far)
 
 
 def traced(tree: Any) -> bool:
@@ -108,14 +113,10 @@ def _check_repeatable(seen: _Seen) -> None:
 
 
 def _check_confining(seen: _Seen, size: int) -> None:
-    near, far = seen.near, seen.far
-    # Along a ray the density must fall faster than the volume at that radius grows.
-    needed = size * np.log(_FAR[1] / _FAR[0])
-    with np.errstate(invalid="ignore"):  # infinity less infinity: both are beyond
-        escaping = ~(far - near > needed) & ~np.isposinf(far)
-    if np.any(escaping):
+    grows = np.asarray(_grows(seen.near, seen.far, size))
+    if not grows.all():
         raise ValueError(
-            f"`model` does not confine: along {int(escaping.sum())} of {len(far)} "
+            f"`model` does not confine: along {int((~grows).sum())} of {len(grows)} "
             "rays its energy does not grow fast enough for `exp(-energy)` to have an "
             "integral, and walkers would escape. Put the network into "
             "`ebm.ConfinedEnergy(network, scale)`."

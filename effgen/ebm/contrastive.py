@@ -37,8 +37,8 @@ from .populations import (
     taken,
     training_population,
     with_walkers,
+    within,
 )
-from .reservoir import Reservoir
 from .trainer import check_kernel
 from .walkers import Walkers
 
@@ -89,11 +89,7 @@ class PCDTrainer(AbstractTrainer):
         audit = audit_population(memory)
         if audit is not None:
             check_known(audit, "leave out the audit")
-        population = training_population(memory)
-        if isinstance(population, Reservoir):
-            population = Reservoir(unweighted(population.walkers))
-        else:
-            population = unweighted(population)
+        population = within(training_population(memory), unweighted)
         memory = with_walkers(memory, population)
         return started(self.optim, self.kernel, model, memory)
 

@@ -105,14 +105,13 @@ class Whitened(AbstractCoordinates):
     """Coordinates in which data have unit covariance, by principal components.
 
     **Attributes:** `mean`, `(size,)`; `matrix`, `W`, and `unwhitening`, its inverse,
-    `(size, size)`; `shape`, of an example.
+    `(size, size)`; `logarithm`, of `W`'s determinant.
     """
 
     mean: Fixed
     matrix: Fixed
     unwhitening: Fixed
     logarithm: Fixed
-    shape: tuple[int, ...] = eqx.field(static=True)
 
     @classmethod
     def of(
@@ -141,7 +140,6 @@ class Whitened(AbstractCoordinates):
             matrix=Fixed((vectors / np.sqrt(values)).T),
             unwhitening=Fixed(vectors * np.sqrt(values)),
             logarithm=Fixed(-0.5 * np.log(values).sum()),
-            shape=rows.shape[1:],
         )
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -55,11 +55,10 @@ def check_columns(name: str, rows: Any) -> None:
     if values.ndim == 2 and len(values) > 1:
         constant = np.flatnonzero(np.asarray((values == values[:1]).all(axis=0)))
         if len(constant):
-            columns = ", ".join(str(int(j)) for j in constant[:10])
             raise ValueError(
-                f"`{name}` is constant in {len(constant)} column(s): {columns}"
-                f"{' ...' if len(constant) > 10 else ''}. Its density there is "
-                "degenerate: drop the columns, or add noise to the data."
+                f"`{name}` is constant in {len(constant)} column(s): "
+                f"{_listed(constant)}. Its density there is degenerate: drop the "
+                "columns, or add noise to the data."
             )
     _check_atoms(name, np.asarray(values[:_MOST_ROWS]))
 

@@ -26,6 +26,7 @@ from .populations import (
     flattened,
     honest_population,
     knows_partition,
+    reweighted,
 )
 from .reservoir import Reservoir
 from .walkers import Walkers
@@ -93,7 +94,7 @@ class NormalizedEnergy(eqx.Module):
         walkers = _evaluated(asked, state)
         trained = traced(state.step) or int(state.step) > 0
         watches = audit_population(state.memory) is asked
-        if trained and not watches and _knows(walkers):
+        if trained and not watches and knows_partition(walkers):
             warnings.warn(
                 "the walkers that tell `log Z` also trained the model, so that it is "
                 "too small by more than its error bar: give `trainer.init` "
@@ -101,7 +102,7 @@ class NormalizedEnergy(eqx.Module):
                 RunWarning,
                 stacklevel=2,
             )
-        return cls.from_walkers(state.evaluated, walkers)
+        return _density(state.evaluated, walkers)
 
     @classmethod
     def from_walkers(cls, energy: Energy, walkers: Walkers) -> "NormalizedEnergy":
@@ -112,27 +113,7 @@ class NormalizedEnergy(eqx.Module):
         **Raises:** `ValueError` if the walkers do not know `log Z`. Warns with a
         `RunWarning`, which says why, if the error bar cannot be relied on.
         """
-        if not _knows(walkers):
-            raise ValueError(
-                "`state.memory` does not know `log Z`: its walkers carry no weights. "
-                "Train with `JarzynskiTrainer`, or give the trainer `Audited` walkers."
-            )
-        told = _told(_reweighted(walkers, energy))
-        if not bool(jnp.isfinite(told.log_partition)):
-            raise ValueError(
-                "`walkers` have no weight left under `energy`: it is not finite where "
-                "they are. Follow it by `ebm.replay`."
-            )
-        reasons = _doubts(told, walkers)
-        if reasons:
-            warnings.warn(
-                f"unreliable: {'; '.join(reasons)}. `log Z` may be off by more than "
-                "its error bar. Use more walkers, smaller updates of the model, or "
-                "`ebm.replay` with a smaller `radius`.",
-                RunWarning,
-                stacklevel=2,
-            )
-        return cls(energy=energy, shape=walkers.positions.shape[1:], **told._asdict())
+        return _density(energy, reweighted(walkers, energy))
 
     def log_prob(self, x: Float[Array, "*batch_and_shape"]) -> Float[Array, "*batch"]:
         """Return the log-density in nats of each example of `x`, `(*batch, *shape)`.
@@ -159,6 +140,32 @@ class NormalizedEnergy(eqx.Module):
         values = self.log_prob(x)
         sampling = jnp.std(values, ddof=1) / jnp.sqrt(values.shape[0])
         return Estimate(jnp.mean(values), jnp.hypot(sampling, self.standard_error))
+
+
+def _density(energy: Energy, walkers: Walkers) -> NormalizedEnergy:
+    """Return the density of `energy`, by walkers that are weighted for it."""
+    if not knows_partition(walkers):
+        raise ValueError(
+            "`state.memory` does not know `log Z`: its walkers carry no weights. "
+            "Train with `JarzynskiTrainer`, or give the trainer `Audited` walkers."
+        )
+    told = _told(walkers)
+    if not bool(jnp.isfinite(told.log_partition)):
+        raise ValueError(
+            "`walkers` have no weight left under `energy`: it is not finite where "
+            "they are. Follow it by `ebm.replay`."
+        )
+    reasons = _doubts(told, walkers)
+    if reasons:
+        warnings.warn(
+            f"unreliable: {'; '.join(reasons)}. `log Z` may be off by more than "
+            "its error bar. Use more walkers, smaller updates of the model, or "
+            "`ebm.replay` with a smaller `radius`.",
+            RunWarning,
+            stacklevel=3,
+        )
+    shape = walkers.positions.shape[1:]
+    return NormalizedEnergy(energy=energy, shape=shape, **told._asdict())
 
 
 def weighted_samples(
@@ -276,22 +283,13 @@ def _population(
     return found
 
 
-def _knows(walkers: Walkers) -> bool:
-    return not bool(jnp.any(jnp.isnan(walkers.log_partition)))
-
-
 def _evaluated(population: Population, state: TrainState[Energy, Memory]) -> Walkers:
     """Return the walkers weighted for the model to evaluate, maybe an average."""
     walkers = _settled(population, state.model)
     average = getattr(state, "average", None)  # a state may be any with these fields
     if average is None or not knows_partition(population):
         return walkers
-    return _reweighted(walkers, average)
-
-
-@eqx.filter_jit
-def _reweighted(walkers: Walkers, energy: Energy) -> Walkers:
-    return walkers.reweighted(energy)
+    return reweighted(walkers, average)
 
 
 def _settled(population: Population, energy: Energy) -> Walkers:

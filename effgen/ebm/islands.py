@@ -4,12 +4,12 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jaxtyping import PRNGKeyArray
 
 from effgen.core.weights import effective_sample_size
 
 from .blocks import num_blocks_of
+from .checks import traced
 from .walkers import Walkers
 
 
@@ -23,9 +23,9 @@ def islands(walkers: Walkers) -> Walkers:
     fitting = num_blocks_of(walkers.num)
     if walkers.num_blocks > 1 or walkers.num % fitting or fitting == 1:
         return walkers
-    if not isinstance(walkers.roots, Tracer):
-        if not bool(jnp.all(walkers.roots == jnp.arange(walkers.num))):
-            return walkers
+    fresh = walkers.roots == jnp.arange(walkers.num)
+    if not traced(fresh) and not bool(jnp.all(fresh)):
+        return walkers
     return walkers.in_blocks(fitting)
 
 

@@ -38,7 +38,6 @@ class AbstractKernel(eqx.Module):
 
     takes_gradients: ClassVar[bool] = True
 
-    @abc.abstractmethod
     def follow(
         self,
         walkers: Walkers,
@@ -50,8 +49,10 @@ class AbstractKernel(eqx.Module):
         """Return the walkers moved once and weighted for `energy`.
 
         They come with the energies and gradients of the model that they last saw, which
-        is all that is needed of it.
+        is all that is needed of it. By default they are weighted where they are, and
+        then moved.
         """
+        return self.move(walkers.reweighted(energy), energy, step, key=key)
 
     @abc.abstractmethod
     def move(
@@ -86,7 +87,7 @@ class AbstractKernel(eqx.Module):
     def confined(self, model: Energy, walkers: Walkers) -> Bool[Array, ""]:
         """Return whether a trained `model` still has a density, as far as is seen.
 
-        By default, yes. Kernels of continuous walkers look far out along a few rays.
+        By default, yes. An `AbstractContinuousKernel` looks far out.
         """
         del model, walkers
         return jnp.ones((), bool)
@@ -105,6 +106,14 @@ class AbstractKernel(eqx.Module):
         By default, on integers and on constant columns, which have no density.
         """
         check_continuous_data(batch, source)
+
+
+class AbstractContinuousKernel(AbstractKernel):
+    """A kernel of walkers that may go anywhere, if the energy lets them."""
+
+    def confined(self, model: Energy, walkers: Walkers) -> Bool[Array, ""]:
+        """Return whether the energy grows fast enough along a few rays."""
+        return confines(model, walkers.positions)
 
 
 class Between(eqx.Module):
@@ -127,7 +136,7 @@ def _part(share: Float[Array, ""], energies: Float[Array, " batch"]) -> Array:
     return jnp.where(finite, share * jnp.where(finite, energies, 0.0), whole)
 
 
-class ULA(AbstractKernel):
+class ULA(AbstractContinuousKernel):
     r"""Unadjusted Langevin moves, weighted exactly at any step size.
 
         new = positions - h * gradients + sqrt(2 h) * noise
@@ -198,12 +207,8 @@ class ULA(AbstractKernel):
         squares = Langevin(self.clip, self.scale).squares(walkers.gradients)
         return begun_by_variance(walkers, self.step_size, squares)
 
-    def confined(self, model: Energy, walkers: Walkers) -> Bool[Array, ""]:
-        """Return whether the energy grows fast enough along a few rays."""
-        return confines(model, walkers.positions)
 
-
-class MALA(AbstractKernel):
+class MALA(AbstractContinuousKernel):
     """Langevin moves, accepted or refused so that the model stays invariant.
 
         log_weights += energies - energy(positions)
@@ -232,17 +237,6 @@ class MALA(AbstractKernel):
                 "`step_size` is a `TargetVariance`, which is for unadjusted moves: "
                 "give `MALA` a `TargetAcceptance`."
             )
-
-    def follow(
-        self,
-        walkers: Walkers,
-        energy: Energy,
-        step: Int[Array, ""],
-        *,
-        key: PRNGKeyArray,
-    ) -> Walkers:
-        """Return the walkers weighted for `energy`, then moved once."""
-        return self.move(walkers.reweighted(energy), energy, step, key=key)
 
     def move(
         self,
@@ -281,10 +275,6 @@ class MALA(AbstractKernel):
             walkers, step_size=jnp.asarray(found, walkers.step_size.dtype)
         )
 
-    def confined(self, model: Energy, walkers: Walkers) -> Bool[Array, ""]:
-        """Return whether the energy grows fast enough along a few rays."""
-        return confines(model, walkers.positions)
-
 
 @eqx.filter_jit
 def _acceptance(
@@ -306,17 +296,6 @@ class ReweightFirst(AbstractKernel):
     """
 
     kernel: AbstractKernel
-
-    def follow(
-        self,
-        walkers: Walkers,
-        energy: Energy,
-        step: Int[Array, ""],
-        *,
-        key: PRNGKeyArray,
-    ) -> Walkers:
-        """Return the walkers weighted for `energy`, then moved once."""
-        return self.kernel.move(walkers.reweighted(energy), energy, step, key=key)
 
     def move(
         self,

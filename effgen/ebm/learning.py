@@ -16,6 +16,7 @@ from effgen.core.state import Metrics, TrainState
 from effgen.core.update import apply_gradients, init_opt_state
 from effgen.core.weights import conditional_ess
 
+from .blocks import increments
 from .checks import check_batch, traced
 from .data_checks import check_scale_of
 from .evaluation import Energy, energies_at, takes_one_example
@@ -207,10 +208,8 @@ def soundness(
 
 def conditional_share(before: Walkers, after: Walkers) -> Float[Array, ""]:
     """Return the share of the weighted walkers that a move has left."""
-    increments = after.log_weights - before.log_weights
-    # A walker lost before has no increment (-inf less -inf), and no weight either.
-    increments = jnp.where(jnp.isnan(increments), -jnp.inf, increments)
-    return conditional_ess(before.joint_log_weights, increments) / before.num
+    change = increments(before.log_weights, after.log_weights)
+    return conditional_ess(before.joint_log_weights, change) / before.num
 
 
 def lost_share(before: Walkers, after: Walkers) -> Float[Array, ""]:

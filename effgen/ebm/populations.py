@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -49,6 +49,7 @@ class Audited(eqx.Module):
 
 
 Memory = Walkers | Reservoir | Audited
+AnyMemory = TypeVar("AnyMemory", bound=Memory)
 
 
 def training_population(memory: Memory) -> Population:
@@ -97,14 +98,14 @@ def put(population: Population, step: Int[Array, ""], walkers: Walkers) -> Popul
 
 
 @eqx.filter_jit
-def reweighted(memory: Memory, energy: Energy) -> Memory:
+def reweighted(memory: AnyMemory, energy: Energy) -> AnyMemory:
     """Return every population weighted for `energy`."""
     return each_population(lambda one: one.reweighted(energy), memory)
 
 
 def each_population(
-    change: Callable[[Population], Population], memory: Memory
-) -> Memory:
+    change: Callable[[Population], Population], memory: AnyMemory
+) -> AnyMemory:
     """Return `memory` with each of its populations changed."""
     return jax.tree.map(
         lambda one: change(one) if _is_population(one) else one,
@@ -139,15 +140,20 @@ def some_positions(memory: Memory) -> Float[Array, "walkers *shape"]:
 
 def with_kernel_state(population: Population, moved: Walkers) -> Population:
     """Return the population with the step size and the acceptance of `moved`."""
+
+    def stepping(walkers: Walkers) -> Walkers:
+        return dataclasses.replace(
+            walkers, step_size=moved.step_size, acceptance=moved.acceptance
+        )
+
+    return within(population, stepping)
+
+
+def within(population: Population, change: Callable[[Walkers], Walkers]) -> Population:
+    """Return the population with its walkers changed, as the arrays that they are."""
     if isinstance(population, Reservoir):
-        return Reservoir(_stepping(population.walkers, moved))
-    return _stepping(population, moved)
-
-
-def _stepping(walkers: Walkers, moved: Walkers) -> Walkers:
-    return dataclasses.replace(
-        walkers, step_size=moved.step_size, acceptance=moved.acceptance
-    )
+        return Reservoir(change(population.walkers))
+    return change(population)
 
 
 def knows_partition(population: Population) -> bool:

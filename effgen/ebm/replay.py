@@ -19,6 +19,7 @@ from .evaluation import Energy, energies_at
 from .islands import first_walkers, islands, resampled_below
 from .kernels import AbstractKernel
 from .learning import followed
+from .populations import reweighted
 from .walkers import Walkers
 
 
@@ -95,7 +96,7 @@ def replay(
     if model is None:
         raise ValueError("`models` is empty: pass at least the trained model.")
     kernel.check(model, walkers)
-    walkers = _weighted(islands(walkers), model)
+    walkers = reweighted(islands(walkers), model)
     scouts = kernel.begun(first_walkers(walkers, _SCOUTS), model)
     path = _Path(kernel, radius, num_between, num_moves, resample_below)
     both, count = (walkers, scouts), 0
@@ -231,17 +232,12 @@ def sandwich(
         "num_moves": num_moves,
     }
     forward = replay(models, walkers, key=keys[0], **settings)
-    start = _estimate(_weighted(walkers, models[0]))
+    start = _estimate(reweighted(walkers, models[0]))
     samples = _as_exact(models[-1], data)
     backward = replay(models[::-1], samples, key=keys[1], **settings)
     back = _estimate(backward)
     error = jnp.hypot(back.standard_error, start.standard_error)
     return Sandwich(_estimate(forward), Estimate(start.value - back.value, error))
-
-
-@eqx.filter_jit
-def _weighted(walkers: Walkers, model: Energy) -> Walkers:
-    return walkers.reweighted(model)
 
 
 _estimate = jax.jit(Walkers.estimate)
