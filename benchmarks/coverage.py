@@ -35,32 +35,32 @@ def quadratic(parameters, x):
     return 0.5 * x @ parameters["precision"] @ x
 
 
-def gaussian_replay(d):
-    """Return a problem: from a wide Gaussian to a correlated one, by `replay`."""
+def gaussian_path(d):
+    """Return a problem: from a wide Gaussian to a correlated one, by `annealed`."""
     c, scale = covariance(d), 3.0
     truth = 0.5 * d * np.log(2 * np.pi) + 0.5 * np.linalg.slogdet(c)[1]
     precision = jnp.asarray(np.linalg.inv(c), jnp.float32)
     start = ebm.FunctionEnergy(quadratic, {"precision": jnp.eye(d) / scale**2})
     end = ebm.FunctionEnergy(quadratic, {"precision": precision})
-    return lambda seed: (replayed(start, end, d, scale, seed), truth)
+    return lambda seed: (followed(start, end, d, scale, seed), truth)
 
 
-def replayed(start, end, d, scale, seed):
+def followed(start, end, d, scale, seed):
     """Return the density of `end` by fresh walkers that follow from `start`."""
     keys = jax.random.split(jax.random.key(seed))
     walkers = ebm.Walkers.from_gaussian(keys[0], NUM, (d,), scale=scale)
-    walkers = ebm.replay([start, end], walkers, kernel=KERNEL, key=keys[1])
+    walkers = ebm.annealed([start, end], walkers, kernel=KERNEL, key=keys[1])
     return ebm.NormalizedEnergy.from_walkers(end, walkers)
 
 
 def well(scale):
-    """Return the energy of the Gaussian that `replay` starts from."""
+    """Return the energy of the Gaussian that `annealed` starts from."""
     return ebm.FunctionEnergy(
         lambda p, x: 0.5 * jnp.sum((x / p) ** 2), jnp.array(scale)
     )
 
 
-def mixture_replay(d):
+def mixture_path(d):
     """Return a problem: three modes of unequal masses, five widths apart."""
     centers = 2.5 * jnp.asarray(np.eye(3, d), jnp.float32)
     masses = jnp.array([0.2, 0.3, 0.5])
@@ -73,10 +73,10 @@ def mixture_replay(d):
 
     end = ebm.FunctionEnergy(energy, (centers, masses))
     start = well(2.0)
-    return lambda seed: (replayed(start, end, d, 2.0, seed), 0.0)
+    return lambda seed: (followed(start, end, d, 2.0, seed), 0.0)
 
 
-def funnel_replay(d, width):
+def funnel_path(d, width):
     """Return a problem: a funnel, whose neck and mouth differ in scale.
 
     Neal's has a `width` of 3, and scales that differ by a factor of twenty between one
@@ -90,7 +90,7 @@ def funnel_replay(d, width):
 
     end = ebm.FunctionEnergy(energy, jnp.zeros(()))
     start = well(3.0)
-    return lambda seed: (replayed(start, end, d, 3.0, seed), 0.0)
+    return lambda seed: (followed(start, end, d, 3.0, seed), 0.0)
 
 
 def gaussian_training(d):
@@ -166,7 +166,7 @@ def trained(optim, model, x, d, scale, num_steps, seed):
     return eg.fit(trainer, state, data, key=keys[2], num_steps=num_steps)[0]
 
 
-def neural_replay(d):
+def neural_path(d):
     """Return a problem: one trained network's energy, from fresh walkers.
 
     The truth is importance sampling, as of `neural_training`.
@@ -176,22 +176,22 @@ def neural_replay(d):
     optim = optax.adam(optax.linear_schedule(1e-3, 0.0, 1000))
     end = trained(optim, start, x, d, 3.0, 1000, 0).model
     truth = importance(end, proposal)
-    return lambda seed: (replayed(start, end, d, 3.0, seed), truth)
+    return lambda seed: (followed(start, end, d, 3.0, seed), truth)
 
 
 PROBLEMS = {
-    "Gaussian, replayed, d = 2": lambda: gaussian_replay(2),
-    "Gaussian, replayed, d = 10": lambda: gaussian_replay(10),
-    "Gaussian, replayed, d = 50": lambda: gaussian_replay(50),
-    "three modes, replayed, d = 10": lambda: mixture_replay(10),
-    "funnel of width 1, replayed, d = 5": lambda: funnel_replay(5, 1.0),
-    "funnel of width 3, replayed, d = 5": lambda: funnel_replay(5, 3.0),
+    "Gaussian, annealed, d = 2": lambda: gaussian_path(2),
+    "Gaussian, annealed, d = 10": lambda: gaussian_path(10),
+    "Gaussian, annealed, d = 50": lambda: gaussian_path(50),
+    "three modes, annealed, d = 10": lambda: mixture_path(10),
+    "funnel of width 1, annealed, d = 5": lambda: funnel_path(5, 1.0),
+    "funnel of width 3, annealed, d = 5": lambda: funnel_path(5, 3.0),
     "Gaussian, trained, d = 2": lambda: gaussian_training(2),
     "Gaussian, trained, d = 10": lambda: gaussian_training(10),
     "Gaussian, trained, d = 50": lambda: gaussian_training(50),
-    "network, replayed, d = 10": lambda: neural_replay(10),
+    "network, annealed, d = 10": lambda: neural_path(10),
     "network, trained, d = 10": lambda: neural_training(10),
-    "Gaussian, replayed, d = 200": lambda: gaussian_replay(200),
+    "Gaussian, annealed, d = 200": lambda: gaussian_path(200),
     "Gaussian, trained, d = 200": lambda: gaussian_training(200),
 }
 

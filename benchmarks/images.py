@@ -22,8 +22,8 @@ from sklearn.neural_network import MLPClassifier
 
 import effgen as eg
 from benchmarks import measure
-from demo.energy import Whitened
-from demo.images import NoisyImages, Whitening, digits, idx, noisy
+from demo.energy import Pixels
+from demo.images import NoisyImages, digits, idx, noisy, unwhitened, whitened
 from effgen import ebm
 
 
@@ -45,7 +45,7 @@ class Problem(NamedTuple):
     name: str
     train: Any
     held_out: Any
-    whitening: Whitening
+    coordinates: ebm.Whitened
     classifier: Any
     accuracy: float
 
@@ -60,8 +60,8 @@ def problem(name, images, labels, kinds, train, held_out, judged):
     shown = shown[np.random.default_rng(0).permutation(len(shown))]
     classifier, accuracy = judge(*judged, kinds)
     shown, hidden = jnp.asarray(shown), jnp.asarray(hidden)
-    whitening = Whitening.of(shown, NOISE)
-    return Problem(name, shown, hidden, whitening, classifier, accuracy)
+    coordinates = ebm.Whitened.of(shown, noise=NOISE)
+    return Problem(name, shown, hidden, coordinates, classifier, accuracy)
 
 
 def judge(images, labels, kinds):
@@ -98,7 +98,7 @@ def fashion(folder):
 def energy(problem, key):
     size = problem.train.shape[1]
     start = ebm.mlp_energy((size,), key=key, width_size=WIDTH)
-    network = Whitened(start.network.layers, problem.whitening, GAIN)
+    network = Pixels(start.network.layers, problem.coordinates, GAIN)
     return ebm.ConfinedEnergy(network, 1.0)
 
 
@@ -113,7 +113,7 @@ def contestants(shape, key):
     reservoir = ebm.Reservoir.from_walkers(many, block_size=BLOCK)
     return {
         "Jarzynski": (
-            ebm.JarzynskiTrainer(optim, kernel=kernel, keep_above=0.9),
+            ebm.JarzynskiTrainer(optim, kernel=kernel, radius=0.3),
             ebm.Audited(reservoir, audit),
         ),
         "PCD": (ebm.PCDTrainer(optim, kernel=kernel), ebm.Audited(few, audit)),
@@ -131,7 +131,7 @@ EVALUATIONS = {  # a step: the energy at walkers and data, without the audit's
 
 def masses(problem, positions, weights):
     """Return the masses by the classifier, and their distance in total variation."""
-    images = np.asarray(problem.whitening.undo(positions))
+    images = np.asarray(unwhitened(problem.coordinates, positions))
     labels = problem.classifier.predict(images)
     found = np.bincount(labels, weights, 3) / weights.sum()
     return found.tolist(), float(0.5 * np.abs(found - SHARES).sum())
@@ -143,8 +143,8 @@ def ours(problem, name, seed=0):
     shape = problem.train.shape[1:]
     trainer, memory = contestants(shape, keys[0])[name]
     state = trainer.init(energy(problem, keys[1]), memory)
-    data = NoisyImages(eg.Minibatches(problem.train, BATCH), problem.whitening, NOISE)
-    held_out = problem.whitening(noisy(problem.held_out, NOISE, keys[3]))
+    data = NoisyImages(eg.Minibatches(problem.train, BATCH), problem.coordinates, NOISE)
+    held_out = whitened(problem.coordinates, noisy(problem.held_out, NOISE, keys[3]))
     every, rows, began = NUM_STEPS // NUM_REPORTS, [], time.perf_counter()
     run = eg.train(trainer, state, data, key=keys[2], num_steps=NUM_STEPS, every=every)
     try:
@@ -171,7 +171,7 @@ def report(problem, state, metrics, held_out, key):
     found, distance = masses(problem, positions, np.ones(len(positions)))
     row = {
         "step": int(state.step),
-        "log_likelihood": float(value) + problem.whitening.log_determinant,
+        "log_likelihood": float(value) + float(problem.coordinates.log_determinant),
         "standard_error": float(error),
         "log_partition_error": float(density.standard_error),
         "pareto_k": float(density.pareto_k),
@@ -187,9 +187,9 @@ def report(problem, state, metrics, held_out, key):
 def start(problem):
     """Return the held-out likelihood of the Gaussian that training starts at."""
     key = jax.random.split(jax.random.key(0), 4)[3]
-    x = problem.whitening(noisy(problem.held_out, NOISE, key))
+    x = whitened(problem.coordinates, noisy(problem.held_out, NOISE, key))
     values = np.asarray(jax.scipy.stats.norm.logpdf(x).sum(1))
-    return float(values.mean()) + problem.whitening.log_determinant
+    return float(values.mean()) + float(problem.coordinates.log_determinant)
 
 
 def torchebm_pcd(problem, seed=0):
@@ -199,7 +199,7 @@ def torchebm_pcd(problem, seed=0):
     from torchebm.losses import PersistentContrastiveDivergence
     from torchebm.samplers import LangevinDynamics
 
-    inverse = GAIN * torch.tensor(np.array(problem.whitening.inverse))
+    inverse = GAIN * torch.tensor(np.array(problem.coordinates.factor.T))
     size = problem.train.shape[1]
 
     class Energy(BaseModel):
@@ -226,8 +226,8 @@ def torchebm_pcd(problem, seed=0):
     )
     optim = torch.optim.Adam(model.parameters(), lr=RATE, betas=(0.0, 0.999))
     train = torch.tensor(np.array(problem.train))
-    center = torch.tensor(np.array(problem.whitening.mean))
-    matrix = torch.tensor(np.array(problem.whitening.matrix))
+    center = torch.tensor(np.array(problem.coordinates.mean.value))
+    matrix = torch.tensor(np.array(problem.coordinates.matrix.value.T))
     began = time.perf_counter()
     for i in range(NUM_STEPS):
         for group in optim.param_groups:

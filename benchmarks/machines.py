@@ -90,7 +90,7 @@ def contestants(bias, key):
     watching = ebm.Walkers.from_bernoulli(keys[1], 16 * NUM, bias)
     audit = ebm.Reservoir.from_walkers(watching, block_size=NUM)
     reservoir = ebm.Reservoir.from_walkers(many, block_size=NUM)
-    jarzynski = ebm.JarzynskiTrainer(optim, kernel=kernel, keep_above=0.95)
+    jarzynski = ebm.JarzynskiTrainer(optim, kernel=kernel, radius=0.2)
     return {
         "Jarzynski, 16 blocks": (jarzynski, ebm.Audited(reservoir, audit)),
         "Jarzynski, 1 block": (jarzynski, ebm.Audited(walkers, audit)),

@@ -35,11 +35,11 @@ def work(trainer):
 
 if __name__ == "__main__":
     optim, kernel = optax.adam(1e-4, b1=0.0), ebm.ULA(1e-3)
-    guarded = ebm.JarzynskiTrainer(optim, kernel=kernel, keep_above=0.9)
+    bounded = ebm.JarzynskiTrainer(optim, kernel=kernel, radius=0.1)
     contestants = {
         "unweighted": work(ebm.PCDTrainer(optim, kernel=kernel)),
         "weighted": work(ebm.JarzynskiTrainer(optim, kernel=kernel)),
-        "weighted, updates guarded": work(guarded),
+        "weighted, updates bounded": work(bounded),
     }
     times = measure.interleaved(contestants, rounds=ROUNDS)
     measure.write(

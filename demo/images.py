@@ -1,4 +1,4 @@
-"""Handwritten digits as the demonstration sees them: blurred, noised and whitened."""
+"""Images as the demonstration sees them: averaged, noised and whitened."""
 
 import gzip
 from pathlib import Path
@@ -10,42 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 import effgen as eg
-
-
-class Whitening(eqx.Module):
-    """The linear map under which noisy training images have unit covariance.
-
-        whitened = (image - mean) @ matrix
-
-    Langevin moves then take steps of one size in every direction. The map is fixed, so
-    densities of images and of whitened images differ by a constant, `log_determinant`.
-    """
-
-    mean: Float[Array, " pixels"]
-    matrix: Float[Array, "pixels pixels"]
-    inverse: Float[Array, "pixels pixels"]
-    log_determinant: float = eqx.field(static=True)
-
-    @classmethod
-    def of(cls, images: Float[Array, "images pixels"], noise: float) -> "Whitening":
-        """Return the whitening of `images` with Gaussian noise of scale `noise`."""
-        rows = np.asarray(images, np.float64)
-        covariance = np.cov(rows.T) + noise**2 * np.eye(rows.shape[1])
-        values, vectors = np.linalg.eigh(covariance)
-        return cls(
-            mean=jnp.asarray(rows.mean(0), jnp.float32),
-            matrix=jnp.asarray(vectors / np.sqrt(values), jnp.float32),
-            inverse=jnp.asarray((vectors * np.sqrt(values)).T, jnp.float32),
-            log_determinant=float(-0.5 * np.log(values).sum()),
-        )
-
-    def __call__(self, images: Float[Array, "images pixels"]) -> Array:
-        """Return whitened images."""
-        return (images - self.mean) @ self.matrix
-
-    def undo(self, whitened: Float[Array, "images pixels"]) -> Array:
-        """Return the images that `whitened` came from."""
-        return whitened @ self.inverse + self.mean
+from effgen import ebm
 
 
 class NoisyImages(eg.AbstractBatches):
@@ -55,13 +20,26 @@ class NoisyImages(eg.AbstractBatches):
     """
 
     images: eg.Minibatches
-    whitening: Whitening
+    coordinates: ebm.Whitened
     noise: float = eqx.field(static=True)
 
     def batch_at(self, step: Int[Array, ""], *, key: PRNGKeyArray) -> Array:
         """Return the batch of `step`."""
         images = self.images.batch_at(step, key=key)
-        return self.whitening(noisy(images, self.noise, jax.random.fold_in(key, step)))
+        images = noisy(images, self.noise, jax.random.fold_in(key, step))
+        return whitened(self.coordinates, images)
+
+
+@jax.jit
+def whitened(coordinates: ebm.Whitened, images: Float[Array, "images pixels"]) -> Array:
+    """Return the images in coordinates of unit covariance."""
+    return jax.vmap(coordinates)(images)
+
+
+@jax.jit
+def unwhitened(coordinates: ebm.Whitened, z: Float[Array, "images pixels"]) -> Array:
+    """Return the images that `z` came from."""
+    return jax.vmap(coordinates.inverse)(z)
 
 
 def noisy(images: Array, noise: float, key: PRNGKeyArray) -> Array:

@@ -209,12 +209,12 @@ figure.savefig(figures / "ebm-samples.png", dpi=110)
 # %% [markdown]
 # ## The likelihood of a run that is over
 #
-# `replay` sends fresh walkers along any path of models to the trained one: `Z` is then
-# unbiased whatever training did. Here along the geometric path from the Gaussian start,
-# in as many steps as the walkers ask for.
+# `annealed` sends fresh walkers along any path of models to the trained one: `Z` is
+# then unbiased whatever training did. Here along the geometric path from the Gaussian
+# start, in as many steps as the walkers ask for.
 
 # %%
-walkers = ebm.replay(
+walkers = ebm.annealed(
     [energy, states["PCD"].model],
     gaussian(keys[5], 8_192),
     kernel=ebm.MALA(ebm.TargetAcceptance(0.1)),

@@ -99,9 +99,7 @@ def pcd() -> Case:
 def reservoir() -> Case:
     def trainer():
         rule = ebm.TargetAcceptance(0.1)
-        return ebm.JarzynskiTrainer(
-            optax.adam(1e-2), kernel=ebm.MALA(rule), keep_above=0.9
-        )
+        return ebm.JarzynskiTrainer(optax.adam(1e-2), kernel=ebm.MALA(rule), radius=0.3)
 
     energy, populations = energy_and_walkers(num=128)
     memory = ebm.Audited(

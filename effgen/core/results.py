@@ -32,7 +32,7 @@ class RESULTS(eqx.Enumeration):
     weights_collapsed = (
         "the walkers' weights collapsed onto too few of them. Lower the learning rate "
         "or the kernel's step size, use more walkers, or resample earlier; "
-        "`keep_above=0.9` halves the updates that would do it."
+        "`radius=0.1` shortens the updates that would do it."
     )
     walkers_lost = (
         "moves took walkers to where the energy is not finite: the step size times the "

@@ -30,6 +30,7 @@ def apply_gradients(
     value: Float[Array, ""] | None = None,
     grad: PyTree = None,
     value_fn: Callable[[PyTree], Float[Array, ""]] | None = None,
+    samples: Any = None,
 ) -> tuple[PyTree, PyTree]:
     """Take one optimizer step: `updates = optim(gradients)`, `model = model + updates`.
 
@@ -50,6 +51,8 @@ def apply_gradients(
       ones (clipped, averaged).
     - `value_fn`: from a pytree like `model` to its loss, of the same batch and noise,
       so that `value_fn(model)` is `value` and has the gradient `grad`.
+    - `samples`: what the gradient was estimated from, for optimizers that look at it
+      themselves (`effgen.ebm.minsr`).
 
     **Returns:** `(model, opt_state)`, one step later, each leaf in its own dtype.
 
@@ -60,8 +63,13 @@ def apply_gradients(
     given: dict[str, Any] = {"grad": gradients if grad is None else grad}
     if value is not None:
         given["value"] = _one_number(value)
+    if samples is not None:
+        given["samples"] = samples
     if value_fn is not None:
-        given["value_fn"] = lambda params: value_fn(eqx.combine(params, fixed))
+        # A line search hands on all it is given, `samples` too, and minds what is left.
+        given["value_fn"] = lambda params, samples=None: value_fn(
+            eqx.combine(params, fixed)
+        )
     try:
         accepted = _accepted(optim.update, given)
         updates, opt_state = optim.update(gradients, opt_state, params, **accepted)

@@ -3,6 +3,12 @@
 Axes: `walkers`, `batch`, `examples`, `blocks`; `*shape` is that of one example.
 """
 
+from .annealing import (
+    Sandwich as Sandwich,
+    annealed as annealed,
+    sandwich as sandwich,
+    saved_models as saved_models,
+)
 from .approximate import UncorrectedULA as UncorrectedULA
 from .blackjax_kernel import BlackJAX as BlackJAX
 from .contrastive import CDTrainer as CDTrainer, PCDTrainer as PCDTrainer
@@ -37,14 +43,9 @@ from .kernels import (
     AbstractKernel as AbstractKernel,
     ReweightFirst as ReweightFirst,
 )
+from .natural_gradient import minsr as minsr
 from .populations import Audited as Audited
 from .rbm import RBM as RBM, BlockGibbs as BlockGibbs
-from .replay import (
-    Sandwich as Sandwich,
-    replay as replay,
-    sandwich as sandwich,
-    saved_models as saved_models,
-)
 from .reservoir import Reservoir as Reservoir
 from .score_matching import ScoreMatchingTrainer as ScoreMatchingTrainer
 from .step_sizes import (

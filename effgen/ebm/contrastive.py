@@ -1,6 +1,7 @@
 """Contrastive divergence, the baseline: the same steps with the weights off."""
 
 import dataclasses
+import math
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -36,10 +37,12 @@ from .populations import (
     put,
     taken,
     training_population,
+    turns_of,
     with_walkers,
     within,
 )
 from .trainer import check_kernel
+from .trust_region import bounded, check_radius
 from .walkers import Walkers
 
 
@@ -55,7 +58,8 @@ class PCDTrainer(AbstractTrainer):
     **Attributes:** `optim`, which is told the energy gap where it asks for the loss, as
     `JarzynskiTrainer`'s; `kernel`; `num_moves`; `resample_below`, of the audit;
     `restarts`, the share of the walkers that begin anew at each step, from a Gaussian
-    of `restart_scale`, as replay buffers do.
+    of `restart_scale`, as replay buffers do; `radius`, as `JarzynskiTrainer`'s, by
+    walkers that count alike.
 
     **Metrics:** `loss`, which is `energy_gap` here; the rest as `JarzynskiTrainer`, and
     with audit walkers `cross_entropy`.
@@ -71,12 +75,14 @@ class PCDTrainer(AbstractTrainer):
     resample_below: float = eqx.field(default=0.5, kw_only=True)
     restarts: float = eqx.field(default=0.0, kw_only=True)
     restart_scale: float = eqx.field(default=1.0, kw_only=True)
+    radius: float = eqx.field(default=math.inf, kw_only=True)
 
     def __check_init__(self) -> None:
         """Raise `TypeError` or `ValueError` for settings out of range."""
         check_kernel(self.kernel)
         check_share("resample_below", self.resample_below)
         check_count("num_moves", self.num_moves)
+        check_radius(self.radius)
         if not 0 <= self.restarts < 1:
             raise ValueError(f"`restarts` is {self.restarts}: pass a share below 1.")
 
@@ -105,8 +111,15 @@ class PCDTrainer(AbstractTrainer):
         population = training_population(state.memory)
         walkers, due = taken(population, state.step)
         equal = jnp.full(walkers.num, 1 / walkers.num, walkers.positions.dtype)
-        model, opt_state, metrics = learned(self.optim, state, batch, walkers, equal)
+        turns = turns_of(population)
+        model, opt_state, metrics = learned(
+            self.optim, state, batch, walkers, equal, apart=turns > 1
+        )
         metrics["loss"] = metrics["energy_gap"]
+        model, more = bounded(
+            self.radius, state.model, model, due, turns=turns, weighted=False
+        )
+        metrics |= more
         moved = self._moved(due, model, state, keys[:2])
         metrics |= {"step_size": moved.step_size, "acceptance": moved.acceptance}
         metrics["result"] = soundness(
@@ -174,7 +187,8 @@ class CDTrainer(AbstractTrainer):
     of walkers that train.
 
     **Attributes:** `optim`, as `PCDTrainer`'s; `kernel`; `num_moves`, the `k` of CD-k;
-    `resample_below`, of the watching walkers.
+    `resample_below`, of the watching walkers; `radius`, as `PCDTrainer`'s, by the
+    chains' ends.
 
     **Metrics:** `loss`, which is `energy_gap` here; `data_energy`, `grad_norm`;
     `step_size` and `acceptance`; with watching walkers `cross_entropy`,
@@ -189,12 +203,14 @@ class CDTrainer(AbstractTrainer):
     kernel: AbstractKernel
     num_moves: int = eqx.field(default=1, kw_only=True)
     resample_below: float = eqx.field(default=0.5, kw_only=True)
+    radius: float = eqx.field(default=math.inf, kw_only=True)
 
     def __check_init__(self) -> None:
         """Raise `TypeError` or `ValueError` for settings out of range."""
         check_kernel(self.kernel)
         check_share("resample_below", self.resample_below)
         check_count("num_moves", self.num_moves)
+        check_radius(self.radius)
 
     def init(
         self, model: Energy, memory: Population | Audited | None = None
@@ -216,6 +232,8 @@ class CDTrainer(AbstractTrainer):
         equal = jnp.full(chains.num, 1 / chains.num, chains.positions.dtype)
         model, opt_state, metrics = learned(self.optim, state, batch, chains, equal)
         metrics["loss"] = metrics["energy_gap"]
+        model, more = bounded(self.radius, state.model, model, chains, weighted=False)
+        metrics |= more
         audit, more = watch(
             self.kernel,
             state,

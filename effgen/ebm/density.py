@@ -98,7 +98,7 @@ class NormalizedEnergy(eqx.Module):
             warnings.warn(
                 "the walkers that tell `log Z` also trained the model, so that it is "
                 "too small by more than its error bar: give `trainer.init` "
-                "`ebm.Audited(walkers, audit)`, or pass fresh walkers to `ebm.replay`.",
+                "`ebm.Audited(walkers, audit)`, or fresh walkers to `ebm.annealed`.",
                 RunWarning,
                 stacklevel=2,
             )
@@ -153,14 +153,14 @@ def _density(energy: Energy, walkers: Walkers) -> NormalizedEnergy:
     if not bool(jnp.isfinite(told.log_partition)):
         raise ValueError(
             "`walkers` have no weight left under `energy`: it is not finite where "
-            "they are. Follow it by `ebm.replay`."
+            "they are. Follow it by `ebm.annealed`."
         )
     reasons = _doubts(told, walkers)
     if reasons:
         warnings.warn(
             f"unreliable: {'; '.join(reasons)}. `log Z` may be off by more than "
             "its error bar. Use more walkers, smaller updates of the model, or "
-            "`ebm.replay` with a smaller `radius`.",
+            "`ebm.annealed` with a smaller `radius`.",
             RunWarning,
             stacklevel=3,
         )
@@ -272,7 +272,7 @@ def _population(
     if found is None:
         raise ValueError(
             "`state.memory` holds no walkers: give `trainer.init` walkers that watch, "
-            "or pass fresh ones to `ebm.replay` and its outcome to "
+            "or pass fresh ones to `ebm.annealed` and its outcome to "
             "`NormalizedEnergy.from_walkers`."
         )
     if not isinstance(found, Walkers | Reservoir):

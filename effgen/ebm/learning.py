@@ -1,4 +1,4 @@
-"""What the walker trainers share: the gradient, the guarded update, following it."""
+"""What the walker trainers share: the gradient, following an update, soundness."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from .data_checks import check_scale_of
 from .evaluation import Energy, energies_at, takes_one_example
 from .islands import islands
 from .kernels import AbstractKernel
+from .natural_gradient import Samples
 from .populations import (
     Audited,
     Memory,
@@ -38,9 +39,6 @@ from .populations import (
 from .reservoir import Reservoir
 from .walkers import Walkers, followed_from
 
-
-# How often a parameter step is halved before it is given up.
-_HALVINGS = 10
 
 # At one step in so many it is asked whether the model still confines.
 _LOOK_EVERY = 16
@@ -91,13 +89,17 @@ def learned(
     walkers: Walkers,
     weights: Float[Array, " walkers"],
     log_partition: Float[Array, ""] | None = None,
+    *,
+    apart: bool = False,
 ) -> Learned:
     """Return the model after one step on the contrast of data and walkers.
 
     The optimizer is told the loss: `data_energy + log_partition`, or the energy gap
     where `log Z` is unknown. A line search is told how that changes (`change_of`).
 
-    **Arguments:** `walkers`, of `state.model`, which count by `weights`.
+    **Arguments:** `walkers`, of `state.model`, which count by `weights`; `apart`,
+    whether other walkers tell what the update costs, so that an optimizer may look at
+    these (`minsr`).
     """
     positions = walkers.positions
     (gap, data_energy), gradients = contrast(state.model, batch, positions, weights)
@@ -108,7 +110,13 @@ def learned(
         return loss + data + change_of(model, walkers, weights)
 
     model, opt_state = apply_gradients(
-        optim, gradients, state.opt_state, state.model, value=loss, value_fn=loss_of
+        optim,
+        gradients,
+        state.opt_state,
+        state.model,
+        value=loss,
+        value_fn=loss_of,
+        samples=Samples(state.model, batch, positions, weights) if apart else None,
     )
     metrics = {
         "energy_gap": gap,
@@ -131,38 +139,6 @@ def change_of(
     falls = walkers.energies - energies_at(model, walkers.positions)
     falls = jnp.where(weights > 0, falls, -jnp.inf)
     return jax.nn.logsumexp(falls, b=weights)
-
-
-def backtracked(
-    old: Energy, new: Energy, walkers: Walkers, keep: float
-) -> tuple[Energy, Float[Array, ""]]:
-    """Return the update from `old` to `new`, halved until enough walkers survive it.
-
-        conditional_ess(log_weights, share * (energies - new(positions))) >= keep * n
-
-    with the increments of the full update scaled by `share`, to first order: so one
-    evaluation without gradients, whatever the number of halvings. The positions are
-    those of before the update; what the next move brings has no say.
-
-    **Source:** Zhou, Johansen and Aston (2016) for the criterion.
-    """
-    increments = walkers.energies - energies_at(new, walkers.positions)
-    increments = jnp.where(jnp.isfinite(increments), increments, -jnp.inf)
-    shares = 0.5 ** jnp.arange(_HALVINGS)
-
-    def survivors(share: Array) -> Array:
-        return conditional_ess(walkers.joint_log_weights, share * increments)
-
-    kept = jax.vmap(survivors)(shares) >= keep * walkers.num
-    share = jnp.where(jnp.any(kept), shares[jnp.argmax(kept)], 0.0)
-
-    def between(a: Any, b: Any) -> Any:
-        if not eqx.is_inexact_array(a):
-            return b
-        # Exactly `b` at the full share: a guard that never acts changes nothing.
-        return jnp.where(share == 1, b, a + share.astype(a.dtype) * (b - a))
-
-    return jax.tree.map(between, old, new), share
 
 
 def followed(

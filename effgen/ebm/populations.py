@@ -90,6 +90,11 @@ def taken(population: Population, step: Int[Array, ""]) -> tuple[Walkers, Walker
     return population, population
 
 
+def turns_of(population: Population) -> int:
+    """Return after how many steps walkers move again."""
+    return population.turns if isinstance(population, Reservoir) else 1
+
+
 def put(population: Population, step: Int[Array, ""], walkers: Walkers) -> Population:
     """Return the population with the walkers that were due replaced."""
     if isinstance(population, Reservoir):

@@ -1,5 +1,7 @@
 """Denoising score matching, the baseline without any walkers in its gradient."""
 
+import dataclasses
+import math
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -19,6 +21,7 @@ from .kernels import AbstractKernel
 from .learning import soundness
 from .populations import Audited, Population
 from .trainer import check_kernel
+from .trust_region import bounded, check_radius
 from .walkers import Walkers
 
 
@@ -36,7 +39,7 @@ class ScoreMatchingTrainer(AbstractTrainer):
     tell this trainer's likelihood. The memory is `Audited`, with nothing that trains.
 
     **Attributes:** `optim`; `kernel`, of the watching walkers; `noise_scale`, in units
-    of the data; `resample_below`.
+    of the data; `resample_below`; `radius`, as `PCDTrainer`'s, by the noisy data.
 
     **Metrics:** `loss`, `grad_norm`; with watching walkers `cross_entropy`,
     `log_partition` and `log_partition_error`.
@@ -50,11 +53,13 @@ class ScoreMatchingTrainer(AbstractTrainer):
     kernel: AbstractKernel
     noise_scale: float = eqx.field(default=0.1, kw_only=True)
     resample_below: float = eqx.field(default=0.5, kw_only=True)
+    radius: float = eqx.field(default=math.inf, kw_only=True)
 
     def __check_init__(self) -> None:
         """Raise `TypeError` or `ValueError` for settings out of range."""
         check_kernel(self.kernel)
         check_share("resample_below", self.resample_below)
+        check_radius(self.radius)
         if not self.noise_scale > 0:
             raise ValueError(
                 f"`noise_scale` is {self.noise_scale}: pass a number > 0, such as a "
@@ -94,7 +99,10 @@ class ScoreMatchingTrainer(AbstractTrainer):
             value_fn=mean_square,
         )
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
-        looked = Walkers.from_samples(batch)
+        looked = Walkers.from_samples(noisy)
+        looked = dataclasses.replace(looked, energies=energies_at(state.model, noisy))
+        model, more = bounded(self.radius, state.model, model, looked, weighted=False)
+        metrics |= more
         metrics["result"] = soundness(
             self.kernel, model, looked, jnp.zeros(()), state.step
         )

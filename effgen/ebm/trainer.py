@@ -1,5 +1,6 @@
 """Maximum likelihood with Jarzynski-weighted walkers."""
 
+import math
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -18,7 +19,6 @@ from .evaluation import Energy
 from .islands import resampled_below
 from .kernels import AbstractKernel
 from .learning import (
-    backtracked,
     check_data,
     check_known,
     check_memory,
@@ -36,7 +36,9 @@ from .populations import (
     put,
     taken,
     training_population,
+    turns_of,
 )
+from .trust_region import bounded, check_radius
 from .walkers import Walkers
 
 
@@ -66,10 +68,10 @@ class JarzynskiTrainer(AbstractTrainer):
       near the model alone: bound its steps.
     - `kernel`, how walkers move; `num_moves`, moves a step.
     - `resample_below`, a share between 0 and 1.
-    - `keep_above`: the share of the weighted walkers that an update of the model must
-      leave; one that would leave fewer is halved until it does (`backtracked`). It
-      costs an evaluation of the walkers without gradients; 0 saves that and lets all
-      updates pass.
+    - `radius`: an update of the model may cost at most `radius^2` of the weighted
+      walkers, to second order; a larger one is shortened (`bounded`). It costs one
+      forward derivative of the energy at the walkers that move. By default all updates
+      pass, at no cost.
 
     **Metrics:** `loss`, the batch's cross-entropy in nats, `mean(energy) + log Z`, by
     the audit walkers if there are any, else by the training walkers, which flatter;
@@ -78,8 +80,10 @@ class JarzynskiTrainer(AbstractTrainer):
     walkers; `roots`, the share of them that have descendants; `lost`, the share that
     this step's moves took out of all bounds; `steepest`, the largest gradient that a
     walker met, of kernels that take gradients; `step_size` and `acceptance`;
-    `grad_norm`; with `keep_above`, `update_share`; with audit walkers, `audit_ess`,
-    `audit_roots` and `audit_gap`, the training walkers' `log Z` less the audit's.
+    `grad_norm`; with a `radius`, `update_share`, the share of the update that was
+    taken, and `update_radius`, the square root of what it cost; with audit walkers,
+    `audit_ess`, `audit_roots` and `audit_gap`, the training walkers' `log Z` less the
+    audit's.
 
     A run stops with `RESULTS.weights_collapsed` when a single step leaves less than a
     tenth of the weighted walkers: past that, estimates of `log Z` are worthless, and
@@ -95,18 +99,14 @@ class JarzynskiTrainer(AbstractTrainer):
     kernel: AbstractKernel
     resample_below: float = eqx.field(default=0.5, kw_only=True)
     num_moves: int = eqx.field(default=1, kw_only=True)
-    keep_above: float = eqx.field(default=0.0, kw_only=True)
+    radius: float = eqx.field(default=math.inf, kw_only=True)
 
     def __check_init__(self) -> None:
         """Raise `TypeError` or `ValueError` for settings out of range."""
         check_kernel(self.kernel)
         check_share("resample_below", self.resample_below)
         check_count("num_moves", self.num_moves)
-        if not 0 <= self.keep_above < 1:
-            raise ValueError(
-                f"`keep_above` is {self.keep_above}: pass a share below 1, or 0 for "
-                "updates of any size."
-            )
+        check_radius(self.radius)
 
     def init(
         self, model: Energy, memory: Memory | None = None
@@ -142,11 +142,18 @@ class JarzynskiTrainer(AbstractTrainer):
             read = taken(audit, state.step)
         log_partition, _ = read[0].estimate()
         model, opt_state, metrics = learned(
-            self.optim, state, batch, walkers, walkers.weights, log_partition
+            self.optim,
+            state,
+            batch,
+            walkers,
+            walkers.weights,
+            log_partition,
+            apart=turns_of(population) > 1,
         )
-        if self.keep_above:
-            model, share = backtracked(state.model, model, walkers, self.keep_above)
-            metrics["update_share"] = share
+        model, more = bounded(
+            self.radius, state.model, model, due, turns=turns_of(population)
+        )
+        metrics |= more
         data_energy = metrics["data_energy"]
         moved, more = self._moved(due, model, state, keys[0])
         metrics |= more | likelihood(walkers, data_energy)

@@ -18,17 +18,17 @@ NARROW = Scaled(jnp.geomspace(0.5, 10.0, SIZE))
 TRUTH = LOG_PARTITION - 0.5 * float(jnp.sum(jnp.log(NARROW.precisions)))
 
 
-def replayed(seed, num=512, **settings):
+def followed(seed, num=512, **settings):
     keys = jax.random.split(jax.random.key(seed))
     walkers = ebm.Walkers.from_gaussian(keys[0], num, (SIZE,), scale=3.0)
     kernel = ebm.MALA(ebm.TargetAcceptance())
-    return ebm.replay([WIDE, NARROW], walkers, kernel=kernel, key=keys[1], **settings)
+    return ebm.annealed([WIDE, NARROW], walkers, kernel=kernel, key=keys[1], **settings)
 
 
 @pytest.mark.optimized
-def test_two_bars_of_a_replay_hold_the_truth():
+def test_two_bars_of_annealing_hold_the_truth():
     # `benchmarks/coverage.py` does so 100 times, for a dozen problems.
-    estimates = [replayed(seed, radius=0.1).estimate() for seed in range(24)]
+    estimates = [followed(seed, radius=0.1).estimate() for seed in range(24)]
     off = np.array(
         [(float(e.value) - TRUTH) / float(e.standard_error) for e in estimates]
     )
@@ -36,19 +36,19 @@ def test_two_bars_of_a_replay_hold_the_truth():
     assert 0.6 < np.sqrt(np.mean(off**2)) < 1.5
 
 
-def test_a_replay_is_in_islands_and_steps_by_what_it_costs():
-    walkers = replayed(0, num=256)
+def test_annealing_is_in_islands_and_steps_by_what_it_costs():
+    walkers = followed(0, num=256)
     assert walkers.num_blocks == 16
     assert float(walkers.least_share) > 0.9
     assert 0.3 < float(walkers.acceptance) < 0.8
     with pytest.raises(ValueError, match="`radius` is 0"):
-        replayed(0, radius=0.0)
+        followed(0, radius=0.0)
 
 
 def test_models_of_any_two_kinds_are_ends_of_a_path():
     walkers = ebm.Walkers.from_gaussian(jax.random.key(0), 1024, (SIZE,))
     end = lambda x: 0.5 * jnp.sum((x - 0.5) ** 2) + 1.0
-    walkers = ebm.replay(
+    walkers = ebm.annealed(
         [Shifted(jnp.zeros(SIZE)), end],
         walkers,
         kernel=ebm.MALA(0.3),
@@ -136,7 +136,7 @@ def test_contrastive_divergence_keeps_its_step_size(initial):
 def test_any_adjusted_sampler_of_blackjax_moves_walkers():
     walkers = ebm.Walkers.from_gaussian(jax.random.key(0), 1024, (SIZE,))
     ghmc = ebm.BlackJAX(lambda f: blackjax.ghmc(f, 0.3, jnp.ones(SIZE), 0.5, 0.1))
-    moved = ebm.replay(
+    moved = ebm.annealed(
         [Shifted(jnp.zeros(SIZE)), Shifted(jnp.full(SIZE, 0.5))],
         walkers,
         kernel=ghmc,

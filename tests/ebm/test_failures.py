@@ -92,7 +92,7 @@ def test_divergence_stops_with_its_own_name():
             key=jax.random.key(1),
             num_steps=50,
         )
-    names = {"walkers_lost": "steepest", "weights_collapsed": "keep_above"}
+    names = {"walkers_lost": "steepest", "weights_collapsed": "radius"}
     assert any(word in str(caught.value) for word in names.values())
     assert bool(jnp.isfinite(caught.value.state.memory.positions).all())
 
@@ -141,7 +141,7 @@ def test_weights_that_cannot_be_relied_on_are_marked():
         walkers,
         log_weights=-1.5 * jnp.log(jax.random.uniform(jax.random.key(1), (2048,))),
     )
-    with pytest.warns(eg.RunWarning, match=r"unreliable.*`ebm.replay`"):
+    with pytest.warns(eg.RunWarning, match=r"unreliable.*`ebm.annealed`"):
         density = ebm.NormalizedEnergy.from_walkers(Shifted(jnp.zeros(SIZE)), heavy)
     assert density.pareto_k > 0.7
     with warnings.catch_warnings():

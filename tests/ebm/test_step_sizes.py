@@ -1,4 +1,4 @@
-"""Rules that find the step size, and the guard of the parameter step."""
+"""Rules that find the step size of moves."""
 
 import equinox as eqx
 import jax
@@ -9,8 +9,6 @@ import pytest
 
 import effgen as eg
 from effgen import ebm
-from effgen.core.weights import conditional_ess
-from effgen.ebm.learning import backtracked
 from tests.ebm.gaussians import LOG_PARTITION, SIZE, Scaled, Shifted, data, populations
 
 
@@ -56,9 +54,9 @@ def test_unadjusted_weights_lose_what_the_rule_says():
     np.testing.assert_allclose(jnp.var(walkers.log_weights), 0.0625, rtol=0.3)
 
 
-def test_rules_and_guard_leave_the_audit_exact():
+def test_rules_and_a_radius_leave_the_audit_exact():
     trainer = ebm.JarzynskiTrainer(
-        optax.sgd(0.3), kernel=ebm.MALA(ebm.TargetAcceptance(0.01)), keep_above=0.95
+        optax.sgd(0.3), kernel=ebm.MALA(ebm.TargetAcceptance(0.01)), radius=0.2
     )
     memory = populations(jax.random.key(0), 256, audit=4096)
     state = trainer.init(Shifted(jnp.zeros(SIZE)), memory)
@@ -74,44 +72,6 @@ def test_rules_and_guard_leave_the_audit_exact():
     assert abs(density.log_partition - LOG_PARTITION) < 4 * density.standard_error
 
 
-def test_the_guard_halves_until_enough_walkers_survive():
-    old, new = Shifted(jnp.zeros(SIZE)), Shifted(jnp.full(SIZE, 2.0))
-    walkers = populations(jax.random.key(0), 4096).reweighted(old)
-    kept, share = backtracked(old, new, walkers, 0.9)
-    assert 0 < share < 1
-    np.testing.assert_allclose(kept.mean, share * new.mean, rtol=1e-6)
-    increments = walkers.energies - walkers.reweighted(kept).energies
-    survivors = conditional_ess(walkers.log_weights, increments) / walkers.num
-    assert survivors > 0.8  # 0.9 to first order
-    small = Shifted(jnp.full(SIZE, 1e-3))
-    unchanged, share = backtracked(old, small, walkers, 0.9)
-    assert share == 1
-    np.testing.assert_array_equal(unchanged.mean, small.mean)
-
-
-def test_an_update_without_any_survivor_is_given_up():
-    old = Shifted(jnp.zeros(SIZE))
-    walkers = populations(jax.random.key(0), 64).reweighted(old)
-    new = Shifted(jnp.full(SIZE, jnp.nan))
-    _, share = backtracked(old, new, walkers, 0.9)
-    assert share == 0
-
-
-def test_the_guard_saves_a_run_whose_updates_are_too_large():
-    def run(**settings):
-        trainer = ebm.JarzynskiTrainer(optax.sgd(0.8), kernel=ebm.MALA(0.3), **settings)
-        memory = populations(jax.random.key(0), 512)
-        state = trainer.init(Shifted(jnp.zeros(SIZE)), memory)
-        x = eg.Minibatches(data(shift=3.0), 64)
-        return eg.fit(trainer, state, x, key=jax.random.key(1), num_steps=60)
-
-    with pytest.raises(eg.TrainingError, match="weights collapsed"):
-        run()
-    state, history = run(keep_above=0.7)
-    assert history["conditional_ess"].min() > 0.4
-    np.testing.assert_allclose(state.model.mean, 3.0, atol=0.8)
-
-
 def test_a_rule_that_does_not_fit_the_kernel_is_named():
     with pytest.raises(ValueError, match="`ULA` accepts every move"):
         ebm.ULA(ebm.TargetAcceptance(0.1))
@@ -125,8 +85,6 @@ def test_a_rule_that_does_not_fit_the_kernel_is_named():
         ebm.MALA("large")
     with pytest.raises(ValueError, match="`clip` is -1"):
         ebm.MALA(0.1, clip=-1.0)
-    with pytest.raises(ValueError, match="`keep_above` is 1"):
-        ebm.JarzynskiTrainer(optax.sgd(0.1), kernel=ebm.ULA(0.1), keep_above=1.0)
 
 
 def test_a_preconditioner_of_another_shape_is_named():

@@ -23,8 +23,8 @@ def fresh(key, num=4096):
     return ebm.Walkers.from_gaussian(key, num, (2,))
 
 
-def test_a_replay_finds_the_partition_function():
-    walkers = ebm.replay(
+def test_annealing_finds_the_partition_function():
+    walkers = ebm.annealed(
         path(), fresh(jax.random.key(0)), kernel=KERNEL, key=jax.random.key(1)
     )
     value, error = walkers.estimate()
@@ -32,7 +32,7 @@ def test_a_replay_finds_the_partition_function():
     density = ebm.NormalizedEnergy.from_walkers(path()[-1], walkers)
     assert density.log_partition == value
     # A few long steps are exact too, and say how little they know.
-    coarse = ebm.replay(
+    coarse = ebm.annealed(
         path()[::2],
         fresh(jax.random.key(0)),
         kernel=KERNEL,
@@ -56,7 +56,7 @@ def test_both_sides_close_in_on_the_truth():
     assert abs(upper.value - 2.0) < 4 * upper.standard_error < 0.4
 
 
-def test_saved_checkpoints_are_replayed(tmp_path):
+def test_saved_checkpoints_are_a_path(tmp_path):
     trainer = ebm.PCDTrainer(optax.sgd(0.05), kernel=ebm.ULA(0.1))
     first = Shifted(jnp.zeros(SIZE))
     state = trainer.init(first, populations(jax.random.key(0), 64))
@@ -68,7 +68,7 @@ def test_saved_checkpoints_are_replayed(tmp_path):
     assert len(models) == 4
     np.testing.assert_array_equal(models[-1].mean, state.model.mean)
     walkers = populations(jax.random.key(2), 4096)
-    walkers = ebm.replay(models, walkers, kernel=KERNEL, key=jax.random.key(3))
+    walkers = ebm.annealed(models, walkers, kernel=KERNEL, key=jax.random.key(3))
     value, error = walkers.estimate()
     assert abs(value - LOG_PARTITION) < 4 * error < 0.4
     with pytest.raises(FileNotFoundError, match="holds no checkpoints"):
@@ -78,6 +78,8 @@ def test_saved_checkpoints_are_replayed(tmp_path):
 def test_bad_input_is_named():
     walkers = fresh(jax.random.key(0), 16)
     with pytest.raises(ValueError, match="`models` is empty"):
-        ebm.replay([], walkers, kernel=KERNEL, key=jax.random.key(0))
+        ebm.annealed([], walkers, kernel=KERNEL, key=jax.random.key(0))
     with pytest.raises(ValueError, match="`num_between` is 0"):
-        ebm.replay(path(), walkers, kernel=KERNEL, key=jax.random.key(0), num_between=0)
+        ebm.annealed(
+            path(), walkers, kernel=KERNEL, key=jax.random.key(0), num_between=0
+        )

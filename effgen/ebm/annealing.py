@@ -52,7 +52,7 @@ def saved_models(
     return models if first is None else [first, *models]
 
 
-def replay(
+def annealed(
     models: Iterable[Energy],
     walkers: Walkers,
     *,
@@ -220,7 +220,7 @@ def sandwich(
 
     The closer the two, the better the path is followed; both gain by more steps.
 
-    **Arguments:** as `replay`; `data`, examples that stand in for exact samples.
+    **Arguments:** as `annealed`; `data`, examples that stand in for exact samples.
 
     **Source:** Grosse, Ancha and Roy (2016); Burda, Grosse and Salakhutdinov (2015).
     """
@@ -231,10 +231,10 @@ def sandwich(
         "num_between": num_between,
         "num_moves": num_moves,
     }
-    forward = replay(models, walkers, key=keys[0], **settings)
+    forward = annealed(models, walkers, key=keys[0], **settings)
     start = _estimate(reweighted(walkers, models[0]))
     samples = _as_exact(models[-1], data)
-    backward = replay(models[::-1], samples, key=keys[1], **settings)
+    backward = annealed(models[::-1], samples, key=keys[1], **settings)
     back = _estimate(backward)
     error = jnp.hypot(back.standard_error, start.standard_error)
     return Sandwich(_estimate(forward), Estimate(start.value - back.value, error))

@@ -1,0 +1,188 @@
+"""Natural gradient steps, by the Fisher matrix of a step's own samples."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+from .checks import check_count
+from .evaluation import Energy, energies_at
+from .example_gradients import gram
+
+
+class Samples(NamedTuple):
+    """What a step's gradient comes from.
+
+    **Attributes:** `model`; `batch`, the data; `positions` and `weights`, of walkers,
+    the weights normalized to one.
+    """
+
+    model: Energy
+    batch: Float[Array, "batch *shape"]
+    positions: Float[Array, "walkers *shape"]
+    weights: Float[Array, " walkers"]
+
+
+class MinSRState(NamedTuple):
+    """The state of `minsr`.
+
+    **Attributes:** `num_steps`, so far; `direction`, the last one.
+    """
+
+    num_steps: Int[Array, ""]
+    direction: PyTree
+
+
+class _Rows(NamedTuple):
+    """Examples in two groups, data and walkers, with the share of each in its group."""
+
+    positions: Float[Array, "rows *shape"]
+    shares: Float[Array, " rows"]
+    groups: Int[Array, " rows"]
+
+
+def minsr(
+    learning_rate: optax.ScalarOrSchedule = 1.0,
+    *,
+    damping: float = 0.1,
+    momentum: float = 0.9,
+    num_samples: int = 256,
+) -> optax.GradientTransformationExtraArgs:
+    """Return an optimizer of energies that takes natural gradient steps.
+
+        direction = (F + shift)^-1 (gradient + shift * momentum * direction)
+        F = S' S,  shift = damping * trace(F) / rows
+
+    Of all updates that cost the walkers as much (a trainer's `radius`), it is the one
+    that gains the most likelihood. `S` has one row for each of `num_samples` data and
+    `num_samples` walkers: the gradient of its energy, less its group's mean, over the
+    square root of the rows. So `F` is the covariance of the energy's gradients, the
+    Fisher matrix, as far as these samples tell, and the inverse is one of `S S'`, a
+    matrix of `rows` by `rows` (`gram`). It costs a pass over the rows, forward and
+    back, and `rows^3 / 3` multiplications.
+
+    Take it with a `radius`: alone its steps know no bound. A step's own samples tell
+    too small a cost, so the walkers are a `Reservoir` of two blocks or more: one block
+    gives the gradient, and the next one to move tells the radius.
+
+    **Arguments:** `learning_rate`, a number or a schedule, of the direction; `damping`,
+    a share of `F`'s trace over the rows; `momentum`, how much of the last direction is
+    kept where the samples do not tell; `num_samples`, of data and of
+    walkers; fewer, where there are fewer.
+
+    **Raises:** `ValueError` for settings out of range; in training, where no other
+    walkers tell what an update costs.
+
+    **Source:** Chen and Heyl (2024) and Rende et al. (2024) for the inverse;
+    Goldshlager, Abrahamsen and Lin (2024) for the momentum.
+    """
+    _check(damping, momentum)
+    check_count("num_samples", num_samples)
+
+    def init(params: PyTree) -> MinSRState:
+        return MinSRState(
+            jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params)
+        )
+
+    def update(
+        updates: PyTree,
+        state: MinSRState,
+        params: Any = None,
+        *,
+        samples: Samples | None = None,
+        **extra: Any,  # optax passes on what other transformations ask for
+    ) -> tuple[PyTree, MinSRState]:
+        del params, extra
+        if samples is None:
+            raise ValueError(
+                "`optim` is `ebm.minsr`, which looks at a step's own walkers, so that "
+                "others must tell what its update costs: train by weighted walkers or "
+                "PCD, with an `ebm.Reservoir` of two blocks or more."
+            )
+        rows = _rows(samples, num_samples, state.num_steps)
+        last = jax.tree.map(lambda x: momentum * x, state.direction)
+        direction = _solved(samples.model, rows, updates, last, damping)
+        return direction, MinSRState(state.num_steps + 1, direction)
+
+    first = optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
+    return optax.chain(first, optax.scale_by_learning_rate(learning_rate))
+
+
+def _check(damping: float, momentum: float) -> None:
+    if not damping > 0:
+        raise ValueError(f"`damping` is {damping}: pass a number above 0, such as 0.1.")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"`momentum` is {momentum}: pass a share below 1.")
+
+
+def _rows(samples: Samples, num: int, count: Int[Array, ""]) -> _Rows:
+    """Return data and walkers, evenly spaced: relatives sit side by side."""
+
+    def chosen(num_there: int) -> Int[Array, " rows"]:
+        stride = max(1, num_there // num)
+        return jnp.arange(min(num, num_there)) * stride + count % stride
+
+    data, walkers = chosen(len(samples.batch)), chosen(len(samples.positions))
+    shares = samples.weights[walkers]
+    total = jnp.sum(shares)
+    shares = jnp.where(total > 0, shares / jnp.where(total > 0, total, 1), shares)
+    equal = jnp.full(len(data), 1 / len(data), shares.dtype)
+    return _Rows(
+        jnp.concatenate([samples.batch[data], samples.positions[walkers]]),
+        jnp.concatenate([equal, shares]),
+        jnp.repeat(
+            jnp.arange(2),
+            jnp.array([len(data), len(walkers)]),
+            total_repeat_length=len(data) + len(walkers),
+        ),
+    )
+
+
+def _solved(
+    model: Energy, rows: _Rows, gradient: PyTree, last: PyTree, damping: float
+) -> PyTree:
+    """Return `(S' S + shift)^-1 (gradient + shift * last)`, by Woodbury's identity."""
+    size = len(rows.shares)
+    scale = jnp.sqrt(rows.shares / 2)
+    inner = gram(model, rows.positions)
+    inner = scale[:, None] * _centered(_centered(inner, rows).T, rows) * scale[None]
+    # Below a few rounding errors of the largest eigenvalue there is no factor.
+    least = 8 * jnp.finfo(inner.dtype).eps
+    shift = (damping / size + least) * jnp.trace(inner) + jnp.finfo(inner.dtype).tiny
+    wanted = jax.tree.map(lambda g, x: g + shift * x, gradient, last)
+    pushed, pull = _push_and_pull(model, rows.positions, wanted)
+    pushed = scale * _centered(pushed, rows)
+    factor = jax.scipy.linalg.cho_factor(inner + shift * jnp.eye(size))
+    solved = jax.scipy.linalg.cho_solve(factor, pushed)
+    back = pull(_uncentered(scale * solved, rows))
+    return jax.tree.map(lambda w, b: (w - b) / shift, wanted, back)
+
+
+def _push_and_pull(
+    model: Energy, positions: Float[Array, "rows *shape"], direction: PyTree
+) -> tuple[Float[Array, " rows"], Any]:
+    """Return the energies' slopes along `direction`, and the gradient's pullback."""
+    params, fixed = eqx.partition(model, eqx.is_inexact_array)
+
+    def energies_of(params: PyTree) -> Float[Array, " rows"]:
+        return energies_at(eqx.combine(params, fixed), positions)
+
+    _, pushed = jax.jvp(energies_of, (params,), (direction,))
+    _, pull = jax.vjp(energies_of, params)
+    return pushed, lambda weights: pull(weights)[0]
+
+
+def _centered(x: Float[Array, "rows ..."], rows: _Rows) -> Float[Array, "rows ..."]:
+    """Return `x` less its group's mean, by shares."""
+    shares = rows.shares.reshape(-1, *[1] * (x.ndim - 1))
+    means = jax.ops.segment_sum(shares * x, rows.groups, 2)
+    return x - means[rows.groups]
+
+
+def _uncentered(x: Float[Array, " rows"], rows: _Rows) -> Float[Array, " rows"]:
+    """Return the transpose of `_centered`, applied to `x`."""
+    totals = jax.ops.segment_sum(x, rows.groups, 2)
+    return x - rows.shares * totals[rows.groups]
