@@ -29,6 +29,7 @@ from .diagnostics import (
     mode_masses as mode_masses,
     pareto_k as pareto_k,
 )
+from .discrete import GibbsWithGradients as GibbsWithGradients
 from .energies import (
     ConfinedEnergy as ConfinedEnergy,
     FunctionEnergy as FunctionEnergy,
@@ -46,6 +47,7 @@ from .kernels import (
 from .natural_gradient import minsr as minsr
 from .populations import Audited as Audited
 from .rbm import RBM as RBM, BlockGibbs as BlockGibbs
+from .reflected import ReflectedMALA as ReflectedMALA
 from .reservoir import Reservoir as Reservoir
 from .score_matching import ScoreMatchingTrainer as ScoreMatchingTrainer
 from .step_sizes import (

@@ -49,7 +49,7 @@ def audited(
         walkers = dataclasses.replace(walkers, step_size=step_size)
     walkers = followed(kernel, walkers, model, step, num_moves, key=move_key)
     metrics = likelihood(current, data_energy) | {
-        "audit_ess": walkers.ess / walkers.num,
+        "audit_ess": walkers.ess,
         "audit_roots": walkers.num_roots / walkers.num,
     }
     walkers = resampled_below(resample_below, walkers, key=resample_key)

@@ -25,13 +25,24 @@ def check_continuous(model: Energy, positions: Float[Array, "walkers *shape"]) -
     same energy whatever the other rows are; and grow fast enough along every ray that
     `exp(-energy)` has an integral.
     """
+    seen = check_energies(model, positions)
+    if seen is not None:
+        _check_confining(seen, positions[0].size)
+
+
+def check_energies(
+    model: Energy, positions: Float[Array, "walkers *shape"]
+) -> "_Seen | None":
+    """Raise `ValueError` if `model` is no function of a row, finite at the walkers.
+
+    **Returns:** what was seen of it, if there are numbers to look at.
+    """
     if isinstance(positions, Tracer) or traced(model):
-        return
-    rows = positions[:_NUM_ROWS]
-    seen = _Seen(*map(np.asarray, _seen(model, rows)))
+        return None
+    seen = _Seen(*map(np.asarray, _seen(model, positions[:_NUM_ROWS])))
     _check_finite(seen.energies)
     _check_repeatable(seen)
-    _check_confining(seen, rows[0].size)
+    return seen
 
 
 class _Seen(NamedTuple):
@@ -127,6 +138,12 @@ def check_share(name: str, value: float) -> None:
     """Raise `ValueError` unless `0 < value < 1`."""
     if not 0 < value < 1:
         raise ValueError(f"`{name}` is {value}: pass a share between 0 and 1.")
+
+
+def check_penalty(value: float) -> None:
+    """Raise `ValueError` unless `value >= 0`."""
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"`penalty` is {value}: pass a number of 0 or more.")
 
 
 def check_count(name: str, value: int) -> None:

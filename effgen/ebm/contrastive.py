@@ -15,7 +15,7 @@ from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractTrainer
 
 from .audit import audited, check_watched_data, watch, watched_start
-from .checks import check_count, check_share
+from .checks import check_count, check_penalty, check_share
 from .evaluation import Energy
 from .islands import unweighted
 from .kernels import AbstractKernel
@@ -59,7 +59,7 @@ class PCDTrainer(AbstractTrainer):
     `JarzynskiTrainer`'s; `kernel`; `num_moves`; `resample_below`, of the audit;
     `restarts`, the share of the walkers that begin anew at each step, from a Gaussian
     of `restart_scale`, as replay buffers do; `radius`, as `JarzynskiTrainer`'s, by
-    walkers that count alike.
+    walkers that count alike; `penalty`, as `JarzynskiTrainer`'s.
 
     **Metrics:** `loss`, which is `energy_gap` here; the rest as `JarzynskiTrainer`, and
     with audit walkers `cross_entropy`.
@@ -76,6 +76,7 @@ class PCDTrainer(AbstractTrainer):
     restarts: float = eqx.field(default=0.0, kw_only=True)
     restart_scale: float = eqx.field(default=1.0, kw_only=True)
     radius: float = eqx.field(default=math.inf, kw_only=True)
+    penalty: float = eqx.field(default=0.0, kw_only=True)
 
     def __check_init__(self) -> None:
         """Raise `TypeError` or `ValueError` for settings out of range."""
@@ -83,6 +84,7 @@ class PCDTrainer(AbstractTrainer):
         check_share("resample_below", self.resample_below)
         check_count("num_moves", self.num_moves)
         check_radius(self.radius)
+        check_penalty(self.penalty)
         if not 0 <= self.restarts < 1:
             raise ValueError(f"`restarts` is {self.restarts}: pass a share below 1.")
 
@@ -113,7 +115,13 @@ class PCDTrainer(AbstractTrainer):
         equal = jnp.full(walkers.num, 1 / walkers.num, walkers.positions.dtype)
         turns = turns_of(population)
         model, opt_state, metrics = learned(
-            self.optim, state, batch, walkers, equal, apart=turns > 1
+            self.optim,
+            state,
+            batch,
+            walkers,
+            equal,
+            apart=turns > 1,
+            penalty=self.penalty,
         )
         metrics["loss"] = metrics["energy_gap"]
         model, more = bounded(
@@ -188,7 +196,7 @@ class CDTrainer(AbstractTrainer):
 
     **Attributes:** `optim`, as `PCDTrainer`'s; `kernel`; `num_moves`, the `k` of CD-k;
     `resample_below`, of the watching walkers; `radius`, as `PCDTrainer`'s, by the
-    chains' ends.
+    chains' ends; `penalty`, as `JarzynskiTrainer`'s.
 
     **Metrics:** `loss`, which is `energy_gap` here; `data_energy`, `grad_norm`;
     `step_size` and `acceptance`; with watching walkers `cross_entropy`,
@@ -204,6 +212,7 @@ class CDTrainer(AbstractTrainer):
     num_moves: int = eqx.field(default=1, kw_only=True)
     resample_below: float = eqx.field(default=0.5, kw_only=True)
     radius: float = eqx.field(default=math.inf, kw_only=True)
+    penalty: float = eqx.field(default=0.0, kw_only=True)
 
     def __check_init__(self) -> None:
         """Raise `TypeError` or `ValueError` for settings out of range."""
@@ -211,6 +220,7 @@ class CDTrainer(AbstractTrainer):
         check_share("resample_below", self.resample_below)
         check_count("num_moves", self.num_moves)
         check_radius(self.radius)
+        check_penalty(self.penalty)
 
     def init(
         self, model: Energy, memory: Population | Audited | None = None
@@ -230,7 +240,9 @@ class CDTrainer(AbstractTrainer):
         chain_key, watch_key = jax.random.split(key)
         chains = self._chains(state, batch, chain_key)
         equal = jnp.full(chains.num, 1 / chains.num, chains.positions.dtype)
-        model, opt_state, metrics = learned(self.optim, state, batch, chains, equal)
+        model, opt_state, metrics = learned(
+            self.optim, state, batch, chains, equal, penalty=self.penalty
+        )
         metrics["loss"] = metrics["energy_gap"]
         model, more = bounded(self.radius, state.model, model, chains, weighted=False)
         metrics |= more

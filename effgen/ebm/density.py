@@ -1,5 +1,6 @@
 """A trained energy as a normalized density, with an error bar, and its samples."""
 
+import os
 import warnings
 from functools import partial
 from typing import NamedTuple
@@ -29,6 +30,7 @@ from .populations import (
     reweighted,
 )
 from .reservoir import Reservoir
+from .stored import read, written
 from .walkers import Walkers
 
 
@@ -141,6 +143,25 @@ class NormalizedEnergy(eqx.Module):
         sampling = jnp.std(values, ddof=1) / jnp.sqrt(values.shape[0])
         return Estimate(jnp.mean(values), jnp.hypot(sampling, self.standard_error))
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the density to one file, to be loaded without trainer or walkers."""
+        told = _Told(*(jnp.asarray(getattr(self, name)) for name in _Told._fields))
+        written(path, (self.energy, told), self.shape)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], energy: Energy) -> "NormalizedEnergy":
+        """Return a density that was saved.
+
+        **Arguments:** `path`; `energy`, built as the saved one was: its parameters are
+        replaced.
+
+        **Raises:** `FileNotFoundError`; `ValueError` if the file is damaged, of another
+        format, or of an energy that is built otherwise, array by array.
+        """
+        blank = _Told(*(jnp.zeros(()) for _ in _Told._fields))
+        energy, told, shape = read(path, energy, blank)
+        return cls(energy=energy, shape=shape, **told._asdict())
+
 
 def _density(energy: Energy, walkers: Walkers) -> NormalizedEnergy:
     """Return the density of `energy`, by walkers that are weighted for it."""
@@ -228,7 +249,7 @@ def _told(walkers: Walkers) -> _Told:
     return _Told(
         log_partition=value,
         standard_error=error,
-        ess=walkers.ess / walkers.num,
+        ess=walkers.ess,
         pareto_k=pareto_k(walkers.joint_log_weights),
         spread=walkers.spread,
         least_share=walkers.least_share,

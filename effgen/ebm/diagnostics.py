@@ -50,7 +50,11 @@ def imbalance(walkers: Walkers) -> Float[Array, ""]:
 
         mean((positions - mean(positions)) * gradients) = 1, in every coordinate
 
-    holds for every smooth density on the whole space. Returned is the largest miss over
+    holds for every smooth density on the whole space; in a box, for those with `walls`,
+
+        mean((x - low) * (high - x) * gradients) = mean(low + high - 2 x)
+
+    Returned is the largest miss over
     the coordinates, in standard errors by the blocks' spread, as if it were normal;
     `sqrt(2 log(100 * coordinates))` is passed by chance in less than one case in a
     hundred. Zero of fewer than 8 blocks, of walkers on a lattice, and of coordinates in
@@ -67,8 +71,12 @@ def imbalance(walkers: Walkers) -> Float[Array, ""]:
 def _imbalance(walkers: Walkers) -> Float[Array, ""]:
     weights = walkers.weights
     x, g = (a.reshape(walkers.num, -1) for a in (walkers.positions, walkers.gradients))
-    centered = x - (weights @ x)[None]
-    off = jnp.where(weights[:, None] > 0, weights[:, None] * (centered * g - 1), 0.0)
+    if walkers.walls is None:
+        misses = (x - (weights @ x)[None]) * g - 1
+    else:
+        low, high = walkers.walls
+        misses = (x - low) * (high - x) * g - (low + high - 2 * x)
+    off = jnp.where(weights[:, None] > 0, weights[:, None] * misses, 0.0)
     blocks = jnp.sum(off.reshape(walkers.num_blocks, -1, x.shape[1]), axis=1)
     freedom = walkers.num_blocks - 1
     error = jnp.std(blocks, axis=0, ddof=1) * jnp.sqrt(walkers.num_blocks)

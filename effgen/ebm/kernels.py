@@ -261,24 +261,32 @@ class MALA(AbstractContinuousKernel):
 
     def begun(self, walkers: Walkers, energy: Energy) -> Walkers:
         """Return the walkers with a step size whose acceptance is about the target."""
-        if not isinstance(self.step_size, TargetAcceptance) or traced(
-            (walkers, energy)
-        ):
-            return walkers
-        some = jax.tree.map(lambda x: x[:_PROBED] if x.ndim else x, walkers)
+        return begun_by_acceptance(self, self.step_size, walkers, energy)
 
-        def acceptance(h: float) -> float:
-            return float(_acceptance(self, some, energy, jnp.asarray(h)))
 
-        found = searched(acceptance, self.step_size)
-        return dataclasses.replace(
-            walkers, step_size=jnp.asarray(found, walkers.step_size.dtype)
-        )
+def begun_by_acceptance(
+    kernel: AbstractKernel, step_size: StepSize, walkers: Walkers, energy: Energy
+) -> Walkers:
+    """Return the walkers with the step size that `kernel` begins with.
+
+    By doubling or halving it, where `step_size` asks for an acceptance.
+    """
+    if not isinstance(step_size, TargetAcceptance) or traced((walkers, energy)):
+        return walkers
+    some = jax.tree.map(lambda x: x[:_PROBED] if x.ndim else x, walkers)
+
+    def acceptance(h: float) -> float:
+        return float(_acceptance(kernel, some, energy, jnp.asarray(h)))
+
+    found = searched(acceptance, step_size)
+    return dataclasses.replace(
+        walkers, step_size=jnp.asarray(found, walkers.step_size.dtype)
+    )
 
 
 @eqx.filter_jit
 def _acceptance(
-    kernel: MALA, walkers: Walkers, energy: Energy, h: Float[Array, ""]
+    kernel: AbstractKernel, walkers: Walkers, energy: Energy, h: Float[Array, ""]
 ) -> Float[Array, ""]:
     at = dataclasses.replace(walkers, step_size=h.astype(walkers.step_size.dtype))
     moved = kernel.move(at, energy, jnp.zeros((), jnp.int32), key=jax.random.key(0))

@@ -55,23 +55,32 @@ def contrast(
     batch: Float[Array, "batch *shape"],
     positions: Float[Array, "walkers *shape"],
     weights: Float[Array, " walkers"],
+    penalty: float = 0.0,
 ) -> tuple[tuple[Float[Array, ""], Float[Array, ""]], PyTree]:
     """Return `(energy_gap, data_energy)` and the cross-entropy's gradient.
 
         energy_gap = mean(energy(batch)) - sum(weights * energy(positions))
 
     whose gradient, at fixed weights and positions, is that of the cross-entropy. Data
-    and walkers go through the model as one batch.
+    and walkers go through the model as one batch. With a `penalty` the gradient is that
+    of
+
+        energy_gap + penalty * (mean(energy(batch)^2) + sum(weights * energy^2)) / 2
     """
     num = batch.shape[0]
     signed = jnp.concatenate([jnp.full(num, 1 / num, weights.dtype), -weights])
     everything = jnp.concatenate([batch, positions])
 
-    def gap(model: Energy) -> tuple[Array, Array]:
+    def gap(model: Energy) -> tuple[Array, tuple[Array, Array]]:
         energies = energies_at(model, everything)
-        return jnp.sum(signed * energies), jnp.mean(energies[:num])
+        gap = jnp.sum(signed * energies)
+        told = gap, jnp.mean(energies[:num])
+        if penalty:
+            gap += 0.5 * penalty * jnp.sum(jnp.abs(signed) * energies**2)
+        return gap, told
 
-    return eqx.filter_value_and_grad(gap, has_aux=True)(model)
+    (_, told), gradients = eqx.filter_value_and_grad(gap, has_aux=True)(model)
+    return told, gradients
 
 
 class Learned(NamedTuple):
@@ -91,6 +100,7 @@ def learned(
     log_partition: Float[Array, ""] | None = None,
     *,
     apart: bool = False,
+    penalty: float = 0.0,
 ) -> Learned:
     """Return the model after one step on the contrast of data and walkers.
 
@@ -99,10 +109,12 @@ def learned(
 
     **Arguments:** `walkers`, of `state.model`, which count by `weights`; `apart`,
     whether other walkers tell what the update costs, so that an optimizer may look at
-    these (`minsr`).
+    these (`minsr`); `penalty`, as of `contrast`. The loss is without it.
     """
     positions = walkers.positions
-    (gap, data_energy), gradients = contrast(state.model, batch, positions, weights)
+    (gap, data_energy), gradients = contrast(
+        state.model, batch, positions, weights, penalty
+    )
     loss = gap if log_partition is None else data_energy + log_partition
 
     def loss_of(model: Energy) -> Float[Array, ""]:

@@ -5,10 +5,9 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from .discrete import check_bits, check_bits_of
 from .evaluation import Energy
 from .kernels import AbstractKernel
 from .walkers import Walkers
@@ -166,23 +165,11 @@ class BlockGibbs(AbstractKernel):
                 f"`memory` has walkers of shape {walkers.positions.shape[-1:]}, the "
                 f"RBM {shape} visible units: give both the same."
             )
-        if isinstance(walkers.positions, Tracer):
-            return
-        if not bool(jnp.all((walkers.positions == 0) | (walkers.positions == 1))):
-            raise ValueError(
-                "`memory` has walkers that are not zeros and ones: draw them by "
-                "`ebm.Walkers.from_bernoulli`."
-            )
+        check_bits(walkers)
 
     def check_data(self, batch: Any, source: Any) -> None:
         """Raise unless the data, as far as they are at hand, are zeros and ones."""
-        for array in jax.tree.leaves(getattr(source, "arrays", None)):
-            values = np.asarray(array)
-            if not np.all((values == 0) | (values == 1)):
-                raise ValueError(
-                    "`data` has values that are not zeros and ones: an RBM is a model "
-                    "of binary data; threshold it, as in `(x > 0.5).astype('float32')`."
-                )
+        check_bits_of(batch, source)
 
 
 def _as_rbm(energy: Energy) -> RBM:

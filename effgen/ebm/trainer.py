@@ -14,7 +14,7 @@ from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractTrainer
 
 from .audit import audited, likelihood
-from .checks import check_count, check_share
+from .checks import check_count, check_penalty, check_share
 from .evaluation import Energy
 from .islands import resampled_below
 from .kernels import AbstractKernel
@@ -72,6 +72,9 @@ class JarzynskiTrainer(AbstractTrainer):
       walkers, to second order; a larger one is shortened (`bounded`). It costs one
       forward derivative of the energy at the walkers that move. By default all updates
       pass, at no cost.
+    - `penalty`, of energies far from 0: half of it times the mean square of the data's
+      and of the walkers' energies is added to what is minimized, not to `loss`. The
+      weights and `log Z` stay exact: it changes the optimum, not what is true of it.
 
     **Metrics:** `loss`, the batch's cross-entropy in nats, `mean(energy) + log Z`, by
     the audit walkers if there are any, else by the training walkers, which flatter;
@@ -100,6 +103,7 @@ class JarzynskiTrainer(AbstractTrainer):
     resample_below: float = eqx.field(default=0.5, kw_only=True)
     num_moves: int = eqx.field(default=1, kw_only=True)
     radius: float = eqx.field(default=math.inf, kw_only=True)
+    penalty: float = eqx.field(default=0.0, kw_only=True)
 
     def __check_init__(self) -> None:
         """Raise `TypeError` or `ValueError` for settings out of range."""
@@ -107,6 +111,7 @@ class JarzynskiTrainer(AbstractTrainer):
         check_share("resample_below", self.resample_below)
         check_count("num_moves", self.num_moves)
         check_radius(self.radius)
+        check_penalty(self.penalty)
 
     def init(
         self, model: Energy, memory: Memory | None = None
@@ -149,6 +154,7 @@ class JarzynskiTrainer(AbstractTrainer):
             walkers.weights,
             log_partition,
             apart=turns_of(population) > 1,
+            penalty=self.penalty,
         )
         model, more = bounded(
             self.radius, state.model, model, due, turns=turns_of(population)
@@ -190,7 +196,7 @@ class JarzynskiTrainer(AbstractTrainer):
         )
         conditional, lost = conditional_share(before, moved), lost_share(before, moved)
         metrics: Metrics = {
-            "ess": moved.ess / moved.num,
+            "ess": moved.ess,
             "conditional_ess": conditional,
             "roots": moved.num_roots / moved.num,
             "lost": lost,

@@ -1,7 +1,6 @@
 """Weighted walkers: samples of a model that moved while they were being drawn."""
 
 import dataclasses
-from functools import partial
 
 import equinox as eqx
 import jax
@@ -26,6 +25,7 @@ from .blocks import (
 )
 from .coordinates import AbstractCoordinates
 from .evaluation import Energy, evaluate
+from .starts import bernoulli, gaussian, uniform
 
 
 class Walkers(eqx.Module):
@@ -57,6 +57,7 @@ class Walkers(eqx.Module):
     - `least_ess`, `()` or `(blocks,)`: the least share of the block's walkers that one
       change of the model has left (`conditional_ess`), since the start.
     - `step_size` and `acceptance`: of the last move.
+    - `walls`, fixed: the box that they cannot leave, if there is one.
 
     **Source:** Carbone et al. (2023), Proposition 1 and section 3; Verge et al. (2015)
     for islands.
@@ -71,6 +72,7 @@ class Walkers(eqx.Module):
     least_ess: Float[Array, "*blocks"]
     step_size: Float[Array, ""]
     acceptance: Float[Array, ""]
+    walls: tuple[float, float] | None = eqx.field(static=True, default=None)
 
     @classmethod
     def from_gaussian(
@@ -95,7 +97,29 @@ class Walkers(eqx.Module):
         _check_num(num)
         if not scale > 0:
             raise ValueError(f"`scale` is {scale}: pass a positive number.")
-        return _gaussian(key, scale, (num, *shape), coordinates)
+        return gaussian(key, scale, (num, *shape), coordinates, _started)
+
+    @classmethod
+    def from_uniform(
+        cls,
+        key: PRNGKeyArray,
+        num: int,
+        shape: tuple[int, ...],
+        *,
+        low: float = 0.0,
+        high: float = 1.0,
+    ) -> "Walkers":
+        """Draw `num` walkers from a box, whose `log Z` is known.
+
+        The energy is 0 inside, its `log Z = d log(high - low)`: for `ReflectedMALA`.
+
+        **Raises:** `ValueError` for fewer than 2 walkers, or walls without a room.
+        """
+        _check_num(num)
+        if not low < high:
+            raise ValueError(f"`low` is {low} and `high` {high}: pass the lower first.")
+        drawn = uniform(key, (num, *shape), low, high, _started)
+        return dataclasses.replace(drawn, walls=(float(low), float(high)))
 
     @classmethod
     def from_bernoulli(
@@ -109,18 +133,22 @@ class Walkers(eqx.Module):
         **Raises:** `ValueError` for fewer than 2 walkers.
         """
         _check_num(num)
-        return _bernoulli(key, jnp.asarray(logits), num)
+        return bernoulli(key, jnp.asarray(logits), num, _started)
 
     @classmethod
     def from_samples(
         cls,
         positions: Float[Array, "walkers *shape"],
         log_density: Float[Array, " walkers"] | None = None,
+        *,
+        walls: tuple[float, float] | None = None,
     ) -> "Walkers":
         """Start at `positions`, samples of a normalized `log_density`.
 
         Without a density (walkers started at data), weights have no meaning: only
         trainers that use none, such as `PCDTrainer`, accept such walkers.
+
+        **Arguments:** `walls`, `(low, high)`, of a box that they are to stay in.
 
         **Raises:** `ValueError` if the two differ in their number, or are too few.
         """
@@ -136,7 +164,8 @@ class Walkers(eqx.Module):
                 f"the {num} positions."
             )
         start = 0.0 if known else jnp.nan
-        return _started(positions, -density, jnp.zeros_like(positions), start)
+        begun = _started(positions, -density, jnp.zeros_like(positions), start)
+        return dataclasses.replace(begun, walls=walls)
 
     @property
     def num(self) -> int:
@@ -164,8 +193,8 @@ class Walkers(eqx.Module):
 
     @property
     def ess(self) -> Float[Array, ""]:
-        """The effective sample size, between 0 and the number of walkers."""
-        return effective_sample_size(self.joint_log_weights)
+        """The effective sample size, a share of the number of walkers."""
+        return effective_sample_size(self.joint_log_weights) / self.num
 
     @property
     def num_roots(self) -> Int[Array, ""]:
@@ -320,43 +349,6 @@ def chosen(accepted: Bool[Array, " walkers"], new: Walkers, old: Walkers) -> Wal
     )
 
 
-# Compiled as a whole: one after the other, small operations compile for seconds.
-@partial(jax.jit, static_argnames="shape")
-def _gaussian(
-    key: PRNGKeyArray,
-    scale: float,
-    shape: tuple[int, ...],
-    coordinates: AbstractCoordinates | None,
-) -> Walkers:
-    noise = jax.random.normal(key, shape)
-    positions, gradients, log_determinant = scale * noise, noise / scale, 0.0
-    if coordinates is not None:
-        positions = jax.vmap(coordinates.inverse)(positions)
-        _, pullback = jax.vjp(jax.vmap(coordinates), positions)
-        (gradients,) = pullback(gradients)
-        log_determinant = coordinates.log_determinant
-    return _started(
-        positions,
-        0.5 * jnp.sum(_flat(noise) ** 2, axis=1),
-        gradients,
-        0.5 * noise[0].size * jnp.log(2 * jnp.pi * scale**2) - log_determinant,
-    )
-
-
-@partial(jax.jit, static_argnames="num")
-def _bernoulli(key: PRNGKeyArray, logits: Float[Array, "*shape"], num: int) -> Walkers:
-    shape = (num, *logits.shape)
-    drawn = jax.random.bernoulli(key, jax.nn.sigmoid(logits)[None], shape)
-    positions = drawn.astype(logits.dtype)
-    gradients = jnp.broadcast_to(-logits[None], shape)
-    return _started(
-        positions,
-        jnp.sum(_flat(positions * gradients), axis=1),
-        gradients,
-        jnp.sum(jax.nn.softplus(logits)),
-    )
-
-
 def _started(
     positions: Float[Array, "walkers *shape"],
     energies: Float[Array, " walkers"],
@@ -380,7 +372,3 @@ def _started(
 def _check_num(num: int) -> None:
     if num < 2:
         raise ValueError(f"`num` is {num}: weights need at least 2 walkers.")
-
-
-def _flat(array: Float[Array, "walkers *shape"]) -> Float[Array, "walkers size"]:
-    return array.reshape(array.shape[0], -1)

@@ -205,3 +205,31 @@ def test_bad_data_is_named_before_any_compute(x, error, match):
 def test_bad_settings_are_named(arguments, match):
     with pytest.raises(ValueError, match=match):
         ebm.JarzynskiTrainer(optax.sgd(0.1), kernel=ebm.ULA(0.1), **arguments)
+
+
+def test_a_penalty_is_of_the_energies_and_leaves_log_z_exact():
+    model = Shifted(jnp.ones(SIZE))
+    walkers = populations(jax.random.key(0), 64)
+    x, weights = data(32), jax.nn.softmax(jnp.linspace(-1, 1, 64))
+
+    def objective(model):
+        there, here = jax.vmap(model)(x), jax.vmap(model)(walkers.positions)
+        gap = jnp.mean(there) - jnp.sum(weights * here)
+        return gap + 0.5 * 0.3 * (jnp.mean(there**2) + jnp.sum(weights * here**2))
+
+    expected = jax.grad(objective)(model)
+    _, found = contrast(model, x, walkers.positions, weights, 0.3)
+    np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-4)
+    kernel, optim = ebm.MALA(ebm.TargetAcceptance()), optax.sgd(0.05)
+    trainer = ebm.JarzynskiTrainer(optim, kernel=kernel, penalty=0.05, radius=0.2)
+    state = trainer.init(
+        Shifted(jnp.zeros(SIZE)), populations(jax.random.key(1), 512, audit=2048)
+    )
+    state, _ = eg.fit(
+        trainer, state, eg.Minibatches(x, 32), key=jax.random.key(2), num_steps=50
+    )
+    density = ebm.NormalizedEnergy.from_state(state)
+    assert abs(density.log_partition - LOG_PARTITION) < 3 * density.standard_error
+    for kind in (ebm.JarzynskiTrainer, ebm.PCDTrainer, ebm.CDTrainer):
+        with pytest.raises(ValueError, match="`penalty` is -1"):
+            kind(optim, kernel=kernel, penalty=-1.0)

@@ -1,0 +1,158 @@
+"""Langevin moves inside a box, which its walls reflect."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from .checks import check_energies
+from .data_checks import check_continuous_data
+from .evaluation import Energy, evaluate
+from .kernels import AbstractKernel, begun_by_acceptance
+from .langevin import check_langevin
+from .step_sizes import StepSize, TargetVariance, step_size_at, with_step_size
+from .walkers import Walkers, chosen
+
+
+# Reflections to each side that a proposal's density counts; of the longest step, half
+# of the box, the next one is six standard deviations away.
+_IMAGES = 2
+_LONGEST = 0.5
+
+
+class ReflectedMALA(AbstractKernel):
+    r"""Langevin moves in a box, reflected at its walls, accepted or refused.
+
+        new = reflected(x - drift(x) + sqrt(2 h) * noise),   drift = h * gradient(x)
+        accepted with probability min(1, exp(energy(x) - energy(new))
+            * density(new -> x) / density(x -> new))
+
+    The density of a reflected Gaussian is the sum of the Gaussian's over the mirror
+    images of a point. So the model, the energy's density *inside the box*, is left
+    invariant exactly, and no walker leaves it: for images in [0, 1], shares, angles.
+    The weights are `MALA`'s. The drift is cut, coordinate by coordinate, at the width
+    of the box, and a step's deviation at half of it.
+
+    Walkers come from `Walkers.from_uniform` of the same box. The energy need not
+    confine.
+
+    **Attributes:** `step_size`, as `MALA`'s; `low` and `high`, the walls, the same for
+    every coordinate.
+
+    **Source:** Roberts and Tweedie (1996) for the acceptance.
+    """
+
+    step_size: StepSize
+    low: float = 0.0
+    high: float = 1.0
+
+    def __check_init__(self) -> None:
+        """Raise `ValueError` for settings out of range."""
+        check_langevin(self.step_size, None)
+        check_box(self.low, self.high)
+        if isinstance(self.step_size, TargetVariance):
+            raise ValueError(
+                "`step_size` is a `TargetVariance`, which is for unadjusted moves: "
+                "give `ReflectedMALA` a `TargetAcceptance`."
+            )
+
+    def move(
+        self,
+        walkers: Walkers,
+        energy: Energy,
+        step: Int[Array, ""],
+        *,
+        key: PRNGKeyArray,
+    ) -> Walkers:
+        """Return the walkers after one move that leaves `energy`'s model invariant."""
+        propose, decide = jax.random.split(key)
+        width, x = self.high - self.low, walkers.positions
+        h = step_size_at(self.step_size, walkers, step)
+        h = jnp.minimum(h, 0.5 * (_LONGEST * width) ** 2)
+        scale = jnp.sqrt(2 * h)
+        noise = jax.random.normal(propose, x.shape, x.dtype)
+        center = self._center(x, walkers.gradients, h)
+        new = self._reflected(center + scale * noise)
+        energies, gradients = evaluate(energy, new)
+        there = self._log_density(new, center, scale)
+        back = self._log_density(x, self._center(new, gradients, h), scale)
+        ratios = walkers.energies - energies + back - there
+        ratios = jnp.where(jnp.isnan(ratios), -jnp.inf, ratios)
+        proposed = dataclasses.replace(
+            walkers, positions=new, energies=energies, gradients=gradients
+        )
+        uniform = jax.random.uniform(decide, ratios.shape, ratios.dtype)
+        moved = chosen(jnp.log(uniform) < ratios, proposed, walkers)
+        acceptance = jnp.mean(jnp.exp(jnp.minimum(ratios, 0.0)))
+        squares = jnp.sum((gradients**2).reshape(walkers.num, -1), axis=1)
+        return with_step_size(moved, self.step_size, h, acceptance, squares, step)
+
+    def begun(self, walkers: Walkers, energy: Energy) -> Walkers:
+        """Return the walkers with a step size whose acceptance is about the target."""
+        return begun_by_acceptance(self, self.step_size, walkers, energy)
+
+    def check(self, model: Energy, walkers: Walkers) -> None:
+        """Raise unless the walkers are in the box, where the energy is finite."""
+        walls = (float(self.low), float(self.high))
+        if walkers.walls != walls:
+            raise ValueError(
+                f"`memory` has walkers of the walls {walkers.walls}, the kernel {walls}"
+                ": draw them by `ebm.Walkers.from_uniform(key, num, shape, low=..., "
+                "high=...)`, or give `from_samples` the `walls`."
+            )
+        self._check_inside("memory", walkers.positions)
+        check_energies(model, walkers.positions)
+
+    def check_data(self, batch: Any, source: Any) -> None:
+        """Raise on data outside the box, integers, and constant columns."""
+        check_continuous_data(batch, source)
+        arrays = getattr(source, "arrays", None)
+        self._check_inside("data", arrays if hasattr(arrays, "shape") else batch)
+
+    def _check_inside(self, name: str, x: Any) -> None:
+        if isinstance(x, Tracer):
+            return
+        lowest, highest = float(np.min(x)), float(np.max(x))
+        if not (self.low <= lowest and highest <= self.high):
+            raise ValueError(
+                f"`{name}` goes from {lowest:.3g} to {highest:.3g}, outside of "
+                f"[{self.low}, {self.high}]: pass `low` and `high` around it, and "
+                "`ebm.Walkers.from_uniform` of the same."
+            )
+
+    def _center(self, x: Array, gradients: Array, h: Float[Array, ""]) -> Array:
+        # Cut where it is not finite, too: any function of the position will do.
+        width = self.high - self.low
+        drift = jnp.nan_to_num(h * gradients, posinf=width, neginf=-width)
+        return x - jnp.clip(drift, -width, width)
+
+    def _reflected(self, x: Array) -> Array:
+        width = self.high - self.low
+        turned = jnp.mod((x - self.low) / width, 2.0)
+        inside = self.low + width * jnp.minimum(turned, 2.0 - turned)
+        return jnp.clip(inside, self.low, self.high)  # rounding
+
+    def _log_density(
+        self, x: Array, center: Array, scale: Float[Array, ""]
+    ) -> Float[Array, " walkers"]:
+        period = 2 * (self.high - self.low)
+        mirror = 2 * self.low - x
+        images = [
+            image + k * period
+            for k in range(-_IMAGES, _IMAGES + 1)
+            for image in (x, mirror)
+        ]
+        logs = jnp.stack([-0.5 * ((image - center) / scale) ** 2 for image in images])
+        return jnp.sum(jax.nn.logsumexp(logs, 0).reshape(x.shape[0], -1), axis=1)
+
+
+def check_box(low: float, high: float) -> None:
+    """Raise `ValueError` unless `low < high`, both finite."""
+    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise ValueError(
+            f"`low` is {low} and `high` {high}: pass finite walls, the lower one first."
+        )

@@ -1,0 +1,111 @@
+"""Zeros and ones: moves that leave any model invariant, against enumeration."""
+
+import dataclasses
+import itertools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import effgen as eg
+from effgen import ebm
+
+
+SIZE = 6
+STATES = jnp.array(list(itertools.product([0.0, 1.0], repeat=SIZE)))
+BIAS = jnp.linspace(-0.5, 0.5, SIZE)
+
+
+class Chain(eqx.Module):
+    """A chain of spins in a field, which is no RBM."""
+
+    coupling: jax.Array
+    field: jax.Array
+
+    def __call__(self, x):
+        spins = 2 * x - 1
+        return -self.coupling * jnp.sum(spins[:-1] * spins[1:]) - self.field @ spins
+
+
+CHAIN = Chain(jnp.array(0.7), jnp.linspace(-0.4, 0.6, SIZE))
+
+
+def log_partition(energy):
+    return jax.nn.logsumexp(-jax.vmap(energy)(STATES))
+
+
+def test_the_move_leaves_the_model_invariant():
+    # From exact samples, each state stays as frequent as its probability.
+    energy, num = CHAIN, 1 << 16
+    logits = -jax.vmap(energy)(STATES)
+    index = jax.random.categorical(jax.random.key(0), logits, shape=(num,))
+    density = (logits - log_partition(energy))[index]
+    walkers = ebm.Walkers.from_samples(STATES[index], density).reweighted(energy)
+    kernel = ebm.GibbsWithGradients()
+
+    def body(walkers, key):
+        return kernel.move(walkers, energy, jnp.array(0), key=key), None
+
+    keys = jax.random.split(jax.random.key(1), 20)
+    moved, _ = jax.lax.scan(body, walkers, keys)
+    codes = moved.positions @ (2.0 ** jnp.arange(SIZE)[::-1])
+    counts = jnp.bincount(codes.astype(int), length=2**SIZE)
+    expected = num * jax.nn.softmax(logits)
+    z = (counts - expected) / jnp.sqrt(expected)
+    assert float(jnp.mean(z**2)) < 1.6
+    assert float(jnp.mean(jnp.any(moved.positions != walkers.positions, 1))) > 0.8
+    np.testing.assert_allclose(
+        moved.energies, jax.vmap(energy)(moved.positions), rtol=1e-4
+    )
+
+
+def test_annealing_finds_the_partition_function():
+    start = ebm.FunctionEnergy(lambda bias, x: -x @ bias, BIAS)
+    walkers = ebm.Walkers.from_bernoulli(jax.random.key(0), 4096, BIAS)
+    walkers = ebm.annealed(
+        [start, CHAIN],
+        walkers,
+        kernel=ebm.GibbsWithGradients(),
+        key=jax.random.key(1),
+        num_moves=2,
+    )
+    value, error = walkers.estimate()
+    assert error < 0.05
+    assert abs(value - log_partition(CHAIN)) < 3 * error
+
+
+def test_an_energy_of_bits_is_trained():
+    index = jax.random.categorical(
+        jax.random.key(0), -jax.vmap(CHAIN)(STATES), shape=(4096,)
+    )
+    trainer = ebm.JarzynskiTrainer(
+        optax.adam(0.03), kernel=ebm.GibbsWithGradients(), radius=0.1, num_moves=3
+    )
+    populations = [
+        ebm.Walkers.from_bernoulli(key, 1024, jnp.zeros(SIZE))
+        for key in jax.random.split(jax.random.key(1))
+    ]
+    start = Chain(jnp.zeros(()), jnp.zeros(SIZE))
+    state = trainer.init(start, ebm.Audited(*populations))
+    x = eg.Minibatches(STATES[index], 256)
+    state, _ = eg.fit(trainer, state, x, key=jax.random.key(2), num_steps=300)
+    np.testing.assert_allclose(state.model.coupling, 0.7, atol=0.1)
+    np.testing.assert_allclose(state.model.field, CHAIN.field, atol=0.15)
+    density = ebm.NormalizedEnergy.from_state(state)
+    truth = log_partition(state.model)
+    assert abs(density.log_partition - truth) < 3 * density.standard_error
+
+
+def test_what_is_not_zeros_and_ones_is_named():
+    trainer = ebm.PCDTrainer(optax.sgd(0.1), kernel=ebm.GibbsWithGradients())
+    with pytest.raises(ValueError, match="`memory` has walkers that are not zeros"):
+        trainer.init(CHAIN, ebm.Walkers.from_gaussian(jax.random.key(0), 64, (SIZE,)))
+    walkers = ebm.Walkers.from_bernoulli(jax.random.key(0), 64, BIAS)
+    state = trainer.init(CHAIN, dataclasses.replace(walkers))
+    spins = np.where(np.arange(64 * SIZE).reshape(64, SIZE) % 2, 1.0, -1.0)
+    for data in (eg.Minibatches(spins, 16), lambda key: jnp.asarray(spins)):
+        with pytest.raises(ValueError, match="`data` has values that are not zeros"):
+            eg.fit(trainer, state, data, key=jax.random.key(0), num_steps=1)
