@@ -48,15 +48,24 @@ def test_a_batch_is_its_series_one_by_one():
     one = np.random.default_rng(0).normal(size=(1, 2))
     rows = [(case.ts, case.values()), (np.array([1.0]), one)]
     ts, ys, mask = ns.pad_series(rows)
-    model = case.model(dt=0.5)
-    whole = ns.posterior(model, ts, ys, mask)
-    law = whole.marginals(np.array([0.5, 2.9]))
+    times = np.array([0.5, 2.9])
+    whole = ns.posterior(case.model(dt=0.5), ts, ys, mask)
+    evidence, law = whole.log_evidence, whole.marginals(times)
     for i, (t, y) in enumerate(rows):
-        one = ns.posterior(model, t, y)
-        np.testing.assert_allclose(whole.log_evidence[i], one.log_evidence, rtol=2e-4)
-        np.testing.assert_allclose(
-            law.mean[i], one.marginals(np.array([0.5, 2.9])).mean, rtol=2e-3, atol=2e-3
+        there = ~np.isnan(y)
+        given = (case.observe, case.noise)
+        exact = case.dense.log_prob(t, y, *given, there)
+        np.testing.assert_allclose(evidence[i], exact, rtol=2e-4)
+        both = np.concatenate([t, times])
+        order = np.argsort(both, kind="stable")
+        mean, _ = case.dense.posterior(
+            both[order],
+            np.concatenate([y, np.zeros((2, 2))])[order],
+            *given,
+            np.concatenate([there, np.zeros((2, 2), bool)])[order],
         )
+        asked = mean[np.argsort(order)[len(t) :]]
+        np.testing.assert_allclose(law.mean[i], asked, rtol=2e-3, atol=2e-3)
 
 
 ts, ys = double_well_data()
