@@ -127,9 +127,8 @@ def pictures(num=4, length=6):
     return ts, np.exp(-distance / 4)
 
 
-@pytest.mark.parametrize(
-    "proposal", [pytest.param("linearized", marks=pytest.mark.slow), "encoded"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("proposal", ["linearized", "encoded"])
 def test_pictures_train_end_to_end(proposal):
     ts, ys = pictures()
     linear = ns.LinearSDE(

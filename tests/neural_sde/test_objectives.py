@@ -111,7 +111,9 @@ ANCHORS = {
 }
 
 
-@pytest.mark.parametrize("name", ANCHORS)
+@pytest.mark.parametrize(
+    "name", ["prior", pytest.param("relinearized", marks=pytest.mark.slow), "given"]
+)
 def test_the_double_well_s_evidence_is_the_grid_filter_s(name):
     found = bound(double_well(anchor=ANCHORS[name]), ts, ys, dt=0.004, num_paths=8_000)
     exact = grid_filter(double_well(), ts, ys, 0.002)
@@ -121,7 +123,9 @@ def test_the_double_well_s_evidence_is_the_grid_filter_s(name):
     assert abs(evidence.value - exact) < 5 * evidence.standard_error + 0.05
 
 
-@pytest.mark.parametrize("dt", [0.2, 0.05, pytest.param(0.01, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "dt", [0.2, *[pytest.param(dt, marks=pytest.mark.slow) for dt in (0.05, 0.01)]]
+)
 def test_the_bound_is_one_for_its_own_chain_at_any_step(dt):
     """At coarse steps the chain is another model; its own evidence still bounds."""
     found = bound(double_well(), ts, ys, dt=dt, num_paths=8_000)
