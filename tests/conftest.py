@@ -27,6 +27,9 @@ os.environ.setdefault("PJRT_NPROC", "64")
 # here and in what tests start. `optimized` marks tests that compute more than compile.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 
+# Linear algebra here is of a few rows: more threads than one wait, at full speed.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
@@ -53,6 +56,12 @@ FIRST = ("test_examples_run", "test_notebooks_run", "test_distributed.py")
 def pytest_collection_modifyitems(items):
     """Sort by what takes long, and else leave the order as it is."""
     items.sort(key=lambda item: not any(name in item.nodeid for name in FIRST))
+
+
+def pytest_collection_finish():
+    """Look no more through what was imported: it stays."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -100,11 +100,11 @@ def other_states():
     ]
 
 
-@pytest.mark.parametrize(("like", "match"), other_states())
-def test_a_checkpoint_of_something_else_is_told_leaf_by_leaf(like, match, tmp_path):
+def test_a_checkpoint_of_something_else_is_told_leaf_by_leaf(tmp_path):
     eg.save(tmp_path, regression().state)
-    with pytest.raises(ValueError, match=match):
-        eg.restore(tmp_path, like)
+    for like, match in other_states():
+        with pytest.raises(ValueError, match=match):
+            eg.restore(tmp_path, like)
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,11 @@ def test_a_step_touches_the_due_block_alone():
     np.testing.assert_array_equal(same[0], [False] + [True] * 7)
 
 
-@pytest.mark.parametrize("kernel", [ebm.ULA(0.3), ebm.MALA(0.3)], ids=["ula", "mala"])
+@pytest.mark.parametrize(
+    "kernel",
+    [ebm.ULA(0.3), pytest.param(ebm.MALA(0.3), marks=pytest.mark.slow)],
+    ids=["ula", "mala"],
+)
 def test_weights_are_exact_however_long_a_block_has_waited(kernel):
     # Independent replicates; the last blocks catch up without a move.
     num_steps = 24

@@ -279,13 +279,8 @@ def test_plain_baselines_are_bounds_and_agree():
     assert evidence.value < exact + 5 * evidence.standard_error + 0.05
 
 
-@pytest.mark.parametrize(
-    "anchor",
-    [
-        ns.PriorAnchor(),
-        pytest.param(ns.RelinearizedAnchor(1), marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("anchor", [ns.PriorAnchor(), ns.RelinearizedAnchor(1)])
 def test_times_shared_by_all_series_change_no_bound_and_no_gradient(anchor):
     case = problem(3)
     residual = ns.residual_network(case.linear, key=KEY, width_size=4, depth=1)
