@@ -304,12 +304,13 @@ def test_every_trainer_tells_its_loss_and_the_function_it_is_of(name):
     np.testing.assert_allclose(followed.best_value, losses[0], rtol=1e-6)
 
 
-def test_the_function_can_be_looked_at_where_it_takes_long_to_compile():
+@pytest.mark.parametrize("name", ["latent_sde", "shooting"])
+def test_the_function_can_be_looked_at_where_it_takes_long_to_compile(name):
     """What is traced has the state's own structure; its numbers are in `make slow`."""
-    trainer, state = started_with("latent_sde", asked())
+    trainer, state = started_with(name, asked())
 
     def stepped(state):
-        batch = made("latent_sde").data.batch_at(jnp.array(0), key=KEY)
+        batch = made(name).data.batch_at(jnp.array(0), key=KEY)
         return trainer.step(state, batch, key=KEY)[0]
 
     new = eqx.filter_eval_shape(stepped, state)
