@@ -35,7 +35,7 @@ import pytest  # noqa: E402
 
 
 # In megabytes: how much memory grows before some is forgotten, and the most that stays.
-GROWTH, MOST = 300, 1_300
+GROWTH, MOST = 300, 1_150
 MOST_PIECES = 40_000
 FLOOR = [0]
 
