@@ -68,6 +68,7 @@ class Case(NamedTuple):
     data: Any
 
 
+@jax.jit
 def regression_data():
     x = jax.random.normal(KEY, (96, 3))
     return x, jnp.sin(x.sum(axis=1, keepdims=True))
@@ -138,11 +139,15 @@ def rbm() -> Case:
     def trainer():
         return ebm.JarzynskiTrainer(optax.sgd(0.1), kernel=ebm.BlockGibbs())
 
-    keys = jax.random.split(KEY, 3)
-    bias = jnp.zeros(6)
-    energy = ebm.RBM.independent(bias, 4, key=keys[0], scale=0.01)
-    walkers = ebm.Walkers.from_bernoulli(keys[1], 32, bias)
-    x = jax.random.bernoulli(keys[2], 0.3, (64, 6)).astype(float)
+    @eqx.filter_jit
+    def drawn():
+        keys = jax.random.split(KEY, 3)
+        bias = jnp.zeros(6)
+        energy = ebm.RBM.independent(bias, 4, key=keys[0], scale=0.01)
+        walkers = ebm.Walkers.from_bernoulli(keys[1], 32, bias)
+        return energy, walkers, jax.random.bernoulli(keys[2], 0.3, (64, 6)) * 1.0
+
+    energy, walkers, x = drawn()
     return Case(trainer, trainer().init(energy, walkers), eg.Minibatches(x, 16))
 
 
@@ -157,6 +162,7 @@ def images() -> Case:
     return Case(trainer, trainer().init(energy, walkers), eg.Minibatches(x, 8))
 
 
+@eqx.filter_jit
 def energy_and_walkers(num=32):
     keys = jax.random.split(KEY, 3)
     energy = ebm.mlp_energy((2,), key=keys[0], width_size=8)
@@ -165,7 +171,8 @@ def energy_and_walkers(num=32):
 
 
 def vectors():
-    return eg.Minibatches(0.5 + 0.8 * jax.random.normal(KEY, (64, 2)), 16)
+    rows = jax.jit(lambda: 0.5 + 0.8 * jax.random.normal(KEY, (64, 2)))()
+    return eg.Minibatches(rows, 16)
 
 
 def latent_sde() -> Case:
@@ -176,21 +183,25 @@ def latent_sde() -> Case:
 
     law = neural_sde.Gaussian.independent(jnp.zeros(2), 0.5)
     linear = neural_sde.DiagonalSDE([0.5, 1.0], 0.0, 0.7, law)
-    keys = jax.random.split(KEY, 4)
-    model = neural_sde.LatentSDE(
-        linear,
-        neural_sde.LinearDecoder(jax.random.normal(keys[0], (3, 2)), 0.3),
-        drift=neural_sde.DriftNetwork(2, key=keys[1], width_size=8, depth=1),
-        residual=neural_sde.residual_network(
-            linear, key=keys[2], width_size=8, depth=1
-        ),
-        control=neural_sde.PlainControl(2, 3, key=keys[3], width_size=8),
-    )
-    ts = jnp.cumsum(jax.random.uniform(keys[1], (16, 5)), axis=1)
-    ys = jax.random.normal(keys[2], (16, 5, 3))
-    mask = jax.random.bernoulli(keys[3], 0.8, (16, 5, 3))
-    data = eg.Minibatches((ts, ys, mask), 8)
-    return Case(trainer, trainer().init(model), data)
+
+    @eqx.filter_jit
+    def drawn(linear):
+        keys = jax.random.split(KEY, 4)
+        model = neural_sde.LatentSDE(
+            linear,
+            neural_sde.LinearDecoder(jax.random.normal(keys[0], (3, 2)), 0.3),
+            drift=neural_sde.DriftNetwork(2, key=keys[1], width_size=8, depth=1),
+            residual=neural_sde.residual_network(
+                linear, key=keys[2], width_size=8, depth=1
+            ),
+            control=neural_sde.PlainControl(2, 3, key=keys[3], width_size=8),
+        )
+        ts = jnp.cumsum(jax.random.uniform(keys[1], (16, 5)), axis=1)
+        ys = jax.random.normal(keys[2], (16, 5, 3))
+        return model, (ts, ys, jax.random.bernoulli(keys[3], 0.8, (16, 5, 3)))
+
+    model, series = drawn(linear)
+    return Case(trainer, trainer().init(model), eg.Minibatches(series, 8))
 
 
 def decaying() -> collocation.Problem:

@@ -38,7 +38,7 @@ def step(case):
 
 @pytest.fixture(scope="module")
 def batch(case):
-    return case.data.batch_at(jnp.array(0), key=KEY)
+    return eqx.filter_jit(case.data.batch_at)(jnp.array(0), key=KEY)
 
 
 def run(case, state, num_steps, every=7):

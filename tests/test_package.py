@@ -74,8 +74,8 @@ PAGES = [
 ]
 
 
-# The README computes more than it compiles; two pages run again in `make slow` only.
-ONCE = {"docs/ebm.md", "docs/retrieval_cache.md"}
+# The README computes more than it compiles; the pages run again in `make slow` only.
+AGAIN = {"README.md"}
 MARKS = {"README.md": [pytest.mark.optimized]}
 
 
@@ -83,10 +83,14 @@ MARKS = {"README.md": [pytest.mark.optimized]}
     ("page", "times"),
     [
         *[
-            pytest.param(page, 1 if page in ONCE else 2, marks=MARKS.get(page, []))
+            pytest.param(page, 1 + (page in AGAIN), marks=MARKS.get(page, []))
             for page in PAGES
         ],
-        *[pytest.param(page, 2, marks=pytest.mark.slow) for page in sorted(ONCE)],
+        *[
+            pytest.param(page, 2, marks=pytest.mark.slow)
+            for page in PAGES
+            if page not in AGAIN
+        ],
     ],
 )
 def test_examples_run_and_run_again_where_they_ran(page, times, tmp_path, monkeypatch):
@@ -112,7 +116,7 @@ def test_notebooks_run(path, tmp_path, monkeypatch):
     import jupytext
     import nbclient
 
-    monkeypatch.setenv("EFFGEN_TOUR_STEPS", "240")
+    monkeypatch.setenv("EFFGEN_TOUR_STEPS", "120")
     notebook = jupytext.read(path)
     nbclient.NotebookClient(notebook, timeout=600, resources={}).execute(
         cwd=str(tmp_path)

@@ -78,7 +78,13 @@ def program_of(problem):
     return program, z, y, jacobian, hessian
 
 
-@pytest.mark.parametrize("initial", [None, co.Initial(np.array([1.0, np.nan]))])
+@pytest.mark.parametrize(
+    "initial",
+    [
+        pytest.param(None, marks=pytest.mark.slow),
+        co.Initial(np.array([1.0, np.nan])),
+    ],
+)
 def test_a_direction_solves_the_dense_system_with_its_inertia(initial):
     program, z, y, jacobian, hessian = program_of(problem_of(initial=initial))
     at = directions.local(program, jnp.asarray(z), jnp.asarray(y))
@@ -115,19 +121,30 @@ def test_a_direction_solves_the_dense_system_with_its_inertia(initial):
             assert np.sum(np.linalg.eigvalsh(less) < 0) != len(y)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"initial": co.Initial(np.array([1.0, np.nan]))},
-        {"initial": co.Initial(np.array([1.0, 0.0]), 0.1)},
-        {"parameter_bounds": (0.0, 3.5)},
-        {"lagrange": lambda t, x, u, p, nets: 0.01 * nets(x)[0] ** 2},
-    ],
-    ids=["free", "fixed", "penalized", "bounded", "lagrange"],
+SETTINGS = {
+    "free": {},
+    "fixed": {"initial": co.Initial(np.array([1.0, np.nan]))},
+    "penalized": {"initial": co.Initial(np.array([1.0, 0.0]), 0.1)},
+    "bounded": {"parameter_bounds": (0.0, 3.5)},
+    "lagrange": {"lagrange": lambda t, x, u, p, nets: 0.01 * nets(x)[0] ** 2},
+}
+SETTINGS["the last three"] = (
+    SETTINGS["penalized"] | SETTINGS["bounded"] | SETTINGS["lagrange"]
 )
-def test_it_ends_where_ipopt_does(settings):
-    problem = problem_of(**settings)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("free", "fixed", "the last three"),
+        *[
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("penalized", "bounded", "lagrange")
+        ],
+    ],
+)
+def test_it_ends_where_ipopt_does(name):
+    problem = problem_of(**SETTINGS[name])
     ipopt, theirs = fitted(problem, None)
     ours, history = fitted(problem, "condensed")
     assert history["status"][-1] == theirs["status"][-1] == 0

@@ -43,6 +43,11 @@ def test_the_jacobian_is_the_dense_one(program):
     np.testing.assert_allclose(matrix, exact, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "program",
+    ["off the nodes", pytest.param("on the nodes", marks=pytest.mark.slow)],
+    indirect=True,
+)
 def test_the_hessian_is_the_dense_one(program):
     _, nlp, z = program
     found = Evaluator(nlp, ExactHessian())

@@ -69,7 +69,6 @@ def test_a_decay_outside_its_range_is_named(decay):
 def test_densities_are_those_of_the_average():
     """Its `log Z`, by walkers weighted anew, against the sum over a grid."""
     case = jarzynski()
-    run = eg.train(case.trainer(), case.state, case.data, key=KEY, num_steps=60)
     energy, populations = energy_and_walkers(num=4096)
     state = case.trainer().init(energy, populations)
     run = eg.train(case.trainer(), state, case.data, key=KEY, num_steps=60)

@@ -2,6 +2,7 @@
 
 import itertools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,11 +15,14 @@ from tests.cases import KEY, regression, regression_data
 from tests.core.tiny import Total
 
 
+@eqx.filter_jit
+def taken(batches, step):
+    return batches.batch_at(step, key=KEY)
+
+
 def epoch(batches, number, length):
     steps = range(number * length, (number + 1) * length)
-    return np.concatenate(
-        [np.asarray(batches.batch_at(jnp.array(i), key=KEY)) for i in steps]
-    )
+    return np.concatenate([np.asarray(taken(batches, jnp.array(i))) for i in steps])
 
 
 @pytest.mark.parametrize(("rows", "size"), [(12, 4), (13, 4), (100, 7), (5, 5), (1, 1)])
@@ -118,7 +122,7 @@ def mapped_case(tmp_path):
 
 def list_case(tmp_path):
     case = regression()
-    made = [case.data.batch_at(jnp.array(i), key=KEY) for i in range(40)]
+    made = [taken(case.data, jnp.array(i)) for i in range(40)]
     return case._replace(data=made)
 
 

@@ -1,5 +1,7 @@
 """`train`, `fit`, `drain`: what they return, and what they refuse."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -86,6 +88,7 @@ def test_aliased_and_tied_arrays_stay_usable():
     assert not np.array_equal(state.model["a"], shared)
 
 
+@functools.cache
 def nan_at(step, where):
     """Return a trainer whose step `step` goes bad, in the place named by `where`."""
 

@@ -258,8 +258,8 @@ def asked():
     return optax.GradientTransformationExtraArgs(zeros, update)
 
 
-def trained_with(name, optim, num_steps, data=None):
-    """Return the state and the losses after steps of a case with another optimizer."""
+def started_with(name, optim):
+    """Return the trainer and the first state of a case with another optimizer."""
     case = made(name)
     trainer = eqx.tree_at(lambda trainer: trainer.optim, case.trainer(), optim)
     model = case.state.model
@@ -271,7 +271,13 @@ def trained_with(name, optim, num_steps, data=None):
         opt_state,
         is_leaf=lambda x: x is None,
     )
-    data = case.data if data is None else data
+    return trainer, state
+
+
+def trained_with(name, optim, num_steps, data=None):
+    """Return the state and the losses after steps of a case with another optimizer."""
+    trainer, state = started_with(name, optim)
+    data = made(name).data if data is None else data
     state, history = eg.fit(trainer, state, data, key=KEY, num_steps=num_steps, every=1)
     return state, np.asarray(history["loss"])
 
@@ -296,6 +302,24 @@ def test_every_trainer_tells_its_loss_and_the_function_it_is_of(name):
     assert float(slope) < 1e-4
     assert float(followed.scale) == 0.5**3
     np.testing.assert_allclose(followed.best_value, losses[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["latent_sde", "shooting"])
+def test_the_function_can_be_looked_at_where_it_takes_long_to_compile(name):
+    """What is traced has the state's own structure; its numbers are in `make slow`."""
+    trainer, state = started_with(name, asked())
+
+    def stepped(state):
+        batch = made(name).data.batch_at(jnp.array(0), key=KEY)
+        return trainer.step(state, batch, key=KEY)[0]
+
+    new = eqx.filter_eval_shape(stepped, state)
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+    kinds = [
+        [(x.shape, x.dtype) for x in jax.tree.leaves(tree) if hasattr(x, "shape")]
+        for tree in (new, state)
+    ]
+    assert kinds[0] == kinds[1]
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)

@@ -30,10 +30,12 @@ class Scaled(eqx.Module):
         return 0.5 * jnp.sum(self.precisions * x**2)
 
 
+@eqx.filter_jit
 def data(num=4096, shift=1.5):
     return shift + jax.random.normal(jax.random.key(7), (num, SIZE))
 
 
+@eqx.filter_jit
 def populations(key, num, audit=None):
     keys = jax.random.split(key)
     walkers = ebm.Walkers.from_gaussian(keys[0], num, (SIZE,))

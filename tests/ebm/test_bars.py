@@ -25,7 +25,6 @@ def followed(seed, num=512, **settings):
     return ebm.annealed([WIDE, NARROW], walkers, kernel=kernel, key=keys[1], **settings)
 
 
-@pytest.mark.optimized
 def test_two_bars_of_annealing_hold_the_truth():
     # `benchmarks/coverage.py` does so 100 times, for a dozen problems.
     estimates = [followed(seed, radius=0.1).estimate() for seed in range(24)]

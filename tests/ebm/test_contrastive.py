@@ -15,7 +15,7 @@ from tests.ebm.gaussians import LOG_PARTITION, SIZE, Shifted, data, populations
 KERNEL = ebm.ULA(0.1)
 
 
-def fitted(trainer, memory, num_steps=300):
+def fitted(trainer, memory, num_steps=100):
     x = data()
     state = trainer.init(Shifted(jnp.zeros(SIZE)), memory)
     return eg.fit(
@@ -31,7 +31,7 @@ def fitted(trainer, memory, num_steps=300):
     "trainer",
     [
         ebm.CDTrainer(optax.sgd(0.3), kernel=KERNEL, num_moves=4),
-        ebm.ScoreMatchingTrainer(optax.sgd(0.2), kernel=KERNEL, noise_scale=0.3),
+        ebm.ScoreMatchingTrainer(optax.sgd(0.5), kernel=KERNEL, noise_scale=0.3),
     ],
     ids=["cd", "score matching"],
 )
@@ -50,7 +50,7 @@ def test_the_mean_is_learned_and_the_watching_walkers_are_honest(trainer):
     "trainer",
     [
         ebm.CDTrainer(optax.sgd(0.3), kernel=KERNEL, num_moves=2),
-        ebm.ScoreMatchingTrainer(optax.sgd(0.2), kernel=KERNEL, noise_scale=0.3),
+        ebm.ScoreMatchingTrainer(optax.sgd(0.5), kernel=KERNEL, noise_scale=0.3),
     ],
     ids=["cd", "score matching"],
 )

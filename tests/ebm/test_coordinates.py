@@ -1,5 +1,6 @@
 """Coordinates: exact constants, data in any units, arrays that no optimizer moves."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,11 +28,16 @@ def test_walkers_and_energy_agree_in_any_units(kind):
     if kind is ebm.Whitened:  # to working precision, columns must be alike
         x = jnp.asarray(np.asarray(x) / UNITS, jnp.float32)
     to = kind.of(x)
-    energy = ebm.mlp_energy((3,), key=jax.random.key(0), scale=2.0, coordinates=to)
-    walkers = ebm.Walkers.from_gaussian(
-        jax.random.key(1), 512, (3,), scale=2.0, coordinates=to
-    )
-    weighted = walkers.reweighted(energy)
+
+    @eqx.filter_jit
+    def start(to):
+        energy = ebm.mlp_energy((3,), key=jax.random.key(0), scale=2.0, coordinates=to)
+        walkers = ebm.Walkers.from_gaussian(
+            jax.random.key(1), 512, (3,), scale=2.0, coordinates=to
+        )
+        return walkers, walkers.reweighted(energy)
+
+    walkers, weighted = start(to)
     np.testing.assert_allclose(weighted.log_weights, 0.0, atol=2e-3)
     np.testing.assert_allclose(weighted.gradients, walkers.gradients, rtol=1e-2)
     # The constant is that of a Gaussian with the coordinates' own covariance.

@@ -19,9 +19,13 @@ ENERGIES = [
 
 @pytest.mark.parametrize(("make", "shape", "arguments"), ENERGIES)
 def test_the_start_is_exact(make, shape, arguments):
-    energy = make(shape, key=jax.random.key(0), scale=1.5, **arguments)
-    walkers = ebm.Walkers.from_gaussian(jax.random.key(1), 64, shape, scale=1.5)
-    started = walkers.reweighted(energy)
+    @eqx.filter_jit
+    def start():
+        energy = make(shape, key=jax.random.key(0), scale=1.5, **arguments)
+        walkers = ebm.Walkers.from_gaussian(jax.random.key(1), 64, shape, scale=1.5)
+        return walkers, walkers.reweighted(energy)
+
+    walkers, started = start()
     np.testing.assert_allclose(started.log_weights, 0.0, atol=1e-4)
     np.testing.assert_allclose(started.gradients, walkers.gradients, atol=1e-5)
     size = np.prod(shape)
@@ -34,9 +38,13 @@ def test_the_start_is_exact(make, shape, arguments):
 @pytest.mark.parametrize(("make", "shape", "arguments"), ENERGIES)
 def test_the_network_can_learn(make, shape, arguments):
     # The last layer starts at zero; what is below it must not, or nothing would move.
-    energy = make(shape, key=jax.random.key(0), **arguments)
-    x = jax.random.normal(jax.random.key(1), shape)
-    gradients = eqx.filter_grad(lambda e: e(x))(energy)
+    @eqx.filter_jit
+    def slopes():
+        energy = make(shape, key=jax.random.key(0), **arguments)
+        x = jax.random.normal(jax.random.key(1), shape)
+        return eqx.filter_grad(lambda e: e(x))(energy)
+
+    gradients = slopes()
     assert any(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(gradients))
 
 

@@ -51,7 +51,11 @@ def test_values_and_gradients_agree():
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-@pytest.mark.parametrize("kernel", [ebm.ULA(0.1), ebm.MALA(0.1)], ids=["ula", "mala"])
+@pytest.mark.parametrize(
+    "kernel",
+    [ebm.ULA(0.1), pytest.param(ebm.MALA(0.1), marks=pytest.mark.slow)],
+    ids=["ula", "mala"],
+)
 def test_training_is_the_same_whichever_the_energy_takes(kernel):
     trainer = ebm.JarzynskiTrainer(optax.sgd(0.02), kernel=kernel)
 

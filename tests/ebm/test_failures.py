@@ -17,8 +17,11 @@ from effgen.ebm.data_checks import check_columns
 from tests.ebm.gaussians import LOG_PARTITION, SIZE, Shifted, data, populations
 
 
+OPTIM = optax.sgd(0.05)  # one for all, so that they share programs
+
+
 def trainer(**settings):
-    return ebm.JarzynskiTrainer(optax.sgd(0.05), kernel=ebm.ULA(0.1), **settings)
+    return ebm.JarzynskiTrainer(OPTIM, kernel=ebm.ULA(0.1), **settings)
 
 
 def started(model, num=64):
@@ -124,7 +127,7 @@ def test_a_free_offset_costs_nothing_but_is_booked():
     state = trainer().init(model, memory)
     x = eg.Minibatches(data(), 64)
     state, history = eg.fit(trainer(), state, x, key=jax.random.key(1), num_steps=50)
-    plain = trainer().init(Shifted(jnp.zeros(SIZE)), memory)
+    plain = trainer().init(Offset(jnp.zeros(SIZE), jnp.zeros(())), memory)
     plain, plain_history = eg.fit(
         trainer(), plain, x, key=jax.random.key(1), num_steps=50
     )

@@ -197,8 +197,20 @@ EXACT = {
 }
 
 
-@pytest.mark.parametrize("step_size", STEP_SIZES)
-@pytest.mark.parametrize("move", EXACT.values(), ids=EXACT)
+# Moves of the same lines as others: in `make slow`.
+COVERED = {"partly moved", "preconditioned"}
+
+
+@pytest.mark.parametrize(
+    "step_size", [0.05, pytest.param(0.3, marks=pytest.mark.slow), 0.8]
+)
+@pytest.mark.parametrize(
+    "move",
+    [
+        pytest.param(move, id=name, marks=[pytest.mark.slow] * (name in COVERED))
+        for name, move in EXACT.items()
+    ],
+)
 def test_weights_are_exact(move, step_size):
     partition, mass = z_scores(move, step_size)
     assert partition < 4
@@ -225,14 +237,19 @@ def test_weights_are_exact_when_blocks_are_resampled_by_themselves(step_size):
 @pytest.mark.parametrize(
     "fault",
     [
-        uncorrected,
         uncorrected_ula,
-        midpoint,
         aliased,
-        clipped_in_the_move_only,
         wrong_sign,
-        new_model_in_both_halves,
-        cold_noise,
+        *[
+            pytest.param(fault, marks=pytest.mark.slow)
+            for fault in (
+                uncorrected,
+                midpoint,
+                clipped_in_the_move_only,
+                new_model_in_both_halves,
+                cold_noise,
+            )
+        ],
     ],
 )
 def test_a_faulty_move_fails(fault):

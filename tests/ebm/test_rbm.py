@@ -100,7 +100,7 @@ def test_training_knows_its_likelihood():
     trainer = ebm.JarzynskiTrainer(optax.sgd(0.1), kernel=ebm.BlockGibbs())
     state = trainer.init(rbm, ebm.Audited(*populations))
     start = float(jnp.mean(-jax.vmap(rbm)(x)) - rbm.log_partition())
-    state, _ = eg.fit(trainer, state, eg.Minibatches(x, 200), key=KEY, num_steps=1500)
+    state, _ = eg.fit(trainer, state, eg.Minibatches(x, 200), key=KEY, num_steps=500)
     density = ebm.NormalizedEnergy.from_state(state)
     truth = state.model.log_partition()
     assert abs(density.log_partition - truth) < 4 * density.standard_error < 0.4

@@ -50,7 +50,11 @@ def test_a_step_touches_the_due_block_alone():
     np.testing.assert_array_equal(same[0], [False] + [True] * 7)
 
 
-@pytest.mark.parametrize("kernel", [ebm.ULA(0.3), ebm.MALA(0.3)], ids=["ula", "mala"])
+@pytest.mark.parametrize(
+    "kernel",
+    [ebm.ULA(0.3), pytest.param(ebm.MALA(0.3), marks=pytest.mark.slow)],
+    ids=["ula", "mala"],
+)
 def test_weights_are_exact_however_long_a_block_has_waited(kernel):
     # Independent replicates; the last blocks catch up without a move.
     num_steps = 24
@@ -126,13 +130,18 @@ def test_a_density_from_a_reservoir_has_caught_up():
 
 def test_convolutions_catch_up_alike():
     shape = (1, 6, 6)
-    energy = ebm.image_energy(shape, key=jax.random.key(0), channels=(2, 4))
-    head = lambda e: e.network.head.weight
-    energy = eqx.tree_at(head, energy, jnp.ones_like(head(energy)))
-    walkers = ebm.Walkers.from_gaussian(jax.random.key(1), 48, shape)
-    whole = ebm.Reservoir.from_walkers(walkers, block_size=4, active=2)
-    flat = whole.reweighted(energy).flattened()
-    expected = walkers.reweighted(energy)
+
+    @eqx.filter_jit
+    def both():
+        energy = ebm.image_energy(shape, key=jax.random.key(0), channels=(2, 4))
+        head = lambda e: e.network.head.weight
+        energy = eqx.tree_at(head, energy, jnp.ones_like(head(energy)))
+        walkers = ebm.Walkers.from_gaussian(jax.random.key(1), 48, shape)
+        whole = ebm.Reservoir.from_walkers(walkers, block_size=4, active=2)
+        flat = whole.reweighted(energy).flattened()
+        return walkers, flat, walkers.reweighted(energy)
+
+    walkers, flat, expected = both()
     np.testing.assert_array_equal(flat.positions, walkers.positions)
     np.testing.assert_allclose(flat.energies, expected.energies, rtol=1e-5)
     np.testing.assert_allclose(

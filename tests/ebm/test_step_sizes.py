@@ -18,7 +18,7 @@ PRECISIONS = jnp.array([0.5, 1.0, 2.0, 4.0, 1.0, 1.0, 3.0, 0.2])
 def settled(kernel, num_moves):
     """Return walkers at equilibrium after many moves under a fixed Gaussian."""
     energy = Scaled(PRECISIONS)
-    walkers = ebm.Walkers.from_gaussian(jax.random.key(0), 4096, (SIZE,))
+    walkers = ebm.Walkers.from_gaussian(jax.random.key(0), 1024, (SIZE,))
     positions = walkers.positions / jnp.sqrt(PRECISIONS)[None]
     density = -jax.vmap(energy)(positions)
     walkers = ebm.Walkers.from_samples(positions, density).reweighted(energy)
@@ -61,7 +61,7 @@ def test_rules_and_a_radius_leave_the_audit_exact():
     memory = populations(jax.random.key(0), 256, audit=4096)
     state = trainer.init(Shifted(jnp.zeros(SIZE)), memory)
     state, history = eg.fit(
-        trainer, state, eg.Minibatches(data(), 64), key=jax.random.key(1), num_steps=300
+        trainer, state, eg.Minibatches(data(), 64), key=jax.random.key(1), num_steps=200
     )
     assert history["update_share"].min() < 1
     assert 0.5 < history["acceptance"][-50:].mean() < 0.65

@@ -37,7 +37,7 @@ def test_training_walkers_flatter_as_predicted_and_the_audit_does_not():
     # here the trace is the dimension. Independent replicates give the error bars.
     rate, num_steps, num = 0.05, 200, 128
     trainer = ebm.JarzynskiTrainer(optax.sgd(rate), kernel=ebm.ULA(0.3))
-    x = data(shift=0.5)
+    x = data(256, shift=0.5)
 
     @eqx.filter_jit
     @eqx.filter_vmap

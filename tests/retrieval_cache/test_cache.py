@@ -192,17 +192,21 @@ def test_popular_documents_of_a_stream_are_corrected_for():
     whole = jax.nn.logsumexp(3 * queries @ model.document(corpus()).T, axis=1)
     rng = np.random.default_rng(0)
 
+    @eqx.filter_jit
+    def step(policy, cache, numbers, i):
+        seen = seen_of(model, [0], numbers)
+        cache = policy(cache, seen, model.document, i, key=KEY)
+        scores = 3 * queries @ cache.rows.embeddings().T + cache.offsets[None]
+        scores = jnp.where(cache.valid[None], scores, -jnp.inf)
+        return cache, jax.nn.logsumexp(scores, axis=1)
+
     def partition(policy):
         cache, found = rc.NegativeCache.empty(corpus(1), 8, 40), []
-        step = eqx.filter_jit(policy)
         for i in range(300):
             numbers = rng.choice(num, 8, p=np.asarray(often / often.sum()))
-            seen = seen_of(model, [0], numbers)
-            cache = step(cache, seen, model.document, jnp.asarray(i), key=KEY)
-            scores = 3 * queries @ cache.rows.embeddings().T + cache.offsets[None]
-            scores = jnp.where(cache.valid[None], scores, -jnp.inf)
-            found.append(jax.nn.logsumexp(scores, axis=1))
-        return jnp.stack(found[50:]).mean(axis=0)
+            cache, sums = step(policy, cache, jnp.asarray(numbers), jnp.asarray(i))
+            found.append(np.asarray(sums))
+        return np.stack(found[50:]).mean(axis=0)
 
     plain = partition(rc.PositivesIn())
     corrected = partition(rc.PositivesIn(often))

@@ -98,11 +98,8 @@ def test_bias_grows_with_staleness(double):
     assert found[0] < found[1] < found[2]
 
 
-@pytest.mark.parametrize(
-    "estimator",
-    [pytest.param(rc.PseudoLogit(), marks=pytest.mark.slow), rc.GumbelMax()],
-    ids=str,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", [rc.PseudoLogit(), rc.GumbelMax()], ids=str)
 def test_bias_falls_with_the_refresh_rate(double, estimator):
     """Of the caches that runs leave whose rows were refreshed more or less often."""
 

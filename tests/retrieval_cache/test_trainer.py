@@ -24,6 +24,9 @@ from tests.retrieval_cache.cases import (
 
 exactly = eqx.filter_jit(rc.full_softmax_loss)
 
+# One for all, so that they share programs.
+OPTIM = optax.adam(3e-2)
+
 
 def exact_loss(model):
     pairs = rc.Pairs(corpus(), corpus(), jnp.arange(120))
@@ -31,13 +34,12 @@ def exact_loss(model):
 
 
 def test_a_cache_trains_as_the_full_softmax_does():
-    optim = optax.adam(3e-2)
     cache = filled(towers())
-    full, _ = trained(rc.FullSoftmaxTrainer(optim, temperature=0.1), cache)
+    full, _ = trained(rc.FullSoftmaxTrainer(OPTIM, temperature=0.1), cache)
     ours, history = trained(
-        rc.NegativeCacheTrainer(optim, 24, temperature=0.1, refresh=0.1), cache
+        rc.NegativeCacheTrainer(OPTIM, 24, temperature=0.1, refresh=0.1), cache
     )
-    batch_only, _ = trained(rc.InBatchTrainer(optim, temperature=0.1))
+    batch_only, _ = trained(rc.InBatchTrainer(OPTIM, temperature=0.1))
     losses = [exact_loss(state.model) for state in (full, ours, batch_only)]
     assert exact_loss(towers()) > 4
     assert losses[1] < losses[0] + 0.15 * (losses[2] - losses[0])
@@ -50,7 +52,7 @@ def test_a_cache_trains_as_the_full_softmax_does():
 
 def test_the_paper_s_estimator_trains():
     trainer = rc.NegativeCacheTrainer(
-        optax.adam(3e-2), 24, temperature=0.1, refresh=0.1, estimator=rc.GumbelMax()
+        OPTIM, 24, temperature=0.1, refresh=0.1, estimator=rc.GumbelMax()
     )
     state, _ = trained(trainer, filled(towers()))
     assert exact_loss(state.model) < 1.5
@@ -60,9 +62,7 @@ def test_the_paper_s_estimator_trains():
     "dtype", [pytest.param(jnp.bfloat16, marks=pytest.mark.slow), jnp.int8]
 )
 def test_narrow_caches_train_as_well(dtype):
-    trainer = rc.NegativeCacheTrainer(
-        optax.adam(3e-2), 24, temperature=0.1, refresh=0.1
-    )
+    trainer = rc.NegativeCacheTrainer(OPTIM, 24, temperature=0.1, refresh=0.1)
     wide, _ = trained(trainer, filled(towers()))
     narrow, _ = trained(trainer, filled(towers(), dtype=dtype))
     assert exact_loss(narrow.model) < exact_loss(wide.model) + 0.05
@@ -70,7 +70,7 @@ def test_narrow_caches_train_as_well(dtype):
 
 def test_a_stream_trains_from_an_empty_cache():
     trainer = rc.NegativeCacheTrainer(
-        optax.adam(3e-2),
+        OPTIM,
         24,
         temperature=0.1,
         refresh=(rc.WriteBack(), rc.PositivesIn()),
@@ -85,7 +85,7 @@ def test_a_temperature_is_learned_and_kept_in_bounds():
     model = eqx.tree_at(
         lambda m: m.temperature, towers(), learned, is_leaf=lambda x: x is None
     )
-    trainer = rc.NegativeCacheTrainer(optax.adam(3e-2), 24, temperature=None)
+    trainer = rc.NegativeCacheTrainer(OPTIM, 24, temperature=None)
     state, history = trained(trainer, filled(towers()), model=model)
     assert float(history["scale"][0]) < float(history["scale"][-1]) <= 5.0001
     assert float(state.model.temperature.scale) == pytest.approx(5.0, rel=1e-4)
@@ -107,7 +107,7 @@ def test_a_temperature_past_a_bound_comes_back(outside, way):
 
 def test_temperatures_may_be_scheduled():
     schedule = optax.linear_schedule(1.0, 0.1, 100)
-    trainer = rc.NegativeCacheTrainer(optax.adam(3e-2), 24, temperature=schedule)
+    trainer = rc.NegativeCacheTrainer(OPTIM, 24, temperature=schedule)
     _, history = trained(trainer, filled(towers()), num_steps=100)
     assert float(history["scale"][-1]) == pytest.approx(
         1 / float(schedule(99)), rel=1e-4
@@ -136,9 +136,9 @@ def test_hard_negatives_count_once():
 
 
 def test_labels_may_be_smoothed():
-    trainer = rc.NegativeCacheTrainer(optax.adam(3e-2), 24, label_smoothing=0.1)
+    trainer = rc.NegativeCacheTrainer(OPTIM, 24, label_smoothing=0.1)
     state = trainer.init(towers(), filled(towers()))
-    plain = rc.NegativeCacheTrainer(optax.adam(3e-2), 24)
+    plain = rc.NegativeCacheTrainer(OPTIM, 24)
     pairs = batch()
     _, smooth = eqx.filter_jit(trainer.step)(state, pairs, key=KEY)
     _, metrics = eqx.filter_jit(plain.step)(state, pairs, key=KEY)
@@ -164,7 +164,7 @@ def test_what_enters_the_cache_is_without_dropout():
 
 def test_tied_towers_share_their_parameters():
     model = rc.TwoTowers.tied(towers().query)
-    trainer = rc.NegativeCacheTrainer(optax.adam(3e-2), 24)
+    trainer = rc.NegativeCacheTrainer(OPTIM, 24)
     state = trainer.init(model, filled(model))
     assert len(jax.tree.leaves(eqx.filter(state.model, eqx.is_array))) == 1
     eqx.filter_jit(trainer.step)(state, batch(), key=KEY)
