@@ -44,6 +44,13 @@ from .kernels import (
     AbstractKernel as AbstractKernel,
     ReweightFirst as ReweightFirst,
 )
+from .labels import (
+    LabeledEnergy as LabeledEnergy,
+    LabelGibbs as LabelGibbs,
+    labeled_mlp_energy as labeled_mlp_energy,
+    labeled_walkers as labeled_walkers,
+    with_labels as with_labels,
+)
 from .natural_gradient import minsr as minsr
 from .populations import Audited as Audited
 from .rbm import RBM as RBM, BlockGibbs as BlockGibbs

@@ -1,0 +1,246 @@
+"""Models of examples with labels: energies, rows, walkers, and moves of both."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from .checks import check_continuous, check_count
+from .data_checks import check_columns
+from .evaluation import Energy, evaluate
+from .kernels import MALA, AbstractContinuousKernel
+from .walkers import Walkers
+
+
+class LabeledEnergy(eqx.Module):
+    """The energy of an example and its label, together in one row.
+
+        p(x, label) = exp(-energy(x, label)) / Z
+        p(label | x) = softmax(-energy(x, :))[label]
+
+    A row is the example, flat, and then the label, as `with_labels` makes it. So one
+    model is a density of examples, of the examples of each label, and a classifier.
+
+    **Attributes:** `energy`, a callable pytree from an example and an integer to a
+    scalar; `shape`, of an example; `num_labels`.
+    """
+
+    energy: Callable[[Float[Array, "*shape"], Int[Array, ""]], Float[Array, ""]]
+    shape: tuple[int, ...] = eqx.field(static=True)
+    num_labels: int = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        """Raise `ValueError` unless there are labels."""
+        check_count("num_labels", self.num_labels)
+
+    def __call__(self, row: Float[Array, " size_and_label"]) -> Float[Array, ""]:
+        """Return the energy of one row; infinite, if its label is none of them."""
+        known = (row[-1] >= 0) & (row[-1] < self.num_labels)
+        label = jnp.where(known, row[-1], 0).astype(jnp.int32)
+        energy = self.energy(row[:-1].reshape(self.shape), label)
+        return jnp.where(known, energy, jnp.inf)
+
+    def of_all(self, row: Float[Array, " size_and_label"]) -> Float[Array, " labels"]:
+        """Return the energies of a row's example with each label."""
+        x, labels = row[:-1].reshape(self.shape), jnp.arange(self.num_labels)
+        return jax.vmap(self.energy, (None, 0))(x, labels)
+
+    def log_posterior(
+        self, x: Float[Array, "examples *shape"]
+    ) -> Float[Array, "examples labels"]:
+        """Return `log p(label | x)`, which needs no `Z`."""
+        rows = with_labels(x, jnp.zeros(len(x), jnp.int32))
+        return jax.nn.log_softmax(-jax.vmap(self.of_all)(rows), axis=1)
+
+
+class LogitsEnergy(eqx.Module):
+    """`energy(x, label) = |x|^2 / (2 scale^2) - logits(x)[label]`.
+
+    **Attributes:** `logits`, from a flat example, over `scale`, to one number a label;
+    `scale`, of the well, fixed.
+    """
+
+    logits: eqx.nn.MLP
+    scale: float = eqx.field(static=True)
+
+    def __call__(
+        self, x: Float[Array, "*shape"], label: Int[Array, ""]
+    ) -> Float[Array, ""]:
+        """Return the energy of an example and its label."""
+        z = jnp.ravel(x) / self.scale
+        return 0.5 * jnp.sum(z**2) - self.logits(z)[label]
+
+
+def labeled_mlp_energy(
+    shape: tuple[int, ...],
+    num_labels: int,
+    *,
+    key: PRNGKeyArray,
+    width_size: int = 128,
+    depth: int = 2,
+    scale: float = 1.0,
+) -> LabeledEnergy:
+    """Return a `LabeledEnergy` that is a Gaussian at first, whatever the label.
+
+    **Arguments:** as of `mlp_energy`; `num_labels`.
+    """
+    size = int(np.prod(shape))
+    logits = eqx.nn.MLP(
+        size, num_labels, width_size, depth, activation=jax.nn.silu, key=key
+    )
+    last = lambda network: (network.layers[-1].weight, network.layers[-1].bias)
+    logits = eqx.tree_at(last, logits, replace_fn=jnp.zeros_like)
+    return LabeledEnergy(LogitsEnergy(logits, scale), shape, num_labels)
+
+
+def with_labels(
+    x: Float[Array, "examples *shape"], labels: Int[Array, " examples"]
+) -> Float[Array, "examples size_and_label"]:
+    """Return rows: each example, flat, and then its label.
+
+    **Raises:** `ValueError` if there are not as many labels as examples.
+    """
+    x, labels = jnp.asarray(x), jnp.asarray(labels)
+    if labels.shape != x.shape[:1]:
+        raise ValueError(
+            f"`labels` have shape {labels.shape}: pass one for each of the {len(x)} "
+            "examples."
+        )
+    flat = x.reshape(len(x), -1)
+    return jnp.concatenate([flat, labels[:, None].astype(flat.dtype)], axis=1)
+
+
+def labeled_walkers(
+    key: PRNGKeyArray,
+    num: int,
+    shape: tuple[int, ...],
+    num_labels: int,
+    *,
+    scale: float = 1.0,
+) -> Walkers:
+    """Return walkers from a Gaussian, each with a label, all labels as likely.
+
+    **Arguments:** as of `Walkers.from_gaussian`; `num_labels`.
+    """
+    keys = jax.random.split(key)
+    x = Walkers.from_gaussian(keys[0], num, shape, scale=scale)
+    labels = jax.random.randint(keys[1], (num,), 0, num_labels)
+    density = -x.energies - x.log_partition - jnp.log(num_labels)
+    return Walkers.from_samples(with_labels(x.positions, labels), density)
+
+
+class LabelGibbs(AbstractContinuousKernel):
+    """Moves of an example given its label, and then of the label given the example.
+
+        x moves by `kernel` under energy(:, label)
+        label ~ softmax(-energy(x, :))
+
+    Both leave the `LabeledEnergy`'s model invariant, so the weights are exact.
+
+    **Attributes:** `kernel`, which moves examples.
+    """
+
+    kernel: MALA
+
+    def __check_init__(self) -> None:
+        """Raise `TypeError` for a kernel that is no `MALA`."""
+        if not isinstance(self.kernel, MALA):
+            raise TypeError(f"`kernel` is {self.kernel!r}: pass `ebm.MALA(...)`.")
+
+    def move(
+        self,
+        walkers: Walkers,
+        energy: Energy,
+        step: Int[Array, ""],
+        *,
+        key: PRNGKeyArray,
+    ) -> Walkers:
+        """Return the walkers after one move of examples, and one of labels."""
+        labeled = _as_labeled(energy)
+        keys = jax.random.split(key)
+        kernel = self._of_examples(walkers)
+        walkers = kernel.move(walkers, energy, step, key=keys[0])
+        energies = jax.vmap(labeled.of_all)(walkers.positions)
+        labels = jax.random.categorical(keys[1], -energies, axis=1)
+        new = walkers.positions.at[:, -1].set(labels.astype(walkers.positions.dtype))
+        energies, gradients = evaluate(energy, new)
+        return dataclasses.replace(
+            walkers, positions=new, energies=energies, gradients=gradients
+        )
+
+    def begun(self, walkers: Walkers, energy: Energy) -> Walkers:
+        """Return the walkers with the step size of their first move."""
+        return self._of_examples(walkers).begun(walkers, energy)
+
+    def between(self, old: Energy, new: Energy, share: Float[Array, ""]) -> Energy:
+        """Return the geometric path, as an energy of examples with labels."""
+        old, new = _as_labeled(old), _as_labeled(new)
+        return dataclasses.replace(new, energy=_Between(old.energy, new.energy, share))
+
+    def check(self, model: Energy, walkers: Walkers) -> None:
+        """Raise unless the walkers are rows of the `LabeledEnergy`'s shape."""
+        labeled = _as_labeled(model)
+        size = int(np.prod(labeled.shape)) + 1
+        if walkers.positions.shape[1:] != (size,):
+            raise ValueError(
+                f"`memory` has walkers of shape {walkers.positions.shape[1:]}: rows of "
+                f"{labeled.shape} and a label have {size} entries; draw them by "
+                "`ebm.labeled_walkers`."
+            )
+        _check_labels("memory", walkers.positions[:, -1], labeled.num_labels)
+        check_continuous(model, walkers.positions)
+
+    def check_data(self, batch: Any, source: Any) -> None:
+        """Raise on examples that have no density, or labels that are none."""
+        arrays = getattr(source, "arrays", None)
+        rows: Any = arrays if hasattr(arrays, "shape") else batch
+        if not isinstance(rows, Tracer):
+            check_columns("data", jnp.asarray(rows)[:, :-1])
+            _check_labels("data", rows[:, -1], None)
+
+    def _of_examples(self, walkers: Walkers) -> MALA:
+        """Return the kernel that leaves the last entry, the label, where it is."""
+        size = walkers.positions.shape[1] - 1
+        scale = jnp.ones(size) if self.kernel.scale is None else self.kernel.scale
+        padding = [(0, 1)] * jnp.ndim(scale)
+        return dataclasses.replace(self.kernel, scale=jnp.pad(scale, padding))
+
+
+class _Between(eqx.Module):
+    """A model on the geometric path, of an example and its label."""
+
+    old: Callable[..., Float[Array, ""]]
+    new: Callable[..., Float[Array, ""]]
+    share: Float[Array, ""]
+
+    def __call__(self, x: Array, label: Int[Array, ""]) -> Float[Array, ""]:
+        """Return the energy."""
+        return (1 - self.share) * self.old(x, label) + self.share * self.new(x, label)
+
+
+def _as_labeled(energy: Energy) -> LabeledEnergy:
+    if not isinstance(energy, LabeledEnergy):
+        raise TypeError(
+            f"`model` is a {type(energy).__name__}: `LabelGibbs` moves an "
+            "`ebm.LabeledEnergy`."
+        )
+    return energy
+
+
+def _check_labels(name: str, labels: Any, num: int | None) -> None:
+    if isinstance(labels, Tracer):
+        return
+    labels = np.asarray(labels)
+    most = np.inf if num is None else num - 1
+    if not np.all((labels == np.round(labels)) & (labels >= 0) & (labels <= most)):
+        raise ValueError(
+            f"`{name}` has labels from {labels.min():.3g} to {labels.max():.3g} in its "
+            "last column: pass integers from 0 to `num_labels - 1`, as "
+            "`ebm.with_labels(x, labels)` puts them there."
+        )
