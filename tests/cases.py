@@ -135,6 +135,14 @@ def score_matching() -> Case:
     return Case(trainer, trainer().init(energy, populations.audit), vectors())
 
 
+def noise_contrast() -> Case:
+    def trainer():
+        return ebm.NCETrainer(optax.adam(1e-2), kernel=ebm.ULA(0.1), noise_scale=2.0)
+
+    energy, populations = energy_and_walkers()
+    return Case(trainer, trainer().init(energy, populations.audit), vectors())
+
+
 def rbm() -> Case:
     def trainer():
         return ebm.JarzynskiTrainer(optax.sgd(0.1), kernel=ebm.BlockGibbs())
@@ -315,6 +323,7 @@ CASES = {
     "restarted": restarted,
     "cd": cd,
     "score_matching": score_matching,
+    "noise_contrast": noise_contrast,
     "rbm": rbm,
     "images": images,
     "latent_sde": latent_sde,

@@ -52,6 +52,7 @@ from .labels import (
     with_labels as with_labels,
 )
 from .natural_gradient import minsr as minsr
+from .noise_contrast import NCETrainer as NCETrainer
 from .populations import Audited as Audited
 from .rbm import RBM as RBM, BlockGibbs as BlockGibbs
 from .reflected import ReflectedMALA as ReflectedMALA

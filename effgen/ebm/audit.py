@@ -17,6 +17,7 @@ from .learning import check_data, check_known, check_memory, followed, started
 from .populations import (
     Audited,
     KernelState,
+    LearnedPartition,
     Population,
     put,
     taken,
@@ -71,7 +72,7 @@ def watched_start(
     kernel: AbstractKernel,
     model: Energy,
     memory: Population | Audited | None,
-    own: KernelState | None,
+    own: KernelState | LearnedPartition | None,
 ) -> TrainState[Energy, Audited]:
     """Return the first state of a trainer that keeps no walkers to train by.
 

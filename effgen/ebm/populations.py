@@ -28,6 +28,15 @@ class KernelState(eqx.Module):
     acceptance: Float[Array, ""]
 
 
+class LearnedPartition(eqx.Module):
+    """A `log Z` that is trained like a parameter, for `NCETrainer`.
+
+    **Attributes:** `log_partition`.
+    """
+
+    log_partition: Float[Array, ""]
+
+
 class Audited(eqx.Module):
     """Two populations: one that trains the model, and one that only watches.
 
@@ -40,11 +49,12 @@ class Audited(eqx.Module):
     evenly, whose spread is the error bar.
 
     **Attributes:** `walkers` and `audit`, each `Walkers` or a `Reservoir`; they may
-    differ in number. Trainers whose chains are not kept have the kernel's state, or
-    nothing, in place of `walkers`; without an audit, `audit` is `None`.
+    differ in number. Trainers whose chains are not kept have the kernel's state, a
+    learned `log Z`, or nothing, in place of `walkers`; without an audit, `audit` is
+    `None`.
     """
 
-    walkers: Population | KernelState | None
+    walkers: Population | KernelState | LearnedPartition | None
     audit: Population | None
 
 

@@ -1,0 +1,189 @@
+"""Noise-contrastive estimation, the baseline that learns `log Z` as a parameter."""
+
+import math
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from effgen.core.state import Metrics, TrainState
+from effgen.core.trainer import AbstractTrainer
+from effgen.core.update import apply_gradients
+from effgen.core.weights import log_mean_exp
+
+from .audit import check_watched_data, watch, watched_start
+from .checks import check_share
+from .coordinates import AbstractCoordinates
+from .evaluation import Energy, energies_at
+from .kernels import AbstractKernel
+from .learning import soundness
+from .populations import Audited, LearnedPartition, Population
+from .trainer import check_kernel
+from .trust_region import bounded, check_radius
+from .walkers import Walkers
+
+
+# The share of a Newton step, and the most nats, that the learned `log Z` moves.
+_RATE = 0.1
+_MOST = 5.0
+
+
+class NCETrainer(AbstractTrainer):
+    """Noise-contrastive estimation: data are told from a Gaussian's noise.
+
+        odds(x) = -energy(x) - log_partition - log_noise(x)
+        loss = mean(softplus(-odds(batch))) + mean(softplus(odds(noise)))
+
+    The baseline that needs no samples of the model and learns `log Z` with it, by a
+    tenth of a Newton step at each step. Where
+    data and noise are easily told apart, as in many dimensions, the loss is small
+    whatever the model, and little is learned.
+
+    The walkers given, if any, only watch, as `CDTrainer`'s: moved by `kernel`, they
+    tell this trainer's likelihood, and how far the learned `log Z` is off. The memory
+    is `Audited`, with the `LearnedPartition` in place of walkers that train.
+
+    **Attributes:** `optim`; `kernel`, of the watching walkers; `noise_scale`, of the
+    noise, in `coordinates`, if there are any, else in units of the data;
+    `resample_below`; `radius`, as `PCDTrainer`'s, by the data.
+
+    **Metrics:** `loss`, `learned_log_partition`, `grad_norm`; with watching walkers
+    `cross_entropy`, `log_partition` and `log_partition_error`.
+
+    **Source:** Gutmann and Hyvärinen (2010).
+    """
+
+    watched: ClassVar[tuple[str, ...]] = ("loss", "cross_entropy")
+
+    optim: optax.GradientTransformation
+    kernel: AbstractKernel
+    noise_scale: float = eqx.field(default=1.0, kw_only=True)
+    coordinates: AbstractCoordinates | None = eqx.field(default=None, kw_only=True)
+    resample_below: float = eqx.field(default=0.5, kw_only=True)
+    radius: float = eqx.field(default=math.inf, kw_only=True)
+
+    def __check_init__(self) -> None:
+        """Raise `TypeError` or `ValueError` for settings out of range."""
+        check_kernel(self.kernel)
+        check_share("resample_below", self.resample_below)
+        check_radius(self.radius)
+        if not self.noise_scale > 0:
+            raise ValueError(
+                f"`noise_scale` is {self.noise_scale}: pass a number > 0, such as the "
+                "data's standard deviation."
+            )
+
+    def init(
+        self, model: Energy, memory: Population | Audited | None = None
+    ) -> TrainState[Energy, Audited]:
+        """Return the first state; `memory`, if given, are walkers that watch.
+
+        The first step begins the learned `log Z` with its noise's estimate.
+        """
+        own = LearnedPartition(jnp.zeros(()))
+        return watched_start(self.optim, self.kernel, model, memory, own)
+
+    def step(
+        self,
+        state: TrainState[Energy, Audited],
+        batch: Float[Array, "batch *shape"],
+        *,
+        key: PRNGKeyArray,
+    ) -> tuple[TrainState[Energy, Audited], Metrics]:
+        """Update the model, and its `log Z`, by how they tell the batch from noise."""
+        noise_key, watch_key = jax.random.split(key)
+        noise = self._noise(noise_key, batch)
+        own = state.memory.walkers
+        assert isinstance(own, LearnedPartition)
+        learned = self._begun(own.log_partition, state, noise)
+
+        def odds_of(model: Energy) -> tuple[Array, Array]:
+            real = -energies_at(model, batch) - self._log_noise(batch)
+            return real - learned, noise.energies - energies_at(
+                model, noise.positions
+            ) - learned
+
+        def loss_of(model: Energy) -> Float[Array, ""]:
+            real, false = odds_of(model)
+            return jnp.mean(jax.nn.softplus(-real)) + jnp.mean(jax.nn.softplus(false))
+
+        loss, gradients = eqx.filter_value_and_grad(loss_of)(state.model)
+        model, opt_state = apply_gradients(
+            self.optim,
+            gradients,
+            state.opt_state,
+            state.model,
+            value=loss,
+            value_fn=loss_of,
+        )
+        log_partition = learned - _RATE * _newton(*odds_of(state.model))
+        looked = Walkers.from_samples(batch, -energies_at(state.model, batch))
+        model, more = bounded(self.radius, state.model, model, looked, weighted=False)
+        metrics: Metrics = {
+            "loss": loss,
+            "learned_log_partition": learned,
+            "grad_norm": optax.tree.norm(gradients),
+            **more,
+        }
+        metrics["result"] = soundness(
+            self.kernel, model, looked, jnp.zeros(()), state.step
+        )
+        audit, more = watch(
+            self.kernel,
+            state,
+            model,
+            1,
+            self.resample_below,
+            data_energy=jnp.mean(looked.energies),
+            key=watch_key,
+        )
+        memory = Audited(LearnedPartition(log_partition), audit)
+        return state.advance(model, opt_state, memory), metrics | more
+
+    def _begun(
+        self, log_partition: Array, state: TrainState, noise: Walkers
+    ) -> Float[Array, ""]:
+        """Return the learned `log Z`; at first what the noise's weights say it is."""
+
+        def estimated() -> Float[Array, ""]:
+            logs = noise.energies - energies_at(state.model, noise.positions)
+            value, _ = log_mean_exp(logs)
+            return value.astype(log_partition.dtype)
+
+        return jax.lax.cond(state.step == 0, estimated, lambda: log_partition)
+
+    def _noise(self, key: PRNGKeyArray, batch: Array) -> Walkers:
+        """Return as much noise as data, its `energies` minus the log-density."""
+        drawn = Walkers.from_gaussian(
+            key,
+            batch.shape[0],
+            batch.shape[1:],
+            scale=self.noise_scale,
+            coordinates=self.coordinates,
+        )
+        return eqx.tree_at(
+            lambda noise: noise.energies, drawn, drawn.energies + drawn.log_partition
+        )
+
+    def _log_noise(self, x: Float[Array, "batch *shape"]) -> Float[Array, " batch"]:
+        z = x if self.coordinates is None else jax.vmap(self.coordinates)(x)
+        logs = jax.scipy.stats.norm.logpdf(z, scale=self.noise_scale)
+        shift = 0.0 if self.coordinates is None else self.coordinates.log_determinant
+        return jnp.sum(logs.reshape(x.shape[0], -1), axis=1) + shift
+
+    def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
+        """Raise on data that have no density, or do not fit the watching walkers."""
+        check_watched_data(self.kernel, state.memory, batch, source)
+
+
+def _newton(
+    real: Float[Array, " batch"], false: Float[Array, " batch"]
+) -> Float[Array, ""]:
+    """Return the loss's slope over its curvature in `log_partition`."""
+    told, missed = jax.nn.sigmoid(-real), jax.nn.sigmoid(false)
+    slope = jnp.mean(told) - jnp.mean(missed)
+    curvature = jnp.mean(told * (1 - told)) + jnp.mean(missed * (1 - missed))
+    return jnp.clip(slope / jnp.maximum(curvature, 1e-6), -_MOST, _MOST)
