@@ -19,6 +19,8 @@ SCRIPTS = (
     "mixture",
     "mixture_speed",
     "plane",
+    "plane_steps",
+    "digits",
     "coverage",
     "weights",
     "reservoir",
@@ -63,6 +65,8 @@ def _headlines(path: Any) -> list[tuple[str, str]]:
         "sharding": _parts,
         "mixture": _quality("mass_error"),
         "plane": _quality("divergence"),
+        "plane_steps": _quality("divergence"),
+        "digits": _digits,
         "machines": _quality("log_likelihood"),
         "coverage": _coverage,
         "mixture_speed": _mixture_speed,
@@ -109,6 +113,17 @@ def _coverage(record: dict[str, Any]) -> list[tuple[str, str]]:
         figure = "all warned" if held is None else f"{100 * held:.0f} %"
         rows.append((f"two bars of log Z hold, unwarned: {problem}", figure))
     return rows
+
+
+def _digits(record: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (
+            f"digits: held-out nats after {record['seconds']} s, {name}",
+            f"{found['nats']['median']:.2f} ({found['nats']['least']:.2f} to "
+            f"{found['nats']['most']:.2f})",
+        )
+        for name, found in record["held_out"].items()
+    ]
 
 
 def _overhead(record: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """What is looked at before training: energies, data, and settings."""
 
+from numbers import Real
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -140,9 +141,9 @@ def check_share(name: str, value: float) -> None:
         raise ValueError(f"`{name}` is {value}: pass a share between 0 and 1.")
 
 
-def check_penalty(value: float) -> None:
-    """Raise `ValueError` unless `value >= 0`."""
-    if not 0 <= value < float("inf"):
+def check_penalty(value: Any) -> None:
+    """Raise `ValueError` unless it is a number, 0 or more."""
+    if not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
         raise ValueError(f"`penalty` is {value}: pass a number of 0 or more.")
 
 

@@ -1,6 +1,7 @@
 """A trust region for the model's updates, in units of the walkers that they cost."""
 
 import math
+from numbers import Real
 from typing import Any
 
 import equinox as eqx
@@ -15,8 +16,10 @@ from .evaluation import Energy, energies_at
 from .walkers import Walkers
 
 
-def check_radius(radius: float) -> None:
-    """Raise `ValueError` for a radius that is not positive."""
+def check_radius(radius: Any) -> None:
+    """Raise `TypeError` or `ValueError` for a radius that is no positive number."""
+    if not isinstance(radius, Real):
+        raise TypeError(f"`radius` is {radius!r}: pass a number, such as 0.1.")
     if not radius > 0:
         raise ValueError(
             f"`radius` is {radius}: pass a number above 0, such as 0.1, by which an "

@@ -131,6 +131,20 @@ def test_it_serves_persistent_chains():
     np.testing.assert_allclose(state.model.mean, 1.0, atol=0.3)
 
 
+def test_samples_on_many_devices_are_as_on_one():
+    trainer = ebm.JarzynskiTrainer(
+        ebm.minsr(num_samples=16), kernel=ebm.MALA(0.1), radius=0.1
+    )
+    walkers = populations(jax.random.key(0), 16 * 16)
+    memory = ebm.Reservoir.from_walkers(walkers, block_size=16, active=8)
+    state = trainer.init(Shifted(jnp.zeros(SIZE)), memory)
+    x, key = eg.Minibatches(data(64, shift=1.0), 16), jax.random.key(1)
+    whole, _ = eg.fit(trainer, state, x, key=key, num_steps=5)
+    split, _ = eg.fit(trainer, eg.shard(state, eg.make_mesh()), x, key=key, num_steps=5)
+    expected = np.asarray(whole.model.mean)
+    np.testing.assert_allclose(np.asarray(split.model.mean), expected, rtol=1e-4)
+
+
 def test_settings_and_trainers_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match="`damping` is 0"):
         ebm.minsr(damping=0.0)

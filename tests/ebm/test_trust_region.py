@@ -151,3 +151,5 @@ def test_a_radius_out_of_range_is_named():
     for radius in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match=f"`radius` is {radius}"):
             trainers(radius)
+    with pytest.raises(TypeError, match=r"`radius` is '0\.1'"):
+        trainers("0.1")
