@@ -253,5 +253,8 @@ def heading() -> str:
     """Return the line above the table."""
     return (
         f"MNIST digits averaged to {SIDE} x {SIDE} pixels, noise {NOISE}; "
-        f"{NUM_WALKERS} walkers, and as many that audit them and tell the likelihood."
+        f"{NUM_WALKERS} walkers, and as many that audit them and tell the likelihood. "
+        "Tuned alike and after the same seconds, PCD's model is as likely, and that of "
+        "CD with 8 moves likelier (docs/benchmarks.md): what weights add here is the "
+        "likelihood while the model trains."
     )
