@@ -20,7 +20,7 @@ def check_radius(radius: Any) -> None:
     """Raise `TypeError` or `ValueError` for a radius that is no positive number."""
     if not isinstance(radius, Real):
         raise TypeError(f"`radius` is {radius!r}: pass a number, such as 0.1.")
-    if not radius > 0:
+    if not float(radius) > 0:
         raise ValueError(
             f"`radius` is {radius}: pass a number above 0, such as 0.1, by which an "
             "update may cost 1 walker in 100; `float('inf')` lets all updates pass."
