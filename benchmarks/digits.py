@@ -18,7 +18,6 @@ import multiprocessing
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,13 +112,10 @@ def annealed(model, images, seed):
     """Return the mean log-likelihood of images, and the bar of `log Z`."""
     task, _ = problem()
     keys = jax.random.split(jax.random.key(1000 + seed), 3)
-    last = lambda energy: energy.network.network.layers[-1].weight
-    start = eqx.tree_at(last, model, replace_fn=jnp.zeros_like)
     walkers = ebm.Walkers.from_gaussian(keys[0], NUM_FRESH, SHAPE)
-    walkers = ebm.annealed([start, model], walkers, kernel=demo.KERNEL, key=keys[1])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", eg.RunWarning)
-        density = ebm.NormalizedEnergy.from_walkers(model, walkers)
+        density = demo.annealed_density(model, walkers, keys[1])
     x = whitened(task.coordinates, noisy(images, demo.NOISE, keys[2]))
     value = float(density.log_likelihood(x).value)
     return {

@@ -131,14 +131,22 @@ def annealed_likelihood(
 ) -> tuple[float, float]:
     """Return the held-out likelihood by fresh walkers, and the bar of its `log Z`."""
     fresh, path = jax.random.split(jax.random.fold_in(key, 1))
-    last = lambda energy: energy.network.network.layers[-1].weight
-    start = eqx.tree_at(last, model, replace_fn=jnp.zeros_like)
-    walkers = ebm.Walkers.from_gaussian(fresh, NUM_FRESH, problem.train.shape[1:])
-    walkers = ebm.annealed([start, model], walkers, kernel=KERNEL, key=path)
-    density = ebm.NormalizedEnergy.from_walkers(model, walkers)
+    shape = problem.train.shape[1:]
+    walkers = ebm.Walkers.from_gaussian(fresh, NUM_FRESH, shape)
+    density = annealed_density(model, walkers, path)
     value = float(density.log_likelihood(held_out).value)
     value += float(problem.coordinates.log_determinant)
     return value, float(density.standard_error)
+
+
+def annealed_density(
+    model: Any, walkers: ebm.Walkers, key: PRNGKeyArray
+) -> ebm.NormalizedEnergy:
+    """Return the density by fresh walkers, annealed from the Gaussian start."""
+    last = lambda energy: energy.network.network.layers[-1].weight
+    start = eqx.tree_at(last, model, replace_fn=jnp.zeros_like)
+    walkers = ebm.annealed([start, model], walkers, kernel=KERNEL, key=key)
+    return ebm.NormalizedEnergy.from_walkers(model, walkers)
 
 
 def gaussian_likelihood(problem: Problem, key: PRNGKeyArray) -> tuple[float, float]:

@@ -85,11 +85,12 @@ def outline(state: TrainState, position: Any, score: Any) -> Manifest:
 @functools.cache
 def _versions() -> dict[str, str]:
     packages = ("effgen", "jax", "equinox", "optax")
-    found = {name: _version(name) for name in packages}
+    found = {name: installed_version(name) for name in packages}
     return found | {"python": platform.python_version()}
 
 
-def _version(package: str) -> str:
+def installed_version(package: str) -> str:
+    """Return the version of an installed package, or `"unknown"`."""
     try:
         return version(package)
     except PackageNotFoundError:  # run from its source, not installed

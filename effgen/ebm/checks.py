@@ -141,6 +141,14 @@ def check_share(name: str, value: float) -> None:
         raise ValueError(f"`{name}` is {value}: pass a share between 0 and 1.")
 
 
+def check_box(low: float, high: float) -> None:
+    """Raise `ValueError` unless `low < high`, both finite."""
+    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise ValueError(
+            f"`low` is {low} and `high` {high}: pass finite walls, the lower one first."
+        )
+
+
 def check_penalty(value: Any) -> None:
     """Raise `ValueError` unless it is a number, 0 or more."""
     if not isinstance(value, Real) or not 0 <= float(value) < float("inf"):

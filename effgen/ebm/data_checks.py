@@ -29,6 +29,12 @@ def check_continuous_data(batch: Any, source: Any) -> None:
         check_columns("data", source.arrays)
 
 
+def rows_at_hand(batch: Any, source: Any) -> Any:
+    """Return all the data of a `source` that holds them as one array, else `batch`."""
+    arrays = getattr(source, "arrays", None)
+    return arrays if hasattr(arrays, "shape") else batch
+
+
 def check_columns(name: str, rows: Any) -> None:
     """Raise if a column of `rows` cannot be learned from.
 

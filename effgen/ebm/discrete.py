@@ -10,8 +10,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .evaluation import Energy, evaluate
-from .kernels import AbstractKernel
-from .walkers import Walkers, chosen
+from .kernels import AbstractKernel, metropolized
+from .walkers import Walkers
 
 
 class GibbsWithGradients(AbstractKernel):
@@ -54,13 +54,10 @@ class GibbsWithGradients(AbstractKernel):
         back = _logits(new, gradients)
         rows = jnp.arange(num)
         ratios = walkers.energies - energies + back[rows, entry] - logits[rows, entry]
-        ratios = jnp.where(jnp.isnan(ratios), -jnp.inf, ratios)
-        uniform = jax.random.uniform(decide, ratios.shape, ratios.dtype)
         proposed = dataclasses.replace(
             walkers, positions=new, energies=energies, gradients=gradients
         )
-        moved = chosen(jnp.log(uniform) < ratios, proposed, walkers)
-        acceptance = jnp.mean(jnp.exp(jnp.minimum(ratios, 0.0)))
+        moved, acceptance = metropolized(walkers, proposed, ratios, key=decide)
         return dataclasses.replace(moved, acceptance=acceptance)
 
     def check(self, model: Energy, walkers: Walkers) -> None:

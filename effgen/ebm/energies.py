@@ -1,7 +1,7 @@
 """Energies: that start as a Gaussian, of vectors and images; tempered; your own."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import equinox as eqx
 import jax
@@ -39,7 +39,7 @@ class ConfinedEnergy(eqx.Module):
 
 
 class VectorNetwork(eqx.Module):
-    """A multilayer perceptron from an example of any shape to a scalar.
+    """A multilayer perceptron of examples of any shape, to a scalar or to several.
 
     **Attributes:** `layers`; `unit`, which the example is divided by.
     """
@@ -47,8 +47,8 @@ class VectorNetwork(eqx.Module):
     layers: eqx.nn.MLP
     unit: float = eqx.field(static=True, default=1.0)
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, ""]:
-        """Return the network's value at one example."""
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*out"]:
+        """Return the network's value, or values, at one example."""
         return self.layers(jnp.ravel(x) / self.unit)
 
 
@@ -159,18 +159,24 @@ def mlp_energy(
     energies); `scale`, of the well, by which the network sees the example divided;
     `coordinates`, as of `ConfinedEnergy`.
     """
-    network = _vector_network(shape, width_size, depth, scale, key)
+    network = vector_network(shape, "scalar", width_size, depth, scale, key)
     return ConfinedEnergy(network, scale, coordinates)
 
 
 @eqx.filter_jit
-def _vector_network(
+def vector_network(
     shape: tuple[int, ...],
+    out_size: int | Literal["scalar"],
     width_size: int,
     depth: int,
     unit: float,
     key: PRNGKeyArray,
 ) -> VectorNetwork:
+    """Return a perceptron of examples of `shape` that is zero at first.
+
+    **Arguments:** `out_size`, `"scalar"`, or how many numbers it returns; `unit`, as of
+    `VectorNetwork`.
+    """
     size = 1
     for axis in shape:
         size *= axis
@@ -178,14 +184,14 @@ def _vector_network(
     # and an optimizer that rescales gradients would walk it by their rounding errors.
     layers = eqx.nn.MLP(
         size,
-        "scalar",
+        out_size,
         width_size,
         depth,
         activation=jax.nn.silu,
-        use_final_bias=False,
+        use_final_bias=out_size != "scalar",
         key=key,
     )
-    last = lambda network: network.layers.layers[-1].weight
+    last = lambda network: jax.tree.leaves(network.layers.layers[-1])
     return _zeroed(VectorNetwork(layers, unit), last)
 
 
@@ -292,5 +298,5 @@ def _halved(x: Float[Array, "channels height width"]) -> Array:
     return eqx.nn.AvgPool2d(2, 2)(x)
 
 
-def _zeroed(network: Network, where: Callable[[Network], Array]) -> Network:
+def _zeroed(network: Network, where: Callable[[Network], Any]) -> Network:
     return eqx.tree_at(where, network, replace_fn=jnp.zeros_like)

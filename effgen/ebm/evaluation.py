@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 
 Energy = Callable[[Float[Array, "*shape"]], Float[Array, ""]]
@@ -74,6 +74,21 @@ def evaluate(
     energies, pullback = jax.vjp(lambda x: energies_at(energy, x), positions)
     (gradients,) = pullback(jnp.ones_like(energies))
     return energies, gradients
+
+
+def slopes_along(
+    energy: Energy, direction: PyTree, positions: Float[Array, "walkers *shape"]
+) -> tuple[Float[Array, " walkers"], Float[Array, " walkers"]]:
+    """Return each row's energy, and how it changes along a direction of the parameters.
+
+    **Arguments:** `direction`, a pytree like the inexact arrays of `energy`.
+    """
+    params, fixed = eqx.partition(energy, eqx.is_inexact_array)
+
+    def energies_of(params: PyTree) -> Float[Array, " walkers"]:
+        return energies_at(eqx.combine(params, fixed), positions)
+
+    return jax.jvp(energies_of, (params,), (direction,))
 
 
 def energy_of_one(energy: Energy, x: Float[Array, "*shape"]) -> Float[Array, ""]:

@@ -16,8 +16,8 @@ from .langevin import Langevin, check_langevin
 from .step_sizes import (
     StepSize,
     TargetAcceptance,
-    TargetVariance,
     begun_by_variance,
+    check_adjusted,
     check_unadjusted,
     searched,
     step_size_at,
@@ -125,12 +125,13 @@ class Between(eqx.Module):
 
     def __call__(self, x: Float[Array, "batch *shape"]) -> Float[Array, " batch"]:
         """Return the energies; what is infinite at an end is so on the way, too."""
-        return _part(1 - self.share, energies_at(self.old, x)) + _part(
+        return part_of(1 - self.share, energies_at(self.old, x)) + part_of(
             self.share, energies_at(self.new, x)
         )
 
 
-def _part(share: Float[Array, ""], energies: Float[Array, " batch"]) -> Array:
+def part_of(share: Float[Array, ""], energies: Float[Array, "..."]) -> Array:
+    """Return `share * energies`; infinite energies stay so, for any share above 0."""
     whole = jnp.where(share > 0, energies, 0.0)
     finite = jnp.isfinite(energies)
     return jnp.where(finite, share * jnp.where(finite, energies, 0.0), whole)
@@ -232,11 +233,7 @@ class MALA(AbstractContinuousKernel):
     def __check_init__(self) -> None:
         """Raise `ValueError` for settings out of range."""
         check_langevin(self.step_size, self.clip)
-        if isinstance(self.step_size, TargetVariance):
-            raise ValueError(
-                "`step_size` is a `TargetVariance`, which is for unadjusted moves: "
-                "give `MALA` a `TargetAcceptance`."
-            )
+        check_adjusted("MALA", self.step_size)
 
     def move(
         self,
@@ -251,17 +248,32 @@ class MALA(AbstractContinuousKernel):
         langevin = Langevin(self.clip, self.scale)
         h = step_size_at(self.step_size, walkers, step)
         new, ratios, squares = langevin.proposed(walkers, energy, h, key=propose)
-        # A proposal of infinite or undefined energy is refused.
-        ratios = jnp.where(jnp.isnan(ratios), -jnp.inf, ratios)
-        uniform = jax.random.uniform(decide, ratios.shape, ratios.dtype)
-        accepted = jnp.log(uniform) < ratios
-        moved = chosen(accepted, new, walkers)
-        acceptance = jnp.mean(jnp.exp(jnp.minimum(ratios, 0.0)))
+        moved, acceptance = metropolized(walkers, new, ratios, key=decide)
         return with_step_size(moved, self.step_size, h, acceptance, squares, step)
 
     def begun(self, walkers: Walkers, energy: Energy) -> Walkers:
         """Return the walkers with a step size whose acceptance is about the target."""
         return begun_by_acceptance(self, self.step_size, walkers, energy)
+
+
+def metropolized(
+    old: Walkers,
+    proposed: Walkers,
+    ratios: Float[Array, " walkers"],
+    *,
+    key: PRNGKeyArray,
+) -> tuple[Walkers, Float[Array, ""]]:
+    """Return the walkers where they were accepted, else where they were, and how often.
+
+        accepted with probability min(1, exp(ratios))
+
+    **Source:** Metropolis et al. (1953); Hastings (1970).
+    """
+    # A proposal of infinite or undefined energy is refused.
+    ratios = jnp.where(jnp.isnan(ratios), -jnp.inf, ratios)
+    uniform = jax.random.uniform(key, ratios.shape, ratios.dtype)
+    moved = chosen(jnp.log(uniform) < ratios, proposed, old)
+    return moved, jnp.mean(jnp.exp(jnp.minimum(ratios, 0.0)))
 
 
 def begun_by_acceptance(

@@ -12,9 +12,10 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .checks import check_continuous, check_count
-from .data_checks import check_columns
+from .data_checks import check_columns, rows_at_hand
+from .energies import VectorNetwork, vector_network
 from .evaluation import Energy, evaluate
-from .kernels import MALA, AbstractContinuousKernel
+from .kernels import MALA, AbstractContinuousKernel, part_of
 from .walkers import Walkers
 
 
@@ -62,19 +63,18 @@ class LabeledEnergy(eqx.Module):
 class LogitsEnergy(eqx.Module):
     """`energy(x, label) = |x|^2 / (2 scale^2) - logits(x)[label]`.
 
-    **Attributes:** `logits`, from a flat example, over `scale`, to one number a label;
-    `scale`, of the well, fixed.
+    **Attributes:** `logits`, from an example to one number a label; `scale`, of the
+    well, fixed.
     """
 
-    logits: eqx.nn.MLP
+    logits: VectorNetwork
     scale: float = eqx.field(static=True)
 
     def __call__(
         self, x: Float[Array, "*shape"], label: Int[Array, ""]
     ) -> Float[Array, ""]:
         """Return the energy of an example and its label."""
-        z = jnp.ravel(x) / self.scale
-        return 0.5 * jnp.sum(z**2) - self.logits(z)[label]
+        return 0.5 * jnp.sum((x / self.scale) ** 2) - self.logits(x)[label]
 
 
 def labeled_mlp_energy(
@@ -90,12 +90,7 @@ def labeled_mlp_energy(
 
     **Arguments:** as of `mlp_energy`; `num_labels`.
     """
-    size = int(np.prod(shape))
-    logits = eqx.nn.MLP(
-        size, num_labels, width_size, depth, activation=jax.nn.silu, key=key
-    )
-    last = lambda network: (network.layers[-1].weight, network.layers[-1].bias)
-    logits = eqx.tree_at(last, logits, replace_fn=jnp.zeros_like)
+    logits = vector_network(shape, num_labels, width_size, depth, scale, key)
     return LabeledEnergy(LogitsEnergy(logits, scale), shape, num_labels)
 
 
@@ -198,8 +193,7 @@ class LabelGibbs(AbstractContinuousKernel):
 
     def check_data(self, batch: Any, source: Any) -> None:
         """Raise on examples that have no density, or labels that are none."""
-        arrays = getattr(source, "arrays", None)
-        rows: Any = arrays if hasattr(arrays, "shape") else batch
+        rows = rows_at_hand(batch, source)
         if not isinstance(rows, Tracer):
             check_columns("data", jnp.asarray(rows)[:, :-1])
             _check_labels("data", rows[:, -1], None)
@@ -221,7 +215,8 @@ class _Between(eqx.Module):
 
     def __call__(self, x: Array, label: Int[Array, ""]) -> Float[Array, ""]:
         """Return the energy."""
-        return (1 - self.share) * self.old(x, label) + self.share * self.new(x, label)
+        old, new = self.old(x, label), self.new(x, label)
+        return part_of(1 - self.share, old) + part_of(self.share, new)
 
 
 def _as_labeled(energy: Energy) -> LabeledEnergy:

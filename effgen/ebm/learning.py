@@ -18,7 +18,7 @@ from effgen.core.weights import conditional_ess
 
 from .blocks import increments
 from .checks import check_batch, traced
-from .data_checks import check_scale_of
+from .data_checks import check_scale_of, rows_at_hand
 from .evaluation import Energy, energies_at, takes_one_example
 from .islands import islands
 from .kernels import AbstractKernel
@@ -261,7 +261,7 @@ def check_data(kernel: AbstractKernel, memory: Memory, batch: Any, source: Any) 
     """Raise on data that the walkers cannot be compared with."""
     check_batch(batch, example_shape(memory))
     kernel.check_data(batch, source)
-    arrays: Any = getattr(source, "arrays", None)
-    rows = arrays[:_LOOKED_AT] if hasattr(arrays, "shape") else batch
+    rows = rows_at_hand(batch, source)
+    rows = rows if rows is batch else rows[:_LOOKED_AT]
     if isinstance(rows, np.ndarray | jax.Array) and not traced((rows, memory)):
         check_scale_of(_here(rows), _here(some_positions(memory)))

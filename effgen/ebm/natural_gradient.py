@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from .checks import check_count
-from .evaluation import Energy, energies_at
+from .evaluation import Energy, energies_at, slopes_along
 from .example_gradients import gram
 
 
@@ -133,11 +133,7 @@ def _rows(samples: Samples, num: int, count: Int[Array, ""]) -> _Rows:
     return _Rows(
         jnp.concatenate([samples.batch[data], samples.positions[walkers]]),
         jnp.concatenate([equal, shares]),
-        jnp.repeat(
-            jnp.arange(2),
-            jnp.array([len(data), len(walkers)]),
-            total_repeat_length=len(data) + len(walkers),
-        ),
+        (jnp.arange(len(data) + len(walkers)) >= len(data)).astype(jnp.int32),
     )
 
 
@@ -153,26 +149,25 @@ def _solved(
     least = 8 * jnp.finfo(inner.dtype).eps
     shift = (damping / size + least) * jnp.trace(inner) + jnp.finfo(inner.dtype).tiny
     wanted = jax.tree.map(lambda g, x: g + shift * x, gradient, last)
-    pushed, pull = _push_and_pull(model, rows.positions, wanted)
+    _, pushed = slopes_along(model, wanted, rows.positions)
     pushed = scale * _centered(pushed, rows)
     factor = jax.scipy.linalg.cho_factor(inner + shift * jnp.eye(size))
     solved = jax.scipy.linalg.cho_solve(factor, pushed)
-    back = pull(_uncentered(scale * solved, rows))
+    back = _pulled(model, rows.positions, _uncentered(scale * solved, rows))
     return jax.tree.map(lambda w, b: (w - b) / shift, wanted, back)
 
 
-def _push_and_pull(
-    model: Energy, positions: Float[Array, "rows *shape"], direction: PyTree
-) -> tuple[Float[Array, " rows"], Any]:
-    """Return the energies' slopes along `direction`, and the gradient's pullback."""
-    params, fixed = eqx.partition(model, eqx.is_inexact_array)
+def _pulled(
+    model: Energy,
+    positions: Float[Array, "rows *shape"],
+    weights: Float[Array, " rows"],
+) -> PyTree:
+    """Return the gradient of `sum(weights * energies)` in the parameters."""
 
-    def energies_of(params: PyTree) -> Float[Array, " rows"]:
-        return energies_at(eqx.combine(params, fixed), positions)
+    def weighted(model: Energy) -> Float[Array, ""]:
+        return jnp.sum(weights * energies_at(model, positions))
 
-    _, pushed = jax.jvp(energies_of, (params,), (direction,))
-    _, pull = jax.vjp(energies_of, params)
-    return pushed, lambda weights: pull(weights)[0]
+    return eqx.filter_grad(weighted)(model)
 
 
 def _centered(x: Float[Array, "rows ..."], rows: _Rows) -> Float[Array, "rows ..."]:

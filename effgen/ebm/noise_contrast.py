@@ -95,19 +95,15 @@ class NCETrainer(AbstractTrainer):
     ) -> tuple[TrainState[Energy, Audited], Metrics]:
         """Update the model, and its `log Z`, by how they tell the batch from noise."""
         noise_key, watch_key = jax.random.split(key)
-        noise = self._noise(noise_key, batch)
-        own = state.memory.walkers
-        assert isinstance(own, LearnedPartition)
-        learned = self._begun(own.log_partition, state, noise)
-
-        def odds_of(model: Energy) -> tuple[Array, Array]:
-            real = -energies_at(model, batch) - self._log_noise(batch)
-            return real - learned, noise.energies - energies_at(
-                model, noise.positions
-            ) - learned
+        num = batch.shape[0]
+        both = jnp.concatenate([batch, self._noise(noise_key, batch)])
+        log_noise = self._log_noise(both)
+        energies = energies_at(state.model, both)
+        learned = self._begun(state, -energies[num:] - log_noise[num:])
 
         def loss_of(model: Energy) -> Float[Array, ""]:
-            real, false = odds_of(model)
+            odds = -energies_at(model, both) - learned - log_noise
+            real, false = odds[:num], odds[num:]
             return jnp.mean(jax.nn.softplus(-real)) + jnp.mean(jax.nn.softplus(false))
 
         loss, gradients = eqx.filter_value_and_grad(loss_of)(state.model)
@@ -119,8 +115,9 @@ class NCETrainer(AbstractTrainer):
             value=loss,
             value_fn=loss_of,
         )
-        log_partition = learned - _RATE * _newton(*odds_of(state.model))
-        looked = Walkers.from_samples(batch, -energies_at(state.model, batch))
+        odds = -energies - learned - log_noise
+        log_partition = learned - _RATE * _newton(odds[:num], odds[num:])
+        looked = Walkers.from_samples(batch, -energies[:num])
         model, more = bounded(self.radius, state.model, model, looked, weighted=False)
         metrics: Metrics = {
             "loss": loss,
@@ -144,29 +141,23 @@ class NCETrainer(AbstractTrainer):
         return state.advance(model, opt_state, memory), metrics | more
 
     def _begun(
-        self, log_partition: Array, state: TrainState, noise: Walkers
+        self, state: TrainState, log_weights: Float[Array, " batch"]
     ) -> Float[Array, ""]:
         """Return the learned `log Z`; at first what the noise's weights say it is."""
+        own = state.memory.walkers
+        assert isinstance(own, LearnedPartition)
+        estimated = log_mean_exp(log_weights).value.astype(own.log_partition.dtype)
+        return jnp.where(state.step == 0, estimated, own.log_partition)
 
-        def estimated() -> Float[Array, ""]:
-            logs = noise.energies - energies_at(state.model, noise.positions)
-            value, _ = log_mean_exp(logs)
-            return value.astype(log_partition.dtype)
-
-        return jax.lax.cond(state.step == 0, estimated, lambda: log_partition)
-
-    def _noise(self, key: PRNGKeyArray, batch: Array) -> Walkers:
-        """Return as much noise as data, its `energies` minus the log-density."""
-        drawn = Walkers.from_gaussian(
+    def _noise(self, key: PRNGKeyArray, batch: Array) -> Float[Array, "batch *shape"]:
+        """Return as much noise as data."""
+        return Walkers.from_gaussian(
             key,
             batch.shape[0],
             batch.shape[1:],
             scale=self.noise_scale,
             coordinates=self.coordinates,
-        )
-        return eqx.tree_at(
-            lambda noise: noise.energies, drawn, drawn.energies + drawn.log_partition
-        )
+        ).positions
 
     def _log_noise(self, x: Float[Array, "batch *shape"]) -> Float[Array, " batch"]:
         z = x if self.coordinates is None else jax.vmap(self.coordinates)(x)

@@ -9,13 +9,13 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .checks import check_energies
-from .data_checks import check_continuous_data
+from .checks import check_box, check_energies
+from .data_checks import check_continuous_data, rows_at_hand
 from .evaluation import Energy, evaluate
-from .kernels import AbstractKernel, begun_by_acceptance
+from .kernels import AbstractKernel, begun_by_acceptance, metropolized
 from .langevin import check_langevin
-from .step_sizes import StepSize, TargetVariance, step_size_at, with_step_size
-from .walkers import Walkers, chosen
+from .step_sizes import StepSize, check_adjusted, step_size_at, with_step_size
+from .walkers import Walkers
 
 
 # Reflections to each side that a proposal's density counts; of the longest step, half
@@ -54,11 +54,7 @@ class ReflectedMALA(AbstractKernel):
         """Raise `ValueError` for settings out of range."""
         check_langevin(self.step_size, None)
         check_box(self.low, self.high)
-        if isinstance(self.step_size, TargetVariance):
-            raise ValueError(
-                "`step_size` is a `TargetVariance`, which is for unadjusted moves: "
-                "give `ReflectedMALA` a `TargetAcceptance`."
-            )
+        check_adjusted("ReflectedMALA", self.step_size)
 
     def move(
         self,
@@ -81,13 +77,10 @@ class ReflectedMALA(AbstractKernel):
         there = self._log_density(new, center, scale)
         back = self._log_density(x, self._center(new, gradients, h), scale)
         ratios = walkers.energies - energies + back - there
-        ratios = jnp.where(jnp.isnan(ratios), -jnp.inf, ratios)
         proposed = dataclasses.replace(
             walkers, positions=new, energies=energies, gradients=gradients
         )
-        uniform = jax.random.uniform(decide, ratios.shape, ratios.dtype)
-        moved = chosen(jnp.log(uniform) < ratios, proposed, walkers)
-        acceptance = jnp.mean(jnp.exp(jnp.minimum(ratios, 0.0)))
+        moved, acceptance = metropolized(walkers, proposed, ratios, key=decide)
         squares = jnp.sum((gradients**2).reshape(walkers.num, -1), axis=1)
         return with_step_size(moved, self.step_size, h, acceptance, squares, step)
 
@@ -110,8 +103,7 @@ class ReflectedMALA(AbstractKernel):
     def check_data(self, batch: Any, source: Any) -> None:
         """Raise on data outside the box, integers, and constant columns."""
         check_continuous_data(batch, source)
-        arrays = getattr(source, "arrays", None)
-        self._check_inside("data", arrays if hasattr(arrays, "shape") else batch)
+        self._check_inside("data", rows_at_hand(batch, source))
 
     def _check_inside(self, name: str, x: Any) -> None:
         if isinstance(x, Tracer):
@@ -148,11 +140,3 @@ class ReflectedMALA(AbstractKernel):
         ]
         logs = jnp.stack([-0.5 * ((image - center) / scale) ** 2 for image in images])
         return jnp.sum(jax.nn.logsumexp(logs, 0).reshape(x.shape[0], -1), axis=1)
-
-
-def check_box(low: float, high: float) -> None:
-    """Raise `ValueError` unless `low < high`, both finite."""
-    if not (np.isfinite(low) and np.isfinite(high) and low < high):
-        raise ValueError(
-            f"`low` is {low} and `high` {high}: pass finite walls, the lower one first."
-        )

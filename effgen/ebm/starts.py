@@ -50,7 +50,7 @@ def uniform(
     """Return the same of a box, where the energy is 0."""
     positions = jax.random.uniform(key, shape, minval=low, maxval=high)
     log_partition = positions[0].size * jnp.log(high - low)
-    return begin(positions, _sums(jnp.zeros(shape)), jnp.zeros(shape), log_partition)
+    return begin(positions, jnp.zeros(shape[0]), jnp.zeros(shape), log_partition)
 
 
 @partial(jax.jit, static_argnames=("num", "begin"))

@@ -193,6 +193,15 @@ def searched(acceptance: Callable[[float], float], rule: TargetAcceptance) -> fl
     return found
 
 
+def check_adjusted(kernel: str, step_size: Any) -> None:
+    """Raise `ValueError` for a rule that adapts by what moves cost the weights."""
+    if isinstance(step_size, TargetVariance):
+        raise ValueError(
+            "`step_size` is a `TargetVariance`, which is for unadjusted moves: "
+            f"give `{kernel}` a `TargetAcceptance`."
+        )
+
+
 def check_unadjusted(kernel: str, step_size: Any) -> None:
     """Raise on a rule that waits for moves to be refused."""
     if isinstance(step_size, TargetAcceptance):

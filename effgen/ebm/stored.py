@@ -4,12 +4,14 @@ import hashlib
 import io
 import json
 import os
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import equinox as eqx
-import jax
+
+from effgen.core.files import replacing
+from effgen.core.manifest import installed_version
+from effgen.core.state import named_arrays
 
 from .evaluation import Energy
 
@@ -24,15 +26,13 @@ def written(path: str | os.PathLike[str], tree: Any, shape: tuple[int, ...]) -> 
     eqx.tree_serialise_leaves(stream, tree)
     about = {
         "format": _FORMAT,
-        "effgen": _version(),
+        "effgen": installed_version("effgen"),
         "shape": shape,
         "arrays": _arrays(tree),
         "sha256": hashlib.sha256(stream.getvalue()).hexdigest(),
     }
-    target = Path(path)
-    part = target.with_name(f".{target.name}.{os.getpid()}")
-    part.write_bytes(json.dumps(about).encode() + b"\n" + stream.getvalue())
-    os.replace(part, target)
+    with replacing(path) as part:
+        part.write_bytes(json.dumps(about).encode() + b"\n" + stream.getvalue())
 
 
 def read(
@@ -65,11 +65,8 @@ def read(
 
 
 def _arrays(tree: Any) -> dict[str, str]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(eqx.filter(tree, eqx.is_array))
-    return {
-        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in leaves
-    }
+    named = named_arrays(tree).items()
+    return {name: f"{array.dtype}{list(array.shape)}" for name, array in named}
 
 
 def _check_same(saved: dict[str, str], asked: dict[str, str]) -> None:
@@ -84,10 +81,3 @@ def _check_same(saved: dict[str, str], asked: dict[str, str]) -> None:
             f"`energy` is not built as the saved one, in {len(names)} array(s): {told}"
             ". Pass one from the same constructor, with the same settings."
         )
-
-
-def _version() -> str:
-    try:
-        return version("effgen")
-    except PackageNotFoundError:
-        return "unknown"

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from effgen.core.state import Metrics
 from effgen.core.weights import normalized
 
-from .evaluation import Energy, energies_at
+from .evaluation import Energy, slopes_along
 from .walkers import Walkers
 
 
@@ -78,13 +78,9 @@ def _changes(
     old: Energy, new: Energy, due: Walkers
 ) -> tuple[Float[Array, " walkers"], Float[Array, " walkers"]]:
     """Return how the energies of `due` have changed, and change by the update."""
-    before, fixed = eqx.partition(old, eqx.is_inexact_array)
-    update = jax.tree.map(jnp.subtract, eqx.filter(new, eqx.is_inexact_array), before)
-
-    def energies_of(params: Any) -> Float[Array, " walkers"]:
-        return energies_at(eqx.combine(params, fixed), due.positions)
-
-    energies, slopes = jax.jvp(energies_of, (before,), (update,))
+    before, after = (eqx.filter(x, eqx.is_inexact_array) for x in (old, new))
+    update = jax.tree.map(jnp.subtract, after, before)
+    energies, slopes = slopes_along(old, update, due.positions)
     return energies - due.energies, slopes
 
 

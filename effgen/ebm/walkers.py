@@ -23,6 +23,7 @@ from .blocks import (
     spread_error,
     variance_by_roots,
 )
+from .checks import check_box
 from .coordinates import AbstractCoordinates
 from .evaluation import Energy, evaluate
 from .starts import bernoulli, gaussian, uniform
@@ -116,8 +117,7 @@ class Walkers(eqx.Module):
         **Raises:** `ValueError` for fewer than 2 walkers, or walls without a room.
         """
         _check_num(num)
-        if not low < high:
-            raise ValueError(f"`low` is {low} and `high` {high}: pass the lower first.")
+        check_box(low, high)
         drawn = uniform(key, (num, *shape), low, high, _started)
         return dataclasses.replace(drawn, walls=(float(low), float(high)))
 

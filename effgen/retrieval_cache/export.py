@@ -3,17 +3,17 @@
 Files appear under their name once they are whole: what is interrupted leaves none.
 """
 
-import contextlib
 import json
 import os
-import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from effgen.core.files import replacing
 
 from .bert import Bert, named_tensors
 from .pretrained import Folder, encoder_folder, safetensors
@@ -49,11 +49,11 @@ def save_embeddings(
     ending = Path(path).suffix
     if ending == ".safetensors":
         module = safetensors("save_embeddings")
-        with _replacing(path) as temporary:
+        with replacing(path) as temporary:
             module.save_file({"embeddings": rows, "ids": ids}, temporary)
     elif ending == ".npy":
         rows = rows[_order(ids)]
-        with _replacing(path) as temporary, temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             np.save(file, rows)
     else:
         raise ValueError(
@@ -98,7 +98,7 @@ def save_sentence_transformer(
     ):
         raise FileExistsError(f"`folder`, {folder}, is there already: pass another.")
     module = safetensors("save_sentence_transformer")
-    with _replacing(folder) as temporary:
+    with replacing(folder) as temporary:
         temporary.mkdir()
         for name, value in _settings(bert, tokenizer_folder).items():
             (temporary / name).parent.mkdir(exist_ok=True)
@@ -129,7 +129,7 @@ def save_triples(
             f"there are {len(queries)} `queries`, {len(positives)} `positives` and "
             f"{len(negatives)} `negatives`: pass one of each a query."
         )
-    with _replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for query, positive, rest in zip(queries, positives, negatives, strict=True):
             line = {"query": query, "positive": positive, "negatives": list(rest)}
             print(json.dumps(line, ensure_ascii=False), file=file)
@@ -219,18 +219,3 @@ def _copy_tokenizer(source: Folder, target: Path) -> None:
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a name beside a path; what is there at the end gets the path's name."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)

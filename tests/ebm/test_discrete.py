@@ -1,6 +1,5 @@
 """Zeros and ones: moves that leave any model invariant, against enumeration."""
 
-import dataclasses
 import itertools
 
 import equinox as eqx
@@ -104,7 +103,7 @@ def test_what_is_not_zeros_and_ones_is_named():
     with pytest.raises(ValueError, match="`memory` has walkers that are not zeros"):
         trainer.init(CHAIN, ebm.Walkers.from_gaussian(jax.random.key(0), 64, (SIZE,)))
     walkers = ebm.Walkers.from_bernoulli(jax.random.key(0), 64, BIAS)
-    state = trainer.init(CHAIN, dataclasses.replace(walkers))
+    state = trainer.init(CHAIN, walkers)
     spins = np.where(np.arange(64 * SIZE).reshape(64, SIZE) % 2, 1.0, -1.0)
     for data in (eg.Minibatches(spins, 16), lambda key: jnp.asarray(spins)):
         with pytest.raises(ValueError, match="`data` has values that are not zeros"):

@@ -114,7 +114,7 @@ def test_what_is_outside_of_the_box_is_named():
     with pytest.raises(ValueError, match="`memory` goes from"):
         trainer.init(model, ebm.Walkers.from_samples(outside, walls=(0.0, 1.0)))
     walkers = ebm.Walkers.from_uniform(jax.random.key(0), 64, (3,))
-    state = trainer.init(model, dataclasses.replace(walkers))
+    state = trainer.init(model, walkers)
     far = eg.Minibatches(jax.random.normal(jax.random.key(0), (64, 3)), 16)
     with pytest.raises(ValueError, match=r"`data` goes from .* outside of \[0.0, 1.0"):
         eg.fit(trainer, state, far, key=jax.random.key(0), num_steps=1)
