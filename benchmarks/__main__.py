@@ -21,6 +21,7 @@ SCRIPTS = (
     "plane",
     "plane_steps",
     "digits",
+    "densities",
     "coverage",
     "weights",
     "reservoir",
@@ -67,6 +68,7 @@ def _headlines(path: Any) -> list[tuple[str, str]]:
         "plane": _quality("divergence"),
         "plane_steps": _quality("divergence"),
         "digits": _digits,
+        "densities": _densities,
         "machines": _quality("log_likelihood"),
         "coverage": _coverage,
         "mixture_speed": _mixture_speed,
@@ -124,6 +126,21 @@ def _digits(record: dict[str, Any]) -> list[tuple[str, str]]:
         )
         for name, found in record["held_out"].items()
     ]
+
+
+def _densities(record: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (f"{table}: held-out nats over a spline flow's", over(found["over flow"]))
+        for table, found in record["held_out"].items()
+    ] + [
+        (f"{table}: held-out nats over a mixture's", over(found["over mixture"]))
+        for table, found in record["held_out"].items()
+    ]
+
+
+def over(spread: dict[str, Any]) -> str:
+    """Return a difference's median and range."""
+    return f"{spread['median']:+.2f} ({spread['least']:+.2f} to {spread['most']:+.2f})"
 
 
 def _overhead(record: dict[str, Any]) -> list[tuple[str, str]]:

@@ -2,12 +2,12 @@
 
 `python -m benchmarks.densities`. scikit-learn's digits (8 x 8, gray levels spread over
 their step by uniform noise), wine and breast cancer (Gaussian noise of 0.1 standard
-deviations, as their values are rounded), whitened by the training rows. Splits 3 : 1 : 1
-by the seed. Each method's settings are chosen on split 100 by its validation part; then
-each has `SECONDS` on splits 0 to 4, compilation apart, and stops by the validation part (the flow
-by one of the same size that flowjax sets aside).
-Energies and flows are trained on one thread. The energy's likelihood is that of fresh
-walkers, annealed after training from the Gaussian start.
+deviations, as their values are rounded), whitened by the training rows. Splits 3 : 1 :
+1 by the seed. Each method's settings are chosen on split 100 by its validation part;
+then each has `SECONDS` on splits 0 to 4, compilation apart, and stops by the validation
+part (the flow by one of the same size that flowjax sets aside). Energies and flows are
+trained on one thread. The energy's likelihood is that of fresh walkers, annealed after
+training from the Gaussian start.
 """
 
 import os

@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float
 from .gaussian import Gaussian, as_float
 from .grid import Grid
 from .linear import forced
-from .messages import Guided, Site, at_nodes, condition, marginals
+from .messages import Guide, Guided, Site, at_nodes, condition, guided, marginals
 from .series import Series
 from .transitions import Coefficients, Transition, constant_transition
 
@@ -23,13 +23,20 @@ if TYPE_CHECKING:
 class Anchored(NamedTuple):
     """A series' guide.
 
-    **Attributes:** `guided`; `sites`, of the observations; `slopes`, `(steps, state,
-    state)`, and `biases`, `(steps, state)`: the prior's linear drift less the anchor's,
-    or `None` where they are the same.
+    The prior's own steps make the chain, whatever the anchor; its messages only propose
+    where they lead.
+
+    **Attributes:** `guided`, the anchor given the observations; `sites`, of these;
+    `chain`, the prior's linear steps, stacked, given the anchor's messages; `mismatch`,
+    what the message back through such a step is times the anchor's own, or `None` where
+    the anchor is the prior; `slopes`, `(steps, state, state)`, and `biases`, `(steps,
+    state)`: the prior's linear drift less the anchor's, or `None` likewise.
     """
 
     guided: Guided
     sites: Site
+    chain: Guide
+    mismatch: Site | None
     slopes: Float[Array, "steps state state"] | None
     biases: Float[Array, "steps state"] | None
 
@@ -52,9 +59,9 @@ class PriorAnchor(AbstractAnchor):
     ) -> Anchored:
         """Return the guide of one series."""
         transitions = prior_transitions(model, series, grid)
-        return Anchored(
-            *_conditioned(model, series, grid, transitions, parallel), None, None
-        )
+        found, sites = _conditioned(model, series, grid, transitions, parallel)
+        anchored = Anchored(found, sites, found.steps, None, None, None)
+        return cast(anchored, series.ys.dtype)
 
 
 class GivenAnchor(AbstractAnchor):
@@ -162,10 +169,24 @@ def _about(
     transitions = jax.vmap(lambda c, dt: constant_transition(c, dt, c.bias))(
         steps, lengths
     )
-    guided, sites = _conditioned(model, series, grid, transitions, parallel)
-    working = series.ys.dtype
-    slopes = (prior.matrix - steps.matrix).astype(working)
-    return Anchored(guided, sites, slopes, (prior.bias - steps.bias).astype(working))
+    found, sites = _conditioned(model, series, grid, transitions, parallel)
+    chain, mismatch = _along_prior(
+        found, transitions, prior_transitions(model, series, grid)
+    )
+    slopes, biases = prior.matrix - steps.matrix, prior.bias - steps.bias
+    anchored = Anchored(found, sites, chain, mismatch, slopes, biases)
+    return cast(anchored, series.ys.dtype)
+
+
+def _along_prior(
+    found: Guided, anchor: Transition, prior: Transition
+) -> tuple[Guide, Site]:
+    """Return the prior's steps given the anchor's messages, and their mismatch."""
+    after = jax.tree.map(lambda x: x[1:], found.messages)
+    after = after._replace(constant=jnp.zeros_like(after.constant))
+    message, chain = jax.vmap(guided)(prior, after)
+    own, _ = jax.vmap(guided)(anchor, after)
+    return chain, jax.tree.map(jnp.subtract, message, own)
 
 
 def _prior_steps(linear: Any, starts: Array, inputs: Array | None) -> Coefficients:
@@ -249,6 +270,4 @@ def _conditioned(
     sites = model.decoder.sites(
         cast_series if model.decoder.exact else series, smoother
     )
-    found = given(sites)
-    working = series.ys.dtype
-    return cast(found, working), cast(sites, working)
+    return given(sites), sites

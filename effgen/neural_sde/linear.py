@@ -56,15 +56,17 @@ class LinearSDE(AbstractLinearSDE):
     Cholesky root of `diffusion diffusion^T`, which has the same law, by the logarithms
     of its diagonal, so that training never makes it singular. With fewer columns, the
     noise drives few directions and the drift carries it to others (positions by
-    velocities, say): the covariance of a step is then a sum over `NUM_NODES` Gauss
-    nodes, good to rounding where `dt` times the largest rate is below 2, and to 1e-7
-    where it is 5.
+    velocities, say).
+
+    A step is exact to rounding for rates times `dt` up to 3e10, fast components beside
+    slow ones, and units of any size. In float32 a slow component that is mixed with a
+    fast one is good to 1e-7 times the ratio of their rates.
 
     **Raises:** `ValueError` for shapes that do not agree or a square `diffusion` that
     is singular.
 
-    **Source:** for the covariance, `S' = A S + S A^T + Q` by its Taylor series and
-    doubling, `S(2h) = Phi S Phi^T + S`; no matrix is inverted.
+    **Source:** `Phi - I`, `int Phi ds` and the covariance, `S' = A S + S A^T + Q`, by
+    Taylor's series of a short step, and doubling: `S(2h) = Phi S Phi^T + S`.
     """
 
     time_invariant: ClassVar[bool] = True
@@ -188,6 +190,12 @@ def noise_size(linear: AbstractLinearSDE) -> int:
     """Return the number of normal variables of one step."""
     zero = jnp.zeros(())
     return eqx.filter_eval_shape(linear.transition, zero, zero).root.shape[1]
+
+
+def driven_fully(linear: AbstractLinearSDE) -> bool:
+    """Return whether there are as many Brownian motions as components."""
+    sigma = eqx.filter_eval_shape(linear.coefficients, jnp.zeros(())).diffusion
+    return sigma.shape[0] == sigma.shape[1]
 
 
 def forced(

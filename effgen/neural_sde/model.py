@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from .anchors import AbstractAnchor, PriorAnchor
 from .decoders import AbstractDecoder
-from .linear import AbstractLinearSDE, forced, noise_size
+from .linear import AbstractLinearSDE, driven_fully, forced, noise_size
 from .plain import PlainControl
 
 
@@ -80,7 +80,7 @@ class LatentSDE(eqx.Module):
                     "`message_dtype` is float64 and JAX computes in float32: call "
                     '`jax.config.update("jax_enable_x64", True)` first.'
                 )
-        if self.diffusion is not None and self.noise_size != self.num_states:
+        if self.diffusion is not None and not driven_fully(self.linear):
             raise ValueError(
                 "`diffusion` depends on the state and `linear`'s has fewer columns "
                 "than rows: give `linear` a square one."

@@ -10,8 +10,9 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .anchors import Anchored
 from .grid import Grid, make_grid
+from .linear import driven_fully
 from .messages import marginals
-from .paths import Step, drift_beside, observed, simulate, steps_of
+from .paths import Step, anchor_steps_of, drift_beside, observed, simulate
 from .series import Series
 
 
@@ -140,7 +141,9 @@ class MarginalELBO(AbstractObjective):
         offset = jax.random.uniform(keys[0], (self.num_times,))
         place = (jnp.arange(self.num_times) + offset) / self.num_times
         index = jnp.minimum((place * used).astype(jnp.int32), used - 1)
-        steps = jax.tree.map(lambda x: x[index], steps_of(anchored, series, grid))
+        steps = jax.tree.map(
+            lambda x: x[index], anchor_steps_of(anchored, series, grid)
+        )
         x = _drawn(laws, index, num_paths, keys[1])
         terms = jax.vmap(lambda step, x: _term(model, step, x))(steps, x)
         values = anchored.guided.log_evidence + used * terms.mean(0)
@@ -151,8 +154,7 @@ class MarginalELBO(AbstractObjective):
 
 
 def _check_driven(model: "LatentSDE") -> None:
-    sigma = jax.eval_shape(lambda: model.linear.coefficients(jnp.zeros(())).diffusion)
-    if model.drift is not None and sigma.shape[0] != sigma.shape[1]:
+    if model.drift is not None and not driven_fully(model.linear):
         raise ValueError(
             "`MarginalELBO` compares drifts by the noise that hides them, and here it "
             "drives fewer directions than there are states: use `AnchoredELBO`."

@@ -36,7 +36,11 @@ class Paths(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What one step of all paths needs beside their positions."""
+    """What one step of all paths needs beside their positions.
+
+    `mismatch`, as in `Anchored`; `slope` and `bias`, the prior's linear drift less the
+    guide's, where these are not the same.
+    """
 
     guide: Guide
     start: Float[Array, ""]
@@ -44,6 +48,7 @@ class Step(NamedTuple):
     length: Float[Array, ""]
     until_next: Float[Array, ""]
     inputs: Float[Array, " inputs"] | None
+    mismatch: Site | None
     slope: Float[Array, "state state"] | None
     bias: Float[Array, " state"] | None
 
@@ -57,16 +62,27 @@ class Moved(NamedTuple):
 
 
 def steps_of(anchored: Anchored, series: Series, grid: Grid) -> Step:
-    """Return the steps of a series, stacked."""
+    """Return the steps of the prior's chain, stacked."""
     return Step(
-        anchored.guided.steps,
+        anchored.chain,
         grid.starts,
         grid.starts - series.ts[0],
         grid.lengths,
         grid.until_next,
         step_inputs(series, grid),
-        anchored.slopes,
-        anchored.biases,
+        anchored.mismatch,
+        None,
+        None,
+    )
+
+
+def anchor_steps_of(anchored: Anchored, series: Series, grid: Grid) -> Step:
+    """Return the steps of the anchor's chain, stacked."""
+    return steps_of(anchored, series, grid)._replace(
+        guide=anchored.guided.steps,
+        mismatch=None,
+        slope=anchored.slopes,
+        bias=anchored.biases,
     )
 
 
@@ -78,19 +94,22 @@ def moved(
     The step is the optimal one given the linear messages, from the mean that the
     prior's whole drift leads to, shifted by the residual: `C^T (e - pull) = w + noise`,
     with `w = sqrt(dt) v` and `B = C C^T` the precision of `e`. Its expected log-weight
-    is that of the drift's move, `move . (level - slope x - curvature move / 2)`, less
-    `|w|^2 / 2`; the log-weight itself has `- noise . w` more.
+    is that of the drift's move, `move . (level - slope x - curvature move / 2)`, and of
+    the anchor's `mismatch`, less `|w|^2 / 2`; the log-weight itself has `- noise . w`
+    more.
     """
     guide = step.guide
     pull = x @ guide.pull.T + guide.pull_offset[None]
     control = _control(model, step, x, pull)
     ahead = x @ guide.matrix.T + guide.offset[None]
     expected = jnp.zeros(x.shape[:1], x.dtype)
+    if step.mismatch is not None:
+        expected = jax.vmap(step.mismatch.log_value)(x)
     drift = drift_beside(model, step, x)
     if drift is not None:
         move = drift @ guide.push.T
         ascent = guide.level[None] - x @ guide.slope.T - 0.5 * move @ guide.curvature.T
-        expected = jnp.sum(move * ascent, axis=1)
+        expected = expected + jnp.sum(move * ascent, axis=1)
         ahead = ahead + move @ guide.keep.T
         pull = pull - move @ guide.feedback.T
     if model.diffusion is None:
@@ -110,7 +129,7 @@ def moved(
 def drift_beside(
     model: "LatentSDE", step: Step, x: Float[Array, "paths state"]
 ) -> Float[Array, "paths state"] | None:
-    """Return the prior's drift less the anchor's."""
+    """Return the prior's drift less the guide's."""
     drift = None
     if model.drift is not None:
         drift = jax.vmap(lambda x: model.beside(step.start, x, step.inputs))(x)
@@ -199,7 +218,7 @@ def simulate(
     """Draw paths from the posterior, and weigh them."""
     keys = jax.random.split(key)
     steps = steps_of(anchored, series, grid)
-    noise_size = anchored.guided.steps.root.shape[-1]
+    noise_size = anchored.chain.root.shape[-1]
     shape = (grid.starts.shape[0], num_paths, noise_size)
     noise = jax.random.normal(keys[1], shape, series.ys.dtype)
     first = anchored.guided.initial.sample(num_paths, key=keys[0])

@@ -1,21 +1,20 @@
-"""Exact steps of linear SDEs, without an inverse of any covariance."""
+"""Exact steps of linear SDEs, for rates that are fast, slow, both, or of one noise."""
 
-import math
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 
 Matrix = Float[Array, "state state"]
 Vector = Float[Array, " state"]
 
-NUM_NODES = 8  # Gauss nodes of a step where noise drives fewer directions than `state`
 _NUM_TERMS = 18
-_NUM_DOUBLINGS = 12
+_NUM_DOUBLINGS = 36  # rates times `dt` up to 3e10
+_NUM_BALANCINGS = 8
+_MOST_ELIMINATED = 16
 
 
 class Transition(eqx.Module):
@@ -67,58 +66,90 @@ def constant_transition(
 ) -> Transition:
     """Return the exact step for coefficients that are constant over `dt`."""
     matrix, _, diffusion = coefficients
-    if diffusion.shape[0] == diffusion.shape[1]:
-        flow, mean_weight, spread = _doubled(matrix, diffusion @ diffusion.T, dt)
-        return from_spread(flow, dt * mean_weight @ force, mean_weight, spread, dt)
-    nodes, weights = gauss_nodes(matrix.dtype)
-    nothing = jnp.zeros_like(matrix)
-    flows = jax.vmap(lambda s: _doubled(matrix, nothing, s * dt)[0])(1 - nodes)
-    flow, mean_weight, _ = _doubled(matrix, nothing, dt)
-    diffusions = jnp.broadcast_to(diffusion, (len(nodes), *diffusion.shape))
-    push = dt * mean_weight
-    return from_nodes(flow, push @ force, push, flows, diffusions, weights, dt)
+    flow, mean_weight, spread = _doubled(matrix, diffusion @ diffusion.T, dt)
+    return from_spread(flow, dt * mean_weight @ force, mean_weight, spread, dt)
 
 
 def from_spread(
     flow: Matrix, offset: Vector, mean_weight: Matrix, spread: Matrix, dt: Array
 ) -> Transition:
-    """Return the step of `mean_weight = int Phi ds / dt`, noise `spread = S / dt`."""
-    root = jnp.linalg.cholesky(spread)
-    gain = jax.scipy.linalg.solve_triangular(root, mean_weight, lower=True)
-    root_dt = safe_sqrt(dt)
-    return Transition(flow, offset, root_dt * root, root_dt * gain, dt * mean_weight)
+    """Return the step of `mean_weight = int Phi ds / dt`, noise `spread = S / dt`.
 
-
-def from_nodes(
-    flow: Matrix,
-    offset: Vector,
-    push: Matrix,
-    flows: Float[Array, "nodes state state"],
-    diffusions: Float[Array, "nodes state brownian"],
-    weights: Float[Array, " nodes"],
-    dt: Float[Array, ""],
-) -> Transition:
-    """Return the step whose noise acts at Gauss nodes, `root_i = sqrt(w_i dt) F_i s_i`.
-
-    `flows` carry from each node to the end of the step.
+    `S` is factored as `D C C^T D`, `D` its standard deviations: units do not matter,
+    and where noise drives few directions, components that it does not reach stay fixed.
     """
-    scales = safe_sqrt(dt) * jnp.sqrt(weights)
-    roots = scales[:, None, None] * (flows @ diffusions)
-    gains = scales[:, None, None] * jax.vmap(left_inverse)(diffusions)
-    state = flow.shape[0]
-    root = jnp.moveaxis(roots, 0, 1).reshape(state, -1)
-    return Transition(flow, offset, root, gains.reshape(-1, state), push)
+    scale = safe_sqrt(jnp.diagonal(spread))
+    safe = jnp.where(scale > 0, scale, 1.0)
+    eye = jnp.eye(len(scale), dtype=spread.dtype)
+    correlation = spread / safe[:, None] / safe[None]
+    correlation = jnp.where(eye > 0, 1.0, correlation)
+    root = semidefinite_root(correlation)
+    scaled = mean_weight / safe[:, None]
+    gain = jax.scipy.linalg.solve_triangular(root, scaled, lower=True)
+    root_dt = safe_sqrt(dt)
+    root = root_dt * scale[:, None] * root
+    return Transition(flow, offset, root, root_dt * gain, dt * mean_weight)
 
 
-def left_inverse(diffusion: Float[Array, "state brownian"]) -> Array:
-    """Return `(s^T s)^-1 s^T`, which takes a drift to the control that makes it."""
-    return jnp.linalg.solve(diffusion.T @ diffusion, diffusion.T)
+def semidefinite_root(correlation: Matrix) -> Matrix:
+    """Return `C`, lower triangular, `C C^T` the matrix with a unit diagonal.
+
+    A pivot below the rounding of the others is raised to it, which adds as much to that
+    component's variance and nothing elsewhere; covariances are held to what variances
+    allow, so that rounding does not grow. Small matrices are eliminated in operations
+    that a batch shares.
+    """
+    size = correlation.shape[0]
+    least = 4 * size * jnp.finfo(correlation.dtype).eps
+    if size > _MOST_ELIMINATED:
+        ridge = least * jnp.eye(size, dtype=correlation.dtype)
+        return jnp.linalg.cholesky(correlation + ridge)
+    columns, rest = [], correlation
+    for i in range(size):
+        column = rest[:, i].at[:i].set(0.0)
+        column = column.at[i].set(jnp.maximum(rest[i, i], least))
+        column = column * jax.lax.rsqrt(column[i])
+        most = 1.001 * safe_sqrt(jnp.diagonal(rest)).at[i].set(column[i])
+        column = jnp.clip(column, -most, most)
+        columns.append(column)
+        rest = rest - column[:, None] * column[None]
+    return jnp.stack(columns, axis=1)
 
 
-def gauss_nodes(dtype: jnp.dtype) -> tuple[Array, Array]:
-    """Return the nodes and weights of Gauss and Legendre on `[0, 1]`."""
-    nodes, weights = np.polynomial.legendre.leggauss(NUM_NODES)
-    return jnp.asarray((nodes + 1) / 2, dtype), jnp.asarray(weights / 2, dtype)
+class _Steps(NamedTuple):
+    """A step: `Phi - I`, the diagonal of `Phi`, `int Phi ds / dt`, and `S / dt`.
+
+    Slow components are kept by `Phi - I`, fast ones by `Phi`: each would be lost in the
+    rounding of the other.
+    """
+
+    change: Matrix
+    diagonal: Vector
+    mean_weight: Matrix
+    spread: Matrix
+
+    @property
+    def flow(self) -> Matrix:
+        """`Phi`."""
+        eye = jnp.eye(self.change.shape[0], dtype=self.change.dtype)
+        return jnp.where(eye > 0, jnp.diag(self.diagonal), self.change)
+
+    def doubled(self) -> "_Steps":
+        """Return two of these steps, one after the other."""
+        change, flow = self.change, self.flow
+        more = 2 * change + change @ change
+        slow = jnp.abs(jnp.diagonal(more)) < 0.5
+        squared = jnp.sum(flow * flow.T, axis=1)
+        diagonal = jnp.where(slow, 1 + jnp.diagonal(more), squared)
+        eye = jnp.eye(change.shape[0], dtype=change.dtype)
+        kept = jnp.where(slow, jnp.diagonal(more), squared - 1)
+        spread = (flow @ self.spread @ flow.T + self.spread) / 2
+        return _Steps(
+            jnp.where(eye > 0, jnp.diag(kept), more),
+            diagonal,
+            self.mean_weight + change @ self.mean_weight / 2,
+            (spread + spread.T) / 2,
+        )
 
 
 def _doubled(
@@ -126,45 +157,58 @@ def _doubled(
 ) -> tuple[Matrix, Matrix, Matrix]:
     """Return `Phi`, `int Phi ds / dt` and `S / dt`.
 
-    Taylor's series of a step short enough (norm of `A h` below a half), then doubled.
+    Taylor's series of a step short enough (norm of `A h` at most a half, in the units
+    where it is least), then doubled.
     """
-    size = jnp.max(jnp.sum(jnp.abs(jax.lax.stop_gradient(matrix)), axis=0)) * dt
+    size = _balanced_norm(jax.lax.stop_gradient(matrix * dt))
     count = jnp.ceil(jnp.log2(jnp.maximum(2 * size, 1.0)))
-    short = dt / 2**count
-    weights = _taylor_weights(short)
-    powers, noises = _taylor_terms(matrix, noise)
-    mean_weight = jnp.tensordot(weights, powers, 1)
-    spread = jnp.tensordot(weights, noises, 1)
-    eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
-    start = (eye + short * matrix @ mean_weight, mean_weight, spread)
+    start = _short(matrix * (dt / 2**count), noise)
+    nothing = jax.tree.map(jnp.zeros_like, start)
 
-    def double(
-        carry: tuple[Matrix, Matrix, Matrix], i: Array
-    ) -> tuple[tuple[Matrix, Matrix, Matrix], None]:
-        flow, mean_weight, spread = carry
-        more = (
-            flow @ flow,
-            (flow @ mean_weight + mean_weight) / 2,
-            (flow @ spread @ flow.T + spread) / 2,
-        )
-        kept = jax.tree.map(lambda a, b: jnp.where(i < count, a, b), more, carry)
-        return kept, None
+    def double(steps: _Steps, i: Array) -> tuple[_Steps, None]:
+        # Steps that are not doubled are kept out of it: they may be too large for it.
+        pick = lambda a, b: jax.tree.map(lambda x, y: jnp.where(i < count, x, y), a, b)
+        return pick(pick(steps, nothing).doubled(), steps), None
 
-    return jax.lax.scan(double, start, jnp.arange(_NUM_DOUBLINGS))[0]
+    steps, _ = jax.lax.scan(double, start, jnp.arange(_NUM_DOUBLINGS))
+    return steps.flow, steps.mean_weight, steps.spread
 
 
-def _taylor_weights(h: Array) -> Array:
-    """Return `h^k / (k + 1)!` for each term."""
-    factorials = [1 / math.factorial(k + 1) for k in range(_NUM_TERMS)]
-    return jnp.asarray(factorials, h.dtype) * h ** jnp.arange(_NUM_TERMS)
+def _balanced_norm(matrix: Matrix) -> Array:
+    """Return the norm of `D^-1 matrix D`, `D` a diagonal that makes it small.
+
+    **Source:** Osborne (1960), all rows at once.
+    """
+    sizes = jnp.abs(matrix)
+    outer = sizes * (1 - jnp.eye(sizes.shape[0], dtype=sizes.dtype))
+    present = outer > 0
+    logs = jnp.where(present, jnp.log(jnp.where(present, outer, 1.0)), -1e30)
+    both = present.any(0) & present.any(1)
+    units = jnp.zeros(sizes.shape[0], sizes.dtype)
+    for _ in range(_NUM_BALANCINGS):
+        scaled = logs - units[:, None] + units[None]
+        ratio = scaled.max(1) - scaled.max(0)
+        units = units + jnp.where(both, ratio, 0.0) / 4
+    scaled = jnp.exp(logs - units[:, None] + units[None])
+    balanced = scaled + jnp.diag(jnp.diagonal(sizes))
+    return jnp.maximum(balanced.sum(0).max(), balanced.sum(1).max())
 
 
-def _taylor_terms(matrix: Matrix, noise: Matrix) -> tuple[Array, Array]:
-    """Return the powers of `A`, and the terms `T' = A T + T A^T` from `Q`."""
+def _short(matrix: Matrix, noise: Matrix) -> _Steps:
+    """Return the step of length one by Taylor's series.
 
-    def more(terms: tuple[Array, Array], _: None) -> tuple[tuple, tuple]:
+        int exp(A s) ds = sum_k A^k / (k + 1)!,    S = sum_k T_k / (k + 1)!
+
+    with `T_0 = Q` and `T_(k + 1) = A T_k + T_k A^T`.
+    """
+
+    def more(terms: tuple[Array, Array], k: Array) -> tuple[tuple, tuple]:
         half = matrix @ terms[1]
-        return (matrix @ terms[0], half + half.T), terms
+        return (matrix @ terms[0] / k, (half + half.T) / k), terms
 
-    start = (jnp.eye(matrix.shape[0], dtype=matrix.dtype), noise)
-    return jax.lax.scan(more, start, length=_NUM_TERMS)[1]
+    eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
+    counts = jnp.arange(2, _NUM_TERMS + 2, dtype=matrix.dtype)
+    _, terms = jax.lax.scan(more, (eye, noise), counts)
+    mean_weight, spread = (x[::-1].sum(0) for x in terms)
+    change = matrix @ mean_weight
+    return _Steps(change, 1 + jnp.diagonal(change), mean_weight, spread)

@@ -6,26 +6,22 @@ from typing import ClassVar
 import diffrax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .gaussian import Gaussian
 from .linear import AbstractLinearSDE, Inputs, as_input_matrix, forced
-from .transitions import (
-    Coefficients,
-    Matrix,
-    Transition,
-    from_nodes,
-    from_spread,
-    gauss_nodes,
-)
+from .transitions import Coefficients, Matrix, Transition, from_spread
+
+
+_NUM_NODES = 8
 
 
 class VaryingSDE(AbstractLinearSDE):
     """`dX = (A(t) X + b(t) + C u) dt + sigma(t) dW`.
 
     `evaluate(t)` returns `A (state, state)`, `b (state,)` and `sigma (state,
-    brownian)`, and may be any Equinox module. With as many columns as rows `sigma(t)`
-    must be of full rank.
+    brownian)`, and may be any Equinox module.
 
     `W(s) = Phi(t + dt, s)`, `dW/ds = -W A(s)`, is solved backward through the Gauss
     nodes of the step, one Dormand and Prince step of order 8 from each to the next;
@@ -75,13 +71,15 @@ class VaryingSDE(AbstractLinearSDE):
         offset = dt * jnp.einsum("n,nij,nj->i", weights, flows[:-1], force)
         diffusion = at_nodes.diffusion
         mean_weight = jnp.tensordot(weights, flows[:-1], 1)
-        if diffusion.shape[1] != diffusion.shape[2]:
-            push = dt * mean_weight
-            inner = flows[:-1]
-            return from_nodes(flows[-1], offset, push, inner, diffusion, weights, dt)
         noises = flows[:-1] @ diffusion
         spread = jnp.einsum("n,nij,nkj->ik", weights, noises, noises)
         return from_spread(flows[-1], offset, mean_weight, spread, dt)
+
+
+def gauss_nodes(dtype: jnp.dtype) -> tuple[Array, Array]:
+    """Return the nodes and weights of Gauss and Legendre on `[0, 1]`."""
+    nodes, weights = np.polynomial.legendre.leggauss(_NUM_NODES)
+    return jnp.asarray((nodes + 1) / 2, dtype), jnp.asarray(weights / 2, dtype)
 
 
 def _flows_to_end(

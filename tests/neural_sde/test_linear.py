@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
+import scipy.linalg
 import scipy.special
 
 from effgen import neural_sde as ns
@@ -251,3 +252,70 @@ def test_the_hurst_index_is_learned_by_gradients():
         total(fractional(h, stationary=False)) for h in (0.4 + 1e-5, 0.4 - 1e-5)
     )
     np.testing.assert_allclose(slope, (ahead - behind) / 2e-5 * 0.24, rtol=1e-4)
+
+
+def by_scipy(matrix, diffusion, dt):
+    """Return `Phi` and the covariance of a step, by Van Loan's exponential."""
+    size = len(matrix)
+    noise = diffusion @ diffusion.T
+    block = np.block([[-matrix, noise], [np.zeros((size, size)), matrix.T]]) * dt
+    found = scipy.linalg.expm(block)
+    flow = found[size:, size:].T
+    return flow, flow @ found[:size, size:]
+
+
+@pytest.mark.parametrize("z", [1e-6, 1e-2, 1.0, 50.0, 1e3, 1e6])
+@pytest.mark.parametrize("precision", [np.float32, np.float64])
+def test_slow_beside_fast_and_one_noise_for_two(z, precision):
+    rates = np.array([1e-3, 1.0]) * z
+    linear = ns.LinearSDE(np.diag(-rates), np.zeros(2), np.eye(2), LAW)
+    found = at(jax.tree.map(lambda x: x.astype(precision), linear), precision(1.0))
+    rtol = 100 * np.finfo(precision).eps
+    np.testing.assert_allclose(
+        jnp.diagonal(found.matrix), np.exp(-rates), rtol=1e-3, atol=1e-30
+    )
+    exact = -np.expm1(-2 * rates) / (2 * rates)
+    np.testing.assert_allclose(jnp.diagonal(found.covariance), exact, rtol=rtol)
+
+
+@pytest.mark.parametrize("z", [1e-2, 1.0, 30.0, 1e3, 1e6])
+def test_a_cascade_of_one_noise_reaches_its_stationary_law(z):
+    matrix = np.array([[-1.0, 1.0], [0.0, -1.0]]) * z
+    found = at(ns.LinearSDE(matrix, np.zeros(2), np.array([[0.0], [1.0]]), LAW), 1.0)
+    if z <= 1:
+        flow, exact = by_scipy(matrix, np.array([[0.0], [1.0]]), 1.0)
+        np.testing.assert_allclose(found.matrix, flow, rtol=1e-9, atol=1e-12)
+    else:
+        noise = np.diag([0.0, 1.0])
+        exact = scipy.linalg.solve_continuous_lyapunov(matrix, -noise)
+        np.testing.assert_allclose(found.matrix, 0, atol=1e-11)
+    np.testing.assert_allclose(found.covariance, exact, rtol=1e-8)
+
+
+def test_units_do_not_matter():
+    matrix = np.array([[0.0, 1.0, 0.0], [-4.0, -0.4, 0.3], [0.1, 0.0, -2.0]])
+    units = np.array([1e-6, 1.0, 1e6])
+    diffusion = np.array([[0.2, 0.0], [0.5, 0.1], [0.0, 0.3]])
+    law = ns.Gaussian.independent(np.zeros(3), 1.0)
+    plain = at(ns.LinearSDE(matrix, np.zeros(3), diffusion, law), 0.7)
+    scaled = ns.LinearSDE(
+        matrix * units[:, None] / units[None],
+        np.zeros(3),
+        diffusion * units[:, None],
+        law,
+    )
+    found = at(scaled, 0.7)
+    flow, noise = by_scipy(matrix, diffusion, 0.7)
+    np.testing.assert_allclose(plain.matrix, flow, rtol=1e-11)
+    np.testing.assert_allclose(plain.covariance, noise, rtol=1e-11, atol=1e-13)
+    unscaled = found.covariance / units[:, None] / units[None]
+    np.testing.assert_allclose(unscaled, noise, rtol=1e-10, atol=1e-12)
+
+
+def test_components_driven_alike_are_no_fault():
+    ones = ns.LinearSDE(-np.eye(2), np.zeros(2), np.ones((2, 1)), LAW)
+    exact = -np.expm1(-2.0) / 2
+    np.testing.assert_allclose(at(ones, 1.0).covariance, exact, rtol=1e-12)
+    total = lambda linear: linear.transition(0.0, jnp.asarray(1.0)).root.sum()
+    slopes = jax.tree.leaves(eqx.filter_jit(eqx.filter_grad(total))(ones))
+    assert all(np.all(np.isfinite(x)) for x in slopes)
