@@ -129,18 +129,15 @@ def _digits(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _densities(record: dict[str, Any]) -> list[tuple[str, str]]:
-    return [
-        (f"{table}: held-out nats over a spline flow's", over(found["over flow"]))
-        for table, found in record["held_out"].items()
-    ] + [
-        (f"{table}: held-out nats over a mixture's", over(found["over mixture"]))
-        for table, found in record["held_out"].items()
-    ]
-
-
-def over(spread: dict[str, Any]) -> str:
-    """Return a difference's median and range."""
-    return f"{spread['median']:+.2f} ({spread['least']:+.2f} to {spread['most']:+.2f})"
+    rows = []
+    for peer in ("flow", "mixture"):
+        for table, found in record["held_out"].items():
+            over = found[f"over {peer}"]
+            figure = (
+                f"{over['median']:+.2f} ({over['least']:+.2f} to {over['most']:+.2f})"
+            )
+            rows.append((f"{table}: held-out nats over a {peer}'s", figure))
+    return rows
 
 
 def _overhead(record: dict[str, Any]) -> list[tuple[str, str]]:

@@ -16,10 +16,8 @@ import os
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
 import itertools
-import multiprocessing
 import time
 import warnings
-from concurrent.futures import ProcessPoolExecutor
 
 import equinox as eqx
 import jax
@@ -38,10 +36,10 @@ SECONDS = 20
 TUNING_SPLIT = 100
 SPLITS = range(5)
 NUM_WALKERS = 1024
-NUM_AUDIT = 512
 NUM_FRESH = 2048
 RADIUS = 0.1
 EVERY = 50
+KERNEL = ebm.MALA(ebm.TargetAcceptance())
 TABLES = ("digits", "wine", "breast cancer")
 GRID = {
     "energy": list(itertools.product([3e-3, 1e-2], [0.0, 3.0], [128])),
@@ -78,9 +76,8 @@ def energy(data, setting, split, seconds):
     train, valid, held_out = data
     keys = jax.random.split(jax.random.key(split), 6)
     shape = train.shape[1:]
-    kernel = ebm.MALA(ebm.TargetAcceptance())
     optim = optax.contrib.muon(rate, weight_decay=decay)
-    trainer = ebm.JarzynskiTrainer(optim, kernel=kernel, radius=RADIUS)
+    trainer = ebm.JarzynskiTrainer(optim, kernel=KERNEL, radius=RADIUS)
     walkers = [ebm.Walkers.from_gaussian(k, NUM_WALKERS, shape) for k in keys[:2]]
     start = ebm.mlp_energy(shape, key=keys[2], width_size=width)
     state = trainer.init(start, ebm.Audited(*walkers))
@@ -108,10 +105,9 @@ def annealed(model, shape, keys, held_out):
     last = lambda tree: tree.network.layers.layers[-1].weight
     start = eqx.tree_at(last, model, replace_fn=jnp.zeros_like)
     walkers = ebm.Walkers.from_gaussian(keys[0], NUM_FRESH, shape)
-    kernel = ebm.MALA(ebm.TargetAcceptance())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", eg.RunWarning)
-        walkers = ebm.annealed([start, model], walkers, kernel=kernel, key=keys[1])
+        walkers = ebm.annealed([start, model], walkers, kernel=KERNEL, key=keys[1])
         density = ebm.NormalizedEnergy.from_walkers(model, walkers)
     return {
         "nats": float(density.log_likelihood(held_out).value),
@@ -195,13 +191,6 @@ def outcome(task):
     return row
 
 
-def shared(tasks):
-    """Return the outcomes of all tasks, by two processes."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, mp_context=context) as pool:
-        return list(pool.map(outcome, tasks, chunksize=1))
-
-
 def chosen(rows):
     """Return the setting of the best validation, by table and method."""
     best = {}
@@ -233,22 +222,24 @@ def summary(rows):
 
 
 if __name__ == "__main__":
-    tried = shared(
+    tried = measure.by_two_processes(
+        outcome,
         [
             (table, name, setting, TUNING_SPLIT, 0 if name == "mixture" else SECONDS)
             for table in TABLES
             for name, settings in GRID.items()
             for setting in settings
-        ]
+        ],
     )
     best = chosen(tried)
-    finals = shared(
+    finals = measure.by_two_processes(
+        outcome,
         [
             (table, name, best[table, name], split, SECONDS)
             for table in TABLES
             for split in SPLITS
             for name in METHODS
-        ]
+        ],
     )
     measure.write(
         "densities",

@@ -14,9 +14,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
 import itertools
 import math
-import multiprocessing
 import warnings
-from concurrent.futures import ProcessPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -148,13 +146,6 @@ def outcome(setting):
     return row
 
 
-def shared(settings):
-    """Return the outcomes of all settings, by two processes."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, mp_context=context) as pool:
-        return list(pool.map(outcome, settings, chunksize=1))
-
-
 def chosen(rows):
     """Return each method's optimizer and rate of the best validation."""
     best = {}
@@ -182,19 +173,21 @@ if __name__ == "__main__":
     per_step = milliseconds()
     print(per_step, flush=True)
     num_steps = {name: round(1e3 * SECONDS / ms) for name, ms in per_step.items()}
-    tried = shared(
+    tried = measure.by_two_processes(
+        outcome,
         [
             (name, kind, rate, num_steps[name], 0, "valid")
             for name, settings in GRID.items()
             for kind, rate in settings
-        ]
+        ],
     )
     best = chosen(tried)
-    finals = shared(
+    finals = measure.by_two_processes(
+        outcome,
         [
             (name, *best[name], num_steps[name], seed, "held out")
             for seed, name in itertools.product(SEEDS, GRID)
-        ]
+        ],
     )
     measure.write(
         "digits",

@@ -1,6 +1,7 @@
 """Ratios that noise cannot fake: contestants take turns in one process."""
 
 import json
+import multiprocessing
 import os
 import platform
 import statistics
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,13 @@ def paired_ratio(times: list[float], reference: list[float]) -> dict[str, float]
     ratios = sorted(a / b for a, b in zip(times, reference, strict=True))
     low, _, high = statistics.quantiles(ratios, n=4)
     return {"median": statistics.median(ratios), "quartile_1": low, "quartile_3": high}
+
+
+def by_two_processes(work: Callable[[Any], Any], tasks: list[Any]) -> list[Any]:
+    """Return what `work` gives for each of `tasks`, in their order."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=context) as pool:
+        return list(pool.map(work, tasks, chunksize=1))
 
 
 def spread(values: list[float]) -> dict[str, Any]:

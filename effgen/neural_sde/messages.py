@@ -11,10 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .gaussian import Gaussian
-from .transitions import Transition
-
-
-_MOST_ELIMINATED = 16
+from .transitions import MOST_ELIMINATED, Transition
 
 
 class Site(NamedTuple):
@@ -133,7 +130,7 @@ def product(first: Array, second: Array) -> Array:
     reductions, of which one has no batch, is wrong past some size in float32, and
     vectors have a batch where matrices may have none.
     """
-    if max(first.shape) > _MOST_ELIMINATED:
+    if max(first.shape) > MOST_ELIMINATED:
         return first @ second
     if second.ndim == 1:
         return sum(first[:, j] * second[j] for j in range(len(second)))  # pyright: ignore[reportReturnType]
@@ -152,7 +149,7 @@ def inverse_root(
     """
     size = square.shape[0]
     eye = jnp.eye(size, dtype=square.dtype)
-    if size > _MOST_ELIMINATED:
+    if size > MOST_ELIMINATED:
         factor = jnp.linalg.cholesky(square)
         found = jax.scipy.linalg.solve_triangular(factor, eye, lower=True)
         return found, jnp.sum(jnp.log(jnp.diagonal(factor)))

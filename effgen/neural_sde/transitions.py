@@ -14,7 +14,7 @@ Vector = Float[Array, " state"]
 _NUM_TERMS = 18
 _NUM_DOUBLINGS = 36  # rates times `dt` up to 3e10
 _NUM_BALANCINGS = 8
-_MOST_ELIMINATED = 16
+MOST_ELIMINATED = 16  # larger matrices are left to a library
 
 
 class Transition(eqx.Module):
@@ -80,10 +80,8 @@ def from_spread(
     """
     scale = safe_sqrt(jnp.diagonal(spread))
     safe = jnp.where(scale > 0, scale, 1.0)
-    eye = jnp.eye(len(scale), dtype=spread.dtype)
     correlation = spread / safe[:, None] / safe[None]
-    correlation = jnp.where(eye > 0, 1.0, correlation)
-    root = semidefinite_root(correlation)
+    root = semidefinite_root(_with_diagonal(correlation, jnp.ones_like(scale)))
     scaled = mean_weight / safe[:, None]
     gain = jax.scipy.linalg.solve_triangular(root, scaled, lower=True)
     root_dt = safe_sqrt(dt)
@@ -101,7 +99,7 @@ def semidefinite_root(correlation: Matrix) -> Matrix:
     """
     size = correlation.shape[0]
     least = 4 * size * jnp.finfo(correlation.dtype).eps
-    if size > _MOST_ELIMINATED:
+    if size > MOST_ELIMINATED:
         ridge = least * jnp.eye(size, dtype=correlation.dtype)
         return jnp.linalg.cholesky(correlation + ridge)
     columns, rest = [], correlation
@@ -114,6 +112,11 @@ def semidefinite_root(correlation: Matrix) -> Matrix:
         columns.append(column)
         rest = rest - column[:, None] * column[None]
     return jnp.stack(columns, axis=1)
+
+
+def _with_diagonal(matrix: Matrix, diagonal: Vector) -> Matrix:
+    on = jnp.eye(len(diagonal), dtype=bool)
+    return jnp.where(on, jnp.diag(diagonal), matrix)
 
 
 class _Steps(NamedTuple):
@@ -131,8 +134,7 @@ class _Steps(NamedTuple):
     @property
     def flow(self) -> Matrix:
         """`Phi`."""
-        eye = jnp.eye(self.change.shape[0], dtype=self.change.dtype)
-        return jnp.where(eye > 0, jnp.diag(self.diagonal), self.change)
+        return _with_diagonal(self.change, self.diagonal)
 
     def doubled(self) -> "_Steps":
         """Return two of these steps, one after the other."""
@@ -141,11 +143,10 @@ class _Steps(NamedTuple):
         slow = jnp.abs(jnp.diagonal(more)) < 0.5
         squared = jnp.sum(flow * flow.T, axis=1)
         diagonal = jnp.where(slow, 1 + jnp.diagonal(more), squared)
-        eye = jnp.eye(change.shape[0], dtype=change.dtype)
         kept = jnp.where(slow, jnp.diagonal(more), squared - 1)
         spread = (flow @ self.spread @ flow.T + self.spread) / 2
         return _Steps(
-            jnp.where(eye > 0, jnp.diag(kept), more),
+            _with_diagonal(more, kept),
             diagonal,
             self.mean_weight + change @ self.mean_weight / 2,
             (spread + spread.T) / 2,
