@@ -66,7 +66,7 @@ def model(key):
     )
     return ns.LatentSDE(
         linear,
-        ns.LinearDecoder(observe, SCALE),
+        ns.LinearDecoder(observe, SCALE, learned=("matrix", "offset")),
         drift=ns.DriftNetwork(LATENT, key=keys[1], width_size=HIDDEN, depth=2),
         residual=ns.residual_network(linear, key=keys[2], width_size=HIDDEN, depth=2),
         control=ns.PlainControl(

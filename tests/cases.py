@@ -197,7 +197,9 @@ def latent_sde() -> Case:
         keys = jax.random.split(KEY, 4)
         model = neural_sde.LatentSDE(
             linear,
-            neural_sde.LinearDecoder(jax.random.normal(keys[0], (3, 2)), 0.3),
+            neural_sde.LinearDecoder(
+                jax.random.normal(keys[0], (3, 2)), 0.3, learned=("matrix", "offset")
+            ),
             drift=neural_sde.DriftNetwork(2, key=keys[1], width_size=8, depth=1),
             residual=neural_sde.residual_network(
                 linear, key=keys[2], width_size=8, depth=1

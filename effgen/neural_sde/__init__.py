@@ -16,8 +16,10 @@ from .decoders import (
     Decoder as Decoder,
     LinearDecoder as LinearDecoder,
 )
-from .draws import Draws as Draws, Marginals as Marginals
-from .evidence import Evidence as Evidence, Filtered as Filtered
+from .draws import Bands as Bands, Draws as Draws, Marginals as Marginals
+from .evidence import Evidence as Evidence
+from .filtering import Filtered as Filtered
+from .fitting import Fitted as Fitted, fit_linear as fit_linear
 from .fractional import (
     FractionalSDE as FractionalSDE,
     fractional_variance as fractional_variance,
@@ -61,10 +63,10 @@ from .plain import (
     plain_paths as plain_paths,
 )
 from .posterior import (
-    Bands as Bands,
     Posterior as Posterior,
     posterior as posterior,
 )
+from .predictions import Predictions as Predictions
 from .prior import prior_terms as prior_terms, sample_prior as sample_prior
 from .series import (
     Series as Series,
@@ -76,6 +78,18 @@ from .sites import (
     EncodedSites as EncodedSites,
     LinearizedSites as LinearizedSites,
 )
+from .structure import (
+    Structure as Structure,
+    car as car,
+    cycle as cycle,
+    level as level,
+    matern as matern,
+    ou as ou,
+    season as season,
+    structural as structural,
+    trend as trend,
+)
 from .trainer import LatentSDETrainer as LatentSDETrainer
 from .transitions import Transition as Transition
+from .twisted import Smoothed as Smoothed
 from .varying import VaryingSDE as VaryingSDE

@@ -1,29 +1,47 @@
 """What a latent SDE and its series must be, checked before any compute."""
 
+import inspect
+import warnings
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
+from effgen.core.results import RunWarning
+
+from .decoders import LinearDecoder
 from .model import LatentSDE
-from .series import check_shapes, check_times, check_values
+from .series import (
+    check_errors,
+    check_inputs,
+    check_shapes,
+    check_times,
+    check_values,
+)
 
 
 _NUM_POINTS = 16
+_MOST_NATS = 0.1
 
 
 def check_batch(model: LatentSDE, batch: Any) -> None:
     """Raise `TypeError` or `ValueError` for arrays that are no series of this model."""
-    if not isinstance(batch, tuple | list) or not 2 <= len(batch) <= 4:
+    if not isinstance(batch, tuple | list) or not 2 <= len(batch) <= 5:
         raise TypeError(
-            "series must be `(ts, ys)`, `(ts, ys, mask)` or `(ts, ys, mask, inputs)`; "
+            "series must be `(ts, ys, mask, inputs, errors)`, the last three optional; "
             f"got a {type(batch).__name__}."
         )
     ts, ys, *rest = batch
-    mask, inputs = (*rest, None, None)[:2]
-    check_shapes(ts, ys, mask, inputs)
+    mask, inputs, errors = (*rest, None, None, None)[:3]
+    check_shapes(ts, ys, mask, inputs, errors)
+    if errors is not None and not isinstance(model.decoder, LinearDecoder):
+        raise ValueError(
+            "`errors` are given, and the decoder is no `LinearDecoder`: give the noise "
+            "to the likelihood."
+        )
     shape = ys.shape[len(ts.shape) :] or (1,)
     model.decoder.check_shape(tuple(shape), model.num_states)
     matrix = model.linear.input_matrix
@@ -43,23 +61,64 @@ def check_batch(model: LatentSDE, batch: Any) -> None:
 
 def check_series(model: LatentSDE, batch: Any) -> None:
     """Raise `ValueError` for times or values that cannot be used, naming where."""
-    ts, ys, mask, _ = (*batch, None, None)[:4]
+    ts, ys, mask, inputs, errors = (*batch, None, None, None)[:5]
     check_times(np.asarray(ts), model.t0)
+    if isinstance(ys, Tracer) or isinstance(mask, Tracer):
+        return
     ys = np.asarray(ys)
     if mask is None:
         mask = np.ones(ys.shape, bool)
     mask = np.asarray(mask, bool)
-    check_values(ys, mask.reshape(mask.shape + (1,) * (ys.ndim - mask.ndim)))
+    there = mask.reshape(mask.shape + (1,) * (ys.ndim - mask.ndim)) & np.ones_like(
+        ys, bool
+    )
+    check_values(ys, there)
+    _check_precision(model, ys, there & ~np.isnan(ys))
+    if inputs is not None and not isinstance(inputs, Tracer):
+        check_inputs(np.asarray(inputs))
+    if errors is not None and not isinstance(errors, Tracer):
+        check_errors(np.asarray(errors), there & ~np.isnan(ys))
 
 
-def check_model(model: LatentSDE) -> None:
-    """Raise `TypeError` or `ValueError` for a drift that cannot be one."""
+def _check_precision(model: LatentSDE, ys: np.ndarray, there: np.ndarray) -> None:
+    """Warn of values so far from the offset that their digits are lost.
+
+    `log p(y)` is a sum of terms as large as `((y - offset) / scale)^2 / 2`.
+    """
+    decoder = model.decoder
+    if not isinstance(decoder, LinearDecoder) or isinstance(decoder.scale, Tracer):
+        return
+    offset, scale = np.asarray(decoder.offset), np.asarray(decoder.scale)
+    away = (ys.reshape(-1, len(scale)) - offset) / scale
+    most = np.max(np.abs(away), initial=0.0, where=there.reshape(away.shape))
+    dtype = model.message_dtype or jax.dtypes.canonicalize_dtype(np.float64)
+    nats = float(jnp.finfo(dtype).eps) * most**2 / 4
+    if nats > _MOST_NATS:
+        warnings.warn(
+            f"values are up to {most:.3g} deviations of the noise from the decoder's "
+            f"`offset`: in {jnp.dtype(dtype).name} `log p(y)` may be off by {nats:.2g} "
+            "nats. Subtract their mean, or pass `message_dtype=jnp.float64` (with "
+            "`jax_enable_x64`).",
+            RunWarning,
+            stacklevel=4,
+        )
+
+
+def check_model(model: LatentSDE, num_inputs: int | None = None) -> None:
+    """Raise `TypeError` or `ValueError` for a drift that cannot be one.
+
+    A drift that alone sees inputs is checked where their number is known.
+    """
     if model.drift is None:
         return
     x = model.linear.initial.sample(_NUM_POINTS, key=jax.random.key(0))
     t = jnp.asarray(0.0 if model.t0 is None else model.t0, x.dtype)
     matrix = model.linear.input_matrix
-    u = None if matrix is None else jnp.zeros(matrix.shape[1], x.dtype)
+    if num_inputs is None and matrix is not None:
+        num_inputs = matrix.shape[1]
+    if num_inputs is None and _takes_inputs(model.drift):
+        return
+    u = None if num_inputs is None else jnp.zeros(num_inputs, x.dtype)
     try:
         drift = eqx.filter_vmap(lambda x: model.beside(t, x, u))(x)
     except TypeError as error:
@@ -76,3 +135,12 @@ def check_model(model: LatentSDE) -> None:
         raise ValueError(
             "`drift` is not finite near the initial mean: check its scale."
         )
+
+
+def _takes_inputs(drift: Any) -> bool:
+    """Return whether a drift can be called as `drift(t, x, u)`."""
+    try:
+        inspect.signature(drift).bind(0.0, 0.0, 0.0)
+    except (TypeError, ValueError):
+        return False
+    return True

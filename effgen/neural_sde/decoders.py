@@ -63,6 +63,10 @@ class LinearDecoder(AbstractDecoder):
     square root of `R`, `(sensors, sensors)`. It is learned by logarithms. All entries
     may be missing one by one, under correlated noise too.
 
+    `matrix` and `offset` stay as they are given: data can't tell them apart from the
+    scale and the level of the state. `learned=("matrix",)` trains what it names, of
+    "matrix" and "offset".
+
     **Raises:** `ValueError` for shapes that do not agree, or a `scale` that is not
     positive. Exact observations are a small `scale`: the messages stay accurate, and
     in float32 `LatentSDE(message_dtype=jnp.float64)` keeps their digits.
@@ -74,11 +78,22 @@ class LinearDecoder(AbstractDecoder):
     offset: Float[Array, " sensors"]
     lower: Float[Array, "sensors sensors"] | None
     log_scale: Float[Array, " sensors"]
+    learned: tuple[str, ...] = eqx.field(static=True)
 
     def __init__(
-        self, matrix: ArrayLike, scale: ArrayLike, *, offset: ArrayLike = 0.0
+        self,
+        matrix: ArrayLike,
+        scale: ArrayLike,
+        *,
+        offset: ArrayLike = 0.0,
+        learned: tuple[str, ...] = (),
     ) -> None:
         """Check the shapes."""
+        if isinstance(learned, str) or not set(learned) <= {"matrix", "offset"}:
+            raise ValueError(
+                f'`learned` is {learned!r}: pass a tuple of "matrix" and "offset".'
+            )
+        self.learned = tuple(learned)
         self.matrix, scale, offset = (as_float(x) for x in (matrix, scale, offset))
         if self.matrix.ndim != 2:
             raise ValueError(
@@ -99,6 +114,11 @@ class LinearDecoder(AbstractDecoder):
         self.lower, self.log_scale = None, jnp.log(jnp.broadcast_to(scale, (size,)))
 
     @property
+    def fixed(self) -> tuple[str, ...]:
+        """What `learned` does not name."""
+        return tuple(n for n in ("matrix", "offset") if n not in self.learned)
+
+    @property
     def scale(self) -> Float[Array, " sensors"]:
         """The standard deviation of each sensor's noise."""
         if self.lower is None:
@@ -112,11 +132,14 @@ class LinearDecoder(AbstractDecoder):
 
     def sites(self, series: Series, smoother: Smoother) -> Site:
         """Return the likelihood itself as a function of the state."""
-        return jax.vmap(self.site)(series.ys, series.mask)
+        return jax.vmap(self.site)(series.ys, series.mask, series.errors)
 
-    def site(self, y: Array, mask: Array) -> Site:
-        """Return `p(y | x)` of the entries that are there, as a function of `x`."""
-        whiten = self._whitener(mask, y.dtype)
+    def site(self, y: Array, mask: Array, errors: Array | None = None) -> Site:
+        """Return `p(y | x)` of the entries that are there, as a function of `x`.
+
+        `errors` multiply the noise of each entry.
+        """
+        whiten = self._whitener(mask, y.dtype, errors)
         matrix = whiten(self.matrix.astype(y.dtype))
         error = whiten((y - self.offset.astype(y.dtype))[:, None])[:, 0]
         logs = whiten(jnp.eye(len(y), dtype=y.dtype))
@@ -125,12 +148,15 @@ class LinearDecoder(AbstractDecoder):
         constant = -0.5 * error @ error + jnp.sum(log_scale) - half_log
         return Site(matrix.T @ matrix, matrix.T @ error, constant.astype(y.dtype))
 
-    def _whitener(self, mask: Array, dtype: jnp.dtype) -> Callable[[Array], Array]:
+    def _whitener(
+        self, mask: Array, dtype: jnp.dtype, errors: Array | None
+    ) -> Callable[[Array], Array]:
         """Return what takes the observed rows to unit noise and the rest to zero."""
+        sizes = jnp.ones(mask.shape, dtype) if errors is None else errors.astype(dtype)
         if self.lower is None:
-            inverse = jnp.where(mask, jnp.exp(-self.log_scale.astype(dtype)), 0)
+            inverse = jnp.where(mask, jnp.exp(-self.log_scale.astype(dtype)) / sizes, 0)
             return lambda rows: inverse[:, None] * rows
-        root = self._root().astype(dtype)
+        root = sizes[:, None] * self._root().astype(dtype)
         both = mask[:, None] & mask[None]
         covariance = jnp.where(both, root @ root.T, jnp.eye(len(mask), dtype=dtype))
         factor = jnp.linalg.cholesky(covariance)
@@ -146,10 +172,34 @@ class LinearDecoder(AbstractDecoder):
         """Return `matrix x + offset`."""
         return self.matrix @ x + self.offset
 
-    def sample(self, x: State, *, key: PRNGKeyArray) -> Float[Array, " sensors"]:
+    def observed(self, mask: Array, errors: Array | None) -> tuple[Array, Array]:
+        """Return the rows of `matrix` that are there, and the noise's covariance.
+
+        What is missing has a row of zeros and a noise of one, apart from the others.
+        """
+        root = self._root() if errors is None else errors[:, None] * self._root()
+        both = mask[:, None] & mask[None]
+        noise = jnp.where(both, root @ root.T, jnp.eye(len(mask), dtype=root.dtype))
+        return jnp.where(mask[:, None], self.matrix, 0), noise
+
+    def law(
+        self,
+        mean: State,
+        covariance: Float[Array, "state state"],
+        errors: Float[Array, " sensors"] | None = None,
+    ) -> tuple[Float[Array, " sensors"], Float[Array, " sensors"]]:
+        """Return each sensor's mean and variance where `x ~ N(mean, covariance)`."""
+        noise = self.scale if errors is None else self.scale * errors
+        spread = jnp.einsum("ij,jk,ik->i", self.matrix, covariance, self.matrix)
+        return self.mean(mean), jnp.maximum(spread, 0) + noise**2
+
+    def sample(
+        self, x: State, *, key: PRNGKeyArray, errors: Array | None = None
+    ) -> Float[Array, " sensors"]:
         """Draw `y` given `x`."""
         noise = jax.random.normal(key, self.offset.shape, self.offset.dtype)
-        return self.mean(x) + self._root() @ noise
+        noise = self._root() @ noise
+        return self.mean(x) + (noise if errors is None else errors * noise)
 
     def check_shape(self, shape: tuple[int, ...], num_states: int) -> None:
         """Raise `ValueError` unless the shapes are those of `matrix`."""

@@ -1,88 +1,103 @@
-"""Compiled draws from posteriors, and the rows that times asked for add to a series."""
+"""Compiled answers of posteriors: draws, exact laws, and what would be observed."""
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
-from effgen.core.weights import effective_sample_size, normalized
+from effgen.core.weights import resample
 
-from .evidence import Evidence, Filtered, twisted_filter, weighted_evidence
+from .anchors import PriorAnchor
+from .decoders import LinearDecoder
+from .evidence import Evidence, mixture_weights, weighted_evidence, without_lost
+from .filtering import Filtered, particle_filter
 from .grid import steps_needed
+from .kalman import evidence_by_innovations, kalman_filter, kalman_predictions
 from .messages import marginals
 from .model import LatentSDE
 from .objectives import anchored_on_grid
 from .paths import simulate
+from .predictions import Predictions, predictions
 from .series import Series
+from .twisted import Smoothed, twisted_filter
 
 
 class Draws(NamedTuple):
     """Paths at the times asked for. A batch has one more leading axis on each.
 
-    **Attributes:** `ts`; `positions`; `log_weights`, `log p(y, path) / q(path)`: with
-    them, averages over the paths are right for the exact posterior.
+    **Attributes:** `ts`; `positions`; `log_weights`, equal for all paths: each is an
+    estimate of `log p(y)`; `ess`, how many independent paths they are worth at each
+    time.
     """
 
     ts: Float[Array, " times"]
     positions: Float[Array, "paths times state"]
     log_weights: Float[Array, " paths"]
+    ess: Float[Array, " times"]
 
 
 class Marginals(NamedTuple):
-    """Mean and standard deviation at each time, and how many paths counted for them."""
+    """Mean and standard deviation at each time, and how many paths they rest on.
+
+    **Attributes:** `mean`; `scale`; `ess`, the effective number of paths at each time,
+    infinite where both are exact.
+    """
 
     mean: Float[Array, "times state"]
     scale: Float[Array, "times state"]
-    ess: Float[Array, ""]
+    ess: Float[Array, " times"]
+
+
+class Bands(NamedTuple):
+    """Quantiles of what is observed.
+
+    **Attributes:** `ts`; `mean`; `quantiles`, one row for each of `levels`; `samples`,
+    whole records drawn; `ess`, how many independent paths mean and quantiles rest on at
+    each time, infinite where they are exact.
+    """
+
+    ts: Float[Array, " times"]
+    mean: Float[Array, "times *shape"]
+    levels: tuple[float, ...]
+    quantiles: Float[Array, "levels times *shape"]
+    samples: Float[Array, "paths times *shape"]
+    ess: Float[Array, " times"]
+
+
+def is_exact(model: LatentSDE) -> bool:
+    """Return whether the model is linear and observed linearly: closed forms hold."""
+    return model.drift is None and model.diffusion is None and model.decoder.exact
+
+
+def _linear(model: LatentSDE) -> LatentSDE:
+    """Return a linear model without what guides nonlinear ones."""
+    return dataclasses.replace(model, residual=None, anchor=PriorAnchor())
+
+
+def _guides(model: LatentSDE) -> tuple[LatentSDE, ...]:
+    """Return the model, and beside an anchor of its own the prior's.
+
+    An anchor may miss a part of the posterior; what the two find is weighed.
+    """
+    if isinstance(model.anchor, PriorAnchor):
+        return (model,)
+    return model, _linear(model)
 
 
 def num_steps_of(model: LatentSDE, series: Series) -> int:
     """Return how many steps the longest series needs."""
-    assert model.dt is not None
     return steps_needed(np.asarray(series.ts), dt=model.dt, t0=model.t0)
-
-
-def with_rows(
-    series: Series, rows: np.ndarray, inputs: ArrayLike | None
-) -> tuple[Series, np.ndarray]:
-    """Return series with a row for each time asked for, and where these are."""
-    length, more = series.ts.shape[1], rows.shape[1]
-    ts = np.concatenate([np.asarray(series.ts), rows], axis=1)
-    order = np.argsort(ts, axis=1, kind="stable")
-    index = np.argsort(order, axis=1, kind="stable")[:, length:]
-
-    def extended(x: Array, fill: Any) -> Array:
-        shape = (x.shape[0], more, *x.shape[2:])
-        whole = np.concatenate([np.asarray(x), np.broadcast_to(fill, shape)], axis=1)
-        return jnp.asarray(np.stack([a[o] for a, o in zip(whole, order, strict=True)]))
-
-    held = None
-    if series.inputs is not None:
-        if inputs is None:
-            before = [
-                np.searchsorted(np.asarray(t), r, side="right") - 1
-                for t, r in zip(series.ts, rows, strict=True)
-            ]
-            last = np.asarray(series.inputs)
-            inputs = np.stack(
-                [u[np.maximum(b, 0)] for u, b in zip(last, before, strict=True)]
-            )
-        held = extended(series.inputs, np.asarray(inputs))
-    merged = Series(
-        jnp.asarray(np.take_along_axis(ts, order, axis=1)),
-        extended(series.ys, 0),
-        extended(series.mask, False),  # noqa: FBT003
-        held,
-    )
-    return merged, index
 
 
 @eqx.filter_jit
 def linear_evidence(model: LatentSDE, series: Series, steps: int) -> Array:
     """Return `log p(y)` of each anchored linear model."""
+    if is_exact(model) and model.linear.time_invariant:
+        return jax.vmap(lambda s: evidence_by_innovations(_linear(model), s))(series)
     one = lambda s: anchored_on_grid(model, s, num_steps=steps, parallel=False)[0]
     return jax.vmap(lambda s: one(s).guided.log_evidence)(series)
 
@@ -92,34 +107,100 @@ def draws_of(
     model: LatentSDE, series: Series, index: Array, steps: int, num: int, keys: Array
 ) -> Draws:
     """Draw paths of each series, at the observations that `index` names."""
+    drawn = _exact_draws if is_exact(model) else _smoothed_draws
 
     def one(series: Series, index: Array, key: Array) -> Draws:
-        anchored, grid = anchored_on_grid(
-            model, series, num_steps=steps, parallel=False
-        )
-        paths = simulate(model, anchored, series, grid, num_paths=num, key=key)
-        positions = jnp.moveaxis(paths.positions[grid.nodes[index]], 0, 1)
-        return Draws(series.ts[index], positions, paths.log_weights)
+        return drawn(model, series, index, steps, num, key)
 
     return jax.vmap(one)(series, index, keys)
+
+
+def _exact_draws(
+    model: LatentSDE, series: Series, index: Array, steps: int, num: int, key: Array
+) -> Draws:
+    model = _linear(model)
+    anchored, grid = anchored_on_grid(model, series, num_steps=steps, parallel=False)
+    paths = simulate(model, anchored, series, grid, num_paths=num, key=key)
+    positions = jnp.moveaxis(paths.positions[grid.nodes[index]], 0, 1)
+    ess = jnp.full(index.shape, float(num), positions.dtype)
+    return Draws(series.ts[index], positions, paths.log_weights, ess)
+
+
+def _smoothed_draws(
+    model: LatentSDE, series: Series, index: Array, steps: int, num: int, key: Array
+) -> Draws:
+    """Draw paths by twisted filters, one a guide, and choose by their evidence."""
+    guides = _guides(model)
+    keys = jax.random.split(key, len(guides) + 1)
+    found = [
+        _twisted(guide, series, steps, num, 0.5, key)
+        for guide, key in zip(guides, keys, strict=False)
+    ]
+    logs = jnp.stack([smoothed.evidence.value for smoothed, _ in found])
+    share = jax.nn.softmax(jnp.where(jnp.isfinite(logs), logs, -jnp.inf))
+    share = jnp.where(jnp.isfinite(share), share, 1 / len(guides))
+    each = jnp.log(jnp.repeat(share, num))
+    chosen = resample(each, num, key=keys[-1]) if len(guides) > 1 else jnp.arange(num)
+    at = found[0][1].nodes[index]
+    positions = jnp.concatenate([s.positions[at] for s, _ in found], axis=1)[:, chosen]
+    counts = jnp.stack([smoothed.ess[at] for smoothed, _ in found])
+    ess = 1 / jnp.sum(share[:, None] ** 2 / counts, axis=0)
+    whole = jax.nn.logsumexp(logs) - jnp.log(len(guides))
+    return Draws(
+        series.ts[index],
+        jnp.moveaxis(positions, 0, 1),
+        jnp.full(num, whole),
+        jnp.minimum(ess, num),
+    )
+
+
+def _twisted(
+    model: LatentSDE, series: Series, steps: int, num: int, below: float, key: Array
+):
+    anchored, grid = anchored_on_grid(model, series, num_steps=steps, parallel=False)
+    found = twisted_filter(
+        model, anchored, series, grid, num_paths=num, key=key, resample_below=below
+    )
+    return found, grid
 
 
 @eqx.filter_jit
 def exact_laws(
     model: LatentSDE, series: Series, index: Array, steps: int
 ) -> tuple[Array, Array]:
-    """Return means and deviations of each linear posterior."""
+    """Return means and covariances of each linear posterior."""
 
     def one(series: Series, index: Array) -> tuple[Array, Array]:
         anchored, grid = anchored_on_grid(
-            model, series, num_steps=steps, parallel=False
+            _linear(model), series, num_steps=steps, parallel=False
         )
         means, covariances = marginals(anchored.guided)
         at = grid.nodes[index]
-        variances = jnp.diagonal(covariances[at], axis1=1, axis2=2)
-        return means[at], jnp.sqrt(jnp.maximum(variances, 0))
+        return means[at], covariances[at]
 
     return jax.vmap(one)(series, index)
+
+
+@eqx.filter_jit
+def exact_observations(
+    model: LatentSDE, series: Series, index: Array, steps: int, levels: Array
+) -> tuple[Array, Array]:
+    """Return means and quantiles of what each linear posterior would show."""
+    assert isinstance(model.decoder, LinearDecoder)
+    means, covariances = exact_laws(model, series, index, steps)
+    errors = errors_at(series, index)
+    over = jax.vmap(jax.vmap(model.decoder.law))
+    mean, variance = over(means, covariances, errors)
+    normal = jax.scipy.stats.norm.ppf(levels).astype(mean.dtype)
+    away = normal[None, :, None, None] * jnp.sqrt(variance)[:, None]
+    return mean, mean[:, None] + away
+
+
+def errors_at(series: Series, index: Array) -> Array | None:
+    """Return the errors' sizes at the observations that `index` names."""
+    if series.errors is None:
+        return None
+    return jax.vmap(lambda errors, at: errors[at])(series.errors, index)
 
 
 @eqx.filter_jit
@@ -127,15 +208,33 @@ def evidence_of(
     model: LatentSDE, series: Series, steps: int, num: int, keys: Array
 ) -> Evidence:
     """Return each series' evidence by importance weights."""
+    guides = _guides(model)
 
     def one(series: Series, key: Array) -> Evidence:
-        anchored, grid = anchored_on_grid(
-            model, series, num_steps=steps, parallel=False
-        )
-        paths = simulate(model, anchored, series, grid, num_paths=num, key=key)
+        keys = jax.random.split(key)
+        found = [
+            anchored_on_grid(guide, series, num_steps=steps, parallel=False)
+            for guide in guides
+        ]
+        anchored, grid = found[0]
+        paths = simulate(model, anchored, series, grid, num_paths=num, key=keys[0])
         linear = anchored.guided.log_evidence
-        return weighted_evidence(paths.elbo, paths.log_weights, linear)
+        if len(guides) == 1:
+            return weighted_evidence(paths.elbo, paths.log_weights, linear)
+        pairs = tuple((g, a) for g, (a, _) in zip(guides, found, strict=True))
+        mixed = mixture_weights(model, pairs, series, grid, num_paths=num, key=keys[1])
+        own = weighted_evidence(paths.elbo, without_lost(paths.log_weights), linear)
+        return own.weighed_by(mixed)
 
+    return jax.vmap(one)(series, keys)
+
+
+@eqx.filter_jit
+def smoothed(
+    model: LatentSDE, series: Series, steps: int, num: int, below: float, keys: Array
+) -> Smoothed:
+    """Run a twisted particle filter for each series."""
+    one = lambda series, key: _twisted(model, series, steps, num, below, key)[0]
     return jax.vmap(one)(series, keys)
 
 
@@ -143,46 +242,63 @@ def evidence_of(
 def filtered(
     model: LatentSDE, series: Series, steps: int, num: int, below: float, keys: Array
 ) -> Filtered:
-    """Run a twisted particle filter for each series."""
+    """Filter each series."""
 
     def one(series: Series, key: Array) -> Filtered:
-        anchored, grid = anchored_on_grid(
-            model, series, num_steps=steps, parallel=False
-        )
-        return twisted_filter(
-            model,
-            anchored,
-            series,
-            grid,
-            num_paths=num,
-            key=key,
-            resample_below=below,
-        )
+        return _filtered(model, series, steps, num, below, key)
+
+    return jax.vmap(one)(series, keys)
+
+
+def _filtered(
+    model: LatentSDE, series: Series, steps: int, num: int, below: float, key: Array
+) -> Filtered:
+    if is_exact(model):
+        model = _linear(model)
+    anchored, grid = anchored_on_grid(model, series, num_steps=steps, parallel=False)
+    if is_exact(model):
+        return kalman_filter(model, anchored, series, grid, num_paths=num, key=key)
+    return particle_filter(
+        model, anchored, series, grid, num_paths=num, key=key, resample_below=below
+    )
+
+
+@eqx.filter_jit
+def predicted(
+    model: LatentSDE, series: Series, steps: int, num: int, keys: Array
+) -> Predictions:
+    """Predict each observation of each series from those before."""
+
+    def one(series: Series, key: Array) -> Predictions:
+        if is_exact(model):
+            linear = _linear(model)
+            anchored, grid = anchored_on_grid(
+                linear, series, num_steps=steps, parallel=False
+            )
+            return kalman_predictions(linear, anchored, series, grid)
+        keys = jax.random.split(key)
+        found = _filtered(model, series, steps, num, 0.5, keys[0])
+        return predictions(model, series, found, key=keys[1])
 
     return jax.vmap(one)(series, keys)
 
 
 @eqx.filter_jit
 def observations_of(
-    model: LatentSDE, positions: Array, log_weights: Array, keys: Array
+    model: LatentSDE, positions: Array, errors: Array | None, keys: Array
 ) -> Array:
-    """Draw what would be observed along paths, chosen by their weights."""
+    """Draw what would be observed along paths, `(series, paths, times, state)`."""
 
-    def one(positions: Array, logs: Array, key: Array) -> Array:
-        keys = jax.random.split(key)
+    def one(positions: Array, errors: Array | None, key: Array) -> Array:
         num, times = positions.shape[:2]
-        index = jax.random.categorical(keys[0], logs, shape=(num,))
-        flat = positions[index].reshape(num * times, -1)
-        noise = jax.random.split(keys[1], num * times)
-        ys = jax.vmap(lambda x, k: model.decoder.sample(x, key=k))(flat, noise)
-        return ys.reshape(num, times, *ys.shape[1:])
+        keys = jax.random.split(key, (num, times))
+        if errors is None:
+            draw = lambda x, key: model.decoder.sample(x, key=key)
+            return jax.vmap(jax.vmap(draw))(positions, keys)
+        decoder = model.decoder
+        assert isinstance(decoder, LinearDecoder)
+        draw = lambda x, key, e: decoder.sample(x, key=key, errors=e)
+        return jax.vmap(jax.vmap(draw), (0, 0, None))(positions, keys, errors)
 
-    return jax.vmap(one)(positions, log_weights, keys)
-
-
-def moments(positions: Array, log_weights: Array) -> Marginals:
-    """Return the weighted mean and deviation of paths."""
-    weights = normalized(log_weights)
-    mean = jnp.tensordot(weights, positions, 1)
-    variance = jnp.tensordot(weights, (positions - mean[None]) ** 2, 1)
-    return Marginals(mean, jnp.sqrt(variance), effective_sample_size(log_weights))
+    axes = (0, None if errors is None else 0, 0)
+    return jax.vmap(one, axes)(positions, errors, keys)

@@ -1,4 +1,4 @@
-"""How far a bound is from the truth: importance weights and particle filters."""
+"""How far a bound is from the truth: `log p(y)` by importance weights."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,12 +11,13 @@ from effgen.core.weights import (
     effective_sample_size,
     log_mean_exp,
     normalized,
-    resample,
 )
 
 from .anchors import Anchored
 from .grid import Grid
-from .paths import Step, correction, moved, steps_of
+from .innovations import Innovation, innovation
+from .messages import Site
+from .paths import Step, observed, steps_of
 from .series import Series
 
 
@@ -29,12 +30,13 @@ class Evidence(NamedTuple):
 
     **Attributes:**
 
-    - `elbo`: the bound.
+    - `elbo`: the bound; minus infinity where a path was not finite.
     - `evidence`: `log p(y)` itself by importance weights (a bound too, on average,
       that rises to it with the number of paths).
     - `gap`: `evidence - elbo`, how far training is from the exact posterior.
     - `ess`: the effective number of paths; the estimate is good where it is large.
     - `linear`: the exact `log p(y)` of the anchored linear model.
+    - `num_lost`: how many paths were not finite; they have no weight.
     """
 
     elbo: Estimate
@@ -42,6 +44,17 @@ class Evidence(NamedTuple):
     gap: Estimate
     ess: Float[Array, ""]
     linear: Float[Array, ""]
+    num_lost: Float[Array, ""]
+
+    def weighed_by(self, log_weights: Float[Array, " paths"]) -> "Evidence":
+        """Return the bound beside the evidence that other paths' weights give."""
+        found = log_mean_exp(log_weights)
+        error = jnp.hypot(self.elbo.standard_error, found.standard_error)
+        return self._replace(
+            evidence=found,
+            gap=Estimate(found.value - self.elbo.value, error),
+            ess=effective_sample_size(log_weights),
+        )
 
 
 def weighted_evidence(
@@ -54,151 +67,117 @@ def weighted_evidence(
     **Source:** Burda, Grosse and Salakhutdinov (2016), equation 8.
     """
     num = elbo.shape[0]
-    mean = Estimate(elbo.mean(), elbo.std() / jnp.sqrt(max(num - 1, 1)))
+    log_weights = without_lost(log_weights)
+    lost = jnp.sum(log_weights == -jnp.inf).astype(elbo.dtype)
+    whole = jnp.where(lost > 0, -jnp.inf, elbo.mean())
+    spread = jnp.where(lost > 0, jnp.inf, elbo.std())
+    mean = Estimate(whole, spread / jnp.sqrt(max(num - 1, 1)))
     found = log_mean_exp(log_weights)
     # Each path's share in the gap, to first order: the two errors go together.
     shares = num * normalized(log_weights) - 1 - (elbo - mean.value)
-    error = shares.std() / jnp.sqrt(max(num - 1, 1))
+    error = jnp.where(lost > 0, jnp.inf, shares.std()) / jnp.sqrt(max(num - 1, 1))
     ess = effective_sample_size(log_weights)
     gap = Estimate(found.value - mean.value, error)
-    return Evidence(mean, found, gap, ess, linear)
+    return Evidence(mean, found, gap, ess, linear, lost)
 
 
-class Filtered(NamedTuple):
-    """A twisted particle filter's end.
+def without_lost(log_weights: Float[Array, " paths"]) -> Float[Array, " paths"]:
+    """Return the log-weights, minus infinity where a path is not finite.
 
-    **Attributes:** `evidence`, an unbiased estimate's logarithm (its error from the
-    spread within each stretch between resamplings, as if they were independent);
-    `positions`, each path with its ancestors; `log_weights`; `num_resampled`, how
-    often.
+    Such a path has left for infinity: no observation can have been seen from there.
     """
-
-    evidence: Estimate
-    positions: Float[Array, "nodes paths state"]
-    log_weights: Float[Array, " paths"]
-    num_resampled: Float[Array, ""]
+    return jnp.where(jnp.isfinite(log_weights), log_weights, -jnp.inf)
 
 
-class _Particles(NamedTuple):
-    positions: Array
-    ancestors: Array
-    log_weights: Array
-    evidence: Array
-    variance: Array
-    num_resampled: Array
-
-
-def twisted_filter(
+def mixture_weights(
     model: "LatentSDE",
-    anchored: Anchored,
+    guides: tuple[tuple["LatentSDE", Anchored], ...],
     series: Series,
     grid: Grid,
     *,
     num_paths: int,
     key: PRNGKeyArray,
-    resample_below: float = 0.5,
-) -> Filtered:
-    """Run a particle filter whose particles know the future by the linear messages.
+) -> Float[Array, " paths"]:
+    """Draw paths from each guide, and weigh all by the mean of the guides' densities.
 
-    Particles move as the posterior's paths do and are resampled where fewer than
-    `resample_below` of them count. Where sites are not the likelihood, each observation
-    adds `log p(y | x) - log s(x)` when it is met.
+    `log_weights = log p(y, path) - log mean_g q_g(path)`: at most `guides` times what
+    any one of them would give, so that a guide which misses a part of the posterior
+    does no harm. Densities are of the steps' normal variables, which all share.
 
-    **Source:** Whiteley and Lee (2014); Guarniero, Johansen and Lee (2017).
+    **Arguments:** `guides`, each a model with its anchor and residual, and its
+    `Anchored`.
+
+    **Source:** Veach and Guibas (1995); Owen and Zhou (2000).
     """
+    keys = jax.random.split(key, len(guides))
+    each = -(-num_paths // len(guides))
+    drawn = [
+        _drawn(model, guides, i, series, grid, each, keys[i])
+        for i in range(len(guides))
+    ]
+    return jnp.concatenate(drawn)
+
+
+def _drawn(
+    model: "LatentSDE",
+    guides: tuple[tuple["LatentSDE", Anchored], ...],
+    own: int,
+    series: Series,
+    grid: Grid,
+    num_paths: int,
+    key: PRNGKeyArray,
+) -> Float[Array, " paths"]:
+    """Draw paths from one guide, and weigh them by all."""
+    dtype = series.ys.dtype
     keys = jax.random.split(key)
-    steps = steps_of(anchored, series, grid)
-    num_steps = grid.starts.shape[0]
-    first = anchored.guided.initial.sample(num_paths, key=keys[0])
-    zero = jnp.zeros((), first.dtype)
-    start = _Particles(
-        first,
-        jnp.arange(num_paths),
-        jnp.zeros(num_paths, first.dtype),
-        zero,
-        zero,
-        zero,
-    )
-    met = _met_at(grid.nodes, num_steps + 1)
-    observations = (anchored.sites, series.ys, series.mask, series.seen)
+    law = model.linear.initial
+    starts = [_initial(model, anchored, dtype) for _, anchored in guides]
+    noise = jax.random.normal(keys[0], (num_paths, law.root.shape[1]), dtype)
+    z = starts[own].sample(noise)
+    first = law.mean.astype(dtype)[None] + z @ law.root.astype(dtype).T
+    prior = -0.5 * jnp.sum(z**2, axis=1)
+    logs = jnp.stack([start.log_prob(z) for start in starts])
+    steps = [steps_of(anchored, series, grid) for _, anchored in guides]
+    shape = (grid.starts.shape[0], num_paths, guides[own][1].chain.root.shape[-1])
+    noise = jax.random.normal(keys[1], shape, dtype)
 
-    def weighted(particles: _Particles, node: Array) -> _Particles:
-        if model.decoder.exact:
-            return particles
+    def body(carry: tuple[Array, Array, Array], xs: tuple[list[Step], Array]):
+        x, prior, logs = carry
+        laws = [
+            innovation(guide, step, x)
+            for (guide, _), step in zip(guides, xs[0], strict=True)
+        ]
+        z = laws[own].sample(xs[1])
+        there = laws[own].ahead + laws[own].moved(z)
+        prior = prior - 0.5 * jnp.sum(z**2, axis=1)
+        logs = logs + jnp.stack([law.log_prob(z) for law in laws])
+        return (there, prior, logs), there
 
-        def add(i: Array, logs: Array) -> Array:
-            row = jax.tree.map(lambda a: a[i], observations)
-            return logs + correction(model, row, particles.positions)
-
-        logs = jax.lax.fori_loop(met[0][node], met[1][node], add, particles.log_weights)
-        return particles._replace(log_weights=logs)
-
-    def body(particles: _Particles, xs: tuple[Step, Array, Array]):
-        step, node, key = xs
-        keys = jax.random.split(key)
-        particles = _resampled(particles, resample_below, keys[0])
-        shape = (num_paths, step.guide.root.shape[1])
-        noise = jax.random.normal(keys[1], shape, first.dtype)
-        there = moved(model, step, particles.positions, noise)
-        particles = particles._replace(
-            positions=there.positions,
-            log_weights=particles.log_weights + there.log_weights,
-        )
-        ancestors = particles.ancestors
-        particles = particles._replace(ancestors=jnp.arange(num_paths))
-        return weighted(particles, node + 1), (there.positions, ancestors)
-
-    start = weighted(start, jnp.zeros((), jnp.int32))
-    nodes = jnp.arange(num_steps)
-    step_keys = jax.random.split(keys[1], num_steps)
-    end, (later, ancestors) = jax.lax.scan(body, start, (steps, nodes, step_keys))
-    last = log_mean_exp(end.log_weights)
-    value = anchored.guided.log_evidence + end.evidence + last.value
-    error = jnp.sqrt(end.variance + last.standard_error**2)
-    positions = jnp.concatenate([first[None], later])
-    return Filtered(
-        Estimate(value, error),
-        _traced(positions, ancestors),
-        end.log_weights,
-        end.num_resampled,
-    )
+    (_, prior, logs), later = jax.lax.scan(body, (first, prior, logs), (steps, noise))
+    positions = jnp.concatenate([first[None], later])[grid.nodes]
+    known = _likelihood(model, guides[0][1], series, positions)
+    mixed = jax.nn.logsumexp(logs, axis=0) - jnp.log(len(guides))
+    return without_lost(known + prior - mixed)
 
 
-def _resampled(particles: _Particles, below: float, key: PRNGKeyArray) -> _Particles:
-    num = particles.log_weights.shape[0]
-    ess = effective_sample_size(particles.log_weights)
-    found = log_mean_exp(particles.log_weights)
-
-    def chosen() -> _Particles:
-        index = resample(particles.log_weights, num, key=key)
-        return _Particles(
-            particles.positions[index],
-            index,
-            jnp.zeros_like(particles.log_weights),
-            particles.evidence + found.value,
-            particles.variance + found.standard_error**2,
-            particles.num_resampled + 1,
-        )
-
-    return jax.lax.cond(ess < below * num, chosen, lambda: particles)
+def _initial(model: "LatentSDE", anchored: Anchored, dtype: jnp.dtype) -> Innovation:
+    """Return the guided law of the normal variables of the first state."""
+    law = model.linear.initial
+    mean, root = law.mean.astype(dtype), law.root.astype(dtype)
+    message: Site = jax.tree.map(lambda x: x[0].astype(dtype), anchored.guided.messages)
+    pressed = root.T @ message.precision
+    factor = jnp.linalg.cholesky(jnp.eye(root.shape[1], dtype=dtype) + pressed @ root)
+    shift = root.T @ message.shift - pressed @ mean
+    center = jax.scipy.linalg.solve_triangular(factor, shift, lower=True)
+    return Innovation(mean, factor, center[None], None, root)
 
 
-def _traced(positions: Array, ancestors: Array) -> Float[Array, "nodes paths state"]:
-    """Follow each particle back to its first position."""
-
-    def back(index: Array, xs: tuple[Array, Array]):
-        here, parents = xs
-        return parents[index], here[index]
-
-    last = jnp.arange(positions.shape[1])
-    index, later = jax.lax.scan(back, last, (positions[1:], ancestors), reverse=True)
-    return jnp.concatenate([positions[:1][:, index], later])
-
-
-def _met_at(nodes: Array, num_nodes: int) -> tuple[Array, Array]:
-    """Return the first observation at each node, and one past its last."""
-    index = jnp.arange(num_nodes)
-    return (
-        jnp.searchsorted(nodes, index, side="left"),
-        jnp.searchsorted(nodes, index, side="right"),
-    )
+def _likelihood(
+    model: "LatentSDE", anchored: Anchored, series: Series, x: Array
+) -> Float[Array, " paths"]:
+    """Return `sum log p(y | x)` over the observations."""
+    at = lambda site, x: jax.vmap(site.log_value)(x)
+    known = jnp.sum(jax.vmap(at)(anchored.sites, x), axis=0)
+    if model.decoder.exact:
+        return known
+    return known + observed(model, anchored, series, x)

@@ -207,18 +207,23 @@ def condition(
     last = jnp.zeros_like(constants[:1])
     constants = jnp.concatenate([constants, last]) + sites.constant
     messages = messages._replace(constant=constants)
-    size = initial.mean.shape[0]
-    start = Transition(
-        jnp.zeros((size, size), initial.mean.dtype),
-        initial.mean,
-        initial.root,
-        jnp.zeros((initial.root.shape[1], size), initial.mean.dtype),
-        jnp.zeros((size, size), initial.mean.dtype),
-    )
     first = jax.tree.map(lambda x: x[0], messages)
-    evidence, law = guided(start, first)
+    evidence, law = guided(at_once(initial), first)
     law = Gaussian(law.offset, law.root)
     return Guided(evidence.constant, law, steps, messages, before)
+
+
+def at_once(initial: Gaussian) -> Transition:
+    """Return the first state's law as a step from anywhere."""
+    size, noise = initial.root.shape
+    zero = lambda *shape: jnp.zeros(shape, initial.mean.dtype)
+    return Transition(
+        zero(size, size),
+        initial.mean,
+        initial.root,
+        zero(noise, size),
+        zero(size, size),
+    )
 
 
 def _in_sequence(transitions: Transition, sites: Site) -> Site:

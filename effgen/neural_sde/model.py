@@ -1,7 +1,5 @@
 """The model: a linear SDE, what a network adds to its drift, and what is observed."""
 
-import dataclasses
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .anchors import AbstractAnchor, PriorAnchor
-from .decoders import AbstractDecoder
+from .decoders import AbstractDecoder, LinearDecoder
+from .frozen import Part, as_part, check_frozen
 from .linear import AbstractLinearSDE, driven_fully, forced, noise_size
 from .plain import PlainControl
 
@@ -42,10 +41,13 @@ class LatentSDE(eqx.Module):
     - `anchor`: about which linear SDE the guide is computed; the prior's own by
       default.
     - `t0`: when the law of `linear.initial` holds; `None`: at each series' first time.
-    - `frozen`: names of what is not trained, such as `("linear", "decoder.matrix")`.
+    - `frozen`: names of what is not trained, such as `("linear", "decoder.matrix")`, or
+      of entries, as NumPy indexes them: `"linear.matrix[0]"`, `"linear.matrix[:, 1]"`.
+      A `LinearDecoder` names more by its `learned`.
     - `message_dtype`: `jnp.float64` (with `jax_enable_x64`) for small observation
       noise.
-    - `dt`: the longest step; `trainer.init` sets it to the trainer's.
+    - `dt`: the longest step; `trainer.init` sets it to the trainer's, and it is saved
+      with the model. Zero: none yet.
 
     **Source:** Daems, Opper, Crevecoeur and Birdal (2025).
     """
@@ -60,19 +62,11 @@ class LatentSDE(eqx.Module):
     t0: float | None = eqx.field(static=True, default=None)
     frozen: tuple[str, ...] = eqx.field(static=True, default=())
     message_dtype: Any = eqx.field(static=True, default=None)
-    dt: float | None = eqx.field(static=True, default=None)
+    dt: float = eqx.field(converter=lambda dt: float(dt or 0), default=0.0)
 
     def __check_init__(self) -> None:
         """Raise `TypeError` or `ValueError` for parts that do not fit together."""
-        for name in self.frozen:
-            try:
-                operator.attrgetter(name)(self)
-            except AttributeError as error:
-                names = sorted(field.name for field in dataclasses.fields(self))
-                raise ValueError(
-                    f"`frozen` names {name!r}: choose among {names}, or a part of one, "
-                    'such as "linear.matrix".'
-                ) from error
+        check_frozen(self, self.frozen)
         if self.message_dtype is not None:
             dtype = jnp.dtype(self.message_dtype)
             if jax.dtypes.canonicalize_dtype(dtype) != dtype:
@@ -124,8 +118,23 @@ class LatentSDE(eqx.Module):
     def trainable(self) -> tuple["LatentSDE", "LatentSDE"]:
         """Return the model with what is trained alone, and with the rest alone."""
         spec = jax.tree.map(eqx.is_inexact_array, self)
-        for name in self.frozen:
-            chosen = operator.attrgetter(name)
-            part = jax.tree.map(lambda _: False, chosen(self))
-            spec = eqx.tree_at(chosen, spec, part)
+        for part in self._fixed_parts():
+            if part.entries is None:
+                false = jax.tree.map(lambda _: False, part.of(self))
+                spec = eqx.tree_at(part.of, spec, false)
         return eqx.partition(self, spec)
+
+    def retrained(self, trained: "LatentSDE") -> "LatentSDE":
+        """Return this model with what was trained, frozen entries as they were."""
+        model = eqx.combine(trained, self.trainable()[1])
+        for part in self._fixed_parts():
+            if part.entries is not None:
+                kept = part.of(model).at[part.entries].set(part.of(self)[part.entries])
+                model = eqx.tree_at(part.of, model, kept)
+        return model
+
+    def _fixed_parts(self) -> list[Part]:
+        names = self.frozen
+        if isinstance(self.decoder, LinearDecoder):
+            names += tuple(f"decoder.{name}" for name in self.decoder.fixed)
+        return [as_part(name) for name in names]

@@ -60,9 +60,18 @@ def anchored_on_grid(
     return model.anchor(model, series, grid, parallel=parallel), grid
 
 
+def require_step(model: "LatentSDE") -> None:
+    """Raise `ValueError` for a model that has no step yet."""
+    if not model.dt:
+        raise ValueError(
+            "the model has no `dt` yet: take it from a trainer's state, or give it one "
+            "by `dataclasses.replace(model, dt=...)`."
+        )
+
+
 def grid_of(model: "LatentSDE", series: Series, num_steps: int) -> Grid:
     """Return the grid of a series."""
-    assert model.dt is not None
+    require_step(model)
     return make_grid(
         series.ts, series.seen, dt=model.dt, num_steps=num_steps, t0=model.t0
     )

@@ -100,7 +100,7 @@ def moved(
     """
     guide = step.guide
     pull = x @ guide.pull.T + guide.pull_offset[None]
-    control = _control(model, step, x, pull)
+    control = control_of(model, step, x, pull)
     ahead = x @ guide.matrix.T + guide.offset[None]
     expected = jnp.zeros(x.shape[:1], x.dtype)
     if step.mismatch is not None:
@@ -139,9 +139,10 @@ def drift_beside(
     return drift
 
 
-def _control(
+def control_of(
     model: "LatentSDE", step: Step, x: Array, pull: Array
 ) -> Float[Array, "paths noise"] | None:
+    """Return the residual's control of a step, `sqrt(dt) v`."""
     if model.residual is None:
         return None
     safe = jnp.where(step.length > 0, step.length, 1.0)
@@ -171,37 +172,57 @@ def features(
     return jnp.concatenate(parts if inputs is None else [*parts, inputs])
 
 
+def relative_noise(
+    model: "LatentSDE", t: Float[Array, ""], x: Float[Array, " state"]
+) -> Float[Array, "state state"]:
+    """Return `T = sigma_linear^-1 sigma(t, x)`, zero where `sigma` is not a number.
+
+    A root of a state that a step has taken below zero is cut off there: Lord, Koekkoek
+    and van Dijk's (2010) full truncation.
+    """
+    sigma = model.prior_diffusion(t, x)
+    sigma = jnp.where(jnp.isnan(sigma), 0, sigma)
+    root = model.linear.coefficients(t).diffusion
+    return jax.scipy.linalg.solve_triangular(root, sigma, lower=True)
+
+
+def relative_law(
+    model: "LatentSDE", step: Step, x: Array, pull: Array
+) -> tuple[Array, Array, Array, Array]:
+    """Return the law of noise that depends on the state: `e = T z`, `z ~ N(0, I)`.
+
+    `T = sigma_linear^-1 sigma(t, x)`, which may be singular. Given the linear messages
+    the step's optimum is Gaussian with precision `P = I + T^T (B - I) T` of `z`, whose
+    normalizer is a log-weight more. Returns this, the optimum's mean times `P`'s root,
+    the root and `T`, of each path.
+    """
+    guide = step.guide
+    eye = jnp.eye(x.shape[1], dtype=x.dtype)
+    square = guide.square
+
+    def one(x: Array, pull: Array) -> tuple[Array, Array, Array, Array]:
+        spread = relative_noise(model, step.start, x)
+        precision = eye + spread.T @ (square - eye) @ spread
+        factor = jnp.linalg.cholesky(precision)
+        pressed = square @ pull
+        half = jax.scipy.linalg.solve_triangular(factor, spread.T @ pressed, lower=True)
+        log = 0.5 * (half @ half - pull @ pressed) + guide.half_log
+        log -= jnp.sum(jnp.log(jnp.diagonal(factor)))
+        return log, half, factor, spread
+
+    return jax.vmap(one)(x, pull)
+
+
 def _state_noise(
     model: "LatentSDE", step: Step, x: Array, pull: Array, noise: Array
 ) -> tuple[Array, Array, Callable[[Array], Array]]:
-    """Return what noise that depends on the state changes: `e ~ N(0, T T^T)`.
-
-    `T = sigma_linear^-1 sigma(t, x)`. Given the linear messages the step's optimum is
-    Gaussian with precision `P = (T T^T)^-1 + B - I`, whose normalizer is a log-weight
-    more. Returns this, `noise` about the optimum, and what takes it to the state.
-    """
-    guide, start = step.guide, step.start
-    eye = jnp.eye(x.shape[1], dtype=x.dtype)
-    sigma = model.linear.coefficients(start).diffusion
-    square = guide.square
-
-    def one(x: Array, pull: Array) -> tuple[Array, Array, Array]:
-        spread = jax.scipy.linalg.solve_triangular(
-            sigma, model.prior_diffusion(start, x), lower=True
-        )
-        inverse = jnp.linalg.inv(spread)
-        factor = jnp.linalg.cholesky(inverse.T @ inverse + square - eye)
-        half = jax.scipy.linalg.solve_triangular(factor, square @ pull, lower=True)
-        log = 0.5 * (half @ half - pull @ square @ pull)
-        log += jnp.linalg.slogdet(inverse)[1]
-        log += guide.half_log - jnp.sum(jnp.log(jnp.diagonal(factor)))
-        return log, half, factor
-
-    log, half, factor = jax.vmap(one)(x, pull)
+    """Return its log-weight, `noise` about the optimum, and what takes it to `X`."""
+    log, half, factor, spread = relative_law(model, step, x, pull)
 
     def to_state(z: Array) -> Array:
         back = lambda c, z: jax.scipy.linalg.solve_triangular(c, z, lower=True, trans=1)
-        return jax.vmap(back)(factor, z) @ guide.prior_root.T
+        moved = jnp.einsum("pij,pj->pi", spread, jax.vmap(back)(factor, z))
+        return moved @ step.guide.prior_root.T
 
     return log, half + noise, to_state
 

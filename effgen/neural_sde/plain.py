@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import lineax
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from .controlled import likelihood, simulated
 from .gaussian import Gaussian
 from .grid import steps_needed
 from .networks import zero_at_first
-from .objectives import AbstractObjective, Bound, grid_of
+from .objectives import AbstractObjective, Bound, grid_of, require_step
+from .rows import with_rows
 from .series import Series, as_series
 
 
@@ -33,6 +34,7 @@ class PlainControl(eqx.Module):
     network: eqx.nn.MLP
     recurrence: eqx.nn.GRUCell
     start: eqx.nn.Linear | None
+    num_inputs: int = eqx.field(static=True)
 
     def __init__(
         self,
@@ -45,19 +47,35 @@ class PlainControl(eqx.Module):
         depth: int = 2,
         context_size: int = 16,
         learn_start: bool = True,
+        num_inputs: int = 0,
     ) -> None:
         """Make the networks; the control is zero at first.
 
         Without `learn_start` paths begin by the prior's law, which may be singular.
+        With `num_inputs` the control sees the inputs, beside the prior's drift.
         """
         keys = jax.random.split(key, 3)
         brownian = num_states if num_brownian is None else num_brownian
-        seen = 1 + num_states + context_size
+        seen = 1 + num_states + context_size + num_inputs
+        self.num_inputs = num_inputs
         self.network = zero_at_first(seen, brownian, width_size, depth, key=keys[0])
         self.recurrence = eqx.nn.GRUCell(2 * num_sensors + 1, context_size, key=keys[1])
         self.start = None
         if learn_start:
             self.start = eqx.nn.Linear(context_size, 2 * num_states, key=keys[2])
+
+    def __call__(
+        self,
+        since_first: Float[Array, ""],
+        x: Float[Array, " state"],
+        context: Float[Array, " context"],
+        u: Float[Array, " inputs"] | None,
+    ) -> Float[Array, " brownian"]:
+        """Return the control."""
+        parts = [since_first[None], x, context]
+        if self.num_inputs and u is not None:
+            parts.append(u)
+        return self.network(jnp.concatenate(parts))
 
     def contexts(self, series: Series) -> Float[Array, "obs context"]:
         """Return the recurrent network's state at each observation."""
@@ -128,7 +146,7 @@ class PlainELBO(AbstractObjective):
         initial = plain.initial(contexts[0], prior)
 
         def control(context, t, since, u, x, sigma):
-            return plain.network(jnp.concatenate([since[None], x, context]))
+            return plain(since, x, context, u)
 
         extras = contexts[jnp.minimum(grid.gap, len(series.ts) - 1)]
         paths = simulated(model, series, grid, control, extras, initial, num_paths, key)
@@ -201,18 +219,18 @@ def _solved(
 ) -> tuple[Array, Array]:
     first = series.ts[0] if model.t0 is None else jnp.asarray(model.t0, x.dtype)
     last = series.ts[-1]
-    assert model.dt is not None
+    require_step(model)
 
     def drift(t: Any, state: tuple[Array, Array]) -> tuple[Array, Array]:
         x = state[0]
         at = jnp.minimum(
             jnp.searchsorted(series.ts, t, side="right"), len(contexts) - 1
         )
-        by = plain.network(jnp.concatenate([(t - series.ts[0])[None], x, contexts[at]]))
         sigma = model.prior_diffusion(t, x)
         inputs = (
             None if series.inputs is None else series.inputs[jnp.maximum(at - 1, 0)]
         )
+        by = plain(t - series.ts[0], x, contexts[at], inputs)
         moved = model.prior_drift(t, x, inputs) + sigma @ by
         return moved, 0.5 * jnp.sum(by**2)
 
@@ -254,41 +272,57 @@ def plain_paths(
     *,
     num: int,
     key: PRNGKeyArray,
+    inputs: ArrayLike | None = None,
 ) -> Float[Array, "num times state"]:
     """Draw paths of the learned control's posterior at `ts`, by Euler's steps.
 
     After the last observation the control is zero and paths are the prior's.
 
-    **Arguments:** `series`, `(ts, ys)` or `(ts, ys, mask)` of one series; `ts`, sorted.
+    **Arguments:** `series`, `(ts, ys, mask, inputs)` of one series, the last two
+    optional; `ts`, sorted; `inputs`, `(times, inputs)`, those from each of `ts` on
+    after the last observation: by default the last known are held.
+
+    **Raises:** `ValueError` for inputs of another shape, or given where the series has
+    none.
     """
-    assert model.dt is not None
-    steps = steps_needed(np.asarray(ts), dt=model.dt, t0=model.t0)
-    return _plain_paths(model, as_series(series), ts, steps, num, key)
+    require_step(model)
+    series = as_series(series)
+    many = jax.tree.map(lambda x: x[None], series)
+    if inputs is not None and series.inputs is None:
+        raise ValueError("`inputs` are given and the series has none.")
+    merged, index = with_rows(many, np.asarray(ts)[None], inputs)
+    steps = steps_needed(np.asarray(merged.ts), dt=model.dt, t0=model.t0)
+    merged, index = jax.tree.map(lambda x: jnp.asarray(x[0]), (merged, index))
+    return _plain_paths(model, series, merged, index, steps, num, key)
 
 
 @eqx.filter_jit
 def _plain_paths(
-    model: "LatentSDE", series: Series, ts: Array, steps: int, num: int, key: Array
+    model: "LatentSDE",
+    series: Series,
+    merged: Series,
+    index: Array,
+    steps: int,
+    num: int,
+    key: Array,
 ) -> Array:
+    """Draw paths at all times of `merged`; return those that `index` names."""
     plain, contexts = _plain(model, series)
-    nothing = jnp.zeros((len(ts), *series.ys.shape[1:]), series.ys.dtype)
-    rows = Series(ts, nothing, jnp.zeros(nothing.shape, bool), None)
-    grid = grid_of(model, rows, steps)
-    index = jnp.searchsorted(series.ts, grid.starts, side="right")
+    grid = grid_of(model, merged, steps)
+    at = jnp.searchsorted(jnp.asarray(series.ts), grid.starts, side="right")
     last = jnp.max(jnp.where(series.seen, series.ts, -jnp.inf))
 
     def control(extra, t, since, u, x, sigma):
-        by = plain.network(jnp.concatenate([since[None], x, extra]))
-        return jnp.where(t < last, by, 0)
+        return jnp.where(t < last, plain(since, x, extra, u), 0)
 
     found = simulated(
         model,
-        rows,
+        merged,
         grid,
         control,
-        contexts[jnp.minimum(index, len(series.ts) - 1)],
+        contexts[jnp.minimum(at, len(series.ts) - 1)],
         plain.initial(contexts[0], model.linear.initial),
         num,
         key,
     )
-    return jnp.moveaxis(found.positions, 0, 1)
+    return jnp.moveaxis(found.positions[index], 0, 1)

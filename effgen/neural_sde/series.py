@@ -8,19 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from .clock import loses_gaps
+
 
 class Series(NamedTuple):
     """One series, or a batch of them with one more leading axis.
 
     **Attributes:** `ts`, times in order; `ys`, values, zero where missing; `mask`,
     where there is a value; `inputs`, held constant from each time to the next, or
-    `None`. A batch whose series have `ts` and `mask` in common may have one of each.
+    `None`; `errors`, what multiplies the decoder's `scale` at each value (1 where
+    missing), or `None` where all are 1. A batch whose series have `ts` and `mask` in
+    common may have one of each.
     """
 
     ts: Float[Array, " obs"]
     ys: Float[Array, "obs *shape"]
     mask: Bool[Array, "obs *shape"]
     inputs: Float[Array, "obs inputs"] | None
+    errors: Float[Array, "obs *shape"] | None = None
 
     @property
     def seen(self) -> Bool[Array, " obs"]:
@@ -32,21 +37,26 @@ class Series(NamedTuple):
     def batch_axes(self) -> "Series":
         """The axes of a batch for `jax.vmap`: none for what the series share."""
         axis = None if self.ts.ndim == 1 else 0
-        return Series(axis, 0, axis, None if self.inputs is None else 0)  # pyright: ignore[reportArgumentType]
+        rest = (None if x is None else 0 for x in (self.inputs, self.errors))
+        return Series(axis, 0, axis, *rest)  # pyright: ignore[reportArgumentType]
 
 
 def as_series(batch: Any) -> Series:
-    """Return `(ts, ys)`, `(ts, ys, mask)` or `(ts, ys, mask, inputs)` as a `Series`.
+    """Return `(ts, ys, mask, inputs, errors)`, the last three optional, as a `Series`.
 
     Where `ys` is NaN, or `mask` false, an entry is missing. `ys` of `ts`'s shape has
-    one sensor; `mask` may say it of whole times.
+    one sensor; `mask` may say it of whole times. Times that are known stay on the host.
     """
     if isinstance(batch, Series):
         return batch
-    ts, ys, mask, inputs = (*batch, None, None)[:4]
-    ts, ys = jnp.asarray(ts), jnp.asarray(ys)
-    if not jnp.issubdtype(ts.dtype, jnp.floating):
-        ts = ts.astype(float)
+    ts, ys, mask, inputs, errors = (*batch, None, None, None)[:5]
+    if isinstance(ts, jax.Array):
+        ts = ts if jnp.issubdtype(ts.dtype, jnp.floating) else ts.astype(float)
+    else:
+        ts = np.asarray(ts)
+        kept = ts.dtype if np.issubdtype(ts.dtype, np.floating) else np.float64
+        ts = ts.astype(jax.dtypes.canonicalize_dtype(kept))
+    ys = jnp.asarray(ys)
     if not jnp.issubdtype(ys.dtype, jnp.floating):
         ys = ys.astype(ts.dtype)
     if ys.ndim == ts.ndim:
@@ -54,7 +64,10 @@ def as_series(batch: Any) -> Series:
     inputs = None if inputs is None else jnp.asarray(inputs, ys.dtype)
     mask = None if mask is None else jnp.asarray(mask, bool)
     ys, there = _there(ys, mask)
-    return Series(ts, ys, there, inputs)
+    if errors is not None:
+        errors = jnp.asarray(errors, ys.dtype).reshape(ys.shape)
+        errors = jnp.where(there, errors, 1)
+    return Series(ts, ys, there, inputs, errors)  # pyright: ignore[reportArgumentType]
 
 
 @jax.jit
@@ -132,15 +145,36 @@ def merge_sensors(
 
     **Arguments:** `sensors`, each `(ts, ys)` with one value a time.
 
+    A sensor's readings of one time stay apart, in rows of equal times. Readings that
+    are NaN are missing.
+
+    **Raises:** `ValueError` for no sensor, or one with unequal lengths.
+
     >>> ts, ys = merge_sensors([(np.array([0.0, 2.0]), [1.0, 3.0]), ([1.0], [5.0])])
     >>> ts.tolist(), ys[:, 1].tolist()
     ([0.0, 1.0, 2.0], [nan, 5.0, nan])
     """
-    ts = np.unique(np.concatenate([np.asarray(t, float) for t, _ in sensors]))
-    ys = np.full((len(ts), len(sensors)), np.nan)
+    if not sensors:
+        raise ValueError("`sensors` is empty: pass at least one `(ts, ys)`.")
+    rows = {}
     for j, (times, values) in enumerate(sensors):
-        ys[np.searchsorted(ts, np.asarray(times, float)), j] = values
-    return ts, ys
+        times, values = np.asarray(times, float), np.asarray(values, float)
+        if times.ndim != 1 or times.shape != values.shape:
+            raise ValueError(
+                f"sensor {j} has {times.shape} times and {values.shape} values: pass "
+                "one value for each time."
+            )
+        order = np.argsort(times, kind="stable")
+        times, values = times[order], values[order]
+        # The n-th reading of a time goes to the n-th row of that time.
+        again = np.arange(len(times)) - np.searchsorted(times, times, side="left")
+        for time, turn, value in zip(times, again, values, strict=True):
+            row = rows.setdefault(
+                (float(time), int(turn)), np.full(len(sensors), np.nan)
+            )
+            row[j] = value
+    found = sorted(rows)
+    return np.array([time for time, _ in found]), np.array([rows[key] for key in found])
 
 
 def check_times(ts: np.ndarray, t0: float | None) -> None:
@@ -149,6 +183,11 @@ def check_times(ts: np.ndarray, t0: float | None) -> None:
     **Arguments:** `ts`, of shape `(obs,)` or `(series, obs)`.
     """
     ts = np.atleast_2d(np.asarray(ts))
+    if loses_gaps(ts):
+        raise ValueError(
+            f"`ts` are about {np.max(ts):.6g} and their gaps are lost in float32: "
+            "subtract the first time, in float64, before they become JAX arrays."
+        )
     _complain(
         ~np.isfinite(ts), ts, "times must be finite; a missing value is NaN in `ys`"
     )
@@ -169,6 +208,27 @@ def check_values(ys: np.ndarray, mask: np.ndarray) -> None:
         )
 
 
+def check_inputs(inputs: np.ndarray) -> None:
+    """Raise `ValueError` for inputs that are not finite."""
+    bad = np.argwhere(~np.isfinite(inputs))
+    if len(bad):
+        raise ValueError(
+            f"`inputs` are not finite at {tuple(bad[0].tolist())}: fill them in; only "
+            "values of `ys` may be missing."
+        )
+
+
+def check_errors(errors: np.ndarray, there: np.ndarray) -> None:
+    """Raise `ValueError` for errors that are not positive where there is a value."""
+    good = np.isfinite(errors) & (errors > 0)
+    bad = np.argwhere(~good.reshape(there.shape) & there)
+    if len(bad):
+        raise ValueError(
+            f"`errors` are not positive at {tuple(bad[0].tolist())}: pass the standard "
+            "error of each value."
+        )
+
+
 def _complain(bad: np.ndarray, ts: np.ndarray, remedy: str) -> None:
     found = np.argwhere(bad)
     if len(found):
@@ -176,7 +236,7 @@ def _complain(bad: np.ndarray, ts: np.ndarray, remedy: str) -> None:
         raise ValueError(f"`ts` is {ts[i, j]} in series {i} at index {j}: {remedy}.")
 
 
-def check_shapes(ts: Any, ys: Any, mask: Any, inputs: Any) -> None:
+def check_shapes(ts: Any, ys: Any, mask: Any, inputs: Any, errors: Any = None) -> None:
     """Raise `ValueError` for arrays, or their shapes, that do not fit together."""
     if len(ts.shape) not in (1, 2) or 0 in ts.shape:
         raise ValueError(
@@ -188,6 +248,15 @@ def check_shapes(ts: Any, ys: Any, mask: Any, inputs: Any) -> None:
                 f"`{name}` has shape {value.shape} and `ts` {ts.shape}: their leading "
                 "axes must be the same."
             )
+    if inputs is not None and len(inputs.shape) != len(ts.shape) + 1:
+        raise ValueError(
+            f"`inputs` have shape {inputs.shape}: pass {(*ts.shape, 'inputs')}."
+        )
+    if errors is not None and errors.shape != ys.shape:
+        raise ValueError(
+            f"`errors` have shape {errors.shape} and `ys` {ys.shape}: pass one for "
+            "each value."
+        )
     if mask is not None and mask.shape not in (ts.shape, ys.shape):
         raise ValueError(
             f"`mask` has shape {mask.shape}: pass that of `ts`, {ts.shape}, or of "

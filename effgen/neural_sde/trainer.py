@@ -31,9 +31,10 @@ class LatentSDETrainer(AbstractTrainer):
     One step: `loss = -mean over series of E[elbo]`, its gradient, the optimizer. There
     is no memory: the linear control is a closed form of the parameters and the data.
 
-    Batches are `(ts, ys)`, `(ts, ys, mask)` or `(ts, ys, mask, inputs)`, arrays whose
-    leading axis is series: see `pad_series`. Values that are NaN, or false in `mask`,
-    are missing.
+    Batches are `(ts, ys, mask, inputs, errors)`, the last three optional or `None`,
+    arrays whose leading axis is series: see `pad_series`. Values that are NaN, or false
+    in `mask`, are missing; `errors`, of `ys`'s shape, multiply a `LinearDecoder`'s
+    `scale` at each value.
 
     **Attributes:**
 
@@ -95,10 +96,10 @@ class LatentSDETrainer(AbstractTrainer):
         """Take one gradient step on the bound."""
         whole = as_series(batch)
         series = share_times(whole) if self.shared_times else whole
-        trained, fixed = state.model.trainable()
+        trained, _ = state.model.trainable()
 
         def loss_of(trained: LatentSDE) -> tuple[jax.Array, Bound]:
-            model = eqx.combine(trained, fixed)
+            model = state.model.retrained(trained)
             bound = bounds(
                 model,
                 series,
@@ -129,14 +130,13 @@ class LatentSDETrainer(AbstractTrainer):
             "grad_norm": optax.tree.norm(gradients),
             "result": _result(state.model, whole, series, bound),
         }
-        return state.advance(
-            eqx.combine(trained, fixed), opt_state, state.memory
-        ), metrics
+        model = state.model.retrained(trained)
+        return state.advance(model, opt_state, state.memory), metrics
 
     def for_data(self, state: TrainState, data: Any) -> "LatentSDETrainer":
         """Return this trainer with what the data say of `None`s among its settings."""
         arrays = getattr(data, "arrays", None)
-        if not isinstance(arrays, tuple | list) or not 2 <= len(arrays) <= 4:
+        if not isinstance(arrays, tuple | list) or not 2 <= len(arrays) <= 5:
             return self  # `check` tells what is wrong
         ts, ys, mask = (*arrays, None)[:3]
         if len(getattr(ts, "shape", ())) != 2 or not isinstance(state.model, LatentSDE):
@@ -157,6 +157,8 @@ class LatentSDETrainer(AbstractTrainer):
                 "make the state by `trainer.init(model)`."
             )
         check_batch(model, batch)
+        inputs = (*batch, None, None)[3]
+        check_model(model, None if inputs is None else inputs.shape[-1])
         if len(batch[0].shape) != 2:
             raise ValueError(f"`ts` has shape {batch[0].shape}: pass (series, obs).")
         arrays = getattr(source, "arrays", None)

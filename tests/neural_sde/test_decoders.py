@@ -12,7 +12,6 @@ import scipy.stats
 
 import effgen as eg
 from effgen import neural_sde as ns
-from effgen.core.weights import log_mean_exp
 from effgen.neural_sde.series import as_series
 
 
@@ -203,7 +202,7 @@ def test_sites_that_are_not_the_likelihood_are_corrected_for():
         ns.EncodedSites(lambda y: jnp.concatenate([0.3 * y - 1, jnp.ones(1)])),
     )
     model = ns.LatentSDE(linear, poor, dt=0.2)
-    draws = ns.posterior(model, ts, ys).paths(40_000, key=KEY)
-    evidence = log_mean_exp(draws.log_weights)
+    found = ns.posterior(model, ts, ys)
+    evidence = found.evidence(key=KEY, num_paths=40_000).evidence
     assert abs(evidence.value - poisson_filter(ts, ys)) < 6 * evidence.standard_error
     assert dataclasses.replace(model, dt=0.1).dt == 0.1

@@ -92,7 +92,7 @@ def test_a_trained_double_well_is_near_its_evidence(trained):
     # The prior's chain is of first order: 0.14 nats off, and half of it at half the dt.
     assert abs(evidence.evidence.value - exact) < 0.2
     finer = ns.posterior(trained, ts, ys, dt=0.01)
-    half = finer.filter(key=KEY, num_paths=20_000).evidence.value
+    half = finer.smoother(key=KEY, num_paths=20_000).evidence.value
     assert abs(2 * half - evidence.evidence.value - exact) < 0.1
     assert evidence.elbo.value > exact - 0.25
     assert 0 <= evidence.gap.value < 0.15
@@ -193,7 +193,8 @@ def test_forecasts_follow_their_inputs():
     model = ns.LatentSDE(linear, ns.LinearDecoder(np.eye(1), 0.1), dt=0.1)
     t = np.arange(4.0)
     found = ns.posterior(model, t, np.zeros(4), inputs=np.zeros((4, 1)))
-    held = found.forecast(np.array([4.0, 12.0]), key=KEY)
+    with pytest.warns(eg.RunWarning, match="the last known are held"):
+        held = found.forecast(np.array([4.0, 12.0]), key=KEY)
     np.testing.assert_allclose(held.mean[1], 0, atol=0.05)
     pushed = found.forecast(
         np.array([4.0, 12.0]), key=KEY, inputs=np.full((1, 2, 1), 3.0)
@@ -213,7 +214,7 @@ def test_a_likelihood_is_the_same_for_every_anchor():
     anchors = (ns.PriorAnchor(), ns.RelinearizedAnchor())
     estimates = [
         ns.posterior(chain(anchor), ts, ys, dt=0.1)
-        .filter(key=KEY, num_paths=20_000)
+        .smoother(key=KEY, num_paths=20_000)
         .evidence
         for anchor in anchors
     ]

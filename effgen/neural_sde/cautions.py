@@ -1,0 +1,91 @@
+"""What answers warn of: few paths, paths that are not finite, steps too long."""
+
+import warnings
+from typing import Any
+
+import jax
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array
+
+from effgen.core.results import RunWarning
+
+from .evidence import Evidence
+
+
+_FEWEST = 0.05
+
+
+def _known(*values: Any) -> bool:
+    return not any(isinstance(x, Tracer) for x in jax.tree.leaves(values))
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, RunWarning, stacklevel=5)
+
+
+def of_few(ess: Array, num_paths: int, ts: Any) -> None:
+    """Warn where an answer rests on fewer than one in twenty of its paths."""
+    if not _known(ess):
+        return
+    sizes = np.atleast_2d(np.asarray(ess))
+    if sizes.size and np.min(sizes) < _FEWEST * num_paths:
+        i, j = np.unravel_index(np.argmin(sizes), sizes.shape)
+        time = np.atleast_2d(np.asarray(ts))[i, j]
+        _warn(
+            f"at {time} in series {i} the answer rests on {sizes[i, j]:.1f} of its "
+            f"{num_paths} paths, and its error is that of so few. Train longer, draw "
+            "more paths, or lower `dt`."
+        )
+
+
+def lost(positions: Array) -> bool:
+    """Return whether a path is not finite."""
+    return _known(positions) and not bool(np.all(np.isfinite(np.asarray(positions))))
+
+
+def of_lost(dt: float, holding: float | None) -> None:
+    """Warn of paths that are not finite, and say by which step they are."""
+    remedy = (
+        f"none is with `dt` {holding:.3g}" if holding is not None else "nor at a 64th"
+    )
+    _warn(
+        f"paths are not finite: steps of {dt:.3g} are too long for the drift; {remedy}."
+    )
+
+
+def of_held_inputs(later: np.ndarray) -> None:
+    """Warn where a forecast holds the last known inputs."""
+    if np.any(later):
+        _warn(
+            "`times` go past the last observation and `inputs` are not given: the last "
+            "known are held. Pass `inputs`, one row for each of `times`."
+        )
+
+
+def of_evidence(found: Evidence, fine: Evidence, dt: float) -> None:
+    """Warn of an evidence of few paths, or of steps that are too long."""
+    if not _known(found, fine):
+        return
+    explodes = np.asarray(found.num_lost)
+    if np.any(explodes > 0):
+        remedy = "half of it holds" if not np.any(fine.num_lost) else "nor half of it"
+        _warn(
+            f"{int(explodes.max())} paths of a series are not finite: `dt` {dt:.3g} is "
+            f"too long for the drift, {remedy}."
+        )
+    few = int(np.sum(np.asarray(found.ess) < 10))
+    if few:
+        _warn(
+            f"fewer than 10 paths count in {few} series: the evidence is too low "
+            "there. Train longer, draw more paths, or use `smoother`."
+        )
+    above = np.asarray(found.elbo.value - fine.evidence.value)
+    errors = np.hypot(found.elbo.standard_error, fine.evidence.standard_error)
+    faulty = above > 4 * errors + 1e-3 * np.abs(np.asarray(fine.evidence.value))
+    if np.any(faulty & (np.asarray(fine.ess) >= 10)):
+        i = int(np.argmax(np.where(faulty, above, -np.inf)))
+        _warn(
+            f"in series {i} the bound is {above[i]:.3g} nats above the evidence at "
+            f"half the step: steps of {dt} are too long for the drift. Lower `dt`."
+        )

@@ -1,0 +1,227 @@
+"""Linear models fitted by their exact evidence, with standard errors."""
+
+import dataclasses
+import warnings
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optimistix
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, ArrayLike, Float
+
+from effgen.core.results import RunWarning
+
+from .anchors import cast
+from .decoders import LinearDecoder
+from .draws import is_exact, linear_evidence, num_steps_of
+from .model import LatentSDE
+from .posterior import posterior
+from .series import Series
+from .structure import Structure
+
+
+class Fitted(NamedTuple):
+    """A linear model at the maximum of its posterior density.
+
+    **Attributes:** `model`, with the step that its record needs; `log_evidence`,
+    `log p(y)` there; `log_prior`, of the logarithms about their start values;
+    `parameters`, by name, in units of time and data; `standard_errors`, of these, from
+    the curvature, NaN where the data and the prior do not hold one; `num_steps` of the
+    optimizer; `converged`.
+    """
+
+    model: LatentSDE
+    log_evidence: float
+    log_prior: float
+    parameters: dict[str, np.ndarray]
+    standard_errors: dict[str, np.ndarray]
+    num_steps: int
+    converged: bool
+
+
+def fit_linear(
+    model: LatentSDE,
+    ts: ArrayLike,
+    ys: ArrayLike,
+    mask: ArrayLike | None = None,
+    inputs: ArrayLike | None = None,
+    *,
+    errors: ArrayLike | None = None,
+    unit: str = "s",
+    prior_scale: float = 1.5,
+    max_steps: int = 300,
+) -> Fitted:
+    """Fit a linear model by its exact evidence, in float64.
+
+        maximize  sum log p(y) - sum (log p - log p_start)^2 / (2 prior_scale^2)
+
+    over all that `model.trainable()` names, by BFGS; the second sum is over parameters
+    that are kept by logarithms, rates and scales: it keeps damping and noise off zero.
+
+    **Arguments:** `model`, linear and observed linearly, such as `structural`'s; the
+    rest as `posterior`; `prior_scale`, in units of the natural logarithm; `max_steps`,
+    the most steps of the optimizer.
+
+    **Raises:** `ValueError` for a model that is not linear, or whose evidence is not
+    finite at the start.
+
+    **Warns:** `RunWarning` where the optimizer does not converge.
+
+    **Source:** Särkkä and Solin (2019), chapter 12; the prior, Gelman (2008).
+    """
+    if not isinstance(model, LatentSDE) or not is_exact(model):
+        raise ValueError(
+            "`model` must be a `LatentSDE` that is linear and observed linearly: no "
+            "`drift`, no `diffusion`, a `LinearDecoder`."
+        )
+    if not (np.isfinite(prior_scale) and prior_scale > 0):
+        raise ValueError(f"`prior_scale` is {prior_scale}: pass a positive number.")
+    dtype = jnp.result_type(float)
+    with jax.enable_x64(True):  # noqa: FBT003
+        wide = cast(dataclasses.replace(model, message_dtype=None), jnp.float64)
+        values = np.asarray(ys, np.float64)
+        sizes = None if errors is None else np.asarray(errors, np.float64)
+        wide = dataclasses.replace(wide, dt=_longest_gap(ts, unit))
+        found = posterior(wide, ts, values, mask, inputs, errors=sizes, unit=unit)
+        result = _fitted(found.model, found.series, prior_scale, max_steps)
+    narrow = cast(result.model, dtype)
+    narrow = dataclasses.replace(narrow, message_dtype=model.message_dtype, t0=model.t0)
+    if not result.converged:
+        warnings.warn(
+            f"the fit has not converged in {result.num_steps} steps: raise "
+            "`max_steps`, or leave out a part that the data do not need.",
+            RunWarning,
+            stacklevel=2,
+        )
+    return result._replace(model=narrow)
+
+
+def _longest_gap(ts: Any, unit: str) -> float:
+    """Return a step no shorter than any gap: linear models need no more."""
+    ts = np.asarray(ts)
+    gaps = np.diff(np.atleast_2d(ts), axis=1)
+    if np.issubdtype(ts.dtype, np.datetime64):
+        gaps = gaps.astype("timedelta64[ns]") / np.timedelta64(1, unit)  # pyright: ignore
+    most = float(np.max(gaps.astype(np.float64), initial=0))
+    return 1.001 * most if most > 0 else 1.0
+
+
+class _Problem(eqx.Module):
+    """The negative log posterior density of what a model trains, as one array."""
+
+    fixed: LatentSDE
+    unravel: Any = eqx.field(static=True)
+    series: Series
+    start: Float[Array, " parameters"]
+    is_log: Float[Array, " parameters"]
+    prior_scale: float
+    steps: int = eqx.field(static=True)
+
+    def model(self, x: Array) -> LatentSDE:
+        return self.fixed.retrained(self.unravel(x))
+
+    def log_prior(self, x: Array) -> Array:
+        away = self.is_log * (x - self.start) / self.prior_scale
+        return -0.5 * jnp.sum(away**2)
+
+    def log_evidence(self, x: Array) -> Array:
+        return jnp.sum(linear_evidence(self.model(x), self.series, self.steps))
+
+    def __call__(self, x: Array, args: None = None) -> Array:
+        return -self.log_evidence(x) - self.log_prior(x)
+
+
+def _fitted(
+    model: LatentSDE, series: Series, prior_scale: float, max_steps: int
+) -> Fitted:
+    trained, _ = model.trainable()
+    start, unravel = ravel_pytree(trained)
+    is_log, _ = ravel_pytree(_marked(trained))
+    steps = num_steps_of(model, series)
+    problem = _Problem(model, unravel, series, start, is_log, float(prior_scale), steps)
+    if not np.isfinite(float(_value(problem, start))):
+        raise ValueError(
+            "the evidence is not finite at the start: check the start values of "
+            "`model` and the values of `ys`."
+        )
+    x, count, converged = _minimized(problem, start, max_steps)
+    evidence, prior = _terms(problem, x)
+    values, errors = _errors(problem, x)
+    return Fitted(
+        problem.model(x),
+        float(evidence),
+        float(prior),
+        values,
+        errors,
+        int(count),
+        bool(converged),
+    )
+
+
+_value = eqx.filter_jit(lambda problem, x: problem(x))
+_terms = eqx.filter_jit(
+    lambda problem, x: (problem.log_evidence(x), problem.log_prior(x))
+)
+
+
+def _marked(trained: LatentSDE) -> LatentSDE:
+    """Return ones for parameters that are kept by logarithms, zeros for the rest."""
+
+    def mark(path: Any, leaf: Array) -> Array:
+        return jnp.full_like(
+            leaf, str(getattr(path[-1], "name", "")).startswith("log_")
+        )
+
+    return jax.tree_util.tree_map_with_path(mark, trained)
+
+
+@eqx.filter_jit
+def _minimized(problem: _Problem, start: Array, max_steps: int) -> tuple:
+    solver = optimistix.BFGS(rtol=1e-8, atol=1e-8)
+    found = optimistix.minimise(
+        lambda x, problem: problem(x),
+        solver,
+        start,
+        args=problem,
+        max_steps=max_steps,
+        throw=False,
+    )
+    converged = found.result == optimistix.RESULTS.successful
+    return found.value, found.stats["num_steps"], converged
+
+
+def named_parameters(model: LatentSDE) -> dict[str, Array]:
+    """Return a linear model's parameters by name, in units of time and data."""
+    found = {}
+    if isinstance(model.linear, Structure):
+        found |= model.linear.parameters
+    if isinstance(model.decoder, LinearDecoder):
+        found["observation.scale"] = model.decoder.scale
+    return found
+
+
+@eqx.filter_jit
+def _curvature(problem: _Problem, x: Array) -> tuple[Array, Any, Any]:
+    hessian = jax.hessian(problem)(x)
+    named = lambda x: named_parameters(problem.model(x))
+    return hessian, named(x), jax.jacfwd(named)(x)
+
+
+def _errors(problem: _Problem, x: Array) -> tuple[dict, dict]:
+    """Return named parameters, and their standard errors to first order."""
+    hessian, values, slopes = _curvature(problem, x)
+    hessian = np.asarray(hessian)
+    sizes, vectors = np.linalg.eigh((hessian + hessian.T) / 2)
+    held = sizes > 1e-9 * np.max(sizes, initial=0)
+    inverse = np.where(held, 1 / np.where(held, sizes, 1), 0)
+    errors = {}
+    for name, slope in slopes.items():
+        across = np.asarray(slope) @ vectors
+        variance = np.sum(across**2 * inverse, axis=-1)
+        open_part = np.sum(across[..., ~held] ** 2, axis=-1)
+        whole = np.sum(across**2, axis=-1)
+        errors[name] = np.where(open_part > 1e-12 * whole, np.nan, np.sqrt(variance))
+    return {name: np.asarray(value) for name, value in values.items()}, errors

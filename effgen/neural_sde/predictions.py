@@ -1,0 +1,59 @@
+"""One-step-ahead predictions, and how the values compare with them."""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .filtering import Filtered
+from .series import Series
+
+
+if TYPE_CHECKING:
+    from .model import LatentSDE
+
+
+class Predictions(NamedTuple):
+    """What was expected of each observation from those before its time.
+
+    **Attributes:** `ts`; `mean` and `scale`, standard deviation, of the prediction;
+    `residuals`, normal scores of the values under it, `(y - mean) / scale` where it is
+    Gaussian: if the model is right, standard normal and independent in time; NaN where
+    a value is missing; `scores`, the log-density of all that is seen at a time, at the
+    first of equal times; `ess`, the effective number of particles.
+    """
+
+    ts: Float[Array, " obs"]
+    mean: Float[Array, "obs *shape"]
+    scale: Float[Array, "obs *shape"]
+    residuals: Float[Array, "obs *shape"]
+    scores: Float[Array, " obs"]
+    ess: Float[Array, " obs"]
+
+
+def predictions(
+    model: "LatentSDE", series: Series, found: Filtered, *, key: PRNGKeyArray
+) -> Predictions:
+    """Return one-step-ahead predictions from particles, and the values' residuals.
+
+    A value's rank among draws of it, ties broken at random, is uniform if the model is
+    right; `residuals` are the ranks' normal scores.
+
+    **Source:** Dawid (1984); Dunn and Smyth (1996).
+    """
+    num = found.predicted.shape[1]
+    keys = jax.random.split(key)
+    each = jax.random.split(keys[0], (len(series.ts), num))
+    draw = jax.vmap(jax.vmap(lambda x, key: model.decoder.sample(x, key=key)))
+    draws = draw(found.predicted, each)
+    mean = jax.vmap(jax.vmap(model.decoder.mean))(found.predicted).mean(1)
+    scale = draws.std(1)
+    ties = jax.random.uniform(keys[1], series.ys.shape, series.ys.dtype)
+    below = jnp.sum(draws < series.ys[:, None], axis=1)
+    same = jnp.sum(draws == series.ys[:, None], axis=1)
+    rank = (below + ties * (same + 1)) / (num + 1)
+    least = 0.5 / (num + 1)
+    scores = jax.scipy.stats.norm.ppf(jnp.clip(rank, least, 1 - least))
+    residuals = jnp.where(series.mask, scores, jnp.nan)
+    return Predictions(series.ts, mean, scale, residuals, found.scores, found.ess)

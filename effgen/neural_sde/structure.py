@@ -1,0 +1,224 @@
+"""Structural models: a linear SDE as the sum of ready parts, and the decoder of it."""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from .decoders import LinearDecoder
+from .gaussian import Gaussian
+from .linear import AbstractLinearSDE, Inputs, as_input_matrix, forced
+from .memory_parts import Autoregression, Matern
+from .model import LatentSDE
+from .parts import UNIT, AbstractPart, Cycle, Level, Measures, PartLaw, Season, Trend
+from .series import as_series
+from .transitions import Coefficients, Transition, constant_transition
+
+
+class Structure(AbstractLinearSDE):
+    """Parts side by side, `level() + season(1.0)`: values are the sum of all shown.
+
+    Parameters stay positive and stable in training. Those that are not given have start
+    values for times and data of unit size, until `structural` takes them from the data.
+
+    **Attributes:** `parts`; `bias`, zero, trained only if it is not in `frozen`.
+    """
+
+    time_invariant: ClassVar[bool] = True
+
+    parts: tuple[AbstractPart, ...]
+    input_matrix: Float[Array, "state inputs"] | None
+
+    def __init__(
+        self, parts: tuple[AbstractPart, ...], *, input_matrix: ArrayLike | None = None
+    ) -> None:
+        """Raise `TypeError` for what is no part."""
+        for part in parts:
+            if not isinstance(part, AbstractPart):
+                raise TypeError(f"{type(part).__name__} is no part of a structure.")
+        self.parts = tuple(parts)
+        self.input_matrix = as_input_matrix(input_matrix)
+
+    def __add__(self, other: "Structure") -> "Structure":
+        """Return both side by side."""
+        if not isinstance(other, Structure):
+            raise TypeError(
+                f"a structure is the sum of `level()`, `trend()`, ..., and not of a "
+                f"{type(other).__name__}."
+            )
+        if self.input_matrix is None and other.input_matrix is None:
+            return Structure(self.parts + other.parts)
+        sizes = [s.reads.shape[0] for s in (self, other)]
+        matrices = [s.input_matrix for s in (self, other)]
+        width = next(m.shape[1] for m in matrices if m is not None)
+        rows = [
+            jnp.zeros((n, width)) if m is None else m
+            for m, n in zip(matrices, sizes, strict=True)
+        ]
+        whole = jnp.concatenate(rows)
+        return Structure(self.parts + other.parts, input_matrix=whole)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parts' kinds, numbered where there are several of one."""
+        kinds = [part.kind for part in self.parts]
+        return tuple(
+            f"{kind}_{kinds[: i + 1].count(kind)}" if kinds.count(kind) > 1 else kind
+            for i, kind in enumerate(kinds)
+        )
+
+    @property
+    def parameters(self) -> dict[str, Array]:
+        """All parameters by name, `"cycle.period"`, in units of time and data."""
+        return {
+            f"{name}.{key}": value
+            for name, part in zip(self.names, self.parts, strict=True)
+            for key, value in part.parameters().items()
+        }
+
+    @property
+    def reads(self) -> Float[Array, " state"]:
+        """What of the state each part shows: the sum of the parts is `reads . X`."""
+        return jnp.concatenate([law.reads for law in self._laws()])
+
+    @property
+    def slices(self) -> dict[str, slice]:
+        """Where each part's components are in the state."""
+        sizes = [law.reads.shape[0] for law in self._laws()]
+        ends = np.cumsum(sizes)
+        return {
+            name: slice(int(end - size), int(end))
+            for name, size, end in zip(self.names, sizes, ends, strict=True)
+        }
+
+    def _laws(self) -> list[PartLaw]:
+        return [part.law() for part in self.parts]
+
+    @property
+    def initial(self) -> Gaussian:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The law at the first time: wide for a level, stationary for the others."""
+        root = jax.scipy.linalg.block_diag(*(law.root for law in self._laws()))
+        return Gaussian(jnp.zeros(len(root), root.dtype), root)
+
+    def coefficients(self, t: Float[Array, ""]) -> Coefficients:
+        """Return `A`, a `b` of zero, and `sigma`."""
+        laws = self._laws()
+        matrix = jax.scipy.linalg.block_diag(*(law.matrix for law in laws))
+        diffusion = jax.scipy.linalg.block_diag(*(law.diffusion for law in laws))
+        return Coefficients(matrix, jnp.zeros(len(matrix), matrix.dtype), diffusion)
+
+    def transition(
+        self, t: Float[Array, ""], dt: Float[Array, ""], inputs: Inputs | None = None
+    ) -> Transition:
+        """Return the exact step of length `dt`."""
+        found = self.coefficients(t)
+        return constant_transition(
+            found, dt, forced(found.bias, self.input_matrix, inputs)
+        )
+
+    def started(self, measures: Measures) -> "Structure":
+        """Return the structure with start values where none were given."""
+        return Structure(
+            tuple(part.started(measures) for part in self.parts),
+            input_matrix=self.input_matrix,
+        )
+
+    def decoder(
+        self, scale: ArrayLike, *, offset: ArrayLike = 0.0, loadings: ArrayLike = 1.0
+    ) -> LinearDecoder:
+        """Return the decoder that reads the sum of the parts.
+
+        **Arguments:** `scale`, the noise's standard deviation; `offset`; `loadings`,
+        how much of the sum each sensor shows, one number a sensor.
+        """
+        rows = jnp.atleast_1d(jnp.asarray(loadings, self.reads.dtype))
+        matrix = rows[:, None] * self.reads[None]
+        return LinearDecoder(matrix, scale, offset=offset)
+
+
+def level(*, noise: float | None = None) -> Structure:
+    """Return a random walk, `dX = noise dW`; `noise` in data units per root of time."""
+    return Structure((Level(noise, UNIT),))
+
+
+def trend(*, noise: float | None = None, slope_noise: float | None = None) -> Structure:
+    """Return a level with a slope, `dX = slope dt + noise dW`, whose slope wanders."""
+    return Structure((Trend(noise, slope_noise, UNIT),))
+
+
+def cycle(
+    period: float, *, damping: float | None = None, scale: float | None = None
+) -> Structure:
+    """Return a damped turn of about `period`, with standard deviation `scale`.
+
+    `damping` is the rate at which a turn is forgotten. All three are trained.
+    """
+    return Structure((Cycle(period, damping, scale, UNIT),))
+
+
+def season(
+    period: float, harmonics: int = 1, *, noise: float | None = None
+) -> Structure:
+    """Return turns of exactly `period / k`, `k = 1 ... harmonics`, undamped.
+
+    Their amplitudes wander by `noise`, in data units per root of time.
+    """
+    return Structure((Season(period, harmonics, noise, UNIT),))
+
+
+def ou(*, length: float | None = None, scale: float | None = None) -> Structure:
+    """Return an Ornstein-Uhlenbeck process of rate `1 / length`, deviation `scale`."""
+    return matern(0.5, length=length, scale=scale)
+
+
+def matern(
+    smoothness: float = 1.5, *, length: float | None = None, scale: float | None = None
+) -> Structure:
+    """Return a Matérn process of smoothness 1/2, 3/2 or 5/2."""
+    return Structure((Matern(smoothness, length, scale, UNIT),))
+
+
+def car(order: int, *, scale: float | None = None) -> Structure:
+    """Return a continuous autoregression of an order up to 8, always stable."""
+    return Structure((Autoregression(order, scale, UNIT),))
+
+
+def structural(
+    structure: Structure,
+    ts: ArrayLike,
+    ys: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    loadings: ArrayLike = 1.0,
+) -> LatentSDE:
+    """Return a structural model with start values from a record's span and spread.
+
+    The offset is the values' mean; the noise starts at 0.3 of their deviation.
+
+    **Arguments:** as `posterior`; `loadings`, one a sensor, where there are several.
+
+    **Raises:** `ValueError` for a record without two values.
+    """
+    series = as_series((ts, ys, mask))
+    values = np.where(series.mask, np.asarray(series.ys, np.float64), np.nan)
+    if np.sum(np.isfinite(values)) < 2:
+        raise ValueError("`ys` has fewer than two values: start values need more.")
+    flat = values.reshape(-1, values.shape[-1])
+    spread = float(np.nanmean(np.nanstd(flat, axis=0))) or 1.0
+    structure = structure.started(_measures(np.asarray(series.ts), spread))
+    mean = np.nanmean(flat, axis=0)
+    noise = np.full(flat.shape[1], 0.3 * spread)
+    rows = jnp.broadcast_to(jnp.asarray(loadings), noise.shape)
+    return LatentSDE(structure, structure.decoder(noise, offset=mean, loadings=rows))
+
+
+def _measures(ts: np.ndarray, spread: float) -> Measures:
+    ts = np.atleast_2d(ts).astype(np.float64)
+    span = float(np.max(ts[:, -1] - ts[:, 0]))
+    gaps = np.diff(ts, axis=1)
+    gaps = gaps[gaps > 0]
+    if not len(gaps):
+        return Measures(1.0, 1.0, spread)
+    return Measures(span, float(np.median(gaps)), spread)
