@@ -21,12 +21,8 @@ from .checks import (
 )
 from .gradients import full_softmax_loss
 from .logits import valued
-from .objective import (
-    batch_scores,
-    cross_entropy,
-    excluded_by,
-    negatives_in_batch,
-)
+from .negatives import excluded_by, negatives_in_batch
+from .objective import batch_scores, cross_entropy
 from .pairs import Pairs, as_pairs, batch_documents, marks, num_documents, num_pairs
 from .refresh import PositivesIn, Seen
 from .scan import Scored, passed
@@ -139,9 +135,9 @@ class CrossBatchTrainer(AbstractTrainer):
             queries = embed(model.query, pairs.queries, key=keys[0])
             documents = embed(model.document, batch_documents(pairs), key=keys[1])
             scale = scale_of(self.temperature, state, model)
-            negatives = negatives_in_batch(pairs, found)
+            negatives = negatives_in_batch(pairs, found, cache)
             scores = batch_scores(queries, documents, scale, negatives)
-            scored = Scored.of(cache, excluded_by(pairs, found))
+            scored = Scored.of(cache, excluded_by(pairs, found, cache))
             logit = stale_logit(scored, queries, scale, cache.block)
             logit = jnp.where(state.step < self.warm_up, -jnp.inf, logit)
             losses = cross_entropy(scores, logit[:, None], self.label_smoothing)

@@ -151,6 +151,34 @@ class NegativeCache(eqx.Module):
         # Where rows are in the order of their numbers, nothing is searched for.
         return jax.lax.cond(jnp.all(direct & (marks.ids >= 0)), lambda: near, searched)
 
+    def contents(self, ids: Int[Array, "*any"]) -> Int[Array, "*any"]:
+        """Return the digests of documents by number, -1 of one that is not here.
+
+        Where rows are not in the order of their numbers, rows and numbers are joined by
+        a sort of the numbers.
+        """
+        flat = ids.reshape(-1)
+        if not flat.shape[0]:
+            return ids
+        near = jnp.clip(flat, 0, self.capacity - 1)
+        direct = (self.ids[near] == flat) & (flat >= 0)
+
+        def joined() -> Int[Array, " any"]:
+            order = jnp.sort(flat)
+            place = jnp.searchsorted(order, self.ids)
+            at = jnp.minimum(place, len(order) - 1)
+            hit = self.valid & (order[at] == self.ids)
+            found = jnp.full(len(order), -1, self.digests.dtype)
+            found = found.at[jnp.where(hit, at, len(order))].set(
+                self.digests, mode="drop"
+            )
+            return found[jnp.searchsorted(order, flat)]
+
+        plain = lambda: jnp.where(direct, self.digests[near], -1)
+        return jax.lax.cond(jnp.all(direct | (flat < 0)), plain, joined).reshape(
+            ids.shape
+        )
+
     def written(
         self,
         slots: Int[Array, " put"],

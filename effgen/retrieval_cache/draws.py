@@ -11,8 +11,9 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from effgen.core.loops import read_now
 
 from .cache import NegativeCache
+from .negatives import Excluded
 from .sampling import drawn
-from .scan import Excluded, Passed, Scored, passed
+from .scan import Passed, Scored, passed
 
 
 class Beside(NamedTuple):
@@ -183,7 +184,4 @@ def effective_draws(weights: Float[Array, "queries draws"]) -> Float[Array, " qu
     return jnp.sum(weights, axis=1) ** 2 / squares
 
 
-def nothing_excluded(num: int) -> Excluded:
-    """Return that all documents are negatives of `num` queries."""
-    none = jnp.zeros(0, jnp.int32)
-    return Excluded(none, none, jnp.zeros((num, 0), jnp.int32))
+nothing_excluded = Excluded.nothing

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from .cache import NegativeCache
 from .draws import Anchor, Beside, Sample, sampled
 from .estimators import AbstractEstimator, Estimated
-from .objective import batch_scores, negatives_in_batch
+from .negatives import negatives_in_batch
+from .objective import batch_scores
 from .pairs import Marks, Pairs, batch_documents, joined, marks, num_pairs
 from .towers import in_chunks
 
@@ -49,7 +50,7 @@ def estimate(
     found, own = marks(pairs), num_pairs(pairs)
     keys = jax.random.split(key, 3)
     queries = in_chunks(model.query, pairs.queries, chunks, key=keys[0])
-    negatives = negatives_in_batch(pairs, found)
+    negatives = negatives_in_batch(pairs, found, cache)
     # What answers a query is as good as drawn evenly; explicit negatives are not.
     slots = cache.find(Marks(found.ids[:own], found.digests[:own]))
     sample = sampled(
@@ -93,7 +94,7 @@ def moved_loss(
     keys, then = jax.random.split(key, 3), found.estimated
     queries = in_chunks(model.query, pairs.queries, chunks, key=keys[0])
     documents, drawn = _documents(model, pairs, cache, found.sample, chunks, keys[2])
-    negatives = negatives_in_batch(pairs, marks(pairs))
+    negatives = negatives_in_batch(pairs, marks(pairs), cache)
     scores = batch_scores(queries, documents, scale, negatives)
     fresh = jnp.concatenate([drawn, documents[: num_pairs(pairs)]])
     now = estimator(

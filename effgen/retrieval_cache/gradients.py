@@ -11,12 +11,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from .cache import NegativeCache
 from .estimation import estimate
 from .estimators import AbstractEstimator, PseudoLogit
-from .objective import (
-    batch_scores,
-    cross_entropy,
-    excluded_by,
-    negatives_in_batch,
-)
+from .negatives import excluded_by, negatives_in_batch
+from .objective import batch_scores, cross_entropy
 from .pairs import as_pairs, batch_documents, marks
 from .scan import Scored
 from .towers import embed
@@ -63,8 +59,10 @@ def full_softmax_loss(
     keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
     queries = embed(model.query, pairs.queries, key=keys[0])
     documents = embed(model.document, batch_documents(pairs), key=keys[1])
-    scores = batch_scores(queries, documents, scale, negatives_in_batch(pairs, found))
-    scored = Scored.of(cache, excluded_by(pairs, found))
+    scores = batch_scores(
+        queries, documents, scale, negatives_in_batch(pairs, found, cache)
+    )
+    scored = Scored.of(cache, excluded_by(pairs, found, cache))
     fresh = embed(model.document, cache.items, key=keys[2])
     rest = scale * queries @ fresh.T + cache.offsets[None]
     rest = jnp.where(scored.negative(), rest, -jnp.inf)

@@ -1,7 +1,7 @@
 """One logit that stands for the whole cache: its value, and its gradient."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,11 @@ from .draws import (
     Sample,
     defense_of,
     effective_draws,
-    nothing_excluded,
     sampled,
     shared_weights,
 )
+from .negatives import Excluded, excluded_by
+from .pairs import as_pairs, marks, num_pairs
 
 
 class Corrected(NamedTuple):
@@ -181,6 +182,7 @@ def cache_logit(
     encode: Callable[[PyTree], Float[Array, "draws size"]],
     *,
     key: PRNGKeyArray,
+    batch: PyTree = None,
     num_negatives: int = 64,
     scale: float | Float[Array, ""] = 20.0,
     known: Int[Array, "queries any"] | None = None,
@@ -189,25 +191,61 @@ def cache_logit(
 ) -> tuple[Float[Array, " queries"], Sample, Float[Array, "draws size"]]:
     """Return a logit for everything in a cache, to append to an in-batch loss.
 
-        logit, sample, fresh = cache_logit(q, cache, encoder.document, key=key, ...)
+        pairs = Pairs(queries, documents, ids)
+        logit, sample, fresh = cache_logit(
+            q, cache, encoder.document, key=key, batch=pairs, scale=scale
+        )
         losses = logsumexp([scores, logit[:, None]]) - positives
         cache = cache.written(sample.slots, stop_gradient(fresh), step)
 
+    with `q` the queries embedded, and `scores` theirs with the batch's documents.
+
     **Arguments:** `queries`, embedded with gradient; `encode`, documents of the cache
-    to embeddings, with gradient; `num_negatives`, how many are drawn for the whole
-    batch; `scale`, one over the temperature; `known`, `(queries, any)`, numbers of
-    documents that are no negatives of a query, filled up with -1; `mesh`, over whose
-    first axis the cache is split, if it is.
+    to embeddings, with gradient; `batch`, as a trainer takes it, whose documents the
+    loss scores itself: the cache leaves them out, for all queries, and so what it says
+    is `known`; `num_negatives`, how many are drawn for the whole batch; `scale`, one
+    over the temperature; `known`, `(queries, any)`, numbers of documents that are no
+    negatives of a query, filled up with -1: without a `batch`, such as where the loss
+    is of `[positives, logit]`, a query's own among them; `mesh`, over whose first axis
+    the cache is split, if it is.
 
     **Returns:** the logits, as in `pseudo_logit`; the draws; their embeddings now, to
     be written back.
+
+    **Raises:** `ValueError` without `batch` and `known`, for a query's own document
+    would count as its negative; or if they have another number of rows.
     """
-    num = queries.shape[0]
-    excluded = nothing_excluded(num)
-    if known is not None:
-        excluded = excluded._replace(known=known)
-    scale = jnp.asarray(scale, queries.dtype)
+    num, scale = queries.shape[0], jnp.asarray(scale, queries.dtype)
+    excluded = _left_out(cache, batch, known, num)
     sample = sampled(cache, queries, scale, num_negatives, excluded, key=key, mesh=mesh)
     fresh = encode(cache.documents(sample.slots))
     logit, _ = pseudo_logit(queries, fresh, sample, scale, max_log_ratio=max_log_ratio)
     return logit, sample, fresh
+
+
+def _left_out(cache: NegativeCache, batch: PyTree, known: Any, num: int) -> Excluded:
+    """Return what the logit of a cache is not of, by the rule of all losses."""
+    if batch is None and known is None:
+        raise ValueError(
+            "neither `batch` nor `known` is given, so that a query's own document "
+            "would be its negative: pass `batch=Pairs(queries, documents, ids)`, whose "
+            "documents the loss scores, or the numbers `known` to answer each query."
+        )
+    excluded = Excluded.nothing(num)
+    if batch is not None:
+        pairs = as_pairs(batch)
+        _check_rows("batch", num_pairs(pairs), num)
+        excluded = excluded_by(pairs, marks(pairs), cache)
+    if known is None:
+        return excluded
+    own = jnp.asarray(known)
+    _check_rows("known", own.shape[0] if own.ndim == 2 else own.shape, num)
+    joined = jnp.concatenate([excluded.known, own.astype(jnp.int32)], axis=1)
+    return excluded._replace(known=joined, contents=cache.contents(joined))
+
+
+def _check_rows(name: str, rows: Any, num: int) -> None:
+    if rows != num:
+        raise ValueError(
+            f"`{name}` is of {rows} rows and there are {num} queries: pass one a query."
+        )

@@ -16,6 +16,8 @@ from jaxtyping import Array, Float, Int
 from effgen.core.sharding import data_axes
 
 from .cache import NegativeCache
+from .negatives import Excluded
+from .pairs import Marks
 from .rows import AbstractRows
 
 
@@ -23,18 +25,6 @@ from .rows import AbstractRows
 # enough to stay near a core.
 _TILE_SCORES = {"cpu": 1 << 18}
 _TILE_SCORES_ELSEWHERE = 1 << 24
-
-
-class Excluded(NamedTuple):
-    """Documents that are no negatives: of all queries, and of each.
-
-    **Attributes:** `ids` and `digests`, of all queries; `known`, `(queries, any)`, each
-    query's own. What is -1 excludes nothing.
-    """
-
-    ids: Int[Array, " all"]
-    digests: Int[Array, " all"]
-    known: Int[Array, "queries any"]
 
 
 class Passed(NamedTuple):
@@ -98,15 +88,8 @@ class Scored(eqx.Module):
 
     def negative(self) -> Array:
         """Return which rows are negatives, `(queries, rows)` or `(1, rows)`."""
-        ids, digests, known = self.excluded
         there = self.ids >= 0
-        if ids.shape[0]:
-            same = self.ids[:, None] == ids[None]
-            there &= ~jnp.any(same | (self.digests[:, None] == digests[None]), axis=1)
-        found = there[None]
-        for column in known.T:
-            found = found & (self.ids[None] != column[:, None])
-        return found
+        return there[None] & self.excluded.negatives(Marks(self.ids, self.digests))
 
 
 class Blocks(NamedTuple):

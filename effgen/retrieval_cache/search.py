@@ -11,12 +11,12 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from .cache import NegativeCache, block_size, checked_ids
 from .corpora import known_of
-from .draws import nothing_excluded
 from .embedding import check_finite, embedded, num_items
 from .measures import Relevant, discounted_gain, recall, reciprocal_rank
+from .negatives import Excluded
 from .rows import AbstractRows, stored
 from .sampling import top_k
-from .scan import Excluded, Scored
+from .scan import Scored
 
 
 class Index(eqx.Module):
@@ -73,7 +73,7 @@ class Index(eqx.Module):
                 f"`queries` have shape {queries.shape} and documents size {size}: "
                 "embed both with one model."
             )
-        excluded = nothing_excluded(len(queries))
+        excluded = Excluded.nothing(len(queries))
         if known is not None:
             excluded = excluded._replace(known=jnp.asarray(known))
         return _searched(self, queries, excluded, k)
