@@ -14,6 +14,7 @@ from effgen.core.update import init_opt_state
 from .cache import NegativeCache
 from .checks import (
     check_chunks,
+    check_contents,
     check_model,
     check_pairs,
     check_positive,
@@ -27,7 +28,14 @@ from .pairs import Pairs, as_pairs, batch_documents, marks, num_documents, num_p
 from .refresh import PositivesIn, Seen
 from .scan import Scored, passed
 from .towers import Temperature, embed, in_chunks, is_random
-from .trainer import described, first_state, refreshed, scale_of, updated
+from .trainer import (
+    described,
+    first_state,
+    refreshed,
+    same_documents,
+    scale_of,
+    updated,
+)
 
 
 class InBatchTrainer(AbstractTrainer):
@@ -166,7 +174,8 @@ class FullSoftmaxTrainer(AbstractTrainer):
 
     **Attributes:** as in `InBatchTrainer`.
 
-    **Metrics:** `loss`, `scale`, `grad_norm`.
+    **Metrics:** `loss`, `scale`, `differing` (as in `NegativeCacheTrainer`),
+    `grad_norm`.
     """
 
     watched: ClassVar[tuple[str, ...]] = ("loss", "scale")
@@ -196,11 +205,13 @@ class FullSoftmaxTrainer(AbstractTrainer):
             return found, None
 
         model, opt_state, metrics, _ = updated(self, state, loss)
+        metrics |= same_documents(state.memory, marks(as_pairs(batch)))
         return state.advance(model, opt_state, state.memory), metrics
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
         """Raise on batches that the towers or the corpus cannot use."""
         check_pairs(state.model, state.memory, as_pairs(batch))
+        check_contents(state.memory, source)
 
 
 def stale_logit(

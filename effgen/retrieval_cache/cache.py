@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from .digests import content_digests
 from .embedding import check_embeddings, check_finite, embedded, num_items
 from .lookup import rows_of
-from .pairs import Marks
+from .pairs import MOST_NUMBER, Marks
 from .rows import AbstractRows, stored
 
 
@@ -179,6 +179,16 @@ class NegativeCache(eqx.Module):
             ids.shape
         )
 
+    def differing(self, marks: Marks) -> Int[Array, ""]:
+        """Return the number of a document that has other content here, -1 if none has.
+
+        So is a number that no document can have.
+        """
+        here = self.contents(marks.ids)
+        wrong = (marks.ids >= 0) & (here >= 0) & (here != marks.digests)
+        wrong |= marks.ids >= MOST_NUMBER
+        return jnp.max(jnp.where(wrong, marks.ids, -1))
+
     def written(
         self,
         slots: Int[Array, " put"],
@@ -216,7 +226,7 @@ class NegativeCache(eqx.Module):
         """
         sound = jnp.all(jnp.isfinite(embeddings), axis=1)
         slots = jnp.where(sound, slots, self.capacity)
-        numbers = jnp.where(marks.ids >= 0, marks.ids, marks.digests | (1 << 30))
+        numbers = jnp.where(marks.ids >= 0, marks.ids, marks.digests | MOST_NUMBER)
         put = lambda x, new: x.at[slots].set(new.astype(x.dtype), mode="drop")
         return NegativeCache(
             jax.tree.map(put, self.items, items),
@@ -322,7 +332,7 @@ def checked_ids(ids: Any, num: int) -> Int[Array, " documents"]:
             f"`ids` is {found.dtype} of shape {found.shape}: pass {num} integers, one "
             "a document."
         )
-    if found.min() < 0 or found.max() >= 1 << 30:
+    if found.min() < 0 or found.max() >= MOST_NUMBER:
         raise ValueError(
             f"`ids` go from {found.min()} to {found.max()}: pass numbers from 0 up to "
             "2^30; -1 means a free row."

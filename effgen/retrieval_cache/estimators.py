@@ -162,7 +162,7 @@ class GumbelMax(AbstractEstimator):
         found = excluded_by(pairs, documents, cache)
         own = documents.ids[:num, None], documents.digests[:num, None]
         known = jnp.concatenate([own[0], found.known], axis=1)
-        contents = jnp.concatenate([own[1], found.contents], axis=1)
+        contents = jnp.concatenate([own[1], cache.contents(found.known)], axis=1)
         return Excluded(none, none, known, contents)
 
     def check(self, num_negatives: int, pairs: Pairs, label_smoothing: float) -> None:

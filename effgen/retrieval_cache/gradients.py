@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .cache import NegativeCache
+from .checks import check_same
 from .estimation import estimate
 from .estimators import AbstractEstimator, PseudoLogit
 from .negatives import excluded_by, negatives_in_batch
@@ -92,12 +93,14 @@ def check_gradients(
     the corpus; `num_draws`, estimates made; `of`, from a gradient to the part looked
     at, such as `lambda model: model.query`.
 
-    **Raises:** `ValueError` for what the estimator has no use for.
+    **Raises:** `ValueError` for what the estimator has no use for, or for documents
+    that the cache has others of by their number.
 
     >>> print(check_gradients(model, batch, cache, key=key))    # doctest: +SKIP
     bias 0.0051 (of 0.0049 by chance), spread 0.1090; loss 4.3912, exact 4.3912
     """
     estimator.check(num_negatives, as_pairs(batch), 0.0)
+    check_same(cache, as_pairs(batch))
     given = model, batch, cache, jnp.asarray(1 / temperature)
     exact_loss, gradients = _exact(*given)
     exact = _vector(of(gradients))

@@ -9,6 +9,9 @@ from jaxtyping import Array, Int, PyTree
 from .digests import content_digests
 
 
+MOST_NUMBER = 1 << 30
+
+
 class Pairs(NamedTuple):
     """Queries and a document that answers each.
 
@@ -84,7 +87,8 @@ def marks(pairs: Pairs) -> Marks:
         negative = pairs.negative_ids
         more = jnp.full(rest, -1) if negative is None else negative.reshape(-1)
         ids = jnp.concatenate([ids, more])
-    return Marks(ids.astype(jnp.int32), digests)
+    # A number past 32 bits is not to become another document's.
+    return Marks(jnp.clip(ids, -1, MOST_NUMBER).astype(jnp.int32), digests)
 
 
 def joined(first: PyTree, second: PyTree) -> PyTree:

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -34,7 +34,12 @@ Encode = Callable[[PyTree], Float[Array, "batch size"]]
 
 
 class AbstractRefresh(eqx.Module):
-    """A policy. Several are applied in turn: `(WriteBack(), OldestFirst(0.01))`."""
+    """A policy. Several are applied in turn: `(WriteBack(), OldestFirst(0.01))`.
+
+    `replaces` says whether a batch's documents take the place of those of their number.
+    """
+
+    replaces: ClassVar[bool] = False
 
     @abc.abstractmethod
     def __call__(
@@ -180,6 +185,8 @@ class PositivesIn(AbstractRefresh):
     without a number, counts as asked for as often as the mean. Without it, no
     correction.
     """
+
+    replaces: ClassVar[bool] = True
 
     frequencies: Float[Array, " corpus"] | None = None
 

@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from effgen.core.results import RESULTS
 from effgen.core.sharding import mesh_of
 from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractTrainer
@@ -20,6 +21,7 @@ from .cache import NegativeCache
 from .checks import (
     check_cache,
     check_chunks,
+    check_contents,
     check_model,
     check_pairs,
     check_positive,
@@ -28,6 +30,7 @@ from .checks import (
 from .estimation import Embedded, estimate, moved_loss
 from .estimators import AbstractEstimator, PseudoLogit
 from .pairs import (
+    Marks,
     Pairs,
     as_pairs,
     batch_documents,
@@ -72,7 +75,8 @@ class NegativeCacheTrainer(AbstractTrainer):
     `score_drift` and `ess`, of the draws (`Corrected`); `coverage`, the share of the
     rows that hold a document (`fill` makes a few rows more than documents); `age`, the
     mean of these in steps, and `oldest`; `refused`, embeddings not finite and so not
-    written; `grad_norm`.
+    written; `differing`, -1, or the number of a document that the cache has other
+    content of, and then the step is refused (`RESULTS.documents_differ`); `grad_norm`.
 
     **Source:** Lindgren, Reddi, Guo and Kumar (2021).
     """
@@ -166,6 +170,8 @@ class NegativeCacheTrainer(AbstractTrainer):
             state.memory, self.refresh, seen, model, state.step + 1, key=keys[1]
         )
         metrics |= _described(found, seen) | described(cache, state.step)
+        if not _replaces(self.refresh):
+            metrics |= same_documents(state.memory, seen.marks)
         return state.advance(model, opt_state, cache), metrics
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
@@ -177,6 +183,8 @@ class NegativeCacheTrainer(AbstractTrainer):
         check_chunks(self.chunks, num_pairs(pairs), num)
         for policy in policies_of(self.refresh):
             policy.check(state.memory, num_documents(pairs))
+        if not _replaces(self.refresh):
+            check_contents(state.memory, source)
 
     def for_data(self, state: TrainState, data: Any) -> "NegativeCacheTrainer":
         """Return the trainer with the mesh that the cache is split over."""
@@ -216,6 +224,21 @@ def updated(
     scale = scale_of(trainer.temperature, state)
     metrics = {"loss": value, "scale": scale, "grad_norm": optax.tree.norm(gradients)}
     return model, opt_state, metrics, aux
+
+
+def same_documents(cache: NegativeCache, marks: Marks) -> Metrics:
+    """Return that a batch's documents are those of their numbers in the cache, or not.
+
+    Else a document's embedding would be written over another's.
+    """
+    differing = cache.differing(marks)
+    sound = differing < 0
+    result = RESULTS.where(sound, RESULTS.successful, RESULTS.documents_differ)
+    return {"differing": differing, "result": result}
+
+
+def _replaces(refresh: Any) -> bool:
+    return any(policy.replaces for policy in policies_of(refresh))
 
 
 def refreshed(
