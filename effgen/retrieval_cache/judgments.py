@@ -18,7 +18,11 @@ _UNSTATED = "not stated: that of its source"
 
 
 def beir(
-    folder: str | os.PathLike[str], split: str = "test", *, max_broken: int = 0
+    folder: str | os.PathLike[str],
+    split: str = "test",
+    *,
+    max_broken: int = 0,
+    full_gain: float | None = None,
 ) -> Corpus:
     """Return a data set in BEIR's format: all documents, the queries of one split.
 
@@ -27,7 +31,7 @@ def beir(
     **Arguments:** `folder`, with `corpus.jsonl`, `queries.jsonl` and `qrels/*.tsv`,
     which may be packed (`.gz`); `split`, which of the last; `max_broken`, how many
     broken lines of a file to leave out, with a warning, before it is an error. A
-    judgment of a text that is not there is broken.
+    judgment of a text that is not there is broken. `full_gain`, as of `Corpus`.
 
     **Raises:** `FileNotFoundError`; `ValueError` that names file and line.
 
@@ -44,6 +48,7 @@ def beir(
         judgments,
         name=f"{folder.resolve().name}, {split}",
         license=_UNSTATED,
+        full_gain=full_gain,
     )
 
 

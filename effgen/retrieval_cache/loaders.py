@@ -44,6 +44,7 @@ def merged(corpus: Corpus, tokenize: Tokenize) -> Corpus:
         [(query, own[document], gain) for query, document, gain in judgments(corpus)],
         name=corpus.name,
         license=corpus.license,
+        full_gain=corpus.full_gain,
     )
 
 

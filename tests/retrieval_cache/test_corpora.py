@@ -1,6 +1,7 @@
 """Corpora: what is checked, split, and handed on; and the hashes of words."""
 
 import dataclasses
+import functools
 import time
 
 import numpy as np
@@ -184,6 +185,31 @@ def test_known_rows_are_filled_up():
     assert known_of([()]).tolist() == [[-1]]
     with pytest.raises(ValueError, match="`width` is 1 and a row has 2"):
         known_of([(3,), (1, 2)], 1)
+
+
+def test_grades_are_trained_on_from_half_of_the_best_on():
+    grades = [("q", "d1", 3), ("q", "d2", 1), ("q", "d3", 0), ("q", "d4", 2)]
+    texts = {f"d{i}": f"text {i}" for i in range(1, 5)}
+    judged = functools.partial(
+        rc.Corpus.judged, texts, {"q": "a query"}, name="", license=""
+    )
+    assert judged(grades).full == [(0, 3)]
+    assert judged(grades).negatives == [(2,)]
+    assert judged(grades, full_gain=1).full == [(0, 1, 3)]
+    assert judged(grades, full_gain=3).full == [(0,)]
+    with pytest.raises(ValueError, match="pass the least gain of a full answer"):
+        judged([*grades, ("q", "d1", 3), ("q", "d4", 2)], full_gain=4)
+    for wrong in (0, True, "2"):
+        with pytest.raises(ValueError, match="`full_gain` is"):
+            judged(grades, full_gain=wrong)
+
+
+def test_parts_of_a_corpus_go_by_the_whole_one_s_grades():
+    graded = corpus(gains=[(4.0,), (2.0,), (1.0, 2.0)])
+    train, test = rc.split(graded, 1)
+    assert train.full_gain == test.full_gain == graded.full_gain == 2
+    assert rc.merged(graded, rc.HashedWords()).full_gain == 2
+    assert corpus().full_gain == 1
 
 
 def test_what_evaluation_is_to_find():
