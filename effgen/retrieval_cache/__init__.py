@@ -76,6 +76,10 @@ from .towers import (
     normalized as normalized,
 )
 from .trainer import NegativeCacheTrainer as NegativeCacheTrainer
+from .truncation import (
+    Truncation as Truncation,
+    TruncationWarning as TruncationWarning,
+)
 from .wordnet import (
     Synset as Synset,
     definitions_to_lemmas as definitions_to_lemmas,

@@ -1,6 +1,6 @@
 """The tokenizer of a pretrained encoder: texts to rows of token numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from jaxtyping import Integer
 from effgen.core.extras import needed
 
 from .pretrained import Folder, encoder_folder, read_json
+from .truncation import Truncation, check_texts, warn_of
 
 
 _AT_ONCE = 16_384
@@ -18,6 +19,8 @@ class Tokenizer:
     """Texts to rows of token numbers, cut or filled up to one length.
 
     Where a text itself spells the padding token, such as "[PAD]", nothing is read.
+    Texts that are cut are warned of (`TruncationWarning`), once by each tokenizer, with
+    how much of them: `truncation` says it of any texts.
 
     **Attributes:** `tokenizer`, of the library `tokenizers`; `length`, tokens of a row,
     those that mark a text's start and end included; `padding`, the token that is none;
@@ -39,6 +42,7 @@ class Tokenizer:
             )
         tokenizer.no_padding()
         tokenizer.enable_truncation(length)
+        self._marks = marks
         self.tokenizer = tokenizer
         self.length = length
         self.padding = padding
@@ -81,16 +85,32 @@ class Tokenizer:
 
         **Raises:** `TypeError` for a single string.
         """
-        if isinstance(texts, str):
-            raise TypeError("`texts` is one string: pass a list of them.")
+        check_texts(texts)
         words = self.tokenizer.get_vocab_size(with_added_tokens=True)
         dtype = np.uint16 if words <= 1 << 16 else np.int32
         rows = np.full((len(texts), self.length), self.padding, dtype)
+        sizes = np.zeros(len(texts), np.int64)
+        for i, found in enumerate(self._encoded(texts, prompt)):
+            rows[i, : len(found.ids)] = found.ids
+            sizes[i] = self._size(found)
+        warn_of(self, Truncation.of(sizes, self.length))
+        return rows
+
+    def truncation(self, texts: Sequence[str], prompt: str = "") -> Truncation:
+        """Return how much of texts is cut off, those tokens counted that mark ends."""
+        check_texts(texts)
+        sizes = [self._size(found) for found in self._encoded(texts, prompt)]
+        return Truncation.of(np.array(sizes, np.int64), self.length)
+
+    def _encoded(self, texts: Sequence[str], prompt: str) -> Iterator[Any]:
         for start in range(0, len(texts), _AT_ONCE):
             some = [self._read(prompt + x) for x in texts[start : start + _AT_ONCE]]
-            for row, found in zip(rows[start:], self.tokenizer.encode_batch_fast(some)):
-                row[: len(found.ids)] = found.ids
-        return rows
+            yield from self.tokenizer.encode_batch_fast(some)
+
+    def _size(self, found: Any) -> int:
+        """Return how many tokens a text has, with what is cut off."""
+        rest = sum(len(part.ids) - self._marks for part in found.overflowing)
+        return len(found.ids) + rest
 
     def _read(self, text: str) -> str:
         return text.lower() if self.lower else text

@@ -11,6 +11,7 @@ import optax
 import pytest
 from scipy.special import erf
 
+from effgen import retrieval_cache as rc
 from effgen.retrieval_cache.bert import Bert, named_tensors
 from effgen.retrieval_cache.tokenizer import Tokenizer
 from effgen.retrieval_cache.towers import is_random
@@ -300,7 +301,10 @@ def folder(tmp_path):
 def test_texts_become_rows(folder):
     tokenizer = Tokenizer.load(folder, length=6)
     a, b, c, d, e = (WORDS.index(x) for x in "abcde")
-    found = tokenizer(["a b", "", "a b c d e", "z"])
+    with pytest.warns(rc.TruncationWarning, match="1 of 4 texts are cut to 6 tokens"):
+        found = tokenizer(["a b", "", "a b c d e", "z"])
+    assert tokenizer.truncation(["a b", "a b c d e"]) == (6, 1, 2, 1, 11)
+    assert tokenizer.truncation(["a b c d e a b c d e"]).tokens == 6
     expected = [
         [2, a, b, 3, 0, 0],
         [2, 3, 0, 0, 0, 0],
@@ -312,7 +316,7 @@ def test_texts_become_rows(folder):
     asked = tokenizer(["e"], prompt="query: ")
     np.testing.assert_array_equal(asked, [[2, 4, 5, e, 3, 0]])
     assert tokenizer([]).shape == (0, 6)
-    with pytest.raises(TypeError, match="`texts` is one string"):
+    with pytest.raises(TypeError, match="`texts` is one text"):
         tokenizer("a b")
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import time
+import unicodedata
 
 import numpy as np
 import pytest
@@ -227,21 +228,55 @@ def test_what_evaluation_is_to_find():
 
 
 def test_words_are_runs_of_letters_and_digits():
-    assert words_of("It's Naïve_2, 東京-ab!") == ["it", "s", "naïve_2", "東京", "ab"]
+    assert words_of("It's Naïve_2, 3.0-ab!") == ["it", "s", "naïve_2", "3", "0", "ab"]
     assert words_of("  ... ") == []
     assert words_of("cafe\u0301 \ufb01sh") == ["café", "fish"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("किताब पढ़ना", ["किताब", "पढ़ना"]),  # Hindi
+        ("கணினி", ["கணினி"]),  # Tamil
+        ("শিক্ষা", ["শিক্ষা"]),  # Bengali
+        ("หนังสือ", ["ห", "นั", "ง", "สื", "อ"]),  # Thai
+        ("检索模型", ["检", "索", "模", "型"]),
+        ("東京-ab タワーです", ["東", "京", "ab", "タワー", "で", "す"]),
+        ("한국어 책", ["한국어", "책"]),
+        ("می\u200cخواهم", ["می\u200cخواهم"]),  # Persian, with a joiner
+        ("co\u00adoperate 🙂", ["cooperate"]),
+    ],
+)
+def test_words_of_any_script_keep_their_marks(text, words):
+    normal = [unicodedata.normalize("NFKC", word) for word in words]
+    assert words_of(text) == normal
+
+
+def test_truncation_is_counted_and_warned_of_once():
+    words = HashedWords(num_words=1_000, length=3, grams=(3,))
+    texts = ["a", "cat", "a cat and a dog"]
+    sizes = [len(words.tokens(text)) for text in texts]
+    with pytest.warns(rc.TruncationWarning, match="of 3 texts are cut to 3 tokens"):
+        words(texts)
+    words(texts)  # said once
+    found = words.truncation(texts)
+    over = [max(size - 3, 0) for size in sizes]
+    assert (found.texts, found.tokens) == (sum(x > 0 for x in over), sum(over))
+    assert (found.num_texts, found.num_tokens) == (3, sum(sizes))
+    HashedWords(num_words=1_000, length=64, grams=(3,))(texts)  # nothing is cut
 
 
 def test_hashes_stay_the_same():
     tokenize = HashedWords(num_words=1_000, length=4)
     assert tokenize(["The cat", ""]).tolist() == [[925, 769, 0, 0], [0, 0, 0, 0]]
-    large = HashedWords(num_words=100_000, length=2)(["naïve 東京"])
-    assert (large.tolist(), large.dtype) == ([[63753, 44162]], np.int32)
+    large = HashedWords(num_words=100_000, length=2)(["naïve café"])
+    assert (large.tolist(), large.dtype) == ([[63753, 7459]], np.int32)
 
 
 def test_tokens_are_cut_filled_up_and_typed():
     tokenize = HashedWords(num_words=1 << 16, length=3)
-    found = tokenize(["one two three four", "two", "ONE", ""])
+    with pytest.warns(rc.TruncationWarning, match="1 of 4 texts"):
+        found = tokenize(["one two three four", "two", "ONE", ""])
     assert (found.shape, found.dtype) == ((4, 3), np.uint16)
     assert found[1].tolist() == [found[0, 1], 0, 0]
     assert found[2, 0] == found[0, 0]
