@@ -22,7 +22,7 @@ from .checks import (
 )
 from .gradients import full_softmax_loss
 from .logits import valued
-from .negatives import excluded_by, negatives_in_batch
+from .negatives import excluded_by, scored_in_batch
 from .objective import batch_scores, cross_entropy
 from .pairs import Pairs, as_pairs, batch_documents, marks, num_documents, num_pairs
 from .refresh import PositivesIn, Seen
@@ -83,7 +83,7 @@ class InBatchTrainer(AbstractTrainer):
                 model.document, batch_documents(pairs), self.chunks, key=keys[1]
             )
             scale = scale_of(self.temperature, state, model)
-            negatives = negatives_in_batch(pairs, marks(pairs))
+            negatives = scored_in_batch(pairs, marks(pairs))
             scores = batch_scores(queries, documents, scale, negatives)
             losses = cross_entropy(scores, _none(scores), self.label_smoothing)
             return jnp.mean(losses), None
@@ -143,7 +143,7 @@ class CrossBatchTrainer(AbstractTrainer):
             queries = embed(model.query, pairs.queries, key=keys[0])
             documents = embed(model.document, batch_documents(pairs), key=keys[1])
             scale = scale_of(self.temperature, state, model)
-            negatives = negatives_in_batch(pairs, found, cache)
+            negatives = scored_in_batch(pairs, found, cache)
             scores = batch_scores(queries, documents, scale, negatives)
             scored = Scored.of(cache, excluded_by(pairs, found, cache))
             logit = stale_logit(scored, queries, scale, cache.block)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from .cache import NegativeCache
 from .draws import Anchor, Beside, Sample, sampled
 from .estimators import AbstractEstimator, Estimated
-from .negatives import negatives_in_batch
+from .negatives import negatives_in_batch, scored_in_batch
 from .objective import batch_scores
 from .pairs import Marks, Pairs, batch_documents, joined, marks, num_pairs
 from .towers import in_chunks
@@ -64,7 +64,8 @@ def estimate(
         mesh=mesh,
     )
     documents, drawn = _documents(model, pairs, cache, sample, chunks, keys[2])
-    scores = batch_scores(queries, documents, scale, negatives)
+    scored = scored_in_batch(pairs, found, cache)
+    scores = batch_scores(queries, documents, scale, scored)
     fresh = jnp.concatenate([drawn, documents[:own]])
     estimated = estimator(queries, scores, fresh, sample, scale, label_smoothing)
     anchor = Anchor(queries, scores.positives, fresh, scale)
@@ -94,7 +95,7 @@ def moved_loss(
     keys, then = jax.random.split(key, 3), found.estimated
     queries = in_chunks(model.query, pairs.queries, chunks, key=keys[0])
     documents, drawn = _documents(model, pairs, cache, found.sample, chunks, keys[2])
-    negatives = negatives_in_batch(pairs, marks(pairs), cache)
+    negatives = scored_in_batch(pairs, marks(pairs), cache)
     scores = batch_scores(queries, documents, scale, negatives)
     fresh = jnp.concatenate([drawn, documents[: num_pairs(pairs)]])
     now = estimator(

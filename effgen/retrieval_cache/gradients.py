@@ -12,7 +12,7 @@ from .cache import NegativeCache
 from .checks import check_same
 from .estimation import estimate
 from .estimators import AbstractEstimator, PseudoLogit
-from .negatives import excluded_by, negatives_in_batch
+from .negatives import excluded_by, scored_in_batch
 from .objective import batch_scores, cross_entropy
 from .pairs import as_pairs, batch_documents, marks
 from .scan import Scored
@@ -61,7 +61,7 @@ def full_softmax_loss(
     queries = embed(model.query, pairs.queries, key=keys[0])
     documents = embed(model.document, batch_documents(pairs), key=keys[1])
     scores = batch_scores(
-        queries, documents, scale, negatives_in_batch(pairs, found, cache)
+        queries, documents, scale, scored_in_batch(pairs, found, cache)
     )
     scored = Scored.of(cache, excluded_by(pairs, found, cache))
     fresh = embed(model.document, cache.items, key=keys[2])

@@ -62,13 +62,16 @@ def pairs_of(
 
     **Arguments:** `tokenize`, from texts to a pytree of arrays, `(texts, ...)`;
     `tokenize_queries`, the same by default; `num_negatives`, how many of a query's
-    negatives go with each of its pairs, its first.
+    negatives go with each of its pairs, its first. A query that has fewer is filled up
+    with the document that answers, which counts as nothing.
 
-    **Raises:** `ValueError` if a query has fewer negatives.
+    **Raises:** `ValueError` if no query has as many negatives.
     """
     _check_negatives(corpus, num_negatives)
     examples = [
-        Example(query, document, _negatives(corpus, query)[:num_negatives])
+        _example(
+            query, document, _negatives(corpus, query)[:num_negatives], num_negatives
+        )
         for query, answers in enumerate(corpus.full)
         for document in answers
     ]
@@ -94,8 +97,8 @@ def grain_pairs(
 
     **Arguments:** as of `pairs_of`; `seed`, below 2^32.
 
-    **Raises:** `ValueError` for fewer queries than `batch_size`, or fewer negatives
-    than `num_negatives`; `ImportError` without grain.
+    **Raises:** `ValueError` for fewer queries than `batch_size`, or if no query has
+    `num_negatives` negatives; `ImportError` without grain.
     """
     module = needed("grain", by="grain_pairs", extra="data")
     _check_negatives(corpus, num_negatives)
@@ -158,11 +161,20 @@ def _drawn(
 ) -> Example:
     """Return a query with one of its answers, and distinct ones of its negatives."""
     document = int(generator.choice(full[query]))
-    if not num_negatives:
-        return Example(query, document, ())
     among = _negatives(corpus, query)
-    taken = generator.choice(among, num_negatives, replace=False)
-    return Example(query, document, tuple(taken.tolist()))
+    num = min(num_negatives, len(among))
+    taken = generator.choice(among, num, replace=False).tolist() if num else ()
+    return _example(query, document, tuple(taken), num_negatives)
+
+
+def _example(
+    query: int, document: int, negatives: tuple[int, ...], num: int
+) -> Example:
+    """Return a row, filled up to `num` negatives with what answers.
+
+    A document that a batch has twice counts once, so that this adds none.
+    """
+    return Example(query, document, negatives + (document,) * (num - len(negatives)))
 
 
 def _negatives(corpus: Corpus, query: int) -> tuple[int, ...]:
@@ -170,10 +182,11 @@ def _negatives(corpus: Corpus, query: int) -> tuple[int, ...]:
 
 
 def _check_negatives(corpus: Corpus, num_negatives: int) -> None:
-    for query in range(len(corpus.queries) if num_negatives else 0):
-        there = len(_negatives(corpus, query))
-        if there < num_negatives:
-            raise ValueError(
-                f"`num_negatives` is {num_negatives} and query {query} has {there}: "
-                "pass fewer, or mine more with `retrieval_cache.mined`."
-            )
+    numbers = [len(_negatives(corpus, query)) for query in range(len(corpus.queries))]
+    most = max(numbers)
+    if most < num_negatives:
+        raise ValueError(
+            f"`num_negatives` is {num_negatives} and query {numbers.index(most)} has "
+            f"{most}, no other more: pass fewer, or mine more with "
+            "`retrieval_cache.mined`."
+        )

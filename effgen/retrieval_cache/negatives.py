@@ -87,6 +87,18 @@ def negatives_in_batch(
     return ~_shared(pairs, documents, ~excluded.negatives(documents))
 
 
+def scored_in_batch(
+    pairs: Pairs, documents: Marks, cache: NegativeCache | None = None
+) -> Bool[Array, "batch documents"]:
+    """Return which documents of a batch a query's softmax has beside its own.
+
+    Its negatives, each once: of documents that are one, the first.
+    """
+    earlier = jnp.tri(len(documents.ids), k=-1, dtype=bool)
+    again = jnp.any(same(documents, documents) & earlier, axis=1)
+    return negatives_in_batch(pairs, documents, cache) & ~again[None]
+
+
 def _shared(
     pairs: Pairs, documents: Marks, answers: Bool[Array, "batch documents"]
 ) -> Bool[Array, "batch documents"]:

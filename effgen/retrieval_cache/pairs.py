@@ -25,6 +25,9 @@ class Pairs(NamedTuple):
       with -1; they are no negatives.
     - `negatives`: documents that do not answer, a pytree of `(batch, each, ...)`, and
       their numbers, `negative_ids`. They are negatives of every query.
+
+    A document that a batch has more than once counts once: where queries have unequally
+    many negatives, fill up with the document that answers.
     """
 
     queries: PyTree

@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 
 from effgen import retrieval_cache as rc
-from effgen.retrieval_cache.negatives import excluded_by, negatives_in_batch
+from effgen.retrieval_cache.negatives import (
+    excluded_by,
+    negatives_in_batch,
+    scored_in_batch,
+)
 from effgen.retrieval_cache.pairs import marks
 from tests.retrieval_cache.cases import KEY, batch, corpus, filled, towers
 
@@ -70,6 +74,15 @@ def test_a_document_of_known_content_is_no_negative_anywhere():
         # A batch's document without a number is known by the content of the known one.
         twin = pairs_of([1, 2], [7, 5], known=[[number, -1], [-1, -1]])
         assert in_batch(twin, cached)[0] == [False, False]
+
+
+def test_what_a_batch_has_twice_counts_once():
+    # Documents 0 and 2 are one by number, 3 and 4 by content.
+    pairs = pairs_of([1, 2, 3, 4, 5], [7, 8, 7, 9, 9], ids=[7, 8, 7, 9, 10])
+    found = scored_in_batch(pairs, marks(pairs))
+    assert found[1].tolist() == [True, False, False, True, False]
+    assert found[0].tolist() == [False, True, False, True, False]
+    assert found[4].tolist() == [True, True, False, False, False]
 
 
 def test_numbers_that_no_row_has_exclude_nothing():
