@@ -41,11 +41,14 @@ def estimate(
     key: PRNGKeyArray,
     label_smoothing: float = 0.0,
     chunks: int = 1,
+    frequencies: Float[Array, " corpus"] | None = None,
     mesh: Mesh | None = None,
 ) -> Embedded:
     """Return the losses of a batch against a cache, to be differentiated by `model`.
 
     The batch's documents and the drawn ones go through their tower as one.
+
+    **Arguments:** as of the trainer.
     """
     found, own = marks(pairs), num_pairs(pairs)
     keys = jax.random.split(key, 3)
@@ -59,7 +62,7 @@ def estimate(
         scale,
         num_negatives,
         estimator.excluded(pairs, found, cache, slots),
-        Beside(slots, negatives[:, :own]),
+        Beside(slots, negatives[:, :own], frequencies),
         key=keys[1],
         mesh=mesh,
     )

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from .cache import NegativeCache
 from .draws import Anchor, Sample
-from .logits import Corrected, pseudo_logit, staleness
+from .logits import Corrected, possible_bias, pseudo_logit, staleness
 from .negatives import Excluded, excluded_by
 from .objective import BatchScores, cross_entropy, log_sum_exp
 from .pairs import Marks, Pairs, num_pairs
@@ -193,5 +193,7 @@ def _drift(
     there = jnp.isfinite(own)
     change = jnp.where(there, drawn - jnp.where(there, own, 0), 0)
     drift = jnp.sqrt(jnp.sum(change**2) / jnp.maximum(jnp.sum(there), 1))
-    found = Corrected(drift, jnp.ones(()), staleness(sample, fresh))
+    # The paper's estimator corrects nothing.
+    bias = possible_bias(drift, 0)
+    found = Corrected(drift, jnp.ones(()), staleness(sample, fresh), bias)
     return jax.lax.stop_gradient(found)

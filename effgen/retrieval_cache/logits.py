@@ -26,12 +26,14 @@ class Corrected(NamedTuple):
 
     **Attributes:** `drift`, the standard deviation of a score since its row was
     embedded; `ess`, of the corrected weights, as a share of the draws that count for a
-    query; `staleness`, `|stale - fresh|^2 / |fresh|^2`; all of them means.
+    query; `staleness`, `|stale - fresh|^2 / |fresh|^2`; all of them means;
+    `possible_bias`, about how far the gradient's mean may be off (`possible_bias`).
     """
 
     drift: Float[Array, ""]
     ess: Float[Array, ""]
     staleness: Float[Array, ""]
+    possible_bias: Float[Array, ""]
 
 
 def pseudo_logit(
@@ -92,7 +94,8 @@ def pseudo_logit(
     value = sample.log_partition + jnp.log(normalizer)
     before = None if anchor is None else slope(*held)
     logit = valued(value, slope(queries, fresh, scale), there, before)
-    return logit, _corrected(sample, shared, weights, change, known)
+    kept = weights if max_log_ratio else jnp.zeros_like(weights)
+    return logit, _corrected(sample, shared, weights, change, known, kept)
 
 
 def _ratio(
@@ -159,13 +162,33 @@ def _corrected(
     weights: Float[Array, "queries draws"],
     change: Float[Array, "queries draws"],
     fresh: Float[Array, "draws size"],
+    corrected: Float[Array, "queries draws"],
 ) -> Corrected:
     total = jnp.sum(shared)
     spread = jnp.sum(shared * change**2) / jnp.where(total > 0, total, 1)
     # Of what the draws would count for without a correction.
     most = jnp.maximum(jnp.sum(effective_draws(shared)), 1e-30)
     ess = jnp.sum(effective_draws(weights)) / most
-    return Corrected(jnp.sqrt(spread), ess, staleness(sample, fresh))
+    drift = jnp.sqrt(spread)
+    bias = possible_bias(drift, jnp.mean(effective_draws(corrected)))
+    return Corrected(drift, ess, staleness(sample, fresh), bias)
+
+
+def possible_bias(
+    drift: Float[Array, ""], draws: float | Float[Array, ""]
+) -> Float[Array, ""]:
+    """Return about how far the gradient's mean may be off, as a share of its length.
+
+        possible_bias = erf(drift / sqrt(8)) / sqrt(1 + draws)
+
+    The first factor is the total variation between the softmaxes of stale and of fresh
+    scores, whose differences are normal of the standard deviation `drift`: so far is a
+    gradient off that goes by the stale one, as the paper's. The second is what the
+    correction leaves of it, where a query has so many effective `draws`. Measured over
+    batches, the bias is from a third of this to a quarter more
+    (`docs/retrieval_cache.md`).
+    """
+    return jax.lax.erf(drift / 8**0.5) / jnp.sqrt(1 + draws)
 
 
 def staleness(sample: Sample, fresh: Float[Array, "known size"]) -> Float[Array, ""]:

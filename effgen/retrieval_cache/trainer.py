@@ -29,6 +29,7 @@ from .checks import (
 )
 from .estimation import Embedded, estimate, moved_loss
 from .estimators import AbstractEstimator, PseudoLogit
+from .frequencies import met
 from .pairs import (
     Marks,
     Pairs,
@@ -68,11 +69,18 @@ class NegativeCacheTrainer(AbstractTrainer):
     - `chunks`: into how many what a step embeds is cut, each computed once more in the
       backward pass: the memory of one chunk, whatever the batch, for a third more
       compute (Gao et al., 2021). The gradient is that of the whole batch.
+    - `frequencies`: of each document number, how often it is in a batch, in any unit,
+      such as `np.bincount(ids)`: what the batch's documents count for where the cache
+      is stale goes by it. `train` finds it where the data are arrays; of others,
+      without it, all documents are taken to be equally often.
 
     **Metrics:** `loss`, an estimate of the mean cross-entropy over the corpus, in nats;
     `positive`, the mean share of the softmax that positives have; `cache_loss`, the
     mean log-partition over the cache; `scale`, one over the temperature; `staleness`,
-    `score_drift` and `ess`, of the draws (`Corrected`); `coverage`, the share of the
+    `score_drift` and `ess`, of the draws (`Corrected`); `possible_bias`, about how far
+    the gradient's mean may be off, as a share of its length: above 0.2, lower the
+    learning rate, refresh more rows, draw more negatives, or let a batch begin;
+    `coverage`, the share of the
     rows that hold a document (`fill` makes a few rows more than documents); `age`, the
     mean of these in steps, and `oldest`; `refused`, embeddings not finite and so not
     written; `differing`, -1, or the number of a document that the cache has other
@@ -90,6 +98,7 @@ class NegativeCacheTrainer(AbstractTrainer):
     estimator: AbstractEstimator = PseudoLogit()
     label_smoothing: float = 0.0
     chunks: int = 1
+    frequencies: Float[Array, " corpus"] | None = eqx.field(default=None, kw_only=True)
     mesh: Mesh | None = eqx.field(default=None, static=True, kw_only=True)
 
     def __check_init__(self) -> None:
@@ -102,6 +111,11 @@ class NegativeCacheTrainer(AbstractTrainer):
             raise TypeError(
                 f"`estimator` is {self.estimator!r}: pass `PseudoLogit()` or "
                 "`GumbelMax()`."
+            )
+        if self.frequencies is not None and jnp.ndim(self.frequencies) != 1:
+            raise ValueError(
+                f"`frequencies` has shape {jnp.shape(self.frequencies)}: pass one "
+                "number for each document number, such as `np.bincount(ids)`."
             )
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(
@@ -142,6 +156,7 @@ class NegativeCacheTrainer(AbstractTrainer):
                 key=keys[0],
                 label_smoothing=self.label_smoothing,
                 chunks=self.chunks,
+                frequencies=self.frequencies,
                 mesh=self.mesh,
             )
             return jnp.mean(found.estimated.surrogate), found
@@ -187,8 +202,11 @@ class NegativeCacheTrainer(AbstractTrainer):
             check_contents(state.memory, source)
 
     def for_data(self, state: TrainState, data: Any) -> "NegativeCacheTrainer":
-        """Return the trainer with the mesh that the cache is split over."""
-        return dataclasses.replace(self, mesh=mesh_of(state.memory))
+        """Return the trainer with the cache's mesh, and how often documents are met."""
+        often = self.frequencies
+        if often is None:
+            often = met(state.memory, data)
+        return dataclasses.replace(self, mesh=mesh_of(state.memory), frequencies=often)
 
 
 def first_state(trainer: Any, model: PyTree, memory: Any) -> TrainState:
@@ -284,6 +302,7 @@ def _described(found: Embedded, seen: Seen) -> Metrics:
         "cache_loss": jnp.sum(partition) / jnp.maximum(jnp.sum(finite), 1),
         "score_drift": estimated.corrected.drift,
         "ess": estimated.corrected.ess,
+        "possible_bias": estimated.corrected.possible_bias,
         "staleness": estimated.corrected.staleness,
         "refused": jnp.sum(~jnp.all(jnp.isfinite(embedded), axis=1)),
     }
