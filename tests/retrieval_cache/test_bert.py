@@ -237,7 +237,7 @@ def test_half_precision_is_read_as_single(tmp_path):
 
 
 REFUSED = [
-    ({"model_type": "roberta"}, "`model_type` is 'roberta', and a `Bert` is 'bert'"),
+    ({"model_type": "t5"}, "`model_type` is 't5', and a `Bert` is one of 'bert'"),
     ({"model_type": None}, "`model_type` is None"),
     ({"hidden_act": "gelu_new"}, "`hidden_act` is 'gelu_new'"),
     ({"position_embedding_type": "relative_key"}, "is 'relative_key'.*'absolute'"),
@@ -257,7 +257,8 @@ def test_another_encoder_is_refused(tmp_path, changes, match):
 
 
 CHAINED = [
-    ({"modules.json": chain("Transformer", "Pooling", "Dense")}, "Pooling, Dense, and"),
+    ({"modules.json": chain("Transformer", "Pooling", "CNN")}, "Pooling, CNN, and"),
+    ({"modules.json": chain("Router")}, "chains Router, and"),
     ({"1_Pooling/config.json": {"pooling_mode_max_tokens": True}}, "max_tokens"),
     ({"1_Pooling/config.json": {"pooling_mode": ["cls", "mean"]}}, "'cls', 'mean'"),
     ({"1_Pooling/config.json": {"include_prompt": False}}, "prompts excluded"),
