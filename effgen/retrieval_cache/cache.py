@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .digests import content_digests
 from .embedding import check_embeddings, check_finite, embedded, num_items
-from .lookup import rows_of
+from .lookup import joined_rows, rows_of
 from .pairs import MOST_NUMBER, Marks
 from .rows import AbstractRows, stored
 
@@ -151,33 +151,23 @@ class NegativeCache(eqx.Module):
         # Where rows are in the order of their numbers, nothing is searched for.
         return jax.lax.cond(jnp.all(direct & (marks.ids >= 0)), lambda: near, searched)
 
-    def contents(self, ids: Int[Array, "*any"]) -> Int[Array, "*any"]:
-        """Return the digests of documents by number, -1 of one that is not here.
-
-        Where rows are not in the order of their numbers, rows and numbers are joined by
-        a sort of the numbers.
-        """
+    def places(self, ids: Int[Array, "*any"]) -> Int[Array, "*any"]:
+        """Return documents' rows by number, `capacity` of one that is not here."""
         flat = ids.reshape(-1)
         if not flat.shape[0]:
             return ids
         near = jnp.clip(flat, 0, self.capacity - 1)
         direct = (self.ids[near] == flat) & (flat >= 0)
-
-        def joined() -> Int[Array, " any"]:
-            order = jnp.sort(flat)
-            place = jnp.searchsorted(order, self.ids)
-            at = jnp.minimum(place, len(order) - 1)
-            hit = self.valid & (order[at] == self.ids)
-            found = jnp.full(len(order), -1, self.digests.dtype)
-            found = found.at[jnp.where(hit, at, len(order))].set(
-                self.digests, mode="drop"
-            )
-            return found[jnp.searchsorted(order, flat)]
-
-        plain = lambda: jnp.where(direct, self.digests[near], -1)
-        return jax.lax.cond(jnp.all(direct | (flat < 0)), plain, joined).reshape(
-            ids.shape
+        found = jax.lax.cond(
+            jnp.all(direct | (flat < 0)),
+            lambda: jnp.where(direct, near, self.capacity).astype(jnp.int32),
+            lambda: joined_rows(self.ids, flat),
         )
+        return found.reshape(ids.shape)
+
+    def contents(self, ids: Int[Array, "*any"]) -> Int[Array, "*any"]:
+        """Return the digests of documents by number, -1 of one that is not here."""
+        return self.digests.at[self.places(ids)].get(mode="fill", fill_value=-1)
 
     def differing(self, marks: Marks) -> Int[Array, ""]:
         """Return the number of a document that has other content here, -1 if none has.

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .cache import NegativeCache
-from .pairs import as_pairs
+from .pairs import Pairs, as_pairs
 
 
 _SPARSEST = 4  # numbers for each row of a cache
@@ -36,8 +36,11 @@ def met(cache: NegativeCache, data: Any) -> Float[Array, " corpus"] | None:
 
 def _numbers(data: Any) -> Int[np.ndarray, " pairs"] | None:
     """Return the documents' numbers of data that are arrays of pairs."""
+    arrays = getattr(data, "arrays", None)
+    if isinstance(arrays, Pairs):
+        arrays = arrays._replace(known=None)  # which may be large
     try:
-        ids = as_pairs(getattr(data, "arrays", None)).ids
+        ids = as_pairs(arrays).ids
     except TypeError:
         return None  # `check` says what is wrong
     if ids is None or not getattr(ids, "is_fully_addressable", True):

@@ -2,15 +2,16 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Int, PyTree
 
 from effgen.core.extras import needed
+from effgen.core.ragged import Ragged
 
-from .corpora import Corpus, judgments, known_of
+from .corpora import Corpus, judgments
 from .pairs import Pairs
 
 
@@ -75,9 +76,8 @@ def pairs_of(
         for query, answers in enumerate(corpus.full)
         for document in answers
     ]
-    return assembled(
-        corpus, known_of(corpus.relevant), tokenize, tokenize_queries, examples
-    )
+    known = Ragged.of(corpus.relevant)
+    return assembled(corpus, known.of_rows, tokenize, tokenize_queries, examples)
 
 
 def grain_pairs(
@@ -108,8 +108,10 @@ def grain_pairs(
             "queries: pass one of 1 to as many."
         )
     draw = functools.partial(_drawn, corpus, corpus.full, num_negatives)
-    known = known_of(corpus.relevant)
-    assemble = functools.partial(assembled, corpus, known, tokenize, tokenize_queries)
+    known = Ragged.of(corpus.relevant)
+    assemble = functools.partial(
+        assembled, corpus, known.__getitem__, tokenize, tokenize_queries
+    )
     order = module.MapDataset.range(len(corpus.queries)).seed(seed).shuffle()
     batches = order.random_map(draw).batch(
         batch_size, drop_remainder=True, batch_fn=assemble
@@ -119,7 +121,7 @@ def grain_pairs(
 
 def assembled(
     corpus: Corpus,
-    known: Int[np.ndarray, "queries any"],
+    known: Callable[[Int[np.ndarray, " rows"]], Any],
     tokenize: Tokenize,
     tokenize_queries: Tokenize | None,
     examples: Sequence[Example],
@@ -138,7 +140,7 @@ def assembled(
         read(_texts(corpus.queries, asked)),
         tokenize(_texts(documents, ids)),
         ids,  # pyright: ignore[reportArgumentType]
-        known[asked],  # pyright: ignore[reportArgumentType]
+        known(asked),
         negatives,
         negative_ids if negative_ids.size else None,  # pyright: ignore[reportArgumentType]
     )

@@ -254,7 +254,7 @@ def _left_out(cache: NegativeCache, batch: PyTree, known: Any, num: int) -> Excl
             "would be its negative: pass `batch=Pairs(queries, documents, ids)`, whose "
             "documents the loss scores, or the numbers `known` to answer each query."
         )
-    excluded = Excluded.nothing(num)
+    excluded, pairs = Excluded.nothing(num), None
     if batch is not None:
         pairs = as_pairs(batch)
         _check_rows("batch", num_pairs(pairs), num)
@@ -263,8 +263,10 @@ def _left_out(cache: NegativeCache, batch: PyTree, known: Any, num: int) -> Excl
         return excluded
     own = jnp.asarray(known)
     _check_rows("known", own.shape[0] if own.ndim == 2 else own.shape, num)
-    joined = jnp.concatenate([excluded.known, own.astype(jnp.int32)], axis=1)
-    return excluded._replace(known=joined, contents=cache.contents(joined))
+    if pairs is not None and pairs.known is not None:
+        own = jnp.concatenate([pairs.known, own], axis=1)
+        excluded = excluded_by(pairs._replace(known=None), marks(pairs), cache)
+    return excluded.joined(own, cache)
 
 
 def _check_rows(name: str, rows: Any, num: int) -> None:

@@ -71,3 +71,19 @@ def _gone_through(
         return jnp.min(jnp.where(hit & (keys == key), rows, len(keys)))
 
     return jax.lax.map(first, wanted)
+
+
+def joined_rows(
+    ids: Int[Array, " rows"], wanted: Int[Array, " any"]
+) -> Int[Array, " any"]:
+    """Return the row of each number, `rows` where none has it, or it is below zero.
+
+    For many numbers: they are put in order, and each row is looked for among them.
+    """
+    total, order = ids.shape[0], jnp.sort(wanted)
+    at = jnp.minimum(jnp.searchsorted(order, ids), len(order) - 1)
+    hit = (order[at] == ids) & (ids >= 0)
+    places = jnp.where(hit, at, len(order))
+    rows = jnp.full(len(order), total, jnp.int32)
+    rows = rows.at[places].set(jnp.arange(total, dtype=jnp.int32), mode="drop")
+    return rows[jnp.searchsorted(order, wanted)]

@@ -17,17 +17,25 @@ from .digests import content_digests
 from .pairs import Marks, Pairs, num_pairs
 
 
+# Up to so many documents that answer are compared with each row. More are looked for
+# in the order of their rows: a step's cost then hardly grows with them.
+_FEW = 16
+
+
 class Excluded(NamedTuple):
     """Documents that are no negatives: of all queries, and of each.
 
     **Attributes:** `ids` and `digests`, of all queries; `known`, `(queries, any)`, each
-    query's own; `contents`, the digests of these. What is -1 excludes nothing.
+    query's own; `contents`, the digests of these; `rows`, more of each query's, in the
+    order of their rows in the cache, and past its end where there are no more. What is
+    -1 excludes nothing.
     """
 
     ids: Int[Array, " all"]
     digests: Int[Array, " all"]
     known: Int[Array, "queries any"]
     contents: Int[Array, "queries any"] | None = None
+    rows: Int[Array, "queries many"] | None = None
 
     @classmethod
     def nothing(cls, num: int) -> "Excluded":
@@ -37,11 +45,15 @@ class Excluded(NamedTuple):
 
     def of(self, query: Int[Array, ""]) -> "Excluded":
         """Return what is excluded of one query, as of a batch of one."""
-        own = jax.tree.map(lambda x: x[query][None], (self.known, self.contents))
-        return self._replace(known=own[0], contents=own[1])
+        own = (self.known, self.contents, self.rows)
+        known, contents, rows = jax.tree.map(lambda x: x[query][None], own)
+        return self._replace(known=known, contents=contents, rows=rows)
 
     def negatives(self, documents: Marks) -> Bool[Array, "queries documents"]:
-        """Return which documents are negatives; of one row where it is one for all."""
+        """Return which documents are negatives; of one row where it is one for all.
+
+        By all but `rows`.
+        """
         found = jnp.ones((1, documents.ids.shape[0]), bool)
         if self.ids.shape[0]:
             alike = same(documents, Marks(self.ids, self.digests))
@@ -53,10 +65,58 @@ class Excluded(NamedTuple):
                 found = found & ((documents.digests[None] != content) | (content < 0))
         return found
 
+    def joined(
+        self, known: Int[Array, "queries any"], cache: NegativeCache
+    ) -> "Excluded":
+        """Return it with what is known to answer each query.
+
+        Of more than a few, what has their content is not left out too.
+        """
+        known = known.astype(jnp.int32)
+        if known.shape[1] > _FEW:
+            return self._replace(rows=jnp.sort(cache.places(known), axis=1))
+        both = jnp.concatenate([self.known, known], axis=1)
+        return self._replace(known=both, contents=cache.contents(both))
+
+    def outside(self, start: Int[Array, ""], num: int) -> Bool[Array, "queries num"]:
+        """Return which of `num` rows in a piece are none of `rows`.
+
+        A query's are next to each other, and marked one after the other: as often as
+        the query has them that has most in the piece.
+        """
+        rows = self.rows
+        assert rows is not None
+        queries, most = rows.shape
+        bounds = jnp.stack([start, start + num]).astype(rows.dtype)
+        first, last = jax.vmap(jnp.searchsorted, (0, None))(rows, bounds).T
+        each = jnp.arange(queries)
+
+        def mark(i: Int[Array, ""], found: Array) -> Array:
+            at = jnp.minimum(first + i, most - 1)
+            place = jnp.where(first + i < last, rows[each, at] - start, num)
+            return found.at[each, place].set(False, mode="drop")
+
+        start_with = jnp.ones((queries, num), bool)
+        return jax.lax.fori_loop(0, jnp.max(last - first), mark, start_with)
+
+    def without(self, rows: Int[Array, " taken"]) -> Bool[Array, "queries taken"]:
+        """Return which of some rows are none of `rows`."""
+        assert self.rows is not None
+        return ~among(self.rows, rows)
+
     def _number(self, column: int) -> Int[Array, " queries"]:
         # -1 is no number: a document without one is not excluded by it.
         number = self.known[:, column]
         return jnp.where(number < 0, -2, number)
+
+
+def among(
+    ordered: Int[Array, "queries many"], values: Int[Array, " any"]
+) -> Bool[Array, "queries any"]:
+    """Return which values are in each of some rows of numbers in order."""
+    place = jax.vmap(jnp.searchsorted, (0, None))(ordered, values)
+    place = jnp.minimum(place, ordered.shape[1] - 1)
+    return jnp.take_along_axis(ordered, place, axis=1) == values[None]
 
 
 def same(first: Marks, second: Marks) -> Bool[Array, "first second"]:
@@ -74,17 +134,20 @@ def negatives_in_batch(
 
     **Arguments:** `cache`, if there is one, which knows the content of what is `known`.
     """
-    num, none = num_pairs(pairs), jnp.zeros(0, jnp.int32)
-    own = Marks(documents.ids[:num], documents.digests[:num])
-    known, contents = own.ids[:, None], own.digests[:, None]
-    if pairs.known is not None:
-        known = jnp.concatenate([known, pairs.known], axis=1)
-        of_known = jnp.full(pairs.known.shape, -1, contents.dtype)
+    num = num_pairs(pairs)
+    answers = same(Marks(documents.ids[:num], documents.digests[:num]), documents)
+    if pairs.known is not None and pairs.known.shape[1]:
+        answers |= _in(pairs.known, documents.ids)
         if cache is not None:
-            of_known = cache.contents(pairs.known)
-        contents = jnp.concatenate([contents, of_known], axis=1)
-    excluded = Excluded(none, none, known, contents)
-    return ~_shared(pairs, documents, ~excluded.negatives(documents))
+            answers |= _in(cache.contents(pairs.known), documents.digests)
+    return ~_shared(pairs, documents, answers)
+
+
+def _in(
+    numbers: Int[Array, "queries any"], values: Int[Array, " documents"]
+) -> Bool[Array, "queries documents"]:
+    """Return which values are among each query's numbers; -1 is none."""
+    return among(jnp.sort(numbers, axis=1), values) & (values >= 0)[None]
 
 
 def scored_in_batch(
@@ -119,8 +182,6 @@ def excluded_by(pairs: Pairs, documents: Marks, cache: NegativeCache) -> Exclude
 
     The batch's documents, which its loss has already, and those known to answer.
     """
-    known = pairs.known
-    if known is None:
-        known = jnp.zeros((num_pairs(pairs), 0), jnp.int32)
-    known = known.astype(jnp.int32)
-    return Excluded(documents.ids, documents.digests, known, cache.contents(known))
+    none = jnp.zeros((num_pairs(pairs), 0), jnp.int32)
+    known = none if pairs.known is None else pairs.known
+    return Excluded(documents.ids, documents.digests, none).joined(known, cache)

@@ -12,11 +12,12 @@ from jaxtyping import Array, Float, Int, PyTree
 from .cache import NegativeCache, block_size, checked_ids
 from .corpora import known_of
 from .embedding import check_finite, embedded, num_items
+from .lookup import joined_rows
 from .measures import Relevant, discounted_gain, recall, reciprocal_rank
 from .negatives import Excluded
 from .rows import AbstractRows, stored
 from .sampling import top_k
-from .scan import Scored
+from .scan import Scored, numbered
 
 
 class Index(eqx.Module):
@@ -75,7 +76,7 @@ class Index(eqx.Module):
             )
         excluded = Excluded.nothing(len(queries))
         if known is not None:
-            excluded = excluded._replace(known=jnp.asarray(known))
+            excluded = _left_out(self.ids, jnp.asarray(known, jnp.int32))
         return _searched(self, queries, excluded, k)
 
 
@@ -86,13 +87,21 @@ class Ranked(NamedTuple):
     scores: Float[Array, "queries k"]
 
 
+@jax.jit
+def _left_out(ids: Int[Array, " rows"], known: Int[Array, "queries any"]) -> Excluded:
+    """Return numbers of each query as rows, which cost the same however many."""
+    rows = joined_rows(ids, known.reshape(-1)).reshape(known.shape)
+    return Excluded.nothing(len(known))._replace(rows=jnp.sort(rows, axis=1))
+
+
 @eqx.filter_jit
 def _searched(
     index: Index, queries: Float[Array, "queries size"], excluded: Excluded, k: int
 ) -> Ranked:
     nothing = jnp.zeros_like(index.ids)
     offsets = jnp.zeros(index.ids.shape)
-    scored = Scored(index.rows, index.ids, nothing, offsets, excluded)
+    at = numbered(excluded, index.ids.shape[0])
+    scored = Scored(index.rows, index.ids, nothing, offsets, excluded, at)
     scores, slots = top_k(
         scored, queries, jnp.ones(()), k, block_size(index.ids.shape[0])
     )

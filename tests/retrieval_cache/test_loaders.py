@@ -87,13 +87,27 @@ def test_documents_that_a_tokenizer_cannot_tell_apart_are_one():
     assert found.relevant == [(0,), (0,), (1, 0)]
     assert found.gains == [(1,), (1,), (1, 0.5)]
     assert found.negatives == [(), (1,), ()]
-    assert merged(texts, HashedWords(length=4)).digest() == texts.digest()
+    with pytest.warns(rc.TruncationWarning, match="2 of 3 texts are cut to 4"):
+        assert merged(texts, HashedWords(length=4)).digest() == texts.digest()
 
 
 def test_too_many_negatives_are_refused():
     for make in (pairs_of, lambda *a, **k: grain_pairs(*a, 4, **k)):
         with pytest.raises(ValueError, match="query 0 has 3"):
             make(corpus(), TOKENIZE, num_negatives=4)
+
+
+def test_what_is_known_is_held_once_for_all_pairs():
+    judgments = [("a user", f"item {i}", 1.0) for i in range(500)]
+    judgments += [(f"user {i}", f"item {i}", 1.0) for i in range(500)]
+    users = Corpus.of_texts(judgments, name="users", license="none")
+    pairs = pairs_of(users, TOKENIZE)
+    assert pairs.known.shape == (1_000, 500)
+    assert pairs.known.nbytes == 4 * (1_000 + 2 * 1_000)
+    for kind in (eg.Minibatches, eg.HostMinibatches):
+        batch = kind(pairs, 8).batch_at(0, key=KEY)
+        assert batch.known.shape == (8, 500)
+        assert all(i in row for i, row in zip(batch.ids, batch.known))
 
 
 def uneven():

@@ -1,12 +1,16 @@
 """One rule of what is no negative, in the loss, the pass and `cache_logit`."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from effgen import retrieval_cache as rc
+from effgen.retrieval_cache import scan
 from effgen.retrieval_cache.negatives import (
     excluded_by,
     negatives_in_batch,
@@ -93,6 +97,69 @@ def test_numbers_that_no_row_has_exclude_nothing():
     assert found[0, 0] == cache.digests[0]
     assert found[1, 0] == cache.digests[5]
     assert found[0, 1] == found[1, 1] == -1
+
+
+def known_rows(num=6, width=40, total=120, seed=0):
+    """Return many numbers a query, in no order, some of them twice, some of nothing."""
+    rng = np.random.default_rng(seed)
+    found = rng.integers(0, total + 20, (num, width)).astype(np.int32)
+    return np.where(rng.random(found.shape) < 0.2, -1, found)
+
+
+@pytest.mark.parametrize("is_ordered", [True, False])
+def test_many_known_documents_are_left_out_as_few_are(is_ordered, monkeypatch):
+    model, known = towers(), known_rows()
+    ids = np.arange(120) if is_ordered else np.random.default_rng(1).permutation(120)
+    cache = rc.NegativeCache.fill(model.document, corpus(), ids=ids)
+    one = batch()
+    pairs = one._replace(ids=jnp.asarray(ids[one.ids], jnp.int32), known=known)
+    excluded = excluded_by(pairs, marks(pairs), cache)
+    wanted = np.stack([~np.isin(ids, [*row, *pairs.ids]) for row in known])
+    scored = rc.Scored.of(cache, excluded)
+    np.testing.assert_array_equal(scored.negative()[:, :120], wanted)
+    slots = jnp.asarray([7, 3, 119, 3])
+    np.testing.assert_array_equal(scored.take(slots).negative(), wanted[:, slots])
+    # Tile by tile, and by the draws' blocks.
+    monkeypatch.setitem(scan._TILE_SCORES, "cpu", 6 * 32)
+    queries, scale = model.query(pairs.queries), jnp.asarray(5.0)
+    found = rc.passed(scored, queries, scale, 16)
+    scores = 5.0 * np.asarray(queries @ model.document(corpus()).T, np.float64)
+    scores = np.where(wanted, scores, -np.inf)
+    np.testing.assert_allclose(
+        found.log_partition, np.logaddexp.reduce(scores, axis=1), rtol=1e-5
+    )
+    owners = jnp.repeat(jnp.arange(6), 50)
+    drawn = rc.drawn(scored, found, queries, scale, owners, 16, key=KEY)
+    assert wanted[owners, drawn].all()
+
+
+@pytest.mark.parametrize("estimator", [rc.PseudoLogit(), rc.GumbelMax()])
+def test_estimates_with_many_known_documents_are_the_full_softmax_s(estimator):
+    model = towers()
+    pairs, cache = batch()._replace(known=known_rows()), filled(model)
+    given = {"key": KEY, "temperature": 0.2, "num_draws": 2, "num_negatives": 12}
+    found = rc.check_gradients(model, pairs, cache, estimator=estimator, **given)
+    scores = 5.0 * model.query(pairs.queries) @ model.document(corpus()).T
+    for i, row in enumerate(pairs.known):
+        others = np.setdiff1d(row[(row >= 0) & (row < 120)], [pairs.ids[i]])
+        scores = scores.at[i, others].set(-jnp.inf)
+    own = scores[jnp.arange(6), pairs.ids]
+    wanted = jnp.mean(jax.nn.logsumexp(scores, axis=1) - own)
+    np.testing.assert_allclose(found.loss, wanted, rtol=1e-5)
+    np.testing.assert_allclose(found.exact_loss, wanted, rtol=1e-5)
+
+
+def test_a_step_s_program_does_not_grow_with_what_is_known():
+    model = towers()
+    trainer = rc.NegativeCacheTrainer(optax.sgd(0.1), num_negatives=12)
+    state = trainer.init(model, filled(model))
+
+    def size(width):
+        pairs = batch()._replace(known=known_rows(width=width))
+        step = eqx.filter_make_jaxpr(partial(trainer.step, key=KEY))
+        return len(str(step(state, pairs)[0]).splitlines())
+
+    assert size(2_000) == size(100)
 
 
 @pytest.mark.parametrize("by", ["batch", "tuple", "known"])
