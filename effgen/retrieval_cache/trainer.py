@@ -40,8 +40,8 @@ from .pairs import (
     num_documents,
     num_pairs,
 )
-from .refresh import AbstractRefresh, Seen, policies_of
-from .towers import Temperature, embed, is_random
+from .refresh import AbstractRefresh, Budget, Seen, WriteBack, policies_of
+from .towers import Temperature, in_parts, is_random
 
 
 class NegativeCacheTrainer(AbstractTrainer):
@@ -61,14 +61,16 @@ class NegativeCacheTrainer(AbstractTrainer):
     - `num_negatives`: documents drawn from the cache, for the whole batch.
     - `temperature`: a number, an optax schedule, or `None` for the model's own
       `temperature`, which is then trained.
-    - `refresh`: the share of the rows embedded anew each step, oldest first, beside
-      what is written back (of a large corpus, as few as `32 / cache.capacity`); or a
-      policy; or several.
+    - `refresh`: a policy, or several, by default `(WriteBack(), Budget())`: what was
+      embedded is written back, and a twentieth of a step's work is spent on the oldest
+      rows, where scores drift. Or the share of the rows embedded anew each step, oldest
+      first, beside what is written back.
     - `estimator`: `PseudoLogit()`, or the paper's `GumbelMax()`.
     - `label_smoothing`: spread over the batch's documents.
     - `chunks`: into how many what a step embeds is cut, each computed once more in the
       backward pass: the memory of one chunk, whatever the batch, for a third more
-      compute (Gao et al., 2021). The gradient is that of the whole batch.
+      compute (Gao et al., 2021). The gradient is that of the whole batch. Rows that are
+      refreshed are embedded by as many at once as a chunk has, whatever it is.
     - `frequencies`: of each document number, how often it is in a batch, in any unit,
       such as `np.bincount(ids)`: what the batch's documents count for where the cache
       is stale goes by it. `train` finds it where the data are arrays; of others,
@@ -94,7 +96,10 @@ class NegativeCacheTrainer(AbstractTrainer):
     optim: optax.GradientTransformation
     num_negatives: int = 64
     temperature: Temperature = 0.05
-    refresh: float | AbstractRefresh | tuple[AbstractRefresh, ...] = 0.01
+    refresh: float | AbstractRefresh | tuple[AbstractRefresh, ...] = (
+        WriteBack(),
+        Budget(),
+    )
     estimator: AbstractEstimator = PseudoLogit()
     label_smoothing: float = 0.0
     chunks: int = 1
@@ -180,7 +185,7 @@ class NegativeCacheTrainer(AbstractTrainer):
         model, opt_state, metrics, found = updated(
             self, state, mean_surrogate, searched
         )
-        seen = _seen(state.model, state.memory, pairs, found)
+        seen = _seen(state.model, state.memory, pairs, found, self.chunks)
         cache = refreshed(
             state.memory, self.refresh, seen, model, state.step + 1, key=keys[1]
         )
@@ -271,7 +276,7 @@ def refreshed(
     """Return the cache after all policies, in turn; `model` embeds without a key."""
 
     def encode(items: PyTree) -> Float[Array, "batch size"]:
-        return jax.lax.stop_gradient(embed(model.document, items))
+        return in_parts(model.document, items, seen.chunk)
 
     for i, policy in enumerate(policies_of(refresh)):
         own = jax.random.fold_in(key, i)
@@ -279,17 +284,20 @@ def refreshed(
     return cache
 
 
-def _seen(model: PyTree, cache: NegativeCache, pairs: Pairs, found: Embedded) -> Seen:
+def _seen(
+    model: PyTree, cache: NegativeCache, pairs: Pairs, found: Embedded, chunks: int
+) -> Seen:
     """Return what was embedded, without dropout: once more, where there was any."""
     documents, slots = batch_documents(pairs), found.sample.slots
     embedded, fresh = found.documents, found.fresh
+    chunk = max(1, (len(embedded) + len(fresh)) // chunks)
     if is_random(model, model.document):
         items = joined(documents, cache.documents(slots))
-        both = jax.lax.stop_gradient(embed(model.document, items))
+        both = in_parts(model.document, items, chunk)
         embedded, fresh = both[: len(embedded)], both[len(embedded) :]
     drift = found.estimated.corrected.drift
     num = num_pairs(pairs)
-    return Seen(slots, fresh, documents, marks(pairs), embedded, num, drift)
+    return Seen(slots, fresh, documents, marks(pairs), embedded, num, drift, chunk)
 
 
 def _described(found: Embedded, seen: Seen) -> Metrics:
