@@ -43,7 +43,7 @@ class Corpus:
         default=None, repr=False
     )
     negatives: Numbers | None = dataclasses.field(default=None, repr=False)
-    full_gain: float | None = None
+    full_gain: float | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for fields that do not fit each other."""

@@ -18,6 +18,7 @@ from effgen.retrieval_cache.draws import (
     sampled,
     shared_weights,
 )
+from effgen.retrieval_cache.estimation import estimate
 from effgen.retrieval_cache.logits import pseudo_logit
 from tests.retrieval_cache.cases import (
     KEY,
