@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
+from .ragged import Ragged, is_ragged, whole
 from .shuffle import shuffled
 from .stream import Stream
 
@@ -34,8 +35,8 @@ class Minibatches(AbstractBatches):
     `rows % batch_size` rows left over are a different random few each time. A batch of
     all rows has them in their own order.
 
-    **Attributes:** `arrays`, a pytree whose leaves share their leading axis, and
-    `batch_size`.
+    **Attributes:** `arrays`, a pytree whose leaves share their leading axis (a `Ragged`
+    is one), and `batch_size`.
 
     >>> import jax, jax.numpy as jnp
     >>> batches = Minibatches(jnp.arange(6.0), 2)
@@ -69,11 +70,12 @@ class Minibatches(AbstractBatches):
         step = jnp.asarray(step)
         rows = num_rows(self.arrays)
         if self.batch_size == rows:
-            return self.arrays  # every step sees them all, and a gather is not free
+            # Every step sees them all, and a gather is not free.
+            return jax.tree.map(whole, self.arrays, is_leaf=is_ragged)
         per_epoch = rows // self.batch_size
         position = (step % per_epoch) * self.batch_size + jnp.arange(self.batch_size)
         index = shuffled(position, rows, step // per_epoch, key=key)
-        return jax.tree.map(lambda x: x[index], self.arrays)
+        return jax.tree.map(lambda x: x[index], self.arrays, is_leaf=is_ragged)
 
     def __call__(self, key: PRNGKeyArray) -> PyTree:
         """Return one random batch, of distinct rows."""
@@ -119,7 +121,8 @@ class HostMinibatches(AbstractHostBatches):
         start = (step % per_epoch) * self.batch_size
         # Sorted rows are read in the order they lie on disk; a batch is a set.
         index = np.sort(order[start : start + self.batch_size])
-        return jax.tree.map(lambda x: np.asarray(x[index]), self.arrays)
+        take = lambda x: np.asarray(x[index])
+        return jax.tree.map(take, self.arrays, is_leaf=is_ragged)
 
     def _epoch_order(self, epoch: int, key: PRNGKeyArray) -> np.ndarray:
         seed = (*np.ravel(jax.random.key_data(key)).tolist(), epoch)
@@ -211,11 +214,11 @@ def set_back(data: Any, position: Any) -> None:
 
 def num_rows(arrays: PyTree) -> int:
     """Return the length of the leading axis that the leaves of `arrays` share."""
-    return jax.tree.leaves(arrays)[0].shape[0]
+    return jax.tree.leaves(arrays, is_leaf=is_ragged)[0].shape[0]
 
 
 def _named(tree: PyTree) -> list[tuple[str, Any]]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_ragged)
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
 
 
@@ -264,6 +267,7 @@ def check_width(name: str, tree: PyTree) -> None:
     for path, leaf in _named(tree):
         if isinstance(leaf, jax.Array) or not jnp.issubdtype(leaf.dtype, np.integer):
             continue  # an array of JAX's has been narrowed already, or is kept wide
+        leaf = leaf.values if isinstance(leaf, Ragged) else leaf
         kept = jax.dtypes.canonicalize_dtype(leaf.dtype)
         if kept == leaf.dtype:
             continue

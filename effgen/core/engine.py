@@ -18,7 +18,7 @@ from .host_run import HostDriver
 from .job import MOST_STEPS, Chunk, Job
 from .pace import Pace
 from .prefetch import Block, Reader
-from .results import RESULTS, RunWarning, TrainingError, code, with_code
+from .results import RESULTS, RunWarning, TrainingError, code, told, with_code
 from .retry import Retry
 from .state import Metrics
 from .stream import Stream
@@ -322,7 +322,7 @@ class Loop:
         new, metrics, number, attempt = self.driver.failed(index)
         reported = with_code(RESULTS.successful, number)
         result = RESULTS.nonfinite if number == 0 else reported
-        detail = RESULTS[result]
+        detail = told(result, metrics)
         culprits = _nonfinite("metrics", metrics) + _nonfinite("state", new)
         if culprits and result == RESULTS.nonfinite:
             detail = f"{'; '.join(culprits[:6])}: {detail}"

@@ -68,6 +68,12 @@ class RESULTS(eqx.Enumeration):
         "other times than the rest where `shared_times` is set. Sort them, and pad a "
         "series by repeating its last time."
     )
+    documents_differ = (
+        "a batch's document has a number that is of another document in the cache, or "
+        "past 2^30: the metric `differing` says which. Number documents as the cache "
+        "was filled, give them as they are there, or leave `ids` out: documents are "
+        "then told by their content."
+    )
     infeasible = (
         "Ipopt found no point where all constraints hold. `metrics` and the warning "
         "name the worst: loosen or correct it, or start from another guess."
@@ -192,6 +198,17 @@ class TrainingError(RuntimeError):
 
 class RunWarning(UserWarning):
     """A run ended early, or went on after something went wrong; the text says how."""
+
+
+def told(result: Any, metrics: Any) -> str:
+    """Return a result's message, with the values of the metrics that it names."""
+    message = RESULTS[result]
+    there = [
+        f" `{name}` is {np.asarray(value).item()}."
+        for name, value in metrics.items()
+        if f"`{name}`" in message and np.size(value) == 1
+    ]
+    return message + "".join(there)
 
 
 def code(result: Any) -> int:

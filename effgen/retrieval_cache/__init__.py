@@ -48,6 +48,7 @@ from .measures import (
     recall as recall,
     reciprocal_rank as reciprocal_rank,
 )
+from .negatives import Excluded as Excluded
 from .pairs import Marks as Marks, Pairs as Pairs
 from .refresh import (
     AbstractRefresh as AbstractRefresh,
@@ -59,7 +60,7 @@ from .refresh import (
 )
 from .rows import ByteRows as ByteRows, FloatRows as FloatRows
 from .sampling import drawn as drawn, gumbel_top_k as gumbel_top_k, top_k as top_k
-from .scan import Excluded as Excluded, Scored as Scored, passed as passed
+from .scan import Scored as Scored, passed as passed
 from .search import (
     Evaluation as Evaluation,
     Index as Index,
@@ -75,6 +76,10 @@ from .towers import (
     normalized as normalized,
 )
 from .trainer import NegativeCacheTrainer as NegativeCacheTrainer
+from .truncation import (
+    Truncation as Truncation,
+    TruncationWarning as TruncationWarning,
+)
 from .wordnet import (
     Synset as Synset,
     definitions_to_lemmas as definitions_to_lemmas,

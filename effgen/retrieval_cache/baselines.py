@@ -14,6 +14,7 @@ from effgen.core.update import init_opt_state
 from .cache import NegativeCache
 from .checks import (
     check_chunks,
+    check_contents,
     check_model,
     check_pairs,
     check_positive,
@@ -21,17 +22,20 @@ from .checks import (
 )
 from .gradients import full_softmax_loss
 from .logits import valued
-from .objective import (
-    batch_scores,
-    cross_entropy,
-    excluded_by,
-    negatives_in_batch,
-)
+from .negatives import excluded_by, scored_in_batch
+from .objective import batch_scores, cross_entropy
 from .pairs import Pairs, as_pairs, batch_documents, marks, num_documents, num_pairs
 from .refresh import PositivesIn, Seen
 from .scan import Scored, passed
 from .towers import Temperature, embed, in_chunks, is_random
-from .trainer import described, first_state, refreshed, scale_of, updated
+from .trainer import (
+    described,
+    first_state,
+    refreshed,
+    same_documents,
+    scale_of,
+    updated,
+)
 
 
 class InBatchTrainer(AbstractTrainer):
@@ -79,7 +83,7 @@ class InBatchTrainer(AbstractTrainer):
                 model.document, batch_documents(pairs), self.chunks, key=keys[1]
             )
             scale = scale_of(self.temperature, state, model)
-            negatives = negatives_in_batch(pairs, marks(pairs))
+            negatives = scored_in_batch(pairs, marks(pairs))
             scores = batch_scores(queries, documents, scale, negatives)
             losses = cross_entropy(scores, _none(scores), self.label_smoothing)
             return jnp.mean(losses), None
@@ -139,9 +143,9 @@ class CrossBatchTrainer(AbstractTrainer):
             queries = embed(model.query, pairs.queries, key=keys[0])
             documents = embed(model.document, batch_documents(pairs), key=keys[1])
             scale = scale_of(self.temperature, state, model)
-            negatives = negatives_in_batch(pairs, found)
+            negatives = scored_in_batch(pairs, found, cache)
             scores = batch_scores(queries, documents, scale, negatives)
-            scored = Scored.of(cache, excluded_by(pairs, found))
+            scored = Scored.of(cache, excluded_by(pairs, found, cache))
             logit = stale_logit(scored, queries, scale, cache.block)
             logit = jnp.where(state.step < self.warm_up, -jnp.inf, logit)
             losses = cross_entropy(scores, logit[:, None], self.label_smoothing)
@@ -170,7 +174,8 @@ class FullSoftmaxTrainer(AbstractTrainer):
 
     **Attributes:** as in `InBatchTrainer`.
 
-    **Metrics:** `loss`, `scale`, `grad_norm`.
+    **Metrics:** `loss`, `scale`, `differing` (as in `NegativeCacheTrainer`),
+    `grad_norm`.
     """
 
     watched: ClassVar[tuple[str, ...]] = ("loss", "scale")
@@ -200,11 +205,13 @@ class FullSoftmaxTrainer(AbstractTrainer):
             return found, None
 
         model, opt_state, metrics, _ = updated(self, state, loss)
+        metrics |= same_documents(state.memory, marks(as_pairs(batch)))
         return state.advance(model, opt_state, state.memory), metrics
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
         """Raise on batches that the towers or the corpus cannot use."""
         check_pairs(state.model, state.memory, as_pairs(batch))
+        check_contents(state.memory, source)
 
 
 def stale_logit(

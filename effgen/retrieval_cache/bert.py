@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
-from .encoders import attention, layer_norm, linear, pooled
+from .architectures import RELATIVE
+from .encoders import attention, by_distance, layer_norm, linear, pooled
 from .pretrained import Folder, described, tensors
 from .towers import normalized
 
@@ -35,6 +36,22 @@ class Affine(eqx.Module):
     bias: Float[Array, "... out"]
 
 
+class Dense(eqx.Module):
+    """A layer of embeddings, `activation(weight @ x + bias)`.
+
+    **Attributes:** `activation`, `"identity"` or `"tanh"`.
+    """
+
+    weight: Float[Array, "out in"]
+    bias: Float[Array, " out"] | None = None
+    activation: str = eqx.field(static=True, default="identity")
+
+    def __call__(self, x: Float[Array, "batch in"]) -> Float[Array, "batch out"]:
+        """Return the embeddings after the layer."""
+        y = linear(self, x)
+        return jnp.tanh(y) if self.activation == "tanh" else y
+
+
 class Layers(eqx.Module):
     """Attention and a layer of units, each added to its input and normed after.
 
@@ -53,10 +70,12 @@ class Layers(eqx.Module):
 class Bert(eqx.Module):
     """The encoder of Devlin et al. (2019), with a pooling: what MiniLM, BGE, E5 are.
 
+    So are, under other names, DistilBERT, RoBERTa, XLM-R and MPNet.
+
         x = norm(words[tokens] + places + types[0])
         x = norm(x + attention(x))
         x = norm(x + down(gelu(up(x))))                     for each layer
-        embedding = normalized(mean(x))
+        embedding = normalized(dense(mean(x)))
 
     A scan runs over the layers, so that it compiles as fast as one. Parameters are
     float32, and norms, softmax, pooling and embeddings are computed so.
@@ -71,6 +90,9 @@ class Bert(eqx.Module):
       `is_normalized`, whether embeddings have length one.
     - `padding`: the token that is none; `epsilon`, of the norms.
     - `compute`: the type that layers are computed in.
+    - `relative`: of MPNet, what attention adds by how far tokens are apart, one number
+      each for `buckets` of distances and heads.
+    - `dense`: layers of embeddings.
     - `recompute`: whether gradients compute each layer once more instead of keeping
       what is inside: about a third more time, and little more memory than one takes.
 
@@ -90,6 +112,8 @@ class Bert(eqx.Module):
     epsilon: float = eqx.field(static=True, default=1e-12)
     compute: Any = eqx.field(static=True, default=jnp.float32)
     recompute: bool = eqx.field(static=True, default=False)
+    relative: Float[Array, "buckets heads"] | None = None
+    dense: tuple[Dense, ...] = ()
 
     def __check_init__(self) -> None:
         """Raise `ValueError` for another pooling, or heads that do not fit."""
@@ -117,14 +141,19 @@ class Bert(eqx.Module):
 
         **Arguments:** `compute`, `dropout` and `recompute`, as of the class.
 
+        Of DistilBERT, RoBERTa, XLM-R and MPNet too, with layers after the pooling.
+
         **Raises:** `FileNotFoundError` for a file that is not there, `ValueError` for
-        an encoder that is no plain BERT or lacks tensors, `ImportError` without
+        an encoder of another kind or that lacks tensors, `ImportError` without
         safetensors.
         """
         said = described(folder)
         config = said.config
-        shapes = jax.eval_shape(lambda: named_tensors(_like(config)))
-        found = tensors(folder, {name: x.shape for name, x in shapes.items()})
+        named = jax.eval_shape(lambda: named_tensors(_like(config)))
+        shapes = {name: x.shape for name, x in named.items()}
+        if said.kind.is_relative:
+            shapes[RELATIVE] = (32, config["num_attention_heads"])
+        found = tensors(folder, shapes)
         norm = "embeddings.LayerNorm"
         return cls(
             *(jnp.asarray(found[f"embeddings.{x}_embeddings.weight"]) for x in _TABLES),
@@ -138,6 +167,8 @@ class Bert(eqx.Module):
             epsilon=config["layer_norm_eps"],
             compute=compute,
             recompute=recompute,
+            relative=jnp.asarray(found[RELATIVE]) if RELATIVE in found else None,
+            dense=tuple(_dense(*layer) for layer in said.dense),
         )
 
     @classmethod
@@ -203,6 +234,8 @@ class Bert(eqx.Module):
             if self.pooling == "mean"
             else pooled(x[:, :1], there[:, :1])
         )
+        for layer in self.dense:
+            x = layer(x)
         return normalized(x) if self.is_normalized else x
 
     def _through(
@@ -214,9 +247,11 @@ class Bert(eqx.Module):
         """Return the sequences after all layers."""
         depth = self.layers.out.bias.shape[0]
         keys = None if key is None else jax.random.split(key, depth)
+        apart = self.relative
+        bias = None if apart is None else by_distance(apart, x.shape[1], x.dtype)
 
         def further(x: Array, layer: tuple[Layers, Any]) -> tuple[Array, None]:
-            return self._layer(x, there, *layer), None
+            return self._layer(x, there, bias, *layer), None
 
         if self.recompute:
             further = jax.checkpoint(further, prevent_cse=False)
@@ -226,12 +261,13 @@ class Bert(eqx.Module):
         self,
         x: Float[Array, "batch length width"],
         there: Bool[Array, "batch length"],
+        bias: Float[Array, "1 heads length length"] | None,
         layer: Layers,
         key: PRNGKeyArray | None,
     ) -> Float[Array, "batch length width"]:
         """Return the sequences one layer later."""
         keys = (None, None) if key is None else jax.random.split(key)
-        y = attention(linear(layer.qkv, x), there, self.num_heads)
+        y = attention(linear(layer.qkv, x), there, self.num_heads, bias)
         y = x + self._dropped(linear(layer.out, y), keys[0])
         x = layer_norm(layer.out_norm, y, self.epsilon)
         y = linear(layer.down, jax.nn.gelu(linear(layer.up, x), approximate=False))
@@ -276,6 +312,11 @@ def _stacked(found: dict[str, np.ndarray], depth: int) -> Layers:
         for field, parts in _PARTS.items()
     }
     return Layers(**each)
+
+
+def _dense(weight: np.ndarray, bias: np.ndarray | None, activation: str) -> Dense:
+    own = None if bias is None else jnp.asarray(bias)
+    return Dense(jnp.asarray(weight), own, activation)
 
 
 def _like(config: dict[str, Any]) -> Bert:

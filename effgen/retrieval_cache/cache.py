@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .digests import content_digests
 from .embedding import check_embeddings, check_finite, embedded, num_items
-from .lookup import rows_of
-from .pairs import Marks
+from .lookup import joined_rows, rows_of
+from .pairs import MOST_NUMBER, Marks
 from .rows import AbstractRows, stored
 
 
@@ -151,6 +151,34 @@ class NegativeCache(eqx.Module):
         # Where rows are in the order of their numbers, nothing is searched for.
         return jax.lax.cond(jnp.all(direct & (marks.ids >= 0)), lambda: near, searched)
 
+    def places(self, ids: Int[Array, "*any"]) -> Int[Array, "*any"]:
+        """Return documents' rows by number, `capacity` of one that is not here."""
+        flat = ids.reshape(-1)
+        if not flat.shape[0]:
+            return ids
+        near = jnp.clip(flat, 0, self.capacity - 1)
+        direct = (self.ids[near] == flat) & (flat >= 0)
+        found = jax.lax.cond(
+            jnp.all(direct | (flat < 0)),
+            lambda: jnp.where(direct, near, self.capacity).astype(jnp.int32),
+            lambda: joined_rows(self.ids, flat),
+        )
+        return found.reshape(ids.shape)
+
+    def contents(self, ids: Int[Array, "*any"]) -> Int[Array, "*any"]:
+        """Return the digests of documents by number, -1 of one that is not here."""
+        return self.digests.at[self.places(ids)].get(mode="fill", fill_value=-1)
+
+    def differing(self, marks: Marks) -> Int[Array, ""]:
+        """Return the number of a document that has other content here, -1 if none has.
+
+        So is a number that no document can have.
+        """
+        here = self.contents(marks.ids)
+        wrong = (marks.ids >= 0) & (here >= 0) & (here != marks.digests)
+        wrong |= marks.ids >= MOST_NUMBER
+        return jnp.max(jnp.where(wrong, marks.ids, -1))
+
     def written(
         self,
         slots: Int[Array, " put"],
@@ -188,7 +216,7 @@ class NegativeCache(eqx.Module):
         """
         sound = jnp.all(jnp.isfinite(embeddings), axis=1)
         slots = jnp.where(sound, slots, self.capacity)
-        numbers = jnp.where(marks.ids >= 0, marks.ids, marks.digests | (1 << 30))
+        numbers = jnp.where(marks.ids >= 0, marks.ids, marks.digests | MOST_NUMBER)
         put = lambda x, new: x.at[slots].set(new.astype(x.dtype), mode="drop")
         return NegativeCache(
             jax.tree.map(put, self.items, items),
@@ -294,7 +322,7 @@ def checked_ids(ids: Any, num: int) -> Int[Array, " documents"]:
             f"`ids` is {found.dtype} of shape {found.shape}: pass {num} integers, one "
             "a document."
         )
-    if found.min() < 0 or found.max() >= 1 << 30:
+    if found.min() < 0 or found.max() >= MOST_NUMBER:
         raise ValueError(
             f"`ids` go from {found.min()} to {found.max()}: pass numbers from 0 up to "
             "2^30; -1 means a free row."

@@ -5,11 +5,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from .cache import NegativeCache
-from .pairs import Pairs, batch_documents
+from .pairs import MOST_NUMBER, Pairs, as_pairs, batch_documents, marks
 from .towers import LearnedTemperature, embed
+
+
+_FIRST = 1 << 14
 
 
 def check_temperature(temperature: Any) -> None:
@@ -103,6 +106,38 @@ def check_pairs(model: PyTree, cache: NegativeCache | None, pairs: Pairs) -> Non
         )
     if cache is not None:
         _check_same_items(cache.items, pairs.documents)
+
+
+def check_contents(cache: NegativeCache, data: Any) -> None:
+    """Raise `ValueError` if documents are not those that the cache has by their number.
+
+    Of data that are arrays, the first few; of all others each step tells.
+    """
+    arrays = getattr(data, "arrays", None)
+    if arrays is None or not cache.ids.is_fully_addressable:
+        return
+    # Without what is known, which is not looked at and may be large.
+    given = arrays._replace(known=None) if isinstance(arrays, Pairs) else arrays
+    first = jax.tree.map(lambda x: jnp.asarray(x[:_FIRST]), as_pairs(given))
+    if first.ids is not None:
+        check_same(cache, first)
+
+
+def check_same(cache: NegativeCache, pairs: Pairs) -> None:
+    """Raise `ValueError` if pairs' documents are not those of their number."""
+    number = int(eqx.filter_jit(_differing)(cache, pairs))
+    if number >= MOST_NUMBER:
+        raise ValueError("`ids` go past 2^30: number documents from 0 up to that.")
+    if number >= 0:
+        raise ValueError(
+            f"`ids` has {number} for a document that is not the cache's document "
+            f"{number}: number documents as the cache was filled, give them as they "
+            "are there, or leave `ids` out, and they are told by their content."
+        )
+
+
+def _differing(cache: NegativeCache, pairs: Pairs) -> Array:
+    return cache.differing(marks(pairs))
 
 
 def _check_numbers(name: str, found: Any, num: int, dims: int) -> None:

@@ -25,10 +25,13 @@ class Corpus:
     - `name`, and `license`: what the texts may be used for.
     - `documents`, `queries`: texts; their places are their numbers.
     - `relevant`: for each query, the numbers of the documents that answer it.
-    - `gains`: how well each of these does, one everywhere by default. Below one it
-      answers in part: it is not trained on, and no negative either.
+    - `gains`: how well each of these does, one everywhere by default. Below `full_gain`
+      it answers in part: it is not trained on, and no negative either.
     - `negatives`: for each query, the numbers of documents that look like answers and
       are none.
+    - `full_gain`: from which gain on a document answers in full. By default half of the
+      largest of all gains, and one at least: of grades 0 to 3 what has a 2 or a 3, as
+      TREC's deep learning tracks count.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Corpus:
         default=None, repr=False
     )
     negatives: Numbers | None = dataclasses.field(default=None, repr=False)
+    full_gain: float | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for fields that do not fit each other."""
@@ -51,11 +55,14 @@ class Corpus:
             _check_numbers("negatives", self.negatives, self)
         if self.gains is not None:
             _check_gains(self.gains, self.relevant)
+        # Held as a number, so that parts of a corpus go by the whole one's.
+        object.__setattr__(self, "full_gain", self._full_gain())
         for query, answers in enumerate(self.full):
             if not answers:
                 raise ValueError(
-                    f"no document answers query {query} in full: leave the query out, "
-                    "or scale `gains` so that a full answer has one."
+                    f"no document answers query {query} in full, with a gain of "
+                    f"{self.full_gain:g}: leave the query out, or pass the least gain "
+                    "of a full answer as `full_gain`."
                 )
 
     @classmethod
@@ -67,12 +74,13 @@ class Corpus:
         *,
         name: str,
         license: str,
+        full_gain: float | None = None,
     ) -> "Corpus":
         """Return a corpus of texts by any keys, and judgments of pairs of them.
 
         **Arguments:** `judgments`, each a query's key, a document's, and a gain: above
         zero it answers, else it is a negative. The best of repeated ones counts, and
-        queries that nothing answers are left out.
+        queries that nothing answers are left out. `full_gain`, as of the class.
 
         **Raises:** `KeyError` for a judgment of a text that is not there; `ValueError`
         if no query is left, or nothing answers one in full.
@@ -96,6 +104,7 @@ class Corpus:
             [tuple(i for i, g in row.items() if g > 0) for row in rows],
             graded if any(g != 1 for row in graded for g in row) else None,
             worse if any(worse) else None,
+            full_gain,
         )
 
     @classmethod
@@ -106,11 +115,12 @@ class Corpus:
         *,
         name: str,
         license: str,
+        full_gain: float | None = None,
     ) -> "Corpus":
         """Return a corpus of judged texts, equal ones taken for one.
 
         **Arguments:** `judgments`, of a query, a document, and a gain, as of `judged`;
-        `documents`, more of them, which come first.
+        `documents`, more of them, which come first; `full_gain`, as of the class.
 
         **Raises:** as `judged`.
         """
@@ -123,7 +133,14 @@ class Corpus:
             judgments,
             name=name,
             license=license,
+            full_gain=full_gain,
         )
+
+    def _full_gain(self) -> float:
+        if self.full_gain is not None:
+            return _checked_gain(self.full_gain)
+        gains = (float(gain) for row in self.gains or () for gain in row)
+        return max(1.0, max(gains, default=1.0) / 2)
 
     @property
     def full(self) -> Numbers:
@@ -131,7 +148,8 @@ class Corpus:
         if self.gains is None:
             return self.relevant
         rows = zip(self.relevant, self.gains)
-        return [tuple(i for i, g in zip(*row) if g >= 1) for row in rows]
+        least = self._full_gain()
+        return [tuple(i for i, g in zip(*row) if g >= least) for row in rows]
 
     def digest(self) -> str:
         """Return the SHA-256 of all but name and license, in hexadecimal digits.
@@ -139,7 +157,9 @@ class Corpus:
         It tells what a measurement was made on.
         """
         fields = (self.documents, self.queries, self.relevant, self.gains)
-        content = json.dumps([*fields, self.negatives], default=_plain)
+        # One is the usual, and was no part of a digest before there were others.
+        least = [] if self._full_gain() == 1 else [self.full_gain]
+        content = json.dumps([*fields, self.negatives, *least], default=_plain)
         return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -178,13 +198,15 @@ def subset(corpus: Corpus, num_documents: int, seed: int = 0) -> Corpus:
     kept = sorted(_drawn_order(corpus.documents, seed)[:num_documents])
     left = set(kept)
     said = [(i, j, gain) for i, j, gain in judgments(corpus) if j in left]
-    full = {i for i, _, gain in said if gain >= 1}
+    least = corpus.full_gain or 1
+    full = {i for i, _, gain in said if gain >= least}
     return Corpus.judged(
         {j: corpus.documents[j] for j in kept},
         {i: text for i, text in enumerate(corpus.queries) if i in full},
         [judgment for judgment in said if judgment[0] in full],
         name=f"{corpus.name}, {num_documents} documents",
         license=corpus.license,
+        full_gain=corpus.full_gain,
     )
 
 
@@ -301,6 +323,12 @@ def _check_gains(gains: Sequence[tuple[float, ...]], relevant: Numbers) -> None:
             "`gains` are not all positive: leave out what does not answer, or pass it "
             "in `negatives`."
         )
+
+
+def _checked_gain(gain: Any) -> float:
+    if isinstance(gain, bool) or not isinstance(gain, int | float) or not gain > 0:
+        raise ValueError(f"`full_gain` is {gain!r}: pass a gain above zero, such as 2.")
+    return float(gain)
 
 
 def _plain(number: np.generic) -> float:

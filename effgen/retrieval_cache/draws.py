@@ -11,19 +11,22 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from effgen.core.loops import read_now
 
 from .cache import NegativeCache
+from .negatives import Excluded
 from .sampling import drawn
-from .scan import Excluded, Passed, Scored, passed
+from .scan import Passed, Scored, passed
 
 
 class Beside(NamedTuple):
     """Documents of a batch that nobody drew, which stand for draws of any document.
 
     **Attributes:** `slots`, where the cache has them, past its end if it has not;
-    `negatives`, of which query each is one.
+    `negatives`, of which query each is one; `frequencies`, of each document number, how
+    often it is in a batch, in any unit: without, all are taken to be equally often.
     """
 
     slots: Int[Array, " documents"]
     negatives: Bool[Array, "queries documents"]
+    frequencies: Float[Array, " corpus"] | None = None
 
 
 class Sample(NamedTuple):
@@ -32,7 +35,8 @@ class Sample(NamedTuple):
     **Attributes:** `slots`, the rows, in turn for each query; `owners`, whose they are;
     `stale`, their embeddings in the cache, and then those of the documents beside;
     `scores`, of all queries at both, `-inf` where one is no negative of a query;
-    `log_partition` and `mean`, as in `Passed`; `population`, documents of the cache.
+    `log_partition` and `mean`, as in `Passed`; `population`, documents of the cache;
+    `often`, how often each of `stale` is in a batch, over the mean of all documents.
     """
 
     slots: Int[Array, " draws"]
@@ -43,6 +47,7 @@ class Sample(NamedTuple):
     log_partition: Float[Array, " queries"]
     mean: Float[Array, "queries size"]
     population: Int[Array, ""]
+    often: Float[Array, " known"] | None = None
 
 
 class Anchor(NamedTuple):
@@ -88,7 +93,8 @@ def sampled(
         lambda: (slots, _known(scored, slots, beside, queries, scale)), slots[0]
     )
     rest = (found.log_partition, found.mean, jnp.sum(cache.valid))
-    return Sample(slots, owners, *known, *rest)
+    often = None if beside is None else _often(cache, slots, beside)
+    return Sample(slots, owners, *known, *rest, often)
 
 
 def _known(
@@ -116,6 +122,20 @@ def _known(
     )
 
 
+def _often(
+    cache: NegativeCache, slots: Int[Array, " draws"], beside: Beside
+) -> Float[Array, " known"] | None:
+    """Return how often documents are in a batch, over the mean of all."""
+    if beside.frequencies is None:
+        return None
+    known = jnp.asarray(beside.frequencies, float)
+    both = jnp.concatenate([slots, beside.slots])
+    ids = cache.ids.at[both].get(mode="fill", fill_value=-1)
+    met = known.at[ids].get(mode="fill", fill_value=0, wrap_negative_indices=False)
+    total = jnp.maximum(jnp.sum(known), jnp.finfo(known.dtype).tiny)
+    return met * jnp.sum(cache.valid) / total
+
+
 def _owners(num: int, draws: int, key: PRNGKeyArray) -> Int[Array, " draws"]:
     """Return whose each draw is, of `num` queries."""
     if draws % num == 0:
@@ -137,11 +157,12 @@ def shared_weights(
     """Return what each draw counts for each query, a mean of one over all draws.
 
         weights_is = count_s pi_i(s) / mixture(s),    pi_i = softmax of query i
-        mixture(s) = sum_j num_j pi_j(s) + defense * beside / population
+        mixture(s) = sum_j num_j pi_j(s) + defense * beside * often(s) / population
 
     whoever drew it: the balance heuristic. A draw's `count` is 1, and `defense` that of
-    a document beside, which is as good as drawn evenly: what the stale softmaxes hold
-    for unlikely then counts too. Zero for queries without negatives.
+    a document beside, which is as good as drawn by how often it is in a batch: what the
+    stale softmaxes hold for unlikely then counts too. Zero for queries without
+    negatives.
 
     **Source:** Veach and Guibas (1995); Hesterberg (1995) for the even part.
     """
@@ -152,6 +173,7 @@ def shared_weights(
     shares = jnp.where(there[:, None], sample.scores - log_partition[:, None], -jnp.inf)
     mixture = jax.nn.logsumexp(shares, axis=0) + jnp.log(draws / num)
     even = defense * beside / jnp.maximum(sample.population, 1)
+    even = even if sample.often is None else even * sample.often
     mixture = jnp.logaddexp(mixture, jnp.log(even))
     owned = jnp.concatenate([there[sample.owners], jnp.ones(beside, bool)])
     sound = jnp.isfinite(mixture) & owned
@@ -183,7 +205,4 @@ def effective_draws(weights: Float[Array, "queries draws"]) -> Float[Array, " qu
     return jnp.sum(weights, axis=1) ** 2 / squares
 
 
-def nothing_excluded(num: int) -> Excluded:
-    """Return that all documents are negatives of `num` queries."""
-    none = jnp.zeros(0, jnp.int32)
-    return Excluded(none, none, jnp.zeros((num, 0), jnp.int32))
+nothing_excluded = Excluded.nothing

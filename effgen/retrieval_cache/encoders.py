@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from .towers import normalized
@@ -170,17 +171,39 @@ def attention(
     qkv: Float[Array, "batch length triple"],
     there: Bool[Array, "batch length"],
     num_heads: int,
+    bias: Float[Array, "1 heads length length"] | None = None,
 ) -> Float[Array, "batch length width"]:
     """Return what each token reads off those that are there, by `num_heads` heads.
 
-    **Arguments:** `qkv`, queries, keys and values, one after the other.
+    **Arguments:** `qkv`, queries, keys and values, one after the other; `bias`, what is
+    added to their products.
     """
     batch, length, triple = qkv.shape
     shape = (batch, length, 3, num_heads, triple // 3 // num_heads)
     query, key, value = jnp.moveaxis(qkv.reshape(shape), 2, 0)
     mask = there[:, None, None]
-    found = jax.nn.dot_product_attention(query, key, value, mask=mask)
+    found = jax.nn.dot_product_attention(query, key, value, bias, mask)
     return found.reshape(batch, length, triple // 3)
+
+
+def by_distance(
+    relative: Float[Array, "buckets heads"], length: int, dtype: Any
+) -> Float[Array, "1 heads length length"]:
+    """Return what attention adds from each token to each, by buckets of distances.
+
+    Half of the buckets are of what comes before. Of those, half are of one distance
+    each, and the others widen by the logarithm up to 128.
+
+    **Source:** Raffel et al. (2020), as MPNet has it.
+    """
+    side, each, most = len(relative) // 2, len(relative) // 4, 128
+    apart = np.arange(length)[None] - np.arange(length)[:, None]
+    far = np.maximum(np.abs(apart), each)
+    wide = np.log(far / each, dtype=np.float32) / np.float32(math.log(most / each))
+    wide = np.minimum(each + (wide * np.float32(side - each)).astype(int), side - 1)
+    near = np.where(np.abs(apart) < each, np.abs(apart), wide)
+    bias = relative[np.where(apart > 0, side, 0) + near]
+    return jnp.moveaxis(bias, 2, 0)[None].astype(dtype)
 
 
 def pooled(

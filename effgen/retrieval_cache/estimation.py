@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from .cache import NegativeCache
 from .draws import Anchor, Beside, Sample, sampled
 from .estimators import AbstractEstimator, Estimated
-from .objective import batch_scores, negatives_in_batch
+from .negatives import negatives_in_batch, scored_in_batch
+from .objective import batch_scores
 from .pairs import Marks, Pairs, batch_documents, joined, marks, num_pairs
 from .towers import in_chunks
 
@@ -40,16 +41,19 @@ def estimate(
     key: PRNGKeyArray,
     label_smoothing: float = 0.0,
     chunks: int = 1,
+    frequencies: Float[Array, " corpus"] | None = None,
     mesh: Mesh | None = None,
 ) -> Embedded:
     """Return the losses of a batch against a cache, to be differentiated by `model`.
 
     The batch's documents and the drawn ones go through their tower as one.
+
+    **Arguments:** as of the trainer.
     """
     found, own = marks(pairs), num_pairs(pairs)
     keys = jax.random.split(key, 3)
     queries = in_chunks(model.query, pairs.queries, chunks, key=keys[0])
-    negatives = negatives_in_batch(pairs, found)
+    negatives = negatives_in_batch(pairs, found, cache)
     # What answers a query is as good as drawn evenly; explicit negatives are not.
     slots = cache.find(Marks(found.ids[:own], found.digests[:own]))
     sample = sampled(
@@ -58,12 +62,13 @@ def estimate(
         scale,
         num_negatives,
         estimator.excluded(pairs, found, cache, slots),
-        Beside(slots, negatives[:, :own]),
+        Beside(slots, negatives[:, :own], frequencies),
         key=keys[1],
         mesh=mesh,
     )
     documents, drawn = _documents(model, pairs, cache, sample, chunks, keys[2])
-    scores = batch_scores(queries, documents, scale, negatives)
+    scored = scored_in_batch(pairs, found, cache)
+    scores = batch_scores(queries, documents, scale, scored)
     fresh = jnp.concatenate([drawn, documents[:own]])
     estimated = estimator(queries, scores, fresh, sample, scale, label_smoothing)
     anchor = Anchor(queries, scores.positives, fresh, scale)
@@ -93,7 +98,7 @@ def moved_loss(
     keys, then = jax.random.split(key, 3), found.estimated
     queries = in_chunks(model.query, pairs.queries, chunks, key=keys[0])
     documents, drawn = _documents(model, pairs, cache, found.sample, chunks, keys[2])
-    negatives = negatives_in_batch(pairs, marks(pairs))
+    negatives = scored_in_batch(pairs, marks(pairs), cache)
     scores = batch_scores(queries, documents, scale, negatives)
     fresh = jnp.concatenate([drawn, documents[: num_pairs(pairs)]])
     now = estimator(

@@ -10,10 +10,10 @@ from jaxtyping import Array, Float, Int
 
 from .cache import NegativeCache
 from .draws import Anchor, Sample
-from .logits import Corrected, pseudo_logit, staleness
-from .objective import BatchScores, cross_entropy, excluded_by, log_sum_exp
+from .logits import Corrected, possible_bias, pseudo_logit, staleness
+from .negatives import Excluded, excluded_by
+from .objective import BatchScores, cross_entropy, log_sum_exp
 from .pairs import Marks, Pairs, num_pairs
-from .scan import Excluded
 
 
 class Estimated(NamedTuple):
@@ -62,7 +62,7 @@ class AbstractEstimator(eqx.Module):
 
         **Arguments:** `slots`, where the cache has the queries' own documents.
         """
-        return excluded_by(pairs, documents)
+        return excluded_by(pairs, documents, cache)
 
     def check(self, num_negatives: int, pairs: Pairs, label_smoothing: float) -> None:
         """Raise `ValueError` for settings that the estimator has no use for."""
@@ -158,11 +158,12 @@ class GumbelMax(AbstractEstimator):
 
         Others of the batch are drawn like all, for the losses do not have them.
         """
-        ids = jnp.where(slots < cache.capacity, cache.ids[slots % cache.capacity], -1)
-        none = jnp.zeros(0, jnp.int32)
-        found = excluded_by(pairs, documents)
-        known = jnp.concatenate([ids[:, None], found.known], axis=1)
-        return Excluded(none, none, known)
+        num, none = num_pairs(pairs), jnp.zeros(0, jnp.int32)
+        found = excluded_by(pairs, documents, cache)
+        own = documents.ids[:num, None], documents.digests[:num, None]
+        known = jnp.concatenate([own[0], found.known], axis=1)
+        contents = jnp.concatenate([own[1], cache.contents(found.known)], axis=1)
+        return Excluded(none, none, known, contents, found.rows)
 
     def check(self, num_negatives: int, pairs: Pairs, label_smoothing: float) -> None:
         """Raise `ValueError` for settings that the estimator has no use for."""
@@ -192,5 +193,7 @@ def _drift(
     there = jnp.isfinite(own)
     change = jnp.where(there, drawn - jnp.where(there, own, 0), 0)
     drift = jnp.sqrt(jnp.sum(change**2) / jnp.maximum(jnp.sum(there), 1))
-    found = Corrected(drift, jnp.ones(()), staleness(sample, fresh))
+    # The paper's estimator corrects nothing.
+    bias = possible_bias(drift, 0)
+    found = Corrected(drift, jnp.ones(()), staleness(sample, fresh), bias)
     return jax.lax.stop_gradient(found)

@@ -15,10 +15,11 @@ from jaxtyping import Float, Int
 
 from effgen.core.files import replacing
 
-from .bert import Bert, named_tensors
+from .bert import Bert, Dense, named_tensors
 from .pretrained import Folder, encoder_folder, safetensors
 from .search import Index
 from .tokenizer import text_settings
+from .towers import Tied, TwoTowers
 
 
 _TOKENIZER = (
@@ -81,18 +82,22 @@ def faiss_index(index: Index | Float[Any, "documents size"]) -> Any:
 
 
 def save_sentence_transformer(
-    bert: Bert, tokenizer_folder: Folder, folder: Folder
+    bert: Bert | Tied, tokenizer_folder: Folder, folder: Folder
 ) -> None:
     """Write a folder that sentence-transformers, and `Bert.load`, read.
 
     A report that a pooler is missing means nothing: no embedding is made with it.
 
-    **Arguments:** `tokenizer_folder`, which `bert` was loaded from, for its tokenizer,
-    length of texts and prompts; `folder`, which is made, with those above it.
+    **Arguments:** `bert`, or a model of one for queries and documents,
+    `TwoTowers.tied(bert)`; `tokenizer_folder`, which it was loaded from, for its
+    tokenizer, length of texts and prompts; `folder`, which is made, with those above
+    it.
 
-    **Raises:** `FileExistsError` for a folder that is not empty, `FileNotFoundError`
-    without a tokenizer, `ImportError` without safetensors.
+    **Raises:** `TypeError` for another encoder, `ValueError` for an MPNet, whose
+    attention no BERT has, `FileExistsError` for a folder that is not empty,
+    `FileNotFoundError` without a tokenizer, `ImportError` without safetensors.
     """
+    bert = _encoder_of(bert)
     if Path(folder).is_file() or (
         Path(folder).is_dir() and any(Path(folder).iterdir())
     ):
@@ -107,6 +112,37 @@ def save_sentence_transformer(
         named = {k: np.asarray(x, np.float32) for k, x in named_tensors(bert).items()}
         # transformers reads no file that does not say this.
         module.save_file(named, temporary / "model.safetensors", {"format": "pt"})
+        for i, layer in enumerate(bert.dense):
+            arrays = {"linear.weight": layer.weight, "linear.bias": layer.bias}
+            arrays = {k: np.asarray(x) for k, x in arrays.items() if x is not None}
+            path = temporary / _dense_folder(i) / "model.safetensors"
+            module.save_file(arrays, path, {"format": "pt"})
+
+
+def _encoder_of(model: Any) -> Bert:
+    """Return the one encoder of a model."""
+    bert = model.encoder if isinstance(model, Tied) else model
+    if isinstance(model, TwoTowers):
+        raise TypeError(
+            "`bert` is two towers, and a folder is of one encoder: write `model.query` "
+            "and `model.document` to a folder each."
+        )
+    if not isinstance(bert, Bert):
+        raise TypeError(
+            f"`bert` is a {type(bert).__name__}, which sentence-transformers has no "
+            "module for: write what it makes by `save_embeddings`, or train a `Bert`, "
+            "such as `Bert.random(...)`, which can be written."
+        )
+    if bert.relative is not None:
+        raise ValueError(
+            "`bert` is an MPNet, whose attention no BERT has: it cannot be written as "
+            "one. Write what it makes by `save_embeddings`."
+        )
+    return bert
+
+
+def _dense_folder(i: int) -> str:
+    return f"{i + 2}_Dense"
 
 
 def save_triples(
@@ -160,14 +196,16 @@ def _order(ids: Int[np.ndarray, " documents"]) -> Int[np.ndarray, " documents"]:
 
 def _settings(bert: Bert, tokenizer_folder: Folder) -> dict[str, Any]:
     """Return the JSON files of a folder."""
-    kinds = ("Transformer", "Pooling", "Normalize")[: 3 if bert.is_normalized else 2]
-    paths = ("", "1_Pooling", "2_Normalize")
+    dense = [_dense_folder(i) for i in range(len(bert.dense))]
+    last = [f"{len(dense) + 2}_Normalize"] if bert.is_normalized else []
+    paths = ["", "1_Pooling", *dense, *last]
+    kinds = ["Transformer", *(path.partition("_")[2] for path in paths[1:])]
     files = {
         "config.json": _config(bert),
         "sentence_bert_config.json": text_settings(tokenizer_folder),
         "modules.json": [
             {"idx": i, "name": str(i), "path": path, "type": f"{_ORIGIN}.{kind}"}
-            for i, (kind, path) in enumerate(zip(kinds, paths, strict=False))
+            for i, (kind, path) in enumerate(zip(kinds, paths, strict=True))
         ],
         "1_Pooling/config.json": {
             "word_embedding_dimension": bert.words.shape[1],
@@ -177,7 +215,19 @@ def _settings(bert: Bert, tokenizer_folder: Folder) -> dict[str, Any]:
             "pooling_mode_mean_sqrt_len_tokens": False,
         },
     }
-    return files | ({"2_Normalize/config.json": {}} if bert.is_normalized else {})
+    files |= {f"{path}/config.json": {} for path in last}
+    layers = zip(dense, bert.dense, strict=True)
+    return files | {f"{path}/config.json": _dense_config(x) for path, x in layers}
+
+
+def _dense_config(layer: Dense) -> dict[str, Any]:
+    name = {"identity": "linear.Identity", "tanh": "activation.Tanh"}[layer.activation]
+    return {
+        "in_features": layer.weight.shape[1],
+        "out_features": layer.weight.shape[0],
+        "bias": layer.bias is not None,
+        "activation_function": f"torch.nn.modules.{name}",
+    }
 
 
 def _config(bert: Bert) -> dict[str, Any]:

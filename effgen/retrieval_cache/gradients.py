@@ -9,14 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .cache import NegativeCache
+from .checks import check_same
 from .estimation import estimate
 from .estimators import AbstractEstimator, PseudoLogit
-from .objective import (
-    batch_scores,
-    cross_entropy,
-    excluded_by,
-    negatives_in_batch,
-)
+from .negatives import excluded_by, scored_in_batch
+from .objective import batch_scores, cross_entropy
 from .pairs import as_pairs, batch_documents, marks
 from .scan import Scored
 from .towers import embed
@@ -63,8 +60,10 @@ def full_softmax_loss(
     keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
     queries = embed(model.query, pairs.queries, key=keys[0])
     documents = embed(model.document, batch_documents(pairs), key=keys[1])
-    scores = batch_scores(queries, documents, scale, negatives_in_batch(pairs, found))
-    scored = Scored.of(cache, excluded_by(pairs, found))
+    scores = batch_scores(
+        queries, documents, scale, scored_in_batch(pairs, found, cache)
+    )
+    scored = Scored.of(cache, excluded_by(pairs, found, cache))
     fresh = embed(model.document, cache.items, key=keys[2])
     rest = scale * queries @ fresh.T + cache.offsets[None]
     rest = jnp.where(scored.negative(), rest, -jnp.inf)
@@ -94,12 +93,14 @@ def check_gradients(
     the corpus; `num_draws`, estimates made; `of`, from a gradient to the part looked
     at, such as `lambda model: model.query`.
 
-    **Raises:** `ValueError` for what the estimator has no use for.
+    **Raises:** `ValueError` for what the estimator has no use for, or for documents
+    that the cache has others of by their number.
 
     >>> print(check_gradients(model, batch, cache, key=key))    # doctest: +SKIP
     bias 0.0051 (of 0.0049 by chance), spread 0.1090; loss 4.3912, exact 4.3912
     """
     estimator.check(num_negatives, as_pairs(batch), 0.0)
+    check_same(cache, as_pairs(batch))
     given = model, batch, cache, jnp.asarray(1 / temperature)
     exact_loss, gradients = _exact(*given)
     exact = _vector(of(gradients))

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,11 +15,20 @@ from .lines import parsed, sound
 
 Judgment = tuple[str, str, float]
 
+# What columns of negatives are called in one format or another.
+_NEGATIVES = re.compile(
+    r"(hard_)?(neg|negative)(s|_ctxs|_docs|_passages|_texts)?(_?\d+)?", re.IGNORECASE
+)
+
 _UNSTATED = "not stated: that of its source"
 
 
 def beir(
-    folder: str | os.PathLike[str], split: str = "test", *, max_broken: int = 0
+    folder: str | os.PathLike[str],
+    split: str = "test",
+    *,
+    max_broken: int = 0,
+    full_gain: float | None = None,
 ) -> Corpus:
     """Return a data set in BEIR's format: all documents, the queries of one split.
 
@@ -27,7 +37,7 @@ def beir(
     **Arguments:** `folder`, with `corpus.jsonl`, `queries.jsonl` and `qrels/*.tsv`,
     which may be packed (`.gz`); `split`, which of the last; `max_broken`, how many
     broken lines of a file to leave out, with a warning, before it is an error. A
-    judgment of a text that is not there is broken.
+    judgment of a text that is not there is broken. `full_gain`, as of `Corpus`.
 
     **Raises:** `FileNotFoundError`; `ValueError` that names file and line.
 
@@ -44,6 +54,7 @@ def beir(
         judgments,
         name=f"{folder.resolve().name}, {split}",
         license=_UNSTATED,
+        full_gain=full_gain,
     )
 
 
@@ -60,10 +71,13 @@ def triples(
     **Arguments:** `source`, the path of JSON lines, which may be packed (`.gz`), or of
     Parquet (`.parquet`, for which pyarrow is needed), or any iterable of rows;
     `columns`, how these are called: the second and the third hold a text or several,
-    the third may be missing. A row may also be a list, `[query, positive, negative,
-    ...]`. `max_broken`, as of `beir`.
+    the third may be missing. Each may be numbered or not, and one or several:
+    `negatives`, `negative`, and `negative_1`, `negative_2`, ... are read together. A
+    row may also be a list, `[query, positive, negative, ...]`. `max_broken`, as of
+    `beir`.
 
-    **Raises:** `FileNotFoundError`; `ValueError` that names file and row.
+    **Raises:** `FileNotFoundError`; `ValueError` that names file and row, also for a
+    column of negatives by another name, which would be left out.
     """
     parse, name = functools.partial(_row, columns), "rows"
     if not isinstance(source, str | os.PathLike):
@@ -135,13 +149,49 @@ def _row(columns: tuple[str, str, str], record: Any) -> list[Judgment]:
     if isinstance(record, list | tuple):
         query, positive, *negative = record
     else:
-        query, positive = (record[name] for name in columns[:2])
-        negative = record.get(columns[2])
+        query = record[columns[0]]
+        positive, negative = (_joined(record, name) for name in columns[1:])
+        _check_read(record, columns)
     (query,), positives, negatives = map(_several, (query, positive, negative))
     if not positives:
         raise ValueError("nothing answers")
     answers = [(query, text, 1.0) for text in positives]
     return answers + [(query, text, 0.0) for text in negatives]
+
+
+def _joined(record: Mapping[str, Any], column: str) -> list[str]:
+    """Return the texts of a column and of those that are its number or its plural."""
+    named = sorted(filter(_like(column), record), key=_order)
+    return [text for name in named for text in _several(record[name])]
+
+
+def _like(column: str) -> Callable[[str], bool]:
+    """Return whether a name is a column's, in the singular, the plural, or numbered."""
+    stem = re.escape(re.sub(r"(_?\d+|s)$", "", column))
+    found = re.compile(rf"{stem}(s|_?\d+)?")
+    return lambda name: name == column or found.fullmatch(name) is not None
+
+
+def _order(name: str) -> tuple[int, str]:
+    number = re.search(r"\d+$", name)
+    return (int(number.group()) if number else -1, name)
+
+
+def _check_read(record: Mapping[str, Any], columns: tuple[str, str, str]) -> None:
+    """Raise `ValueError` for texts of negatives that no column has."""
+    read = [_like(name) for name in columns]
+    for name, field in record.items():
+        named = any(like(name) for like in read)
+        if not named and _NEGATIVES.fullmatch(name) and _has_text(field):
+            raise ValueError(
+                f"`{name}` is in none of the `columns` {columns}: pass it as the "
+                "third, or leave it out of the rows"
+            )
+
+
+def _has_text(field: Any) -> bool:
+    several = field if isinstance(field, list | tuple) else [field]
+    return any(isinstance(x, str | dict) for x in several)
 
 
 def _several(field: Any) -> list[str]:
@@ -153,7 +203,9 @@ def _several(field: Any) -> list[str]:
 
 def _parquet(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     with _pyarrow().ParquetFile(path) as file:
-        there = [name for name in columns if name in file.schema_arrow.names]
+        read = [*map(_like, columns), _NEGATIVES.fullmatch]
+        names = file.schema_arrow.names
+        there = [name for name in names if any(like(name) for like in read)]
         for batch in file.iter_batches(columns=there):
             yield from batch.to_pylist()
 

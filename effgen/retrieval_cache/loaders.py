@@ -2,15 +2,16 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Int, PyTree
 
 from effgen.core.extras import needed
+from effgen.core.ragged import Ragged
 
-from .corpora import Corpus, judgments, known_of
+from .corpora import Corpus, judgments
 from .pairs import Pairs
 
 
@@ -44,6 +45,7 @@ def merged(corpus: Corpus, tokenize: Tokenize) -> Corpus:
         [(query, own[document], gain) for query, document, gain in judgments(corpus)],
         name=corpus.name,
         license=corpus.license,
+        full_gain=corpus.full_gain,
     )
 
 
@@ -61,19 +63,21 @@ def pairs_of(
 
     **Arguments:** `tokenize`, from texts to a pytree of arrays, `(texts, ...)`;
     `tokenize_queries`, the same by default; `num_negatives`, how many of a query's
-    negatives go with each of its pairs, its first.
+    negatives go with each of its pairs, its first. A query that has fewer is filled up
+    with the document that answers, which counts as nothing.
 
-    **Raises:** `ValueError` if a query has fewer negatives.
+    **Raises:** `ValueError` if no query has as many negatives.
     """
     _check_negatives(corpus, num_negatives)
     examples = [
-        Example(query, document, _negatives(corpus, query)[:num_negatives])
+        _example(
+            query, document, _negatives(corpus, query)[:num_negatives], num_negatives
+        )
         for query, answers in enumerate(corpus.full)
         for document in answers
     ]
-    return assembled(
-        corpus, known_of(corpus.relevant), tokenize, tokenize_queries, examples
-    )
+    known = Ragged.of(corpus.relevant)
+    return assembled(corpus, known.of_rows, tokenize, tokenize_queries, examples)
 
 
 def grain_pairs(
@@ -93,8 +97,8 @@ def grain_pairs(
 
     **Arguments:** as of `pairs_of`; `seed`, below 2^32.
 
-    **Raises:** `ValueError` for fewer queries than `batch_size`, or fewer negatives
-    than `num_negatives`; `ImportError` without grain.
+    **Raises:** `ValueError` for fewer queries than `batch_size`, or if no query has
+    `num_negatives` negatives; `ImportError` without grain.
     """
     module = needed("grain", by="grain_pairs", extra="data")
     _check_negatives(corpus, num_negatives)
@@ -104,8 +108,10 @@ def grain_pairs(
             "queries: pass one of 1 to as many."
         )
     draw = functools.partial(_drawn, corpus, corpus.full, num_negatives)
-    known = known_of(corpus.relevant)
-    assemble = functools.partial(assembled, corpus, known, tokenize, tokenize_queries)
+    known = Ragged.of(corpus.relevant)
+    assemble = functools.partial(
+        assembled, corpus, known.__getitem__, tokenize, tokenize_queries
+    )
     order = module.MapDataset.range(len(corpus.queries)).seed(seed).shuffle()
     batches = order.random_map(draw).batch(
         batch_size, drop_remainder=True, batch_fn=assemble
@@ -115,7 +121,7 @@ def grain_pairs(
 
 def assembled(
     corpus: Corpus,
-    known: Int[np.ndarray, "queries any"],
+    known: Callable[[Int[np.ndarray, " rows"]], Any],
     tokenize: Tokenize,
     tokenize_queries: Tokenize | None,
     examples: Sequence[Example],
@@ -134,7 +140,7 @@ def assembled(
         read(_texts(corpus.queries, asked)),
         tokenize(_texts(documents, ids)),
         ids,  # pyright: ignore[reportArgumentType]
-        known[asked],  # pyright: ignore[reportArgumentType]
+        known(asked),
         negatives,
         negative_ids if negative_ids.size else None,  # pyright: ignore[reportArgumentType]
     )
@@ -157,11 +163,20 @@ def _drawn(
 ) -> Example:
     """Return a query with one of its answers, and distinct ones of its negatives."""
     document = int(generator.choice(full[query]))
-    if not num_negatives:
-        return Example(query, document, ())
     among = _negatives(corpus, query)
-    taken = generator.choice(among, num_negatives, replace=False)
-    return Example(query, document, tuple(taken.tolist()))
+    num = min(num_negatives, len(among))
+    taken = generator.choice(among, num, replace=False).tolist() if num else ()
+    return _example(query, document, tuple(taken), num_negatives)
+
+
+def _example(
+    query: int, document: int, negatives: tuple[int, ...], num: int
+) -> Example:
+    """Return a row, filled up to `num` negatives with what answers.
+
+    A document that a batch has twice counts once, so that this adds none.
+    """
+    return Example(query, document, negatives + (document,) * (num - len(negatives)))
 
 
 def _negatives(corpus: Corpus, query: int) -> tuple[int, ...]:
@@ -169,10 +184,11 @@ def _negatives(corpus: Corpus, query: int) -> tuple[int, ...]:
 
 
 def _check_negatives(corpus: Corpus, num_negatives: int) -> None:
-    for query in range(len(corpus.queries) if num_negatives else 0):
-        there = len(_negatives(corpus, query))
-        if there < num_negatives:
-            raise ValueError(
-                f"`num_negatives` is {num_negatives} and query {query} has {there}: "
-                "pass fewer, or mine more with `retrieval_cache.mined`."
-            )
+    numbers = [len(_negatives(corpus, query)) for query in range(len(corpus.queries))]
+    most = max(numbers)
+    if most < num_negatives:
+        raise ValueError(
+            f"`num_negatives` is {num_negatives} and query {numbers.index(most)} has "
+            f"{most}, no other more: pass fewer, or mine more with "
+            "`retrieval_cache.mined`."
+        )

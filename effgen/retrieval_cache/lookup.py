@@ -6,6 +6,7 @@ from jaxtyping import Array, Bool, Int
 
 
 _BLOCK = 512
+_AT_ONCE = 1 << 15
 
 
 def rows_of(
@@ -71,3 +72,28 @@ def _gone_through(
         return jnp.min(jnp.where(hit & (keys == key), rows, len(keys)))
 
     return jax.lax.map(first, wanted)
+
+
+def joined_rows(
+    ids: Int[Array, " rows"], wanted: Int[Array, " any"]
+) -> Int[Array, " any"]:
+    """Return the row of each number, `rows` where none has it, or it is below zero.
+
+    For many numbers: they are put in order, and each row is looked for among them, some
+    rows at a time.
+    """
+    total, order = ids.shape[0], jnp.sort(wanted)
+    size = min(_AT_ONCE, total)
+
+    def further(i: Int[Array, ""], rows: Int[Array, " any"]) -> Int[Array, " any"]:
+        # The last part reaches back, so that all are of one size.
+        start = jnp.minimum(i * size, total - size)
+        some = jax.lax.dynamic_slice_in_dim(ids, start, size)
+        at = jnp.minimum(jnp.searchsorted(order, some), len(order) - 1)
+        places = jnp.where((order[at] == some) & (some >= 0), at, len(order))
+        own = (start + jnp.arange(size)).astype(jnp.int32)
+        return rows.at[places].set(own, mode="drop")
+
+    rows = jnp.full(len(order), total, jnp.int32)
+    rows = jax.lax.fori_loop(0, -(-total // size), further, rows)
+    return rows[jnp.searchsorted(order, wanted)]

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from .pairs import Marks, Pairs, num_pairs
-from .scan import Excluded
+from .negatives import negatives_in_batch as negatives_in_batch
 
 
 class BatchScores(NamedTuple):
@@ -19,37 +18,6 @@ class BatchScores(NamedTuple):
 
     positives: Float[Array, " batch"]
     others: Float[Array, "batch documents"]
-
-
-def excluded_by(pairs: Pairs, documents: Marks) -> Excluded:
-    """Return what of a cache is no negative of a batch.
-
-    The batch's own documents, which its loss has already, and the documents known to
-    answer a query.
-    """
-    known = pairs.known
-    if known is None:
-        known = jnp.zeros((num_pairs(pairs), 0), jnp.int32)
-    # A number of -1 would meet the free rows alone, which are none.
-    return Excluded(documents.ids, documents.digests, known.astype(jnp.int32))
-
-
-def negatives_in_batch(
-    pairs: Pairs, documents: Marks
-) -> Bool[Array, "batch documents"]:
-    """Return which documents of a batch are negatives of which query.
-
-    All but its own, another of the same number or content, and those known.
-    """
-    num = num_pairs(pairs)
-    ids, digests = documents
-    own_ids, own_digests = ids[:num, None], digests[:num, None]
-    same = (own_ids == ids[None]) & (own_ids >= 0)
-    same |= own_digests == digests[None]
-    if pairs.known is not None:
-        there = pairs.known[:, None] == ids[None, :, None]
-        same |= jnp.any(there & (ids[None, :, None] >= 0), axis=2)
-    return ~same
 
 
 def batch_scores(

@@ -6,7 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
+from effgen.core.ragged import whole
+
 from .digests import content_digests
+
+
+MOST_NUMBER = 1 << 30
 
 
 class Pairs(NamedTuple):
@@ -19,15 +24,19 @@ class Pairs(NamedTuple):
       where one is below zero, documents are told by their content. One that the cache
       does not have is a document that is not in it (yet).
     - `known`, `(batch, any)`: numbers of all documents that answer a query, filled up
-      with -1; they are no negatives.
+      with -1; they are no negatives. Of all pairs of some data, `effgen.core.ragged`'s
+      `Ragged` has them without filling, as `pairs_of` makes it.
     - `negatives`: documents that do not answer, a pytree of `(batch, each, ...)`, and
       their numbers, `negative_ids`. They are negatives of every query.
+
+    A document that a batch has more than once counts once: where queries have unequally
+    many negatives, fill up with the document that answers.
     """
 
     queries: PyTree
     documents: PyTree
     ids: Int[Array, " batch"] | None = None
-    known: Int[Array, "batch any"] | None = None
+    known: Int[Array, "batch any"] | Any = None
     negatives: PyTree = None
     negative_ids: Int[Array, "batch each"] | None = None
 
@@ -44,13 +53,16 @@ def as_pairs(batch: Any) -> Pairs:
 
     **Raises:** `TypeError` for anything else.
     """
+    pairs = None
     if isinstance(batch, Pairs):
-        return batch
-    if isinstance(batch, dict) and set(batch) <= set(Pairs._fields):
+        pairs = batch
+    elif isinstance(batch, dict) and set(batch) <= set(Pairs._fields):
         if {"queries", "documents"} <= set(batch):
-            return Pairs(**batch)
-    if isinstance(batch, tuple | list) and 2 <= len(batch) <= len(Pairs._fields):
-        return Pairs(*batch)
+            pairs = Pairs(**batch)
+    elif isinstance(batch, tuple | list) and 2 <= len(batch) <= len(Pairs._fields):
+        pairs = Pairs(*batch)
+    if pairs is not None:
+        return pairs._replace(known=whole(pairs.known))
     raise TypeError(
         f"a batch is a {type(batch).__name__}: pass `retrieval_cache.Pairs(queries, "
         "documents, ids)`, a tuple in that order, or a dict of these names."
@@ -84,7 +96,8 @@ def marks(pairs: Pairs) -> Marks:
         negative = pairs.negative_ids
         more = jnp.full(rest, -1) if negative is None else negative.reshape(-1)
         ids = jnp.concatenate([ids, more])
-    return Marks(ids.astype(jnp.int32), digests)
+    # A number past 32 bits is not to become another document's.
+    return Marks(jnp.clip(ids, -1, MOST_NUMBER).astype(jnp.int32), digests)
 
 
 def joined(first: PyTree, second: PyTree) -> PyTree:

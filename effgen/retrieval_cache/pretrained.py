@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -10,44 +11,40 @@ import numpy as np
 
 from effgen.core.extras import needed
 
+from .architectures import ARCHITECTURES, Architecture
+
 
 Folder = str | os.PathLike[str]
 
-_CHAINS = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
 _ONLY = {
-    "model_type": "bert",
     "hidden_act": "gelu",
+    "activation": "gelu",
     "position_embedding_type": "absolute",
     "is_decoder": False,
     "add_cross_attention": False,
+    "relative_attention_num_buckets": 32,
 }
-_USUAL = {
-    "vocab_size": 30_522,
-    "max_position_embeddings": 512,
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3_072,
-    "type_vocab_size": 2,
-    "layer_norm_eps": 1e-12,
-    "pad_token_id": 0,
-}
+_ACTIVATIONS = {"Identity": "identity", "Tanh": "tanh"}
 
 
 class Description(NamedTuple):
     """What a folder says of its encoder.
 
-    **Attributes:** `config`, the numbers of `config.json`, by their names there;
-    `pooling`, `"mean"` or `"cls"`; `is_normalized`, whether embeddings have length one.
+    **Attributes:** `config`, the numbers of `config.json`, by BERT's names for them;
+    `pooling`, `"mean"` or `"cls"`; `is_normalized`, whether embeddings have length
+    one; `kind`, in what it differs from BERT; `dense`, layers of embeddings: a weight,
+    a bias and an activation each.
     """
 
     config: dict[str, Any]
     pooling: str
     is_normalized: bool
+    kind: Architecture
+    dense: list[tuple[np.ndarray, np.ndarray | None, str]]
 
 
 def described(folder: Folder) -> Description:
-    """Return what a folder says of its encoder, if that is a plain BERT.
+    """Return what a folder says of its encoder, if that is a BERT or near to one.
 
     Without `modules.json`, as a folder of Hugging Face's is, embeddings are means of
     tokens and not normalized: as sentence-transformers takes it.
@@ -56,22 +53,44 @@ def described(folder: Folder) -> Description:
     encoder of another kind.
     """
     modules = _modules(Path(folder))
-    path = modules["Transformer"] / "config.json"
-    config = {"model_type": None} | read_json(path)
+    path = _first(modules, "Transformer") / "config.json"
+    config = read_json(path)
+    kind = architecture(path, config)
     for name, only in _ONLY.items():
         if config.get(name, only) != only:
-            raise ValueError(
-                f"`{path}` says `{name}` is {config[name]!r}, and a `Bert` is "
-                f"{only!r}: load another model, or write this one as a module."
-            )
-    numbers = {name: config.get(name, usual) for name, usual in _USUAL.items()}
-    pooling = _pooling(modules["Pooling"]) if "Pooling" in modules else "mean"
-    return Description(numbers, pooling, _is_normalized(modules))
+            raise ValueError(_refusal(path, name, config[name], repr(only)))
+    pooling = _first(modules, "Pooling")
+    return Description(
+        kind.numbers(config),
+        "mean" if pooling is None else _pooling(pooling),
+        _is_normalized(_first(modules, "Normalize")),
+        kind,
+        [_dense(at) for name, at in modules if name == "Dense"],
+    )
+
+
+def architecture(path: Path, config: dict[str, Any]) -> Architecture:
+    """Return in what the encoder of a `config.json` differs from BERT.
+
+    **Raises:** `ValueError` for another.
+    """
+    kind = config.get("model_type")
+    if kind not in ARCHITECTURES:
+        names = ", ".join(map(repr, ARCHITECTURES))
+        raise ValueError(_refusal(path, "model_type", kind, f"one of {names}"))
+    return ARCHITECTURES[kind]
+
+
+def _refusal(path: Path, name: str, said: Any, only: str) -> str:
+    return (
+        f"`{path}` says `{name}` is {said!r}, and a `Bert` is {only}: load another "
+        "model, or write this one as a module."
+    )
 
 
 def encoder_folder(folder: Folder) -> Path:
     """Return where in a folder the encoder and its tokenizer are, mostly its root."""
-    return _modules(Path(folder))["Transformer"]
+    return _first(_modules(Path(folder)), "Transformer")
 
 
 def tensors(
@@ -79,8 +98,8 @@ def tensors(
 ) -> dict[str, np.ndarray]:
     """Return the tensors of a folder's `model.safetensors`, in float32.
 
-    Names may begin with `bert.`, and norms may have a `gamma` and a `beta`. Poolers,
-    heads and position numbers are left out.
+    Names may begin with the encoder's own, such as `bert.`, and norms may have a
+    `gamma` and a `beta`. Poolers, heads and position numbers are left out.
 
     **Arguments:** `shapes`, of the tensors that there should be, by name.
 
@@ -92,8 +111,10 @@ def tensors(
         raise FileNotFoundError(
             f"`{path}` is not there: save the model anew with safetensors, in one file."
         )
+    config = read_json(encoder_folder(folder) / "config.json")
+    kind = architecture(path, config)
     stored = safetensors("Bert.load").load_file(path)
-    read = {_plain(name): x for name, x in stored.items()}
+    read = {_plain(name): x for name, x in kind.tensors(stored, config).items()}
     found = {name: x for name, x in read.items() if _is_used(name)}
     _check(found, shapes, path)
     return {name: np.asarray(x, np.float32) for name, x in found.items()}
@@ -120,19 +141,48 @@ def safetensors(by: str) -> ModuleType:
     return needed("safetensors", by=by, extra="text", module="safetensors.numpy")
 
 
-def _modules(folder: Path) -> dict[str, Path]:
-    """Return where each of a folder's modules is, by its kind."""
+def _modules(folder: Path) -> list[tuple[str, Path]]:
+    """Return a folder's modules in turn, and where each is."""
     path = folder / "modules.json"
     if not path.exists():
-        return {"Transformer": folder}
+        return [("Transformer", folder)]
     entries = read_json(path)
     kinds = [entry["type"].rpartition(".")[2] for entry in entries]
-    if kinds not in _CHAINS:
+    chain = "Transformer Pooling( Dense)*( Normalize)?"
+    if not re.fullmatch(chain, " ".join(kinds)):
         raise ValueError(
             f"`{path}` chains {', '.join(kinds)}, and a `Bert` is a Transformer, a "
-            "Pooling, and perhaps a Normalize: load another model."
+            "Pooling, perhaps some Dense, and perhaps a Normalize: load another model."
         )
-    return {k: folder / entry["path"] for k, entry in zip(kinds, entries, strict=True)}
+    return [(k, folder / entry["path"]) for k, entry in zip(kinds, entries)]
+
+
+def _first(modules: list[tuple[str, Path]], kind: str) -> Any:
+    """Return where the first module of a kind is, `None` without one."""
+    return next((at for name, at in modules if name == kind), None)
+
+
+def _dense(folder: Path) -> tuple[np.ndarray, np.ndarray | None, str]:
+    """Return the weight, bias and activation of a layer of embeddings."""
+    config, path = read_json(folder / "config.json"), folder / "model.safetensors"
+    said = config.get("activation_function", "torch.nn.modules.activation.Tanh")
+    activation = _ACTIVATIONS.get(said.rpartition(".")[2])
+    usual = "sentence_embedding"
+    names = [config.get(f"module_{x}_name") or usual for x in ("input", "output")]
+    if activation is None or names != [usual, usual]:
+        raise ValueError(
+            f"`{folder / 'config.json'}` has the activation {said} from {names[0]} to "
+            f"{names[1]}, and a `Bert` has Identity or Tanh of embeddings: load "
+            "another model."
+        )
+    if not path.exists():
+        raise FileNotFoundError(
+            f"`{path}` is not there: save the model anew with safetensors."
+        )
+    found = safetensors("Bert.load").load_file(path)
+    bias = found.get("linear.bias")
+    bias = None if bias is None else np.asarray(bias, np.float32)
+    return np.asarray(found["linear.weight"], np.float32), bias, activation
 
 
 def _pooling(folder: Path) -> str:
@@ -151,10 +201,10 @@ def _pooling(folder: Path) -> str:
     return mode
 
 
-def _is_normalized(modules: dict[str, Path]) -> bool:
-    if "Normalize" not in modules:
+def _is_normalized(folder: Path | None) -> bool:
+    if folder is None:
         return False
-    path = modules["Normalize"] / "config.json"
+    path = folder / "config.json"
     usual = "sentence_embedding"
     config = read_json(path) if path.exists() else {}
     if any(config.get(f"module_{x}_name", usual) != usual for x in ("input", "output")):
@@ -165,7 +215,6 @@ def _is_normalized(modules: dict[str, Path]) -> bool:
 
 
 def _plain(name: str) -> str:
-    name = name.removeprefix("bert.")
     for old, new in (("gamma", "weight"), ("beta", "bias")):
         name = name.replace(f"LayerNorm.{old}", f"LayerNorm.{new}")
     return name

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -18,7 +18,8 @@ class Seen(NamedTuple):
 
     **Attributes:** `slots` and `fresh`, rows drawn from the cache; `documents`,
     `marks` and `embeddings`, of the batch; `queries`, how many queries were embedded;
-    `drift`, the standard deviation of scores since their rows were embedded.
+    `drift`, the standard deviation of scores since their rows were embedded; `chunk`,
+    how many documents are embedded at once.
     """
 
     slots: Int[Array, " draws"]
@@ -28,13 +29,19 @@ class Seen(NamedTuple):
     embeddings: Float[Array, "documents size"]
     queries: int
     drift: Float[Array, ""]
+    chunk: int = 1 << 10
 
 
 Encode = Callable[[PyTree], Float[Array, "batch size"]]
 
 
 class AbstractRefresh(eqx.Module):
-    """A policy. Several are applied in turn: `(WriteBack(), OldestFirst(0.01))`."""
+    """A policy. Several are applied in turn: `(WriteBack(), OldestFirst(0.01))`.
+
+    `replaces` says whether a batch's documents take the place of those of their number.
+    """
+
+    replaces: ClassVar[bool] = False
 
     @abc.abstractmethod
     def __call__(
@@ -96,7 +103,8 @@ class OldestFirst(AbstractRefresh):
         key: PRNGKeyArray,
     ) -> NegativeCache:
         """Return the cache after a step."""
-        return _renewed(cache, oldest(cache, _count(self.rate, cache)), encode, step)
+        slots = oldest(cache, _count(self.rate, cache))
+        return _renewed(cache, slots, encode, step, seen.chunk)
 
 
 class RandomRows(AbstractRefresh):
@@ -120,7 +128,7 @@ class RandomRows(AbstractRefresh):
         """Return the cache after a step."""
         num = _count(self.rate, cache)
         slots = jax.random.randint(key, (num,), 0, cache.capacity)
-        return _renewed(cache, slots, encode, step)
+        return _renewed(cache, slots, encode, step, seen.chunk)
 
 
 class Budget(AbstractRefresh):
@@ -160,7 +168,7 @@ class Budget(AbstractRefresh):
         # A cache that was never drawn from (its drift is zero) is not known to be old.
         return jax.lax.cond(
             seen.drift > self.drift,
-            lambda: _renewed(cache, slots, encode, step),
+            lambda: _renewed(cache, slots, encode, step, seen.chunk),
             lambda: cache,
         )
 
@@ -180,6 +188,8 @@ class PositivesIn(AbstractRefresh):
     without a number, counts as asked for as often as the mean. Without it, no
     correction.
     """
+
+    replaces: ClassVar[bool] = True
 
     frequencies: Float[Array, " corpus"] | None = None
 
@@ -230,8 +240,21 @@ def _places(cache: NegativeCache, marks: Marks, num: int) -> Int[Array, " docume
 
 
 def oldest(cache: NegativeCache, num: int) -> Int[Array, " rows"]:
-    """Return the rows embedded longest ago; free ones where too few are taken."""
-    return jax.lax.top_k(jnp.where(cache.valid, _ages(cache), -1), num)[1]
+    """Return the rows embedded longest ago; free ones where too few are taken.
+
+    Of a few, those blocks are looked at that have the oldest row each: then no array of
+    all rows is made.
+    """
+    rows, block = cache.capacity, cache.block
+    held = lambda: jnp.where(cache.valid, _ages(cache), -1)
+    if rows % block or num * block >= rows:
+        return jax.lax.top_k(held(), num)[1]
+    oldest_of = jnp.max(held().reshape(-1, block), axis=1)
+    blocks = jax.lax.top_k(oldest_of, num)[1]
+    among = (blocks[:, None] * block + jnp.arange(block)[None]).reshape(-1)
+    ages = (jnp.max(cache.stamps) - cache.stamps[among]).astype(jnp.float32)
+    ages = jnp.where(cache.ids[among] >= 0, ages, -1)
+    return among[jax.lax.top_k(ages, num)[1]]
 
 
 def _ages(cache: NegativeCache) -> Float[Array, " rows"]:
@@ -248,9 +271,23 @@ def _renewed(
     slots: Int[Array, " rows"],
     encode: Encode,
     step: Int[Array, ""],
+    chunk: int,
 ) -> NegativeCache:
-    # A free row is embedded with the others, and not written.
-    return cache.written(slots, encode(cache.documents(slots)), step)
+    """Return the cache with rows embedded anew, a chunk at a time."""
+    # A free row is embedded with the others, and not written; nor is one past the end.
+    if len(slots) <= chunk:
+        return cache.written(slots, encode(cache.documents(slots)), step)
+    missing = -len(slots) % chunk
+    slots = jnp.pad(slots, (0, missing), constant_values=cache.capacity)
+
+    def further(made: tuple[Any, Any], some: Array) -> tuple[tuple[Any, Any], None]:
+        now = eqx.tree_at(lambda c: (c.rows, c.stamps), cache, made)
+        new = now.written(some, encode(now.documents(some)), step)
+        return (new.rows, new.stamps), None
+
+    first = (cache.rows, cache.stamps)
+    made, _ = jax.lax.scan(further, first, slots.reshape(-1, chunk))
+    return eqx.tree_at(lambda c: (c.rows, c.stamps), cache, made)
 
 
 def _count(rate: float, cache: NegativeCache) -> int:

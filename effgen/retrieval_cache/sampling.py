@@ -105,7 +105,7 @@ def _own_scores(
 ) -> Float[Array, "draws block"]:
     def one(given: tuple[Array, Array]) -> Array:
         owner, start = given
-        own = scored.excluded._replace(known=scored.excluded.known[owner][None])
+        own = scored.excluded.of(owner)
         part = eqx.tree_at(lambda s: s.excluded, scored, own)
         return part.window(start, size).scores(queries[owner][None], scale)[0]
 

@@ -16,6 +16,8 @@ from jaxtyping import Array, Float, Int
 from effgen.core.sharding import data_axes
 
 from .cache import NegativeCache
+from .negatives import Excluded
+from .pairs import Marks
 from .rows import AbstractRows
 
 
@@ -23,18 +25,6 @@ from .rows import AbstractRows
 # enough to stay near a core.
 _TILE_SCORES = {"cpu": 1 << 18}
 _TILE_SCORES_ELSEWHERE = 1 << 24
-
-
-class Excluded(NamedTuple):
-    """Documents that are no negatives: of all queries, and of each.
-
-    **Attributes:** `ids` and `digests`, of all queries; `known`, `(queries, any)`, each
-    query's own. What is -1 excludes nothing.
-    """
-
-    ids: Int[Array, " all"]
-    digests: Int[Array, " all"]
-    known: Int[Array, "queries any"]
 
 
 class Passed(NamedTuple):
@@ -55,6 +45,9 @@ class Scored(eqx.Module):
         score_ij = scale <query_i, row_j> + offset_j
 
     and `-inf` where `j` is free or excluded.
+
+    **Attributes:** as of a cache; `at`, which rows of it these are, where that is asked
+    for: where `excluded` has rows; `is_run`, whether they are next to each other.
     """
 
     rows: AbstractRows
@@ -62,11 +55,14 @@ class Scored(eqx.Module):
     digests: Int[Array, " rows"]
     offsets: Float[Array, " rows"]
     excluded: Excluded
+    at: Int[Array, " rows"] | None = None
+    is_run: bool = eqx.field(static=True, default=True)
 
     @classmethod
     def of(cls, cache: NegativeCache, excluded: Excluded) -> "Scored":
         """Return the scored part of a cache."""
-        return cls(cache.rows, cache.ids, cache.digests, cache.offsets, excluded)
+        given = cache.rows, cache.ids, cache.digests, cache.offsets, excluded
+        return cls(*given, numbered(excluded, cache.capacity))
 
     def window(self, start: Int[Array, ""], num: int) -> "Scored":
         """Return `num` rows in a piece."""
@@ -77,6 +73,8 @@ class Scored(eqx.Module):
             cut(self.digests),
             cut(self.offsets),
             self.excluded,
+            None if self.at is None else cut(self.at),
+            self.is_run,
         )
 
     def take(self, slots: Int[Array, " taken"]) -> "Scored":
@@ -87,6 +85,8 @@ class Scored(eqx.Module):
             self.digests[slots],
             self.offsets[slots],
             self.excluded,
+            None if self.at is None else self.at[slots],
+            is_run=False,
         )
 
     def scores(
@@ -98,15 +98,17 @@ class Scored(eqx.Module):
 
     def negative(self) -> Array:
         """Return which rows are negatives, `(queries, rows)` or `(1, rows)`."""
-        ids, digests, known = self.excluded
-        there = self.ids >= 0
-        if ids.shape[0]:
-            same = self.ids[:, None] == ids[None]
-            there &= ~jnp.any(same | (self.digests[:, None] == digests[None]), axis=1)
-        found = there[None]
-        for column in known.T:
-            found = found & (self.ids[None] != column[:, None])
-        return found
+        found = self.excluded.negatives(Marks(self.ids, self.digests))
+        if self.at is not None and self.excluded.rows is not None:
+            by = self.excluded
+            run = lambda at: by.outside(at[0], at.shape[0])
+            found = found & (run if self.is_run else by.without)(self.at)
+        return found & (self.ids >= 0)[None]
+
+
+def numbered(excluded: Excluded, rows: int) -> Int[Array, " rows"] | None:
+    """Return the numbers of rows, where what is excluded asks for them."""
+    return None if excluded.rows is None else jnp.arange(rows, dtype=jnp.int32)
 
 
 class Blocks(NamedTuple):

@@ -1,7 +1,7 @@
 """Exact search of a corpus, and what is made of it: rankings and hard negatives."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import equinox as eqx
 import jax
@@ -11,12 +11,13 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from .cache import NegativeCache, block_size, checked_ids
 from .corpora import known_of
-from .draws import nothing_excluded
 from .embedding import check_finite, embedded, num_items
+from .lookup import joined_rows
 from .measures import Relevant, discounted_gain, recall, reciprocal_rank
+from .negatives import Excluded
 from .rows import AbstractRows, stored
 from .sampling import top_k
-from .scan import Excluded, Scored
+from .scan import Scored, numbered
 
 
 class Index(eqx.Module):
@@ -73,9 +74,9 @@ class Index(eqx.Module):
                 f"`queries` have shape {queries.shape} and documents size {size}: "
                 "embed both with one model."
             )
-        excluded = nothing_excluded(len(queries))
+        excluded = Excluded.nothing(len(queries))
         if known is not None:
-            excluded = excluded._replace(known=jnp.asarray(known))
+            excluded = _left_out(self.ids, jnp.asarray(known, jnp.int32))
         return _searched(self, queries, excluded, k)
 
 
@@ -86,13 +87,21 @@ class Ranked(NamedTuple):
     scores: Float[Array, "queries k"]
 
 
+@jax.jit
+def _left_out(ids: Int[Array, " rows"], known: Int[Array, "queries any"]) -> Excluded:
+    """Return numbers of each query as rows, which cost the same however many."""
+    rows = joined_rows(ids, known.reshape(-1)).reshape(known.shape)
+    return Excluded.nothing(len(known))._replace(rows=jnp.sort(rows, axis=1))
+
+
 @eqx.filter_jit
 def _searched(
     index: Index, queries: Float[Array, "queries size"], excluded: Excluded, k: int
 ) -> Ranked:
     nothing = jnp.zeros_like(index.ids)
     offsets = jnp.zeros(index.ids.shape)
-    scored = Scored(index.rows, index.ids, nothing, offsets, excluded)
+    at = numbered(excluded, index.ids.shape[0])
+    scored = Scored(index.rows, index.ids, nothing, offsets, excluded, at)
     scores, slots = top_k(
         scored, queries, jnp.ones(()), k, block_size(index.ids.shape[0])
     )
@@ -100,17 +109,31 @@ def _searched(
 
 
 class Evaluation(NamedTuple):
-    """Measures of each query, from its `k` best documents; take their means."""
+    """Measures of each query, from its `k` best documents.
+
+    They are NaN of queries without judgments, which `means` leaves out.
+    """
 
     mrr: Float[Array, " queries"]
     recall: Float[Array, " queries"]
     ndcg: Float[Array, " queries"]
 
     def means(self) -> dict[str, float]:
-        """Return the measures' means."""
-        return {name: float(x.mean()) for name, x in self._asdict().items()}
+        """Return the measures' means over the queries that have judgments.
+
+        **Raises:** `ValueError` if none has.
+        """
+        judged = ~np.isnan(np.asarray(self.mrr))
+        if not judged.any():
+            raise ValueError(
+                "no query has a judgment: pass what answers in `relevant`, rows of "
+                "documents' numbers."
+            )
+        named = self._asdict().items()
+        return {name: float(np.asarray(x)[judged].mean()) for name, x in named}
 
 
+@overload
 def evaluate(
     model: PyTree,
     queries: PyTree,
@@ -119,28 +142,78 @@ def evaluate(
     *,
     k: int = 10,
     batch_size: int = 256,
-) -> Evaluation:
+) -> Evaluation: ...
+
+
+@overload
+def evaluate(
+    model: PyTree,
+    queries: PyTree,
+    relevant: Relevant | Int[Any, "queries *any"] | Sequence[Any],
+    index: Index,
+    *,
+    k: Sequence[int],
+    batch_size: int = 256,
+) -> dict[int, Evaluation]: ...
+
+
+def evaluate(
+    model: PyTree,
+    queries: PyTree,
+    relevant: Relevant | Int[Any, "queries *any"] | Sequence[Any],
+    index: Index,
+    *,
+    k: int | Sequence[int] = 10,
+    batch_size: int = 256,
+) -> Evaluation | dict[int, Evaluation]:
     """Return how well a model finds what answers its queries, in a whole corpus.
+
+    Memory is that of `batch_size` queries at a time, beside what is given.
 
     **Arguments:** `model`, with a tower `query`; `queries`, a pytree of arrays;
     `relevant`, the numbers of what answers each: `(queries,)`, or `(queries, any)`
     filled up with -1, or rows of any length, or `Relevant` with gains; `index`, of the
-    corpus by the same model; `k`, how deep rankings are looked at.
+    corpus by the same model; `k`, how deep rankings are looked at, or several depths,
+    such as `(1, 10, 100)`. One past the corpus is that of the whole corpus.
 
-    **Raises:** `ValueError` for numbers of rows that differ, or what are no numbers.
+    **Returns:** measures of each query; for several depths, by depth.
+
+    **Raises:** `ValueError` for numbers of rows that differ, what are no numbers, or a
+    `k` below 1.
     """
+    depths = _depths(k)
     ids, gains = relevant if isinstance(relevant, Relevant) else (relevant, None)
-    answers = Relevant(_numbers("relevant", ids), gains)
+    rows = _Rows.of("relevant", ids, gains)
     found = embedded(model.query, queries, batch_size)
-    if len(answers.ids) != len(found):
+    if len(rows) != len(found):
         raise ValueError(
-            f"`relevant` has {len(answers.ids)} rows and there are {len(found)} "
-            "queries: pass one row a query."
+            f"`relevant` has {len(rows)} rows and there are {len(found)} queries: pass "
+            "one row a query."
         )
-    ranked = _ranked(index, found, k, None, batch_size)
-    answers = jax.tree.map(jnp.asarray, answers)
+    ranked = _ranked(index, found, max(depths), None, batch_size)
+    parts = [slice(i, i + batch_size) for i in range(0, len(found), batch_size)]
+    measured = {
+        depth: _joined([_measured(ranked[x, :depth], rows.some(x)) for x in parts])
+        for depth in depths
+    }
+    return measured[depths[0]] if isinstance(k, int) else measured
+
+
+@jax.jit
+def _measured(ranked: Int[Array, "queries k"], relevant: Relevant) -> Evaluation:
     measures = (reciprocal_rank, recall, discounted_gain)
-    return Evaluation(*(measure(ranked, answers) for measure in measures))
+    return Evaluation(*(measure(ranked, relevant) for measure in measures))
+
+
+def _joined(parts: list[Evaluation]) -> Evaluation:
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+
+
+def _depths(k: Any) -> tuple[int, ...]:
+    depths = tuple(k) if isinstance(k, list | tuple) else (k,)
+    if not depths or any(not isinstance(x, int) or x < 1 for x in depths):
+        raise ValueError(f"`k` is {k}: pass a depth from 1 on, or several.")
+    return depths
 
 
 def mined(
@@ -161,40 +234,77 @@ def mined(
     `skip`, how many of the best to leave out, which may answer without being known to.
 
     **Returns:** numbers of documents, -1 where there are no more.
+
+    **Raises:** `ValueError` for numbers of rows that differ, or what are no numbers.
     """
-    index, known = Index.from_cache(cache), _numbers("known", known)
+    index, rows = Index.from_cache(cache), _Rows.of("known", known, None)
     found = embedded(model.query, queries, batch_size)
-    return _ranked(index, found, k + skip, known, batch_size)[:, skip:]
-
-
-def _numbers(name: str, given: Any) -> Int[Array, "queries any"]:
-    """Return documents' numbers, a row a query; of one each, or of rows of any length.
-
-    **Raises:** `ValueError` for anything else.
-    """
-    if not hasattr(given, "shape"):
-        given = known_of([tuple(np.atleast_1d(row).tolist()) for row in given])
-    found = np.asarray(given)
-    found = found[:, None] if found.ndim == 1 else found
-    if found.ndim != 2 or not np.issubdtype(found.dtype, np.integer):
+    if len(rows) != len(found):
         raise ValueError(
-            f"`{name}` is {found.dtype} of shape {found.shape}: pass documents' "
-            "numbers, one a query, or a row of them a query, filled up with -1."
+            f"`known` has {len(rows)} rows and there are {len(found)} queries: pass "
+            "one row a query."
         )
-    return jnp.asarray(found)
+    return _ranked(index, found, k + skip, rows, batch_size)[:, skip:]
+
+
+class _Rows(NamedTuple):
+    """Documents' numbers, some a query: an array, or rows of any length."""
+
+    ids: Any
+    gains: Any
+
+    @classmethod
+    def of(cls, name: str, ids: Any, gains: Any) -> "_Rows":
+        """Return them of what is given.
+
+        **Raises:** `ValueError` for what are no numbers, one or several a query.
+        """
+        if not hasattr(ids, "shape"):
+            rows = [np.atleast_1d(np.asarray(row)).ravel() for row in ids]
+            _check_integers(name, [row for row in rows if row.size])
+            return cls(rows, None)
+        found = np.asarray(ids)
+        found = found[:, None] if found.ndim == 1 else found
+        _check_integers(name, [found])
+        return cls(found, gains if gains is None else np.asarray(gains))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def some(self, cut: slice) -> Relevant:
+        """Return those of some queries, filled up with -1 to a power of two."""
+        ids = self.ids[cut]
+        if isinstance(ids, list):
+            ids = known_of(ids, _power(max(map(len, ids), default=1)))
+        gains = None if self.gains is None else jnp.asarray(self.gains[cut])
+        return Relevant(jnp.asarray(ids), gains)
+
+
+def _power(num: int) -> int:
+    return 1 << max(num - 1, 0).bit_length()
+
+
+def _check_integers(name: str, rows: list[np.ndarray]) -> None:
+    for found in rows:
+        if found.ndim > 2 or not np.issubdtype(found.dtype, np.integer):
+            raise ValueError(
+                f"`{name}` is {found.dtype} of shape {found.shape}: pass documents' "
+                "numbers, one a query, or a row of them a query, filled up with -1."
+            )
 
 
 def _ranked(
     index: Index,
     queries: Float[Array, "queries size"],
     k: int,
-    known: Int[Array, "queries any"] | None,
+    known: _Rows | None,
     batch_size: int,
 ) -> Int[Array, "queries k"]:
-    """Return the best documents' numbers, of some queries at a time."""
-    parts = []
+    """Return the best documents' numbers, by parts of the queries; -1 past the end."""
+    most, parts = min(k, index.ids.shape[0]), []
     for start in range(0, len(queries), batch_size):
         cut = slice(start, start + batch_size)
-        own = None if known is None else known[cut]
-        parts.append(index.search(queries[cut], k, known=own).ids)
-    return jnp.concatenate(parts)
+        own = None if known is None else known.some(cut).ids
+        parts.append(index.search(queries[cut], most, known=own).ids)
+    found = jnp.concatenate(parts)
+    return jnp.pad(found, ((0, 0), (0, k - most)), constant_values=-1)

@@ -1,14 +1,17 @@
 """The tokenizer of a pretrained encoder: texts to rows of token numbers."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Integer
 
 from effgen.core.extras import needed
 
-from .pretrained import Folder, encoder_folder, read_json
+from .pretrained import Folder, architecture, encoder_folder, read_json
+from .truncation import Truncation, check_texts, warn_of
 
 
 _AT_ONCE = 16_384
@@ -18,14 +21,24 @@ class Tokenizer:
     """Texts to rows of token numbers, cut or filled up to one length.
 
     Where a text itself spells the padding token, such as "[PAD]", nothing is read.
+    Texts that are cut are warned of (`TruncationWarning`), once by each tokenizer, with
+    how much of them: `truncation` says it of any texts.
 
     **Attributes:** `tokenizer`, of the library `tokenizers`; `length`, tokens of a row,
     those that mark a text's start and end included; `padding`, the token that is none;
-    `lower`, whether texts are read in lower case.
+    `lower`, whether texts are read in lower case; `prompt`, what goes before each text;
+    `prompts`, those of the folder by name.
     """
 
     def __init__(
-        self, tokenizer: Any, length: int, *, padding: int = 0, lower: bool = False
+        self,
+        tokenizer: Any,
+        length: int,
+        *,
+        padding: int = 0,
+        lower: bool = False,
+        prompt: str = "",
+        prompts: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Return one of a length.
 
@@ -39,22 +52,29 @@ class Tokenizer:
             )
         tokenizer.no_padding()
         tokenizer.enable_truncation(length)
+        self._marks = marks
         self.tokenizer = tokenizer
         self.length = length
         self.padding = padding
         self.lower = lower
+        self.prompt = prompt
+        self.prompts = dict(prompts)
 
     @classmethod
-    def load(cls, folder: Folder, *, length: int | None = None) -> "Tokenizer":
+    def load(
+        cls, folder: Folder, *, length: int | None = None, prompt: str | None = None
+    ) -> "Tokenizer":
         """Return the tokenizer of a folder of sentence-transformers or Hugging Face.
 
         Needs the extra `effgen[text]`.
 
         **Arguments:** `length`, tokens of a row; by default the folder's, which suits
-        its longest texts: for queries, and short documents, pass less.
+        its longest texts: for queries, and short documents, pass less; `prompt`, the
+        name of the folder's prompt that goes before each text, such as `"query"`; by
+        default the folder's default, if it has one.
 
-        **Raises:** `FileNotFoundError` without `tokenizer.json`, `ImportError` without
-        tokenizers.
+        **Raises:** `FileNotFoundError` without `tokenizer.json`, `ValueError` for a
+        prompt that the folder does not have, `ImportError` without tokenizers.
         """
         at = encoder_folder(folder)
         path = at / "tokenizer.json"
@@ -63,37 +83,98 @@ class Tokenizer:
                 f"`{path}` is not there: save it with `save_pretrained` of a fast "
                 "tokenizer of transformers."
             )
-        said = text_settings(folder)
+        said, prompts = text_settings(folder), folder_prompts(folder)
         library = needed("tokenizers", by="Tokenizer", extra="text")
         return cls(
             library.Tokenizer.from_file(str(path)),
             said["max_seq_length"] if length is None else length,
-            padding=read_json(at / "config.json").get("pad_token_id", 0),
+            padding=_padding(at),
             lower=said["do_lower_case"],
+            prompt=prompts.named(prompt),
+            prompts=prompts.texts,
         )
 
     def __call__(
-        self, texts: Sequence[str], prompt: str = ""
+        self, texts: Sequence[str], prompt: str | None = None
     ) -> Integer[np.ndarray, "texts length"]:
         """Return the texts' tokens, in 16 bits if the vocabulary fits.
 
-        **Arguments:** `prompt`, what goes before each text, such as `"query: "`.
+        **Arguments:** `prompt`, what goes before each text, such as `"query: "`, in
+        place of the attribute.
 
         **Raises:** `TypeError` for a single string.
         """
-        if isinstance(texts, str):
-            raise TypeError("`texts` is one string: pass a list of them.")
+        check_texts(texts)
         words = self.tokenizer.get_vocab_size(with_added_tokens=True)
         dtype = np.uint16 if words <= 1 << 16 else np.int32
         rows = np.full((len(texts), self.length), self.padding, dtype)
+        sizes = np.zeros(len(texts), np.int64)
+        for i, found in enumerate(self._encoded(texts, prompt)):
+            rows[i, : len(found.ids)] = found.ids
+            sizes[i] = self._size(found)
+        warn_of(self, Truncation.of(sizes, self.length))
+        return rows
+
+    def truncation(self, texts: Sequence[str], prompt: str | None = None) -> Truncation:
+        """Return how much of texts is cut off, those tokens counted that mark ends."""
+        check_texts(texts)
+        sizes = [self._size(found) for found in self._encoded(texts, prompt)]
+        return Truncation.of(np.array(sizes, np.int64), self.length)
+
+    def _encoded(self, texts: Sequence[str], prompt: str | None) -> Iterator[Any]:
+        prompt = self.prompt if prompt is None else prompt
         for start in range(0, len(texts), _AT_ONCE):
             some = [self._read(prompt + x) for x in texts[start : start + _AT_ONCE]]
-            for row, found in zip(rows[start:], self.tokenizer.encode_batch_fast(some)):
-                row[: len(found.ids)] = found.ids
-        return rows
+            yield from self.tokenizer.encode_batch_fast(some)
+
+    def _size(self, found: Any) -> int:
+        """Return how many tokens a text has, with what is cut off."""
+        rest = sum(len(part.ids) - self._marks for part in found.overflowing)
+        return len(found.ids) + rest
 
     def _read(self, text: str) -> str:
         return text.lower() if self.lower else text
+
+
+def _padding(folder: Path) -> int:
+    config = read_json(folder / "config.json")
+    return architecture(folder / "config.json", config).numbers(config)["pad_token_id"]
+
+
+class Prompts(NamedTuple):
+    """What a folder puts before texts.
+
+    **Attributes:** `texts`, by name; `default`, the name of the one that is put before
+    texts where none is asked for; `folder`.
+    """
+
+    texts: dict[str, str]
+    default: str | None
+    folder: Folder
+
+    def named(self, name: str | None) -> str:
+        """Return a prompt's text.
+
+        **Raises:** `ValueError` for a name that is not there.
+        """
+        name = self.default if name is None else name
+        if name is None:
+            return ""
+        if name not in self.texts:
+            raise ValueError(
+                f"`prompt` is {name!r} and `{self.folder}` has {sorted(self.texts)}: "
+                "pass one of these names, or the text itself where texts are read."
+            )
+        return self.texts[name]
+
+
+def folder_prompts(folder: Folder) -> Prompts:
+    """Return the prompts of a folder of sentence-transformers."""
+    path = Path(folder) / "config_sentence_transformers.json"
+    said = read_json(path) if path.exists() else {}
+    texts = {name: x for name, x in (said.get("prompts") or {}).items() if x}
+    default = said.get("default_prompt_name")
+    return Prompts(texts, default if default in texts else None, folder)
 
 
 def text_settings(folder: Folder) -> dict[str, Any]:
@@ -107,7 +188,9 @@ def text_settings(folder: Folder) -> dict[str, Any]:
         read_json(at / name) if (at / name).exists() else {}
         for name in ("sentence_bert_config.json", "tokenizer_config.json")
     )
-    places = read_json(at / "config.json").get("max_position_embeddings", 512)
+    config = read_json(at / "config.json")
+    kind = architecture(at / "config.json", config)
+    places = kind.numbers(config)["max_position_embeddings"]
     length = said.get("max_seq_length") or tokenizer.get("model_max_length", places)
     return {
         "max_seq_length": min(length, places),

@@ -128,6 +128,22 @@ def in_chunks(
     return found.reshape(-1, found.shape[-1])
 
 
+def in_parts(tower: Tower, items: PyTree, size: int) -> Float[Array, "batch size"]:
+    """Return embeddings without gradient or key, made of `size` items at a time."""
+    leaves = jax.tree.leaves(items)
+    num = leaves[0].shape[0]
+    plain = lambda part: jax.lax.stop_gradient(embed(tower, part))
+    if num <= size:
+        return plain(items)
+    parts = -(-num // size)
+    # The last part reaches back, so that all are of one size.
+    rows = jnp.minimum(jnp.arange(parts) * size, num - size)
+    rows = rows[:, None] + jnp.arange(size)[None]
+    found = jax.lax.map(lambda at: plain(jax.tree.map(lambda x: x[at], items)), rows)
+    whole = jnp.zeros((num, found.shape[2]), found.dtype)
+    return whole.at[rows.reshape(-1)].set(found.reshape(-1, found.shape[2]))
+
+
 def is_random(model: Any, tower: Tower) -> bool:
     """Return whether a tower's embeddings in training differ from those without a key.
 

@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from effgen.core.results import RESULTS
 from effgen.core.sharding import mesh_of
 from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractTrainer
@@ -20,6 +21,7 @@ from .cache import NegativeCache
 from .checks import (
     check_cache,
     check_chunks,
+    check_contents,
     check_model,
     check_pairs,
     check_positive,
@@ -27,7 +29,9 @@ from .checks import (
 )
 from .estimation import Embedded, estimate, moved_loss
 from .estimators import AbstractEstimator, PseudoLogit
+from .frequencies import met
 from .pairs import (
+    Marks,
     Pairs,
     as_pairs,
     batch_documents,
@@ -36,8 +40,8 @@ from .pairs import (
     num_documents,
     num_pairs,
 )
-from .refresh import AbstractRefresh, Seen, policies_of
-from .towers import Temperature, embed, is_random
+from .refresh import AbstractRefresh, Budget, Seen, WriteBack, policies_of
+from .towers import Temperature, in_parts, is_random
 
 
 class NegativeCacheTrainer(AbstractTrainer):
@@ -57,22 +61,32 @@ class NegativeCacheTrainer(AbstractTrainer):
     - `num_negatives`: documents drawn from the cache, for the whole batch.
     - `temperature`: a number, an optax schedule, or `None` for the model's own
       `temperature`, which is then trained.
-    - `refresh`: the share of the rows embedded anew each step, oldest first, beside
-      what is written back (of a large corpus, as few as `32 / cache.capacity`); or a
-      policy; or several.
+    - `refresh`: a policy, or several, by default `(WriteBack(), Budget())`: what was
+      embedded is written back, and a twentieth of a step's work is spent on the oldest
+      rows, where scores drift. Or the share of the rows embedded anew each step, oldest
+      first, beside what is written back.
     - `estimator`: `PseudoLogit()`, or the paper's `GumbelMax()`.
     - `label_smoothing`: spread over the batch's documents.
     - `chunks`: into how many what a step embeds is cut, each computed once more in the
       backward pass: the memory of one chunk, whatever the batch, for a third more
-      compute (Gao et al., 2021). The gradient is that of the whole batch.
+      compute (Gao et al., 2021). The gradient is that of the whole batch. Rows that are
+      refreshed are embedded by as many at once as a chunk has, whatever it is.
+    - `frequencies`: of each document number, how often it is in a batch, in any unit,
+      such as `np.bincount(ids)`: what the batch's documents count for where the cache
+      is stale goes by it. `train` finds it where the data are arrays; of others,
+      without it, all documents are taken to be equally often.
 
     **Metrics:** `loss`, an estimate of the mean cross-entropy over the corpus, in nats;
     `positive`, the mean share of the softmax that positives have; `cache_loss`, the
     mean log-partition over the cache; `scale`, one over the temperature; `staleness`,
-    `score_drift` and `ess`, of the draws (`Corrected`); `coverage`, the share of the
+    `score_drift` and `ess`, of the draws (`Corrected`); `possible_bias`, about how far
+    the gradient's mean may be off, as a share of its length: above 0.2, lower the
+    learning rate, refresh more rows, draw more negatives, or let a batch begin;
+    `coverage`, the share of the
     rows that hold a document (`fill` makes a few rows more than documents); `age`, the
     mean of these in steps, and `oldest`; `refused`, embeddings not finite and so not
-    written; `grad_norm`.
+    written; `differing`, -1, or the number of a document that the cache has other
+    content of, and then the step is refused (`RESULTS.documents_differ`); `grad_norm`.
 
     **Source:** Lindgren, Reddi, Guo and Kumar (2021).
     """
@@ -82,10 +96,14 @@ class NegativeCacheTrainer(AbstractTrainer):
     optim: optax.GradientTransformation
     num_negatives: int = 64
     temperature: Temperature = 0.05
-    refresh: float | AbstractRefresh | tuple[AbstractRefresh, ...] = 0.01
+    refresh: float | AbstractRefresh | tuple[AbstractRefresh, ...] = (
+        WriteBack(),
+        Budget(),
+    )
     estimator: AbstractEstimator = PseudoLogit()
     label_smoothing: float = 0.0
     chunks: int = 1
+    frequencies: Float[Array, " corpus"] | None = eqx.field(default=None, kw_only=True)
     mesh: Mesh | None = eqx.field(default=None, static=True, kw_only=True)
 
     def __check_init__(self) -> None:
@@ -98,6 +116,11 @@ class NegativeCacheTrainer(AbstractTrainer):
             raise TypeError(
                 f"`estimator` is {self.estimator!r}: pass `PseudoLogit()` or "
                 "`GumbelMax()`."
+            )
+        if self.frequencies is not None and jnp.ndim(self.frequencies) != 1:
+            raise ValueError(
+                f"`frequencies` has shape {jnp.shape(self.frequencies)}: pass one "
+                "number for each document number, such as `np.bincount(ids)`."
             )
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(
@@ -138,6 +161,7 @@ class NegativeCacheTrainer(AbstractTrainer):
                 key=keys[0],
                 label_smoothing=self.label_smoothing,
                 chunks=self.chunks,
+                frequencies=self.frequencies,
                 mesh=self.mesh,
             )
             return jnp.mean(found.estimated.surrogate), found
@@ -161,11 +185,13 @@ class NegativeCacheTrainer(AbstractTrainer):
         model, opt_state, metrics, found = updated(
             self, state, mean_surrogate, searched
         )
-        seen = _seen(state.model, state.memory, pairs, found)
+        seen = _seen(state.model, state.memory, pairs, found, self.chunks)
         cache = refreshed(
             state.memory, self.refresh, seen, model, state.step + 1, key=keys[1]
         )
         metrics |= _described(found, seen) | described(cache, state.step)
+        if not _replaces(self.refresh):
+            metrics |= same_documents(state.memory, seen.marks)
         return state.advance(model, opt_state, cache), metrics
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
@@ -177,10 +203,15 @@ class NegativeCacheTrainer(AbstractTrainer):
         check_chunks(self.chunks, num_pairs(pairs), num)
         for policy in policies_of(self.refresh):
             policy.check(state.memory, num_documents(pairs))
+        if not _replaces(self.refresh):
+            check_contents(state.memory, source)
 
     def for_data(self, state: TrainState, data: Any) -> "NegativeCacheTrainer":
-        """Return the trainer with the mesh that the cache is split over."""
-        return dataclasses.replace(self, mesh=mesh_of(state.memory))
+        """Return the trainer with the cache's mesh, and how often documents are met."""
+        often = self.frequencies
+        if often is None:
+            often = met(state.memory, data)
+        return dataclasses.replace(self, mesh=mesh_of(state.memory), frequencies=often)
 
 
 def first_state(trainer: Any, model: PyTree, memory: Any) -> TrainState:
@@ -218,6 +249,21 @@ def updated(
     return model, opt_state, metrics, aux
 
 
+def same_documents(cache: NegativeCache, marks: Marks) -> Metrics:
+    """Return that a batch's documents are those of their numbers in the cache, or not.
+
+    Else a document's embedding would be written over another's.
+    """
+    differing = cache.differing(marks)
+    sound = differing < 0
+    result = RESULTS.where(sound, RESULTS.successful, RESULTS.documents_differ)
+    return {"differing": differing, "result": result}
+
+
+def _replaces(refresh: Any) -> bool:
+    return any(policy.replaces for policy in policies_of(refresh))
+
+
 def refreshed(
     cache: NegativeCache,
     refresh: Any,
@@ -230,7 +276,7 @@ def refreshed(
     """Return the cache after all policies, in turn; `model` embeds without a key."""
 
     def encode(items: PyTree) -> Float[Array, "batch size"]:
-        return jax.lax.stop_gradient(embed(model.document, items))
+        return in_parts(model.document, items, seen.chunk)
 
     for i, policy in enumerate(policies_of(refresh)):
         own = jax.random.fold_in(key, i)
@@ -238,17 +284,20 @@ def refreshed(
     return cache
 
 
-def _seen(model: PyTree, cache: NegativeCache, pairs: Pairs, found: Embedded) -> Seen:
+def _seen(
+    model: PyTree, cache: NegativeCache, pairs: Pairs, found: Embedded, chunks: int
+) -> Seen:
     """Return what was embedded, without dropout: once more, where there was any."""
     documents, slots = batch_documents(pairs), found.sample.slots
     embedded, fresh = found.documents, found.fresh
+    chunk = max(1, (len(embedded) + len(fresh)) // chunks)
     if is_random(model, model.document):
         items = joined(documents, cache.documents(slots))
-        both = jax.lax.stop_gradient(embed(model.document, items))
+        both = in_parts(model.document, items, chunk)
         embedded, fresh = both[: len(embedded)], both[len(embedded) :]
     drift = found.estimated.corrected.drift
     num = num_pairs(pairs)
-    return Seen(slots, fresh, documents, marks(pairs), embedded, num, drift)
+    return Seen(slots, fresh, documents, marks(pairs), embedded, num, drift, chunk)
 
 
 def _described(found: Embedded, seen: Seen) -> Metrics:
@@ -261,6 +310,7 @@ def _described(found: Embedded, seen: Seen) -> Metrics:
         "cache_loss": jnp.sum(partition) / jnp.maximum(jnp.sum(finite), 1),
         "score_drift": estimated.corrected.drift,
         "ess": estimated.corrected.ess,
+        "possible_bias": estimated.corrected.possible_bias,
         "staleness": estimated.corrected.staleness,
         "refused": jnp.sum(~jnp.all(jnp.isfinite(embedded), axis=1)),
     }

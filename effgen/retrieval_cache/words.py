@@ -3,25 +3,36 @@
 import dataclasses
 import functools
 import hashlib
-import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import regex
 from jaxtyping import Integer
 
+from .truncation import Truncation, check_texts, warn_of
 
-_WORD = re.compile(r"\w+")
+
+# The flag `w` makes `\b` a word boundary of Unicode's. A word also ends where a run of
+# letters, marks, digits, underscores and joiners does: "it's" is two, and so is "3.0".
+_RUN = r"[\w\p{M}\p{N}\u200c\u200d]"
+_WORD = regex.compile(rf"(?w)[\w\p{{N}}]{_RUN}*?(?:\b|(?!{_RUN}))")
+_HYPHEN = "\u00ad"  # soft: where a word may be broken, and no part of it
 
 
 @dataclasses.dataclass(frozen=True)
 class HashedWords:
     """Texts as the numbers of their words, from 1; zero fills up.
 
-    A word is a run of letters, digits and underscores, in lower case. Its number is a
-    hash of it, the same on every machine: there is nothing to fit or to keep, and a few
-    words share a number.
+    A word is a run of letters with their marks, digits and underscores, in lower case,
+    between word boundaries of Unicode (UAX 29): of scripts without spaces, such as
+    Chinese or Thai, each sign with its marks is one. Its number is a hash of it, the
+    same on every machine: there is nothing to fit or to keep, and a few words share a
+    number.
+
+    Texts that are cut are warned of (`TruncationWarning`), once by each tokenizer, with
+    how much of them: `truncation` says it of any texts.
 
     **Attributes:**
 
@@ -56,13 +67,25 @@ class HashedWords:
 
         **Raises:** `TypeError` for one text instead of several.
         """
-        if isinstance(texts, str):
-            raise TypeError("`texts` is one text: pass a list of them.")
+        check_texts(texts)
         found = np.zeros((len(texts), self.length), self.dtype)
-        for row, text in zip(found, texts):
-            tokens = self.tokens(text)[: self.length]
-            row[: len(tokens)] = tokens
+        sizes = np.zeros(len(texts), np.int64)
+        for i, text in enumerate(texts):
+            tokens = self.tokens(text)
+            sizes[i] = len(tokens)
+            found[i, : sizes[i]] = tokens[: self.length]
+        warn_of(self, Truncation.of(sizes, self.length))
         return found
+
+    def truncation(self, texts: Sequence[str]) -> Truncation:
+        """Return how much of texts is cut off.
+
+        >>> print(HashedWords(1_000, 5).truncation(["a cat", "of a long, long text"]))
+        0 of 2 texts are cut to 5 tokens, and 0 of 7 tokens (0 %) left out
+        """
+        check_texts(texts)
+        sizes = np.array([len(self.tokens(text)) for text in texts], np.int64)
+        return Truncation.of(sizes, self.length)
 
     def tokens(self, text: str) -> list[int]:
         """Return all tokens of a text."""
@@ -82,8 +105,14 @@ def words_of(text: str) -> list[str]:
 
     >>> words_of("It's WordNet 3.0, naïve")
     ['it', 's', 'wordnet', '3', '0', 'naïve']
+    >>> words_of("किताब, 检索")
+    ['किताब', '检', '索']
+
+    **Source:** Unicode Standard Annex 29, word boundaries; a word is cut at punctuation
+    inside it too.
     """
-    return _WORD.findall(unicodedata.normalize("NFKC", text).lower())
+    plain = unicodedata.normalize("NFKC", text.replace(_HYPHEN, ""))
+    return _WORD.findall(plain.lower())
 
 
 @functools.lru_cache(maxsize=1 << 19)

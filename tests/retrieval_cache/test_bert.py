@@ -11,6 +11,7 @@ import optax
 import pytest
 from scipy.special import erf
 
+from effgen import retrieval_cache as rc
 from effgen.retrieval_cache.bert import Bert, named_tensors
 from effgen.retrieval_cache.tokenizer import Tokenizer
 from effgen.retrieval_cache.towers import is_random
@@ -236,7 +237,7 @@ def test_half_precision_is_read_as_single(tmp_path):
 
 
 REFUSED = [
-    ({"model_type": "roberta"}, "`model_type` is 'roberta', and a `Bert` is 'bert'"),
+    ({"model_type": "t5"}, "`model_type` is 't5', and a `Bert` is one of 'bert'"),
     ({"model_type": None}, "`model_type` is None"),
     ({"hidden_act": "gelu_new"}, "`hidden_act` is 'gelu_new'"),
     ({"position_embedding_type": "relative_key"}, "is 'relative_key'.*'absolute'"),
@@ -256,7 +257,8 @@ def test_another_encoder_is_refused(tmp_path, changes, match):
 
 
 CHAINED = [
-    ({"modules.json": chain("Transformer", "Pooling", "Dense")}, "Pooling, Dense, and"),
+    ({"modules.json": chain("Transformer", "Pooling", "CNN")}, "Pooling, CNN, and"),
+    ({"modules.json": chain("Router")}, "chains Router, and"),
     ({"1_Pooling/config.json": {"pooling_mode_max_tokens": True}}, "max_tokens"),
     ({"1_Pooling/config.json": {"pooling_mode": ["cls", "mean"]}}, "'cls', 'mean'"),
     ({"1_Pooling/config.json": {"include_prompt": False}}, "prompts excluded"),
@@ -300,7 +302,10 @@ def folder(tmp_path):
 def test_texts_become_rows(folder):
     tokenizer = Tokenizer.load(folder, length=6)
     a, b, c, d, e = (WORDS.index(x) for x in "abcde")
-    found = tokenizer(["a b", "", "a b c d e", "z"])
+    with pytest.warns(rc.TruncationWarning, match="1 of 4 texts are cut to 6 tokens"):
+        found = tokenizer(["a b", "", "a b c d e", "z"])
+    assert tokenizer.truncation(["a b", "a b c d e"]) == (6, 1, 2, 1, 11)
+    assert tokenizer.truncation(["a b c d e a b c d e"]).tokens == 6
     expected = [
         [2, a, b, 3, 0, 0],
         [2, 3, 0, 0, 0, 0],
@@ -312,7 +317,7 @@ def test_texts_become_rows(folder):
     asked = tokenizer(["e"], prompt="query: ")
     np.testing.assert_array_equal(asked, [[2, 4, 5, e, 3, 0]])
     assert tokenizer([]).shape == (0, 6)
-    with pytest.raises(TypeError, match="`texts` is one string"):
+    with pytest.raises(TypeError, match="`texts` is one text"):
         tokenizer("a b")
 
 

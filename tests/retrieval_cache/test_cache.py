@@ -10,7 +10,8 @@ import effgen as eg
 from effgen import retrieval_cache as rc
 from effgen.retrieval_cache.lookup import rows_of
 from effgen.retrieval_cache.pairs import Marks
-from effgen.retrieval_cache.refresh import Seen
+from effgen.retrieval_cache.refresh import Seen, oldest
+from effgen.retrieval_cache.towers import in_parts
 from tests.retrieval_cache.cases import KEY, corpus, drifted, filled, towers
 
 
@@ -147,6 +148,44 @@ def test_the_oldest_rows_are_refreshed_in_turn():
     for step in range(1, -(-120 // each) + 1):
         cache = policy(cache, seen, new.document, jnp.asarray(step), key=KEY)
         assert len(fresh_rows(cache, new)) == min(120, step * each)
+
+
+def test_the_oldest_of_many_rows_are_found_block_by_block():
+    cache = rc.NegativeCache.empty(corpus(1), 4, 1 << 12)
+    ids = jnp.arange(1 << 12).at[100:900].set(-1)
+    stamps = jax.random.permutation(KEY, 1 << 12).astype(jnp.int32)
+    cache = eqx.tree_at(lambda c: (c.ids, c.stamps), cache, (ids, stamps))
+    for num in (1, 7, 60, 500):
+        found = oldest(cache, num)
+        order = np.argsort(np.where(ids >= 0, stamps, 1 << 20))[:num]
+        np.testing.assert_array_equal(found, order)
+
+
+@pytest.mark.parametrize("num", [3, 8, 20])
+def test_what_is_refreshed_is_embedded_a_chunk_at_a_time(num):
+    model = towers()
+    cache, sizes = filled(drifted(model)), []
+
+    def encode(items):
+        sizes.append(len(items))
+        return model.document(items)
+
+    seen = seen_of(model, [0], [0])._replace(chunk=8)
+    policy = rc.OldestFirst(num / cache.capacity)
+    new = policy(cache, seen, encode, jnp.asarray(5), key=KEY)
+    assert max(sizes) <= 8
+    renewed = np.asarray(new.stamps) == 5
+    assert renewed.sum() == num
+    right = np.asarray(model.document(corpus()))
+    held = np.asarray(new.rows.embeddings())[:120]
+    np.testing.assert_allclose(held[renewed[:120]], right[renewed[:120]], rtol=1e-5)
+
+
+def test_embeddings_are_the_same_made_in_parts():
+    table = towers().document
+    for size in (1, 7, 60, 120, 500):
+        found = in_parts(table, corpus(), size)
+        np.testing.assert_allclose(found, table(corpus()), rtol=1e-6)
 
 
 def test_random_rows_are_refreshed():

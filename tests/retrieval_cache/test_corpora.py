@@ -1,7 +1,9 @@
 """Corpora: what is checked, split, and handed on; and the hashes of words."""
 
 import dataclasses
+import functools
 import time
+import unicodedata
 
 import numpy as np
 import pytest
@@ -186,6 +188,31 @@ def test_known_rows_are_filled_up():
         known_of([(3,), (1, 2)], 1)
 
 
+def test_grades_are_trained_on_from_half_of_the_best_on():
+    grades = [("q", "d1", 3), ("q", "d2", 1), ("q", "d3", 0), ("q", "d4", 2)]
+    texts = {f"d{i}": f"text {i}" for i in range(1, 5)}
+    judged = functools.partial(
+        rc.Corpus.judged, texts, {"q": "a query"}, name="", license=""
+    )
+    assert judged(grades).full == [(0, 3)]
+    assert judged(grades).negatives == [(2,)]
+    assert judged(grades, full_gain=1).full == [(0, 1, 3)]
+    assert judged(grades, full_gain=3).full == [(0,)]
+    with pytest.raises(ValueError, match="pass the least gain of a full answer"):
+        judged([*grades, ("q", "d1", 3), ("q", "d4", 2)], full_gain=4)
+    for wrong in (0, True, "2"):
+        with pytest.raises(ValueError, match="`full_gain` is"):
+            judged(grades, full_gain=wrong)
+
+
+def test_parts_of_a_corpus_go_by_the_whole_one_s_grades():
+    graded = corpus(gains=[(4.0,), (2.0,), (1.0, 2.0)])
+    train, test = rc.split(graded, 1)
+    assert train.full_gain == test.full_gain == graded.full_gain == 2
+    assert rc.merged(graded, rc.HashedWords()).full_gain == 2
+    assert corpus().full_gain == 1
+
+
 def test_what_evaluation_is_to_find():
     found = corpus(gains=[(1.0,), (2.0,), (0.5, 1.0)])
     assert answers(found).ids.tolist() == [[0], [1], [0]]
@@ -201,21 +228,55 @@ def test_what_evaluation_is_to_find():
 
 
 def test_words_are_runs_of_letters_and_digits():
-    assert words_of("It's Naïve_2, 東京-ab!") == ["it", "s", "naïve_2", "東京", "ab"]
+    assert words_of("It's Naïve_2, 3.0-ab!") == ["it", "s", "naïve_2", "3", "0", "ab"]
     assert words_of("  ... ") == []
     assert words_of("cafe\u0301 \ufb01sh") == ["café", "fish"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("किताब पढ़ना", ["किताब", "पढ़ना"]),  # Hindi
+        ("கணினி", ["கணினி"]),  # Tamil
+        ("শিক্ষা", ["শিক্ষা"]),  # Bengali
+        ("หนังสือ", ["ห", "นั", "ง", "สื", "อ"]),  # Thai
+        ("检索模型", ["检", "索", "模", "型"]),
+        ("東京-ab タワーです", ["東", "京", "ab", "タワー", "で", "す"]),
+        ("한국어 책", ["한국어", "책"]),
+        ("می\u200cخواهم", ["می\u200cخواهم"]),  # Persian, with a joiner
+        ("co\u00adoperate 🙂", ["cooperate"]),
+    ],
+)
+def test_words_of_any_script_keep_their_marks(text, words):
+    normal = [unicodedata.normalize("NFKC", word) for word in words]
+    assert words_of(text) == normal
+
+
+def test_truncation_is_counted_and_warned_of_once():
+    words = HashedWords(num_words=1_000, length=3, grams=(3,))
+    texts = ["a", "cat", "a cat and a dog"]
+    sizes = [len(words.tokens(text)) for text in texts]
+    with pytest.warns(rc.TruncationWarning, match="of 3 texts are cut to 3 tokens"):
+        words(texts)
+    words(texts)  # said once
+    found = words.truncation(texts)
+    over = [max(size - 3, 0) for size in sizes]
+    assert (found.texts, found.tokens) == (sum(x > 0 for x in over), sum(over))
+    assert (found.num_texts, found.num_tokens) == (3, sum(sizes))
+    HashedWords(num_words=1_000, length=64, grams=(3,))(texts)  # nothing is cut
 
 
 def test_hashes_stay_the_same():
     tokenize = HashedWords(num_words=1_000, length=4)
     assert tokenize(["The cat", ""]).tolist() == [[925, 769, 0, 0], [0, 0, 0, 0]]
-    large = HashedWords(num_words=100_000, length=2)(["naïve 東京"])
-    assert (large.tolist(), large.dtype) == ([[63753, 44162]], np.int32)
+    large = HashedWords(num_words=100_000, length=2)(["naïve café"])
+    assert (large.tolist(), large.dtype) == ([[63753, 7459]], np.int32)
 
 
 def test_tokens_are_cut_filled_up_and_typed():
     tokenize = HashedWords(num_words=1 << 16, length=3)
-    found = tokenize(["one two three four", "two", "ONE", ""])
+    with pytest.warns(rc.TruncationWarning, match="1 of 4 texts"):
+        found = tokenize(["one two three four", "two", "ONE", ""])
     assert (found.shape, found.dtype) == ((4, 3), np.uint16)
     assert found[1].tolist() == [found[0, 1], 0, 0]
     assert found[2, 0] == found[0, 0]

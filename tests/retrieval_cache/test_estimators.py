@@ -18,6 +18,7 @@ from effgen.retrieval_cache.draws import (
     sampled,
     shared_weights,
 )
+from effgen.retrieval_cache.estimation import estimate
 from effgen.retrieval_cache.logits import pseudo_logit
 from tests.retrieval_cache.cases import (
     KEY,
@@ -139,7 +140,6 @@ def test_temperature_is_differentiated_as_the_full_softmax_s(double):
         return rc.full_softmax_loss(old, pairs, cache, scale)
 
     def estimated(scale):
-        from effgen.retrieval_cache.estimation import estimate
 
         found = estimate(rc.PseudoLogit(), old, pairs, cache, scale, 12, key=KEY)
         return jnp.mean(found.estimated.surrogate)

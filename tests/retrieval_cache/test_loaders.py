@@ -81,18 +81,69 @@ def test_documents_that_a_tokenizer_cannot_tell_apart_are_one():
         ("third", "the same start, another end", 0.0),
     ]
     texts = Corpus.of_texts(judgments, name="starts", license="none")
-    found = merged(texts, HashedWords(length=3))
+    with pytest.warns(rc.TruncationWarning, match="2 of 3 texts are cut"):
+        found = merged(texts, HashedWords(length=3))
     assert found.documents == ["the same start, one end", "a start"]
     assert found.relevant == [(0,), (0,), (1, 0)]
     assert found.gains == [(1,), (1,), (1, 0.5)]
     assert found.negatives == [(), (1,), ()]
-    assert merged(texts, HashedWords(length=4)).digest() == texts.digest()
+    with pytest.warns(rc.TruncationWarning, match="2 of 3 texts are cut to 4"):
+        assert merged(texts, HashedWords(length=4)).digest() == texts.digest()
 
 
 def test_too_many_negatives_are_refused():
     for make in (pairs_of, lambda *a, **k: grain_pairs(*a, 4, **k)):
         with pytest.raises(ValueError, match="query 0 has 3"):
             make(corpus(), TOKENIZE, num_negatives=4)
+
+
+def test_what_is_known_is_held_once_for_all_pairs():
+    judgments = [("a user", f"item {i}", 1.0) for i in range(500)]
+    judgments += [(f"user {i}", f"item {i}", 1.0) for i in range(500)]
+    users = Corpus.of_texts(judgments, name="users", license="none")
+    pairs = pairs_of(users, TOKENIZE)
+    assert pairs.known.shape == (1_000, 500)
+    assert pairs.known.nbytes == 4 * (1_000 + 2 * 1_000)
+    for kind in (eg.Minibatches, eg.HostMinibatches):
+        batch = kind(pairs, 8).batch_at(0, key=KEY)
+        assert batch.known.shape == (8, 500)
+        assert all(i in row for i, row in zip(batch.ids, batch.known))
+
+
+def uneven():
+    """Return one whose three queries have two negatives, one, and none."""
+    judgments = [(f"question {i}", f"answer {i}", 1.0) for i in range(3)]
+    judgments += [("question 0", f"nothing {i}", 0.0) for i in range(2)]
+    judgments += [("question 1", "nothing 2", 0.0)]
+    return Corpus.of_texts(judgments, name="uneven", license="none")
+
+
+def test_queries_may_have_unequally_many_negatives():
+    corpus = uneven()
+    found = pairs_of(corpus, TOKENIZE, num_negatives=2)
+    own, (a, b, c) = (
+        found.ids,
+        (corpus.documents.index(f"nothing {i}") for i in range(3)),
+    )
+    np.testing.assert_array_equal(
+        found.negative_ids, [[a, b], [c, own[1]], [own[2], own[2]]]
+    )
+    batches = grain_pairs(corpus, TOKENIZE, 3, num_negatives=2)
+    drawn = batches[0]
+    for i, row in zip(drawn.ids.tolist(), drawn.negative_ids.tolist(), strict=True):
+        wanted = {own[0]: {a, b}, own[1]: {c, own[1]}, own[2]: {own[2]}}[i]
+        assert set(row) == wanted
+    # The loss is that of the softmax over the six documents, each once.
+    model, _ = model_and_cache()
+    cache = rc.NegativeCache.fill(model.document, TOKENIZE(corpus.documents))
+    queries = model.query(jnp.asarray(TOKENIZE(corpus.queries)))
+    scores = 5.0 * queries @ model.document(jnp.asarray(TOKENIZE(corpus.documents))).T
+    wanted = jax.nn.logsumexp(scores, axis=1) - scores[jnp.arange(3), own]
+    trainer = rc.InBatchTrainer(optax.sgd(0.0), temperature=0.2)
+    _, metrics = trainer.step(trainer.init(model), found, key=KEY)
+    np.testing.assert_allclose(metrics["loss"], wanted.mean(), rtol=1e-5)
+    exact = rc.full_softmax_loss(model, found, cache, 5.0)
+    np.testing.assert_allclose(exact, wanted.mean(), rtol=1e-5)
 
 
 def model_and_cache():

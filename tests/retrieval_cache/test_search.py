@@ -1,5 +1,6 @@
 """Search and measures against straightforward ones."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -53,6 +54,91 @@ def test_measures_of_rankings_known_exactly():
     np.testing.assert_allclose(
         rc.discounted_gain(ranked, relevant), [gain, 0.0], rtol=1e-6
     )
+
+
+def test_measures_of_grades_are_those_of_the_definition():
+    for seed in range(3):
+        ranked, relevant, gains = ranking(seed)
+        given = rc.Relevant(jnp.asarray(relevant), jnp.asarray(gains))
+        found = rc.discounted_gain(jnp.asarray(ranked), given)
+        for i, row in enumerate(ranked):
+            grade = dict(zip(relevant[i], gains[i], strict=True)) | {-1: 0.0}
+            best = sorted(grade.values(), reverse=True)[:10]
+            sums = [
+                sum(g / np.log2(r + 2) for r, g in enumerate(x))
+                for x in ([grade.get(d, 0.0) for d in row], best)
+            ]
+            np.testing.assert_allclose(found[i], sums[0] / sums[1], rtol=1e-6)
+
+
+def test_what_is_named_twice_counts_once_with_its_best_gain():
+    ranked = jnp.asarray([[3, 1, 2], [3, 3, 1]])
+    once = rc.Relevant(jnp.asarray([[3, 1, -1]] * 2), jnp.asarray([[2.0, 1, 0]] * 2))
+    twice = rc.Relevant(jnp.asarray([[3, 1, 3]] * 2), jnp.asarray([[1.0, 1, 2]] * 2))
+    for measure in (rc.reciprocal_rank, rc.recall, rc.discounted_gain):
+        np.testing.assert_array_equal(measure(ranked, twice), measure(ranked, once))
+    plain = rc.Relevant(jnp.asarray([[3, 3]]))
+    assert rc.discounted_gain(ranked[:1], plain)[0] == 1
+    assert rc.recall(ranked[:1], plain)[0] == 1
+    # A document that is ranked twice is found once.
+    gain = (2 + 1 / 2) / (2 + 1 / np.log2(3))
+    np.testing.assert_allclose(rc.discounted_gain(ranked, once)[1], gain, rtol=1e-6)
+
+
+def test_a_query_without_judgments_has_no_part_in_the_means():
+    model = towers(20)
+    index = rc.Index.of(model.document, corpus(20))
+    for unjudged in ([[3], []], np.array([[3], [-1]])):
+        both = rc.evaluate(model, corpus(20)[3:5], unjudged, index)
+        one = rc.evaluate(model, corpus(20)[3:4], np.array([[3]]), index)
+        assert both.means() == one.means()
+        assert all(np.isnan(x[1]) for x in both)
+    # Judged, and nothing answers: zero, as trec_eval has it.
+    none = rc.Relevant(jnp.asarray([[3]]), jnp.zeros((1, 1)))
+    assert rc.evaluate(model, corpus(1), none, index).means()["ndcg"] == 0
+    with pytest.raises(ValueError, match="no query has a judgment"):
+        rc.evaluate(model, corpus(1), np.array([[-1]]), index).means()
+
+
+def test_a_corpus_may_be_smaller_than_a_ranking_is_deep():
+    table = towers(5).query
+    model = rc.TwoTowers(table, table)
+    index = rc.Index.of(model.document, corpus(5))
+    found = rc.evaluate(model, corpus(5), np.arange(5), index)
+    assert found.means() == {"mrr": 1.0, "recall": 1.0, "ndcg": 1.0}
+    cache = filled(model, 5, capacity=7)
+    mined = rc.mined(model, corpus(5), cache, 20, known=np.arange(5), skip=1)
+    assert mined.shape == (5, 20)
+    for i, row in enumerate(mined):
+        assert (row[3:] == -1).all()
+        assert len(set(row[:3].tolist()) - {i}) == 3
+
+
+def test_several_depths_are_as_many_evaluations():
+    model = towers(60)
+    index = rc.Index.of(model.document, corpus(60))
+    relevant = [[i, (i + 1) % 60] for i in range(60)]
+    found = rc.evaluate(
+        model, corpus(60), relevant, index, k=(1, 10, 100), batch_size=7
+    )
+    assert list(found) == [1, 10, 100]
+    for k, one in found.items():
+        alone = rc.evaluate(model, corpus(60), relevant, index, k=k)
+        for name in one._fields:
+            np.testing.assert_array_equal(getattr(one, name), getattr(alone, name))
+    assert found[100].means()["recall"] == 1
+    for k in (0, (), (3, -1), 2.5, "10"):
+        with pytest.raises(ValueError, match="`k` is"):
+            rc.evaluate(model, corpus(60), relevant, index, k=k)
+
+
+def test_measures_hold_no_array_of_all_by_all():
+    ranked = jnp.zeros((300, 100), jnp.int32)
+    relevant = rc.Relevant(jnp.zeros((300, 2_000), jnp.int32))
+    for measure in (rc.reciprocal_rank, rc.recall, rc.discounted_gain):
+        used = jax.jit(measure).lower(ranked, relevant).compile().memory_analysis()
+        # A few of the size of what is given; the product of all would be 60 MB in bits.
+        assert used.temp_size_in_bytes < 8 * relevant.ids.nbytes
 
 
 def test_search_is_exact():

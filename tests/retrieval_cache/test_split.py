@@ -106,7 +106,8 @@ def test_a_logit_for_a_loop_of_one_s_own_may_be_split():
     split = eg.shard(eg.TrainState.start(None, None, cache), mesh).memory
     queries = model.query(batch(6, 2_048).queries)
     make = eqx.filter_jit(rc.cache_logit)
-    whole = make(queries, cache, model.document, key=KEY, num_negatives=12)
-    found = make(queries, split, model.document, key=KEY, num_negatives=12, mesh=mesh)
+    given = {"key": KEY, "num_negatives": 12, "batch": batch(6, 2_048)}
+    whole = make(queries, cache, model.document, **given)
+    found = make(queries, split, model.document, mesh=mesh, **given)
     np.testing.assert_array_equal(found[1].slots, whole[1].slots)
     np.testing.assert_allclose(found[0], whole[0], rtol=1e-5)

@@ -248,6 +248,51 @@ def test_broken_triples_are_named(tmp_path, record):
         triples(path)
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "parquet", "rows"])
+@pytest.mark.parametrize(
+    "columns",
+    [
+        ("query", "positive", "negatives"),
+        ("query", "positive", "negative"),
+        ("query", "positive", "negative_1"),
+        ("query", "positives", "negative_3"),
+    ],
+)
+def test_numbered_columns_are_read_together(tmp_path, ending, columns):
+    rows = [
+        {"query": "a", "positive": "p", "negative_10": "z", "negative_2": "x"}
+        | {"negative_1": "w", "positive_2": "q", "negatives_kept": 3},
+        {"query": "b", "positive": "q", "negative_10": None, "negative_2": "y"}
+        | {"negative_1": None, "positive_2": None, "negatives_kept": 1},
+    ]
+    source = rows
+    if ending == "jsonl":
+        source = tmp_path / "a.jsonl"
+        source.write_text(lines(*rows))
+    if ending == "parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        source = tmp_path / "a.parquet"
+        parquet.write_table(pyarrow.Table.from_pylist(rows), source)
+    found = triples(source, columns)
+    text = found.documents
+    assert [[text[i] for i in row] for row in found.negatives] == [list("wxz"), ["y"]]
+    assert [[text[i] for i in row] for row in found.relevant] == [["p", "q"], ["q"]]
+
+
+@pytest.mark.parametrize(
+    "name", ["neg", "hard_negatives", "negative_passages", "NEG_2"]
+)
+def test_negatives_that_no_column_names_are_refused(tmp_path, name):
+    path = tmp_path / "a.jsonl"
+    path.write_text(lines({"query": "a", "positive": "p", name: ["n"]}))
+    with pytest.raises(ValueError, match=rf"a\.jsonl:1: .*`{name}` is in none of"):
+        triples(path)
+    # Their scores are no texts.
+    path.write_text(lines({"query": "a", "positive": "p", "neg": [0.3]}))
+    assert triples(path).negatives is None
+
+
 def test_triples_of_an_iterable():
     rows = [("a", "a cat", "a dog"), {"query": "b", "positive": ["a dog"]}]
     found = triples(iter(rows))

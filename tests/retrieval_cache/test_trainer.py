@@ -177,8 +177,7 @@ def test_a_step_s_memory_does_not_grow_with_the_cache(dtype):
     """Neither by its scores, nor by a copy: it is written to in place."""
 
     def temporary(num):
-        policies = (rc.WriteBack(), rc.OldestFirst(16 / num))
-        trainer = rc.NegativeCacheTrainer(optax.adam(1e-2), 64, refresh=policies)
+        trainer = rc.NegativeCacheTrainer(optax.adam(1e-2), 64)
         cache = rc.NegativeCache.empty(corpus(1), 32, num, dtype=dtype)
         arrays, static = eqx.partition(
             trainer.init(towers(size=32), cache), eqx.is_array
