@@ -17,6 +17,7 @@ from .decoders import (
     LinearDecoder as LinearDecoder,
 )
 from .draws import Bands as Bands, Draws as Draws, Marginals as Marginals
+from .driven import DrivenDrift as DrivenDrift, with_network as with_network
 from .evidence import Evidence as Evidence
 from .filtering import Filtered as Filtered
 from .fitting import Fitted as Fitted, fit_linear as fit_linear

@@ -1,5 +1,6 @@
 """Ready parts against their covariances, and fits against closed forms and a peer."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -199,3 +200,33 @@ def test_what_is_no_linear_model_is_refused():
         ns.level() + 1.0  # pyright: ignore[reportOperatorIssue]
     with pytest.raises(ValueError, match="fewer than two values"):
         ns.structural(ns.level(), YEARS, FLOW * np.nan)
+
+
+def test_a_network_begins_at_the_fit_and_moves_what_it_may():
+    parts = ns.cycle(11.0) + ns.level()
+    fitted = ns.fit_linear(ns.structural(parts, YEARS, FLOW), YEARS, FLOW).model
+    model = ns.with_network(
+        fitted, YEARS, FLOW, key=jax.random.key(0), sees=["cycle"], moves=["cycle"]
+    )
+    found = ns.posterior(model, YEARS, FLOW, dt=1.0).evidence(
+        key=jax.random.key(0), num_paths=50
+    )
+    exact = ns.posterior(fitted, YEARS, FLOW).log_evidence
+    np.testing.assert_allclose(found.elbo.value, exact, atol=0.05)
+    layers = jax.tree.map(
+        lambda x: x + 0.1, eqx.filter(model.drift.layers, eqx.is_array)
+    )
+    layers = eqx.combine(layers, model.drift.layers)
+    bent = eqx.tree_at(lambda m: m.drift.layers, model, layers)
+    x = jnp.asarray([1.0, -2.0, 3.0])
+    drift = bent.drift(0.0, x)
+    assert drift[2] == 0
+    assert np.all(drift[:2] != 0)
+    np.testing.assert_array_equal(bent.drift(0.0, x.at[2].add(5.0)), drift)
+    trained, _ = model.trainable()
+    assert trained.drift.sigma is None
+    for wrong in (["season"], "cycle", []):
+        with pytest.raises(ValueError, match="`sees` is"):
+            ns.with_network(fitted, YEARS, FLOW, key=jax.random.key(0), sees=wrong)
+    with pytest.raises(ValueError, match="a linear fit"):
+        ns.with_network(model, YEARS, FLOW, key=jax.random.key(0))

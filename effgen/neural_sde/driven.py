@@ -1,0 +1,112 @@
+"""A neural drift that begins at a linear fit, and moves only what noise drives."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
+
+from .draws import is_exact
+from .model import LatentSDE
+from .networks import residual_network, zero_at_first
+from .posterior import posterior
+from .structure import Structure
+
+
+class DrivenDrift(eqx.Module):
+    """`drift(t, x) = sigma v((x - center) / scale)`, `v` zero at first.
+
+    `v` sees the components `sees` and moves the noise of those in `moves`, each in
+    units of its own; so it changes nothing that noise does not, and a fit in other
+    units is the same.
+
+    **Attributes:** `layers`, the network; `sigma`, `center` and `scale`, of the linear
+    fit, which are not trained.
+    """
+
+    layers: eqx.nn.MLP
+    sigma: Float[Array, "state moves"]
+    center: Float[Array, " sees"]
+    scale: Float[Array, " sees"]
+    sees: tuple[int, ...] = eqx.field(static=True)
+
+    def __call__(
+        self, t: Float[Array, ""], x: Float[Array, " state"], u: Array | None = None
+    ) -> Float[Array, " state"]:
+        """Return the drift beside the linear one."""
+        sigma, center, scale = jax.lax.stop_gradient(
+            (self.sigma, self.center, self.scale)
+        )
+        seen = (x[jnp.asarray(self.sees)] - center) / scale
+        return sigma @ self.layers(seen)
+
+
+def with_network(
+    model: LatentSDE,
+    ts: ArrayLike,
+    ys: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    key: PRNGKeyArray,
+    sees: Sequence[str] | None = None,
+    moves: Sequence[str] | None = None,
+    width_size: int = 32,
+    depth: int = 2,
+) -> LatentSDE:
+    """Return a linear fit with a neural drift beside it, and a neural control.
+
+    Both are zero at first: training begins at the fit. Train it with
+    `LatentSDETrainer`, by Adam at 5e-3 falling to zero over some hundred steps.
+
+    **Arguments:** `model`, a linear fit, `fit_linear(...).model`; its record; `sees`
+    and `moves`, names of parts of its `Structure` that the network sees and moves, all
+    by default; `width_size` and `depth`, of both networks.
+
+    **Raises:** `ValueError` for a model that is not linear, and names that are none of
+    its parts.
+    """
+    if not isinstance(model, LatentSDE) or not is_exact(model):
+        raise ValueError("`model` must be linear and observed linearly: a linear fit.")
+    keys = jax.random.split(key)
+    seen, moved = (
+        _components(model, n, x) for n, x in (("sees", sees), ("moves", moves))
+    )
+    law = posterior(model, ts, ys, mask).marginals()
+    means = np.asarray(law.mean, np.float64).reshape(-1, model.num_states)[:, seen]
+    scales = np.asarray(law.scale, np.float64).reshape(-1, model.num_states)[:, seen]
+    spread = np.sqrt(means.var(0) + np.mean(scales**2, axis=0))
+    sigma = model.linear.coefficients(jnp.zeros(())).diffusion
+    columns = np.flatnonzero(np.any(np.asarray(sigma)[moved] != 0, axis=0))
+    dtype = sigma.dtype
+    drift = DrivenDrift(
+        zero_at_first(len(seen), len(columns), width_size, depth, key=keys[0]),
+        sigma[:, columns],
+        jnp.asarray(means.mean(0), dtype),
+        jnp.asarray(np.where(spread > 0, spread, 1.0), dtype),
+        tuple(int(i) for i in seen),
+    )
+    residual = residual_network(
+        model.linear, key=keys[1], width_size=width_size, depth=depth
+    )
+    kept = tuple(f"drift.{name}" for name in ("sigma", "center", "scale"))
+    return dataclasses.replace(
+        model, drift=drift, residual=residual, frozen=(*model.frozen, *kept)
+    )
+
+
+def _components(
+    model: LatentSDE, argument: str, names: Sequence[str] | None
+) -> np.ndarray:
+    """Return the components of the parts that are named."""
+    if names is None:
+        return np.arange(model.num_states)
+    slices = model.linear.slices if isinstance(model.linear, Structure) else {}
+    unknown = [name for name in names if name not in slices]
+    if isinstance(names, str) or unknown or not names:
+        raise ValueError(
+            f"`{argument}` is {names!r}: pass a list of names among {list(slices)}."
+        )
+    return np.concatenate([np.r_[slices[name]] for name in names])
