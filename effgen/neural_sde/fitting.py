@@ -112,16 +112,16 @@ def _longest_gap(ts: Any, unit: str) -> float:
 class _Problem(eqx.Module):
     """The negative log posterior density of what a model trains, as one array."""
 
-    fixed: LatentSDE
-    unravel: Any = eqx.field(static=True)
+    first: LatentSDE
     series: Series
     start: Float[Array, " parameters"]
     is_log: Float[Array, " parameters"]
-    prior_scale: float
+    prior_scale: Float[Array, ""]
     steps: int = eqx.field(static=True)
 
     def model(self, x: Array) -> LatentSDE:
-        return self.fixed.retrained(self.unravel(x))
+        _, unravel = ravel_pytree(self.first.trainable()[0])
+        return self.first.retrained(unravel(x))
 
     def log_prior(self, x: Array) -> Array:
         away = self.is_log * (x - self.start) / self.prior_scale
@@ -138,10 +138,11 @@ def _fitted(
     model: LatentSDE, series: Series, prior_scale: float, max_steps: int
 ) -> Fitted:
     trained, _ = model.trainable()
-    start, unravel = ravel_pytree(trained)
+    start, _ = ravel_pytree(trained)
     is_log, _ = ravel_pytree(_marked(trained))
     steps = num_steps_of(model, series)
-    problem = _Problem(model, unravel, series, start, is_log, float(prior_scale), steps)
+    scale = jnp.asarray(prior_scale, start.dtype)
+    problem = _Problem(model, series, start, is_log, scale, steps)
     if not np.isfinite(float(_value(problem, start))):
         raise ValueError(
             "the evidence is not finite at the start: check the start values of "

@@ -19,6 +19,12 @@ Drift = Callable[..., Float[Array, " state"]]
 Diffusion = Callable[[Float[Array, ""], Float[Array, " state"]], Array]
 
 
+def _is_trained(path: Any, leaf: Any) -> bool:
+    """Return whether a leaf is a parameter, and no start value of a part."""
+    given = str(getattr(path[-1], "name", "")).startswith("start_")
+    return eqx.is_inexact_array(leaf) and not given
+
+
 class LatentSDE(eqx.Module):
     """`dX = (A X + b + C u + drift(t, X)) dt + sigma dW`, observed by a decoder.
 
@@ -117,7 +123,7 @@ class LatentSDE(eqx.Module):
 
     def trainable(self) -> tuple["LatentSDE", "LatentSDE"]:
         """Return the model with what is trained alone, and with the rest alone."""
-        spec = jax.tree.map(eqx.is_inexact_array, self)
+        spec = jax.tree_util.tree_map_with_path(_is_trained, self)
         for part in self._fixed_parts():
             if part.entries is None:
                 false = jax.tree.map(lambda _: False, part.of(self))

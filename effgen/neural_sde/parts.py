@@ -40,7 +40,10 @@ class PartLaw(NamedTuple):
 
 
 class AbstractPart(eqx.Module):
-    """A component of a structural model. Positive parameters are kept by logarithms."""
+    """A component of a structural model. Positive parameters are kept by logarithms.
+
+    Arrays named `start_...`, deviations of the first law, are not trained.
+    """
 
     kind: eqx.AbstractClassVar[str]
 
@@ -78,20 +81,20 @@ class Level(AbstractPart):
 
     log_noise: Float[Array, ""]
     given: tuple[float | None, ...] = eqx.field(static=True)
-    start_scale: float = eqx.field(static=True)
+    start_scales: Float[Array, " state"]
 
     def __init__(self, noise: float | None, measures: Measures) -> None:
         """Start at a walk over one deviation of the data in their span."""
         check_positive(self.kind, noise=noise)
         self.given = (noise,)
         self.log_noise = log_of(noise, measures.spread / math.sqrt(measures.span))
-        self.start_scale = 3 * measures.spread
+        self.start_scales = as_float(np.array([3 * measures.spread]))
 
     def law(self) -> PartLaw:
         """Return the part as a linear SDE."""
         one = jnp.ones((1, 1), self.log_noise.dtype)
         return PartLaw(
-            0 * one, jnp.exp(self.log_noise) * one, self.start_scale * one, one[0]
+            0 * one, jnp.exp(self.log_noise) * one, self.start_scales[0] * one, one[0]
         )
 
     def parameters(self) -> dict[str, Array]:
@@ -111,8 +114,7 @@ class Trend(AbstractPart):
     log_noise: Float[Array, ""]
     log_slope_noise: Float[Array, ""]
     given: tuple[float | None, ...] = eqx.field(static=True)
-    start_scale: float = eqx.field(static=True)
-    slope_scale: float = eqx.field(static=True)
+    start_scales: Float[Array, " state"]
 
     def __init__(
         self, noise: float | None, slope_noise: float | None, measures: Measures
@@ -123,13 +125,13 @@ class Trend(AbstractPart):
         self.given = (noise, slope_noise)
         self.log_noise = log_of(noise, 0.5 * spread / math.sqrt(span))
         self.log_slope_noise = log_of(slope_noise, 2 * spread / span**1.5)
-        self.start_scale, self.slope_scale = 3 * spread, 5 * spread / span
+        self.start_scales = as_float(np.array([3 * spread, 5 * spread / span]))
 
     def law(self) -> PartLaw:
         """Return the part as a linear SDE."""
         dtype = self.log_noise.dtype
         noise = jnp.exp(jnp.stack([self.log_noise, self.log_slope_noise]))
-        root = jnp.diag(jnp.asarray([self.start_scale, self.slope_scale], dtype))
+        root = jnp.diag(self.start_scales)
         matrix = jnp.asarray([[0, 1], [0, 0]], dtype)
         return PartLaw(matrix, jnp.diag(noise), root, jnp.asarray([1, 0], dtype))
 
@@ -208,7 +210,7 @@ class Season(AbstractPart):
     period: float = eqx.field(static=True)
     harmonics: int = eqx.field(static=True)
     given: tuple[float | None, ...] = eqx.field(static=True)
-    start_scale: float = eqx.field(static=True)
+    start_scales: Float[Array, " state"]
 
     def __init__(
         self, period: float, harmonics: int, noise: float | None, measures: Measures
@@ -221,7 +223,7 @@ class Season(AbstractPart):
             (noise,),
         )
         self.log_noise = log_of(noise, 0.05 * measures.spread / math.sqrt(period))
-        self.start_scale = 2 * measures.spread
+        self.start_scales = as_float(np.array([2 * measures.spread]))
 
     def law(self) -> PartLaw:
         """Return the part as a linear SDE."""
@@ -232,7 +234,7 @@ class Season(AbstractPart):
         reads = jnp.tile(jnp.asarray([1, 0], dtype), self.harmonics)
         noise = jnp.exp(self.log_noise)
         return PartLaw(
-            jnp.asarray(matrix, dtype), noise * eye, self.start_scale * eye, reads
+            jnp.asarray(matrix, dtype), noise * eye, self.start_scales[0] * eye, reads
         )
 
     def parameters(self) -> dict[str, Array]:
