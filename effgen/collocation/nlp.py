@@ -248,8 +248,13 @@ def quadrature(nlp: NLP) -> Float[Array, " nodes"]:
 def objective(nlp: NLP, z: Float[Array, " variables"]) -> Float[Array, ""]:
     """Return the misfit and all costs."""
     x, flat = nlp.split(z)
-    value = jnp.sum(over_samples(nlp, sample_loss, x, flat))
-    value += initial_loss(nlp, x[nlp.starts]) + model_terms(nlp, flat)[-1]
+    return jnp.sum(over_samples(nlp, sample_loss, x, flat)) + costs(nlp, z)
+
+
+def costs(nlp: NLP, z: Float[Array, " variables"]) -> Float[Array, ""]:
+    """Return the objective but for the misfit."""
+    x, flat = nlp.split(z)
+    value = initial_loss(nlp, x[nlp.starts]) + model_terms(nlp, flat)[-1]
     if nlp.problem.lagrange is not None:
         value += quadrature(nlp) @ at_nodes(nlp, x, flat)[:, -1]
     if nlp.problem.mayer is not None:

@@ -21,6 +21,7 @@ from .curvature import AbstractCurvature, ExactHessian
 from .evaluator import Evaluator
 from .mesh import make_mesh
 from .problem import Problem, as_trained
+from .products import check_products
 from .solution import (
     Solution,
     prolonged,
@@ -172,9 +173,11 @@ class CollocationTrainer(AbstractHostTrainer):
             if before.status != interior.STUCK:
                 return before
             start = before.point
+        check_products(evaluator, batch, start)
         solved = ipopt.solve(
             evaluator.functions(), limits, start, self._options(), stop=_reported
         )
+        check_products(evaluator, batch, solved.point)
         return solved if before is None else _after(before, solved)
 
     def _options(self) -> dict[str, Any]:

@@ -68,10 +68,21 @@ def worst_violation(
     if len(amount) == 0 or amount.max() <= 0:
         return "All constraints hold."
     row = int(np.argmax(amount))
-    return f"The worst violation is {amount[row]:.3g}, of {_name(row, batch, nlp)}."
+    return (
+        f"The worst violation is {amount[row]:.3g}, of {name_of_row(row, batch, nlp)}."
+    )
 
 
-def _name(row: int, batch: Transcription, nlp: NLP) -> str:
+def name_of_variable(index: int, batch: Transcription, nlp: NLP) -> str:
+    """Return which state, where, or which number of the model a variable is."""
+    size, num_states = nlp.problem.num_states, len(nlp.ts) * nlp.problem.num_states
+    if index >= num_states:
+        return f"number {index - num_states} of the model"
+    return f"state {index % size} {_where(index // size, batch.mesh)}"
+
+
+def name_of_row(row: int, batch: Transcription, nlp: NLP) -> str:
+    """Return which constraint a row is, and where."""
     problem, mesh = batch.problem, batch.mesh
     size, algebraic = problem.num_states, problem.num_algebraic
     if row < mesh.inner.size * size:
