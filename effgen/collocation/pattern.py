@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Int
 
 from .dependence import derivative_pattern
 from .derivatives import HessianBlocks, JacobianBlocks
-from .nlp import NLP, constraint_shapes, num_terms, terms_of, unravel
+from .nlp import NLP, constraint_shapes, terms_of, unravel
 
 
 _Block = tuple[Any, Any, Any]  # rows, columns, and where entries are
@@ -116,7 +116,7 @@ def hessian_pattern(
     within = joint(states, states) | np.eye(index.size, dtype=bool)
     across, inside = joint(states, model), joint(model, model)
     inside |= np.eye(len(inside), dtype=bool)
-    num = num_terms(nlp)
+    num = nlp.num
     ends = nlp.problem.mayer is not None or num.boundary > 0
     if ends:
         within[:], across[:], inside[:] = True, True, True

@@ -49,6 +49,21 @@ def as_trained(model: Any) -> Model:
     return in_double(arrays)
 
 
+def names_of_model(model: Model) -> list[str]:
+    """Return what each number of the raveled model is called, such as `rate[2]`."""
+    parts = (model.parameters, model.networks)
+    names = []
+    for part, prefix in zip(parts, ("parameters", "networks"), strict=True):
+        arrays = eqx.filter(part, eqx.is_inexact_array)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            name = name if name and prefix == "parameters" else f"{prefix}.{name}"
+            name = name.rstrip(".")
+            index = [str(list(map(int, i))) for i in np.ndindex(leaf.shape)]
+            names += [name] if leaf.ndim == 0 else [name + i for i in index]
+    return names
+
+
 class Trajectory(NamedTuple):
     """One measured trajectory.
 
@@ -122,8 +137,10 @@ class Problem(eqx.Module):
     - `data`: `(ts, ys)`, `(ts, ys, inputs)`, a `Trajectory`, or a list of these.
     - `observe`: `(t, x, u, p, nets)` to what is measured; by default `x` itself.
     - `num_states`: needed where `observe` is given.
-    - `scale`: what a residual of each output is divided by; by default its standard
-      deviation in the data. With the noise's own, the misfit is a log-likelihood.
+    - `scale`: what a residual of each output is divided by. By default in the ratios of
+      the outputs' noise, which is estimated in the fit, and with the geometric mean of
+      their standard deviations in the data, from which it begins. With the noise's own,
+      the misfit is a log-likelihood.
     - `initial`: an `Initial`; by default the start is free.
     - `state_bounds`, `parameter_bounds`: pairs; the latter of pytrees like
       `parameters`, or numbers for all of a part.
@@ -144,6 +161,8 @@ class Problem(eqx.Module):
     num_states: int
     num_algebraic: int
     scale: Float[np.ndarray, " outputs"]
+    spread: Float[np.ndarray, " outputs"]
+    weighs: bool
     nominal: Float[np.ndarray, " state"]
     initial: Initial | None
     state_bounds: tuple[np.ndarray, np.ndarray]
@@ -186,8 +205,9 @@ class Problem(eqx.Module):
                 "`observe`, which says what is measured."
             )
         self.num_states, self.num_algebraic = size, num_algebraic
-        spread = _spread(np.concatenate([t.ys for t in self.data]))
-        self.scale = _vector("scale", spread if scale is None else scale, outputs)
+        self.spread = _spread(np.concatenate([t.ys for t in self.data]))
+        self.scale = _vector("scale", self.spread if scale is None else scale, outputs)
+        self.weighs = scale is None and outputs > 1
         if nominal is None:
             nominal = _size(self.data) if observe is None else 1.0
         self.nominal = _vector("nominal", nominal, size)

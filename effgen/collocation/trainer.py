@@ -20,6 +20,7 @@ from . import interior, ipopt
 from .curvature import AbstractCurvature, ExactHessian
 from .evaluator import Evaluator
 from .mesh import make_mesh
+from .noise import reweighed
 from .problem import Problem, as_trained
 from .products import check_products
 from .solution import (
@@ -34,11 +35,13 @@ from .transcription import (
     packed,
     shapes_of,
     unpacked,
+    weighed,
 )
 from .violations import check_finite, check_size, worst_violation
 
 
 CONDENSED = "condensed"
+_MOST_WEIGHINGS = 6
 
 
 class CollocationTrainer(AbstractHostTrainer):
@@ -114,22 +117,42 @@ class CollocationTrainer(AbstractHostTrainer):
                 old = make_mesh(batch.problem, solution.edges, solution.stages)
                 multipliers = prolonged_multipliers(multipliers, old, mesh)
             solution = prolonged(solution, mesh, batch.guess)
+        batch = weighed(batch, solution)
         nlp = batch.program(state.model)
         limits, shapes = limits_of(batch, nlp), shapes_of(nlp)
         z = np.clip(nlp.joined(solution.positions), limits.lower, limits.upper)
         check_size(nlp, self.curvature)
         check_finite(nlp, batch, z)
-        evaluator = Evaluator(nlp, self.curvature)
         start = ipopt.Point(z, *(() if multipliers is None else packed(multipliers)))
+        evaluator = Evaluator(nlp, self.curvature)
         solved = self._solved(batch, evaluator, limits, start)
+        scale = solution.scale
+        for _ in range(_MOST_WEIGHINGS):
+            new_scale = self._reweighed(batch.problem, evaluator.nlp, limits, solved)
+            if new_scale is None:
+                break
+            batch = eqx.tree_at(lambda b: b.problem.scale, batch, new_scale)
+            other = Evaluator(batch.program(state.model), self.curvature)
+            again = self._solved(batch, other, limits, solved.point)
+            if again.status not in (0, 1):
+                break
+            scale, evaluator, solved = new_scale, other, _after(solved, again)
         x, flat = nlp.split(jnp.asarray(solved.point.z))
         positions = np.asarray(x) * batch.problem.nominal
-        end = Solution(mesh.edges, positions, mesh.stages)
+        end = Solution(mesh.edges, positions, mesh.stages, scale)
         found = unpacked(shapes, solved.point)
         arrays = jax.tree.map(jnp.asarray, (end, found))
         new = state.advance(nlp.model(flat), arrays[1], arrays[0])
         self._warn(solved, batch, nlp, limits)
         return new, self._metrics(solved, evaluator)
+
+    def _reweighed(
+        self, problem: Problem, nlp: Any, limits: ipopt.Limits, solved: ipopt.Solved
+    ) -> np.ndarray | None:
+        exact = self.curvature.blocks is not None
+        if not (problem.weighs and exact and solved.status in (0, 1)):
+            return None
+        return reweighed(nlp, limits, solved.point, problem.spread)
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
         """Raise on data that are no transcriptions."""

@@ -96,6 +96,14 @@ def transcribe(
     return Transcription(problem, mesh, make_samples(problem, mesh))
 
 
+def weighed(transcription: Transcription, solution: Solution) -> Transcription:
+    """Return the transcription with residuals divided by the solution's scale."""
+    if solution.scale is None:
+        return transcription
+    scale = np.asarray(solution.scale)
+    return eqx.tree_at(lambda t: t.problem.scale, transcription, scale)
+
+
 def limits_of(transcription: Transcription, nlp: NLP) -> Limits:
     """Return the bounds of variables and constraints.
 
