@@ -53,7 +53,8 @@ class Extrapolation(NamedTuple):
     """How simulations of a trained model fare on a problem's trajectories.
 
     **Attributes:** `errors`, the root mean square of `(y - outputs) / scale` of each
-    trajectory and output, NaN where the simulation fails; `distances`, how far each
+    trajectory and output, NaN where the simulation fails or
+    nothing is measured; `distances`, how far each
     simulation went from the nearest node of training, states divided by their spread
     there; `states`, each trajectory's simulation at its samples.
     """
@@ -95,8 +96,10 @@ def extrapolation(
 
 
 def _mean(values: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """Return means over what is there; NaN of nothing."""
     total = np.where(there, values, 0).sum(0)
-    return total / np.maximum(there.sum(0), 1)
+    counts = there.sum(0)
+    return np.where(counts > 0, total / np.maximum(counts, 1), np.nan)
 
 
 def _outputs(

@@ -16,7 +16,7 @@ from effgen.core.trainer import AbstractTrainer
 from effgen.core.update import apply_gradients, init_opt_state
 
 from .mesh import Mesh
-from .problem import Model, Problem, as_model, as_trained
+from .problem import Model, Problem, as_numbers, as_trained
 from .solution import Solution
 from .transcription import Transcription
 
@@ -70,7 +70,7 @@ class DerivativeMatchingTrainer(AbstractTrainer):
 
     def init(self, model: PyTree, memory: Any = None) -> TrainState:
         """Return the first state."""
-        model = as_model(model)
+        model = as_numbers(model)
         return TrainState.start(model, init_opt_state(self.optim, model), memory)
 
     def step(

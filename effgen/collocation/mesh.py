@@ -72,7 +72,7 @@ def uniform_edges(problem: Problem, intervals: int) -> list[np.ndarray]:
 
     **Raises:** `ValueError` unless `intervals` is a positive integer.
     """
-    if not isinstance(intervals, int) or intervals < 1:
+    if not isinstance(intervals, int | np.integer) or intervals < 1:
         raise ValueError(f"`intervals` is {intervals}: pass a positive integer.")
     spans = [_span(t) for t in problem.data]
     longest = max(b - a for a, b in spans)

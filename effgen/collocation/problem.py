@@ -9,59 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from .initial import Initial as Initial, check_initial
+from .model import (
+    Model as Model,
+    as_model as as_model,
+    as_numbers as as_numbers,
+    as_trained as as_trained,
+    in_double as in_double,
+    names_of_model as names_of_model,
+)
+
 
 Table = Array | np.ndarray
 """Numpy's on the host, JAX's on a device."""
-
-
-class Model(eqx.Module):
-    """What is trained: physical parameters and networks, two pytrees.
-
-    **Attributes:** `parameters`, in their own units; `networks`, any Equinox modules.
-    """
-
-    parameters: PyTree
-    networks: PyTree
-
-
-def as_model(model: Any) -> Model:
-    """Return a `Model`, a pair `(parameters, networks)`, or networks alone as one."""
-    if isinstance(model, Model):
-        return model
-    if isinstance(model, tuple) and len(model) == 2:
-        return Model(*model)
-    return Model({}, model)
-
-
-def in_double(tree: PyTree) -> PyTree:
-    """Return `tree` with its inexact arrays in float64."""
-    return jax.tree.map(
-        lambda x: x.astype(jnp.float64) if eqx.is_inexact_array(x) else x, tree
-    )
-
-
-def as_trained(model: Any) -> Model:
-    """Return a `Model` in float64, Python's floats as arrays: these are trained too."""
-    arrays = jax.tree.map(
-        lambda x: jnp.asarray(x) if isinstance(x, float | np.ndarray) else x,
-        as_model(model),
-    )
-    return in_double(arrays)
-
-
-def names_of_model(model: Model) -> list[str]:
-    """Return what each number of the raveled model is called, such as `rate[2]`."""
-    parts = (model.parameters, model.networks)
-    names = []
-    for part, prefix in zip(parts, ("parameters", "networks"), strict=True):
-        arrays = eqx.filter(part, eqx.is_inexact_array)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
-            name = jax.tree_util.keystr(path, simple=True, separator=".")
-            name = name if name and prefix == "parameters" else f"{prefix}.{name}"
-            name = name.rstrip(".")
-            index = [str(list(map(int, i))) for i in np.ndindex(leaf.shape)]
-            names += [name] if leaf.ndim == 0 else [name + i for i in index]
-    return names
 
 
 class Trajectory(NamedTuple):
@@ -107,18 +67,6 @@ class ModelConstraint(NamedTuple):
 
 
 Constraint = PathConstraint | BoundaryConstraint | ModelConstraint
-
-
-class Initial(eqx.Module):
-    """What is known of the states where trajectories start.
-
-    **Attributes:** `values`, `(state,)` or `(trajectories, state)`, NaN where free;
-    `scale`: `None` holds them fixed; a number or `(state,)`, penalizes
-    `((x - values) / scale)^2 / 2`.
-    """
-
-    values: Any
-    scale: Any = None
 
 
 class Problem(eqx.Module):
@@ -211,14 +159,25 @@ class Problem(eqx.Module):
         if nominal is None:
             nominal = _size(self.data) if observe is None else 1.0
         self.nominal = _vector("nominal", nominal, size)
-        self.initial = initial
+        if not 0 <= num_algebraic <= size:
+            raise ValueError(
+                f"`num_algebraic` is {num_algebraic} of {size} states: pass how many, "
+                "the last ones, are algebraic."
+            )
         self.state_bounds = _bounds("`state_bounds`", state_bounds, size)
+        self.initial = initial
+        if initial is not None:
+            check_initial(initial, (len(self.data), size), self.state_bounds)
         self.parameter_bounds = parameter_bounds
         self.constraints = tuple(constraints)
         for constraint in self.constraints:
             _bounds(f"constraint {constraint.name!r}", constraint[1:3], None)
         self.lagrange, self.mayer, self.penalty = lagrange, mayer, penalty
         self.weight_decay = float(weight_decay)
+        if not (np.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(
+                f"`weight_decay` is {weight_decay}: pass a number of at least 0."
+            )
 
     def without_data(self) -> "Problem":
         """Return the problem's functions and scales alone, which can be compiled."""
@@ -251,7 +210,20 @@ def as_trajectories(data: Any) -> tuple[Trajectory, ...]:
     widths = {t.ys.shape[1] for t in found}
     if len(widths) > 1:
         raise ValueError(f"trajectories have {sorted(widths)} columns: pass as many.")
+    counts = [_num_inputs(t) for t in found]
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"trajectories have {counts} inputs: pass as many for each, such as zeros."
+        )
     return tuple(found)
+
+
+def _num_inputs(trajectory: Trajectory) -> int:
+    if trajectory.inputs is None:
+        return 0
+    if callable(trajectory.inputs):
+        return np.atleast_1d(np.asarray(trajectory.inputs(trajectory.ts[0]))).size
+    return trajectory.inputs.shape[1]
 
 
 def _trajectory(i: int, data: Any) -> Trajectory:
@@ -315,8 +287,16 @@ def _vector(name: str, value: ArrayLike, size: int) -> np.ndarray:
 def _bounds(name: str, pair: Any, size: int | None) -> tuple[np.ndarray, np.ndarray]:
     lower, upper = (np.asarray(b, np.float64) for b in pair)
     if size is not None:
-        lower, upper = (np.broadcast_to(b, (size,)) for b in (lower, upper))
-    if np.any(lower > upper) or np.any(np.isnan(lower)) or np.any(np.isnan(upper)):
+        try:
+            lower, upper = (np.broadcast_to(b, (size,)) for b in (lower, upper))
+        except ValueError as error:
+            raise ValueError(
+                f"{name} has shapes {lower.shape} and {upper.shape}: pass numbers, or "
+                f"({size},)."
+            ) from error
+    if np.any(np.isnan(lower)) or np.any(np.isnan(upper)):
+        raise ValueError(f"{name} is {pair}: pass -inf or inf where there is no bound.")
+    if np.any(lower > upper):
         raise ValueError(f"{name} crosses: lower {lower}, upper {upper}.")
     return lower, upper
 

@@ -71,8 +71,8 @@ def refine(
     """Return a finer transcription: intervals whose error is above `tol` are cut.
 
     Into as many parts as bring an error of order `stages + 1` below it, four at most;
-    the same mesh is returned where none is. `train(trainer, state, iter([finer]))`
-    then starts warm (of a list, `train` takes the entry of the state's own step).
+    the same mesh is returned where none is. `train(trainer, state, [finer])` then
+    starts warm.
 
     **Raises:** `ValueError` unless `tol` is positive.
     """

@@ -15,7 +15,7 @@ from effgen.core.trainer import AbstractTrainer
 from effgen.core.update import apply_gradients, init_opt_state
 
 from .mesh import inputs_at
-from .problem import Model, Problem, as_model
+from .problem import Model, Problem, as_model, as_numbers
 from .solution import Solution
 
 
@@ -197,7 +197,7 @@ class ShootingTrainer(AbstractTrainer):
             guess(float(t), int(i))[0] / self.problem.nominal
             for t, i in zip(segments.first, segments.trajectory, strict=True)
         ]
-        shot = Shot(as_model(model), jnp.asarray(np.stack(starts)))
+        shot = Shot(as_numbers(model), jnp.asarray(np.stack(starts)))
         return TrainState.start(shot, init_opt_state(self.optim, shot), None)
 
     def step(

@@ -97,9 +97,9 @@ class Multipliers(NamedTuple):
 
 def same_mesh(solution: Solution, mesh: Mesh) -> bool:
     """Return whether a solution lives on a mesh."""
-    return solution.stages == mesh.stages and all(
-        np.array_equal(np.asarray(a), b)
-        for a, b in zip(solution.edges, mesh.edges, strict=True)
+    alike = (solution.stages, len(solution.edges)) == (mesh.stages, len(mesh.edges))
+    return alike and all(
+        np.array_equal(np.asarray(a), b) for a, b in zip(solution.edges, mesh.edges)
     )
 
 

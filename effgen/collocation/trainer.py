@@ -154,6 +154,30 @@ class CollocationTrainer(AbstractHostTrainer):
             return None
         return reweighed(nlp, limits, solved.point, problem.spread)
 
+    def batches(self, state: TrainState, data: Any) -> Any:
+        """Return the levels that are left to a state that has taken steps.
+
+        Of a list that the state is in the midst of, its entry of the last step being
+        on the state's mesh, those after it; of any other, all. Nothing left is told.
+        """
+        step = int(state.step)
+        if not (isinstance(data, list) and data):
+            return data
+        if not all(isinstance(level, Transcription) for level in data):
+            return data
+        here = lambda level: same_mesh(state.memory, level.mesh)
+        if step == 0 or (step < len(data) and here(data[step - 1])):
+            return data
+        if step == len(data) and here(data[-1]):
+            warnings.warn(
+                f"no level is left: the state has taken {step} steps and is on the "
+                "last one's mesh. To solve that once more, pass `iter(levels)`.",
+                RunWarning,
+                stacklevel=4,
+            )
+            return data
+        return iter(data)
+
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
         """Raise on data that are no transcriptions."""
         check_double()

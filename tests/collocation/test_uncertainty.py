@@ -86,7 +86,7 @@ def test_residuals_vanish_at_nodes_and_refinement_brings_them_below_the_toleranc
         if len(finer.mesh.lengths) == len(transcription.mesh.lengths):
             break
         transcription = finer
-        state, _ = eg.fit(trainer, state, iter([transcription]), key=KEY)
+        state, _ = eg.fit(trainer, state, [transcription], key=KEY)
     after = co.interval_errors(problem, state.model, state.memory)
     assert before.max() > 1e-2
     assert after.max() <= 1e-4
