@@ -1,6 +1,7 @@
 """First guesses of the states at the nodes."""
 
 import warnings
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -15,13 +16,15 @@ from .shooting import NO_ALGEBRAIC, Integration, Sampled, integrated, no_inputs
 
 
 _FEWEST = 5  # what a smoothing spline needs
+_UNEVEN, _FLATTENED = 1e3, 0.25
 
 
 def interpolated(problem: Problem, mesh: Mesh) -> Float[np.ndarray, "nodes state"]:
     """Return the data at the nodes, smoothed; what is not measured is constant.
 
     By splines whose smoothness is chosen by generalized cross-validation. States that
-    are not measured begin at their initial values, or else at zero.
+    are not measured begin at their initial values, or else at their nominal ones: at
+    zero, products of states have no derivatives.
     """
     found = [
         _one(problem, i, trajectory, ts)
@@ -34,17 +37,24 @@ def interpolated(problem: Problem, mesh: Mesh) -> Float[np.ndarray, "nodes state
 def _one(
     problem: Problem, i: int, trajectory: Trajectory, ts: np.ndarray
 ) -> Float[np.ndarray, "ts state"]:
-    values = np.zeros((len(ts), problem.num_states))
+    values = np.broadcast_to(problem.nominal, (len(ts), problem.num_states))
     if problem.initial is not None:
         shape = (len(problem.data), problem.num_states)
         start = np.broadcast_to(np.asarray(problem.initial.values, float), shape)[i]
-        values += np.where(np.isnan(start), 0.0, start)
+        values = np.where(np.isnan(start), values, start)
     if problem.observe is None:
         columns = [smoothed(trajectory.ts, y, ts) for y in trajectory.ys.T]
         values = np.stack(
             [v if c is None else c for v, c in zip(values.T, columns, strict=True)], 1
         )
     return values
+
+
+def measured(problem: Problem, i: int) -> Any:
+    """Return which states trajectory `i` has samples of."""
+    if problem.observe is not None:
+        return np.zeros(problem.num_states, bool)
+    return np.any(~np.isnan(problem.data[i].ys), axis=0)
 
 
 def at_start(problem: Problem, i: int) -> Float[np.ndarray, " state"]:
@@ -67,14 +77,15 @@ def simulated(
 ) -> Float[np.ndarray, "nodes state"]:
     """Return simulations of an untrained model at the nodes, from the data's start.
 
-    What the solver does not reach, and what leaves the bounds, is from the data.
+    States that are measured are the data, smoothed; so is what is not reached.
     """
     found = interpolated(problem, mesh)
     for i, (first, ts) in enumerate(zip(mesh.starts, mesh.times, strict=True)):
         start = at_start(problem, i)
         states = simulated_at(problem, as_model(model), i, start, ts, solver)
         here = slice(first, first + len(ts))
-        found[here] = np.where(np.isfinite(states), states, found[here])
+        ours = np.isfinite(states) & ~measured(problem, i)
+        found[here] = np.where(ours, states, found[here])
     return np.clip(found, *problem.state_bounds)
 
 
@@ -119,6 +130,26 @@ def smoothed(
     inside = np.clip(at, ts[0], ts[-1])
     if len(ts) < _FEWEST:
         return np.interp(inside, ts, ys)
+    clock = _clock(ts)
+    here, there = (np.interp(t, ts, clock) for t in (ts, inside))
+    spread = np.ptp(ys) or 1.0
     with warnings.catch_warnings():  # noise-free data: the smoothness goes to zero
         warnings.simplefilter("ignore")
-        return scipy.interpolate.make_smoothing_spline(ts, ys)(inside)
+        try:
+            spline = scipy.interpolate.make_smoothing_spline(here, ys / spread)
+        except (ValueError, np.linalg.LinAlgError):  # of times or values that are alike
+            return np.interp(inside, ts, ys)
+    found = spline(there) * spread
+    return found if np.all(np.isfinite(found)) else np.interp(inside, ts, ys)
+
+
+def _clock(ts: np.ndarray) -> Float[np.ndarray, " ts"]:
+    """Return times from 0 to 1 in which no gap is tiny beside the others.
+
+    Splines of times spaced by logarithms are ill-posed in the times themselves.
+    """
+    gaps = np.diff(ts)
+    if gaps.max() > _UNEVEN * gaps.min():
+        gaps = gaps**_FLATTENED
+    clock = np.concatenate([[0.0], np.cumsum(gaps)])
+    return clock / clock[-1]

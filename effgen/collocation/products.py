@@ -18,7 +18,9 @@ from .transcription import Transcription
 from .violations import name_of_row, name_of_variable
 
 
-_TOLERANCE = 1e-8
+# A lost entry is a large share of its row. Saturated networks have derivatives that are
+# differences of nearly equal numbers: their rounding is one of the largest row's.
+_TOLERANCE, _ROUNDING = 1e-5, 1e-13
 
 
 def check_products(evaluator: Evaluator, batch: Transcription, point: Point) -> None:
@@ -83,7 +85,7 @@ def _worst(matrix: Any, v: np.ndarray, exact: np.ndarray) -> int | None:
     """Return the row whose product is furthest from what it should be, if any is."""
     size, error = abs(matrix) @ np.abs(v) + np.abs(exact), matrix @ v - exact
     finite = np.isfinite(size) & np.isfinite(error)
-    least = 1e-12 * np.max(size, where=finite, initial=0.0)
+    least = _ROUNDING * np.max(size, where=finite, initial=0.0)
     error = np.where(finite, np.abs(error), 0.0)
-    wrong = error > _TOLERANCE * np.where(finite, np.maximum(size, least), 0.0)
+    wrong = error > np.where(finite, np.maximum(_TOLERANCE * size, least), 0.0)
     return int(np.argmax(np.where(wrong, error, 0))) if wrong.any() else None

@@ -40,7 +40,10 @@ class Transcription(eqx.Module):
     samples: Samples
 
     def guess(self) -> Solution:
-        """Return the default guess: the data, smoothed, at the nodes."""
+        """Return the default guess: the data, smoothed, at the nodes.
+
+        States that are not measured begin at their initial or nominal values.
+        """
         return Solution(
             self.mesh.edges,
             interpolated(self.problem, self.mesh),
@@ -53,8 +56,8 @@ class Transcription(eqx.Module):
         """Return the guess that an untrained model's own simulations are.
 
         From the data's start, by diffrax's `solver` (an implicit one where the problem
-        is stiff). For states that are not measured, of which the data say nothing; what
-        is not reached is as in `guess`.
+        is stiff). For states that are not measured, of which the data say nothing:
+        those that are, and what is not reached, are as in `guess`.
 
         **Raises:** `ValueError` for a problem with algebraic states.
         """
