@@ -17,7 +17,7 @@ from effgen.core.state import TrainState
 from effgen.core.train import fit
 
 from .guesses import at_start, simulated_at
-from .mesh import inputs_at
+from .inputs import inputs_at
 from .problem import Initial, Model, Problem, as_model
 from .solution import Solution
 from .trainer import CollocationTrainer
@@ -106,7 +106,7 @@ def _outputs(
     problem: Problem, model: Model, i: int, states: np.ndarray
 ) -> Float[np.ndarray, "obs outputs"]:
     ts = problem.data[i].ts
-    inputs = inputs_at(problem.data[i], ts)
+    inputs = inputs_at(problem.data[i], ts, "right")
     given = (model.parameters, model.networks)
     one = lambda t, x, u: problem.outputs(t, x, u, *given)
     return np.asarray(jax.vmap(one)(*map(jnp.asarray, (ts, states, inputs))))

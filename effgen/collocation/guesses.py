@@ -5,11 +5,13 @@ from typing import Any
 
 import diffrax
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.interpolate
 from jaxtyping import Float, PyTree
 
+from .inputs import jumps, knots
 from .mesh import Mesh
 from .problem import Model, Problem, Trajectory, as_model
 from .shooting import NO_ALGEBRAIC, Integration, Sampled, integrated, no_inputs
@@ -89,6 +91,17 @@ def simulated(
     return np.clip(found, *problem.state_bounds)
 
 
+def _traceable(inputs: Any) -> bool:
+    """Return whether JAX can trace a function of the time; numpy's it cannot."""
+    if not callable(inputs):
+        return False
+    try:
+        jax.eval_shape(lambda t: jnp.asarray(inputs(t)), jnp.zeros(()))
+    except (jax.errors.JAXTypeError, TypeError):
+        return False
+    return True
+
+
 _integrated = eqx.filter_jit(integrated)  # compiled once for trajectories alike
 
 
@@ -109,13 +122,17 @@ def simulated_at(
     inputs = trajectory.inputs
     if inputs is None:
         inputs = no_inputs
-    elif not callable(inputs):
-        inputs = Sampled(jnp.asarray(trajectory.ts), jnp.asarray(inputs))
+    elif not _traceable(inputs):
+        inputs = Sampled(*(jnp.asarray(part) for part in knots(trajectory)))
     if problem.num_algebraic:
         raise ValueError(NO_ALGEBRAIC)
     x, first, times = (jnp.asarray(v) for v in (start, trajectory.span[0], ts))
     bare, how = problem.without_data(), Integration(solver)
-    return np.asarray(_integrated(bare, how, model, x, first, times, inputs))
+    stops = None
+    if trajectory.inputs is not None or trajectory.jumps:
+        steps = jnp.asarray(np.unique(trajectory.ts))
+        stops = (steps, jnp.asarray(jumps(trajectory)))
+    return np.asarray(_integrated(bare, how, model, x, first, times, inputs, stops))
 
 
 def smoothed(

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from .initial import Initial as Initial, check_initial
+from .inputs import found_jumps
 from .model import (
     Model as Model,
     as_model as as_model,
@@ -18,25 +19,11 @@ from .model import (
     in_double as in_double,
     names_of_model as names_of_model,
 )
+from .trajectories import Trajectory as Trajectory, as_trajectories
 
 
 Table = Array | np.ndarray
 """Numpy's on the host, JAX's on a device."""
-
-
-class Trajectory(NamedTuple):
-    """One measured trajectory.
-
-    **Attributes:** `ts`, `(obs,)`, in order; `ys`, `(obs, outputs)`, NaN where missing;
-    `inputs`, known `u`, `(obs, inputs)`, linear between `ts`, or a function of `t` to
-    `(inputs,)`, or `None`; `span`, the first and the last time of the trajectory, those
-    of `ts` by default.
-    """
-
-    ts: Float[np.ndarray, " obs"]
-    ys: Float[np.ndarray, "obs outputs"]
-    inputs: Any = None
-    span: tuple[float, float] | None = None
 
 
 class PathConstraint(NamedTuple):
@@ -95,6 +82,8 @@ class Problem(eqx.Module):
     - `constraints`: path, boundary and model constraints.
     - `lagrange`, `(t, x, u, p, nets)`, and `mayer`, `(x_start, x_end, p, nets)`, costs.
     - `penalty`: `(p, nets)` to a number; `weight_decay`: of the networks.
+    - `hold`: how sampled inputs go on between samples, `"linear"` by default or
+      `"previous"`; a `Trajectory` may have its own.
     - `nominal`: the size of each state in its units; by default from the data where
       states are measured directly, else 1. The solver sees states divided by it.
 
@@ -139,10 +128,12 @@ class Problem(eqx.Module):
         mayer: Callable[..., Array] | None = None,
         penalty: Callable[..., Array] | None = None,
         weight_decay: float = 0.0,
+        hold: str | None = None,
     ) -> None:
         """Check the data and fill in what follows from them."""
         self.vector_field, self.observe = vector_field, observe
-        self.data = as_trajectories(data)
+        found = as_trajectories(data, hold)
+        self.data = tuple(t._replace(jumps=(*t.jumps, *found_jumps(t))) for t in found)
         outputs = self.data[0].ys.shape[1]
         if num_states is None and observe is not None:
             raise ValueError("pass `num_states`, which `observe` does not tell.")
@@ -196,72 +187,6 @@ class Problem(eqx.Module):
         if self.observe is None:
             return x
         return jnp.atleast_1d(self.observe(t, x, u, p, nets))
-
-
-def as_trajectories(data: Any) -> tuple[Trajectory, ...]:
-    """Return data as trajectories, checked.
-
-    **Raises:** `ValueError`, naming the trajectory and the index.
-    """
-    one = isinstance(data, tuple) and len(data) > 0 and not isinstance(data[0], tuple)
-    found = [_trajectory(i, d) for i, d in enumerate([data] if one else data)]
-    if not found:
-        raise ValueError("`data` is empty: pass at least one trajectory.")
-    widths = {t.ys.shape[1] for t in found}
-    if len(widths) > 1:
-        raise ValueError(f"trajectories have {sorted(widths)} columns: pass as many.")
-    counts = [_num_inputs(t) for t in found]
-    if len(set(counts)) > 1:
-        raise ValueError(
-            f"trajectories have {counts} inputs: pass as many for each, such as zeros."
-        )
-    return tuple(found)
-
-
-def _num_inputs(trajectory: Trajectory) -> int:
-    if trajectory.inputs is None:
-        return 0
-    if callable(trajectory.inputs):
-        return np.atleast_1d(np.asarray(trajectory.inputs(trajectory.ts[0]))).size
-    return trajectory.inputs.shape[1]
-
-
-def _trajectory(i: int, data: Any) -> Trajectory:
-    ts, ys, inputs, span = (*data, None, None)[:4]
-    ts, ys = np.asarray(ts, np.float64), np.asarray(ys, np.float64)
-    ys = ys[:, None] if ys.ndim == 1 else ys
-    if ts.ndim != 1 or len(ts) == 0 or ys.shape[:1] != ts.shape:
-        raise ValueError(
-            f"trajectory {i} has `ts` of shape {ts.shape} and `ys` of {ys.shape}: pass "
-            "(obs,) and (obs, outputs)."
-        )
-    _complain(i, ts, ~np.isfinite(ts), "be finite; a missing value is NaN in `ys`")
-    _complain(i, ts, np.diff(ts, prepend=-np.inf) < 0, "be sorted")
-    if np.any(np.isinf(ys)):
-        where = tuple(np.argwhere(np.isinf(ys))[0].tolist())
-        raise ValueError(f"`ys` of trajectory {i} is infinite at {where}: pass NaN.")
-    first, last = (ts[0], ts[-1]) if span is None else span
-    span = (float(first), float(last))
-    if not span[0] < span[1]:
-        raise ValueError(f"trajectory {i} lasts from {span[0]} to {span[1]}: no time.")
-    _complain(i, ts, (ts < span[0]) | (ts > span[1]), f"lie in the `span` {span}")
-    if inputs is not None and not callable(inputs):
-        inputs = np.asarray(inputs, np.float64)
-        inputs = inputs[:, None] if inputs.ndim == 1 else inputs
-        if inputs.shape[:1] != ts.shape or not np.all(np.isfinite(inputs)):
-            raise ValueError(
-                f"`inputs` of trajectory {i} has shape {inputs.shape}: pass finite "
-                f"numbers, ({len(ts)}, inputs), or a function of the time."
-            )
-    return Trajectory(ts, ys, inputs, span)
-
-
-def _complain(i: int, ts: np.ndarray, bad: np.ndarray, remedy: str) -> None:
-    if np.any(bad):
-        j = int(np.argmax(bad))
-        raise ValueError(
-            f"`ts` is {ts[j]} in trajectory {i} at index {j}: times must {remedy}."
-        )
 
 
 def _spread(ys: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from jaxtyping import ArrayLike, Float, PyTree
 
 from effgen.core.state import TrainState
 
-from .mesh import inputs_at
+from .inputs import inputs_at
 from .problem import Problem, as_model
 from .radau import radau
 from .solution import Solution

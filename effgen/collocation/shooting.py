@@ -14,13 +14,12 @@ from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractTrainer
 from effgen.core.update import apply_gradients, init_opt_state
 
-from .mesh import inputs_at
+from .inputs import knots
 from .problem import Model, Problem, as_model, as_numbers
 from .solution import Solution
 
 
 NO_ALGEBRAIC = "algebraic states are for collocation: there is no ODE solver for them."
-_GRID = 1_001  # where inputs that are functions of the time are evaluated
 
 
 class Integration(NamedTuple):
@@ -82,14 +81,12 @@ def segments_of(problem: Problem, per_trajectory: int = 1) -> Segments:
         assert trajectory.span is not None
         edges = np.linspace(*trajectory.span, per_trajectory + 1)
         owner = np.searchsorted(edges[1:-1], trajectory.ts, side="left")
-        grid = trajectory.ts
-        if callable(trajectory.inputs) or len(grid) < 2:
-            grid = np.linspace(*trajectory.span, _GRID)
+        grid, values = knots(trajectory)
         for k in range(per_trajectory):
             mine = owner == k
             samples = (trajectory.ts[mine], trajectory.ys[mine])
             where = (edges[k], edges[k + 1], i, k + 1 < per_trajectory)
-            rows.append((*samples, grid, inputs_at(trajectory, grid), *where))
+            rows.append((*samples, grid, values, *where))
     ts, ys, grids, inputs, first, last, index, joined = zip(*rows, strict=True)
     ends = np.asarray(last)
     values = _padded(ys, np.full(len(rows), np.nan))
@@ -277,8 +274,17 @@ def integrated(
     first: Array,
     ts: Array,
     inputs: Any,
+    stops: tuple[Array, Array] | None = None,
 ) -> Float[Array, "ts state"]:
-    """Solve from `first` to the last of `ts`; NaN where the solver fails."""
+    """Solve from `first` to the last of `ts`; NaN where the solver fails.
+
+    `stops` are times that steps end at, and those at which inputs jump. Without them a
+    step from rest could pass over a pulse.
+    """
+    controller = diffrax.PIDController(integration.rtol, integration.atol)
+    if stops is not None:
+        steps, jumps = (part if len(part) else None for part in stops)
+        controller = diffrax.ClipStepSizeController(controller, steps, jumps)
     given = (model.parameters, model.networks)
     field = lambda t, x, args: problem.vector_field(t, x, inputs(t), *given)
     solution = diffrax.diffeqsolve(
@@ -289,9 +295,9 @@ def integrated(
         dt0=None,
         y0=x,
         saveat=diffrax.SaveAt(ts=ts),
-        stepsize_controller=diffrax.PIDController(integration.rtol, integration.atol),
+        stepsize_controller=controller,
         adjoint=integration.adjoint,
-        max_steps=integration.max_steps,
+        max_steps=integration.max_steps + sum(map(len, stops or ())),
         throw=False,
     )
     ys = solution.ys
@@ -324,7 +330,8 @@ def integrate(
     chosen = Integration().adjoint if adjoint is None else adjoint
     integration = Integration(adjoint=chosen, rtol=rtol, atol=atol)
     x, ts = jnp.asarray(start, float), jnp.asarray(ts, float)
-    return integrated(problem, integration, as_model(model), x, ts[0], ts, known)
+    stops = None if inputs is None else (ts, ts[:0])
+    return integrated(problem, integration, as_model(model), x, ts[0], ts, known, stops)
 
 
 _integrate = eqx.filter_jit(integrate)  # compiled once for all simulations
@@ -342,7 +349,8 @@ def simulate(
 ) -> Float[Array, "ts state"]:
     """Return the states at `ts` of a trained model, from `start` at the first of them.
 
-    `inputs` is a function of the time, traceable by JAX. The model's vector field is an
+    `inputs` is a function of the time, traceable by JAX; steps end at `ts`, so a pulse
+    that is longer than their gaps is not passed over. The model's vector field is an
     ordinary one: any other solver of diffrax's takes it as well.
 
     **Raises:** `RuntimeError` if the solver fails, with what to do; `ValueError` for a

@@ -15,6 +15,7 @@ from .mesh import (
     Samples,
     aligned_edges,
     check_edges,
+    edges_at_jumps,
     make_mesh,
     make_samples,
     uniform_edges,
@@ -85,7 +86,8 @@ def transcribe(
     **Arguments:** `intervals`, how many equal ones the longest trajectory has (shorter
     ones have as long ones); or `edges`, each trajectory's own, such as
     `aligned_edges(problem)`; by default an interval from each sample to the next.
-    `stages`, of Radau's scheme in each interval: order `2 stages - 1`.
+    `stages`, of Radau's scheme in each interval: order `2 stages - 1`. Where inputs or
+    the law jump an interval ends, whatever the mesh, so that the order is kept.
 
     **Raises:** `ValueError` for settings out of range.
     """
@@ -95,6 +97,7 @@ def transcribe(
         edges = uniform_edges(problem, intervals)
     chosen = aligned_edges(problem) if edges is None else edges
     check_edges(problem, chosen)
+    chosen = edges_at_jumps(problem, chosen)
     mesh = make_mesh(problem, chosen, stages)
     return Transcription(problem, mesh, make_samples(problem, mesh))
 
