@@ -250,8 +250,12 @@ def quadrature(nlp: NLP) -> Float[Array, " nodes"]:
 
 def objective(nlp: NLP, z: Float[Array, " variables"]) -> Float[Array, ""]:
     """Return the misfit and all costs."""
-    x, flat = nlp.split(z)
-    return jnp.sum(over_samples(nlp, sample_loss, x, flat)) + costs(nlp, z)
+    return misfit(nlp, z) + costs(nlp, z)
+
+
+def misfit(nlp: NLP, z: Float[Array, " variables"]) -> Float[Array, ""]:
+    """Return half the mean square of the samples' scaled residuals."""
+    return jnp.sum(over_samples(nlp, sample_loss, *nlp.split(z)))
 
 
 def costs(nlp: NLP, z: Float[Array, " variables"]) -> Float[Array, ""]:
@@ -326,3 +330,13 @@ def values(
 def terms(nlp: NLP, z: Float[Array, " variables"]) -> Float[Array, "nodes terms"]:
     """Return `node_terms` at all nodes, compiled."""
     return at_nodes(nlp, *nlp.split(z))
+
+
+@eqx.filter_jit
+def _misfit(nlp: NLP, z: Array) -> Float[Array, ""]:
+    return misfit(nlp, z)
+
+
+def misfit_of(nlp: NLP, z: Float[np.ndarray, " variables"]) -> float:
+    """Return the misfit, compiled."""
+    return float(_misfit(nlp, jnp.asarray(z)))

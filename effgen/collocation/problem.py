@@ -82,6 +82,9 @@ class Problem(eqx.Module):
     - `constraints`: path, boundary and model constraints.
     - `lagrange`, `(t, x, u, p, nets)`, and `mayer`, `(x_start, x_end, p, nets)`, costs.
     - `penalty`: `(p, nets)` to a number; `weight_decay`: of the networks.
+    - `parameter_nominal`: the size of each parameter, a pytree like `parameters` or a
+      number; by default that of the guess. The solver sees parameters divided by it
+      where it is far from one.
     - `hold`: how sampled inputs go on between samples, `"linear"` by default or
       `"previous"`; a `Trajectory` may have its own.
     - `nominal`: the size of each state in its units; by default from the data where
@@ -104,6 +107,7 @@ class Problem(eqx.Module):
     initial: Initial | None
     state_bounds: tuple[np.ndarray, np.ndarray]
     parameter_bounds: Any
+    parameter_nominal: Any
     constraints: tuple[Constraint, ...]
     lagrange: Callable[..., Array] | None
     mayer: Callable[..., Array] | None
@@ -129,6 +133,7 @@ class Problem(eqx.Module):
         penalty: Callable[..., Array] | None = None,
         weight_decay: float = 0.0,
         hold: str | None = None,
+        parameter_nominal: Any = None,
     ) -> None:
         """Check the data and fill in what follows from them."""
         self.vector_field, self.observe = vector_field, observe
@@ -160,6 +165,7 @@ class Problem(eqx.Module):
         if initial is not None:
             check_initial(initial, (len(self.data), size), self.state_bounds)
         self.parameter_bounds = parameter_bounds
+        self.parameter_nominal = parameter_nominal
         self.constraints = tuple(constraints)
         for constraint in self.constraints:
             _bounds(f"constraint {constraint.name!r}", constraint[1:3], None)

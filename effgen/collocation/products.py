@@ -83,7 +83,8 @@ def _matrix(pattern: Pattern, values: np.ndarray, shape: Any) -> Any:
 
 def _worst(matrix: Any, v: np.ndarray, exact: np.ndarray) -> int | None:
     """Return the row whose product is furthest from what it should be, if any is."""
-    size, error = abs(matrix) @ np.abs(v) + np.abs(exact), matrix @ v - exact
+    with np.errstate(invalid="ignore", over="ignore"):
+        size, error = abs(matrix) @ np.abs(v) + np.abs(exact), matrix @ v - exact
     finite = np.isfinite(size) & np.isfinite(error)
     least = _ROUNDING * np.max(size, where=finite, initial=0.0)
     error = np.where(finite, np.abs(error), 0.0)

@@ -1,5 +1,6 @@
 """The trainer: one step is one nonlinear program solved by Ipopt, warm."""
 
+import time
 import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -12,11 +13,11 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from effgen.core.interrupts import requested
 from effgen.core.reports import report
-from effgen.core.results import RunWarning
+from effgen.core.results import RESULTS, RunWarning
 from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractHostTrainer
 
-from . import interior, ipopt
+from . import attempts, interior, ipopt
 from .curvature import AbstractCurvature, ExactHessian
 from .evaluator import Evaluator
 from .mesh import make_mesh
@@ -37,11 +38,18 @@ from .transcription import (
     unpacked,
     weighed,
 )
-from .violations import check_finite, check_size, worst_violation
+from .violations import (
+    check_finite,
+    check_others,
+    check_size,
+    not_finite,
+    worst_violation,
+)
 
 
 CONDENSED = "condensed"
 _MOST_WEIGHINGS = 6
+_INVALID = -13  # Ipopt's status of a number that is not finite
 
 
 class CollocationTrainer(AbstractHostTrainer):
@@ -54,7 +62,8 @@ class CollocationTrainer(AbstractHostTrainer):
     **Attributes:**
 
     - `tol`: Ipopt's, on the scaled optimality conditions.
-    - `max_iter`, `max_seconds`: when it ends with the iterate at hand and a warning.
+    - `max_iter`, of one attempt, and `max_seconds`, by the clock on the wall, of the
+      whole step: it ends with the iterate at hand and a warning.
     - `curvature`: `ExactHessian()`, `GaussNewton()`, or `LimitedMemory()` where
       parameters are many.
     - `linear_solver`: Ipopt's; by default the best of those that can be loaded. Or
@@ -85,8 +94,12 @@ class CollocationTrainer(AbstractHostTrainer):
         """Raise `ValueError` for settings out of range."""
         if not (np.isfinite(self.tol) and self.tol > 0):
             raise ValueError(f"`tol` is {self.tol}: pass a positive number.")
-        if not isinstance(self.max_iter, int) or self.max_iter < 0:
+        if not isinstance(self.max_iter, int | np.integer) or self.max_iter < 0:
             raise ValueError(f"`max_iter` is {self.max_iter}: pass an integer.")
+        if self.max_seconds is not None and not self.max_seconds > 0:
+            raise ValueError(
+                f"`max_seconds` is {self.max_seconds}: pass a positive number, or None."
+            )
 
     def init(self, model: PyTree, memory: Solution | None = None) -> TrainState:
         """Return the first state.
@@ -123,20 +136,23 @@ class CollocationTrainer(AbstractHostTrainer):
         z = np.clip(nlp.joined(solution.positions), limits.lower, limits.upper)
         check_size(nlp, self.curvature)
         check_finite(nlp, batch, z)
+        check_others(nlp, batch, z)
         start = ipopt.Point(z, *(() if multipliers is None else packed(multipliers)))
         evaluator = Evaluator(nlp, self.curvature)
-        solved = self._solved(batch, evaluator, limits, start)
+        seconds = np.inf if self.max_seconds is None else self.max_seconds
+        deadline = time.perf_counter() + seconds
+        solved = self._solved(batch, evaluator, limits, start, deadline)
         scale = solution.scale
         for _ in range(_MOST_WEIGHINGS):
             new_scale = self._reweighed(batch.problem, evaluator.nlp, limits, solved)
-            if new_scale is None:
+            if new_scale is None or time.perf_counter() > deadline:
                 break
             batch = eqx.tree_at(lambda b: b.problem.scale, batch, new_scale)
             other = Evaluator(batch.program(state.model), self.curvature)
-            again = self._solved(batch, other, limits, solved.point)
+            again = self._solved(batch, other, limits, solved.point, deadline)
             if again.status not in (0, 1):
                 break
-            scale, evaluator, solved = new_scale, other, _after(solved, again)
+            scale, evaluator, solved = new_scale, other, attempts.after(solved, again)
         x, flat = nlp.split(jnp.asarray(solved.point.z))
         positions = np.asarray(x) * batch.problem.nominal
         end = Solution(mesh.edges, positions, mesh.stages, scale)
@@ -201,6 +217,7 @@ class CollocationTrainer(AbstractHostTrainer):
         evaluator: Evaluator,
         limits: ipopt.Limits,
         start: ipopt.Point,
+        deadline: float,
     ) -> ipopt.Solved:
         """Solve by Ipopt; with `"condensed"`, from where that is stuck."""
         before = None
@@ -214,23 +231,27 @@ class CollocationTrainer(AbstractHostTrainer):
                 start,
                 tol=self.tol,
                 max_iter=self.max_iter,
-                max_seconds=self.max_seconds or np.inf,
+                max_seconds=deadline - time.perf_counter(),
                 stop=_reported,
             )
             if before.status != interior.STUCK:
                 return before
             start = before.point
         check_products(evaluator, batch, start)
-        solved = ipopt.solve(
-            evaluator.functions(), limits, start, self._options(), stop=_reported
+        solved = attempts.solve(
+            evaluator.nlp,
+            evaluator.functions(),
+            limits,
+            start,
+            self._options(),
+            deadline=deadline,
+            stop=_reported,
         )
         check_products(evaluator, batch, solved.point)
-        return solved if before is None else _after(before, solved)
+        return solved if before is None else attempts.after(before, solved)
 
     def _options(self) -> dict[str, Any]:
         chosen = {"tol": self.tol, "max_iter": self.max_iter}
-        if self.max_seconds is not None:
-            chosen["max_cpu_time"] = float(self.max_seconds)
         own = None if self.linear_solver == CONDENSED else self.linear_solver
         solver = own or ipopt.linear_solvers()[0]
         if not ipopt.can_load(solver):
@@ -243,11 +264,18 @@ class CollocationTrainer(AbstractHostTrainer):
     def _warn(self, solved: Any, batch: Transcription, nlp: Any, limits: Any) -> None:
         if solved.status in (0, 1) or (solved.status == 5 and requested()):
             return
-        worst = worst_violation(batch, nlp, limits, solved.point.z)
+        z = solved.point.z
+        worst = worst_violation(batch, nlp, limits, z)
+        if solved.status == _INVALID:
+            functions = Evaluator(nlp, self.curvature).functions()
+            worst = not_finite(nlp, batch, functions, z) or worst
+        kept = ipopt.result_of(solved.status) == RESULTS.successful
+        end = "the iterate is kept, and training from it goes on"
+        end = end if kept else "the step is refused, and `error.attempt` is its end"
         warnings.warn(
             f"Ipopt ended with status {solved.status} after "
-            f"{len(solved.trace.objective) - 1} iterations ({solved.message}); the "
-            f"iterate is kept, and training from it goes on. {worst}",
+            f"{max(len(solved.trace.objective) - 1, 0)} iterations "
+            f"({solved.message.rstrip('.')}); {end}. {worst}",
             RunWarning,
             stacklevel=2,
         )
@@ -270,16 +298,6 @@ class CollocationTrainer(AbstractHostTrainer):
             "trace": jnp.asarray(trace),
             "result": ipopt.result_of(solved.status),
         }
-
-
-def _after(before: ipopt.Solved, solved: ipopt.Solved) -> ipopt.Solved:
-    """Return a solve that went on from another's end, as one."""
-    trace = ipopt.Trace(*(a + b for a, b in zip(before.trace, solved.trace)))
-    return solved._replace(
-        trace=trace,
-        seconds=before.seconds + solved.seconds,
-        evaluating=before.evaluating + solved.evaluating,
-    )
 
 
 def _reported(trace: ipopt.Trace) -> bool:
