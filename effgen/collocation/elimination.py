@@ -72,7 +72,15 @@ def eliminated(
     entries = (functions.jacobian(z), (pattern.rows, pattern.columns))
     shape = (len(limits.constraints_lower), size)
     jacobian = scipy.sparse.coo_matrix(entries, shape).tocsc()
-    equations = jacobian[:num_equations]
+    told = np.arange(num_equations)
+    if _undetermined(nlp, jacobian):
+        # Of index 2 and 3 the start's equation is one of its differential states, and
+        # no equation has its algebraic ones.
+        told = told[: int(np.prod(constraint_shapes(nlp)[0]))]
+        algebraic = np.setdiff1d(np.arange(problem.num_states), differential)
+        unused = np.asarray(nlp.starts)[:, None] * problem.num_states + algebraic
+        rest = np.setdiff1d(rest, unused)
+    equations = jacobian.tocsr()[told].tocsc()
     try:
         factors = scipy.sparse.linalg.splu(equations[:, rest])
     except RuntimeError as error:
@@ -80,8 +88,24 @@ def eliminated(
             "the equations do not determine the states, as their linearization is "
             "singular: look for algebraic residuals that their states do not enter."
         ) from error
-    rows, fixed = jacobian[num_equations:].tocsr(), rest[held[rest]]
+    rows, fixed = jacobian.tocsr()[len(told) :], rest[held[rest]]
     return Eliminated(free, rest, fixed, factors, equations[:, free], rows, size)
+
+
+def _undetermined(nlp: NLP, jacobian: Any) -> bool:
+    """Return whether the equations at starts leave the algebraic states there open."""
+    size, algebraic = nlp.problem.num_states, nlp.problem.num_algebraic
+    first = int(np.prod(constraint_shapes(nlp)[0]))
+    own = np.arange(size - algebraic, size)
+    for i, node in enumerate(np.asarray(nlp.starts)):
+        rows = first + i * algebraic + np.arange(algebraic)
+        block = jacobian.tocsr()[rows][:, node * size + own].toarray()
+        if (
+            np.linalg.matrix_rank(block, tol=1e-12 * (1 + np.abs(block).max()))
+            < algebraic
+        ):
+            return True
+    return False
 
 
 def columns(num: int) -> Iterator[slice]:

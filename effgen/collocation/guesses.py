@@ -5,7 +5,6 @@ from typing import Any
 
 import diffrax
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.interpolate
@@ -14,7 +13,9 @@ from jaxtyping import Float, PyTree
 from .inputs import jumps, knots
 from .mesh import Mesh
 from .problem import Model, Problem, Trajectory, as_model
-from .shooting import NO_ALGEBRAIC, Integration, Sampled, integrated, no_inputs
+from .shooting import Integration, Sampled, integrated, no_inputs
+from .simulation import traceable
+from .stepping import stepped
 
 
 _FEWEST = 5  # what a smoothing spline needs
@@ -91,17 +92,6 @@ def simulated(
     return np.clip(found, *problem.state_bounds)
 
 
-def _traceable(inputs: Any) -> bool:
-    """Return whether JAX can trace a function of the time; numpy's it cannot."""
-    if not callable(inputs):
-        return False
-    try:
-        jax.eval_shape(lambda t: jnp.asarray(inputs(t)), jnp.zeros(()))
-    except (jax.errors.JAXTypeError, TypeError):
-        return False
-    return True
-
-
 _integrated = eqx.filter_jit(integrated)  # compiled once for trajectories alike
 
 
@@ -113,21 +103,21 @@ def simulated_at(
     ts: np.ndarray,
     solver: diffrax.AbstractSolver,
 ) -> Float[np.ndarray, "ts state"]:
-    """Simulate trajectory `i` with its inputs; NaN if the solver fails.
-
-    **Raises:** `ValueError` for a problem with algebraic states.
-    """
+    """Simulate trajectory `i` with its inputs; NaN if the solver fails."""
     trajectory = problem.data[i]
     assert trajectory.span is not None
     inputs = trajectory.inputs
     if inputs is None:
         inputs = no_inputs
-    elif not _traceable(inputs):
+    elif not traceable(inputs):
         inputs = Sampled(*(jnp.asarray(part) for part in knots(trajectory)))
+    how = Integration(solver)
     if problem.num_algebraic:
-        raise ValueError(NO_ALGEBRAIC)
+        times = np.unique(np.concatenate([trajectory.span[:1], ts]))
+        found = stepped(problem, model, start, times, inputs, how)
+        return found[np.searchsorted(times, ts)]
     x, first, times = (jnp.asarray(v) for v in (start, trajectory.span[0], ts))
-    bare, how = problem.without_data(), Integration(solver)
+    bare = problem.without_data()
     stops = None
     if trajectory.inputs is not None or trajectory.jumps:
         steps = jnp.asarray(np.unique(trajectory.ts))

@@ -68,7 +68,8 @@ class Problem(eqx.Module):
 
     - `vector_field`: `(t, x, u, p, nets)` to `dx/dt`, `(state,)`; the last
       `num_algebraic` of its values are residuals, `0 = g`, which hold for the last
-      components of `x`, the algebraic ones (an index-1 DAE).
+      components of `x`, the algebraic ones (a DAE of index 1; also 2 and 3, with less
+      order: see docs/collocation.md).
     - `data`: `(ts, ys)`, `(ts, ys, inputs)`, a `Trajectory`, or a list of these.
     - `observe`: `(t, x, u, p, nets)` to what is measured; by default `x` itself.
     - `num_states`: needed where `observe` is given.

@@ -19,7 +19,10 @@ from .problem import Model, Problem, as_model, as_numbers
 from .solution import Solution
 
 
-NO_ALGEBRAIC = "algebraic states are for collocation: there is no ODE solver for them."
+NO_ALGEBRAIC = (
+    "algebraic states are for collocation: there is no ODE solver for them. `simulate` "
+    "takes them."
+)
 
 
 class Integration(NamedTuple):
@@ -313,6 +316,7 @@ def integrate(
     ts: ArrayLike,
     inputs: Any = None,
     *,
+    solver: diffrax.AbstractSolver | None = None,
     adjoint: diffrax.AbstractAdjoint | None = None,
     rtol: float = 1e-8,
     atol: float = 1e-8,
@@ -321,6 +325,7 @@ def integrate(
 
     To be compiled, mapped over models or starts, and differentiated: in reverse by
     default, forward (as `propagated` does) with `adjoint=diffrax.ForwardMode()`.
+    `solver` is `Tsit5` by default; `diffrax.Kvaerno5()` is for stiff models.
 
     **Raises:** `ValueError` for a problem with algebraic states.
     """
@@ -328,41 +333,8 @@ def integrate(
         raise ValueError(NO_ALGEBRAIC)
     known = no_inputs if inputs is None else inputs
     chosen = Integration().adjoint if adjoint is None else adjoint
-    integration = Integration(adjoint=chosen, rtol=rtol, atol=atol)
+    solver = Integration().solver if solver is None else solver
+    integration = Integration(solver, adjoint=chosen, rtol=rtol, atol=atol)
     x, ts = jnp.asarray(start, float), jnp.asarray(ts, float)
     stops = None if inputs is None else (ts, ts[:0])
     return integrated(problem, integration, as_model(model), x, ts[0], ts, known, stops)
-
-
-_integrate = eqx.filter_jit(integrate)  # compiled once for all simulations
-
-
-def simulate(
-    problem: Problem,
-    model: PyTree,
-    start: ArrayLike,
-    ts: ArrayLike,
-    inputs: Any = None,
-    *,
-    rtol: float = 1e-8,
-    atol: float = 1e-8,
-) -> Float[Array, "ts state"]:
-    """Return the states at `ts` of a trained model, from `start` at the first of them.
-
-    `inputs` is a function of the time, traceable by JAX; steps end at `ts`, so a pulse
-    that is longer than their gaps is not passed over. The model's vector field is an
-    ordinary one: any other solver of diffrax's takes it as well.
-
-    **Raises:** `RuntimeError` if the solver fails, with what to do; `ValueError` for a
-    problem with algebraic states.
-    """
-    x, times = (jnp.asarray(v, float) for v in (start, ts))
-    bare = problem.without_data()
-    states = _integrate(bare, as_model(model), x, times, inputs, rtol=rtol, atol=atol)
-    if bool(jnp.any(jnp.isnan(states))):
-        raise RuntimeError(
-            f"the solver could not reach t = {float(np.asarray(ts)[-1])} in "
-            f"{Integration().max_steps} steps: the model is stiff or unstable; shorten "
-            "`ts` or loosen `rtol`."
-        )
-    return states

@@ -59,8 +59,6 @@ class Transcription(eqx.Module):
         From the data's start, by diffrax's `solver` (an implicit one where the problem
         is stiff). For states that are not measured, of which the data say nothing:
         those that are, and what is not reached, are as in `guess`.
-
-        **Raises:** `ValueError` for a problem with algebraic states.
         """
         solver = diffrax.Tsit5() if solver is None else solver
         return Solution(
