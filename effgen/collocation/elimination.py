@@ -95,17 +95,14 @@ def eliminated(
 def _undetermined(nlp: NLP, jacobian: Any) -> bool:
     """Return whether the equations at starts leave the algebraic states there open."""
     size, algebraic = nlp.problem.num_states, nlp.problem.num_algebraic
-    first = int(np.prod(constraint_shapes(nlp)[0]))
+    first, by_row = int(np.prod(constraint_shapes(nlp)[0])), jacobian.tocsr()
     own = np.arange(size - algebraic, size)
-    for i, node in enumerate(np.asarray(nlp.starts)):
-        rows = first + i * algebraic + np.arange(algebraic)
-        block = jacobian.tocsr()[rows][:, node * size + own].toarray()
-        if (
-            np.linalg.matrix_rank(block, tol=1e-12 * (1 + np.abs(block).max()))
-            < algebraic
-        ):
-            return True
-    return False
+    blocks = [
+        by_row[first + i * algebraic + np.arange(algebraic)][:, node * size + own]
+        for i, node in enumerate(np.asarray(nlp.starts))
+    ]
+    ranks = [np.linalg.matrix_rank(block.toarray(), rtol=1e-12) for block in blocks]
+    return algebraic > 0 and min(ranks) < algebraic
 
 
 def columns(num: int) -> Iterator[slice]:
