@@ -164,7 +164,7 @@ print("errors:", found.errors[:, 0].round(3))
 # %%
 between = np.linspace(0, 4, 801)
 finer = co.refine(levels[-1], state, tol=1e-4)
-refined, _ = eg.fit(trainer, state, iter([finer]), key=key)
+refined, _ = eg.fit(trainer, state, [finer], key=key)
 figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
 worst = []
 for label, at in (("20 intervals", state), ("refined", refined)):

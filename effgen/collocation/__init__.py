@@ -49,8 +49,8 @@ from .shooting import (
     Shot as Shot,
     integrate as integrate,
     segments_of as segments_of,
-    simulate as simulate,
 )
+from .simulation import simulate as simulate
 from .solution import Multipliers as Multipliers, Solution as Solution
 from .trainer import CollocationTrainer as CollocationTrainer
 from .transcription import Transcription as Transcription, transcribe as transcribe

@@ -38,4 +38,5 @@ def _first(trajectory: Trajectory, share: float) -> Trajectory:
     if inputs is not None and not callable(inputs):
         inputs = inputs[: end + 1]
     ts, ys = trajectory.ts[: end + 1], trajectory.ys[: end + 1]
-    return Trajectory(ts, ys, inputs, (first, float(ts[-1])))
+    span, rest = (first, float(ts[-1])), (trajectory.hold, trajectory.jumps)
+    return Trajectory(ts, ys, inputs, span, *rest)

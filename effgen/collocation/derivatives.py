@@ -17,12 +17,15 @@ from .nlp import (
     NLP,
     boundary_terms,
     constraint_shapes,
+    constraints,
+    costs,
     ends_of,
     field_factor,
     initial_loss,
     model_terms,
     node_terms,
     objective,
+    over_samples,
     quadrature,
     sample_loss,
     sample_residual,
@@ -180,6 +183,18 @@ def gauss_newton_blocks(
         return 0.5 * factor * jnp.sum(moved**2)
 
     return _blocks(nlp, z, weights, factor, pairs, loss)
+
+
+def exact_lagrangian(nlp: NLP, z: Array, at: Array, multipliers: Array) -> Array:
+    """Return the function whose Hessian at `at` is `exact_blocks`."""
+    return objective(nlp, z) + multipliers @ constraints(nlp, z)
+
+
+def gauss_newton_lagrangian(nlp: NLP, z: Array, at: Array, multipliers: Array) -> Array:
+    """Return the function whose Hessian at `at` is `gauss_newton_blocks`."""
+    residuals = lambda z: over_samples(nlp, sample_residual, *nlp.split(z))
+    _, moved = jax.jvp(residuals, (at,), (z - at,))
+    return 0.5 * jnp.sum(moved**2) + costs(nlp, z)
 
 
 _COLUMNS_AT_ONCE = 16

@@ -1,5 +1,6 @@
 """The program's functions as Ipopt calls them: compiled, on a device, copied back."""
 
+import math
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from .curvature import AbstractCurvature
 from .derivatives import first_derivatives, hessian
 from .ipopt import Functions
-from .nlp import NLP, values
+from .nlp import NLP, constraint_shapes, values
 from .pattern import dependence, hessian_pattern, jacobian_pattern
 
 
@@ -50,7 +51,7 @@ class Evaluator:
         states = len(self.nlp.ts) * self.nlp.problem.num_states
         return {
             "variables": states + self.nlp.flat().shape[0],
-            "constraints": int(rows.max()) + 1,
+            "constraints": sum(math.prod(s) for s in constraint_shapes(self.nlp)),
             "jacobian_entries": len(rows),
             "hessian_entries": 0 if hessian is None else len(hessian.rows),
             "copied_bytes": self.copied_bytes,

@@ -17,7 +17,7 @@ from effgen.core.state import TrainState
 from effgen.core.train import fit
 
 from .guesses import at_start, simulated_at
-from .mesh import inputs_at
+from .inputs import inputs_at
 from .problem import Initial, Model, Problem, as_model
 from .solution import Solution
 from .trainer import CollocationTrainer
@@ -53,7 +53,8 @@ class Extrapolation(NamedTuple):
     """How simulations of a trained model fare on a problem's trajectories.
 
     **Attributes:** `errors`, the root mean square of `(y - outputs) / scale` of each
-    trajectory and output, NaN where the simulation fails; `distances`, how far each
+    trajectory and output, NaN where the simulation fails or
+    nothing is measured; `distances`, how far each
     simulation went from the nearest node of training, states divided by their spread
     there; `states`, each trajectory's simulation at its samples.
     """
@@ -95,15 +96,17 @@ def extrapolation(
 
 
 def _mean(values: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """Return means over what is there; NaN of nothing."""
     total = np.where(there, values, 0).sum(0)
-    return total / np.maximum(there.sum(0), 1)
+    counts = there.sum(0)
+    return np.where(counts > 0, total / np.maximum(counts, 1), np.nan)
 
 
 def _outputs(
     problem: Problem, model: Model, i: int, states: np.ndarray
 ) -> Float[np.ndarray, "obs outputs"]:
     ts = problem.data[i].ts
-    inputs = inputs_at(problem.data[i], ts)
+    inputs = inputs_at(problem.data[i], ts, "right")
     given = (model.parameters, model.networks)
     one = lambda t, x, u: problem.outputs(t, x, u, *given)
     return np.asarray(jax.vmap(one)(*map(jnp.asarray, (ts, states, inputs))))

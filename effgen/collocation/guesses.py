@@ -1,6 +1,7 @@
 """First guesses of the states at the nodes."""
 
 import warnings
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -9,19 +10,24 @@ import numpy as np
 import scipy.interpolate
 from jaxtyping import Float, PyTree
 
+from .inputs import jumps, knots
 from .mesh import Mesh
 from .problem import Model, Problem, Trajectory, as_model
-from .shooting import NO_ALGEBRAIC, Integration, Sampled, integrated, no_inputs
+from .shooting import Integration, Sampled, integrated, no_inputs
+from .simulation import traceable
+from .stepping import stepped
 
 
 _FEWEST = 5  # what a smoothing spline needs
+_UNEVEN, _FLATTENED = 1e3, 0.25
 
 
 def interpolated(problem: Problem, mesh: Mesh) -> Float[np.ndarray, "nodes state"]:
     """Return the data at the nodes, smoothed; what is not measured is constant.
 
     By splines whose smoothness is chosen by generalized cross-validation. States that
-    are not measured begin at their initial values, or else at zero.
+    are not measured begin at their initial values, or else at their nominal ones: at
+    zero, products of states have no derivatives.
     """
     found = [
         _one(problem, i, trajectory, ts)
@@ -34,17 +40,24 @@ def interpolated(problem: Problem, mesh: Mesh) -> Float[np.ndarray, "nodes state
 def _one(
     problem: Problem, i: int, trajectory: Trajectory, ts: np.ndarray
 ) -> Float[np.ndarray, "ts state"]:
-    values = np.zeros((len(ts), problem.num_states))
+    values = np.broadcast_to(problem.nominal, (len(ts), problem.num_states))
     if problem.initial is not None:
         shape = (len(problem.data), problem.num_states)
         start = np.broadcast_to(np.asarray(problem.initial.values, float), shape)[i]
-        values += np.where(np.isnan(start), 0.0, start)
+        values = np.where(np.isnan(start), values, start)
     if problem.observe is None:
         columns = [smoothed(trajectory.ts, y, ts) for y in trajectory.ys.T]
         values = np.stack(
             [v if c is None else c for v, c in zip(values.T, columns, strict=True)], 1
         )
     return values
+
+
+def measured(problem: Problem, i: int) -> Any:
+    """Return which states trajectory `i` has samples of."""
+    if problem.observe is not None:
+        return np.zeros(problem.num_states, bool)
+    return np.any(~np.isnan(problem.data[i].ys), axis=0)
 
 
 def at_start(problem: Problem, i: int) -> Float[np.ndarray, " state"]:
@@ -67,14 +80,15 @@ def simulated(
 ) -> Float[np.ndarray, "nodes state"]:
     """Return simulations of an untrained model at the nodes, from the data's start.
 
-    What the solver does not reach, and what leaves the bounds, is from the data.
+    States that are measured are the data, smoothed; so is what is not reached.
     """
     found = interpolated(problem, mesh)
     for i, (first, ts) in enumerate(zip(mesh.starts, mesh.times, strict=True)):
         start = at_start(problem, i)
         states = simulated_at(problem, as_model(model), i, start, ts, solver)
         here = slice(first, first + len(ts))
-        found[here] = np.where(np.isfinite(states), states, found[here])
+        ours = np.isfinite(states) & ~measured(problem, i)
+        found[here] = np.where(ours, states, found[here])
     return np.clip(found, *problem.state_bounds)
 
 
@@ -89,22 +103,26 @@ def simulated_at(
     ts: np.ndarray,
     solver: diffrax.AbstractSolver,
 ) -> Float[np.ndarray, "ts state"]:
-    """Simulate trajectory `i` with its inputs; NaN if the solver fails.
-
-    **Raises:** `ValueError` for a problem with algebraic states.
-    """
+    """Simulate trajectory `i` with its inputs; NaN if the solver fails."""
     trajectory = problem.data[i]
     assert trajectory.span is not None
     inputs = trajectory.inputs
     if inputs is None:
         inputs = no_inputs
-    elif not callable(inputs):
-        inputs = Sampled(jnp.asarray(trajectory.ts), jnp.asarray(inputs))
+    elif not traceable(inputs):
+        inputs = Sampled(*(jnp.asarray(part) for part in knots(trajectory)))
+    how = Integration(solver)
     if problem.num_algebraic:
-        raise ValueError(NO_ALGEBRAIC)
+        times = np.unique(np.concatenate([trajectory.span[:1], ts]))
+        found = stepped(problem, model, start, times, inputs, how)
+        return found[np.searchsorted(times, ts)]
     x, first, times = (jnp.asarray(v) for v in (start, trajectory.span[0], ts))
-    bare, how = problem.without_data(), Integration(solver)
-    return np.asarray(_integrated(bare, how, model, x, first, times, inputs))
+    bare = problem.without_data()
+    stops = None
+    if trajectory.inputs is not None or trajectory.jumps:
+        steps = jnp.asarray(np.unique(trajectory.ts))
+        stops = (steps, jnp.asarray(jumps(trajectory)))
+    return np.asarray(_integrated(bare, how, model, x, first, times, inputs, stops))
 
 
 def smoothed(
@@ -119,6 +137,26 @@ def smoothed(
     inside = np.clip(at, ts[0], ts[-1])
     if len(ts) < _FEWEST:
         return np.interp(inside, ts, ys)
+    clock = _clock(ts)
+    here, there = (np.interp(t, ts, clock) for t in (ts, inside))
+    spread = np.ptp(ys) or 1.0
     with warnings.catch_warnings():  # noise-free data: the smoothness goes to zero
         warnings.simplefilter("ignore")
-        return scipy.interpolate.make_smoothing_spline(ts, ys)(inside)
+        try:
+            spline = scipy.interpolate.make_smoothing_spline(here, ys / spread)
+        except (ValueError, np.linalg.LinAlgError):  # of times or values that are alike
+            return np.interp(inside, ts, ys)
+    found = spline(there) * spread
+    return found if np.all(np.isfinite(found)) else np.interp(inside, ts, ys)
+
+
+def _clock(ts: np.ndarray) -> Float[np.ndarray, " ts"]:
+    """Return times from 0 to 1 in which no gap is tiny beside the others.
+
+    Splines of times spaced by logarithms are ill-posed in the times themselves.
+    """
+    gaps = np.diff(ts)
+    if gaps.max() > _UNEVEN * gaps.min():
+        gaps = gaps**_FLATTENED
+    clock = np.concatenate([[0.0], np.cumsum(gaps)])
+    return clock / clock[-1]

@@ -74,9 +74,11 @@ RESULT_OF = {
     -2: RESULTS.restoration_failed,
     -3: RESULTS.step_failed,
     -10: RESULTS.too_many_equations,
-    -13: RESULTS.nonfinite,
+    -13: RESULTS.evaluation_failed,
 }
 """Ipopt's failures by status; limits and early ends are none."""
+
+_OUT_OF_TIME = "The limit of time is reached."
 
 _HSL = ("ma57", "ma27", "ma97", "ma86")
 _ENDS_KEPT = (0, 1, 3, 5, 6, -1, -4, -5)
@@ -121,9 +123,46 @@ def can_load(name: str) -> bool:
     return _loads(name)
 
 
+def time_limit(seconds: float) -> dict[str, float]:
+    """Return the option that ends a solve: by the clock on the wall where there is one.
+
+    Ipopt before 3.14 knows the processor's time alone.
+    """
+    if not np.isfinite(seconds):
+        return {}
+    name = "max_wall_time" if _knows("max_wall_time", 1.0) else "max_cpu_time"
+    return {name: max(float(seconds), 1e-9)}
+
+
+@functools.cache
+def _knows(option: str, value: Any) -> bool:
+    problem = _parabola()
+    try:
+        problem.add_option(option, value)
+    except TypeError:
+        return False
+    finally:
+        problem.close()
+    return True
+
+
 def _loads(name: str) -> bool:
     """Solve `min (z - 1)^2` with it."""
+    problem = _parabola()
+    try:
+        for option, value in _QUIET.items():
+            problem.add_option(option, value)
+        problem.add_option("hessian_approximation", "limited-memory")
+        problem.add_option("linear_solver", name)
+        _, info = problem.solve(np.zeros(1))
+    except (TypeError, RuntimeError):
+        return False
+    finally:
+        problem.close()
+    return info["status"] == 0
 
+
+def _parabola() -> Any:
     class Parabola:
         def objective(self, z: np.ndarray) -> float:
             return float((z[0] - 1) ** 2)
@@ -138,18 +177,7 @@ def _loads(name: str) -> bool:
             return np.zeros(0)
 
     one = np.ones(1)
-    problem = load().Problem(1, 0, Parabola(), -9 * one, 9 * one, one[:0], one[:0])
-    try:
-        for option, value in _QUIET.items():
-            problem.add_option(option, value)
-        problem.add_option("hessian_approximation", "limited-memory")
-        problem.add_option("linear_solver", name)
-        _, info = problem.solve(np.zeros(1))
-    except (TypeError, RuntimeError):
-        return False
-    finally:
-        problem.close()
-    return info["status"] == 0
+    return load().Problem(1, 0, Parabola(), -9 * one, 9 * one, one[:0], one[:0])
 
 
 _QUIET = {
@@ -181,10 +209,12 @@ def solve(
     start: Point,
     options: Mapping[str, Any],
     *,
+    scales: tuple[float, np.ndarray, np.ndarray] | None = None,
     stop: Callable[[Trace], bool] = lambda trace: False,
 ) -> Solved:
     """Solve from a point, warm where it has multipliers.
 
+    `scales`, of the objective, variables and constraints, in the place of Ipopt's;
     `stop` is asked at every iteration, with the trace up to it, and ends the solve at
     the iterate at hand.
 
@@ -208,6 +238,9 @@ def solve(
         chosen = chosen | _MUMPS
     if functions.hessian is None:
         chosen = chosen | {"hessian_approximation": "limited-memory"}
+    if scales is not None:
+        chosen = chosen | {"nlp_scaling_method": "user-scaling"}
+        problem.set_problem_scaling(*scales)
     began = time.perf_counter()
     try:
         _set_options(problem, chosen | dict(options))
@@ -219,7 +252,7 @@ def solve(
     return Solved(
         end,
         int(info["status"]),
-        info["status_msg"].decode(),
+        _OUT_OF_TIME if info["status"] in (-4, -5) else info["status_msg"].decode(),
         float(info["obj_val"]),
         caller.trace,
         time.perf_counter() - began,

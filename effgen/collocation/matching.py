@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -16,12 +17,15 @@ from effgen.core.trainer import AbstractTrainer
 from effgen.core.update import apply_gradients, init_opt_state
 
 from .mesh import Mesh
-from .problem import Model, Problem, as_model, as_trained
+from .nlp import ravel, unravel
+from .problem import Model, Problem, as_numbers, as_trained, flat_bounds
+from .scaling import sizes_of
 from .solution import Solution
 from .transcription import Transcription
 
 
 _MOST_ROWS = 4_096
+_OFF = 1e-3  # how far inside of bounds, in parts of a size or of the width
 
 
 class Slopes(NamedTuple):
@@ -70,7 +74,7 @@ class DerivativeMatchingTrainer(AbstractTrainer):
 
     def init(self, model: PyTree, memory: Any = None) -> TrainState:
         """Return the first state."""
-        model = as_model(model)
+        model = as_numbers(model)
         return TrainState.start(model, init_opt_state(self.optim, model), memory)
 
     def step(
@@ -110,22 +114,68 @@ def pretrain(
 ) -> Model:
     """Return the model fitted to the slopes of the default guess, in float64.
 
-    Adam with a cosine schedule. Use it where all states are measured: networks that
+    Adam with a cosine schedule, in steps of `rate` times the size of each parameter,
+    inside of the problem's bounds. Use it where all states are measured: networks that
     begin near the law leave Ipopt few iterations.
     """
     solution = transcription.guess()
     rows = slopes_of(solution, transcription.mesh)
     spread = np.asarray(rows.slopes).std(0)
     scale = np.where(spread > 0, spread, 1.0)
-    optim = optax.adam(optax.cosine_decay_schedule(rate, num_steps))
-    trainer = DerivativeMatchingTrainer(optim, transcription.problem, scale.tolist())
+    problem, trained = transcription.problem, as_trained(model)
+    bounds = flat_bounds(problem.parameter_bounds, trained.parameters)
+    size = sizes_of(trained, problem.parameter_nominal, bounds)
+    inside = _inside(bounds, size, ravel(trained))
+    optim = _scaled(
+        optax.adam(optax.cosine_decay_schedule(rate, num_steps)), trained, size, inside
+    )
+    trained = unravel(trained, jnp.clip(ravel(trained), *inside))
+    trainer = DerivativeMatchingTrainer(optim, problem, scale.tolist())
     data = Minibatches(rows, min(len(rows.ts), _MOST_ROWS))
     state, _ = fit(
         trainer,
-        trainer.init(as_trained(model)),
+        trainer.init(trained),
         data,
         key=key,
         num_steps=num_steps,
         every=num_steps,
     )
     return state.model
+
+
+def _inside(
+    bounds: tuple[np.ndarray, np.ndarray], size: np.ndarray, flat: Array
+) -> tuple[Array, Array]:
+    """Return bounds of the raveled model, off the problem's own: laws end there."""
+    lower, upper = bounds
+    width = np.where(np.isfinite(upper - lower), upper - lower, np.inf)
+    gap = _OFF * np.minimum(size, width)
+    free = np.full(len(flat) - len(lower), np.inf)
+    ends = (np.concatenate([lower + gap, -free]), np.concatenate([upper - gap, free]))
+    return jnp.asarray(ends[0]), jnp.asarray(ends[1])
+
+
+def _scaled(
+    optim: optax.GradientTransformation,
+    model: Model,
+    size: np.ndarray,
+    bounds: tuple[Array, Array],
+) -> optax.GradientTransformation:
+    """Return an optimizer of the model in units of its sizes, inside of bounds."""
+    units = jnp.concatenate(
+        [jnp.asarray(size), jnp.ones(len(ravel(model)) - len(size))]
+    )
+    arrays = eqx.filter(model, eqx.is_inexact_array)
+    _, back = jax.flatten_util.ravel_pytree(arrays)
+    flat = lambda tree: jax.flatten_util.ravel_pytree(tree)[0]
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        here = flat(params)
+        found, state = optim.update(flat(updates) * units, state, here / units)
+        there = jnp.clip(here + jnp.asarray(found) * units, *bounds)
+        return back(there - here), state
+
+    def init(params: Any) -> Any:
+        return optim.init(flat(params) / units)
+
+    return optax.GradientTransformation(init, update)

@@ -7,8 +7,12 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Float, Int
 
+from .inputs import inputs_at, jumps
 from .problem import Problem, Table, Trajectory
 from .radau import radau
+
+
+_NEAR = 1e-5
 
 
 class Mesh(eqx.Module):
@@ -19,7 +23,7 @@ class Mesh(eqx.Module):
     **Attributes:** `edges`, of each trajectory's intervals; `stages`; `left` and
     `inner`, the nodes where each interval starts, and of its stages; `lengths`;
     `starts` and `ends`, the first and last node of each trajectory; `ts` and `inputs`,
-    at the nodes.
+    at the nodes: where an interval ends, of just before.
     """
 
     edges: tuple[Float[np.ndarray, " edges"], ...]
@@ -57,22 +61,12 @@ class Samples(NamedTuple):
     basis: Float[Table, "samples points"]
 
 
-def inputs_at(trajectory: Trajectory, ts: np.ndarray) -> Float[np.ndarray, "ts inputs"]:
-    """Return the known inputs at `ts`; none have no columns."""
-    if trajectory.inputs is None:
-        return np.zeros((len(ts), 0))
-    if callable(trajectory.inputs):
-        return np.stack([np.atleast_1d(np.asarray(trajectory.inputs(t))) for t in ts])
-    columns = trajectory.inputs.T
-    return np.stack([np.interp(ts, trajectory.ts, u) for u in columns], axis=1)
-
-
 def uniform_edges(problem: Problem, intervals: int) -> list[np.ndarray]:
     """Return `intervals` equal intervals for the longest trajectory, as long in others.
 
     **Raises:** `ValueError` unless `intervals` is a positive integer.
     """
-    if not isinstance(intervals, int) or intervals < 1:
+    if not isinstance(intervals, int | np.integer) or intervals < 1:
         raise ValueError(f"`intervals` is {intervals}: pass a positive integer.")
     spans = [_span(t) for t in problem.data]
     longest = max(b - a for a, b in spans)
@@ -87,6 +81,26 @@ def aligned_edges(problem: Problem, every: int = 1) -> list[np.ndarray]:
         inside = np.unique(np.concatenate([trajectory.ts[::every], _span(trajectory)]))
         edges.append(inside)
     return edges
+
+
+def edges_at_jumps(problem: Problem, edges: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return edges with those at which inputs or the law jump.
+
+    An edge that is a rounding away from a jump is moved there.
+    """
+    return [
+        _with_jumps(np.asarray(e, np.float64), jumps(trajectory))
+        for e, trajectory in zip(edges, problem.data, strict=True)
+    ]
+
+
+def _with_jumps(edges: np.ndarray, times: np.ndarray) -> np.ndarray:
+    if not len(times) or not len(edges):
+        return edges
+    near = _NEAR * (edges[-1] - edges[0]) / len(edges)
+    away = np.abs(edges[:, None] - times).min(axis=1) > near
+    kept = edges[away | np.isin(np.arange(len(edges)), (0, len(edges) - 1))]
+    return np.unique(np.concatenate([kept, times]))
 
 
 def check_edges(problem: Problem, edges: Sequence[np.ndarray]) -> None:
@@ -108,10 +122,14 @@ def make_mesh(problem: Problem, edges: Sequence[np.ndarray], stages: int) -> Mes
         lengths = np.diff(e)
         num = len(lengths)
         ts = node_times(e, stages)
+        known = inputs_at(trajectory, ts)
+        known[0] = inputs_at(trajectory, ts[:1], "right")[0]
+        # A law that switches at an edge is of the old branch at the interval's end.
+        ts[stages::stages] = np.nextafter(e[1:], -np.inf)
         inner = first + 1 + np.arange(num * stages).reshape(num, stages)
         left = np.concatenate([[first], inner[:-1, -1]])
         ends = np.array([first, inner[-1, -1]])
-        columns.append((left, inner, lengths, ends, ts, inputs_at(trajectory, ts)))
+        columns.append((left, inner, lengths, ends, ts, known))
         first += 1 + num * stages
     left, inner, lengths, ends, ts, inputs = (
         np.concatenate(parts) for parts in zip(*columns, strict=True)
@@ -162,7 +180,9 @@ def make_samples(problem: Problem, mesh: Mesh) -> Samples:
         seen = mask.any(axis=1)
         ts, ys, mask = trajectory.ts[seen], trajectory.ys[seen], mask[seen]
         interval, basis = locate(mesh, i, ts)
-        inputs = inputs_at(trajectory, ts)
+        inputs = inputs_at(trajectory, ts, "right")
+        if isinstance(trajectory.inputs, np.ndarray):
+            inputs = trajectory.inputs[seen]  # of a time that stands twice, its own
         columns.append((ts, np.where(mask, ys, 0), mask, inputs, interval, basis))
     return Samples(*(np.concatenate(parts) for parts in zip(*columns, strict=True)))
 

@@ -3,6 +3,7 @@
 Variables are the scaled states at all nodes, `x / nominal`, and the raveled model.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -17,6 +18,14 @@ from .problem import BoundaryConstraint, Model, ModelConstraint, PathConstraint,
 from .radau import radau
 
 
+class NumTerms(NamedTuple):
+    """How many numbers the constraints of each kind are, at a node or trajectory."""
+
+    path: int
+    boundary: int
+    model: int
+
+
 class NLP(eqx.Module):
     """The program's functions, over arrays on a device.
 
@@ -26,7 +35,7 @@ class NLP(eqx.Module):
 
     **Attributes:** `problem`, without its data; `template`, a model of the shapes;
     `points`, the nodes of each interval, its start first; `counted`, by how many
-    entries the misfit is divided.
+    entries the misfit is divided; `num`, how many numbers constraints are.
     """
 
     problem: Problem
@@ -40,6 +49,7 @@ class NLP(eqx.Module):
     inputs: Float[Array, "nodes inputs"]
     counted: Float[Array, ""]
     stages: int = eqx.field(static=True)
+    num: NumTerms = eqx.field(static=True, default=NumTerms(0, 0, 0))
 
     @classmethod
     def of(cls, problem: Problem, mesh: Mesh, samples: Samples, model: Model) -> "NLP":
@@ -51,7 +61,8 @@ class NLP(eqx.Module):
         )
         counted = jnp.asarray(float(max(samples.mask.sum(), 1)))
         given = on_device((bare, model, samples))
-        return cls(*given, *place, counted=counted, stages=mesh.stages)
+        bare_nlp = cls(*given, *place, counted=counted, stages=mesh.stages)
+        return dataclasses.replace(bare_nlp, num=num_terms(bare_nlp))
 
     @property
     def inner(self) -> Int[Array, " collocated"]:
@@ -174,14 +185,6 @@ def model_terms(nlp: NLP, flat: Array) -> Float[Array, " terms"]:
     return jnp.concatenate([*parts, jnp.reshape(cost, 1)])
 
 
-class NumTerms(NamedTuple):
-    """How many numbers the constraints of each kind are."""
-
-    path: int
-    boundary: int
-    model: int
-
-
 def num_terms(nlp: NLP) -> NumTerms:
     """Return how many numbers constraints are, at a node, a trajectory, and in all."""
     size = nlp.problem.num_states
@@ -197,7 +200,7 @@ def num_terms(nlp: NLP) -> NumTerms:
 
 def constraint_shapes(nlp: NLP) -> list[tuple[int, ...]]:
     """Return the shapes of all constraints, in the order of `constraints`."""
-    problem, num = nlp.problem, num_terms(nlp)
+    problem, num = nlp.problem, nlp.num
     intervals, trajectories = len(nlp.lengths), len(nlp.starts)
     return [
         (intervals, nlp.stages, problem.num_states),
@@ -247,9 +250,18 @@ def quadrature(nlp: NLP) -> Float[Array, " nodes"]:
 
 def objective(nlp: NLP, z: Float[Array, " variables"]) -> Float[Array, ""]:
     """Return the misfit and all costs."""
+    return misfit(nlp, z) + costs(nlp, z)
+
+
+def misfit(nlp: NLP, z: Float[Array, " variables"]) -> Float[Array, ""]:
+    """Return half the mean square of the samples' scaled residuals."""
+    return jnp.sum(over_samples(nlp, sample_loss, *nlp.split(z)))
+
+
+def costs(nlp: NLP, z: Float[Array, " variables"]) -> Float[Array, ""]:
+    """Return the objective but for the misfit."""
     x, flat = nlp.split(z)
-    value = jnp.sum(over_samples(nlp, sample_loss, x, flat))
-    value += initial_loss(nlp, x[nlp.starts]) + model_terms(nlp, flat)[-1]
+    value = initial_loss(nlp, x[nlp.starts]) + model_terms(nlp, flat)[-1]
     if nlp.problem.lagrange is not None:
         value += quadrature(nlp) @ at_nodes(nlp, x, flat)[:, -1]
     if nlp.problem.mayer is not None:
@@ -318,3 +330,13 @@ def values(
 def terms(nlp: NLP, z: Float[Array, " variables"]) -> Float[Array, "nodes terms"]:
     """Return `node_terms` at all nodes, compiled."""
     return at_nodes(nlp, *nlp.split(z))
+
+
+@eqx.filter_jit
+def _misfit(nlp: NLP, z: Array) -> Float[Array, ""]:
+    return misfit(nlp, z)
+
+
+def misfit_of(nlp: NLP, z: Float[np.ndarray, " variables"]) -> float:
+    """Return the misfit, compiled."""
+    return float(_misfit(nlp, jnp.asarray(z)))

@@ -3,18 +3,14 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from .dependence import derivative_pattern
 from .derivatives import HessianBlocks, JacobianBlocks
-from .nlp import NLP, constraint_shapes, num_terms, terms_of, unravel
-from .problem import Model, Problem
+from .nlp import NLP, constraint_shapes, terms_of, unravel
 
-
-_NUM_PROBES = 3
 
 _Block = tuple[Any, Any, Any]  # rows, columns, and where entries are
 
@@ -37,44 +33,24 @@ class Dependence(NamedTuple):
 
 
 def dependence(nlp: NLP) -> Dependence:
-    """Return what depends on what: by NaN in one argument, and by derivatives.
+    """Return what depends on what, for any values: see `dependence.py`."""
+    problem, template = nlp.problem, nlp.template
+    size = problem.num_states
 
-    NaN finds what has a derivative of zero here and not elsewhere (a dead unit); the
-    derivatives find what a comparison hides from NaN. Both are structure, not values.
-    """
-    rng = np.random.default_rng(0)
-    # Numpy's noise: JAX's would take longer to compile than all the rest.
-    x = 1 + rng.normal(size=(_NUM_PROBES, nlp.problem.num_states))
-    flat = np.asarray(nlp.flat())
-    flat = flat + 0.1 * rng.normal(size=(_NUM_PROBES, *flat.shape))
-    given = (nlp.ts[0], nlp.inputs[0], jnp.asarray(x), jnp.asarray(flat))
-    found = _dependence(nlp.problem, nlp.template, *given)
-    return Dependence(*(np.asarray(part) for part in found))
+    def terms(z: Array, t: Array, u: Array) -> Array:
+        return terms_of(problem, unravel(template, z[size:]), t, z[:size], u)
 
+    def outputs(z: Array, t: Array, u: Array) -> Array:
+        model = unravel(template, z[size:])
+        given = (model.parameters, model.networks)
+        return problem.outputs(t, z[:size] * problem.nominal, u, *given) / 1.0
 
-@eqx.filter_jit
-def _dependence(
-    problem: Problem, model: Model, t: Array, u: Array, xs: Array, flats: Array
-) -> tuple:
-    def terms(x: Array, flat: Array) -> Array:
-        return terms_of(problem, unravel(model, flat), t, x, u)
-
-    def outputs(x: Array, flat: Array) -> Array:
-        there = unravel(model, flat)
-        given = (there.parameters, there.networks)
-        return problem.outputs(t, x * problem.nominal, u, *given)
-
-    return (*_depends(terms, xs, flats), *_depends(outputs, xs, flats))
-
-
-def _depends(function: Any, xs: Array, flats: Array) -> tuple[Array, Array]:
-    x, flat = xs[0], flats[0]
-    nan = lambda v: jnp.where(jnp.eye(v.shape[0], dtype=bool), jnp.nan, v[None])
-    by_x = jnp.isnan(jax.vmap(lambda x: function(x, flat))(nan(x))).T
-    by_flat = jnp.isnan(jax.vmap(lambda p: function(x, p))(nan(flat))).T
-    slopes = jax.vmap(jax.jacrev(function, argnums=(0, 1)))(xs, flats)
-    there = [jnp.any(slope != 0, axis=0) for slope in slopes]
-    return by_x | there[0], by_flat | there[1]
+    z = jnp.concatenate([jnp.ones(size), nlp.flat()])
+    given = (z, nlp.ts[0], nlp.inputs[0])
+    found = [derivative_pattern(function, *given) for function in (terms, outputs)]
+    return Dependence(
+        *(part for whole in found for part in (whole[:, :size], whole[:, size:]))
+    )
 
 
 def jacobian_pattern(nlp: NLP, depends: Dependence) -> Pattern:
@@ -140,7 +116,7 @@ def hessian_pattern(
     within = joint(states, states) | np.eye(index.size, dtype=bool)
     across, inside = joint(states, model), joint(model, model)
     inside |= np.eye(len(inside), dtype=bool)
-    num = num_terms(nlp)
+    num = nlp.num
     ends = nlp.problem.mayer is not None or num.boundary > 0
     if ends:
         within[:], across[:], inside[:] = True, True, True

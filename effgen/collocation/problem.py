@@ -9,59 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from .initial import Initial as Initial, check_initial
+from .inputs import found_jumps
+from .model import (
+    Model as Model,
+    as_model as as_model,
+    as_numbers as as_numbers,
+    as_trained as as_trained,
+    in_double as in_double,
+    names_of_model as names_of_model,
+)
+from .trajectories import Trajectory as Trajectory, as_trajectories
+
 
 Table = Array | np.ndarray
 """Numpy's on the host, JAX's on a device."""
-
-
-class Model(eqx.Module):
-    """What is trained: physical parameters and networks, two pytrees.
-
-    **Attributes:** `parameters`, in their own units; `networks`, any Equinox modules.
-    """
-
-    parameters: PyTree
-    networks: PyTree
-
-
-def as_model(model: Any) -> Model:
-    """Return a `Model`, a pair `(parameters, networks)`, or networks alone as one."""
-    if isinstance(model, Model):
-        return model
-    if isinstance(model, tuple) and len(model) == 2:
-        return Model(*model)
-    return Model({}, model)
-
-
-def in_double(tree: PyTree) -> PyTree:
-    """Return `tree` with its inexact arrays in float64."""
-    return jax.tree.map(
-        lambda x: x.astype(jnp.float64) if eqx.is_inexact_array(x) else x, tree
-    )
-
-
-def as_trained(model: Any) -> Model:
-    """Return a `Model` in float64, Python's floats as arrays: these are trained too."""
-    arrays = jax.tree.map(
-        lambda x: jnp.asarray(x) if isinstance(x, float | np.ndarray) else x,
-        as_model(model),
-    )
-    return in_double(arrays)
-
-
-class Trajectory(NamedTuple):
-    """One measured trajectory.
-
-    **Attributes:** `ts`, `(obs,)`, in order; `ys`, `(obs, outputs)`, NaN where missing;
-    `inputs`, known `u`, `(obs, inputs)`, linear between `ts`, or a function of `t` to
-    `(inputs,)`, or `None`; `span`, the first and the last time of the trajectory, those
-    of `ts` by default.
-    """
-
-    ts: Float[np.ndarray, " obs"]
-    ys: Float[np.ndarray, "obs outputs"]
-    inputs: Any = None
-    span: tuple[float, float] | None = None
 
 
 class PathConstraint(NamedTuple):
@@ -94,18 +56,6 @@ class ModelConstraint(NamedTuple):
 Constraint = PathConstraint | BoundaryConstraint | ModelConstraint
 
 
-class Initial(eqx.Module):
-    """What is known of the states where trajectories start.
-
-    **Attributes:** `values`, `(state,)` or `(trajectories, state)`, NaN where free;
-    `scale`: `None` holds them fixed; a number or `(state,)`, penalizes
-    `((x - values) / scale)^2 / 2`.
-    """
-
-    values: Any
-    scale: Any = None
-
-
 class Problem(eqx.Module):
     """A physics-enhanced neural ODE and its data.
 
@@ -118,18 +68,26 @@ class Problem(eqx.Module):
 
     - `vector_field`: `(t, x, u, p, nets)` to `dx/dt`, `(state,)`; the last
       `num_algebraic` of its values are residuals, `0 = g`, which hold for the last
-      components of `x`, the algebraic ones (an index-1 DAE).
+      components of `x`, the algebraic ones (a DAE of index 1; also 2 and 3, with less
+      order: see docs/collocation.md).
     - `data`: `(ts, ys)`, `(ts, ys, inputs)`, a `Trajectory`, or a list of these.
     - `observe`: `(t, x, u, p, nets)` to what is measured; by default `x` itself.
     - `num_states`: needed where `observe` is given.
-    - `scale`: what a residual of each output is divided by; by default its standard
-      deviation in the data. With the noise's own, the misfit is a log-likelihood.
+    - `scale`: what a residual of each output is divided by. By default in the ratios of
+      the outputs' noise, which is estimated in the fit, and with the geometric mean of
+      their standard deviations in the data, from which it begins. With the noise's own,
+      the misfit is a log-likelihood.
     - `initial`: an `Initial`; by default the start is free.
     - `state_bounds`, `parameter_bounds`: pairs; the latter of pytrees like
       `parameters`, or numbers for all of a part.
     - `constraints`: path, boundary and model constraints.
     - `lagrange`, `(t, x, u, p, nets)`, and `mayer`, `(x_start, x_end, p, nets)`, costs.
     - `penalty`: `(p, nets)` to a number; `weight_decay`: of the networks.
+    - `parameter_nominal`: the size of each parameter, a pytree like `parameters` or a
+      number; by default that of the guess. The solver sees parameters divided by it
+      where it is far from one.
+    - `hold`: how sampled inputs go on between samples, `"linear"` by default or
+      `"previous"`; a `Trajectory` may have its own.
     - `nominal`: the size of each state in its units; by default from the data where
       states are measured directly, else 1. The solver sees states divided by it.
 
@@ -144,10 +102,13 @@ class Problem(eqx.Module):
     num_states: int
     num_algebraic: int
     scale: Float[np.ndarray, " outputs"]
+    spread: Float[np.ndarray, " outputs"]
+    weighs: bool
     nominal: Float[np.ndarray, " state"]
     initial: Initial | None
     state_bounds: tuple[np.ndarray, np.ndarray]
     parameter_bounds: Any
+    parameter_nominal: Any
     constraints: tuple[Constraint, ...]
     lagrange: Callable[..., Array] | None
     mayer: Callable[..., Array] | None
@@ -172,10 +133,13 @@ class Problem(eqx.Module):
         mayer: Callable[..., Array] | None = None,
         penalty: Callable[..., Array] | None = None,
         weight_decay: float = 0.0,
+        hold: str | None = None,
+        parameter_nominal: Any = None,
     ) -> None:
         """Check the data and fill in what follows from them."""
         self.vector_field, self.observe = vector_field, observe
-        self.data = as_trajectories(data)
+        found = as_trajectories(data, hold)
+        self.data = tuple(t._replace(jumps=(*t.jumps, *found_jumps(t))) for t in found)
         outputs = self.data[0].ys.shape[1]
         if num_states is None and observe is not None:
             raise ValueError("pass `num_states`, which `observe` does not tell.")
@@ -186,19 +150,32 @@ class Problem(eqx.Module):
                 "`observe`, which says what is measured."
             )
         self.num_states, self.num_algebraic = size, num_algebraic
-        spread = _spread(np.concatenate([t.ys for t in self.data]))
-        self.scale = _vector("scale", spread if scale is None else scale, outputs)
+        self.spread = _spread(np.concatenate([t.ys for t in self.data]))
+        self.scale = _vector("scale", self.spread if scale is None else scale, outputs)
+        self.weighs = scale is None and outputs > 1
         if nominal is None:
             nominal = _size(self.data) if observe is None else 1.0
         self.nominal = _vector("nominal", nominal, size)
-        self.initial = initial
+        if not 0 <= num_algebraic <= size:
+            raise ValueError(
+                f"`num_algebraic` is {num_algebraic} of {size} states: pass how many, "
+                "the last ones, are algebraic."
+            )
         self.state_bounds = _bounds("`state_bounds`", state_bounds, size)
+        self.initial = initial
+        if initial is not None:
+            check_initial(initial, (len(self.data), size), self.state_bounds)
         self.parameter_bounds = parameter_bounds
+        self.parameter_nominal = parameter_nominal
         self.constraints = tuple(constraints)
         for constraint in self.constraints:
             _bounds(f"constraint {constraint.name!r}", constraint[1:3], None)
         self.lagrange, self.mayer, self.penalty = lagrange, mayer, penalty
         self.weight_decay = float(weight_decay)
+        if not (np.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(
+                f"`weight_decay` is {weight_decay}: pass a number of at least 0."
+            )
 
     def without_data(self) -> "Problem":
         """Return the problem's functions and scales alone, which can be compiled."""
@@ -217,59 +194,6 @@ class Problem(eqx.Module):
         if self.observe is None:
             return x
         return jnp.atleast_1d(self.observe(t, x, u, p, nets))
-
-
-def as_trajectories(data: Any) -> tuple[Trajectory, ...]:
-    """Return data as trajectories, checked.
-
-    **Raises:** `ValueError`, naming the trajectory and the index.
-    """
-    one = isinstance(data, tuple) and len(data) > 0 and not isinstance(data[0], tuple)
-    found = [_trajectory(i, d) for i, d in enumerate([data] if one else data)]
-    if not found:
-        raise ValueError("`data` is empty: pass at least one trajectory.")
-    widths = {t.ys.shape[1] for t in found}
-    if len(widths) > 1:
-        raise ValueError(f"trajectories have {sorted(widths)} columns: pass as many.")
-    return tuple(found)
-
-
-def _trajectory(i: int, data: Any) -> Trajectory:
-    ts, ys, inputs, span = (*data, None, None)[:4]
-    ts, ys = np.asarray(ts, np.float64), np.asarray(ys, np.float64)
-    ys = ys[:, None] if ys.ndim == 1 else ys
-    if ts.ndim != 1 or len(ts) == 0 or ys.shape[:1] != ts.shape:
-        raise ValueError(
-            f"trajectory {i} has `ts` of shape {ts.shape} and `ys` of {ys.shape}: pass "
-            "(obs,) and (obs, outputs)."
-        )
-    _complain(i, ts, ~np.isfinite(ts), "be finite; a missing value is NaN in `ys`")
-    _complain(i, ts, np.diff(ts, prepend=-np.inf) < 0, "be sorted")
-    if np.any(np.isinf(ys)):
-        where = tuple(np.argwhere(np.isinf(ys))[0].tolist())
-        raise ValueError(f"`ys` of trajectory {i} is infinite at {where}: pass NaN.")
-    first, last = (ts[0], ts[-1]) if span is None else span
-    span = (float(first), float(last))
-    if not span[0] < span[1]:
-        raise ValueError(f"trajectory {i} lasts from {span[0]} to {span[1]}: no time.")
-    _complain(i, ts, (ts < span[0]) | (ts > span[1]), f"lie in the `span` {span}")
-    if inputs is not None and not callable(inputs):
-        inputs = np.asarray(inputs, np.float64)
-        inputs = inputs[:, None] if inputs.ndim == 1 else inputs
-        if inputs.shape[:1] != ts.shape or not np.all(np.isfinite(inputs)):
-            raise ValueError(
-                f"`inputs` of trajectory {i} has shape {inputs.shape}: pass finite "
-                f"numbers, ({len(ts)}, inputs), or a function of the time."
-            )
-    return Trajectory(ts, ys, inputs, span)
-
-
-def _complain(i: int, ts: np.ndarray, bad: np.ndarray, remedy: str) -> None:
-    if np.any(bad):
-        j = int(np.argmax(bad))
-        raise ValueError(
-            f"`ts` is {ts[j]} in trajectory {i} at index {j}: times must {remedy}."
-        )
 
 
 def _spread(ys: np.ndarray) -> np.ndarray:
@@ -295,8 +219,16 @@ def _vector(name: str, value: ArrayLike, size: int) -> np.ndarray:
 def _bounds(name: str, pair: Any, size: int | None) -> tuple[np.ndarray, np.ndarray]:
     lower, upper = (np.asarray(b, np.float64) for b in pair)
     if size is not None:
-        lower, upper = (np.broadcast_to(b, (size,)) for b in (lower, upper))
-    if np.any(lower > upper) or np.any(np.isnan(lower)) or np.any(np.isnan(upper)):
+        try:
+            lower, upper = (np.broadcast_to(b, (size,)) for b in (lower, upper))
+        except ValueError as error:
+            raise ValueError(
+                f"{name} has shapes {lower.shape} and {upper.shape}: pass numbers, or "
+                f"({size},)."
+            ) from error
+    if np.any(np.isnan(lower)) or np.any(np.isnan(upper)):
+        raise ValueError(f"{name} is {pair}: pass -inf or inf where there is no bound.")
+    if np.any(lower > upper):
         raise ValueError(f"{name} crosses: lower {lower}, upper {upper}.")
     return lower, upper
 

@@ -10,7 +10,7 @@ from jaxtyping import ArrayLike, Float, PyTree
 
 from effgen.core.state import TrainState
 
-from .mesh import inputs_at
+from .inputs import inputs_at
 from .problem import Problem, as_model
 from .radau import radau
 from .solution import Solution
@@ -71,8 +71,8 @@ def refine(
     """Return a finer transcription: intervals whose error is above `tol` are cut.
 
     Into as many parts as bring an error of order `stages + 1` below it, four at most;
-    the same mesh is returned where none is. `train(trainer, state, iter([finer]))`
-    then starts warm (of a list, `train` takes the entry of the state's own step).
+    the same mesh is returned where none is. `train(trainer, state, [finer])` then
+    starts warm.
 
     **Raises:** `ValueError` unless `tol` is positive.
     """

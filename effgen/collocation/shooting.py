@@ -14,13 +14,15 @@ from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractTrainer
 from effgen.core.update import apply_gradients, init_opt_state
 
-from .mesh import inputs_at
-from .problem import Model, Problem, as_model
+from .inputs import knots
+from .problem import Model, Problem, as_model, as_numbers
 from .solution import Solution
 
 
-NO_ALGEBRAIC = "algebraic states are for collocation: there is no ODE solver for them."
-_GRID = 1_001  # where inputs that are functions of the time are evaluated
+NO_ALGEBRAIC = (
+    "algebraic states are for collocation: there is no ODE solver for them. `simulate` "
+    "takes them."
+)
 
 
 class Integration(NamedTuple):
@@ -82,14 +84,12 @@ def segments_of(problem: Problem, per_trajectory: int = 1) -> Segments:
         assert trajectory.span is not None
         edges = np.linspace(*trajectory.span, per_trajectory + 1)
         owner = np.searchsorted(edges[1:-1], trajectory.ts, side="left")
-        grid = trajectory.ts
-        if callable(trajectory.inputs) or len(grid) < 2:
-            grid = np.linspace(*trajectory.span, _GRID)
+        grid, values = knots(trajectory)
         for k in range(per_trajectory):
             mine = owner == k
             samples = (trajectory.ts[mine], trajectory.ys[mine])
             where = (edges[k], edges[k + 1], i, k + 1 < per_trajectory)
-            rows.append((*samples, grid, inputs_at(trajectory, grid), *where))
+            rows.append((*samples, grid, values, *where))
     ts, ys, grids, inputs, first, last, index, joined = zip(*rows, strict=True)
     ends = np.asarray(last)
     values = _padded(ys, np.full(len(rows), np.nan))
@@ -197,7 +197,7 @@ class ShootingTrainer(AbstractTrainer):
             guess(float(t), int(i))[0] / self.problem.nominal
             for t, i in zip(segments.first, segments.trajectory, strict=True)
         ]
-        shot = Shot(as_model(model), jnp.asarray(np.stack(starts)))
+        shot = Shot(as_numbers(model), jnp.asarray(np.stack(starts)))
         return TrainState.start(shot, init_opt_state(self.optim, shot), None)
 
     def step(
@@ -277,8 +277,17 @@ def integrated(
     first: Array,
     ts: Array,
     inputs: Any,
+    stops: tuple[Array, Array] | None = None,
 ) -> Float[Array, "ts state"]:
-    """Solve from `first` to the last of `ts`; NaN where the solver fails."""
+    """Solve from `first` to the last of `ts`; NaN where the solver fails.
+
+    `stops` are times that steps end at, and those at which inputs jump. Without them a
+    step from rest could pass over a pulse.
+    """
+    controller = diffrax.PIDController(integration.rtol, integration.atol)
+    if stops is not None:
+        steps, jumps = (part if len(part) else None for part in stops)
+        controller = diffrax.ClipStepSizeController(controller, steps, jumps)
     given = (model.parameters, model.networks)
     field = lambda t, x, args: problem.vector_field(t, x, inputs(t), *given)
     solution = diffrax.diffeqsolve(
@@ -289,9 +298,9 @@ def integrated(
         dt0=None,
         y0=x,
         saveat=diffrax.SaveAt(ts=ts),
-        stepsize_controller=diffrax.PIDController(integration.rtol, integration.atol),
+        stepsize_controller=controller,
         adjoint=integration.adjoint,
-        max_steps=integration.max_steps,
+        max_steps=integration.max_steps + sum(map(len, stops or ())),
         throw=False,
     )
     ys = solution.ys
@@ -307,6 +316,7 @@ def integrate(
     ts: ArrayLike,
     inputs: Any = None,
     *,
+    solver: diffrax.AbstractSolver | None = None,
     adjoint: diffrax.AbstractAdjoint | None = None,
     rtol: float = 1e-8,
     atol: float = 1e-8,
@@ -315,6 +325,7 @@ def integrate(
 
     To be compiled, mapped over models or starts, and differentiated: in reverse by
     default, forward (as `propagated` does) with `adjoint=diffrax.ForwardMode()`.
+    `solver` is `Tsit5` by default; `diffrax.Kvaerno5()` is for stiff models.
 
     **Raises:** `ValueError` for a problem with algebraic states.
     """
@@ -322,39 +333,8 @@ def integrate(
         raise ValueError(NO_ALGEBRAIC)
     known = no_inputs if inputs is None else inputs
     chosen = Integration().adjoint if adjoint is None else adjoint
-    integration = Integration(adjoint=chosen, rtol=rtol, atol=atol)
+    solver = Integration().solver if solver is None else solver
+    integration = Integration(solver, adjoint=chosen, rtol=rtol, atol=atol)
     x, ts = jnp.asarray(start, float), jnp.asarray(ts, float)
-    return integrated(problem, integration, as_model(model), x, ts[0], ts, known)
-
-
-_integrate = eqx.filter_jit(integrate)  # compiled once for all simulations
-
-
-def simulate(
-    problem: Problem,
-    model: PyTree,
-    start: ArrayLike,
-    ts: ArrayLike,
-    inputs: Any = None,
-    *,
-    rtol: float = 1e-8,
-    atol: float = 1e-8,
-) -> Float[Array, "ts state"]:
-    """Return the states at `ts` of a trained model, from `start` at the first of them.
-
-    `inputs` is a function of the time, traceable by JAX. The model's vector field is an
-    ordinary one: any other solver of diffrax's takes it as well.
-
-    **Raises:** `RuntimeError` if the solver fails, with what to do; `ValueError` for a
-    problem with algebraic states.
-    """
-    x, times = (jnp.asarray(v, float) for v in (start, ts))
-    bare = problem.without_data()
-    states = _integrate(bare, as_model(model), x, times, inputs, rtol=rtol, atol=atol)
-    if bool(jnp.any(jnp.isnan(states))):
-        raise RuntimeError(
-            f"the solver could not reach t = {float(np.asarray(ts)[-1])} in "
-            f"{Integration().max_steps} steps: the model is stiff or unstable; shorten "
-            "`ts` or loosen `rtol`."
-        )
-    return states
+    stops = None if inputs is None else (ts, ts[:0])
+    return integrated(problem, integration, as_model(model), x, ts[0], ts, known, stops)

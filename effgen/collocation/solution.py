@@ -16,12 +16,14 @@ class Solution(eqx.Module):
     """A trajectory's states as polynomials, one for each interval.
 
     **Attributes:** `edges`, of each trajectory's intervals; `positions`, at the nodes
-    of all trajectories, in their own units; `stages`.
+    of all trajectories, in their own units; `stages`; `scale`, what residuals of each
+    output were divided by, where it was estimated.
     """
 
     edges: tuple[Float[Table, " edges"], ...]
     positions: Float[Table, "nodes state"]
     stages: int = eqx.field(static=True)
+    scale: Float[Table, " outputs"] | None = None
 
     def __call__(
         self, ts: ArrayLike, trajectory: int = 0
@@ -95,9 +97,9 @@ class Multipliers(NamedTuple):
 
 def same_mesh(solution: Solution, mesh: Mesh) -> bool:
     """Return whether a solution lives on a mesh."""
-    return solution.stages == mesh.stages and all(
-        np.array_equal(np.asarray(a), b)
-        for a, b in zip(solution.edges, mesh.edges, strict=True)
+    alike = (solution.stages, len(solution.edges)) == (mesh.stages, len(mesh.edges))
+    return alike and all(
+        np.array_equal(np.asarray(a), b) for a, b in zip(solution.edges, mesh.edges)
     )
 
 
@@ -115,7 +117,7 @@ def prolonged(
     for i in range(len(edges)):
         mine = known & (owner == i)
         positions[mine] = solution(times[mine], i)
-    return Solution(mesh.edges, positions, mesh.stages)
+    return Solution(mesh.edges, positions, mesh.stages, solution.scale)
 
 
 def prolonged_multipliers(

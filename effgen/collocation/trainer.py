@@ -1,5 +1,6 @@
 """The trainer: one step is one nonlinear program solved by Ipopt, warm."""
 
+import time
 import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -12,15 +13,17 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from effgen.core.interrupts import requested
 from effgen.core.reports import report
-from effgen.core.results import RunWarning
+from effgen.core.results import RESULTS, RunWarning
 from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractHostTrainer
 
-from . import interior, ipopt
+from . import attempts, interior, ipopt
 from .curvature import AbstractCurvature, ExactHessian
 from .evaluator import Evaluator
 from .mesh import make_mesh
+from .noise import reweighed
 from .problem import Problem, as_trained
+from .products import check_products
 from .solution import (
     Solution,
     prolonged,
@@ -33,11 +36,20 @@ from .transcription import (
     packed,
     shapes_of,
     unpacked,
+    weighed,
 )
-from .violations import check_finite, check_size, worst_violation
+from .violations import (
+    check_finite,
+    check_others,
+    check_size,
+    not_finite,
+    worst_violation,
+)
 
 
 CONDENSED = "condensed"
+_MOST_WEIGHINGS = 6
+_INVALID = -13  # Ipopt's status of a number that is not finite
 
 
 class CollocationTrainer(AbstractHostTrainer):
@@ -50,7 +62,8 @@ class CollocationTrainer(AbstractHostTrainer):
     **Attributes:**
 
     - `tol`: Ipopt's, on the scaled optimality conditions.
-    - `max_iter`, `max_seconds`: when it ends with the iterate at hand and a warning.
+    - `max_iter`, of one attempt, and `max_seconds`, by the clock on the wall, of the
+      whole step: it ends with the iterate at hand and a warning.
     - `curvature`: `ExactHessian()`, `GaussNewton()`, or `LimitedMemory()` where
       parameters are many.
     - `linear_solver`: Ipopt's; by default the best of those that can be loaded. Or
@@ -81,8 +94,12 @@ class CollocationTrainer(AbstractHostTrainer):
         """Raise `ValueError` for settings out of range."""
         if not (np.isfinite(self.tol) and self.tol > 0):
             raise ValueError(f"`tol` is {self.tol}: pass a positive number.")
-        if not isinstance(self.max_iter, int) or self.max_iter < 0:
+        if not isinstance(self.max_iter, int | np.integer) or self.max_iter < 0:
             raise ValueError(f"`max_iter` is {self.max_iter}: pass an integer.")
+        if self.max_seconds is not None and not self.max_seconds > 0:
+            raise ValueError(
+                f"`max_seconds` is {self.max_seconds}: pass a positive number, or None."
+            )
 
     def init(self, model: PyTree, memory: Solution | None = None) -> TrainState:
         """Return the first state.
@@ -113,22 +130,69 @@ class CollocationTrainer(AbstractHostTrainer):
                 old = make_mesh(batch.problem, solution.edges, solution.stages)
                 multipliers = prolonged_multipliers(multipliers, old, mesh)
             solution = prolonged(solution, mesh, batch.guess)
+        batch = weighed(batch, solution)
         nlp = batch.program(state.model)
         limits, shapes = limits_of(batch, nlp), shapes_of(nlp)
         z = np.clip(nlp.joined(solution.positions), limits.lower, limits.upper)
         check_size(nlp, self.curvature)
         check_finite(nlp, batch, z)
-        evaluator = Evaluator(nlp, self.curvature)
+        check_others(nlp, batch, z)
         start = ipopt.Point(z, *(() if multipliers is None else packed(multipliers)))
-        solved = self._solved(batch, evaluator, limits, start)
+        evaluator = Evaluator(nlp, self.curvature)
+        seconds = np.inf if self.max_seconds is None else self.max_seconds
+        deadline = time.perf_counter() + seconds
+        solved = self._solved(batch, evaluator, limits, start, deadline)
+        scale = solution.scale
+        for _ in range(_MOST_WEIGHINGS):
+            new_scale = self._reweighed(batch.problem, evaluator.nlp, limits, solved)
+            if new_scale is None or time.perf_counter() > deadline:
+                break
+            batch = eqx.tree_at(lambda b: b.problem.scale, batch, new_scale)
+            other = Evaluator(batch.program(state.model), self.curvature)
+            again = self._solved(batch, other, limits, solved.point, deadline)
+            if again.status not in (0, 1):
+                break
+            scale, evaluator, solved = new_scale, other, attempts.after(solved, again)
         x, flat = nlp.split(jnp.asarray(solved.point.z))
         positions = np.asarray(x) * batch.problem.nominal
-        end = Solution(mesh.edges, positions, mesh.stages)
+        end = Solution(mesh.edges, positions, mesh.stages, scale)
         found = unpacked(shapes, solved.point)
         arrays = jax.tree.map(jnp.asarray, (end, found))
         new = state.advance(nlp.model(flat), arrays[1], arrays[0])
         self._warn(solved, batch, nlp, limits)
         return new, self._metrics(solved, evaluator)
+
+    def _reweighed(
+        self, problem: Problem, nlp: Any, limits: ipopt.Limits, solved: ipopt.Solved
+    ) -> np.ndarray | None:
+        exact = self.curvature.blocks is not None
+        if not (problem.weighs and exact and solved.status in (0, 1)):
+            return None
+        return reweighed(nlp, limits, solved.point, problem.spread)
+
+    def batches(self, state: TrainState, data: Any) -> Any:
+        """Return the levels that are left to a state that has taken steps.
+
+        Of a list that the state is in the midst of, its entry of the last step being
+        on the state's mesh, those after it; of any other, all. Nothing left is told.
+        """
+        step = int(state.step)
+        if not (isinstance(data, list) and data):
+            return data
+        if not all(isinstance(level, Transcription) for level in data):
+            return data
+        here = lambda level: same_mesh(state.memory, level.mesh)
+        if step == 0 or (step < len(data) and here(data[step - 1])):
+            return data
+        if step == len(data) and here(data[-1]):
+            warnings.warn(
+                f"no level is left: the state has taken {step} steps and is on the "
+                "last one's mesh. To solve that once more, pass `iter(levels)`.",
+                RunWarning,
+                stacklevel=4,
+            )
+            return data
+        return iter(data)
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
         """Raise on data that are no transcriptions."""
@@ -153,6 +217,7 @@ class CollocationTrainer(AbstractHostTrainer):
         evaluator: Evaluator,
         limits: ipopt.Limits,
         start: ipopt.Point,
+        deadline: float,
     ) -> ipopt.Solved:
         """Solve by Ipopt; with `"condensed"`, from where that is stuck."""
         before = None
@@ -166,21 +231,27 @@ class CollocationTrainer(AbstractHostTrainer):
                 start,
                 tol=self.tol,
                 max_iter=self.max_iter,
-                max_seconds=self.max_seconds or np.inf,
+                max_seconds=deadline - time.perf_counter(),
                 stop=_reported,
             )
             if before.status != interior.STUCK:
                 return before
             start = before.point
-        solved = ipopt.solve(
-            evaluator.functions(), limits, start, self._options(), stop=_reported
+        check_products(evaluator, batch, start)
+        solved = attempts.solve(
+            evaluator.nlp,
+            evaluator.functions(),
+            limits,
+            start,
+            self._options(),
+            deadline=deadline,
+            stop=_reported,
         )
-        return solved if before is None else _after(before, solved)
+        check_products(evaluator, batch, solved.point)
+        return solved if before is None else attempts.after(before, solved)
 
     def _options(self) -> dict[str, Any]:
         chosen = {"tol": self.tol, "max_iter": self.max_iter}
-        if self.max_seconds is not None:
-            chosen["max_cpu_time"] = float(self.max_seconds)
         own = None if self.linear_solver == CONDENSED else self.linear_solver
         solver = own or ipopt.linear_solvers()[0]
         if not ipopt.can_load(solver):
@@ -193,11 +264,18 @@ class CollocationTrainer(AbstractHostTrainer):
     def _warn(self, solved: Any, batch: Transcription, nlp: Any, limits: Any) -> None:
         if solved.status in (0, 1) or (solved.status == 5 and requested()):
             return
-        worst = worst_violation(batch, nlp, limits, solved.point.z)
+        z = solved.point.z
+        worst = worst_violation(batch, nlp, limits, z)
+        if solved.status == _INVALID:
+            functions = Evaluator(nlp, self.curvature).functions()
+            worst = not_finite(nlp, batch, functions, z) or worst
+        kept = ipopt.result_of(solved.status) == RESULTS.successful
+        end = "the iterate is kept, and training from it goes on"
+        end = end if kept else "the step is refused, and `error.attempt` is its end"
         warnings.warn(
             f"Ipopt ended with status {solved.status} after "
-            f"{len(solved.trace.objective) - 1} iterations ({solved.message}); the "
-            f"iterate is kept, and training from it goes on. {worst}",
+            f"{max(len(solved.trace.objective) - 1, 0)} iterations "
+            f"({solved.message.rstrip('.')}); {end}. {worst}",
             RunWarning,
             stacklevel=2,
         )
@@ -220,16 +298,6 @@ class CollocationTrainer(AbstractHostTrainer):
             "trace": jnp.asarray(trace),
             "result": ipopt.result_of(solved.status),
         }
-
-
-def _after(before: ipopt.Solved, solved: ipopt.Solved) -> ipopt.Solved:
-    """Return a solve that went on from another's end, as one."""
-    trace = ipopt.Trace(*(a + b for a, b in zip(before.trace, solved.trace)))
-    return solved._replace(
-        trace=trace,
-        seconds=before.seconds + solved.seconds,
-        evaluating=before.evaluating + solved.evaluating,
-    )
 
 
 def _reported(trace: ipopt.Trace) -> bool:

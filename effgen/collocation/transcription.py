@@ -15,6 +15,7 @@ from .mesh import (
     Samples,
     aligned_edges,
     check_edges,
+    edges_at_jumps,
     make_mesh,
     make_samples,
     uniform_edges,
@@ -40,7 +41,10 @@ class Transcription(eqx.Module):
     samples: Samples
 
     def guess(self) -> Solution:
-        """Return the default guess: the data, smoothed, at the nodes."""
+        """Return the default guess: the data, smoothed, at the nodes.
+
+        States that are not measured begin at their initial or nominal values.
+        """
         return Solution(
             self.mesh.edges,
             interpolated(self.problem, self.mesh),
@@ -53,10 +57,8 @@ class Transcription(eqx.Module):
         """Return the guess that an untrained model's own simulations are.
 
         From the data's start, by diffrax's `solver` (an implicit one where the problem
-        is stiff). For states that are not measured, of which the data say nothing; what
-        is not reached is as in `guess`.
-
-        **Raises:** `ValueError` for a problem with algebraic states.
+        is stiff). For states that are not measured, of which the data say nothing:
+        those that are, and what is not reached, are as in `guess`.
         """
         solver = diffrax.Tsit5() if solver is None else solver
         return Solution(
@@ -82,7 +84,8 @@ def transcribe(
     **Arguments:** `intervals`, how many equal ones the longest trajectory has (shorter
     ones have as long ones); or `edges`, each trajectory's own, such as
     `aligned_edges(problem)`; by default an interval from each sample to the next.
-    `stages`, of Radau's scheme in each interval: order `2 stages - 1`.
+    `stages`, of Radau's scheme in each interval: order `2 stages - 1`. Where inputs or
+    the law jump an interval ends, whatever the mesh, so that the order is kept.
 
     **Raises:** `ValueError` for settings out of range.
     """
@@ -92,8 +95,17 @@ def transcribe(
         edges = uniform_edges(problem, intervals)
     chosen = aligned_edges(problem) if edges is None else edges
     check_edges(problem, chosen)
+    chosen = edges_at_jumps(problem, chosen)
     mesh = make_mesh(problem, chosen, stages)
     return Transcription(problem, mesh, make_samples(problem, mesh))
+
+
+def weighed(transcription: Transcription, solution: Solution) -> Transcription:
+    """Return the transcription with residuals divided by the solution's scale."""
+    if solution.scale is None:
+        return transcription
+    scale = np.asarray(solution.scale)
+    return eqx.tree_at(lambda t: t.problem.scale, transcription, scale)
 
 
 def limits_of(transcription: Transcription, nlp: NLP) -> Limits:

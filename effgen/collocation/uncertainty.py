@@ -7,23 +7,20 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse
-import scipy.sparse.linalg
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from effgen.core.state import TrainState
 
 from .curvature import AbstractCurvature, GaussNewton
+from .elimination import columns
 from .evaluator import Evaluator
-from .ipopt import Functions, Limits, Point
-from .nlp import over_samples, ravel, sample_loss, unravel
-from .problem import Model
+from .information import Information, information, open_names
+from .ipopt import Point
+from .nlp import NLP, ravel, unravel
+from .noise import estimated, leverages
+from .problem import Model, names_of_model
 from .solution import same_mesh
-from .transcription import Transcription, limits_of, packed
-
-
-_AT_ONCE = 256
-_ACTIVE = 1e-7
+from .transcription import Transcription, limits_of, packed, weighed
 
 
 class Covariance(NamedTuple):
@@ -31,33 +28,50 @@ class Covariance(NamedTuple):
 
     **Attributes:** `model`, of the raveled parameters and networks, parameters first;
     `states`, the standard deviation at each node, in units of the states; `noise`, the
-    estimated standard deviation of residuals, in units of `problem.scale`.
+    standard deviation of residuals in units of `problem.scale`, a number for one output
+    and `(outputs,)` for more, NaN where an output is not measured; `effective`, how
+    many of the samples' degrees of freedom the estimate takes, by output; `names`, of
+    the model's numbers, in the order of `model`.
     """
 
     model: Float[np.ndarray, "model model"]
     states: Float[np.ndarray, "nodes state"]
-    noise: float
+    noise: float | Float[np.ndarray, " outputs"]
+    effective: Float[np.ndarray, " outputs"]
+    names: tuple[str, ...]
 
 
 def covariance(
     transcription: Transcription,
     state: TrainState,
     *,
-    noise: float | None = None,
+    noise: ArrayLike | None = None,
     curvature: AbstractCurvature = GaussNewton(),
 ) -> Covariance:
     """Return the covariance of model and states at a solution.
 
-    With `H` the objective's curvature, `A` the Jacobian of the equations and of what is
-    active, `cov = noise^2 / count * K_11`, `K` the inverse of `[[H, A^T], [A, 0]]`:
-    equal to `Z (Z^T H Z)^-1 Z^T` for a basis `Z` of what the equations leave free, and
-    the Cramer-Rao bound of the linearized problem. Weight decay counts as a prior.
+    With `P` how all variables follow from what is free, the model and the starts, and
+    `K = (P^T H P)^-1` where equations and active bounds hold, `H` the objective's
+    curvature:
 
-    **Arguments:** `noise`, of the residuals divided by `problem.scale`; by default
-    estimated by them, with the model's size as degrees of freedom.
+        cov = P K (sum over outputs of noise^2 J^T J + rest) K P^T / count
 
-    **Raises:** `ValueError` if the state is of another mesh, or if the data leave a
-    direction open (add a `weight_decay` or fix a parameter).
+    `J` the residuals' derivatives, `rest` what is left of the curvature, of priors such
+    as weight decay, times the pooled `noise^2`. Of equal noise it is
+    `noise^2 K / count`, the Cramer-Rao bound of the linearized problem. The noise of an
+    output is
+
+        noise^2 = sum of squared residuals / (samples - effective)
+
+    `effective` the trace of `K J^T J`, in which starts and what priors hold count by as
+    much as the data decide.
+
+    **Arguments:** `noise`, of the residuals divided by `problem.scale`, a number or
+    `(outputs,)`; by default estimated.
+
+    **Raises:** `ValueError` if the state is of another mesh; if the data leave a
+    direction open, with the names of what it moves; if no sample is left to estimate a
+    noise from.
 
     **Source:** Bock, Kostina and Schlöder (2007); Pirnay, López-Negrete and Biegler
     (2012).
@@ -67,21 +81,58 @@ def covariance(
             "the state was not solved on this transcription: take one step of `train` "
             "with it first."
         )
-    nlp = transcription.program(state.model)
-    functions = Evaluator(nlp, curvature).functions()
+    weighted = weighed(transcription, state.memory)
+    nlp = weighted.program(state.model)
+    evaluator = Evaluator(nlp, curvature)
     z = nlp.joined(state.memory.positions)
     point = Point(z, *packed(state.opt_state))
-    solve, free = _factorized(functions, limits_of(transcription, nlp), point)
-    inverse = _diagonal_and_block(solve, free, len(z), len(nlp.flat()))
-    count = float(nlp.counted)
-    if noise is None:
-        x, flat = nlp.split(jnp.asarray(z))
-        misfit = float(jnp.sum(over_samples(nlp, sample_loss, x, flat)))
-        noise = float(np.sqrt(2 * misfit * count / max(count - len(flat), 1.0)))
-    factor = noise**2 / count
-    states = np.sqrt(np.maximum(inverse[0], 0) * factor).reshape(nlp.ts.shape[0], -1)
+    found = information(evaluator, limits_of(weighted, nlp), point)
+    if names := open_names(found, nlp):
+        raise ValueError(
+            f"the data leave a direction of model and states open: {', '.join(names)} "
+            "can move together and no residual changes, so that no variance is finite. "
+            "Fix one of them, add a prior such as `weight_decay`, or pass more data."
+        )
+    asked = weighted.problem.scale / transcription.problem.scale
+    known = None if noise is None else np.asarray(noise, float) / asked
+    deviations, pooled = estimated(found, nlp, known)
+    root = _root(found, deviations, pooled) / np.sqrt(float(nlp.counted))
+    variances, block = _moments(found, root, nlp)
     nominal = transcription.problem.nominal
-    return Covariance(inverse[1] * factor, states * nominal, noise)
+    units = np.where(leverages(found, nlp)[1] > 0, deviations * asked, np.nan)
+    return Covariance(
+        block,
+        np.sqrt(variances).reshape(len(nlp.ts), -1) * nominal,
+        float(units[0]) if len(units) == 1 else units,
+        leverages(found, nlp)[0],
+        tuple(names_of_model(nlp.template)),
+    )
+
+
+def _root(found: Information, noise: np.ndarray, pooled: float) -> np.ndarray:
+    """Return `R` with `L R R^T L^T` the free numbers' moments, but for the count."""
+    slopes = found.slopes
+    size = slopes.shape[2]
+    if np.ptp(noise) == 0:
+        return np.eye(size) * noise[0]
+    by_output = np.einsum("sor,soq->orq", slopes, slopes)
+    middle = np.einsum("o,orq->rq", noise**2 - pooled**2, by_output)
+    values, vectors = np.linalg.eigh(middle + pooled**2 * np.eye(size))
+    return vectors * np.sqrt(np.maximum(values, 0))
+
+
+def _moments(
+    found: Information, root: np.ndarray, nlp: NLP
+) -> tuple[Float[np.ndarray, " states"], Float[np.ndarray, "model model"]]:
+    """Return the variances of all states, and the model's covariance."""
+    num = len(nlp.ts) * nlp.problem.num_states
+    num_model = found.eliminated.size - num
+    variances, block = np.zeros(num), np.zeros((num_model, num_model))
+    for c in columns(root.shape[1]):
+        moved = found.moved(root[:, c])
+        variances += np.sum(moved[:num] ** 2, axis=1)
+        block += moved[num:] @ moved[num:].T
+    return variances, block
 
 
 def propagated(
@@ -101,56 +152,3 @@ def propagated(
         "...i,ij,...j->...", jacobian, jnp.asarray(covariance), jacobian
     )
     return np.sqrt(np.maximum(np.asarray(moments), 0))
-
-
-def _factorized(
-    functions: Functions, limits: Limits, point: Point
-) -> tuple[scipy.sparse.linalg.SuperLU, np.ndarray]:
-    """Factor `[[H, A^T], [A, 0]]` of what is free, and return which variables are."""
-    rows, lower, upper = point.constraints, point.lower, point.upper
-    assert rows is not None
-    assert lower is not None
-    assert upper is not None
-    fixed = (limits.lower == limits.upper) | (lower > _ACTIVE) | (upper > _ACTIVE)
-    equal = limits.constraints_lower == limits.constraints_upper
-    held = equal | (np.abs(rows) > _ACTIVE)
-    free = np.flatnonzero(~fixed)
-    size = len(point.z)
-    first, second = functions.jacobian_pattern, functions.hessian_pattern
-    if functions.hessian is None or second is None:
-        raise ValueError("pass `ExactHessian()` or `GaussNewton()` as `curvature`.")
-    jacobian = scipy.sparse.coo_matrix(
-        (functions.jacobian(point.z), (first.rows, first.columns)), (len(rows), size)
-    ).tocsr()[np.flatnonzero(held)][:, free]
-    values = functions.hessian(point.z, rows, 1.0)
-    half = scipy.sparse.coo_matrix(
-        (values, (second.rows, second.columns)), (size, size)
-    ).tocsr()
-    whole = (half + scipy.sparse.tril(half, -1).T).tocsr()[free][:, free]
-    matrix = scipy.sparse.bmat([[whole, jacobian.T], [jacobian, None]], format="csc")
-    try:
-        return scipy.sparse.linalg.splu(matrix), free
-    except RuntimeError as error:
-        raise ValueError(
-            "the data leave a direction of model and states open, so that no variance "
-            "is finite: add a `weight_decay`, fix a parameter, or pass more data."
-        ) from error
-
-
-def _diagonal_and_block(
-    solve: scipy.sparse.linalg.SuperLU, free: np.ndarray, size: int, num_model: int
-) -> tuple[Float[np.ndarray, " states"], Float[np.ndarray, "model model"]]:
-    """Return the inverse's diagonal over the states, and its block over the model."""
-    diagonal, block = np.zeros(size), np.zeros((num_model, num_model))
-    num_states, num = size - num_model, solve.shape[0]
-    of_model = np.flatnonzero(free >= num_states)
-    for start in range(0, len(free), _AT_ONCE):
-        columns = np.arange(start, min(start + _AT_ONCE, len(free)))
-        right = np.zeros((num, len(columns)))
-        right[columns, np.arange(len(columns))] = 1
-        found = solve.solve(right)
-        diagonal[free[columns]] = found[columns, np.arange(len(columns))]
-        mine = np.flatnonzero(free[columns] >= num_states)
-        at = free[of_model] - num_states, free[columns[mine]] - num_states
-        block[np.ix_(*at)] = found[np.ix_(of_model, mine)]
-    return diagonal[:num_states], block

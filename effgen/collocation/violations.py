@@ -7,13 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from .curvature import AbstractCurvature
+from .elimination import sample_residuals
 from .ipopt import Limits
-from .nlp import NLP, terms, values
-from .problem import BoundaryConstraint, PathConstraint
+from .nlp import NLP, model_terms, terms, terms_at_ends, values
+from .problem import BoundaryConstraint, PathConstraint, names_of_model
 from .transcription import Transcription, constraint_size
 
 
 _MOST_BYTES = 8 << 30
+_REMEDY = "bound the states, or start from another guess."
 
 
 def check_finite(nlp: NLP, batch: Transcription, z: np.ndarray) -> None:
@@ -43,6 +45,42 @@ def check_finite(nlp: NLP, batch: Transcription, z: np.ndarray) -> None:
         )
 
 
+def check_others(nlp: NLP, batch: Transcription, z: np.ndarray) -> None:
+    """Raise `ValueError` where an output, or a term of ends or model, is not finite."""
+    residuals = np.asarray(sample_residuals(nlp, jnp.asarray(z)))
+    bad = np.argwhere(~np.isfinite(residuals))
+    if len(bad):
+        sample, output = bad[0]
+        time = float(np.asarray(nlp.samples.ts)[sample])
+        raise ValueError(
+            f"output {output} of `observe` is not finite at t = {time:.6g} of the "
+            f"guess: {_REMEDY}"
+        )
+    x, flat = nlp.split(jnp.asarray(z))
+    ends, model = (np.asarray(part) for part in end_terms(nlp, x, flat))
+    for what, found in (("boundary constraint or `mayer`", ends), ("model", model)):
+        if not np.all(np.isfinite(found)):
+            raise ValueError(
+                f"a {what}{' constraint or `penalty`' if what == 'model' else ''} is "
+                f"not finite at the guess, which gives {found.tolist()}: {_REMEDY}"
+            )
+
+
+def not_finite(nlp: NLP, batch: Transcription, functions: Any, z: np.ndarray) -> str:
+    """Return a sentence on the first derivative that is not finite; none if all are."""
+    bad = np.flatnonzero(~np.isfinite(functions.gradient(z)))
+    if len(bad):
+        by = name_of_variable(int(bad[0]), batch, nlp)
+        return f"The derivative of the objective by {by} is not finite."
+    pattern = functions.jacobian_pattern
+    bad = np.flatnonzero(~np.isfinite(functions.jacobian(z)))
+    if not len(bad):
+        return ""
+    row, by = (int(part[bad[0]]) for part in (pattern.rows, pattern.columns))
+    of, by = name_of_row(row, batch, nlp), name_of_variable(by, batch, nlp)
+    return f"The derivative of {of} by {by} is not finite."
+
+
 def check_size(nlp: NLP, curvature: AbstractCurvature) -> None:
     """Raise `ValueError` where derivatives would not fit, before any is computed."""
     num_states, num_model = len(nlp.ts) * nlp.problem.num_states, nlp.flat().shape[0]
@@ -68,10 +106,21 @@ def worst_violation(
     if len(amount) == 0 or amount.max() <= 0:
         return "All constraints hold."
     row = int(np.argmax(amount))
-    return f"The worst violation is {amount[row]:.3g}, of {_name(row, batch, nlp)}."
+    return (
+        f"The worst violation is {amount[row]:.3g}, of {name_of_row(row, batch, nlp)}."
+    )
 
 
-def _name(row: int, batch: Transcription, nlp: NLP) -> str:
+def name_of_variable(index: int, batch: Transcription, nlp: NLP) -> str:
+    """Return which state, where, or which number of the model a variable is."""
+    size, num_states = nlp.problem.num_states, len(nlp.ts) * nlp.problem.num_states
+    if index >= num_states:
+        return f"{names_of_model(nlp.template)[index - num_states]} of the model"
+    return f"state {index % size} {_where(index // size, batch.mesh)}"
+
+
+def name_of_row(row: int, batch: Transcription, nlp: NLP) -> str:
+    """Return which constraint a row is, and where."""
     problem, mesh = batch.problem, batch.mesh
     size, algebraic = problem.num_states, problem.num_algebraic
     if row < mesh.inner.size * size:
@@ -100,6 +149,12 @@ def _name(row: int, batch: Transcription, nlp: NLP) -> str:
             f"{names[BoundaryConstraint][row % width]!r} of trajectory {row // width}"
         )
     return "a constraint of the model"
+
+
+@eqx.filter_jit
+def end_terms(nlp: NLP, x: Any, flat: Any) -> tuple[Any, Any]:
+    """Return the terms of all trajectories' ends, and of the model."""
+    return terms_at_ends(nlp, x, flat), model_terms(nlp, flat)
 
 
 def _where(node: Any, mesh: Any) -> str:

@@ -82,6 +82,11 @@ class RESULTS(eqx.Enumeration):
         "Ipopt's iterates grew without bound. Bound states and parameters, scale by "
         "`nominal`, or add a weight decay."
     )
+    evaluation_failed = (
+        "Ipopt was given a value or a derivative that is not finite. The warning names "
+        "it: bound states and parameters away from where a law ends, such as the root "
+        "or the logarithm of zero, or start from another guess."
+    )
     restoration_failed = (
         "Ipopt could not come back to feasibility. Start from a better guess, such as "
         "a coarser mesh's solution, or check the scaling (`nominal`)."

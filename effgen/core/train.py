@@ -58,8 +58,9 @@ def train(
     **Raises:** `TypeError` or `ValueError` for bad arguments at once; `TrainingError`,
     which holds the last good state, if a step fails midway.
     """
-    source = as_source(data)
     _check_state(state)
+    data = trainer.batches(state, data)
+    source = as_source(data)
     _check_key(key)
     _check_count("num_steps", num_steps, 0)
     _check_count("every", every, 1)

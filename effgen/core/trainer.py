@@ -49,6 +49,14 @@ class AbstractTrainer(eqx.Module):
         """
         return self
 
+    def batches(self, state: TrainState, data: Any) -> Any:
+        """Return the data that a run from `state` takes its batches of.
+
+        A subclass may override it, where the state says what of a sequence is left.
+        By default, the data as given.
+        """
+        return data
+
 
 class AbstractHostTrainer(AbstractTrainer):
     """A trainer whose `step` runs on the host and calls compiled functions itself.

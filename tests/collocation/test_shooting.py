@@ -67,14 +67,8 @@ def test_algebraic_states_are_refused():
     problem = co.Problem(field, (np.arange(3.0), np.ones((3, 2))), num_algebraic=1)
     with pytest.raises(ValueError, match="algebraic states"):
         co.segments_of(problem)
-    model, level = co.Model({}, None), co.transcribe(problem)
-    for refused in (
-        lambda: co.simulate(problem, model, [1.0, 1.0], [0.0, 1.0]),
-        lambda: co.integrate(problem, model, [1.0, 1.0], [0.0, 1.0]),
-        lambda: level.simulated(model),
-    ):
-        with pytest.raises(ValueError, match="algebraic states"):
-            refused()
+    with pytest.raises(ValueError, match=r"algebraic states .* `simulate` takes"):
+        co.integrate(problem, co.Model({}, None), [1.0, 1.0], [0.0, 1.0])
 
 
 def test_segments_of_another_cut_are_refused():

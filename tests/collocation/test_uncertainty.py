@@ -40,7 +40,7 @@ def test_a_straight_line_has_the_covariance_of_least_squares(curvature):
     np.testing.assert_allclose(found.states[:, 0], bands, rtol=1e-8)
     free = co.covariance(transcription, state)
     left = ys - design @ np.linalg.lstsq(design, ys, rcond=None)[0]
-    np.testing.assert_allclose(free.noise, np.sqrt(left @ left / 39), rtol=1e-8)
+    np.testing.assert_allclose(free.noise, np.sqrt(left @ left / 38), rtol=1e-8)
 
 
 def test_a_start_that_is_fixed_and_a_bound_that_is_met_do_not_vary():
@@ -86,7 +86,7 @@ def test_residuals_vanish_at_nodes_and_refinement_brings_them_below_the_toleranc
         if len(finer.mesh.lengths) == len(transcription.mesh.lengths):
             break
         transcription = finer
-        state, _ = eg.fit(trainer, state, iter([transcription]), key=KEY)
+        state, _ = eg.fit(trainer, state, [transcription], key=KEY)
     after = co.interval_errors(problem, state.model, state.memory)
     assert before.max() > 1e-2
     assert after.max() <= 1e-4

@@ -1,0 +1,47 @@
+"""What is known of the states where trajectories start."""
+
+from typing import Any
+
+import equinox as eqx
+import numpy as np
+
+
+class Initial(eqx.Module):
+    """What is known of the states where trajectories start.
+
+    **Attributes:** `values`, `(state,)` or `(trajectories, state)`, NaN where free;
+    `scale`: `None` holds them fixed; a number or `(state,)`, penalizes
+    `((x - values) / scale)^2 / 2`.
+    """
+
+    values: Any
+    scale: Any = None
+
+
+def check_initial(
+    initial: Initial, shape: tuple[int, int], bounds: tuple[np.ndarray, np.ndarray]
+) -> None:
+    """Raise `ValueError` for starts that do not fit the states or their bounds."""
+    for name, value in (("values", initial.values), ("scale", initial.scale)):
+        given = np.asarray(0.0 if value is None else value, float)
+        try:
+            np.broadcast_to(given, shape)
+        except ValueError as error:
+            raise ValueError(
+                f"`initial.{name}` has shape {given.shape}: pass ({shape[1]},), a "
+                f"number for each state, or {shape}."
+            ) from error
+    if initial.scale is not None and not np.all(np.asarray(initial.scale) > 0):
+        raise ValueError(
+            f"`initial.scale` is {initial.scale}: pass positive numbers, or `None` to "
+            "hold the starts fixed."
+        )
+    if initial.scale is None:
+        values = np.asarray(initial.values, float)
+        past = (values < bounds[0]) | (values > bounds[1])
+        if np.any(past):
+            state = int(np.argwhere(past)[0][-1]) if past.ndim else 0
+            raise ValueError(
+                f"`initial.values` is {values} and state {state} is outside of its "
+                f"bounds, {bounds[0][state]} to {bounds[1][state]}: move one of them."
+            )

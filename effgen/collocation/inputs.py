@@ -1,0 +1,140 @@
+"""Known inputs: their values at any time, and where they jump.
+
+At a jump a value is two: the limit from the left, where an interval ends, and from the
+right, where the next one begins.
+"""
+
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from .trajectories import Trajectory
+
+
+Side = Literal["left", "right"]
+
+_GRID = 1_001  # where inputs that are functions of the time are evaluated
+_AWAY = 1e-9  # how far from a jump its limits are, in parts of the trajectory
+_HALVINGS = 45
+_CURVED, _STAYS, _SMALL = 0.2, 0.5, 1e-9
+
+
+def knots(
+    trajectory: Trajectory,
+) -> tuple[Float[np.ndarray, " knots"], Float[np.ndarray, "knots inputs"]]:
+    """Return times and values between which inputs are linear; a jump has two.
+
+    Inputs that are held until the next sample jump there; functions of the time are
+    evaluated on a grid.
+    """
+    ts, inputs = trajectory.ts, trajectory.inputs
+    assert trajectory.span is not None
+    if inputs is None:
+        return np.asarray(trajectory.span), np.zeros((2, 0))
+    if callable(inputs):
+        grid = np.linspace(*trajectory.span, _GRID)
+        found = jumps(trajectory)
+        grid = np.sort(np.concatenate([grid, found, found]))
+        later = np.append(False, np.diff(grid) == 0)
+        left, right = (inputs_at(trajectory, grid, side) for side in ("left", "right"))
+        return grid, np.where(later[:, None], right, left)
+    if trajectory.hold != "previous":
+        return ts, inputs
+    held = np.repeat(inputs, 2, axis=0)[:-1]
+    return np.repeat(ts, 2)[1:], held
+
+
+def inputs_at(
+    trajectory: Trajectory, ts: np.ndarray, side: Side = "left"
+) -> Float[np.ndarray, "ts inputs"]:
+    """Return the known inputs at `ts`, at jumps from one side; none have no columns."""
+    if callable(trajectory.inputs):
+        return _evaluated(trajectory, _moved(trajectory, ts, side))
+    times, values = knots(trajectory)
+    if len(times) == 1:
+        return np.broadcast_to(values[0], (len(ts), values.shape[1]))
+    at = np.clip(np.searchsorted(times, ts, side=side), 1, len(times) - 1)
+    gap = times[at] - times[at - 1]
+    share = (ts - times[at - 1]) / np.where(gap > 0, gap, 1.0)
+    share = np.clip(share, 0, 1)[:, None]
+    return (1 - share) * values[at - 1] + share * values[at]
+
+
+def _evaluated(trajectory: Trajectory, ts: np.ndarray) -> np.ndarray:
+    function = trajectory.inputs
+    return np.stack([np.atleast_1d(np.asarray(function(t), float)) for t in ts])
+
+
+def _moved(trajectory: Trajectory, ts: np.ndarray, side: Side) -> np.ndarray:
+    """Return times, those at a jump a little to one side of it."""
+    found, away = jumps(trajectory), _away(trajectory)
+    if not len(found):
+        return ts
+    nearest = found[np.argmin(np.abs(ts[:, None] - found), axis=1)]
+    near = np.abs(ts - nearest) <= away
+    return np.where(near, nearest + (away if side == "right" else -away), ts)
+
+
+def _away(trajectory: Trajectory) -> float:
+    assert trajectory.span is not None
+    return _AWAY * (trajectory.span[1] - trajectory.span[0])
+
+
+def jumps(trajectory: Trajectory) -> Float[np.ndarray, " jumps"]:
+    """Return the times inside of the span at which the trajectory's inputs jump.
+
+    Those that `jumps` names; samples at which a held input changes, or that stand
+    twice with different inputs. For functions of the time see `found_jumps`.
+    """
+    assert trajectory.span is not None
+    named = np.asarray(trajectory.jumps, float).reshape(-1)
+    if trajectory.inputs is None or callable(trajectory.inputs):
+        times = named
+    else:
+        times, values = knots(trajectory)
+        twice = np.append(np.diff(times) == 0, False)
+        changes = np.append(np.any(np.diff(values, axis=0) != 0, axis=1), False)
+        times = np.concatenate([named, times[twice & changes]])
+    first, last = trajectory.span
+    away = _away(trajectory)
+    return np.unique(times[(times > first + away) & (times < last - away)])
+
+
+def found_jumps(trajectory: Trajectory) -> tuple[float, ...]:
+    """Return where an input that is a function of the time jumps, by bisection.
+
+    Between samples and the points of a grid. A pulse that is shorter than their gaps is
+    not seen: name its times by `Trajectory(jumps=...)`.
+    """
+    assert trajectory.span is not None
+    if not callable(trajectory.inputs):
+        return ()
+    grid = np.linspace(*trajectory.span, _GRID // 4)
+    grid = np.unique(np.concatenate([grid, trajectory.ts]))
+    values = _evaluated(trajectory, grid)
+    middle = _evaluated(trajectory, (grid[1:] + grid[:-1]) / 2)
+    change = np.abs(np.diff(values, axis=0)).max(axis=1, initial=0)
+    curved = np.abs(middle - (values[1:] + values[:-1]) / 2).max(axis=1, initial=0)
+    size = np.abs(values).max(initial=0)
+    where = (change > _SMALL * size) & (curved > _CURVED * change)
+    pairs = zip(grid[:-1][where], grid[1:][where])
+    found = [_bisected(trajectory, a, b) for a, b in pairs]
+    return tuple(t for t in found if t is not None)
+
+
+def _bisected(trajectory: Trajectory, first: float, last: float) -> float | None:
+    """Return where most of the change between two times is at once, if it is."""
+    ends = np.array([first, last])
+    low, high = _evaluated(trajectory, ends)
+    whole = np.abs(high - low).max()
+    for _ in range(_HALVINGS):
+        middle = (first + last) / 2
+        if not first < middle < last:
+            break
+        value = _evaluated(trajectory, np.array([middle]))[0]
+        if np.abs(value - low).max() > np.abs(high - value).max():
+            last, high = middle, value
+        else:
+            first, low = middle, value
+    return float(last) if np.abs(high - low).max() > _STAYS * whole else None

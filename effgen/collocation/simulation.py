@@ -1,0 +1,93 @@
+"""A trained model simulated from any start, stiff or algebraic as well."""
+
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, PyTree
+
+from .model import as_model
+from .problem import Problem
+from .shooting import Integration, integrate, no_inputs
+from .stepping import stepped
+
+
+_integrate = eqx.filter_jit(integrate)  # compiled once for all simulations
+
+
+def simulate(
+    problem: Problem,
+    model: PyTree,
+    start: ArrayLike,
+    ts: ArrayLike,
+    inputs: Any = None,
+    *,
+    solver: diffrax.AbstractSolver | None = None,
+    rtol: float = 1e-8,
+    atol: float = 1e-8,
+) -> Float[Array, "ts state"]:
+    """Return the states at `ts` of a trained model, from `start` at the first of them.
+
+    `inputs` is a function of the time, traceable by JAX; steps end at `ts`, so a pulse
+    that is longer than their gaps is not passed over. `solver` is diffrax's: by default
+    `Tsit5`, and where that does not reach the end, `Kvaerno5`, for stiff models.
+    Algebraic states are simulated by steps of Radau's scheme, of index 1, 2 or 3, with
+    the error of the differential states below the tolerances. The start's algebraic
+    states are solved for, and stay as given where its equations do not tell them, as of
+    index 2 and 3; the differential ones have to fit the constraint and its derivatives.
+
+    **Raises:** `RuntimeError` if the solver fails, with what to do; `ValueError` or
+    `TypeError` for a start, times or inputs that cannot be.
+
+    **Source:** Hairer, Lubich and Roche (1989), of Radau's scheme for algebraic states.
+    """
+    x, times = np.asarray(start, float), np.asarray(ts, float)
+    if x.shape != (problem.num_states,):
+        raise ValueError(
+            f"`start` has shape {x.shape}: pass ({problem.num_states},), a number for "
+            "each state."
+        )
+    if times.ndim != 1 or len(times) < 2 or np.any(np.diff(times) <= 0):
+        raise ValueError(f"`ts` is {times}: pass two or more times that rise.")
+    if inputs is not None and not traceable(inputs):
+        raise TypeError(
+            "`inputs` is no function of the time that JAX can trace: write it in "
+            "`jax.numpy`, such as `lambda t: jnp.interp(t, ts, u)[None]`."
+        )
+    bare, model = problem.without_data(), as_model(model)
+    if problem.num_algebraic:
+        given = no_inputs if inputs is None else inputs
+        how = Integration(rtol=rtol, atol=atol)
+        found = stepped(bare, model, x, times, given, how)
+        return _reached(jnp.asarray(found), times)
+    solvers = (diffrax.Tsit5(), diffrax.Kvaerno5()) if solver is None else (solver,)
+    states = jnp.full((len(times), len(x)), jnp.nan)
+    for chosen in solvers:
+        if not bool(jnp.all(jnp.isfinite(states))):
+            given = (bare, model, jnp.asarray(x), jnp.asarray(times), inputs)
+            states = _integrate(*given, solver=chosen, rtol=rtol, atol=atol)
+    return _reached(states, times)
+
+
+def traceable(inputs: Any) -> bool:
+    """Return whether JAX can trace a function of the time; numpy's it cannot."""
+    if not callable(inputs):
+        return False
+    try:
+        jax.eval_shape(lambda t: jnp.asarray(inputs(t)), jnp.zeros(()))
+    except (jax.errors.JAXTypeError, TypeError):
+        return False
+    return True
+
+
+def _reached(states: Array, ts: np.ndarray) -> Array:
+    if bool(jnp.all(jnp.isfinite(states))):
+        return states
+    raise RuntimeError(
+        f"the solver could not reach t = {float(ts[-1])} in {Integration().max_steps} "
+        "steps: the model is unstable there, or stiffer than the tolerances allow; "
+        "shorten `ts`, loosen `rtol`, or pass another `solver`."
+    )

@@ -1,0 +1,135 @@
+"""The data as a modeler has them: trajectories, checked."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from effgen.core.results import RunWarning
+
+
+_FEWEST, _MOSTLY, _FEW = 8, 0.5, 0.25
+
+
+class Trajectory(NamedTuple):
+    """One measured trajectory.
+
+    **Attributes:** `ts`, `(obs,)`, in order; `ys`, `(obs, outputs)`, NaN where missing;
+    `inputs`, known `u`, `(obs, inputs)`, or a function of `t` to `(inputs,)`, or
+    `None`; `span`, the first and the last time of the trajectory, those of `ts` by
+    default; `hold`, how inputs go on between `ts`: `"linear"`, or `"previous"`, which
+    stays until the next sample; `jumps`, times at which inputs or the law jump, where
+    intervals end. A sample time that stands twice is a jump as well, and so is one of
+    a function `u` that is found between samples.
+    """
+
+    ts: Float[np.ndarray, " obs"]
+    ys: Float[np.ndarray, "obs outputs"]
+    inputs: Any = None
+    span: tuple[float, float] | None = None
+    hold: str | None = None
+    jumps: Sequence[float] = ()
+
+
+def as_trajectories(data: Any, hold: str | None = None) -> tuple[Trajectory, ...]:
+    """Return data as trajectories, checked; `hold` is that of those without their own.
+
+    **Raises:** `ValueError`, naming the trajectory and the index.
+    """
+    one = isinstance(data, tuple) and len(data) > 0 and not isinstance(data[0], tuple)
+    found = [_trajectory(i, d, hold) for i, d in enumerate([data] if one else data)]
+    if not found:
+        raise ValueError("`data` is empty: pass at least one trajectory.")
+    widths = {t.ys.shape[1] for t in found}
+    if len(widths) > 1:
+        raise ValueError(f"trajectories have {sorted(widths)} columns: pass as many.")
+    counts = [_num_inputs(t) for t in found]
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"trajectories have {counts} inputs: pass as many for each, such as zeros."
+        )
+    return tuple(found)
+
+
+def _num_inputs(trajectory: Trajectory) -> int:
+    if trajectory.inputs is None:
+        return 0
+    if callable(trajectory.inputs):
+        return np.atleast_1d(np.asarray(trajectory.inputs(trajectory.ts[0]))).size
+    return trajectory.inputs.shape[1]
+
+
+def _trajectory(i: int, data: Any, hold: str | None) -> Trajectory:
+    ts, ys, inputs, span, own, jumps = Trajectory(*data)
+    hold = _hold_of(i, hold if own is None else own)
+    ts, ys = np.asarray(ts, np.float64), np.asarray(ys, np.float64)
+    ys = ys[:, None] if ys.ndim == 1 else ys
+    if ts.ndim != 1 or len(ts) == 0 or ys.shape[:1] != ts.shape:
+        raise ValueError(
+            f"trajectory {i} has `ts` of shape {ts.shape} and `ys` of {ys.shape}: pass "
+            "(obs,) and (obs, outputs)."
+        )
+    _complain(i, ts, ~np.isfinite(ts), "be finite; a missing value is NaN in `ys`")
+    _complain(i, ts, np.diff(ts, prepend=-np.inf) < 0, "be sorted")
+    if np.any(np.isinf(ys)):
+        where = tuple(np.argwhere(np.isinf(ys))[0].tolist())
+        raise ValueError(f"`ys` of trajectory {i} is infinite at {where}: pass NaN.")
+    first, last = (ts[0], ts[-1]) if span is None else span
+    span = (float(first), float(last))
+    if not span[0] < span[1]:
+        raise ValueError(f"trajectory {i} lasts from {span[0]} to {span[1]}: no time.")
+    _complain(i, ts, (ts < span[0]) | (ts > span[1]), f"lie in the `span` {span}")
+    if inputs is not None and not callable(inputs):
+        inputs = _inputs(i, ts, inputs, hold)
+    jumps = tuple(np.sort(np.asarray(jumps, np.float64).reshape(-1)).tolist())
+    if not np.all(np.isfinite(jumps)):
+        raise ValueError(f"`jumps` of trajectory {i} is {jumps}: pass finite times.")
+    return Trajectory(ts, ys, inputs, span, hold, jumps)
+
+
+def _hold_of(i: int, hold: str | None) -> str | None:
+    if hold not in (None, "linear", "previous"):
+        raise ValueError(
+            f"`hold` of trajectory {i} is {hold!r}: pass 'linear' or 'previous'."
+        )
+    return hold
+
+
+def _inputs(i: int, ts: np.ndarray, inputs: Any, hold: str | None) -> np.ndarray:
+    inputs = np.asarray(inputs, np.float64)
+    inputs = inputs[:, None] if inputs.ndim == 1 else inputs
+    if inputs.shape[:1] != ts.shape or not np.all(np.isfinite(inputs)):
+        raise ValueError(
+            f"`inputs` of trajectory {i} has shape {inputs.shape}: pass finite "
+            f"numbers, ({len(ts)}, inputs), or a function of the time."
+        )
+    if hold is None and np.all(np.diff(ts) > 0):
+        _warn_of_steps(i, inputs)
+    return inputs
+
+
+def _warn_of_steps(i: int, inputs: np.ndarray) -> None:
+    """Warn of inputs that look as if they were held, and are linear by default."""
+    changes = np.diff(inputs, axis=0) != 0
+    stays = ~changes
+    looks = changes.any(0) & (stays.mean(0) > _MOSTLY) & (len(inputs) >= _FEWEST)
+    levels = np.array([len(np.unique(u)) for u in inputs.T])
+    if np.any(looks & (levels < _FEW * len(inputs))):
+        column = int(np.argmax(looks & (levels < _FEW * len(inputs))))
+        warnings.warn(
+            f"input {column} of trajectory {i} moves in steps, and is linear between "
+            'samples: pass `hold="previous"` if it stays until the next sample, or '
+            '`hold="linear"`.',
+            RunWarning,
+            stacklevel=8,
+        )
+
+
+def _complain(i: int, ts: np.ndarray, bad: np.ndarray, remedy: str) -> None:
+    if np.any(bad):
+        j = int(np.argmax(bad))
+        raise ValueError(
+            f"`ts` is {ts[j]} in trajectory {i} at index {j}: times must {remedy}."
+        )

@@ -1,0 +1,118 @@
+"""What could do nothing without a word: it works, or is refused by name."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import effgen as eg
+from effgen import collocation as co
+
+
+KEY = jax.random.key(0)
+TS = np.linspace(0, 4, 21)
+DATA = (TS, 2 * np.exp(-0.7 * TS))
+
+
+def decay(t, x, u, p, nets):
+    return -p["k"] * x
+
+
+def solve(problem, model, num=10):
+    trainer = co.CollocationTrainer()
+    level = co.transcribe(problem, intervals=num)
+    state = trainer.init(model, level.guess())
+    return (level, *eg.fit(trainer, state, [level], key=KEY))
+
+
+@pytest.mark.parametrize(
+    "start", [1, np.int64(1), np.float32(1), jnp.array(1), np.array(1), np.float64(1)]
+)
+def test_a_parameter_that_is_any_number_is_trained(start):
+    _, state, _ = solve(co.Problem(decay, DATA), co.Model({"k": start}, None))
+    np.testing.assert_allclose(state.model.parameters["k"], 0.7, rtol=1e-4)
+    assert state.model.parameters["k"].dtype == np.float64
+
+
+def test_baselines_train_what_is_given_as_a_number():
+    problem = co.Problem(decay, DATA)
+    level = co.transcribe(problem, intervals=10)
+    segments = co.segments_of(problem)
+    shooting = co.ShootingTrainer(optax.adam(0.05), problem)
+    state = shooting.init(co.Model({"k": 1}, None), (segments, level.guess()))
+    state, _ = eg.fit(shooting, state, [segments] * 5, key=KEY)
+    assert state.model.model.parameters["k"] < 0.9
+    matching = co.DerivativeMatchingTrainer(optax.adam(0.05), problem, (1.0,))
+    rows = co.slopes_of(level.guess(), level.mesh)
+    state = matching.init(co.Model({"k": 1}, None))
+    state, _ = eg.fit(matching, state, [rows] * 5, key=KEY)
+    assert state.model.parameters["k"] < 0.9
+
+
+def test_flags_and_sizes_stay_what_they_are():
+    model = co.Model({"k": 1, "on": True}, {"size": 3, "slope": 0.5})
+    found = co.problem.as_trained(model)
+    assert found.parameters["on"] is True
+    assert found.networks["size"] == 3
+    assert found.networks["slope"].dtype == np.float64
+    with pytest.raises(TypeError, match="real and imaginary"):
+        co.problem.as_trained(co.Model({"k": 1j}, None))
+
+
+def test_a_list_of_new_levels_is_taken_in_turn_and_a_finished_one_says_so():
+    problem = co.Problem(decay, DATA)
+    coarse, state, _ = solve(problem, co.Model({"k": 0.5}, None))
+    trainer = co.CollocationTrainer()
+    fine, finest = (co.transcribe(problem, intervals=n) for n in (20, 40))
+    state, history = eg.fit(trainer, state, [fine, finest], key=KEY)
+    assert len(history["loss"]) == 2
+    assert len(state.memory.edges[0]) == 41
+    # In the midst of a list, the rest of it.
+    level, state, _ = solve(problem, co.Model({"k": 0.5}, None))
+    _, history = eg.fit(trainer, state, [level, fine], key=KEY)
+    assert len(history["loss"]) == 1
+    with pytest.warns(eg.RunWarning, match="no level is left: .* 1 steps"):
+        eg.fit(trainer, state, [coarse], key=KEY)
+
+
+def test_an_output_that_is_not_measured_has_no_error():
+    field = lambda t, x, u, p, nets: jnp.stack([-p["k"] * x[0], x[0] - x[1]])
+    ys = np.stack([DATA[1], np.full(21, np.nan)], 1)
+    problem = co.Problem(field, (TS, ys), initial=co.Initial([np.nan, 0.0]))
+    _, state, _ = solve(problem, co.Model({"k": 0.5}, None))
+    errors = co.extrapolation(problem, state.model, state.memory).errors
+    assert errors[0, 0] < 1e-3
+    assert np.isnan(errors[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"initial": co.Initial([1.0, 2.0])}, r"`initial.values` has shape \(2,\)"),
+        ({"initial": co.Initial([1.0], [1.0, 2.0])}, "`initial.scale` has shape"),
+        ({"initial": co.Initial([1.0], 0.0)}, "`initial.scale` is 0.0"),
+        (
+            {"initial": co.Initial([2.0]), "state_bounds": (3, 9)},
+            "state 0 is outside of its bounds, 3.0 to 9.0",
+        ),
+        ({"state_bounds": (None, None)}, "pass -inf or inf where"),
+        ({"state_bounds": ([0, 0], 1)}, "`state_bounds` has shapes"),
+        ({"weight_decay": -1.0}, "`weight_decay` is -1.0"),
+        ({"weight_decay": np.nan}, "`weight_decay` is nan"),
+        ({"num_algebraic": 2}, "`num_algebraic` is 2 of 1 states"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        co.Problem(decay, DATA, **settings)
+
+
+def test_trajectories_with_and_without_inputs_are_refused():
+    with pytest.raises(ValueError, match=r"have \[0, 1\] inputs"):
+        co.Problem(decay, [DATA, (*DATA, TS)])
+
+
+def test_numpy_integers_count_intervals():
+    level = co.transcribe(co.Problem(decay, DATA), intervals=np.int64(7))
+    assert len(level.mesh.lengths) == 7
