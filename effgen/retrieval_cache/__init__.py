@@ -76,6 +76,7 @@ from .towers import (
     normalized as normalized,
 )
 from .trainer import NegativeCacheTrainer as NegativeCacheTrainer
+from .trec import trec as trec
 from .truncation import (
     Truncation as Truncation,
     TruncationWarning as TruncationWarning,
