@@ -10,6 +10,7 @@ from .baselines import (
     InBatchTrainer as InBatchTrainer,
 )
 from .bert import Bert as Bert
+from .buckets import Bucketed as Bucketed
 from .cache import NegativeCache as NegativeCache, block_size as block_size
 from .corpora import (
     Corpus as Corpus,

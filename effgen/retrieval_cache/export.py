@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from effgen.core.files import replacing
 
 from .bert import Bert, Dense, named_tensors
+from .buckets import Bucketed
 from .pretrained import Folder, encoder_folder, safetensors
 from .search import Index
 from .tokenizer import text_settings
@@ -82,7 +83,7 @@ def faiss_index(index: Index | Float[Any, "documents size"]) -> Any:
 
 
 def save_sentence_transformer(
-    bert: Bert | Tied, tokenizer_folder: Folder, folder: Folder
+    bert: Bert | Tied | Bucketed, tokenizer_folder: Folder, folder: Folder
 ) -> None:
     """Write a folder that sentence-transformers, and `Bert.load`, read.
 
@@ -121,7 +122,9 @@ def save_sentence_transformer(
 
 def _encoder_of(model: Any) -> Bert:
     """Return the one encoder of a model."""
-    bert = model.encoder if isinstance(model, Tied) else model
+    bert = model
+    while isinstance(bert, Tied | Bucketed):
+        bert = bert.encoder
     if isinstance(model, TwoTowers):
         raise TypeError(
             "`bert` is two towers, and a folder is of one encoder: write `model.query` "
