@@ -90,9 +90,9 @@ def save_sentence_transformer(
     A report that a pooler is missing means nothing: no embedding is made with it.
 
     **Arguments:** `bert`, or a model of one for queries and documents,
-    `TwoTowers.tied(bert)`; `tokenizer_folder`, which it was loaded from, for its
-    tokenizer, length of texts and prompts; `folder`, which is made, with those above
-    it.
+    `TwoTowers.tied(bert)`, `Bucketed` or not; `tokenizer_folder`, which it was loaded
+    from, for its tokenizer, length of texts and prompts; `folder`, which is made, with
+    those above it.
 
     **Raises:** `TypeError` for another encoder, `ValueError` for an MPNet, whose
     attention no BERT has, `FileExistsError` for a folder that is not empty,
