@@ -10,6 +10,7 @@ from .baselines import (
     InBatchTrainer as InBatchTrainer,
 )
 from .bert import Bert as Bert
+from .buckets import Bucketed as Bucketed
 from .cache import NegativeCache as NegativeCache, block_size as block_size
 from .corpora import (
     Corpus as Corpus,
@@ -76,6 +77,7 @@ from .towers import (
     normalized as normalized,
 )
 from .trainer import NegativeCacheTrainer as NegativeCacheTrainer
+from .trec import trec as trec
 from .truncation import (
     Truncation as Truncation,
     TruncationWarning as TruncationWarning,

@@ -92,7 +92,7 @@ def line_of(line: bytes) -> tuple[str, str]:
 def _described(path: Path, max_broken: int) -> Iterator[tuple[str, str]]:
     """Yield the short and the long description of each package that has both."""
     with opened(path) as file:
-        read = sound(file, line_of, f"{path}:", max_broken)
+        read = sound(enumerate(file, 1), line_of, f"{path}:", max_broken)
     for fields in paragraphs(read):
         lines = fields.get("Description-en", fields.get("Description", [""]))
         short, long = lines[0], " ".join(x for x in lines[1:] if x != ".")

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from effgen.core.files import replacing
 
 from .bert import Bert, Dense, named_tensors
+from .buckets import Bucketed
 from .pretrained import Folder, encoder_folder, safetensors
 from .search import Index
 from .tokenizer import text_settings
@@ -82,16 +83,16 @@ def faiss_index(index: Index | Float[Any, "documents size"]) -> Any:
 
 
 def save_sentence_transformer(
-    bert: Bert | Tied, tokenizer_folder: Folder, folder: Folder
+    bert: Bert | Tied | Bucketed, tokenizer_folder: Folder, folder: Folder
 ) -> None:
     """Write a folder that sentence-transformers, and `Bert.load`, read.
 
     A report that a pooler is missing means nothing: no embedding is made with it.
 
     **Arguments:** `bert`, or a model of one for queries and documents,
-    `TwoTowers.tied(bert)`; `tokenizer_folder`, which it was loaded from, for its
-    tokenizer, length of texts and prompts; `folder`, which is made, with those above
-    it.
+    `TwoTowers.tied(bert)`, `Bucketed` or not; `tokenizer_folder`, which it was loaded
+    from, for its tokenizer, length of texts and prompts; `folder`, which is made, with
+    those above it.
 
     **Raises:** `TypeError` for another encoder, `ValueError` for an MPNet, whose
     attention no BERT has, `FileExistsError` for a folder that is not empty,
@@ -121,7 +122,9 @@ def save_sentence_transformer(
 
 def _encoder_of(model: Any) -> Bert:
     """Return the one encoder of a model."""
-    bert = model.encoder if isinstance(model, Tied) else model
+    bert = model
+    while isinstance(bert, Tied | Bucketed):
+        bert = bert.encoder
     if isinstance(model, TwoTowers):
         raise TypeError(
             "`bert` is two towers, and a folder is of one encoder: write `model.query` "

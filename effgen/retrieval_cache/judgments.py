@@ -2,18 +2,37 @@
 
 import functools
 import json
+import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from .corpora import Corpus
 from .lines import parsed, sound
+from .tables import (
+    cells,
+    check_file,
+    ending,
+    json_line,
+    json_rows,
+    parquet_rows,
+    rows_of,
+)
 
 
 Judgment = tuple[str, str, float]
+Columns = tuple[str, str, tuple[str, ...]]
+
+_USUAL = ("query", "positive", "negatives")
+# How columns are called by Tevatron, by DPR, and by sentence-transformers.
+_ELSEWHERE: tuple[Columns, ...] = (
+    ("query", "positive_passages", ("negative_passages",)),
+    ("question", "positive_ctxs", ("negative_ctxs", "hard_negative_ctxs")),
+    ("anchor", "positive", ("negatives",)),
+)
 
 # What columns of negatives are called in one format or another.
 _NEGATIVES = re.compile(
@@ -68,37 +87,63 @@ def triples(
 
     Equal texts are taken for one, and a query's rows are joined.
 
-    **Arguments:** `source`, the path of JSON lines, which may be packed (`.gz`), or of
-    Parquet (`.parquet`, for which pyarrow is needed), or any iterable of rows;
+    **Arguments:** `source`, the path of JSON lines, of JSON (`.json`), of CSV or TSV
+    (`.csv`, `.tsv`), all of which may be packed (`.gz`), or of Parquet (`.parquet`, for
+    which pyarrow is needed); or a data frame of pandas, or any iterable of rows;
     `columns`, how these are called: the second and the third hold a text or several,
     the third may be missing. Each may be numbered or not, and one or several:
-    `negatives`, `negative`, and `negative_1`, `negative_2`, ... are read together. A
-    row may also be a list, `[query, positive, negative, ...]`. `max_broken`, as of
+    `negatives`, `negative`, and `negative_1`, `negative_2`, ... are read together. Left
+    as they are, rows of Tevatron (`positive_passages`, `negative_passages`), of DPR
+    (`question`, `positive_ctxs`, `negative_ctxs`, `hard_negative_ctxs`) and of
+    sentence-transformers (`anchor`) are read too. A text may be a record of a `title`
+    and a `text`. A row may also be a list, `[query, positive, negative, ...]`, as in
+    TSV files whose first line is one of texts: MS MARCO's triples. `max_broken`, as of
     `beir`.
 
     **Raises:** `FileNotFoundError`; `ValueError` that names file and row, also for a
     column of negatives by another name, which would be left out.
     """
-    parse, name = functools.partial(_row, columns), "rows"
+    named = _named(columns)
+    parse, name = functools.partial(_row, named), "rows"
     if not isinstance(source, str | os.PathLike):
-        rows = sound(source, parse, "row ", max_broken)
+        numbered = enumerate(rows_of(source), 1)
+        rows = sound(numbered, parse, "row ", max_broken)
     else:
         path = Path(source)
-        name, rows = path.name, _rows_of(path, columns, parse, max_broken)
+        check_file(path)
+        name, rows = path.name, _rows_of(path, named, parse, max_broken)
     return Corpus.of_texts(
         (judgment for row in rows for judgment in row), name=name, license=_UNSTATED
     )
 
 
+def _named(columns: tuple[str, str, str]) -> tuple[Columns, ...]:
+    """Return what columns may be called, of which a row's first to fit are read."""
+    given = (columns[0], columns[1], columns[2:])
+    return (given, *_ELSEWHERE) if tuple(columns) == _USUAL else (given,)
+
+
 def _rows_of(
     path: Path,
-    columns: tuple[str, str, str],
+    named: tuple[Columns, ...],
     parse: Callable[[Any], list[Judgment]],
     max_broken: int,
 ) -> list[list[Judgment]]:
-    if path.suffix == ".parquet":
-        return sound(_parquet(path, columns), parse, f"{path}: row ", max_broken)
-    return parsed(path, lambda line: parse(json.loads(line)), max_broken)
+    kind, where = ending(path), f"{path}: row "
+    if kind == ".parquet":
+        likes = [_like(name) for x in named for name in (*x[:2], *x[2])]
+        likes.append(lambda name: _NEGATIVES.fullmatch(name) is not None)
+        wanted = lambda name: any(like(name) for like in likes)
+        numbered = enumerate(parquet_rows(path, wanted), 1)
+        return sound(numbered, parse, where, max_broken)
+    if kind in (".csv", ".tsv"):
+        header = lambda name: any(_like(x[0])(name) for x in named)
+        of_cells = lambda row: parse(row.record())
+        return sound(cells(path, header), of_cells, f"{path}:", max_broken)
+    several = json_rows(path) if kind == ".json" else None
+    if several is not None:
+        return sound(enumerate(several, 1), parse, where, max_broken)
+    return parsed(path, lambda line: parse(json_line(line)), max_broken)
 
 
 def _file(folder: Path, name: str) -> Path:
@@ -116,7 +161,14 @@ def _file(folder: Path, name: str) -> Path:
 
 def _texts(path: Path, max_broken: int) -> dict[str, str]:
     """Return the texts of a file by their ids."""
-    rows = parsed(path, _text, max_broken)
+    return by_key(path, parsed(path, _text, max_broken))
+
+
+def by_key(path: Path, rows: list[tuple[str, str]]) -> dict[str, str]:
+    """Return the texts of a file's rows by their ids.
+
+    **Raises:** `ValueError` for two of one id.
+    """
     found = dict(rows)
     if len(found) < len(rows):
         ((repeated, times),) = Counter(key for key, _ in rows).most_common(1)
@@ -126,37 +178,77 @@ def _texts(path: Path, max_broken: int) -> dict[str, str]:
 
 def _text(line: str) -> tuple[str, str]:
     record = json.loads(line)
-    key, title, text = record["_id"], record.get("title") or "", record["text"]
-    if not all(isinstance(x, str) for x in (key, title, text)):
+    if not isinstance(record["_id"], str):
         raise TypeError("`_id`, `title` and `text` are to be strings")
-    return key, f"{title} {text}".strip()
+    return record["_id"], with_title(record)
 
 
 def _judgment(
     documents: Mapping[str, str], queries: Mapping[str, str], line: str
 ) -> Judgment | None:
-    query, document, gain = line.split("\t")
+    fields = line.split("\t")
+    if len(fields) != 3:
+        raise ValueError(
+            f"there are {len(fields)} fields: a line is a query, a document and a "
+            "gain, with tabs between; TREC's four are read by `trec`"
+        )
+    query, document, gain = fields
     if (query, document) == ("query-id", "corpus-id"):
         return None
+    return known_judgment(documents, queries, query, document, gain)
+
+
+def known_judgment(
+    documents: Mapping[str, str],
+    queries: Mapping[str, str],
+    query: str,
+    document: str,
+    gain: str,
+) -> Judgment:
+    """Return a judgment of texts that are there.
+
+    **Raises:** `ValueError` for a text that is not, or what is no gain.
+    """
     for name, key, known in (("query", query, queries), ("doc", document, documents)):
         if key not in known:
             raise ValueError(f"there is no {name} {key!r}")
+    if not math.isfinite(float(gain)):
+        raise ValueError(f"the gain is {gain}")
     return query, document, float(gain)
 
 
-def _row(columns: tuple[str, str, str], record: Any) -> list[Judgment]:
+def _row(named: tuple[Columns, ...], record: Any) -> list[Judgment]:
     """Return what a row of triples says."""
     if isinstance(record, list | tuple):
+        if len(record) < 2:
+            raise ValueError("a row is `[query, positive, negative, ...]`")
         query, positive, *negative = record
+    elif isinstance(record, Mapping):
+        query_name, positive_name, negative_names = _fitting(named, record)
+        query, positive = record[query_name], _joined(record, positive_name)
+        negative = [x for name in negative_names for x in _joined(record, name)]
+        _check_read(record, (query_name, positive_name, *negative_names))
     else:
-        query = record[columns[0]]
-        positive, negative = (_joined(record, name) for name in columns[1:])
-        _check_read(record, columns)
-    (query,), positives, negatives = map(_several, (query, positive, negative))
+        raise TypeError(f"a row is a {type(record).__name__}: pass a record or a list")
+    asked, positives, negatives = map(_several, (query, positive, negative))
+    if len(asked) != 1:
+        raise ValueError(f"there are {len(asked)} queries: pass one a row")
     if not positives:
         raise ValueError("nothing answers")
-    answers = [(query, text, 1.0) for text in positives]
-    return answers + [(query, text, 0.0) for text in negatives]
+    answers = [(asked[0], text, 1.0) for text in positives]
+    return answers + [(asked[0], text, 0.0) for text in negatives]
+
+
+def _fitting(named: tuple[Columns, ...], record: Mapping[str, Any]) -> Columns:
+    """Return the first columns of which a record has query and positives."""
+    for found in named:
+        query, positive, _ = found
+        if query in record and any(map(_like(positive), record)):
+            return found
+    raise ValueError(
+        f"there are no columns {named[0][:2]} in {list(record)}: name those of the "
+        "query, of what answers, and of negatives in `columns`"
+    )
 
 
 def _joined(record: Mapping[str, Any], column: str) -> list[str]:
@@ -177,14 +269,14 @@ def _order(name: str) -> tuple[int, str]:
     return (int(number.group()) if number else -1, name)
 
 
-def _check_read(record: Mapping[str, Any], columns: tuple[str, str, str]) -> None:
+def _check_read(record: Mapping[str, Any], names: tuple[str, ...]) -> None:
     """Raise `ValueError` for texts of negatives that no column has."""
-    read = [_like(name) for name in columns]
+    read = [_like(name) for name in names]
     for name, field in record.items():
         named = any(like(name) for like in read)
         if not named and _NEGATIVES.fullmatch(name) and _has_text(field):
             raise ValueError(
-                f"`{name}` is in none of the `columns` {columns}: pass it as the "
+                f"`{name}` is in none of the `columns` {names}: pass it as the "
                 "third, or leave it out of the rows"
             )
 
@@ -195,26 +287,17 @@ def _has_text(field: Any) -> bool:
 
 
 def _several(field: Any) -> list[str]:
-    texts = [] if field is None else [field] if isinstance(field, str) else list(field)
+    single = isinstance(field, str | Mapping)
+    texts = [] if field is None else [field] if single else list(field)
+    texts = [with_title(x) if isinstance(x, Mapping) else x for x in texts]
     if not all(isinstance(text, str) and text.strip() for text in texts):
         raise TypeError(f"no text: {field!r}")
     return texts
 
 
-def _parquet(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    with _pyarrow().ParquetFile(path) as file:
-        read = [*map(_like, columns), _NEGATIVES.fullmatch]
-        names = file.schema_arrow.names
-        there = [name for name in names if any(like(name) for like in read)]
-        for batch in file.iter_batches(columns=there):
-            yield from batch.to_pylist()
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow.parquet as parquet  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ImportError(
-            "Parquet needs pyarrow: `pip install pyarrow`, or convert to JSON lines."
-        ) from error
-    return parquet
+def with_title(record: Mapping[str, Any]) -> str:
+    """Return a text with its title before it."""
+    title, text = record.get("title") or "", record["text"]
+    if not (isinstance(title, str) and isinstance(text, str)):
+        raise TypeError("`title` and `text` are to be strings")
+    return f"{title} {text}".strip()

@@ -35,18 +35,21 @@ def parsed(
     **Raises:** `FileNotFoundError`; `ValueError` that names file and line.
     """
     with opened(path) as file:
-        return sound(file, lambda line: _of_text(line, parse), f"{path}:", max_broken)
+        numbered = enumerate(file, 1)
+        return sound(
+            numbered, lambda line: _of_text(line, parse), f"{path}:", max_broken
+        )
 
 
 def sound(
-    rows: Iterable[Raw],
+    numbered: Iterable[tuple[int, Raw]],
     parse: Callable[[Raw], Row | None],
     where: str,
     max_broken: int = 0,
 ) -> list[Row]:
     """Return what `parse` makes of rows, as `parsed`; `where` comes before a number."""
     found, broken = [], []
-    for number, row in enumerate(rows, 1):
+    for number, row in numbered:
         try:
             made = parse(row)
         except (ValueError, LookupError, TypeError) as error:

@@ -4,7 +4,7 @@ import inspect
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -93,6 +93,8 @@ class TwoTowers(eqx.Module):
 class Tied(eqx.Module):
     """One encoder for queries and documents."""
 
+    hands_key_on: ClassVar[bool] = True
+
     encoder: Tower
     temperature: LearnedTemperature | None = None
 
@@ -149,12 +151,20 @@ def is_random(model: Any, tower: Tower) -> bool:
 
     It takes a key, and what dropout the model has is at work.
     """
-    if not _takes_key(tower):
+    if not _takes_key(_within(tower)):
         return False
     kind = eqx.nn.Dropout
     found = jax.tree.leaves(model, is_leaf=lambda x: isinstance(x, kind))
     drops = [x for x in found if isinstance(x, kind)]
     return not drops or any(x.p > 0 and not x.inference for x in drops)
+
+
+def _within(tower: Tower) -> Tower:
+    """Return the encoder in what takes a key only to hand it on."""
+    owner = getattr(tower, "__self__", tower)
+    if not getattr(owner, "hands_key_on", False):
+        return tower
+    return _within(owner.encoder)
 
 
 def _takes_key(tower: Tower) -> bool:

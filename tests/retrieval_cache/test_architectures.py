@@ -59,7 +59,7 @@ def test_a_bert_under_other_names_is_the_same(tmp_path, kind):
     found = Bert.load(tmp_path)
     rows = np.where(tokens() == 0, bert.padding, tokens() + 1)
     rows = np.minimum(rows, len(WORDS) - 1)
-    np.testing.assert_array_equal(found(rows), bert(rows))
+    np.testing.assert_array_equal(found(jnp.asarray(rows)), bert(rows))
     assert found.padding == bert.padding
     assert len(found.places) == LENGTH
     write_tokenizer(tmp_path)
@@ -95,7 +95,8 @@ def test_layers_of_embeddings_come_back(tmp_path, activation, is_normalized):
     wanted = jnp.tanh(wanted) if activation == "tanh" else wanted
     wanted = rc.normalized(wanted) if is_normalized else wanted
     np.testing.assert_allclose(bert(tokens()), wanted, rtol=1e-4, atol=1e-6)
-    save_sentence_transformer(rc.TwoTowers.tied(bert), source, tmp_path / "saved")
+    model = rc.TwoTowers.tied(rc.Bucketed(bert))
+    save_sentence_transformer(model, source, tmp_path / "saved")
     found = Bert.load(tmp_path / "saved")
     assert eqx.tree_equal(found, bert)
     path = tmp_path / "saved" / "2_Dense" / "config.json"
@@ -111,6 +112,16 @@ def test_layers_of_embeddings_come_back(tmp_path, activation, is_normalized):
         (rc.HashedBag(9, 4, 4, key=jax.random.key(0)), TypeError, "is a HashedBag"),
         (
             rc.TwoTowers.tied(rc.HashedBag(9, 4, 4, key=jax.random.key(0))),
+            TypeError,
+            "is a HashedBag",
+        ),
+        (
+            rc.Transformer(9, 4, width=4, num_heads=1, size=4, key=jax.random.key(0)),
+            TypeError,
+            r"is a Transformer.*`save_embeddings`.*`Bert\.random",
+        ),
+        (
+            rc.Bucketed(rc.HashedBag(9, 4, 4, key=jax.random.key(0))),
             TypeError,
             "is a HashedBag",
         ),
@@ -172,4 +183,6 @@ def test_small_random_models_are_those_of_transformers(tmp_path, kind):
         given = torch.tensor(rows), torch.tensor(there.astype(int))
         last = theirs(*given).last_hidden_state.double().numpy()
     wanted = (last * there[..., None]).sum(axis=1) / there.sum(axis=1)[:, None]
-    np.testing.assert_allclose(Bert.load(tmp_path)(rows), wanted, atol=1e-5)
+    np.testing.assert_allclose(
+        Bert.load(tmp_path)(jnp.asarray(rows)), wanted, atol=1e-5
+    )
