@@ -13,7 +13,7 @@ from effgen.core.weights import resample
 
 from .anchors import PriorAnchor
 from .decoders import LinearDecoder
-from .evidence import Evidence, mixture_weights, weighted_evidence, without_lost
+from .evidence import Evidence, mixture_weights, weighted_evidence
 from .filtering import Filtered, particle_filter
 from .grid import steps_needed
 from .kalman import evidence_by_innovations, kalman_filter, kalman_predictions
@@ -219,11 +219,11 @@ def evidence_of(
         anchored, grid = found[0]
         paths = simulate(model, anchored, series, grid, num_paths=num, key=keys[0])
         linear = anchored.guided.log_evidence
+        own = weighted_evidence(paths.elbo, paths.log_weights, linear)
         if len(guides) == 1:
-            return weighted_evidence(paths.elbo, paths.log_weights, linear)
+            return own
         pairs = tuple((g, a) for g, (a, _) in zip(guides, found, strict=True))
         mixed = mixture_weights(model, pairs, series, grid, num_paths=num, key=keys[1])
-        own = weighted_evidence(paths.elbo, without_lost(paths.log_weights), linear)
         return own.weighed_by(mixed)
 
     return jax.vmap(one)(series, keys)

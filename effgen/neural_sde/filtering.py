@@ -21,7 +21,7 @@ from .messages import Guide, Site, at_nodes, at_once, guided, multiplied
 from .paths import Step, moved, steps_of
 from .series import Series
 from .transitions import Transition
-from .twisted import met_at, weighting
+from .twisted import finite, met_at, weighting
 
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def particle_filter(
             model, free, particles.free, jax.random.normal(keys[2], shape, dtype)
         )
         logs = particles.log_weights + there.log_weights
-        lost = ~(jnp.all(jnp.isfinite(there.positions), axis=1) & ~jnp.isnan(logs))
+        lost = ~finite(there.positions, logs)
         particles = particles._replace(
             led=jnp.where(lost[:, None], particles.led, there.positions),
             log_weights=jnp.where(lost, -jnp.inf, logs),

@@ -15,6 +15,7 @@ from jaxtyping import Array, ArrayLike, Float
 from effgen.core.results import RunWarning
 
 from .anchors import cast
+from .clock import clock_of
 from .decoders import LinearDecoder
 from .draws import is_exact, linear_evidence, num_steps_of
 from .model import LatentSDE
@@ -101,11 +102,10 @@ def fit_linear(
 
 def _longest_gap(ts: Any, unit: str) -> float:
     """Return a step no shorter than any gap: linear models need no more."""
-    ts = np.asarray(ts)
-    gaps = np.diff(np.atleast_2d(ts), axis=1)
-    if np.issubdtype(ts.dtype, np.datetime64):
-        gaps = gaps.astype("timedelta64[ns]") / np.timedelta64(1, unit)  # pyright: ignore
-    most = float(np.max(gaps.astype(np.float64), initial=0))
+    clock = clock_of(ts, unit)
+    numbers = np.asarray(ts) if clock is None else clock.numbers(ts)
+    gaps = np.diff(np.atleast_2d(numbers), axis=1)
+    most = float(np.max(gaps, initial=0))
     return 1.001 * most if most > 0 else 1.0
 
 
@@ -143,7 +143,7 @@ def _fitted(
     steps = num_steps_of(model, series)
     scale = jnp.asarray(prior_scale, start.dtype)
     problem = _Problem(model, series, start, is_log, scale, steps)
-    if not np.isfinite(float(_value(problem, start))):
+    if not np.isfinite(float(sum(_terms(problem, start)))):
         raise ValueError(
             "the evidence is not finite at the start: check the start values of "
             "`model` and the values of `ys`."
@@ -162,7 +162,6 @@ def _fitted(
     )
 
 
-_value = eqx.filter_jit(lambda problem, x: problem(x))
 _terms = eqx.filter_jit(
     lambda problem, x: (problem.log_evidence(x), problem.log_prior(x))
 )

@@ -84,15 +84,11 @@ class Posterior(eqx.Module):
         **Warns:** `RunWarning` where fewer than one in twenty paths are distinct, where
         paths are not finite, and where the last known inputs are held.
         """
-        found = self._draws(num, key, times, inputs)
+        found = self._draws(num, key, *self._merged(times, inputs))
         return self._out(found._replace(ts=self._times(found.ts)))
 
-    def _draws(
-        self, num: int, key: PRNGKeyArray, times: Any, inputs: ArrayLike | None
-    ) -> Draws:
-        series, index = self._merged(times, inputs)
+    def _draws(self, num: int, key: PRNGKeyArray, series: Series, at: Array) -> Draws:
         keys = jax.random.split(key, series.ts.shape[0])
-        at = jnp.asarray(index)
         found = draws_of(self.model, series, at, self._steps(series), num, keys)
         if cautions.lost(found.positions):
             cautions.of_lost(self.model.dt, self._holding(series, at, keys))
@@ -123,15 +119,14 @@ class Posterior(eqx.Module):
         Exact for a linear model observed linearly; for others by paths, as `paths`.
         """
         if is_exact(self.model):
-            series, index = self._merged(times, inputs)
-            at = jnp.asarray(index)
+            series, at = self._merged(times, inputs)
             mean, covariance = exact_laws(self.model, series, at, self._steps(series))
             variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
             scale = jnp.sqrt(jnp.maximum(variance, 0))
             exact = jnp.full(mean.shape[:2], jnp.inf)
             return self._out(Marginals(mean, scale, exact))
         key = jax.random.key(0) if key is None else key
-        draws = self._draws(num_paths, key, times, inputs)
+        draws = self._draws(num_paths, key, *self._merged(times, inputs))
         x = draws.positions
         return self._out(Marginals(x.mean(1), x.std(1), draws.ess))
 
@@ -150,9 +145,8 @@ class Posterior(eqx.Module):
         """
         self._check_levels(levels)
         keys = jax.random.split(key)
-        series, index = self._merged(times, inputs)
-        at = jnp.asarray(index)
-        draws = self._draws(num_paths, keys[0], times, inputs)
+        series, at = self._merged(times, inputs)
+        draws = self._draws(num_paths, keys[0], series, at)
         noise = jax.random.split(keys[1], draws.ts.shape[0])
         errors = errors_at(series, at)
         samples = observations_of(self.model, draws.positions, errors, noise)
@@ -308,7 +302,7 @@ class Posterior(eqx.Module):
 
     def _merged(
         self, times: ArrayLike | None, inputs: ArrayLike | None
-    ) -> tuple[Series, np.ndarray]:
+    ) -> tuple[Series, Array]:
         """Return the series with rows for `times`, and where these are."""
         series = self.series
         num, length = series.ts.shape
@@ -316,7 +310,7 @@ class Posterior(eqx.Module):
             lack = "the series has none" if series.inputs is None else "`times` are not"
             raise ValueError(f"`inputs` are given and {lack}.")
         if times is None:
-            return series, np.tile(np.arange(length), (num, 1))
+            return series, jnp.tile(jnp.arange(length), (num, 1))
         rows, known = self._rows(times), np.asarray(series.ts)
         first = known[:, 0] if self.model.t0 is None else self.model.t0
         if np.any(np.diff(rows, axis=1) < 0) or np.any(rows[:, :1].T < first):
@@ -325,7 +319,8 @@ class Posterior(eqx.Module):
             )
         if series.inputs is not None and inputs is None:
             cautions.of_held_inputs(rows > known[:, -1:])
-        return with_rows(series, rows, inputs)
+        merged, index = with_rows(series, rows, inputs)
+        return merged, jnp.asarray(index)
 
 
 def posterior(

@@ -23,7 +23,7 @@ class Structure(AbstractLinearSDE):
     Parameters stay positive and stable in training. Those that are not given have start
     values for times and data of unit size, until `structural` takes them from the data.
 
-    **Attributes:** `parts`; `bias`, zero, trained only if it is not in `frozen`.
+    **Attributes:** `parts`; `input_matrix`.
     """
 
     time_invariant: ClassVar[bool] = True

@@ -141,7 +141,7 @@ def _forward(
         there = moved(model, step, particles.positions, noise)
         ancestors = particles.ancestors
         logs = particles.log_weights + there.log_weights
-        lost = guiding & ~_finite(there.positions, logs)
+        lost = guiding & ~finite(there.positions, logs)
         positions = jnp.where(lost[:, None], particles.positions, there.positions)
         logs = weighted(jnp.where(lost, -jnp.inf, logs), positions, node + 1)
         particles = particles._replace(
@@ -158,7 +158,8 @@ def _forward(
     return end, jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), begin, later)
 
 
-def _finite(positions: Array, log_weights: Array) -> Bool[Array, " paths"]:
+def finite(positions: Array, log_weights: Array) -> Bool[Array, " paths"]:
+    """Return which particles are somewhere, with a weight."""
     return jnp.all(jnp.isfinite(positions), axis=1) & ~jnp.isnan(log_weights)
 
 
