@@ -7,6 +7,7 @@ The methods are imported when they are first asked for: `effgen.ebm`, or
 import typing as _typing
 from importlib import import_module as _import_module, metadata as _metadata
 
+from .core import names as _names
 from .core.checkpoint import (
     restore as restore,
     restore_model as restore_model,
@@ -67,8 +68,9 @@ from .core.weights import (
 from .core.writer import save as save
 
 
+_names.warn_of_another()
 try:
-    __version__ = _metadata.version("effgen")
+    __version__ = _metadata.version("effgen-jax")
 except _metadata.PackageNotFoundError:  # run from its source, not installed
     __version__ = "unknown"
 

@@ -7,11 +7,12 @@ import re
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
 import effgen as eg
+from effgen.core import names
 
 
 ROOT = Path(__file__).parents[1]
@@ -136,4 +137,24 @@ def test_the_extra_of_all_joins_those_that_install_from_wheels():
     text = (ROOT / "pyproject.toml").read_text()
     extras = tomllib.loads(text)["project"]["optional-dependencies"]
     (line,) = extras.pop("all")
-    assert line == f"effgen[{','.join(sorted(extras.keys() - {'collocation'}))}]"
+    assert line == f"effgen-jax[{','.join(sorted(extras.keys() - {'collocation'}))}]"
+
+
+class Other:
+    version = "1.3.0"
+
+    def __init__(self, *paths):
+        self.files = [PurePosixPath(path) for path in paths]
+
+
+def test_another_project_in_our_folder_is_told_of(monkeypatch):
+    both = Other("effgen/__init__.py", "effgen-1.3.0.dist-info/RECORD")
+    monkeypatch.setattr(names.metadata, "distribution", lambda name: both)
+    with pytest.warns(RuntimeWarning, match="pip uninstall effgen effgen-jax"):
+        names.warn_of_another()
+
+
+def test_our_earlier_name_installed_in_place_is_no_other(monkeypatch):
+    ours = Other("_effgen.pth", "effgen-0.1.0.dist-info/RECORD")
+    monkeypatch.setattr(names.metadata, "distribution", lambda name: ours)
+    names.warn_of_another()

@@ -103,7 +103,7 @@ def load() -> ModuleType:
             f"`effgen.collocation` solves by Ipopt, through cyipopt ({error}): run "
             "`pip install cyipopt-wheels==1.7.0.dev0` (wheels with Ipopt 3.14 and "
             "MUMPS inside), or `conda install -c conda-forge cyipopt`, or, where Ipopt "
-            "and its headers are installed, `pip install 'effgen[collocation]'`."
+            "and its headers are installed, `pip install 'cyipopt>=1.6'`."
         ) from error
     return cyipopt
 

@@ -13,5 +13,6 @@ def needed(package: str, *, by: str, extra: str, module: str = "") -> ModuleType
         return importlib.import_module(module or package)
     except ImportError as error:
         raise ImportError(
-            f"`{by}` needs {package}: pip install 'effgen[{extra}]'."
+            f"`{by}` needs {package}: `pip install {package}`, or the extra `{extra}` "
+            f"of effgen-jax: `pip install '.[{extra}]'` in a clone of it."
         ) from error

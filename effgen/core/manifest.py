@@ -84,9 +84,10 @@ def outline(state: TrainState, position: Any, score: Any) -> Manifest:
 
 @functools.cache
 def _versions() -> dict[str, str]:
-    packages = ("effgen", "jax", "equinox", "optax")
+    packages = ("jax", "equinox", "optax")
     found = {name: installed_version(name) for name in packages}
-    return found | {"python": platform.python_version()}
+    ours = {"effgen": installed_version("effgen-jax")}
+    return ours | found | {"python": platform.python_version()}
 
 
 def installed_version(package: str) -> str:

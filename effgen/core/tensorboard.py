@@ -21,7 +21,7 @@ from .sinks import Sink
 def tensorboard(run: Run, directory: str | os.PathLike[str]) -> Run:
     """Write each yield's mean metrics as TensorBoard scalars under `directory`.
 
-    Needs the extra `effgen[tensorboard]`. The means are those of `logged`, without
+    Needs the extra `tensorboard`. The means are those of `logged`, without
     those that nothing finite is left of. A resumed run hides what an earlier one wrote
     past its first step. What cannot be written is left out, with one `RunWarning`, and
     training goes on. Only the first of several processes writes.

@@ -26,7 +26,7 @@ def written(path: str | os.PathLike[str], tree: Any, shape: tuple[int, ...]) -> 
     eqx.tree_serialise_leaves(stream, tree)
     about = {
         "format": _FORMAT,
-        "effgen": installed_version("effgen"),
+        "effgen": installed_version("effgen-jax"),
         "shape": shape,
         "arrays": _arrays(tree),
         "sha256": hashlib.sha256(stream.getvalue()).hexdigest(),

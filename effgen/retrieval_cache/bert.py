@@ -137,7 +137,7 @@ class Bert(eqx.Module):
     ) -> "Bert":
         """Return the encoder of a folder of sentence-transformers or Hugging Face.
 
-        Needs the extra `effgen[text]`.
+        Needs the extra `text`.
 
         **Arguments:** `compute`, `dropout` and `recompute`, as of the class.
 

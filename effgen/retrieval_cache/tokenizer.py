@@ -66,7 +66,7 @@ class Tokenizer:
     ) -> "Tokenizer":
         """Return the tokenizer of a folder of sentence-transformers or Hugging Face.
 
-        Needs the extra `effgen[text]`.
+        Needs the extra `text`.
 
         **Arguments:** `length`, tokens of a row; by default the folder's, which suits
         its longest texts: for queries, and short documents, pass less; `prompt`, the
