@@ -53,6 +53,20 @@ def code_blocks(path: Path) -> str:
     return "\n".join(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL))
 
 
+def outputs(path: Path) -> str:
+    return "".join(re.findall(r"```text\n(.*?)```", path.read_text(), re.DOTALL))
+
+
+def assert_printed(printed: str, told: str) -> None:
+    """Words are equal, and so are numbers up to what another machine rounds."""
+    number = re.compile(r"-?\d+\.?\d*(?:e-?\d+)?")
+    assert number.sub("0", printed).split() == number.sub("0", told).split()
+    found, expected = (
+        [float(n) for n in number.findall(text)] for text in (printed, told)
+    )
+    assert found == pytest.approx(expected, rel=0.05, abs=0.05)
+
+
 def execute(text: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(directory)
     script = directory / "script.py"
@@ -68,36 +82,42 @@ PAGES = [
     "README.md",
     "docs/collocation.md",
     "docs/ebm.md",
+    "docs/getting_started.md",
     "docs/neural_sde.md",
     "docs/retrieval_cache.md",
     "docs/sweeps.md",
 ]
 
 
-# The README computes more than it compiles; the pages run again in `make slow` only.
-AGAIN = {"README.md"}
-MARKS = {"README.md": [pytest.mark.optimized]}
+# This page leaves files, from which it goes on. The others run again in `make slow`.
+LEAVES_FILES = "docs/getting_started.md"
+PATIENT = [pytest.mark.optimized, pytest.mark.timeout(900)]
+MARKS = {page: PATIENT for page in ("README.md", LEAVES_FILES)}
 
 
 @pytest.mark.parametrize(
     ("page", "times"),
     [
         *[
-            pytest.param(page, 1 + (page in AGAIN), marks=MARKS.get(page, []))
+            pytest.param(page, 1 + (page == LEAVES_FILES), marks=MARKS.get(page, []))
             for page in PAGES
         ],
         *[
             pytest.param(page, 2, marks=pytest.mark.slow)
             for page in PAGES
-            if page not in AGAIN
+            if page != LEAVES_FILES
         ],
     ],
 )
-def test_examples_run_and_run_again_where_they_ran(page, times, tmp_path, monkeypatch):
+def test_examples_run_and_run_again_where_they_ran(
+    page, times, tmp_path, monkeypatch, capsys
+):
     for _ in range(times):
         execute(code_blocks(ROOT / page), tmp_path, monkeypatch)
-    if page == "README.md":  # the second time there was nothing left to do
-        lines = (tmp_path / "runs" / "readme.jsonl").read_text().splitlines()
+    if page == "README.md":
+        assert_printed(capsys.readouterr().out, outputs(ROOT / page) * times)
+    if page == LEAVES_FILES:  # the second time there was nothing left to do
+        lines = (tmp_path / "runs" / "first.jsonl").read_text().splitlines()
         assert len(lines) == 5
 
 

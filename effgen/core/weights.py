@@ -4,6 +4,7 @@ Axes: `walkers`. A log-weight of `-inf` is a weight of zero; the weights need no
 normalization. Everything is done in log space.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,21 @@ class Estimate(NamedTuple):
 
     value: Float[Array, "..."]
     standard_error: Float[Array, "..."]
+
+    def __str__(self) -> str:
+        """Return a single estimate as `value ± standard_error`, with two digits of it.
+
+        >>> print(Estimate(-1.0968913, 0.04708963))
+        -1.097 ± 0.047
+        """
+        traced = any(isinstance(x, jax.core.Tracer) for x in self)
+        if traced or any(jnp.ndim(x) for x in self):
+            return repr(self)
+        value, bar = float(self.value), float(self.standard_error)
+        if not (math.isfinite(value) and math.isfinite(bar) and bar > 0):
+            return f"{value:.6g} ± {bar:.2g}"
+        decimals = max(1 - math.floor(math.log10(bar)), 0)
+        return f"{value:.{decimals}f} ± {bar:.{decimals}f}"
 
 
 def effective_sample_size(log_weights: Float[Array, " walkers"]) -> Float[Array, ""]:

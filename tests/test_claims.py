@@ -1,0 +1,85 @@
+"""Numbers that README and docs state are read off the committed results."""
+
+import re
+
+import pytest
+
+from .figures import NUMBER, RESULTS, figures, holds, numbers, read
+from .test_package import ROOT
+
+
+README = (ROOT / "README.md").read_text()
+BENCHMARKS = (ROOT / "docs" / "benchmarks.md").read_text()
+LINK = re.compile(r"benchmarks/results/([\w.]+)\.json")
+PROSE = re.compile(r"\[([^\]]*)\]\([^)]*\)|`[^`]*`|\*\*|!\[.*?\]\(.*?\)", re.DOTALL)
+
+
+def sections() -> dict[str, tuple[list[str], str]]:
+    """Return each section's title, the results that it names, and its text."""
+    found = {}
+    for section in re.split(r"(?m)^## ", BENCHMARKS)[1:]:
+        head, _, body = section.partition("\n")
+        title = head.partition(" ([")[0].strip()
+        found[title] = (LINK.findall(head), body)
+    return found
+
+
+SECTIONS = sections()
+
+
+def settings(names: list[str]) -> list[float]:
+    """Return the constants of the scripts that wrote these results."""
+    found = []
+    for name in names:
+        script = ROOT / "benchmarks" / f"{name.partition('_')[0]}.py"
+        whole = ROOT / "benchmarks" / f"{name}.py"
+        text = (whole if whole.exists() else script).read_text()
+        found += numbers(text.replace("_", ""))
+    return found
+
+
+@pytest.mark.parametrize("title", SECTIONS)
+def test_a_section_states_what_its_results_hold(title):
+    names, body = SECTIONS[title]
+    assert names, f"{title}: name the results in the heading"
+    held = sorted({x for record in read(*names) for x in figures(record)})
+    lines = body.splitlines()
+    cells = " ".join(line for line in lines if line.startswith("|"))
+    unheld = [token for token in NUMBER.findall(cells) if not holds(held, token)]
+    assert not unheld, f"{title}: no result has {unheld}"
+    prose = PROSE.sub(r"\1", " ".join(x for x in lines if not x.startswith("|")))
+    said = sorted({*held, *settings(names)})
+    unheld = [token for token in NUMBER.findall(prose) if not holds(said, token)]
+    assert not unheld, f"{title}: neither results nor settings have {unheld}"
+
+
+def claims() -> list[str]:
+    """Return the rows of the README's table of figures."""
+    return [line for line in README.splitlines() if LINK.search(line)]
+
+
+@pytest.mark.parametrize("row", claims())
+def test_the_readme_states_what_results_hold(row):
+    names = LINK.findall(row)
+    held = [x for record in read(*names) for x in figures(record)]
+    said = sorted({*held, *settings(names)})
+    unheld = [t for t in NUMBER.findall(PROSE.sub(r"\1", row)) if not holds(said, t)]
+    assert not unheld, f"no result has {unheld}"
+
+
+MEASURED = re.compile(
+    r"\d ?(?:%|times\b|nats\b|ms\b|us\b|s\b|seconds\b|minutes\b|MB\b|GB\b)"
+)
+
+
+def test_the_readme_states_figures_nowhere_else():
+    text = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    rows = [line for line in text.splitlines() if not LINK.search(line)]
+    assert not [line for line in rows if MEASURED.search(PROSE.sub(r"\1", line))]
+
+
+def test_every_result_is_told_of():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    told = {name for page in pages for name in LINK.findall(page.read_text())}
+    there = {path.stem for path in RESULTS.glob("*.json")}
+    assert told == there
