@@ -9,6 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STATE := $(CURDIR)/$(VENV)
 LOCKED := $(VENV)/.locked
+PAGES := $(VENV)-docs
 READY := $(VENV)/.ready
 COMPILE := $(BIN)/uv pip compile --quiet --upgrade --python $(BIN)/python \
 	--python-version 3.11 --generate-hashes --no-header --no-annotate
@@ -26,7 +27,7 @@ export JUPYTER_RUNTIME_DIR := $(STATE)/jupyter/runtime
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint style slow benchmarks accelerator lock clean
+.PHONY: help demo test lint style slow docs benchmarks accelerator lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 13
@@ -52,6 +53,9 @@ style: $(READY)
 slow: $(READY) ## Run what takes long: campaigns, notebooks, more cases of a guard
 	$(BIN)/python -m pytest -n 2 -m slow --timeout 0
 
+docs: $(PAGES)/.ready ## Build the site in build/site; broken links and names fail
+	NO_MKDOCS_2_WARNING=1 $(PAGES)/bin/mkdocs build --quiet
+
 benchmarks: $(READY) ## Run the benchmarks and rebuild their table
 	$(BIN)/python -m benchmarks
 
@@ -71,12 +75,13 @@ lock: $(READY) ## Resolve the requirements anew
 	$(COMPILE) --universal --extra data --extra datasets --extra plots \
 		--extra tensorboard --group dev pyproject.toml requirements/ci.in \
 		-o requirements/ci.txt
+	$(COMPILE) --universal requirements/docs.in -o requirements/docs.txt
 	$(COMPILE) --universal --no-deps requirements/texts.in -o requirements/texts.txt
 	echo "torch ; python_version < '3'" | $(COMPILE) --override - \
 		requirements/peers.in -o requirements/peers.txt
 
 clean: ## Remove the virtual environment, the caches, and the runs
-	rm -rf $(VENV) .hypothesis .pytest_cache .ruff_cache build dist runs
+	rm -rf $(VENV) $(PAGES) .hypothesis .pytest_cache .ruff_cache build dist runs
 	find . -path './.*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamps are written last, so that a set-up cut short starts again.
@@ -88,6 +93,12 @@ $(LOCKED): requirements/uv.txt requirements/ci.txt requirements/texts.txt
 		--require-hashes -r requirements/ci.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode \
 		--no-deps --require-hashes -r requirements/texts.txt
+	@touch $@
+
+$(PAGES)/.ready: requirements/docs.txt requirements/uv.txt
+	$(PYTHON) -m venv --clear $(PAGES)
+	$(PAGES)/bin/python -m pip --disable-pip-version-check install \
+		--quiet --require-hashes -r requirements/docs.txt
 	@touch $@
 
 $(READY): $(LOCKED) pyproject.toml
