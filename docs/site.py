@@ -7,7 +7,7 @@ import ast
 import re
 from pathlib import Path
 
-from mkdocs.structure.files import File
+from mkdocs.structure.files import File  # pyright: ignore[reportMissingImports]
 
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +50,6 @@ def _reference(name):
     module = "effgen" if name == "effgen" else f"effgen.{name}"
     tree = ast.parse((ROOT.joinpath(*module.split(".")) / "__init__.py").read_text())
     imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
-    names = [a.asname for node in imports for a in node.names if a.asname == a.name]
+    names = [a.name for node in imports for a in node.names if a.asname == a.name]
     parts = [f"# {module}", (ast.get_docstring(tree) or ""), f"`import {module}`"]
     return "\n\n".join([*parts, *(f"::: {module}.{n}" for n in sorted(names))]) + "\n"

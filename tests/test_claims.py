@@ -4,6 +4,8 @@ import re
 
 import pytest
 
+from benchmarks.__main__ import SCRIPTS
+
 from .figures import NUMBER, RESULTS, figures, holds, numbers, read
 from .test_package import ROOT
 
@@ -71,6 +73,42 @@ MEASURED = re.compile(
     r"\d ?(?:%|times\b|nats\b|ms\b|us\b|s\b|seconds\b|minutes\b|MB\b|GB\b)"
 )
 
+# What a named test asserts; limits, defaults and definitions, which no run measures.
+SETTINGS = (
+    "tests/",
+    "up to 64 MB",
+    "up to 64 or 16 MB",
+    "by default",
+    "holds the truth in 95 % of runs",
+    "hidden weeks, CRPS",
+)
+PAGES = [page for page in (ROOT / "docs").glob("*.md") if page.name != "benchmarks.md"]
+
+
+def paragraphs(page):
+    """Return what stands between blank lines, rows of tables one by one."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    parts = re.split(r"\n\s*\n|\n(?=- |\| )", text)
+    return [" ".join(part.split()) for part in parts]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_other_pages_state_figures_of_results_alone(page):
+    names = LINK.findall(page.read_text())
+    held = sorted({x for record in read(*names) for x in figures(record)})
+    for part in paragraphs(page):
+        if any(words in part for words in SETTINGS):
+            continue
+        plain = PROSE.sub(r"\1", part)
+        stated = [
+            NUMBER.findall(plain[: m.start() + 1])[-1:]
+            for m in MEASURED.finditer(plain)
+        ]
+        unheld = [
+            token for tokens in stated for token in tokens if not holds(held, token)
+        ]
+        assert not unheld, f"{page.name}: no result of its links has {unheld}: {part}"
+
 
 def test_the_readme_states_figures_nowhere_else():
     text = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
@@ -78,8 +116,17 @@ def test_the_readme_states_figures_nowhere_else():
     assert not [line for line in rows if MEASURED.search(PROSE.sub(r"\1", line))]
 
 
+def there() -> list[str]:
+    return sorted(path.stem for path in RESULTS.glob("*.json"))
+
+
+def test_one_command_measures_every_result_anew():
+    commands = [record["machine"]["command"] for record in read(*there())]
+    named = {command.removeprefix("python -m benchmarks.") for command in commands}
+    assert named <= set(SCRIPTS)
+
+
 def test_every_result_is_told_of():
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     told = {name for page in pages for name in LINK.findall(page.read_text())}
-    there = {path.stem for path in RESULTS.glob("*.json")}
-    assert told == there
+    assert sorted(told) == there()

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 
@@ -24,7 +25,7 @@ class Estimate(NamedTuple):
         >>> print(Estimate(-1.0968913, 0.04708963))
         -1.097 ± 0.047
         """
-        traced = any(isinstance(x, jax.core.Tracer) for x in self)
+        traced = any(isinstance(x, Tracer) for x in self)
         if traced or any(jnp.ndim(x) for x in self):
             return repr(self)
         value, bar = float(self.value), float(self.standard_error)
