@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from . import energy, predators, report, senses, series
+from . import energy, page, predators, report, senses, series
 
 
 DIRECTORY = Path("runs/demo")
@@ -41,15 +41,42 @@ def main() -> None:
         print(name)
         rankings.append(senses.train(name, arm, words, DIRECTORY, key))
     best = max(rankings, key=lambda outcome: outcome.mrr[-1])
-    tables = [
-        report.table(outcomes, gaussian),
-        report.series_table(seasons),
-        report.predators_table(populations),
-        report.senses_table([bm25, *rankings]),
-        report.senses_list(best.name, senses.examples(best.model, words)),
+    sections = [
+        page.Section(
+            "Energy-based models",
+            f"{report.heading()}\n\n{report.table(outcomes, gaussian)}",
+            {
+                "likelihood.png": "Held-out log-likelihood while the models train. "
+                "Bands are two standard errors of log Z.",
+                "samples.png": "Held-out images and samples, both denoised alike.",
+            },
+        ),
+        page.Section(
+            "Neural SDEs",
+            report.series_table(seasons),
+            {
+                "forecast.png": "Carbon dioxide over three years that were held out. "
+                "A band holds that share of the weeks, if the model is right."
+            },
+        ),
+        page.Section(
+            "Collocation",
+            report.predators_table(populations),
+            {
+                "predators.png": "Hares, lynxes, the law between them, and Ipopt's "
+                "iterations. Bands are 90 %, from the conditions of optimality."
+            },
+        ),
+        page.Section(
+            "Retrieval",
+            f"{report.senses_table([bm25, *rankings])}\n\n"
+            f"{report.senses_list(best.name, senses.examples(best.model, words))}",
+            {"retrieval.png": "MRR@10 of definitions that were held out."},
+        ),
     ]
-    text = "\n\n".join([report.heading(), *tables]) + "\n"
+    text = page.markdown(sections)
     (DIRECTORY / "results.md").write_text(text)
+    page.write_page(DIRECTORY, "effgen: one model of each kind, seed 0", sections)
     report.write_figures(DIRECTORY, outcomes)
     report.plot_likelihoods(DIRECTORY / "likelihood.png", outcomes, gaussian)
     report.plot_forecasts(DIRECTORY / "forecast.png", seasons, record)
