@@ -27,7 +27,7 @@ export JUPYTER_RUNTIME_DIR := $(STATE)/jupyter/runtime
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint style slow docs benchmarks accelerator lock clean
+.PHONY: help demo test lint style slow docs benchmarks accelerator lock release clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 13
@@ -79,6 +79,15 @@ lock: $(READY) ## Resolve the requirements anew
 	$(COMPILE) --universal --no-deps requirements/texts.in -o requirements/texts.txt
 	echo "torch ; python_version < '3'" | $(COMPILE) --override - \
 		requirements/peers.in -o requirements/peers.txt
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+
+release: test docs ## Test, build and tag the version that pyproject.toml names
+	git diff --quiet HEAD || (echo "commit first: the tag is of a commit" && exit 1)
+	grep -q "^## \[$(VERSION)\] - 20" CHANGELOG.md \
+		|| (echo "date [$(VERSION)] in CHANGELOG.md first" && exit 1)
+	$(BIN)/uv build --quiet --no-build-isolation --python $(BIN)/python
+	git tag --annotate v$(VERSION) --message "effgen-jax $(VERSION)"
 
 clean: ## Remove the virtual environment, the caches, and the runs
 	rm -rf $(VENV) $(PAGES) .hypothesis .pytest_cache .ruff_cache build dist runs
