@@ -2,7 +2,7 @@
 
 import abc
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -180,7 +180,8 @@ def as_source(data: Any) -> Source:
 
 
 def _check_sequence(data: Any) -> None:
-    batch = isinstance(data, dict | str | bytes) or eqx.is_array_like(data)
+    batch = isinstance(data, Mapping | str | bytes) or eqx.is_array_like(data)
+    batch = batch or hasattr(data, "columns")  # a frame, whose items are columns
     arrays = [np.ndim(x) > 0 and eqx.is_array_like(x) for x in _first_few(data)]
     if batch or (isinstance(data, tuple) and arrays and all(arrays)):
         raise TypeError(

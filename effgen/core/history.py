@@ -27,6 +27,8 @@ class History(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         """Return the metric called `name`, one row for each step."""
+        if name not in self.metrics:
+            raise KeyError(f"`{name}` is no metric: there are {list(self.metrics)}.")
         return self.metrics[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -78,11 +78,13 @@ def shard(
       array is split along its longest axis that divides; one that has none stays
       whole.
 
-    **Raises:** `ValueError` if a leading axis of the memory cannot be split evenly, or
-    if `optimizer` names what is no data axis.
+    **Raises:** `TypeError` if `state` is no `TrainState` or `mesh` no mesh;
+    `ValueError` if a leading axis of the memory cannot be split evenly, or if
+    `optimizer` names what is no data axis.
 
     **Source:** Rajbhandari et al. (2020), stage 1; within groups, Wu et al. (2024).
     """
+    _check_kinds(state, mesh)
     mesh = _auto(mesh)
     axes = (optimizer,) if isinstance(optimizer, str) else tuple(optimizer)
     _check_memory(state.memory, mesh)
@@ -262,6 +264,19 @@ def _check_axes(axes: tuple[str, ...], mesh: Mesh) -> None:
         raise ValueError(
             f"`optimizer` is {axes}, but the mesh's data axes are {data_axes(mesh)}: "
             "pass one of them, or several."
+        )
+
+
+def _check_kinds(state: Any, mesh: Any) -> None:
+    if not isinstance(state, TrainState):
+        raise TypeError(
+            f"`state` is a {type(state).__name__}: pass what `trainer.init(...)` "
+            "returned."
+        )
+    if not isinstance(mesh, Mesh):
+        raise TypeError(
+            f"`mesh` is a {type(mesh).__name__}: pass `effgen.make_mesh()`, or a "
+            "`jax.sharding.Mesh`."
         )
 
 

@@ -46,7 +46,7 @@ def effective_sample_size(log_weights: Float[Array, " walkers"]) -> Float[Array,
 
     **Source:** Kong (1992).
     """
-    shifted = _shifted(log_weights)
+    shifted = _shifted(jnp.asarray(log_weights))
     total, squares = jnp.sum(shifted), jnp.sum(shifted**2)
     return jnp.where(squares > 0, total**2 / jnp.where(squares > 0, squares, 1), 0.0)
 
@@ -119,5 +119,7 @@ def resample(
 
 def _shifted(log_values: Float[Array, " walkers"]) -> Float[Array, " walkers"]:
     """Return `exp(log_values - max)`, all zero where the maximum is `-inf`."""
+    if jnp.size(log_values) == 0:
+        raise ValueError("`log_weights` has no walkers: pass one log-weight or more.")
     top = jnp.max(log_values)
     return jnp.exp(log_values - jnp.where(jnp.isfinite(top), top, 0.0))

@@ -223,5 +223,5 @@ def test_sizes_that_do_not_fit_are_refused():
 
 def test_without_grain_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "grain", None)
-    with pytest.raises(ImportError, match=r"effgen\[data\]"):
+    with pytest.raises(ImportError, match=r"'\.\[data\]'"):
         grain_pairs(corpus(), TOKENIZE, 5)
