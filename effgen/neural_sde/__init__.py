@@ -11,10 +11,12 @@ from .anchors import (
     RelinearizedAnchor as RelinearizedAnchor,
 )
 from .controlled import PathELBO as PathELBO
+from .counts import NegativeBinomial as NegativeBinomial, Poisson as Poisson
 from .decoders import (
     AbstractDecoder as AbstractDecoder,
     Decoder as Decoder,
     LinearDecoder as LinearDecoder,
+    Readout as Readout,
 )
 from .draws import Bands as Bands, Draws as Draws, Marginals as Marginals
 from .driven import DrivenDrift as DrivenDrift, with_network as with_network
@@ -30,7 +32,7 @@ from .likelihoods import (
     AbstractLikelihood as AbstractLikelihood,
     Bernoulli as Bernoulli,
     Normal as Normal,
-    Poisson as Poisson,
+    Student as Student,
 )
 from .linear import (
     AbstractLinearSDE as AbstractLinearSDE,

@@ -12,7 +12,9 @@ from jax.core import Tracer
 
 from effgen.core.results import RunWarning
 
-from .decoders import LinearDecoder
+from .counts import NegativeBinomial, Poisson
+from .decoders import Decoder, LinearDecoder
+from .likelihoods import Bernoulli
 from .model import LatentSDE
 from .series import (
     check_errors,
@@ -73,11 +75,31 @@ def check_series(model: LatentSDE, batch: Any) -> None:
         ys, bool
     )
     check_values(ys, there)
+    _check_support(model, ys, there & ~np.isnan(ys))
     _check_precision(model, ys, there & ~np.isnan(ys))
     if inputs is not None and not isinstance(inputs, Tracer):
         check_inputs(np.asarray(inputs))
     if errors is not None and not isinstance(errors, Tracer):
         check_errors(np.asarray(errors), there & ~np.isnan(ys))
+
+
+def _check_support(model: LatentSDE, ys: np.ndarray, there: np.ndarray) -> None:
+    """Raise `ValueError` for values that the likelihood can't give."""
+    decoder = model.decoder
+    likelihood = decoder.likelihood if isinstance(decoder, Decoder) else None
+    if isinstance(likelihood, Poisson | NegativeBinomial):
+        wrong, what = (ys < 0) | (ys != np.floor(ys)), "counts, whole numbers from 0 on"
+    elif isinstance(likelihood, Bernoulli):
+        wrong, what = (ys < 0) | (ys > 1), "in [0, 1]"
+    else:
+        return
+    bad = np.argwhere(wrong & there)
+    if len(bad):
+        at = tuple(bad[0].tolist())
+        raise ValueError(
+            f"`ys` is {ys[at]} at {at}: values of {type(likelihood).__name__} are "
+            f"{what}."
+        )
 
 
 def _check_precision(model: LatentSDE, ys: np.ndarray, there: np.ndarray) -> None:
