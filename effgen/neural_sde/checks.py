@@ -122,7 +122,7 @@ def _check_precision(model: LatentSDE, ys: np.ndarray, there: np.ndarray) -> Non
             "nats. Subtract their mean, or pass `message_dtype=jnp.float64` (with "
             "`jax_enable_x64`).",
             RunWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

@@ -15,7 +15,7 @@ from .grid import Grid
 from .messages import Site
 from .predictions import Predictions
 from .series import Series
-from .transitions import Transition, safe_sqrt, semidefinite_root
+from .transitions import Transition, covariance_root
 
 
 if TYPE_CHECKING:
@@ -104,21 +104,34 @@ def evidence_by_innovations(model: "LatentSDE", series: Series) -> Float[Array, 
         step, y, mask, errors = xs
         mean = step.matrix @ carry[0] + step.offset
         covariance = step.matrix @ carry[1] @ step.matrix.T + step.covariance
-        rows, noise = decoder.observed(mask, errors)
-        error = jnp.where(mask, y - decoder.mean(mean), 0)
-        factor = jnp.linalg.cholesky(rows @ covariance @ rows.T + noise)
-        solve = lambda b: jax.scipy.linalg.cho_solve((factor, True), b)
-        gain = solve(rows @ covariance).T
-        logs = jnp.sum(jnp.log(jnp.diagonal(factor)))
-        score = -0.5 * error @ solve(error) - logs
-        score = score - 0.5 * jnp.log(2 * jnp.pi) * jnp.sum(mask)
-        kept = jnp.eye(len(mean), dtype=dtype) - gain @ rows
-        covariance = kept @ covariance @ kept.T + gain @ noise @ gain.T
-        return (mean + gain @ error, covariance), score
+        *after, score = innovated(decoder, mean, covariance, y, mask, errors)
+        return tuple(after), score
 
     start = (law.mean.astype(dtype), law.covariance.astype(dtype))
     xs = (gaps, series.ys, series.mask, series.errors)
     return jnp.sum(jax.lax.scan(forward, start, xs)[1])
+
+
+def innovated(
+    decoder: LinearDecoder,
+    mean: Float[Array, " state"],
+    covariance: Float[Array, "state state"],
+    y: Float[Array, " sensors"],
+    mask: Array,
+    errors: Array | None,
+) -> tuple[Array, Array, Float[Array, ""]]:
+    """Return a predicted law given what is seen, and the log-density of this."""
+    rows, noise = decoder.observed(mask, errors)
+    error = jnp.where(mask, y - decoder.mean(mean), 0)
+    factor = jnp.linalg.cholesky(rows @ covariance @ rows.T + noise)
+    solve = lambda b: jax.scipy.linalg.cho_solve((factor, True), b)
+    gain = solve(rows @ covariance).T
+    logs = jnp.sum(jnp.log(jnp.diagonal(factor)))
+    score = -0.5 * error @ solve(error) - logs
+    score = score - 0.5 * jnp.log(2 * jnp.pi) * jnp.sum(mask)
+    kept = jnp.eye(len(mean), dtype=mean.dtype) - gain @ rows
+    covariance = kept @ covariance @ kept.T + gain @ noise @ gain.T
+    return mean + gain @ error, covariance, score
 
 
 def kalman_filter(
@@ -136,7 +149,7 @@ def kalman_filter(
     dtype = series.ys.dtype
 
     def drawn(key: PRNGKeyArray, mean: Array, covariance: Array) -> Array:
-        root = jax.vmap(_root)(covariance)
+        root = jax.vmap(covariance_root)(covariance)
         noise = jax.random.normal(key, (len(mean), num_paths, mean.shape[1]), dtype)
         return mean[:, None] + jnp.einsum("nij,npj->npi", root, noise)
 
@@ -152,14 +165,6 @@ def kalman_filter(
     even = jnp.zeros(num_paths, dtype)
     scores = at_first(laws.scores.astype(dtype), at)
     return Filtered(evidence, positions, even, whole, predicted, scores)
-
-
-def _root(covariance: Float[Array, "state state"]) -> Float[Array, "state state"]:
-    scale = safe_sqrt(jnp.maximum(jnp.diagonal(covariance), 0))
-    safe = jnp.where(scale > 0, scale, 1)
-    correlation = covariance / (safe[:, None] * safe[None])
-    correlation = jnp.where(jnp.eye(len(scale), dtype=bool), 1, correlation)
-    return scale[:, None] * semidefinite_root(correlation)
 
 
 def kalman_predictions(

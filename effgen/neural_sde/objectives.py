@@ -14,6 +14,7 @@ from .linear import driven_fully
 from .messages import marginals
 from .paths import Step, anchor_steps_of, drift_beside, observed, simulate
 from .series import Series
+from .transitions import covariance_root
 
 
 if TYPE_CHECKING:
@@ -174,17 +175,10 @@ def _drawn(
     laws: tuple[Array, Array], index: Array, num_paths: int, key: PRNGKeyArray
 ) -> Float[Array, "times paths state"]:
     means, covariances = (x[index] for x in laws)
-    roots = jax.vmap(_root)(covariances)
+    roots = jax.vmap(covariance_root)(covariances)
     shape = (*means.shape[:1], num_paths, means.shape[1])
     noise = jax.random.normal(key, shape, means.dtype)
     return means[:, None] + jnp.einsum("tij,tpj->tpi", roots, noise)
-
-
-def _root(covariance: Array) -> Array:
-    """Return a square root; a tiny ridge keeps its derivatives where it is singular."""
-    size = covariance.shape[0]
-    ridge = jnp.finfo(covariance.dtype).eps * (jnp.trace(covariance) + 1e-30)
-    return jnp.linalg.cholesky(covariance + 8 * ridge * jnp.eye(size))
 
 
 def _term(model: "LatentSDE", step: Step, x: Array) -> Float[Array, " paths"]:

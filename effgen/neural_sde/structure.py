@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from .clock import clock_of
 from .counts import NegativeBinomial, Poisson
 from .decoders import Decoder, LinearDecoder, Readout
+from .frames import as_values
 from .gaussian import Gaussian
 from .likelihoods import AbstractLikelihood, Bernoulli
 from .linear import AbstractLinearSDE, Inputs, as_input_matrix, forced
@@ -200,6 +202,7 @@ def structural(
     *,
     loadings: ArrayLike = 1.0,
     likelihood: AbstractLikelihood | None = None,
+    unit: str = "s",
 ) -> LatentSDE:
     """Return a structural model with start values from a record's span and spread.
 
@@ -209,10 +212,19 @@ def structural(
     `likelihood`, of the values given the sum of the parts, such as
     `NegativeBinomial()`, in place of normal noise: of counts the sum is the logarithm
     of their mean. Such a model is trained by `LatentSDETrainer`, not by `fit_linear`.
+    `unit`, of dates, as `posterior`: periods and lengths are in it.
 
-    **Raises:** `ValueError` for a record without two values.
+    **Raises:** `ValueError` for a record without two values; `TypeError` for a first
+    argument that is no sum of parts.
     """
-    series = as_series((ts, ys, mask))
+    if not isinstance(structure, Structure):
+        raise TypeError(
+            f"`structure` is a {type(structure).__name__}: pass a sum of parts, such "
+            "as `level() + season(1.0)`."
+        )
+    clock = clock_of(ts, unit)
+    ts = ts if clock is None else clock.numbers(ts)
+    series = as_series((ts, as_values(ys), mask))
     values = np.where(series.mask, np.asarray(series.ys, np.float64), np.nan)
     if np.sum(np.isfinite(values)) < 2:
         raise ValueError("`ys` has fewer than two values: start values need more.")

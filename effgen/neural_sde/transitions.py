@@ -89,6 +89,15 @@ def from_spread(
     return Transition(flow, offset, root, root_dt * gain, dt * mean_weight)
 
 
+def covariance_root(covariance: Matrix) -> Matrix:
+    """Return `C`, `C C^T` the covariance, which may be singular, in any units."""
+    scale = safe_sqrt(jnp.maximum(jnp.diagonal(covariance), 0))
+    safe = jnp.where(scale > 0, scale, 1)
+    correlation = covariance / (safe[:, None] * safe[None])
+    correlation = jnp.where(jnp.eye(len(scale), dtype=bool), 1, correlation)
+    return scale[:, None] * semidefinite_root(correlation)
+
+
 def semidefinite_root(correlation: Matrix) -> Matrix:
     """Return `C`, lower triangular, `C C^T` the matrix with a unit diagonal.
 
