@@ -12,10 +12,10 @@
 # %% [markdown]
 # # From a pandas frame to a forecast
 #
-# Carbon dioxide at Mauna Loa by months, with the gaps that the record has. We state what
-# is known of it as a sum of parts, fit these by their exact evidence, look at each part,
-# check the model by what it expected, compare it with another on held-out years, and
-# forecast on the frame's own index.
+# Carbon dioxide at Mauna Loa by months, with the gaps that the record has. We state
+# what is known of it as a sum of parts, fit these by their exact evidence, look at each
+# part, check the model by what it expected, compare it with another on held-out years,
+# and forecast on the frame's own index.
 
 # %%
 import os
@@ -39,8 +39,8 @@ print(f"{len(past)} months, {int(past['co2'].isna().sum())} of them missing")
 # %% [markdown]
 # ## Parts, fitted
 #
-# A trend, and a season of a year with two harmonics. Time is counted in days, so periods
-# are too. `fit_linear` gives each parameter with its standard error.
+# A trend, and a season of a year with two harmonics. Time is counted in days, so
+# periods are too. `fit_linear` gives each parameter with its standard error.
 
 # %%
 year = 365.25
@@ -67,8 +67,8 @@ figure
 # %% [markdown]
 # ## Is the model right?
 #
-# Each value less what was expected of it from those before, in standard deviations: if the
-# model is right these are standard normal and independent.
+# Each value less what was expected of it from those before, in standard deviations: if
+# the model is right these are standard normal and independent.
 
 # %%
 predictions = posterior.predictions()
@@ -79,7 +79,8 @@ figure
 # %% [markdown]
 # ## Is another one better?
 #
-# The same without a season, fitted to the same years; both are scored on the years after.
+# The same without a season, fitted to the same years; both are scored on the years
+# after.
 
 # %%
 plain = ns.structural(ns.trend(), past.index, past, unit="D")

@@ -65,10 +65,10 @@ from .objectives import (
 )
 from .plain import (
     DiffraxELBO as DiffraxELBO,
-    PlainControl as PlainControl,
     PlainELBO as PlainELBO,
     plain_paths as plain_paths,
 )
+from .plain_control import PlainControl as PlainControl
 from .posterior import (
     Posterior as Posterior,
     posterior as posterior,

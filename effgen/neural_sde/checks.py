@@ -12,6 +12,7 @@ from jax.core import Tracer
 
 from effgen.core.results import RunWarning
 
+from .clock import warn_of_rounded
 from .counts import NegativeBinomial, Poisson
 from .decoders import Decoder, LinearDecoder
 from .likelihoods import Bernoulli
@@ -19,6 +20,7 @@ from .model import LatentSDE
 from .series import (
     check_errors,
     check_inputs,
+    check_numbers,
     check_shapes,
     check_times,
     check_values,
@@ -37,6 +39,8 @@ def check_batch(model: LatentSDE, batch: Any) -> None:
             f"got a {type(batch).__name__}."
         )
     ts, ys, *rest = batch
+    for name, value in (("ts", ts), ("ys", ys)):
+        check_numbers(name, value)
     mask, inputs, errors = (*rest, None, None, None)[:3]
     check_shapes(ts, ys, mask, inputs, errors)
     if errors is not None and not isinstance(model.decoder, LinearDecoder):
@@ -65,6 +69,7 @@ def check_series(model: LatentSDE, batch: Any) -> None:
     """Raise `ValueError` for times or values that cannot be used, naming where."""
     ts, ys, mask, inputs, errors = (*batch, None, None, None)[:5]
     check_times(np.asarray(ts), model.t0)
+    warn_of_rounded(ts)
     if isinstance(ys, Tracer) or isinstance(mask, Tracer):
         return
     ys = np.asarray(ys)

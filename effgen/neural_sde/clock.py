@@ -12,6 +12,9 @@ from effgen.core.results import RunWarning
 # A gap may lose this share of its length to the rounding of the times around it.
 _MOST_LOST = 1e-3
 
+# Gaps of times that are float32 already, in steps of their precision: lost, rounded.
+_FEWEST_STEPS, _MANY_STEPS = 8, 64
+
 _UNITS = ("W", "D", "h", "m", "s", "ms", "us", "ns")
 
 # Nanoseconds since 1970 in 64 bits end in the years 1677 and 2262.
@@ -52,7 +55,7 @@ class Clock(NamedTuple):
             raise TypeError(f"`times` have {lack} time zone and the record has {has}.")
         _check_dates("times", ts)
         finer = self.resolution if _in_reach(ts) else "us"
-        origin = np.datetime64(int(self.origin), self.resolution)
+        origin = self._date
         kind = f"datetime64[{finer}]"
         return (ts.astype(kind) - origin.astype(kind)) / np.timedelta64(1, self.unit)
 
@@ -63,7 +66,11 @@ class Clock(NamedTuple):
             return numbers + self.origin
         steps = np.timedelta64(1, self.unit) / np.timedelta64(1, self.resolution)
         since = np.round(numbers * steps).astype(f"timedelta64[{self.resolution}]")
-        return np.datetime64(int(self.origin), self.resolution) + since
+        return self._date + since
+
+    @property
+    def _date(self) -> np.datetime64:
+        return np.datetime64(int(self.origin), self.resolution)  # pyright: ignore
 
 
 def as_times(ts: Any) -> np.ndarray:
@@ -150,13 +157,33 @@ def loses_gaps(ts: np.ndarray) -> bool:
     if ts.dtype.kind not in "iuf" or ts.size < 2:
         return False
     if ts.dtype in (np.float32, np.float16):
-        gaps, steps = np.abs(np.diff(ts, axis=-1)), np.spacing(np.abs(ts[..., 1:]))
-        return bool(np.any((gaps > 0) & (gaps < 8 * steps)))
+        return _coarsest(ts) < _FEWEST_STEPS
     whole = ts.astype(np.float64)
     short = whole.astype(jax.dtypes.canonicalize_dtype(np.float64))
     gaps = np.diff(whole, axis=-1)
     lost = np.abs(np.diff(short.astype(np.float64), axis=-1) - gaps)
     return bool(np.any(lost > _MOST_LOST * np.abs(gaps)))
+
+
+def _coarsest(ts: np.ndarray) -> float:
+    """Return how many steps of the times' own precision the shortest gap has."""
+    gaps, steps = np.abs(np.diff(ts, axis=-1)), np.spacing(np.abs(ts[..., 1:]))
+    return float(np.min(gaps / steps, initial=np.inf, where=gaps > 0))
+
+
+def warn_of_rounded(ts: Any) -> None:
+    """Warn of times in float32 whose gaps are rounded by more than a hundredth."""
+    ts = np.asarray(ts)
+    if ts.dtype not in (np.float32, np.float16) or ts.shape[-1:] in ((), (0,), (1,)):
+        return
+    count = _coarsest(ts)
+    if count < _MANY_STEPS:
+        warnings.warn(
+            f"`ts` are {ts.dtype} and about {np.max(np.abs(ts)):.6g}: gaps are rounded "
+            f"by up to {100 / count:.2g} %. Pass them in float64, or less the first.",
+            RunWarning,
+            stacklevel=5,
+        )
 
 
 def warn_of_origin(clock: Clock) -> None:

@@ -1,6 +1,6 @@
 """The parts of a structural model apart: what each shows of the values, with bands."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +9,9 @@ from jaxtyping import Array, Float
 
 from effgen.core.extras import needed
 
+from .dynamics import AbstractLatentSDE
 from .frames import Labels
 from .structure import Structure
-
-
-if TYPE_CHECKING:
-    from .model import LatentSDE
 
 
 class Components(NamedTuple):
@@ -59,7 +56,9 @@ class Components(NamedTuple):
         return components(self)
 
 
-def readings(model: "LatentSDE") -> tuple[tuple[str, ...], Float[Array, "parts state"]]:
+def readings(
+    model: AbstractLatentSDE,
+) -> tuple[tuple[str, ...], Float[Array, "parts state"]]:
     """Return the parts' names, and the rows that read each from the state.
 
     **Raises:** `ValueError` for a model that is no sum of parts.

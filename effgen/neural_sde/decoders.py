@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray
 
-from .gaussian import all_positive, as_float
+from .gaussian import all_positive, as_float, check_finite
 from .likelihoods import AbstractLikelihood
 from .linear import as_vector, joined_root, split_root
 from .messages import Site
@@ -99,6 +99,8 @@ class LinearDecoder(AbstractDecoder):
             raise ValueError(
                 f"`matrix` has shape {self.matrix.shape}: pass (sensors, state)."
             )
+        check_finite("matrix", self.matrix)
+        check_finite("offset", offset)
         size = self.matrix.shape[0]
         if scale.shape not in ((), (size,), (size, size)):
             raise ValueError(

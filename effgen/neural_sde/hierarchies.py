@@ -135,9 +135,9 @@ def _getter(model: LatentSDE, name: str) -> Callable[[LatentSDE], Array]:
         part, _, own = name.partition(".")
         place = model.linear.names.index(part)
         if hasattr(model.linear.parts[place], f"log_{own}"):
-            return lambda m: getattr(m.linear.parts[place], f"log_{own}")
+            return lambda m: getattr(m.linear.parts[place], f"log_{own}")  # pyright: ignore
     if name == "observation.scale" and isinstance(model.decoder, LinearDecoder):
-        return lambda m: m.decoder.log_scale
+        return lambda m: m.decoder.log_scale  # pyright: ignore
     part = as_part(name)
     try:
         found = part.of(model)
@@ -220,7 +220,7 @@ def _fitted(
         start,
         jnp.full(start.shape, scale, start.dtype),
         jnp.asarray(jnp.inf, start.dtype),
-        0,
+        jnp.zeros((), jnp.int32),
     )
     going = lambda carry: (carry[3] > 1e-5) & (carry[4] < max_rounds)
     each, mean, spread, away, count = jax.lax.while_loop(going, round_, begin)

@@ -73,7 +73,7 @@ def intervention(
         samples=difference,
         ess=jnp.minimum(first.ess, both[1].ess),
     )
-    return Intervention(*both, effect)
+    return Intervention(first, both[1], effect)
 
 
 @eqx.filter_jit

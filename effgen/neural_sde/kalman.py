@@ -1,6 +1,6 @@
 """The Kalman filter of a linear model: exact laws given what was seen so far."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,16 +10,13 @@ from effgen.core.weights import Estimate
 
 from .anchors import Anchored, cast, prior_transitions
 from .decoders import LinearDecoder
+from .dynamics import AbstractLatentSDE
 from .filtering import Filtered, at_first, sites_at_nodes
 from .grid import Grid
 from .messages import Site
 from .predictions import Predictions
 from .series import Series
 from .transitions import Transition, covariance_root
-
-
-if TYPE_CHECKING:
-    from .model import LatentSDE
 
 
 class KalmanLaws(NamedTuple):
@@ -38,7 +35,7 @@ class KalmanLaws(NamedTuple):
 
 
 def kalman_laws(
-    model: "LatentSDE", anchored: Anchored, series: Series, grid: Grid
+    model: AbstractLatentSDE, anchored: Anchored, series: Series, grid: Grid
 ) -> KalmanLaws:
     """Run a Kalman filter over the grid's nodes, without inverting a covariance.
 
@@ -77,7 +74,9 @@ def kalman_laws(
     )
 
 
-def evidence_by_innovations(model: "LatentSDE", series: Series) -> Float[Array, ""]:
+def evidence_by_innovations(
+    model: AbstractLatentSDE, series: Series
+) -> Float[Array, ""]:
     """Return `log p(y)` of a linear model as the sum of its predictions' log-densities.
 
         log p(y) = sum_i log N(y_i; H m_i + d, H P_i H^T + R)
@@ -104,8 +103,8 @@ def evidence_by_innovations(model: "LatentSDE", series: Series) -> Float[Array, 
         step, y, mask, errors = xs
         mean = step.matrix @ carry[0] + step.offset
         covariance = step.matrix @ carry[1] @ step.matrix.T + step.covariance
-        *after, score = innovated(decoder, mean, covariance, y, mask, errors)
-        return tuple(after), score
+        told = innovated(decoder, mean, covariance, y, mask, errors)
+        return told[:2], told[2]
 
     start = (law.mean.astype(dtype), law.covariance.astype(dtype))
     xs = (gaps, series.ys, series.mask, series.errors)
@@ -135,7 +134,7 @@ def innovated(
 
 
 def kalman_filter(
-    model: "LatentSDE",
+    model: AbstractLatentSDE,
     anchored: Anchored,
     series: Series,
     grid: Grid,
@@ -168,7 +167,7 @@ def kalman_filter(
 
 
 def kalman_predictions(
-    model: "LatentSDE", anchored: Anchored, series: Series, grid: Grid
+    model: AbstractLatentSDE, anchored: Anchored, series: Series, grid: Grid
 ) -> Predictions:
     """Return a linear model's one-step-ahead predictions, exact."""
     assert isinstance(model.decoder, LinearDecoder)

@@ -1,7 +1,7 @@
 """Objectives: bounds on `log p(y)`, each a class, over the same model."""
 
 import abc
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -9,16 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .anchors import Anchored
+from .dynamics import AbstractLatentSDE
 from .grid import Grid, make_grid
 from .linear import driven_fully
 from .messages import marginals
 from .paths import Step, anchor_steps_of, drift_beside, observed, simulate
 from .series import Series
 from .transitions import covariance_root
-
-
-if TYPE_CHECKING:
-    from .model import LatentSDE
 
 
 class Bound(NamedTuple):
@@ -42,7 +39,7 @@ class AbstractObjective(eqx.Module):
     @abc.abstractmethod
     def __call__(
         self,
-        model: "LatentSDE",
+        model: AbstractLatentSDE,
         series: Series,
         *,
         num_steps: int,
@@ -54,14 +51,14 @@ class AbstractObjective(eqx.Module):
 
 
 def anchored_on_grid(
-    model: "LatentSDE", series: Series, *, num_steps: int, parallel: bool
+    model: AbstractLatentSDE, series: Series, *, num_steps: int, parallel: bool
 ) -> tuple[Anchored, Grid]:
     """Return a series' guide on its grid."""
     grid = grid_of(model, series, num_steps)
     return model.anchor(model, series, grid, parallel=parallel), grid
 
 
-def require_step(model: "LatentSDE") -> None:
+def require_step(model: AbstractLatentSDE) -> None:
     """Raise `ValueError` for a model that has no step yet."""
     if not model.dt:
         raise ValueError(
@@ -70,7 +67,7 @@ def require_step(model: "LatentSDE") -> None:
         )
 
 
-def grid_of(model: "LatentSDE", series: Series, num_steps: int) -> Grid:
+def grid_of(model: AbstractLatentSDE, series: Series, num_steps: int) -> Grid:
     """Return the grid of a series."""
     require_step(model)
     return make_grid(
@@ -92,7 +89,7 @@ class AnchoredELBO(AbstractObjective):
 
     def __call__(
         self,
-        model: "LatentSDE",
+        model: AbstractLatentSDE,
         series: Series,
         *,
         num_steps: int,
@@ -131,7 +128,7 @@ class MarginalELBO(AbstractObjective):
 
     def __call__(
         self,
-        model: "LatentSDE",
+        model: AbstractLatentSDE,
         series: Series,
         *,
         num_steps: int,
@@ -163,7 +160,7 @@ class MarginalELBO(AbstractObjective):
         return Bound(values, None, anchored.guided.log_evidence, grid.fits)
 
 
-def _check_driven(model: "LatentSDE") -> None:
+def _check_driven(model: AbstractLatentSDE) -> None:
     if model.drift is not None and not driven_fully(model.linear):
         raise ValueError(
             "`MarginalELBO` compares drifts by the noise that hides them, and here it "
@@ -181,7 +178,7 @@ def _drawn(
     return means[:, None] + jnp.einsum("tij,tpj->tpi", roots, noise)
 
 
-def _term(model: "LatentSDE", step: Step, x: Array) -> Float[Array, " paths"]:
+def _term(model: AbstractLatentSDE, step: Step, x: Array) -> Float[Array, " paths"]:
     drift = drift_beside(model, step, x)
     if drift is None:
         return jnp.zeros(x.shape[:1], x.dtype)

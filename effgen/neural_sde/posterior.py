@@ -86,7 +86,7 @@ class Posterior(eqx.Module):
         return self.record.out(found._replace(ts=self.record.asked(times, found.ts)))
 
     def _draws(self, num: int, key: PRNGKeyArray, series: Series, at: Array) -> Draws:
-        keys = self.record.keys(key)
+        keys = self.record.keys(key, num)
         found = draws_of(self.model, series, at, self._steps(series), num, keys)
         if cautions.lost(found.positions):
             cautions.of_lost(self.model.dt, self._holding(series, at, keys))
@@ -175,6 +175,7 @@ class Posterior(eqx.Module):
         Mean and quantiles are exact for a linear model observed linearly.
         """
         _check_levels(levels)
+        self.record.keys(key, num_paths)
         keys = jax.random.split(key)
         series, at = self.record.merged(times, inputs, self.model.t0)
         draws = self._draws(num_paths, keys[0], series, at)
@@ -245,7 +246,7 @@ class Posterior(eqx.Module):
     def _evidence(
         self, model: LatentSDE, key: PRNGKeyArray, num_paths: int
     ) -> Evidence:
-        keys = self.record.keys(key)
+        keys = self.record.keys(key, num_paths)
         steps = num_steps_of(model, self.series)
         return evidence_of(model, self.series, steps, num_paths, keys)
 
@@ -258,7 +259,7 @@ class Posterior(eqx.Module):
         observed linearly; for others by a particle filter whose particles are led to
         the next observation alone.
         """
-        keys, steps = self.record.keys(key), self._steps(None)
+        keys, steps = self.record.keys(key, num_paths), self._steps(None)
         found = filtered(
             self.model, self.series, steps, num_paths, resample_below, keys
         )
@@ -273,7 +274,7 @@ class Posterior(eqx.Module):
         Its particles know the future. Better than `evidence` where its `ess` is small.
         `positions` are at the grid's nodes.
         """
-        keys, steps = self.record.keys(key), self._steps(None)
+        keys, steps = self.record.keys(key, num_paths), self._steps(None)
         found = smoothed(
             self.model, self.series, steps, num_paths, resample_below, keys
         )
@@ -287,7 +288,7 @@ class Posterior(eqx.Module):
         Exact for a linear model observed linearly; for others by `filter`.
         """
         key = jax.random.key(0) if key is None else key
-        keys = self.record.keys(key)
+        keys = self.record.keys(key, num_paths)
         found = predicted(self.model, self.series, self._steps(None), num_paths, keys)
         times = self.record.asked(None, found.ts)
         cautions.of_few(found.ess, num_paths, times)
@@ -299,6 +300,8 @@ class Posterior(eqx.Module):
 
 
 def _check_levels(levels: tuple[float, ...]) -> None:
+    if not isinstance(levels, tuple | list):
+        raise TypeError(f"`levels` is {levels!r}: pass a tuple, such as (0.05, 0.95).")
     if not len(levels) or not all(0 < level < 1 for level in levels):
         raise ValueError(f"`levels` are {levels}: pass probabilities in (0, 1).")
 

@@ -1,6 +1,6 @@
 """One-step-ahead predictions, and how the values compare with them."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +8,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from effgen.core.extras import needed
 
+from .dynamics import AbstractLatentSDE
 from .filtering import Filtered
 from .frames import Labels
 from .series import Series
-
-
-if TYPE_CHECKING:
-    from .model import LatentSDE
 
 
 class Predictions(NamedTuple):
@@ -63,7 +60,7 @@ class Predictions(NamedTuple):
 
 
 def predictions(
-    model: "LatentSDE", series: Series, found: Filtered, *, key: PRNGKeyArray
+    model: AbstractLatentSDE, series: Series, found: Filtered, *, key: PRNGKeyArray
 ) -> Predictions:
     """Return one-step-ahead predictions from particles, and the values' residuals.
 

@@ -54,8 +54,15 @@ class Record(eqx.Module):
         found = self.own if times is None else np.atleast_1d(as_times(times))
         return np.broadcast_to(np.asarray(found), np.shape(numbers))
 
-    def keys(self, key: Array) -> Array:
-        """Return a key for each series."""
+    def keys(self, key: Array, num_paths: int) -> Array:
+        """Return a key for each series.
+
+        **Raises:** `TypeError` for no key; `ValueError` for no paths.
+        """
+        if key is None:
+            raise TypeError("`key` is None: pass one, `jax.random.key(0)`.")
+        if not isinstance(num_paths, int | np.integer) or num_paths < 1:
+            raise ValueError(f"`num_paths` is {num_paths}: pass a positive integer.")
         return jax.random.split(key, self.series.ts.shape[0])
 
     def rows(self, times: Any) -> np.ndarray:

@@ -100,7 +100,7 @@ class Switching(eqx.Module):
             raise ValueError(f"`num_histories` is {num_histories}: pass more.")
         record = _record(self, ts, ys, mask, unit)
         found = filtered(self, _one(record.series), num_histories)
-        return Regimes(*found, self.names, record, self)
+        return Regimes(*found, self.names, record, self)  # pyright: ignore
 
 
 class Regimes(NamedTuple):

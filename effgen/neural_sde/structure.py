@@ -17,7 +17,7 @@ from .linear import AbstractLinearSDE, Inputs, as_input_matrix, forced
 from .memory_parts import Autoregression, Matern
 from .model import LatentSDE
 from .parts import UNIT, AbstractPart, Cycle, Level, Measures, PartLaw, Season, Trend
-from .series import as_series
+from .series import as_series, check_shapes, check_times
 from .transitions import Coefficients, Transition, constant_transition
 
 
@@ -224,7 +224,10 @@ def structural(
         )
     clock = clock_of(ts, unit)
     ts = ts if clock is None else clock.numbers(ts)
-    series = as_series((ts, as_values(ys), mask))
+    ts, ys = (np.asarray(x) for x in (ts, as_values(ys)))
+    check_shapes(ts, ys, None if mask is None else np.asarray(mask), None)
+    check_times(ts, None)
+    series = as_series((ts, ys, mask))
     values = np.where(series.mask, np.asarray(series.ys, np.float64), np.nan)
     if np.sum(np.isfinite(values)) < 2:
         raise ValueError("`ys` has fewer than two values: start values need more.")
