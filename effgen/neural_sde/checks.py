@@ -143,7 +143,7 @@ def check_model(model: LatentSDE, num_inputs: int | None = None) -> None:
     matrix = model.linear.input_matrix
     if num_inputs is None and matrix is not None:
         num_inputs = matrix.shape[1]
-    if num_inputs is None and _takes_inputs(model.drift):
+    if num_inputs is None and takes_inputs(model.drift):
         return
     u = None if num_inputs is None else jnp.zeros(num_inputs, x.dtype)
     try:
@@ -164,7 +164,7 @@ def check_model(model: LatentSDE, num_inputs: int | None = None) -> None:
         )
 
 
-def _takes_inputs(drift: Any) -> bool:
+def takes_inputs(drift: Any) -> bool:
     """Return whether a drift can be called as `drift(t, x, u)`."""
     try:
         inspect.signature(drift).bind(0.0, 0.0, 0.0)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, PRNGKeyArray
 
 from .answers import Bands
+from .checks import takes_inputs
 from .model import LatentSDE
 from .posterior import Posterior
 
@@ -45,11 +46,12 @@ def intervention(
     **Arguments:** `times`, after the last observation; `inputs` and `instead`, `(times,
     inputs)` or `(series, times, inputs)`; the rest as `Posterior.forecast`.
 
-    **Raises:** `ValueError` for times that are not after a series' last, and inputs of
-    another shape, or of a series that has none.
+    **Raises:** `ValueError` for a model that does not see inputs, times that are not
+    after a series' last, and inputs of another shape, or of a series that has none.
 
     **Source:** Pearl (2009), definition 3.2.1, `do(u)`.
     """
+    _check_inputs_matter(posterior.model)
     both = [
         posterior.forecast(
             times, key=key, num_paths=num_paths, levels=levels, inputs=given
@@ -74,6 +76,15 @@ def intervention(
         ess=jnp.minimum(first.ess, both[1].ess),
     )
     return Intervention(first, both[1], effect)
+
+
+def _check_inputs_matter(model: LatentSDE) -> None:
+    drift = model.drift is not None and takes_inputs(model.drift)
+    if model.linear.input_matrix is None and not drift:
+        raise ValueError(
+            "the model does not see inputs: give its linear part an `input_matrix`, or "
+            "a drift `(t, x, u)`."
+        )
 
 
 @eqx.filter_jit
