@@ -10,13 +10,17 @@ from .anchors import (
     PriorAnchor as PriorAnchor,
     RelinearizedAnchor as RelinearizedAnchor,
 )
+from .answers import Bands as Bands, Draws as Draws, Marginals as Marginals
+from .comparison import Comparison as Comparison, compare as compare
+from .components import Components as Components
 from .controlled import PathELBO as PathELBO
+from .counts import NegativeBinomial as NegativeBinomial, Poisson as Poisson
 from .decoders import (
     AbstractDecoder as AbstractDecoder,
     Decoder as Decoder,
     LinearDecoder as LinearDecoder,
+    Readout as Readout,
 )
-from .draws import Bands as Bands, Draws as Draws, Marginals as Marginals
 from .driven import DrivenDrift as DrivenDrift, with_network as with_network
 from .evidence import Evidence as Evidence
 from .filtering import Filtered as Filtered
@@ -26,11 +30,13 @@ from .fractional import (
     fractional_variance as fractional_variance,
 )
 from .gaussian import Gaussian as Gaussian
+from .hierarchies import Hierarchy as Hierarchy, fit_hierarchy as fit_hierarchy
+from .interventions import Intervention as Intervention, intervention as intervention
 from .likelihoods import (
     AbstractLikelihood as AbstractLikelihood,
     Bernoulli as Bernoulli,
     Normal as Normal,
-    Poisson as Poisson,
+    Student as Student,
 )
 from .linear import (
     AbstractLinearSDE as AbstractLinearSDE,
@@ -59,16 +65,21 @@ from .objectives import (
 )
 from .plain import (
     DiffraxELBO as DiffraxELBO,
-    PlainControl as PlainControl,
     PlainELBO as PlainELBO,
     plain_paths as plain_paths,
 )
+from .plain_control import PlainControl as PlainControl
 from .posterior import (
     Posterior as Posterior,
     posterior as posterior,
 )
 from .predictions import Predictions as Predictions
 from .prior import prior_terms as prior_terms, sample_prior as sample_prior
+from .regimes import (
+    Regimes as Regimes,
+    Switching as Switching,
+    fit_regimes as fit_regimes,
+)
 from .series import (
     Series as Series,
     merge_sensors as merge_sensors,

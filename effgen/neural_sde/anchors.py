@@ -1,23 +1,20 @@
 """Anchors: the linear SDE that guides the posterior of a nonlinear one."""
 
 import abc
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from .dynamics import AbstractLatentSDE
 from .gaussian import Gaussian, as_float
 from .grid import Grid
 from .linear import forced
 from .messages import Guide, Guided, Site, at_nodes, condition, guided, marginals
 from .series import Series
 from .transitions import Coefficients, Transition, constant_transition
-
-
-if TYPE_CHECKING:
-    from .model import LatentSDE
 
 
 class Anchored(NamedTuple):
@@ -46,7 +43,7 @@ class AbstractAnchor(eqx.Module):
 
     @abc.abstractmethod
     def __call__(
-        self, model: "LatentSDE", series: Series, grid: Grid, *, parallel: bool
+        self, model: AbstractLatentSDE, series: Series, grid: Grid, *, parallel: bool
     ) -> Anchored:
         """Return the guide of one series."""
 
@@ -55,7 +52,7 @@ class PriorAnchor(AbstractAnchor):
     """The prior's own linear part, which is learned with it."""
 
     def __call__(
-        self, model: "LatentSDE", series: Series, grid: Grid, *, parallel: bool
+        self, model: AbstractLatentSDE, series: Series, grid: Grid, *, parallel: bool
     ) -> Anchored:
         """Return the guide of one series."""
         transitions = prior_transitions(model, series, grid)
@@ -83,7 +80,7 @@ class GivenAnchor(AbstractAnchor):
             )
 
     def __call__(
-        self, model: "LatentSDE", series: Series, grid: Grid, *, parallel: bool
+        self, model: AbstractLatentSDE, series: Series, grid: Grid, *, parallel: bool
     ) -> Anchored:
         """Return the guide of one series."""
         num_steps = grid.starts.shape[0]
@@ -107,7 +104,7 @@ class RelinearizedAnchor(AbstractAnchor):
     num_sweeps: int = 2
 
     def __call__(
-        self, model: "LatentSDE", series: Series, grid: Grid, *, parallel: bool
+        self, model: AbstractLatentSDE, series: Series, grid: Grid, *, parallel: bool
     ) -> Anchored:
         """Return the guide of one series."""
         found = PriorAnchor()(model, series, grid, parallel=parallel)
@@ -126,7 +123,7 @@ class RelinearizedAnchor(AbstractAnchor):
 
 
 def _where_useful(
-    model: "LatentSDE", series: Series, grid: Grid, about: tuple[Array, Array]
+    model: AbstractLatentSDE, series: Series, grid: Grid, about: tuple[Array, Array]
 ) -> tuple[Array, Array]:
     """Return the prior's own linear part after the last observation, `about` before.
 
@@ -142,7 +139,7 @@ def _where_useful(
 
 
 def _statistical(
-    model: "LatentSDE", t: Array, u: Array | None, mean: Array, covariance: Array
+    model: AbstractLatentSDE, t: Array, u: Array | None, mean: Array, covariance: Array
 ) -> tuple[Array, Array]:
     """Return the linearization of the drift over a Gaussian, by `2 state` points."""
     size = mean.shape[0]
@@ -155,7 +152,7 @@ def _statistical(
 
 
 def _about(
-    model: "LatentSDE",
+    model: AbstractLatentSDE,
     series: Series,
     grid: Grid,
     matrices: Array,
@@ -205,7 +202,9 @@ def step_inputs(series: Series, grid: Grid) -> Float[Array, "steps inputs"] | No
     return series.inputs[jnp.clip(grid.gap - 1, 0, series.inputs.shape[0] - 1)]
 
 
-def prior_transitions(model: "LatentSDE", series: Series, grid: Grid) -> Transition:
+def prior_transitions(
+    model: AbstractLatentSDE, series: Series, grid: Grid
+) -> Transition:
     """Return the prior's linear steps, stacked; of one length in a gap, made once."""
     linear, starts, lengths, dtype = _cast(model, grid)
     inputs = series.inputs
@@ -227,7 +226,7 @@ def _steps(
     return jax.vmap(linear.transition)(starts, lengths, inputs.astype(dtype))
 
 
-def _cast(model: "LatentSDE", grid: Grid) -> tuple[Any, Array, Array, Any]:
+def _cast(model: AbstractLatentSDE, grid: Grid) -> tuple[Any, Array, Array, Any]:
     dtype = grid.lengths.dtype if model.message_dtype is None else model.message_dtype
     linear = cast(model.linear, dtype)
     return linear, grid.starts.astype(dtype), grid.lengths.astype(dtype), dtype
@@ -241,7 +240,7 @@ def cast(tree: Any, dtype: Any) -> Any:
 
 
 def _conditioned(
-    model: "LatentSDE",
+    model: AbstractLatentSDE,
     series: Series,
     grid: Grid,
     transitions: Transition,

@@ -12,11 +12,15 @@ from jax.core import Tracer
 
 from effgen.core.results import RunWarning
 
-from .decoders import LinearDecoder
+from .clock import warn_of_rounded
+from .counts import NegativeBinomial, Poisson
+from .decoders import Decoder, LinearDecoder
+from .likelihoods import Bernoulli
 from .model import LatentSDE
 from .series import (
     check_errors,
     check_inputs,
+    check_numbers,
     check_shapes,
     check_times,
     check_values,
@@ -35,6 +39,8 @@ def check_batch(model: LatentSDE, batch: Any) -> None:
             f"got a {type(batch).__name__}."
         )
     ts, ys, *rest = batch
+    for name, value in (("ts", ts), ("ys", ys)):
+        check_numbers(name, value)
     mask, inputs, errors = (*rest, None, None, None)[:3]
     check_shapes(ts, ys, mask, inputs, errors)
     if errors is not None and not isinstance(model.decoder, LinearDecoder):
@@ -63,6 +69,7 @@ def check_series(model: LatentSDE, batch: Any) -> None:
     """Raise `ValueError` for times or values that cannot be used, naming where."""
     ts, ys, mask, inputs, errors = (*batch, None, None, None)[:5]
     check_times(np.asarray(ts), model.t0)
+    warn_of_rounded(ts)
     if isinstance(ys, Tracer) or isinstance(mask, Tracer):
         return
     ys = np.asarray(ys)
@@ -73,11 +80,31 @@ def check_series(model: LatentSDE, batch: Any) -> None:
         ys, bool
     )
     check_values(ys, there)
+    _check_support(model, ys, there & ~np.isnan(ys))
     _check_precision(model, ys, there & ~np.isnan(ys))
     if inputs is not None and not isinstance(inputs, Tracer):
         check_inputs(np.asarray(inputs))
     if errors is not None and not isinstance(errors, Tracer):
         check_errors(np.asarray(errors), there & ~np.isnan(ys))
+
+
+def _check_support(model: LatentSDE, ys: np.ndarray, there: np.ndarray) -> None:
+    """Raise `ValueError` for values that the likelihood can't give."""
+    decoder = model.decoder
+    likelihood = decoder.likelihood if isinstance(decoder, Decoder) else None
+    if isinstance(likelihood, Poisson | NegativeBinomial):
+        wrong, what = (ys < 0) | (ys != np.floor(ys)), "counts, whole numbers from 0 on"
+    elif isinstance(likelihood, Bernoulli):
+        wrong, what = (ys < 0) | (ys > 1), "in [0, 1]"
+    else:
+        return
+    bad = np.argwhere(wrong & there)
+    if len(bad):
+        at = tuple(bad[0].tolist())
+        raise ValueError(
+            f"`ys` is {ys[at]} at {at}: values of {type(likelihood).__name__} are "
+            f"{what}."
+        )
 
 
 def _check_precision(model: LatentSDE, ys: np.ndarray, there: np.ndarray) -> None:
@@ -100,7 +127,7 @@ def _check_precision(model: LatentSDE, ys: np.ndarray, there: np.ndarray) -> Non
             "nats. Subtract their mean, or pass `message_dtype=jnp.float64` (with "
             "`jax_enable_x64`).",
             RunWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -116,7 +143,7 @@ def check_model(model: LatentSDE, num_inputs: int | None = None) -> None:
     matrix = model.linear.input_matrix
     if num_inputs is None and matrix is not None:
         num_inputs = matrix.shape[1]
-    if num_inputs is None and _takes_inputs(model.drift):
+    if num_inputs is None and takes_inputs(model.drift):
         return
     u = None if num_inputs is None else jnp.zeros(num_inputs, x.dtype)
     try:
@@ -137,7 +164,7 @@ def check_model(model: LatentSDE, num_inputs: int | None = None) -> None:
         )
 
 
-def _takes_inputs(drift: Any) -> bool:
+def takes_inputs(drift: Any) -> bool:
     """Return whether a drift can be called as `drift(t, x, u)`."""
     try:
         inspect.signature(drift).bind(0.0, 0.0, 0.0)

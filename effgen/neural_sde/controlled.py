@@ -1,13 +1,14 @@
 """Bounds by Girsanov's theorem on Euler's steps, and the paper's own."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .anchors import step_inputs
+from .dynamics import AbstractLatentSDE
 from .gaussian import Gaussian
 from .grid import Grid
 from .messages import Guided
@@ -15,10 +16,6 @@ from .objectives import AbstractObjective, Bound, anchored_on_grid
 from .paths import features
 from .series import Series
 from .transitions import safe_sqrt
-
-
-if TYPE_CHECKING:
-    from .model import LatentSDE
 
 
 class PathELBO(AbstractObjective):
@@ -36,7 +33,7 @@ class PathELBO(AbstractObjective):
 
     def __call__(
         self,
-        model: "LatentSDE",
+        model: AbstractLatentSDE,
         series: Series,
         *,
         num_steps: int,
@@ -66,7 +63,7 @@ class PathELBO(AbstractObjective):
         return Bound(values, weights, guided.log_evidence, grid.fits)
 
 
-def _linear_control(model: "LatentSDE") -> Callable:
+def _linear_control(model: AbstractLatentSDE) -> Callable:
     def control(extra, t, since, u, x, sigma):
         before, until_next = extra
         linear = sigma.T @ (before.shift - before.precision @ x)
@@ -96,7 +93,7 @@ class Simulated(NamedTuple):
 
 
 def simulated(
-    model: "LatentSDE",
+    model: AbstractLatentSDE,
     series: Series,
     grid: Grid,
     control: Callable,
@@ -135,7 +132,7 @@ def simulated(
 
 
 def likelihood(
-    model: "LatentSDE", series: Series, positions: Float[Array, "obs paths state"]
+    model: AbstractLatentSDE, series: Series, positions: Float[Array, "obs paths state"]
 ) -> Float[Array, " paths"]:
     """Return `sum log p(y | X)` over the observations."""
     over_paths = jax.vmap(model.decoder.log_prob, in_axes=(0, None, None))

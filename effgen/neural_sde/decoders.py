@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray
 
-from .gaussian import all_positive, as_float
+from .gaussian import all_positive, as_float, check_finite
 from .likelihoods import AbstractLikelihood
-from .linear import joined_root, split_root
+from .linear import as_vector, joined_root, split_root
 from .messages import Site
 from .series import Series
-from .sites import AbstractSites, Smoother
+from .sites import AbstractSites, LinearizedSites, Smoother
 
 
 State = Float[Array, " state"]
@@ -99,6 +99,8 @@ class LinearDecoder(AbstractDecoder):
             raise ValueError(
                 f"`matrix` has shape {self.matrix.shape}: pass (sensors, state)."
             )
+        check_finite("matrix", self.matrix)
+        check_finite("offset", offset)
         size = self.matrix.shape[0]
         if scale.shape not in ((), (size,), (size, size)):
             raise ValueError(
@@ -215,18 +217,39 @@ class LinearDecoder(AbstractDecoder):
             )
 
 
+class Readout(eqx.Module):
+    """`matrix x + offset`, for the network of a `Decoder`: parameters linear in `x`."""
+
+    matrix: Float[Array, "sensors state"]
+    offset: Float[Array, " sensors"]
+
+    def __init__(self, matrix: ArrayLike, offset: ArrayLike = 0.0) -> None:
+        """Raise `ValueError` for shapes that do not agree."""
+        self.matrix = as_float(matrix)
+        if self.matrix.ndim != 2:
+            raise ValueError(
+                f"`matrix` has shape {self.matrix.shape}: pass (sensors, state)."
+            )
+        self.offset = as_vector("offset", offset, self.matrix.shape[:1])
+
+    def __call__(self, x: State) -> Float[Array, " sensors"]:
+        """Return the parameter of each sensor."""
+        return self.matrix @ x + self.offset
+
+
 class Decoder(AbstractDecoder):
     """`y ~ likelihood(network(x))`, entry by entry, for any network.
 
-    **Attributes:** `network`, from a state to parameters of `y`'s shape; `likelihood`;
-    `proposal`, which makes the sites: `LinearizedSites()` or `EncodedSites(encoder)`.
+    **Attributes:** `network`, from a state to parameters of `y`'s shape, such as a
+    `Readout`; `likelihood`; `proposal`, which makes the sites: `LinearizedSites()` or
+    `EncodedSites(encoder)`.
     """
 
     exact: ClassVar[bool] = False
 
     network: Callable[[State], Float[Array, "*shape"]]
     likelihood: AbstractLikelihood
-    proposal: AbstractSites
+    proposal: AbstractSites = LinearizedSites()
 
     def sites(self, series: Series, smoother: Smoother) -> Site:
         """Return the proposal's sites; of times without an entry they are one."""

@@ -1,17 +1,17 @@
 """Compiled answers of posteriors: draws, exact laws, and what would be observed."""
 
 import dataclasses
-from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from effgen.core.weights import resample
 
 from .anchors import PriorAnchor
+from .answers import Draws
 from .decoders import LinearDecoder
 from .evidence import Evidence, mixture_weights, weighted_evidence
 from .filtering import Filtered, particle_filter
@@ -24,48 +24,6 @@ from .paths import simulate
 from .predictions import Predictions, predictions
 from .series import Series
 from .twisted import Smoothed, twisted_filter
-
-
-class Draws(NamedTuple):
-    """Paths at the times asked for. A batch has one more leading axis on each.
-
-    **Attributes:** `ts`; `positions`; `log_weights`, equal for all paths: each is an
-    estimate of `log p(y)`; `ess`, how many independent paths they are worth at each
-    time.
-    """
-
-    ts: Float[Array, " times"]
-    positions: Float[Array, "paths times state"]
-    log_weights: Float[Array, " paths"]
-    ess: Float[Array, " times"]
-
-
-class Marginals(NamedTuple):
-    """Mean and standard deviation at each time, and how many paths they rest on.
-
-    **Attributes:** `mean`; `scale`; `ess`, the effective number of paths at each time,
-    infinite where both are exact.
-    """
-
-    mean: Float[Array, "times state"]
-    scale: Float[Array, "times state"]
-    ess: Float[Array, " times"]
-
-
-class Bands(NamedTuple):
-    """Quantiles of what is observed.
-
-    **Attributes:** `ts`; `mean`; `quantiles`, one row for each of `levels`; `samples`,
-    whole records drawn; `ess`, how many independent paths mean and quantiles rest on at
-    each time, infinite where they are exact.
-    """
-
-    ts: Float[Array, " times"]
-    mean: Float[Array, "times *shape"]
-    levels: tuple[float, ...]
-    quantiles: Float[Array, "levels times *shape"]
-    samples: Float[Array, "paths times *shape"]
-    ess: Float[Array, " times"]
 
 
 def is_exact(model: LatentSDE) -> bool:

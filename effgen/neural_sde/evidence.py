@@ -1,6 +1,6 @@
 """How far a bound is from the truth: `log p(y)` by importance weights."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +14,12 @@ from effgen.core.weights import (
 )
 
 from .anchors import Anchored
+from .dynamics import AbstractLatentSDE
 from .grid import Grid
 from .innovations import Innovation, innovation
 from .messages import Site
 from .paths import Step, observed, steps_of
 from .series import Series
-
-
-if TYPE_CHECKING:
-    from .model import LatentSDE
 
 
 class Evidence(NamedTuple):
@@ -90,8 +87,8 @@ def without_lost(log_weights: Float[Array, " paths"]) -> Float[Array, " paths"]:
 
 
 def mixture_weights(
-    model: "LatentSDE",
-    guides: tuple[tuple["LatentSDE", Anchored], ...],
+    model: AbstractLatentSDE,
+    guides: tuple[tuple[AbstractLatentSDE, Anchored], ...],
     series: Series,
     grid: Grid,
     *,
@@ -119,8 +116,8 @@ def mixture_weights(
 
 
 def _drawn(
-    model: "LatentSDE",
-    guides: tuple[tuple["LatentSDE", Anchored], ...],
+    model: AbstractLatentSDE,
+    guides: tuple[tuple[AbstractLatentSDE, Anchored], ...],
     own: int,
     series: Series,
     grid: Grid,
@@ -160,7 +157,9 @@ def _drawn(
     return without_lost(known + prior - mixed)
 
 
-def _initial(model: "LatentSDE", anchored: Anchored, dtype: jnp.dtype) -> Innovation:
+def _initial(
+    model: AbstractLatentSDE, anchored: Anchored, dtype: jnp.dtype
+) -> Innovation:
     """Return the guided law of the normal variables of the first state."""
     law = model.linear.initial
     mean, root = law.mean.astype(dtype), law.root.astype(dtype)
@@ -173,7 +172,7 @@ def _initial(model: "LatentSDE", anchored: Anchored, dtype: jnp.dtype) -> Innova
 
 
 def _likelihood(
-    model: "LatentSDE", anchored: Anchored, series: Series, x: Array
+    model: AbstractLatentSDE, anchored: Anchored, series: Series, x: Array
 ) -> Float[Array, " paths"]:
     """Return `sum log p(y | x)` over the observations."""
     at = lambda site, x: jax.vmap(site.log_value)(x)

@@ -1,7 +1,7 @@
 """The particle filter that knows the past alone: laws given what was seen so far."""
 
 import dataclasses
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from effgen.core.weights import (
 )
 
 from .anchors import Anchored, cast, prior_transitions
+from .dynamics import AbstractLatentSDE
 from .gaussian import Gaussian
 from .grid import Grid
 from .messages import Guide, Site, at_nodes, at_once, guided, multiplied
@@ -22,10 +23,6 @@ from .paths import Step, moved, steps_of
 from .series import Series
 from .transitions import Transition
 from .twisted import finite, met_at, weighting
-
-
-if TYPE_CHECKING:
-    from .model import LatentSDE
 
 
 class Filtered(NamedTuple):
@@ -73,7 +70,7 @@ class _Particles(NamedTuple):
 
 
 def particle_filter(
-    model: "LatentSDE",
+    model: AbstractLatentSDE,
     anchored: Anchored,
     series: Series,
     grid: Grid,
@@ -180,7 +177,7 @@ class _Ahead(NamedTuple):
 
 
 def _one_ahead(
-    model: "LatentSDE", anchored: Anchored, series: Series, grid: Grid
+    model: AbstractLatentSDE, anchored: Anchored, series: Series, grid: Grid
 ) -> _Ahead:
     """Carry each observation's message back to the one before it, and no further."""
     transitions = prior_transitions(model, series, grid)

@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
@@ -28,6 +29,8 @@ class Gaussian(eqx.Module):
                 f"`mean` has shape {mean.shape} and `root` {root.shape}: pass "
                 "(state,) and (state, noise); `Gaussian.independent` takes scales."
             )
+        check_finite("mean", mean)
+        check_finite("root", root)
         self.mean = mean
         self.root = root
 
@@ -35,6 +38,8 @@ class Gaussian(eqx.Module):
     def independent(cls, mean: ArrayLike, scale: ArrayLike) -> "Gaussian":
         """Return independent components of these standard deviations (or of one)."""
         mean = as_float(mean)
+        if is_known(as_float(scale)) and bool(jnp.any(as_float(scale) < 0)):
+            raise ValueError(f"`scale` is {scale}: no standard deviation is negative.")
         scale = jnp.broadcast_to(as_float(scale), mean.shape)
         return cls(mean, jnp.diag(scale))
 
@@ -60,6 +65,12 @@ class Gaussian(eqx.Module):
 def is_known(value: Array) -> bool:
     """Return whether `value` has numbers, and is not being traced."""
     return not isinstance(value, Tracer)
+
+
+def check_finite(name: str, value: Array) -> None:
+    """Raise `ValueError` for values that are not finite, as far as they are known."""
+    if is_known(value) and not bool(np.all(np.isfinite(np.asarray(value)))):
+        raise ValueError(f"`{name}` is not finite: {np.asarray(value).tolist()}.")
 
 
 def all_positive(value: Array) -> bool:

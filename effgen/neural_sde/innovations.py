@@ -1,16 +1,13 @@
 """Steps of paths by the normal variables that make them, with a guide's density."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .dynamics import AbstractLatentSDE
 from .paths import Step, control_of, drift_beside, relative_law
-
-
-if TYPE_CHECKING:
-    from .model import LatentSDE
 
 
 class Innovation(NamedTuple):
@@ -49,7 +46,7 @@ class Innovation(NamedTuple):
 
 
 def innovation(
-    model: "LatentSDE", step: Step, x: Float[Array, "paths state"]
+    model: AbstractLatentSDE, step: Step, x: Float[Array, "paths state"]
 ) -> Innovation:
     """Return a step's law of paths under a guide: `moved`, with its density."""
     guide = step.guide

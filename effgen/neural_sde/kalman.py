@@ -1,6 +1,6 @@
 """The Kalman filter of a linear model: exact laws given what was seen so far."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,16 +10,13 @@ from effgen.core.weights import Estimate
 
 from .anchors import Anchored, cast, prior_transitions
 from .decoders import LinearDecoder
+from .dynamics import AbstractLatentSDE
 from .filtering import Filtered, at_first, sites_at_nodes
 from .grid import Grid
 from .messages import Site
 from .predictions import Predictions
 from .series import Series
-from .transitions import Transition, safe_sqrt, semidefinite_root
-
-
-if TYPE_CHECKING:
-    from .model import LatentSDE
+from .transitions import Transition, covariance_root
 
 
 class KalmanLaws(NamedTuple):
@@ -38,7 +35,7 @@ class KalmanLaws(NamedTuple):
 
 
 def kalman_laws(
-    model: "LatentSDE", anchored: Anchored, series: Series, grid: Grid
+    model: AbstractLatentSDE, anchored: Anchored, series: Series, grid: Grid
 ) -> KalmanLaws:
     """Run a Kalman filter over the grid's nodes, without inverting a covariance.
 
@@ -77,7 +74,9 @@ def kalman_laws(
     )
 
 
-def evidence_by_innovations(model: "LatentSDE", series: Series) -> Float[Array, ""]:
+def evidence_by_innovations(
+    model: AbstractLatentSDE, series: Series
+) -> Float[Array, ""]:
     """Return `log p(y)` of a linear model as the sum of its predictions' log-densities.
 
         log p(y) = sum_i log N(y_i; H m_i + d, H P_i H^T + R)
@@ -104,25 +103,38 @@ def evidence_by_innovations(model: "LatentSDE", series: Series) -> Float[Array, 
         step, y, mask, errors = xs
         mean = step.matrix @ carry[0] + step.offset
         covariance = step.matrix @ carry[1] @ step.matrix.T + step.covariance
-        rows, noise = decoder.observed(mask, errors)
-        error = jnp.where(mask, y - decoder.mean(mean), 0)
-        factor = jnp.linalg.cholesky(rows @ covariance @ rows.T + noise)
-        solve = lambda b: jax.scipy.linalg.cho_solve((factor, True), b)
-        gain = solve(rows @ covariance).T
-        logs = jnp.sum(jnp.log(jnp.diagonal(factor)))
-        score = -0.5 * error @ solve(error) - logs
-        score = score - 0.5 * jnp.log(2 * jnp.pi) * jnp.sum(mask)
-        kept = jnp.eye(len(mean), dtype=dtype) - gain @ rows
-        covariance = kept @ covariance @ kept.T + gain @ noise @ gain.T
-        return (mean + gain @ error, covariance), score
+        told = innovated(decoder, mean, covariance, y, mask, errors)
+        return told[:2], told[2]
 
     start = (law.mean.astype(dtype), law.covariance.astype(dtype))
     xs = (gaps, series.ys, series.mask, series.errors)
     return jnp.sum(jax.lax.scan(forward, start, xs)[1])
 
 
+def innovated(
+    decoder: LinearDecoder,
+    mean: Float[Array, " state"],
+    covariance: Float[Array, "state state"],
+    y: Float[Array, " sensors"],
+    mask: Array,
+    errors: Array | None,
+) -> tuple[Array, Array, Float[Array, ""]]:
+    """Return a predicted law given what is seen, and the log-density of this."""
+    rows, noise = decoder.observed(mask, errors)
+    error = jnp.where(mask, y - decoder.mean(mean), 0)
+    factor = jnp.linalg.cholesky(rows @ covariance @ rows.T + noise)
+    solve = lambda b: jax.scipy.linalg.cho_solve((factor, True), b)
+    gain = solve(rows @ covariance).T
+    logs = jnp.sum(jnp.log(jnp.diagonal(factor)))
+    score = -0.5 * error @ solve(error) - logs
+    score = score - 0.5 * jnp.log(2 * jnp.pi) * jnp.sum(mask)
+    kept = jnp.eye(len(mean), dtype=mean.dtype) - gain @ rows
+    covariance = kept @ covariance @ kept.T + gain @ noise @ gain.T
+    return mean + gain @ error, covariance, score
+
+
 def kalman_filter(
-    model: "LatentSDE",
+    model: AbstractLatentSDE,
     anchored: Anchored,
     series: Series,
     grid: Grid,
@@ -136,7 +148,7 @@ def kalman_filter(
     dtype = series.ys.dtype
 
     def drawn(key: PRNGKeyArray, mean: Array, covariance: Array) -> Array:
-        root = jax.vmap(_root)(covariance)
+        root = jax.vmap(covariance_root)(covariance)
         noise = jax.random.normal(key, (len(mean), num_paths, mean.shape[1]), dtype)
         return mean[:, None] + jnp.einsum("nij,npj->npi", root, noise)
 
@@ -154,16 +166,8 @@ def kalman_filter(
     return Filtered(evidence, positions, even, whole, predicted, scores)
 
 
-def _root(covariance: Float[Array, "state state"]) -> Float[Array, "state state"]:
-    scale = safe_sqrt(jnp.maximum(jnp.diagonal(covariance), 0))
-    safe = jnp.where(scale > 0, scale, 1)
-    correlation = covariance / (safe[:, None] * safe[None])
-    correlation = jnp.where(jnp.eye(len(scale), dtype=bool), 1, correlation)
-    return scale[:, None] * semidefinite_root(correlation)
-
-
 def kalman_predictions(
-    model: "LatentSDE", anchored: Anchored, series: Series, grid: Grid
+    model: AbstractLatentSDE, anchored: Anchored, series: Series, grid: Grid
 ) -> Predictions:
     """Return a linear model's one-step-ahead predictions, exact."""
     assert isinstance(model.decoder, LinearDecoder)

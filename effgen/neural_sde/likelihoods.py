@@ -1,14 +1,14 @@
-"""Likelihoods of one entry given one parameter: normal, Poisson, Bernoulli."""
+"""Likelihoods of one entry given one parameter: normal, Student's, Bernoulli."""
 
 import abc
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import gammaln
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from .gaussian import all_positive, as_float
+from .stirling import log_gamma_half
 
 
 Entries = Float[Array, "*shape"]
@@ -65,25 +65,66 @@ class Normal(AbstractLikelihood):
         return jnp.broadcast_to(jnp.exp(-2 * self.log_scale), parameter.shape)
 
 
-class Poisson(AbstractLikelihood):
-    """Counts of mean `exp(parameter)`."""
+class Student(AbstractLikelihood):
+    """`y = parameter + scale e`, `e` of Student's law: outliers move little.
+
+    `p(e) ~ (1 + e^2 / degrees)^-((degrees + 1) / 2)`, of mean zero, and of variance
+    `degrees / (degrees - 2)` where `degrees > 2`. Both parameters are learned: `scale`
+    by its logarithm, `degrees` by that of `degrees - 1`.
+
+    **Raises:** `ValueError` for a `scale` that is not positive, or `degrees` of 1 or
+    less: there is no mean then.
+
+    **Source:** Lange, Little and Taylor (1989).
+    """
+
+    log_scale: Float[Array, ""]
+    log_more: Float[Array, ""]
+
+    def __init__(self, scale: ArrayLike, degrees: ArrayLike = 4.0) -> None:
+        """Check both."""
+        scale, degrees = as_float(scale), as_float(degrees)
+        if not all_positive(scale):
+            raise ValueError(f"`scale` is {scale}: pass a positive number.")
+        if not all_positive(degrees - 1):
+            raise ValueError(f"`degrees` are {degrees}: pass a number above 1.")
+        self.log_scale, self.log_more = jnp.log(scale), jnp.log(degrees - 1)
+
+    @property
+    def degrees(self) -> Float[Array, ""]:
+        """The degrees of freedom."""
+        return 1 + jnp.exp(self.log_more)
 
     def log_prob(self, parameter: Entries, y: Entries) -> Entries:
-        """Return `y parameter - exp(parameter) - log y!`."""
-        return y * parameter - jnp.exp(parameter) - gammaln(y + 1)
+        """Return Student's log-density."""
+        error, degrees = (y - parameter) * jnp.exp(-self.log_scale), self.degrees
+        tail = (degrees + 1) / 2 * jnp.log1p(error**2 / degrees)
+        norm = log_gamma_half(degrees / 2) - 0.5 * jnp.log(jnp.pi * degrees)
+        return norm - self.log_scale - tail
 
     def mean(self, parameter: Entries) -> Entries:
-        """Return `exp(parameter)`."""
-        return jnp.exp(parameter)
+        """Return the parameter."""
+        return parameter
 
     def sample(self, parameter: Entries, *, key: PRNGKeyArray) -> Entries:
-        """Draw each count."""
-        counts = jax.random.poisson(key, jnp.exp(parameter))
-        return counts.astype(parameter.dtype)
+        """Draw each entry."""
+        noise = jax.random.t(key, self.degrees, parameter.shape, parameter.dtype)
+        return parameter + jnp.exp(self.log_scale) * noise
 
     def information(self, parameter: Entries) -> Entries:
-        """Return `exp(parameter)`."""
-        return jnp.exp(parameter)
+        """Return `(degrees + 1) / (degrees + 3) / scale^2`."""
+        share = (self.degrees + 1) / (self.degrees + 3)
+        found = share * jnp.exp(-2 * self.log_scale)
+        return jnp.broadcast_to(found, parameter.shape).astype(parameter.dtype)
+
+    def weight(self, parameter: Entries, y: Entries) -> Entries:
+        """Return the expected precision of a normal law whose mixture this one is.
+
+        `(degrees + 1) / (degrees + e^2) / scale^2`: small for an outlier.
+        """
+        error = (y - parameter) * jnp.exp(-self.log_scale)
+        share = (self.degrees + 1) / (self.degrees + error**2)
+        return (share * jnp.exp(-2 * self.log_scale)).astype(parameter.dtype)
 
 
 class Bernoulli(AbstractLikelihood):
@@ -106,3 +147,16 @@ class Bernoulli(AbstractLikelihood):
         """Return `p (1 - p)`."""
         p = jax.nn.sigmoid(parameter)
         return p * (1 - p)
+
+
+def site_precision(
+    likelihood: AbstractLikelihood, parameter: Entries, y: Entries
+) -> Entries:
+    """Return the precision of a Gaussian that stands for each entry, not negative.
+
+    The Fisher information; of Student's law, which is not log-concave, the weight by
+    which iterated least squares counts the entry: what is far away says little.
+    """
+    if isinstance(likelihood, Student):
+        return likelihood.weight(parameter, y)
+    return likelihood.information(parameter)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from .gaussian import Gaussian, all_positive, as_float, is_known
+from .gaussian import Gaussian, all_positive, as_float, check_finite, is_known
 from .transitions import (
     Coefficients,
     Matrix,
@@ -238,6 +238,7 @@ def joined_root(lower: Array, log_diagonal: Array | None) -> Array:
 def as_vector(name: str, value: ArrayLike, shape: tuple[int, ...]) -> Array:
     """Return `value` broadcast to `shape`."""
     array = as_float(value)
+    check_finite(name, array)
     if array.shape not in ((), shape):
         raise ValueError(
             f"`{name}` has shape {array.shape}: pass a number or shape {shape}."
@@ -261,11 +262,13 @@ def check_linear(
     size = initial.mean.shape[0]
     shapes = {"matrix": (matrix, (size, size)), "bias": (bias, (size,))}
     for name, (value, shape) in shapes.items():
+        check_finite(name, value)
         if value.shape != shape:
             raise ValueError(
                 f"`{name}` has shape {value.shape}; `initial` has {size} components: "
                 f"pass shape {shape}."
             )
+    check_finite("diffusion", diffusion)
     if diffusion.ndim != 2 or diffusion.shape[0] != size or diffusion.shape[1] > size:
         raise ValueError(
             f"`diffusion` has shape {diffusion.shape}: pass ({size}, noise) with at "

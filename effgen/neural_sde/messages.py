@@ -126,15 +126,26 @@ def guided(transition: Transition, after: Site) -> tuple[Site, Guide]:
 def product(first: Array, second: Array) -> Array:
     """Return `first @ second`, small ones as sums that a batch of them shares.
 
-    Those over vectors are written out: in jaxlib 0.10.2 on CPUs the difference of two
+    Those over vectors are folded: in jaxlib 0.10.2 on CPUs the difference of two
     reductions, of which one has no batch, is wrong past some size in float32, and
     vectors have a batch where matrices may have none.
     """
     if max(first.shape) > MOST_ELIMINATED:
         return first @ second
     if second.ndim == 1:
-        return sum(first[:, j] * second[j] for j in range(len(second)))  # pyright: ignore[reportReturnType]
+        return _folded(first * second[None])
     return jnp.sum(first[:, :, None] * second[None], axis=1)
+
+
+def _folded(terms: Float[Array, "rows columns"]) -> Float[Array, " rows"]:
+    """Return the sum of columns, halves upon each other."""
+    size = terms.shape[1]
+    if size == 1:
+        return terms[:, 0]
+    half = size // 2
+    both = terms[:, :half] + terms[:, half : 2 * half]
+    found = _folded(both)
+    return found if size % 2 == 0 else found + terms[:, -1]
 
 
 @jax.custom_jvp
@@ -154,14 +165,13 @@ def inverse_root(
         found = jax.scipy.linalg.solve_triangular(factor, eye, lower=True)
         return found, jnp.sum(jnp.log(jnp.diagonal(factor)))
     rest = jnp.concatenate([square, eye], axis=1)
-    rows, log = [], jnp.zeros((), square.dtype)
+    rows, pivots = [], []
     for i in range(size):
-        pivot = rest[0, i]
-        row = rest[0] * jax.lax.rsqrt(pivot)
-        log = log + 0.5 * jnp.log(pivot)
+        pivots.append(rest[0, i])
+        row = rest[0] * jax.lax.rsqrt(pivots[-1])
         rows.append(row[size:])
         rest = rest[1:] - row[i + 1 : size, None] * row[None]
-    return jnp.stack(rows), log
+    return jnp.stack(rows), 0.5 * jnp.sum(jnp.log(jnp.stack(pivots)))
 
 
 @inverse_root.defjvp
@@ -194,15 +204,11 @@ def condition(
     **Source:** the recursion is the backward information filter; in parallel,
     Särkkä and García-Fernández (2021), section IV.
     """
-    backward = _in_parallel if parallel else _in_sequence
-    messages = backward(transitions, sites)
-    # The steps are now independent: one pass gives guides, and what each adds to `h`.
+    messages, added = (_in_parallel if parallel else _in_sequence)(transitions, sites)
+    constants = jnp.cumsum((added + sites.constant[1:])[::-1])[::-1]
+    # The steps are now independent: one pass gives guides, where they are wanted.
     after = jax.tree.map(lambda x: x[1:], messages)
-    before, steps = jax.vmap(guided)(
-        transitions, after._replace(constant=jnp.zeros_like(after.constant))
-    )
-    added = before.constant + sites.constant[1:]
-    constants = jnp.cumsum(added[::-1])[::-1]
+    before, steps = jax.vmap(guided)(transitions, after)
     before = before._replace(constant=constants)
     last = jnp.zeros_like(constants[:1])
     constants = jnp.concatenate([constants, last]) + sites.constant
@@ -226,18 +232,28 @@ def at_once(initial: Gaussian) -> Transition:
     )
 
 
-def _in_sequence(transitions: Transition, sites: Site) -> Site:
+def _without_constant(site: Site) -> Site:
+    return site._replace(constant=jnp.zeros_like(site.constant))
+
+
+def _in_sequence(
+    transitions: Transition, sites: Site
+) -> tuple[Site, Float[Array, " steps"]]:
+    """Return messages without constants, and what each step adds to the constant."""
+    sites = _without_constant(sites)
     last = jax.tree.map(lambda x: x[-1], sites)
 
-    def back(after: Site, step: tuple[Transition, Site]) -> tuple[Site, Site]:
-        message = multiplied(guided(step[0], after)[0], step[1])
-        return message, message
+    def back(after: Site, step: tuple[Transition, Site]) -> tuple[Site, tuple]:
+        before = guided(step[0], after)[0]
+        message = multiplied(_without_constant(before), step[1])
+        return message, (message, before.constant)
 
     earlier = jax.tree.map(lambda x: x[:-1], sites)
-    _, messages = jax.lax.scan(
+    _, (messages, added) = jax.lax.scan(
         jax.checkpoint(back), last, (transitions, earlier), reverse=True
     )
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), messages, last)
+    join = lambda a, b: jnp.concatenate([a, b[None]])
+    return jax.tree.map(join, messages, last), added
 
 
 class _Element(NamedTuple):
@@ -250,7 +266,11 @@ class _Element(NamedTuple):
     shift: Array
 
 
-def _in_parallel(transitions: Transition, sites: Site) -> Site:
+def _in_parallel(
+    transitions: Transition, sites: Site
+) -> tuple[Site, Float[Array, " steps"]]:
+    """Return messages without constants, and what each step adds to the constant."""
+    sites = _without_constant(sites)
     later = jax.tree.map(lambda x: x[1:], sites)
     message, guide = jax.vmap(guided)(transitions, later)
     covariance = guide.root @ jnp.swapaxes(guide.root, -1, -2)
@@ -261,7 +281,7 @@ def _in_parallel(transitions: Transition, sites: Site) -> Site:
         lambda b, a: jax.vmap(_combined)(a, b), elements, reverse=True
     )
     nothing = jax.tree.map(lambda x: jnp.zeros_like(x[:1]), sites)
-    return multiplied(
+    messages = multiplied(
         Site(
             jnp.concatenate([found.precision, nothing.precision]),
             jnp.concatenate([found.shift, nothing.shift]),
@@ -269,6 +289,8 @@ def _in_parallel(transitions: Transition, sites: Site) -> Site:
         ),
         sites,
     )
+    after = jax.tree.map(lambda x: x[1:], messages)
+    return messages, jax.vmap(guided)(transitions, after)[0].constant
 
 
 def _combined(first: _Element, second: _Element) -> _Element:

@@ -10,13 +10,10 @@ from jaxtyping import Array, Float
 
 from .anchors import AbstractAnchor, PriorAnchor
 from .decoders import AbstractDecoder, LinearDecoder
+from .dynamics import AbstractLatentSDE, Diffusion, Drift
 from .frozen import Part, as_part, check_frozen
-from .linear import AbstractLinearSDE, driven_fully, forced, noise_size
-from .plain import PlainControl
-
-
-Drift = Callable[..., Float[Array, " state"]]
-Diffusion = Callable[[Float[Array, ""], Float[Array, " state"]], Array]
+from .linear import AbstractLinearSDE, driven_fully
+from .plain_control import PlainControl
 
 
 def _is_trained(path: Any, leaf: Any) -> bool:
@@ -25,7 +22,7 @@ def _is_trained(path: Any, leaf: Any) -> bool:
     return eqx.is_inexact_array(leaf) and not given
 
 
-class LatentSDE(eqx.Module):
+class LatentSDE(AbstractLatentSDE):
     """`dX = (A X + b + C u + drift(t, X)) dt + sigma dW`, observed by a decoder.
 
     The posterior has the same `sigma` and the drift `+ sigma (u_L + v)`: `u_L`, the
@@ -85,41 +82,6 @@ class LatentSDE(eqx.Module):
                 "`diffusion` depends on the state and `linear`'s has fewer columns "
                 "than rows: give `linear` a square one."
             )
-
-    @property
-    def num_states(self) -> int:
-        """The number of components of the state."""
-        return self.linear.initial.mean.shape[0]
-
-    @property
-    def noise_size(self) -> int:
-        """The number of normal variables of one step."""
-        return noise_size(self.linear)
-
-    def prior_drift(
-        self, t: Float[Array, ""], x: Float[Array, " state"], u: Array | None = None
-    ) -> Float[Array, " state"]:
-        """Return the whole drift of the prior."""
-        matrix, bias, _ = self.linear.coefficients(t)
-        linear = matrix @ x + forced(bias, self.linear.input_matrix, u)
-        return linear if self.drift is None else linear + self.beside(t, x, u)
-
-    def beside(
-        self, t: Float[Array, ""], x: Float[Array, " state"], u: Array | None
-    ) -> Float[Array, " state"]:
-        """Return the drift beside the linear one."""
-        if self.drift is None:
-            return jnp.zeros_like(x)
-        return self.drift(t, x) if u is None else self.drift(t, x, u)
-
-    def prior_diffusion(
-        self, t: Float[Array, ""], x: Float[Array, " state"]
-    ) -> Float[Array, "state brownian"]:
-        """Return `sigma(t, x)`."""
-        if self.diffusion is None:
-            return self.linear.coefficients(t).diffusion
-        sigma = self.diffusion(t, x)
-        return jnp.diag(sigma) if sigma.ndim == 1 else sigma
 
     def trainable(self) -> tuple["LatentSDE", "LatentSDE"]:
         """Return the model with what is trained alone, and with the rest alone."""

@@ -1,7 +1,7 @@
 """Objectives: bounds on `log p(y)`, each a class, over the same model."""
 
 import abc
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -9,15 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .anchors import Anchored
+from .dynamics import AbstractLatentSDE
 from .grid import Grid, make_grid
 from .linear import driven_fully
 from .messages import marginals
 from .paths import Step, anchor_steps_of, drift_beside, observed, simulate
 from .series import Series
-
-
-if TYPE_CHECKING:
-    from .model import LatentSDE
+from .transitions import covariance_root
 
 
 class Bound(NamedTuple):
@@ -41,7 +39,7 @@ class AbstractObjective(eqx.Module):
     @abc.abstractmethod
     def __call__(
         self,
-        model: "LatentSDE",
+        model: AbstractLatentSDE,
         series: Series,
         *,
         num_steps: int,
@@ -53,14 +51,14 @@ class AbstractObjective(eqx.Module):
 
 
 def anchored_on_grid(
-    model: "LatentSDE", series: Series, *, num_steps: int, parallel: bool
+    model: AbstractLatentSDE, series: Series, *, num_steps: int, parallel: bool
 ) -> tuple[Anchored, Grid]:
     """Return a series' guide on its grid."""
     grid = grid_of(model, series, num_steps)
     return model.anchor(model, series, grid, parallel=parallel), grid
 
 
-def require_step(model: "LatentSDE") -> None:
+def require_step(model: AbstractLatentSDE) -> None:
     """Raise `ValueError` for a model that has no step yet."""
     if not model.dt:
         raise ValueError(
@@ -69,7 +67,7 @@ def require_step(model: "LatentSDE") -> None:
         )
 
 
-def grid_of(model: "LatentSDE", series: Series, num_steps: int) -> Grid:
+def grid_of(model: AbstractLatentSDE, series: Series, num_steps: int) -> Grid:
     """Return the grid of a series."""
     require_step(model)
     return make_grid(
@@ -91,7 +89,7 @@ class AnchoredELBO(AbstractObjective):
 
     def __call__(
         self,
-        model: "LatentSDE",
+        model: AbstractLatentSDE,
         series: Series,
         *,
         num_steps: int,
@@ -130,7 +128,7 @@ class MarginalELBO(AbstractObjective):
 
     def __call__(
         self,
-        model: "LatentSDE",
+        model: AbstractLatentSDE,
         series: Series,
         *,
         num_steps: int,
@@ -162,7 +160,7 @@ class MarginalELBO(AbstractObjective):
         return Bound(values, None, anchored.guided.log_evidence, grid.fits)
 
 
-def _check_driven(model: "LatentSDE") -> None:
+def _check_driven(model: AbstractLatentSDE) -> None:
     if model.drift is not None and not driven_fully(model.linear):
         raise ValueError(
             "`MarginalELBO` compares drifts by the noise that hides them, and here it "
@@ -174,20 +172,13 @@ def _drawn(
     laws: tuple[Array, Array], index: Array, num_paths: int, key: PRNGKeyArray
 ) -> Float[Array, "times paths state"]:
     means, covariances = (x[index] for x in laws)
-    roots = jax.vmap(_root)(covariances)
+    roots = jax.vmap(covariance_root)(covariances)
     shape = (*means.shape[:1], num_paths, means.shape[1])
     noise = jax.random.normal(key, shape, means.dtype)
     return means[:, None] + jnp.einsum("tij,tpj->tpi", roots, noise)
 
 
-def _root(covariance: Array) -> Array:
-    """Return a square root; a tiny ridge keeps its derivatives where it is singular."""
-    size = covariance.shape[0]
-    ridge = jnp.finfo(covariance.dtype).eps * (jnp.trace(covariance) + 1e-30)
-    return jnp.linalg.cholesky(covariance + 8 * ridge * jnp.eye(size))
-
-
-def _term(model: "LatentSDE", step: Step, x: Array) -> Float[Array, " paths"]:
+def _term(model: AbstractLatentSDE, step: Step, x: Array) -> Float[Array, " paths"]:
     drift = drift_beside(model, step, x)
     if drift is None:
         return jnp.zeros(x.shape[:1], x.dtype)

@@ -68,7 +68,10 @@ def log_of(value: float | None, start: float) -> Array:
 def check_positive(kind: str, **values: float | None) -> None:
     """Raise `ValueError` for a value that is not positive."""
     for name, value in values.items():
-        if value is not None and not (np.isfinite(value) and value > 0):
+        if value is None:
+            continue
+        number = isinstance(value, int | float | np.number)
+        if not (number and np.isfinite(value) and value > 0):
             raise ValueError(
                 f"`{name}` of `{kind}` is {value}: pass a positive number."
             )
@@ -217,6 +220,8 @@ class Season(AbstractPart):
     ) -> None:
         """Start at amplitudes that wander by a twentieth of a deviation a period."""
         check_positive(self.kind, period=period, harmonics=harmonics, noise=noise)
+        if int(harmonics) != harmonics:
+            raise ValueError(f"`harmonics` is {harmonics}: pass a whole number.")
         self.period, self.harmonics, self.given = (
             float(period),
             int(harmonics),

@@ -1,21 +1,18 @@
 """Paths of the posterior, and what each adds to the bound on `log p(y)`."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .anchors import Anchored, step_inputs
+from .dynamics import AbstractLatentSDE
 from .grid import Grid
 from .messages import Guide, Site
 from .series import Series
 from .transitions import safe_sqrt
-
-
-if TYPE_CHECKING:
-    from .model import LatentSDE
 
 
 class Paths(NamedTuple):
@@ -87,7 +84,7 @@ def anchor_steps_of(anchored: Anchored, series: Series, grid: Grid) -> Step:
 
 
 def moved(
-    model: "LatentSDE", step: Step, x: Float[Array, "paths state"], noise: Array
+    model: AbstractLatentSDE, step: Step, x: Float[Array, "paths state"], noise: Array
 ) -> Moved:
     """Move paths by one step.
 
@@ -127,7 +124,7 @@ def moved(
 
 
 def drift_beside(
-    model: "LatentSDE", step: Step, x: Float[Array, "paths state"]
+    model: AbstractLatentSDE, step: Step, x: Float[Array, "paths state"]
 ) -> Float[Array, "paths state"] | None:
     """Return the prior's drift less the guide's."""
     drift = None
@@ -140,7 +137,7 @@ def drift_beside(
 
 
 def control_of(
-    model: "LatentSDE", step: Step, x: Array, pull: Array
+    model: AbstractLatentSDE, step: Step, x: Array, pull: Array
 ) -> Float[Array, "paths noise"] | None:
     """Return the residual's control of a step, `sqrt(dt) v`."""
     if model.residual is None:
@@ -173,7 +170,7 @@ def features(
 
 
 def relative_noise(
-    model: "LatentSDE", t: Float[Array, ""], x: Float[Array, " state"]
+    model: AbstractLatentSDE, t: Float[Array, ""], x: Float[Array, " state"]
 ) -> Float[Array, "state state"]:
     """Return `T = sigma_linear^-1 sigma(t, x)`, zero where `sigma` is not a number.
 
@@ -187,7 +184,7 @@ def relative_noise(
 
 
 def relative_law(
-    model: "LatentSDE", step: Step, x: Array, pull: Array
+    model: AbstractLatentSDE, step: Step, x: Array, pull: Array
 ) -> tuple[Array, Array, Array, Array]:
     """Return the law of noise that depends on the state: `e = T z`, `z ~ N(0, I)`.
 
@@ -214,7 +211,7 @@ def relative_law(
 
 
 def _state_noise(
-    model: "LatentSDE", step: Step, x: Array, pull: Array, noise: Array
+    model: AbstractLatentSDE, step: Step, x: Array, pull: Array, noise: Array
 ) -> tuple[Array, Array, Callable[[Array], Array]]:
     """Return its log-weight, `noise` about the optimum, and what takes it to `X`."""
     log, half, factor, spread = relative_law(model, step, x, pull)
@@ -228,7 +225,7 @@ def _state_noise(
 
 
 def simulate(
-    model: "LatentSDE",
+    model: AbstractLatentSDE,
     anchored: Anchored,
     series: Series,
     grid: Grid,
@@ -266,7 +263,7 @@ def simulate(
 
 
 def observed(
-    model: "LatentSDE",
+    model: AbstractLatentSDE,
     anchored: Anchored,
     series: Series,
     x: Float[Array, "obs paths s"],
@@ -277,7 +274,7 @@ def observed(
 
 
 def correction(
-    model: "LatentSDE",
+    model: AbstractLatentSDE,
     observation: tuple[Site, Array, Array, Array],
     x: Float[Array, "paths state"],
 ) -> Float[Array, " paths"]:

@@ -1,22 +1,16 @@
 """After training: paths, marginals, imputation, forecasts, filters, the certificate."""
 
 import dataclasses
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from . import cautions
-from .checks import check_batch, check_series
-from .clock import Clock, clock_of, warn_of_origin
+from .answers import Bands, Draws, Marginals
+from .components import Components, readings, shares_of
 from .draws import (
-    Bands,
-    Draws,
-    Marginals,
     draws_of,
     errors_at,
     evidence_of,
@@ -34,12 +28,11 @@ from .evidence import Evidence
 from .filtering import Filtered
 from .model import LatentSDE
 from .predictions import Predictions
-from .rows import with_rows
-from .series import Series, as_series
+from .record import Record, recorded
+from .series import Series
 from .twisted import Smoothed
 
 
-_DEFAULT_STEPS = 200
 _LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -57,14 +50,19 @@ class Posterior(eqx.Module):
     """
 
     model: LatentSDE
-    series: Series
-    single: bool = eqx.field(static=True)
-    clock: Clock | None = eqx.field(static=True, default=None)
+    record: Record
+
+    @property
+    def series(self) -> Series:
+        """The series, as a batch, at times that the model sees."""
+        return self.record.series
 
     @property
     def log_evidence(self) -> Float[Array, "*series"]:
         """`log p(y)` of the anchored linear model, exact."""
-        return self._out(linear_evidence(self.model, self.series, self._steps(None)))
+        return self.record.out(
+            linear_evidence(self.model, self.series, self._steps(None))
+        )
 
     def paths(
         self,
@@ -84,16 +82,16 @@ class Posterior(eqx.Module):
         **Warns:** `RunWarning` where fewer than one in twenty paths are distinct, where
         paths are not finite, and where the last known inputs are held.
         """
-        found = self._draws(num, key, *self._merged(times, inputs))
-        return self._out(found._replace(ts=self._times(found.ts)))
+        found = self._draws(num, key, *self.record.merged(times, inputs, self.model.t0))
+        return self.record.out(found._replace(ts=self.record.asked(times, found.ts)))
 
     def _draws(self, num: int, key: PRNGKeyArray, series: Series, at: Array) -> Draws:
-        keys = jax.random.split(key, series.ts.shape[0])
+        keys = self.record.keys(key, num)
         found = draws_of(self.model, series, at, self._steps(series), num, keys)
         if cautions.lost(found.positions):
             cautions.of_lost(self.model.dt, self._holding(series, at, keys))
         else:
-            cautions.of_few(found.ess, num, self._times(found.ts))
+            cautions.of_few(found.ess, num, self.record.times(found.ts))
         return found
 
     def _holding(self, series: Series, index: Array, keys: Array) -> float | None:
@@ -119,16 +117,49 @@ class Posterior(eqx.Module):
         Exact for a linear model observed linearly; for others by paths, as `paths`.
         """
         if is_exact(self.model):
-            series, at = self._merged(times, inputs)
+            series, at = self.record.merged(times, inputs, self.model.t0)
             mean, covariance = exact_laws(self.model, series, at, self._steps(series))
             variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
             scale = jnp.sqrt(jnp.maximum(variance, 0))
             exact = jnp.full(mean.shape[:2], jnp.inf)
-            return self._out(Marginals(mean, scale, exact))
+            return self.record.out(Marginals(mean, scale, exact))
         key = jax.random.key(0) if key is None else key
-        draws = self._draws(num_paths, key, *self._merged(times, inputs))
+        draws = self._draws(
+            num_paths, key, *self.record.merged(times, inputs, self.model.t0)
+        )
         x = draws.positions
-        return self._out(Marginals(x.mean(1), x.std(1), draws.ess))
+        return self.record.out(Marginals(x.mean(1), x.std(1), draws.ess))
+
+    def components(
+        self,
+        times: ArrayLike | None = None,
+        *,
+        key: PRNGKeyArray | None = None,
+        num_paths: int = 1_000,
+        inputs: ArrayLike | None = None,
+    ) -> Components:
+        """Return each part's share in the values at `times`, of a `Structure`.
+
+        Exact for a linear model observed linearly; for others by paths, as `paths`. Of
+        a `Decoder` with a `Readout` they are shares of the likelihood's parameter.
+
+        **Raises:** `ValueError` for a model whose linear part is no sum of parts.
+        """
+        names, rows = readings(self.model)
+        series, at = self.record.merged(times, inputs, self.model.t0)
+        if is_exact(self.model):
+            laws = exact_laws(self.model, series, at, self._steps(series))
+            mean, scale = shares_of(rows, *laws)
+            ess = jnp.full(at.shape, jnp.inf)
+        else:
+            key = jax.random.key(0) if key is None else key
+            draws = self._draws(num_paths, key, series, at)
+            shares = draws.positions @ rows.T
+            mean, scale, ess = shares.mean(1), shares.std(1), draws.ess
+        numbers = jnp.take_along_axis(jnp.asarray(series.ts), at, axis=1)
+        ts = self.record.asked(times, numbers)
+        ts, mean, scale, ess = self.record.out((ts, mean, scale, ess))
+        return Components(ts, names, mean, scale, ess, self.record.labels)
 
     def observations(
         self,
@@ -143,9 +174,10 @@ class Posterior(eqx.Module):
 
         Mean and quantiles are exact for a linear model observed linearly.
         """
-        self._check_levels(levels)
+        _check_levels(levels)
+        self.record.keys(key, num_paths)
         keys = jax.random.split(key)
-        series, at = self._merged(times, inputs)
+        series, at = self.record.merged(times, inputs, self.model.t0)
         draws = self._draws(num_paths, keys[0], series, at)
         noise = jax.random.split(keys[1], draws.ts.shape[0])
         errors = errors_at(series, at)
@@ -158,10 +190,12 @@ class Posterior(eqx.Module):
         else:
             mean, ess = samples.mean(1), draws.ess
             quantiles = jnp.moveaxis(jnp.quantile(samples, wanted, axis=1), 0, 1)
-        ts, mean, quantiles, samples, ess = self._out(
-            (self._times(draws.ts), mean, quantiles, samples, ess)
+        ts, mean, quantiles, samples, ess = self.record.out(
+            (self.record.asked(times, draws.ts), mean, quantiles, samples, ess)
         )
-        return Bands(ts, mean, levels, quantiles, samples, ess)
+        return Bands(
+            ts, mean, tuple(levels), quantiles, samples, ess, self.record.labels
+        )
 
     def forecast(
         self,
@@ -176,16 +210,7 @@ class Posterior(eqx.Module):
 
         **Raises:** `ValueError` for times that are not after a series' last.
         """
-        rows = self._rows(times)
-        last = np.asarray(self.series.ts)[:, -1]
-        early = rows[:, 0] < last if rows.size else np.zeros(len(last), bool)
-        if np.any(early):
-            i = int(np.argmax(early))
-            begin, end = self._times(rows[i, 0]), self._times(last[i])
-            raise ValueError(
-                f"`times` begin at {begin}, before the last observation at {end} of "
-                f"series {i}: for those use `observations`."
-            )
+        self.record.check_later(times)
         return self.observations(
             times, key=key, num_paths=num_paths, levels=levels, inputs=inputs
         )
@@ -195,7 +220,7 @@ class Posterior(eqx.Module):
     ) -> Float[Array, "*batch_and_shape"]:
         """Return the observations with the posterior mean where they are missing."""
         found = self.observations(key=key, num_paths=num_paths, levels=(0.5,)).mean
-        ys, mask = self._out((self.series.ys, self.series.mask))
+        ys, mask = self.record.out((self.series.ys, self.series.mask))
         return jnp.where(mask, ys, found)
 
     def evidence(self, *, key: PRNGKeyArray, num_paths: int = 1_000) -> Evidence:
@@ -216,12 +241,12 @@ class Posterior(eqx.Module):
             later = jax.random.fold_in(key, 1)
             fine = self._evidence(finer, later, num_paths)
             cautions.of_evidence(found, fine, self.model.dt)
-        return self._out(found)
+        return self.record.out(found)
 
     def _evidence(
         self, model: LatentSDE, key: PRNGKeyArray, num_paths: int
     ) -> Evidence:
-        keys = jax.random.split(key, self.series.ts.shape[0])
+        keys = self.record.keys(key, num_paths)
         steps = num_steps_of(model, self.series)
         return evidence_of(model, self.series, steps, num_paths, keys)
 
@@ -234,13 +259,12 @@ class Posterior(eqx.Module):
         observed linearly; for others by a particle filter whose particles are led to
         the next observation alone.
         """
-        keys = jax.random.split(key, self.series.ts.shape[0])
-        steps = self._steps(None)
+        keys, steps = self.record.keys(key, num_paths), self._steps(None)
         found = filtered(
             self.model, self.series, steps, num_paths, resample_below, keys
         )
-        cautions.of_few(found.ess, num_paths, self._times(self.series.ts))
-        return self._out(found)
+        cautions.of_few(found.ess, num_paths, self.record.times(self.series.ts))
+        return self.record.out(found)
 
     def smoother(
         self, *, key: PRNGKeyArray, num_paths: int = 1_000, resample_below: float = 0.5
@@ -250,12 +274,11 @@ class Posterior(eqx.Module):
         Its particles know the future. Better than `evidence` where its `ess` is small.
         `positions` are at the grid's nodes.
         """
-        keys = jax.random.split(key, self.series.ts.shape[0])
-        steps = self._steps(None)
+        keys, steps = self.record.keys(key, num_paths), self._steps(None)
         found = smoothed(
             self.model, self.series, steps, num_paths, resample_below, keys
         )
-        return self._out(found)
+        return self.record.out(found)
 
     def predictions(
         self, *, key: PRNGKeyArray | None = None, num_paths: int = 1_000
@@ -265,62 +288,22 @@ class Posterior(eqx.Module):
         Exact for a linear model observed linearly; for others by `filter`.
         """
         key = jax.random.key(0) if key is None else key
-        keys = jax.random.split(key, self.series.ts.shape[0])
+        keys = self.record.keys(key, num_paths)
         found = predicted(self.model, self.series, self._steps(None), num_paths, keys)
-        times = self._times(found.ts)
+        times = self.record.asked(None, found.ts)
         cautions.of_few(found.ess, num_paths, times)
-        return self._out(found._replace(ts=times))
+        found = self.record.out(found._replace(ts=times))
+        return found._replace(labels=self.record.labels)
 
     def _steps(self, series: Series | None) -> int:
         return num_steps_of(self.model, self.series if series is None else series)
 
-    def _out(self, tree: Any) -> Any:
-        return jax.tree.map(lambda x: x[0], tree) if self.single else tree
 
-    def _times(self, numbers: Any) -> Any:
-        """Return times as the user has them."""
-        return numbers if self.clock is None else self.clock.times(numbers)
-
-    def _check_levels(self, levels: tuple[float, ...]) -> None:
-        if not len(levels) or not all(0 < level < 1 for level in levels):
-            raise ValueError(f"`levels` are {levels}: pass probabilities in (0, 1).")
-
-    def _rows(self, times: Any) -> np.ndarray:
-        """Return times asked for as numbers, `(series, times)`."""
-        if isinstance(times, Tracer):
-            raise TypeError("`times` are traced: pass them as NumPy arrays.")
-        rows = np.asarray(times) if self.clock is None else self.clock.numbers(times)
-        if not np.issubdtype(rows.dtype, np.number) or not np.all(np.isfinite(rows)):
-            raise ValueError("`times` must be finite numbers, as those of the series.")
-        rows = np.atleast_1d(rows)
-        num = len(self.series.ts)
-        if rows.ndim > 2 or (rows.ndim == 2 and len(rows) not in (1, num)):
-            raise ValueError(
-                f"`times` have shape {rows.shape}: pass (times,) or ({num}, times)."
-            )
-        return np.broadcast_to(rows, (num, rows.shape[-1]))
-
-    def _merged(
-        self, times: ArrayLike | None, inputs: ArrayLike | None
-    ) -> tuple[Series, Array]:
-        """Return the series with rows for `times`, and where these are."""
-        series = self.series
-        num, length = series.ts.shape
-        if inputs is not None and (series.inputs is None or times is None):
-            lack = "the series has none" if series.inputs is None else "`times` are not"
-            raise ValueError(f"`inputs` are given and {lack}.")
-        if times is None:
-            return series, jnp.tile(jnp.arange(length), (num, 1))
-        rows, known = self._rows(times), np.asarray(series.ts)
-        first = known[:, 0] if self.model.t0 is None else self.model.t0
-        if np.any(np.diff(rows, axis=1) < 0) or np.any(rows[:, :1].T < first):
-            raise ValueError(
-                "`times` must be sorted and not before the first time of the series."
-            )
-        if series.inputs is not None and inputs is None:
-            cautions.of_held_inputs(rows > known[:, -1:])
-        merged, index = with_rows(series, rows, inputs)
-        return merged, jnp.asarray(index)
+def _check_levels(levels: tuple[float, ...]) -> None:
+    if not isinstance(levels, tuple | list):
+        raise TypeError(f"`levels` is {levels!r}: pass a tuple, such as (0.05, 0.95).")
+    if not len(levels) or not all(0 < level < 1 for level in levels):
+        raise ValueError(f"`levels` are {levels}: pass probabilities in (0, 1).")
 
 
 def posterior(
@@ -340,55 +323,16 @@ def posterior(
     network, if the model has one, refines it. Under `jit`, `vmap` and `grad` the times
     must be known: NumPy arrays.
 
-    **Arguments:** as a batch of `LatentSDETrainer`; `errors`, the standard error of
-    each value, of `ys`'s shape, which the `scale` of a `LinearDecoder` multiplies (make
-    it 1 for errors that are known); `dt`, the longest step; the model's own, from its
-    trainer, by default, and a 200th of the longest series where it has none; `unit`, in
-    which the model counts time where `ts` are dates (`datetime64`, or pandas' index),
-    one of NumPy's.
+    **Arguments:** as a batch of `LatentSDETrainer`, of NumPy, JAX or pandas: answers to
+    a frame have its names and its index by their `to_pandas()`; `errors`, the standard
+    error of each value, of `ys`'s shape, which the `scale` of a `LinearDecoder`
+    multiplies (make it 1 for errors that are known); `dt`, the longest step; the
+    model's own, from its trainer, by default, and a 200th of the longest series where
+    it has none; `unit`, in which the model counts time where `ts` are dates
+    (`datetime64`, or pandas' index), one of NumPy's.
 
     **Raises:** `ValueError` for times that are not finite or sorted, naming the series
     and the index, or shapes that do not fit the model. `TypeError` for traced times.
     """
-    if isinstance(ts, Tracer) or isinstance(dt, Tracer):
-        name = "ts" if isinstance(ts, Tracer) else "dt"
-        raise TypeError(
-            f"`{name}` is traced, and says how many steps there are: close over it as "
-            "a NumPy array or a number; `ys`, `errors` and the model may be traced."
-        )
-    clock = clock_of(ts, unit)
-    if clock is not None:
-        ts = clock.numbers(ts)
-        model = _since(model, clock)
-    ts = np.asarray(ts) if not isinstance(ts, jax.Array) else ts
-    given = [
-        None if x is None else (x if isinstance(x, Tracer) else jnp.asarray(x))
-        for x in (ys, mask, inputs, errors)
-    ]
-    check_batch(model, (ts, *given))
-    single = ts.ndim == 1
-    series = as_series((ts, *given))
-    check_series(model, (ts, *given))
-    if single:
-        series = jax.tree.map(lambda x: x[None], series)
-    dt = (model.dt or None) if dt is None else dt
-    if dt is None:
-        first = series.ts[:, 0] if model.t0 is None else model.t0
-        span = float(np.max(np.asarray(series.ts[:, -1] - first)))
-        dt = span / _DEFAULT_STEPS if span > 0 else 1.0
-    if not (np.isfinite(dt) and dt > 0):
-        raise ValueError(f"`dt` is {dt}: pass a positive length of time.")
-    return Posterior(dataclasses.replace(model, dt=dt), series, single, clock)
-
-
-def _since(model: LatentSDE, clock: Clock) -> LatentSDE:
-    """Return the model with `t0` on the clock."""
-    if model.drift is not None or not model.linear.time_invariant:
-        warn_of_origin(clock)
-    if model.t0 is None:
-        return model
-    if clock.unit is not None:
-        raise ValueError(
-            f"`t0` is {model.t0} and `ts` are dates: leave `t0` out, or pass numbers."
-        )
-    return dataclasses.replace(model, t0=model.t0 - clock.origin)
+    model, record = recorded(model, ts, ys, mask, inputs, errors, dt=dt, unit=unit)
+    return Posterior(model, record)

@@ -1,17 +1,17 @@
 """One-step-ahead predictions, and how the values compare with them."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from effgen.core.extras import needed
+
+from .dynamics import AbstractLatentSDE
 from .filtering import Filtered
+from .frames import Labels
 from .series import Series
-
-
-if TYPE_CHECKING:
-    from .model import LatentSDE
 
 
 class Predictions(NamedTuple):
@@ -21,7 +21,8 @@ class Predictions(NamedTuple):
     `residuals`, normal scores of the values under it, `(y - mean) / scale` where it is
     Gaussian: if the model is right, standard normal and independent in time; NaN where
     a value is missing; `scores`, the log-density of all that is seen at a time, at the
-    first of equal times; `ess`, the effective number of particles.
+    first of equal times; `ess`, the effective number of particles; `labels`, the names
+    of the record.
     """
 
     ts: Float[Array, " obs"]
@@ -30,10 +31,36 @@ class Predictions(NamedTuple):
     residuals: Float[Array, "obs *shape"]
     scores: Float[Array, " obs"]
     ess: Float[Array, " obs"]
+    labels: Labels = Labels()
+
+    def to_pandas(self) -> Any:
+        """Return mean, scale and residuals as a frame on the record's own index.
+
+        **Raises:** `ImportError`, with the command to install it, without pandas;
+        `ValueError` for observations that are no columns of numbers.
+        """
+        names = ("mean", "scale", "residuals")
+        return self.labels.table(self.ts, {name: getattr(self, name) for name in names})
+
+    def plot(self, sensor: int = 0) -> Any:
+        """Draw a sensor's residuals: in time, against a normal law, and by lag.
+
+        If the model is right they are standard normal and independent: 95 % of the
+        points and of the bars lie within the shades, and the middle is a straight line.
+
+        **Returns:** a `matplotlib` figure.
+
+        **Raises:** `ImportError`, with the command to install it, without matplotlib;
+        `ValueError` for a batch, or fewer than two values.
+        """
+        needed("matplotlib", by="Predictions.plot()", extra="plots")
+        from .pictures import predictions
+
+        return predictions(self, sensor)
 
 
 def predictions(
-    model: "LatentSDE", series: Series, found: Filtered, *, key: PRNGKeyArray
+    model: AbstractLatentSDE, series: Series, found: Filtered, *, key: PRNGKeyArray
 ) -> Predictions:
     """Return one-step-ahead predictions from particles, and the values' residuals.
 

@@ -48,7 +48,8 @@ def sample_prior(
 ) -> Float[Array, "num times state"]:
     """Draw paths of the prior at `ts`; the first is where `linear.initial` holds.
 
-    **Arguments:** `dt`, the step; `solver`, Euler's by default. Solvers in the sense of
+    **Arguments:** `dt`, the step, by default the model's, or a 200th of the times where
+    it has none; `solver`, Euler's by default. Solvers in the sense of
     Stratonovich give the same law where `sigma` does not depend on the state. Those
     that need Levy areas get them.
 
@@ -57,8 +58,9 @@ def sample_prior(
     times = np.asarray(ts, np.float64)
     if times.ndim != 1 or len(times) < 2 or np.any(np.diff(times) <= 0):
         raise ValueError("`ts` must be two or more increasing times.")
-    step = dt if dt is not None else model.dt
-    step = (times[-1] - times[0]) / 200 if step is None else step
+    step = (model.dt or (times[-1] - times[0]) / 200) if dt is None else dt
+    if not (np.isfinite(step) and step > 0):
+        raise ValueError(f"`dt` is {dt}: pass a positive length of time.")
     return _sampled(model, jnp.asarray(ts), num, key, step, solver, inputs)
 
 

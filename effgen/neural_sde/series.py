@@ -159,6 +159,8 @@ def merge_sensors(
     rows = {}
     for j, (times, values) in enumerate(sensors):
         times, values = np.asarray(times, float), np.asarray(values, float)
+        if not np.all(np.isfinite(times)):
+            raise ValueError(f"sensor {j} has times that are not finite.")
         if times.ndim != 1 or times.shape != values.shape:
             raise ValueError(
                 f"sensor {j} has {times.shape} times and {values.shape} values: pass "
@@ -205,6 +207,16 @@ def check_values(ys: np.ndarray, mask: np.ndarray) -> None:
         raise ValueError(
             f"`ys` is infinite at {tuple(bad[0].tolist())}: mark missing values by NaN "
             "or in `mask`."
+        )
+
+
+def check_numbers(name: str, value: Any) -> None:
+    """Raise `TypeError` for values that are no real numbers."""
+    dtype = jnp.result_type(value) if isinstance(value, jax.Array) else value.dtype
+    if dtype.kind not in "biuf" and not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"`{name}` have dtype {dtype}: pass real numbers, with NaN in `ys` where a "
+            "value is missing."
         )
 
 

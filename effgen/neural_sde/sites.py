@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .likelihoods import AbstractLikelihood
+from .likelihoods import AbstractLikelihood, site_precision
 from .messages import Site
 from .series import Series
 
@@ -38,12 +38,13 @@ class AbstractSites(eqx.Module):
 class LinearizedSites(AbstractSites):
     """The decoder linearized about the mode of the whole path.
 
-    At a state `m`, with `J` the network's Jacobian and `W` the Fisher information,
-    `precision = J^T W J` and `shift = J^T score + precision m`. Each sweep is Gauss and
-    Newton's step to the mode, shortened until the path's log-density rises; sweeps end
-    where no state moves by more than 1e-3 of its posterior standard deviation (4e-8 in
-    float64). They begin where each observation is, linearized at the prior's mean. The
-    mode's derivatives are exact there: one sweep more, of Newton's, carries them.
+    At a state `m`, with `J` the network's Jacobian and `W` the Fisher information (of
+    Student's law, the weights of iterated least squares), `precision = J^T W J` and
+    `shift = J^T score + precision m`. Each sweep is Gauss and Newton's step to the
+    mode, shortened until the path's log-density rises; sweeps end where no state moves
+    by more than 1e-3 of its posterior standard deviation (4e-8 in float64). They begin
+    where each observation is, linearized at the prior's mean. The mode's derivatives
+    are exact there: one sweep more, of Newton's, carries them.
 
     **Attributes:** `num_sweeps`, the most sweeps.
 
@@ -137,7 +138,8 @@ class _Path(eqx.Module):
             here = self.network(m)
             best = _fitting(self.likelihood, here, y)
             jacobian = jax.jacfwd(self.network)(m).reshape(-1, m.shape[0])
-            information = jnp.where(mask, self.likelihood.information(best), 0)
+            information = site_precision(self.likelihood, best, y)
+            information = jnp.where(mask, information, 0)
             pressed = information.reshape(-1)[:, None] * jacobian
             precision = jacobian.T @ pressed
             shift = pressed.T @ jnp.where(mask, best - here, 0).reshape(-1)
@@ -192,7 +194,7 @@ def _fitting(likelihood: AbstractLikelihood, parameter: Array, y: Array) -> Arra
 
     def step(p: Array, _: None) -> tuple[Array, None]:
         score = jax.grad(lambda p: jnp.sum(logs(p)))(p)
-        information = jnp.maximum(likelihood.information(p), 1e-30)
+        information = jnp.maximum(site_precision(likelihood, p, y), 1e-30)
         tried = p[None] + shares * (score / information)[None]
         rises = jax.vmap(logs)(tried) > logs(p)[None]
         first = jnp.argmax(rises, axis=0)
@@ -209,7 +211,8 @@ def _linearized(
     jacobian = jax.jacfwd(network)(m).reshape(-1, m.shape[0])
     logs = lambda p: jnp.sum(jnp.where(mask, likelihood.log_prob(p, y), 0))
     value, score = jax.value_and_grad(logs)(parameter)
-    information = jnp.where(mask, likelihood.information(parameter), 0).reshape(-1)
+    information = site_precision(likelihood, parameter, y)
+    information = jnp.where(mask, information, 0).reshape(-1)
     precision = jacobian.T @ (information[:, None] * jacobian)
     slope = jacobian.T @ score.reshape(-1)
     constant = value - slope @ m - 0.5 * m @ precision @ m

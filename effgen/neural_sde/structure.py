@@ -7,13 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from .decoders import LinearDecoder
+from .clock import clock_of
+from .counts import NegativeBinomial, Poisson
+from .decoders import Decoder, LinearDecoder, Readout
+from .frames import as_values
 from .gaussian import Gaussian
+from .likelihoods import AbstractLikelihood, Bernoulli
 from .linear import AbstractLinearSDE, Inputs, as_input_matrix, forced
 from .memory_parts import Autoregression, Matern
 from .model import LatentSDE
 from .parts import UNIT, AbstractPart, Cycle, Level, Measures, PartLaw, Season, Trend
-from .series import as_series
+from .series import as_series, check_shapes, check_times
 from .transitions import Coefficients, Transition, constant_transition
 
 
@@ -137,6 +141,11 @@ class Structure(AbstractLinearSDE):
         matrix = rows[:, None] * self.reads[None]
         return LinearDecoder(matrix, scale, offset=offset)
 
+    def readout(self, *, offset: ArrayLike = 0.0, loadings: ArrayLike = 1.0) -> Readout:
+        """Return the sum of the parts as a function, for the network of a `Decoder`."""
+        rows = jnp.atleast_1d(jnp.asarray(loadings, self.reads.dtype))
+        return Readout(rows[:, None] * self.reads[None], offset)
+
 
 def level(*, noise: float | None = None) -> Structure:
     """Return a random walk, `dX = noise dW`; `noise` in data units per root of time."""
@@ -192,26 +201,55 @@ def structural(
     mask: ArrayLike | None = None,
     *,
     loadings: ArrayLike = 1.0,
+    likelihood: AbstractLikelihood | None = None,
+    unit: str = "s",
 ) -> LatentSDE:
     """Return a structural model with start values from a record's span and spread.
 
     The offset is the values' mean; the noise starts at 0.3 of their deviation.
 
-    **Arguments:** as `posterior`; `loadings`, one a sensor, where there are several.
+    **Arguments:** as `posterior`; `loadings`, one a sensor, where there are several;
+    `likelihood`, of the values given the sum of the parts, such as
+    `NegativeBinomial()`, in place of normal noise: of counts the sum is the logarithm
+    of their mean. Such a model is trained by `LatentSDETrainer`, not by `fit_linear`.
+    `unit`, of dates, as `posterior`: periods and lengths are in it.
 
-    **Raises:** `ValueError` for a record without two values.
+    **Raises:** `ValueError` for a record without two values; `TypeError` for a first
+    argument that is no sum of parts.
     """
+    if not isinstance(structure, Structure):
+        raise TypeError(
+            f"`structure` is a {type(structure).__name__}: pass a sum of parts, such "
+            "as `level() + season(1.0)`."
+        )
+    clock = clock_of(ts, unit)
+    ts = ts if clock is None else clock.numbers(ts)
+    ts, ys = (np.asarray(x) for x in (ts, as_values(ys)))
+    check_shapes(ts, ys, None if mask is None else np.asarray(mask), None)
+    check_times(ts, None)
     series = as_series((ts, ys, mask))
     values = np.where(series.mask, np.asarray(series.ys, np.float64), np.nan)
     if np.sum(np.isfinite(values)) < 2:
         raise ValueError("`ys` has fewer than two values: start values need more.")
-    flat = values.reshape(-1, values.shape[-1])
+    flat = _linked(likelihood, values.reshape(-1, values.shape[-1]))
     spread = float(np.nanmean(np.nanstd(flat, axis=0))) or 1.0
     structure = structure.started(_measures(np.asarray(series.ts), spread))
     mean = np.nanmean(flat, axis=0)
     noise = np.full(flat.shape[1], 0.3 * spread)
     rows = jnp.broadcast_to(jnp.asarray(loadings), noise.shape)
+    if likelihood is not None:
+        decoder = Decoder(structure.readout(offset=mean, loadings=rows), likelihood)
+        return LatentSDE(structure, decoder, frozen=("decoder.network",))
     return LatentSDE(structure, structure.decoder(noise, offset=mean, loadings=rows))
+
+
+def _linked(likelihood: AbstractLikelihood | None, values: np.ndarray) -> np.ndarray:
+    """Return values in the likelihood's parameter: logarithms of counts, log-odds."""
+    if isinstance(likelihood, Poisson | NegativeBinomial):
+        return np.log(values + 0.5)
+    if isinstance(likelihood, Bernoulli):
+        return 2 * (2 * values - 1)
+    return values
 
 
 def _measures(ts: np.ndarray, spread: float) -> Measures:

@@ -89,6 +89,15 @@ def from_spread(
     return Transition(flow, offset, root, root_dt * gain, dt * mean_weight)
 
 
+def covariance_root(covariance: Matrix) -> Matrix:
+    """Return `C`, `C C^T` the covariance, which may be singular, in any units."""
+    scale = safe_sqrt(jnp.maximum(jnp.diagonal(covariance), 0))
+    safe = jnp.where(scale > 0, scale, 1)
+    correlation = covariance / (safe[:, None] * safe[None])
+    correlation = jnp.where(jnp.eye(len(scale), dtype=bool), 1, correlation)
+    return scale[:, None] * semidefinite_root(correlation)
+
+
 def semidefinite_root(correlation: Matrix) -> Matrix:
     """Return `C`, lower triangular, `C C^T` the matrix with a unit diagonal.
 
@@ -102,16 +111,19 @@ def semidefinite_root(correlation: Matrix) -> Matrix:
     if size > MOST_ELIMINATED:
         ridge = least * jnp.eye(size, dtype=correlation.dtype)
         return jnp.linalg.cholesky(correlation + ridge)
-    columns, rest = [], correlation
-    for i in range(size):
-        column = rest[:, i].at[:i].set(0.0)
-        column = column.at[i].set(jnp.maximum(rest[i, i], least))
-        column = column * jax.lax.rsqrt(column[i])
-        most = 1.001 * safe_sqrt(jnp.diagonal(rest)).at[i].set(column[i])
+    index = jnp.arange(size)
+
+    def eliminate(rest: Matrix, i: Array) -> tuple[Matrix, Vector]:
+        on = index == i
+        column = jnp.where(index >= i, rest[:, i], 0.0)
+        pivot = jnp.maximum(rest[i, i], least)
+        column = jnp.where(on, pivot, column) * jax.lax.rsqrt(pivot)
+        most = jnp.where(on, column, 1.001 * safe_sqrt(jnp.diagonal(rest)))
         column = jnp.clip(column, -most, most)
-        columns.append(column)
-        rest = rest - column[:, None] * column[None]
-    return jnp.stack(columns, axis=1)
+        return rest - column[:, None] * column[None], column
+
+    # A loop: unrolled, it was a third of what a training step has to compile.
+    return jax.lax.scan(eliminate, correlation, index)[1].T
 
 
 def _with_diagonal(matrix: Matrix, diagonal: Vector) -> Matrix:
@@ -185,11 +197,14 @@ def _balanced_norm(matrix: Matrix) -> Array:
     present = outer > 0
     logs = jnp.where(present, jnp.log(jnp.where(present, outer, 1.0)), -1e30)
     both = present.any(0) & present.any(1)
-    units = jnp.zeros(sizes.shape[0], sizes.dtype)
-    for _ in range(_NUM_BALANCINGS):
+
+    def balance(_: Array, units: Vector) -> Vector:
         scaled = logs - units[:, None] + units[None]
         ratio = scaled.max(1) - scaled.max(0)
-        units = units + jnp.where(both, ratio, 0.0) / 4
+        return units + jnp.where(both, ratio, 0.0) / 4
+
+    start = jnp.zeros(sizes.shape[0], sizes.dtype)
+    units = jax.lax.fori_loop(0, _NUM_BALANCINGS, balance, start)
     scaled = jnp.exp(logs - units[:, None] + units[None])
     balanced = scaled + jnp.diag(jnp.diagonal(sizes))
     return jnp.maximum(balanced.sum(0).max(), balanced.sum(1).max())

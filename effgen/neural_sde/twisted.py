@@ -5,7 +5,7 @@ them, so that early times keep as many distinct positions as late ones.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +20,12 @@ from effgen.core.weights import (
 )
 
 from .anchors import Anchored, cast, prior_transitions
+from .dynamics import AbstractLatentSDE
 from .grid import Grid
 from .linear import driven_fully
 from .paths import Step, correction, drift_beside, moved, relative_noise, steps_of
 from .series import Series
 from .transitions import Transition
-
-
-if TYPE_CHECKING:
-    from .model import LatentSDE
 
 
 _NUM_CANDIDATES = 32
@@ -70,7 +67,7 @@ class _Cloud(NamedTuple):
 
 
 def twisted_filter(
-    model: "LatentSDE",
+    model: AbstractLatentSDE,
     anchored: Anchored,
     series: Series,
     grid: Grid,
@@ -112,7 +109,7 @@ def twisted_filter(
 
 
 def _forward(
-    model: "LatentSDE",
+    model: AbstractLatentSDE,
     anchored: Anchored,
     series: Series,
     grid: Grid,
@@ -164,7 +161,7 @@ def finite(positions: Array, log_weights: Array) -> Bool[Array, " paths"]:
 
 
 def weighting(
-    model: "LatentSDE", anchored: Anchored, series: Series, grid: Grid
+    model: AbstractLatentSDE, anchored: Anchored, series: Series, grid: Grid
 ) -> Callable[[Array, Array, Array], Array]:
     """Return what adds to log-weights what sites leave of a node's observations."""
     if model.decoder.exact:
@@ -204,7 +201,7 @@ def _resampled(particles: _Particles, below: Array, key: PRNGKeyArray) -> _Parti
 
 
 def _backward(
-    model: "LatentSDE",
+    model: AbstractLatentSDE,
     anchored: Anchored,
     series: Series,
     grid: Grid,
@@ -251,7 +248,7 @@ def _backward(
 
 
 def _chosen(
-    model: "LatentSDE",
+    model: AbstractLatentSDE,
     step: Step,
     transition: Transition,
     x: Float[Array, "paths state"],

@@ -193,3 +193,60 @@ def test_steps_are_found_from_the_data():
     trainer = ns.LatentSDETrainer(OPTIM, dt=0.01)
     data = eg.Minibatches(series(), 2)
     assert trainer.for_data(trainer.init(double_well()), data).max_steps == 104
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: ns.Gaussian.independent(np.zeros(1), -1.0), "no standard deviation"),
+        (lambda: ns.Gaussian(np.array([np.nan]), np.eye(1)), "`mean` is not finite"),
+        (lambda: ns.LinearDecoder([[np.nan]], 1.0), "`matrix` is not finite"),
+        (
+            lambda: ns.LinearSDE(
+                [[np.inf]], [0.0], [[1.0]], ns.Gaussian.independent(np.zeros(1), 1.0)
+            ),
+            "`matrix` is not finite",
+        ),
+        (
+            lambda: ns.DiagonalSDE(
+                np.nan, 0.0, 1.0, ns.Gaussian.independent(np.zeros(1), 1.0)
+            ),
+            "`rates` is not finite",
+        ),
+        (lambda: ns.season(1.0, 1.5), r"`harmonics` is 1\.5"),  # pyright: ignore
+        (lambda: ns.cycle("9"), "`period` of `cycle`"),  # pyright: ignore
+        (lambda: ns.merge_sensors([(np.array([0, np.nan]), np.ones(2))]), "not finite"),
+        (
+            lambda: ns.structural(ns.level(), np.array([0.0, 2, 1]), np.arange(3.0)),
+            "sort each series",
+        ),
+        (
+            lambda: ns.structural(ns.level(), np.arange(4.0), np.arange(3.0)),
+            "must be the same",
+        ),
+        (
+            lambda: ns.sample_prior(double_well(), np.arange(3.0), 2, key=KEY, dt=0.0),
+            "positive length",
+        ),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_any_compute(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+def test_arguments_of_answers_are_refused_by_name():
+    found = ns.posterior(double_well(), np.arange(1.0, 4.0), np.zeros(3), dt=0.1)
+    for settings, error, said in (
+        ({"key": None}, TypeError, "`key` is None"),
+        ({"key": KEY, "num_paths": 0}, ValueError, "`num_paths` is 0"),
+        ({"key": KEY, "num_paths": 1.5}, ValueError, r"`num_paths` is 1\.5"),
+        ({"key": KEY, "levels": 0.9}, TypeError, "pass a tuple"),
+    ):
+        with pytest.raises(error, match=said):
+            found.forecast([4.0], **settings)
+    with pytest.raises(TypeError, match="`ys` have dtype complex"):
+        ns.posterior(double_well(), np.arange(3.0), np.zeros(3) + 0j)
+    short = np.float32(19_700 + np.arange(4) / 24)
+    with pytest.warns(eg.RunWarning, match="gaps are rounded"):
+        ns.posterior(double_well(t0=None), short, np.zeros(4), dt=0.1)

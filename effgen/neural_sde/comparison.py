@@ -1,0 +1,120 @@
+"""Models compared by how well they predict what they were not fitted to."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import ArrayLike, Float, PRNGKeyArray
+
+from effgen.core.extras import needed
+
+from .clock import as_times
+from .model import LatentSDE
+from .posterior import posterior
+
+
+class Comparison(NamedTuple):
+    """Held-out log scores, the best model first.
+
+    **Attributes:** `names`; `log_scores`, sums of one-step-ahead log-densities in nats;
+    `behind`, how far below the first; `standard_errors`, of `behind`: a difference of
+    less than two of them says little; `scores`, at each held-out time, those of series
+    one after the other.
+    """
+
+    names: tuple[str, ...]
+    log_scores: Float[np.ndarray, " models"]
+    behind: Float[np.ndarray, " models"]
+    standard_errors: Float[np.ndarray, " models"]
+    scores: Float[np.ndarray, "models held_out"]
+
+    def to_pandas(self) -> Any:
+        """Return a `pandas.DataFrame`, a row for each model.
+
+        **Raises:** `ImportError`, with the command to install it, without pandas.
+        """
+        pd = needed("pandas", by="Comparison.to_pandas()", extra="plots")
+        columns = ("log_scores", "behind", "standard_errors")
+        return pd.DataFrame(
+            {name: getattr(self, name) for name in columns}, index=list(self.names)
+        )
+
+
+def compare(
+    models: Mapping[str, LatentSDE],
+    ts: ArrayLike,
+    ys: ArrayLike,
+    mask: ArrayLike | None = None,
+    inputs: ArrayLike | None = None,
+    *,
+    since: Any,
+    key: PRNGKeyArray | None = None,
+    num_paths: int = 1_000,
+    unit: str = "s",
+) -> Comparison:
+    """Compare models by their log scores of the times after `since`.
+
+        log_score = sum over times t > since of log p(y_t | y before t)
+
+    Each model has seen all before a time, and its parameters should be fitted on times
+    up to `since` alone. The error of a difference is from the differences time by time,
+    which may be dependent.
+
+    **Arguments:** `models` by name; the whole record, and `unit`, as `posterior`;
+    `since`, the last time that models were fitted to; `key` and `num_paths`, of the
+    filters of nonlinear models.
+
+    **Raises:** `ValueError` for no model, or fewer than two held-out times with values;
+    `TypeError` for models without names.
+
+    **Source:** Gneiting and Raftery (2007); of the error, Diebold and Mariano (1995),
+    with the weights of Newey and West (1987).
+    """
+    if not isinstance(models, Mapping):
+        raise TypeError('`models` have no names: pass {"linear": model, ...}.')
+    if not models:
+        raise ValueError("`models` is empty: pass at least one.")
+    scores = []
+    for model in models.values():
+        found = posterior(model, ts, ys, mask, inputs, unit=unit)
+        told = found.predictions(key=key, num_paths=num_paths)
+        kept = _held_out(np.asarray(told.ts), since, np.asarray(found.series.seen))
+        scores.append(np.asarray(told.scores, np.float64).reshape(kept.shape)[kept])
+    table = np.stack(scores)
+    if table.shape[1] < 2:
+        raise ValueError(
+            f"fewer than two times with values are after `since`, {since}: hold out "
+            "more of the record."
+        )
+    totals = table.sum(1)
+    order = np.argsort(-totals, kind="stable")
+    table = table[order]
+    apart = table[0] - table
+    errors = np.array([_error_of_sum(row) for row in apart])
+    names = tuple(list(models)[i] for i in order)
+    return Comparison(names, totals[order], apart.sum(1), errors, table)
+
+
+def _held_out(ts: np.ndarray, since: Any, seen: np.ndarray) -> np.ndarray:
+    """Return where times after `since` have values, the first of equal times."""
+    ts = np.atleast_2d(ts)
+    after = ts > as_times(since).astype(ts.dtype)
+    new = np.concatenate([np.ones((len(ts), 1), bool), ts[:, 1:] != ts[:, :-1]], axis=1)
+    # Of equal times the first has the score of all.
+    groups = np.cumsum(new, axis=1)
+    any_seen = np.stack(
+        [np.isin(row, row[there]) for row, there in zip(groups, seen, strict=True)]
+    )
+    return after & new & any_seen
+
+
+def _error_of_sum(values: np.ndarray) -> float:
+    """Return the standard error of a sum of dependent terms, by Bartlett's weights."""
+    num = len(values)
+    centered = values - values.mean()
+    lags = int(4 * (num / 100) ** (2 / 9))
+    variance = centered @ centered
+    for lag in range(1, min(lags, num - 1) + 1):
+        weight = 1 - lag / (lags + 1)
+        variance += 2 * weight * (centered[lag:] @ centered[:-lag])
+    return float(np.sqrt(max(variance, 0) * num / (num - 1)))

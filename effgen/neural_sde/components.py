@@ -1,0 +1,87 @@
+"""The parts of a structural model apart: what each shows of the values, with bands."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from effgen.core.extras import needed
+
+from .dynamics import AbstractLatentSDE
+from .frames import Labels
+from .structure import Structure
+
+
+class Components(NamedTuple):
+    """The law of each part's share in the values, `reads . X` of the part.
+
+    **Attributes:** `ts`; `names`, of the parts; `mean` and `scale`, its standard
+    deviation; `ess`, as of `Marginals`; `labels`, the names of the record.
+    """
+
+    ts: Float[Array, " times"]
+    names: tuple[str, ...]
+    mean: Float[Array, "times parts"]
+    scale: Float[Array, "times parts"]
+    ess: Float[Array, " times"]
+    labels: Labels = Labels()
+
+    def to_pandas(self) -> Any:
+        """Return mean and deviation of each part as a frame on the record's index.
+
+        **Raises:** `ImportError`, with the command to install it, without pandas.
+        """
+        labels = Labels(
+            self.names,
+            self.labels.name,
+            self.labels.zone,
+            self.labels.unit,
+            self.labels.period,
+        )
+        return labels.table(self.ts, {"mean": self.mean, "scale": self.scale})
+
+    def plot(self) -> Any:
+        """Draw each part with bands of 50 and 90 %, one panel below the other.
+
+        **Returns:** a `matplotlib` figure.
+
+        **Raises:** `ImportError`, with the command to install it, without matplotlib;
+        `ValueError` for a batch.
+        """
+        needed("matplotlib", by="Components.plot()", extra="plots")
+        from .pictures import components
+
+        return components(self)
+
+
+def readings(
+    model: AbstractLatentSDE,
+) -> tuple[tuple[str, ...], Float[Array, "parts state"]]:
+    """Return the parts' names, and the rows that read each from the state.
+
+    **Raises:** `ValueError` for a model that is no sum of parts.
+    """
+    linear = model.linear
+    if not isinstance(linear, Structure):
+        raise ValueError(
+            f"the model's linear part is a {type(linear).__name__} and has no parts: "
+            "components are of a sum such as `level() + season(1.0)`."
+        )
+    reads = linear.reads
+    rows = np.zeros((len(linear.names), len(reads)))
+    for i, part in enumerate(linear.slices.values()):
+        rows[i, part] = 1
+    return linear.names, jnp.asarray(rows, reads.dtype) * reads[None]
+
+
+@jax.jit
+def shares_of(
+    rows: Float[Array, "parts state"],
+    mean: Float[Array, "series times state"],
+    covariance: Float[Array, "series times state state"],
+) -> tuple[Array, Array]:
+    """Return each part's mean and standard deviation from the law of the state."""
+    variance = jnp.einsum("pi,stij,pj->stp", rows, covariance, rows)
+    return mean @ rows.T, jnp.sqrt(jnp.maximum(variance, 0))

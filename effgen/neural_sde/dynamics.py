@@ -1,0 +1,72 @@
+"""A latent SDE as the rest of the package sees it: its law, and how it is observed.
+
+Anchors, bounds, filters and answers are written against this; `LatentSDE`, which holds
+an anchor and a control of its own, is the one that users make.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .decoders import AbstractDecoder
+from .linear import AbstractLinearSDE, forced, noise_size
+
+
+Drift = Callable[..., Float[Array, " state"]]
+Diffusion = Callable[[Float[Array, ""], Float[Array, " state"]], Array]
+
+
+class AbstractLatentSDE(eqx.Module):
+    """`dX = (A X + b + C u + drift(t, X)) dt + sigma dW`, observed by a decoder.
+
+    **Attributes:** as of `LatentSDE`.
+    """
+
+    linear: eqx.AbstractVar[AbstractLinearSDE]
+    decoder: eqx.AbstractVar[AbstractDecoder]
+    drift: eqx.AbstractVar[Drift | None]
+    residual: eqx.AbstractVar[Callable[[Float[Array, " features"]], Array] | None]
+    diffusion: eqx.AbstractVar[Diffusion | None]
+    control: eqx.AbstractVar[Any]
+    anchor: eqx.AbstractVar[Any]
+    t0: eqx.AbstractVar[float | None]
+    message_dtype: eqx.AbstractVar[Any]
+    dt: eqx.AbstractVar[float]
+
+    @property
+    def num_states(self) -> int:
+        """The number of components of the state."""
+        return self.linear.initial.mean.shape[0]
+
+    @property
+    def noise_size(self) -> int:
+        """The number of normal variables of one step."""
+        return noise_size(self.linear)
+
+    def prior_drift(
+        self, t: Float[Array, ""], x: Float[Array, " state"], u: Array | None = None
+    ) -> Float[Array, " state"]:
+        """Return the whole drift of the prior."""
+        matrix, bias, _ = self.linear.coefficients(t)
+        linear = matrix @ x + forced(bias, self.linear.input_matrix, u)
+        return linear if self.drift is None else linear + self.beside(t, x, u)
+
+    def beside(
+        self, t: Float[Array, ""], x: Float[Array, " state"], u: Array | None
+    ) -> Float[Array, " state"]:
+        """Return the drift beside the linear one."""
+        if self.drift is None:
+            return jnp.zeros_like(x)
+        return self.drift(t, x) if u is None else self.drift(t, x, u)
+
+    def prior_diffusion(
+        self, t: Float[Array, ""], x: Float[Array, " state"]
+    ) -> Float[Array, "state brownian"]:
+        """Return `sigma(t, x)`."""
+        if self.diffusion is None:
+            return self.linear.coefficients(t).diffusion
+        sigma = self.diffusion(t, x)
+        return jnp.diag(sigma) if sigma.ndim == 1 else sigma

@@ -1,0 +1,105 @@
+"""Records and answers as pandas has them; pandas itself is imported to answer alone."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import numpy as np
+
+from effgen.core.extras import needed
+
+
+class Labels(eqx.Module):
+    """What a record's frame calls its times and columns, given back with answers.
+
+    **Attributes:** `columns`; `name`, of the index; `zone`, its time zone; `unit`, its
+    resolution; `period`, the frequency of an index of periods.
+    """
+
+    columns: tuple[Any, ...] | None = eqx.field(static=True, default=None)
+    name: Any = eqx.field(static=True, default=None)
+    zone: Any = eqx.field(static=True, default=None)
+    unit: str | None = eqx.field(static=True, default=None)
+    period: str | None = eqx.field(static=True, default=None)
+
+    def index(self, ts: Any) -> Any:
+        """Return times as an index of the record's kind."""
+        pd = needed("pandas", by="to_pandas()", extra="plots")
+        ts = np.asarray(ts)
+        index = pd.Index(ts, name=self.name)
+        if self.period is not None:
+            return index.to_period(self.period)
+        if self.unit is not None and hasattr(index, "as_unit"):
+            index = index.round(self.unit).as_unit(self.unit)
+        if self.zone is not None:
+            index = index.tz_localize("UTC").tz_convert(self.zone)
+        return index
+
+    def table(self, ts: Any, statistics: Mapping[str, Any]) -> Any:
+        """Return statistics as a frame: a row for each time, a column for each.
+
+        Of several columns of the record each has its own statistics, by two levels of
+        names. Of a batch the index has the series' number before the time.
+
+        **Raises:** `ValueError` for values that are no numbers of columns, as pictures.
+        """
+        pd = needed("pandas", by="to_pandas()", extra="plots")
+        ts = np.asarray(ts)
+        found = {name: np.asarray(value) for name, value in statistics.items()}
+        if ts.ndim == 2:
+            frames = [
+                self.table(ts[i], {name: value[i] for name, value in found.items()})
+                for i in range(len(ts))
+            ]
+            return pd.concat(dict(enumerate(frames)), names=["series"])
+        values = np.stack(list(found.values()), axis=-1)
+        if values.ndim != 3:
+            raise ValueError(
+                f"values have shape {values.shape[1:-1]} a time: only columns of "
+                "numbers make a table."
+            )
+        size = values.shape[1]
+        columns = range(size) if self.columns is None else self.columns
+        names = pd.MultiIndex.from_product([list(columns), list(found)])
+        if size == 1:
+            names = pd.Index(list(found))
+        return pd.DataFrame(
+            values.reshape(len(ts), -1), index=self.index(ts), columns=names
+        )
+
+
+def labels_of(ts: Any, ys: Any) -> Labels:
+    """Return the names of a record that is pandas'.
+
+    **Raises:** `ValueError` for an index of times and values of other times.
+    """
+    columns = None
+    if hasattr(ys, "to_numpy"):
+        columns = tuple(ys.columns) if hasattr(ys, "columns") else (ys.name,)
+        _check_aligned(ts, ys)
+    times = getattr(ts, "array", ts) if hasattr(ts, "to_numpy") else ts
+    period = str(times.freqstr) if hasattr(times, "to_timestamp") else None
+    return Labels(
+        columns,
+        getattr(ts, "name", None),
+        getattr(times, "tz", None),
+        getattr(times, "unit", None),
+        period,
+    )
+
+
+def _check_aligned(ts: Any, ys: Any) -> None:
+    """Raise `ValueError` where the values' own index has other times."""
+    own, dated = ys.index, hasattr(ys.index, "to_pydatetime")
+    if dated and hasattr(ts, "equals") and hasattr(ts, "to_pydatetime"):
+        if not own.equals(ts):
+            raise ValueError(
+                "`ts` and the index of `ys` are not the same times: pass `ys.index`."
+            )
+
+
+def as_values(ys: Any) -> Any:
+    """Return pandas' values as numbers, NaN where missing; anything else as it is."""
+    if not hasattr(ys, "to_numpy"):
+        return ys
+    return ys.to_numpy(dtype=np.float64, na_value=np.nan)

@@ -1,0 +1,239 @@
+"""Regime switches: a record that goes from one linear model to another and back."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optimistix
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
+
+from .anchors import cast
+from .answers import Bands
+from .draws import is_exact
+from .frames import Labels
+from .gaussian import as_float
+from .histories import drawn, filtered, observed_by
+from .model import LatentSDE
+from .record import Record, recorded
+from .series import Series
+
+
+class Switching(eqx.Module):
+    """Linear models of one state, and the rates at which one gives way to another.
+
+    From each time to the next one regime holds, `P(next | now) = expm(Q gap)`, with
+    `Q` of off-diagonal `rates`; the first has the chain's own law. The state goes on
+    through a switch.
+
+    **Attributes:** `models`; `names`; `log_rates`, learned, the diagonal unused.
+    """
+
+    models: tuple[LatentSDE, ...]
+    names: tuple[str, ...] = eqx.field(static=True)
+    log_rates: Float[Array, "regimes regimes"]
+
+    def __init__(self, models: Mapping[str, LatentSDE], rates: ArrayLike) -> None:
+        """Check the models.
+
+        **Arguments:** `models` by name, linear and observed linearly, of states and
+        sensors alike; `rates`, `(regimes, regimes)`, from each (row) to each, one over
+        the time that is spent in one before; or one number for all.
+
+        **Raises:** `TypeError` or `ValueError` for models that do not fit together, and
+        rates that are not positive.
+        """
+        if not isinstance(models, Mapping) or len(models) < 2:
+            raise TypeError('`models` must be two or more, {"calm": model, ...}.')
+        self.models, self.names = tuple(models.values()), tuple(models)
+        for name, model in models.items():
+            if not isinstance(model, LatentSDE) or not is_exact(model):
+                raise ValueError(
+                    f"the model of {name!r} must be a `LatentSDE` that is linear and "
+                    "observed linearly."
+                )
+        shapes = {(m.num_states, observed_by(m).matrix.shape[0]) for m in self.models}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"regimes have (states, sensors) {sorted(shapes)}: all must have the "
+                "same, since the state goes on."
+            )
+        if any(m.linear.input_matrix is not None for m in self.models):
+            raise ValueError("regimes with an `input_matrix` are not supported.")
+        num = len(models)
+        rates = jnp.broadcast_to(as_float(rates), (num, num))
+        away = ~np.eye(num, dtype=bool)
+        if not bool(jnp.all(jnp.where(away, rates, 1) > 0)):
+            raise ValueError(f"`rates` are {rates}: pass positive ones.")
+        self.log_rates = jnp.log(jnp.where(away, rates, 1))
+
+    @property
+    def generator(self) -> Float[Array, "regimes regimes"]:
+        """`Q`, whose rows sum to zero."""
+        away = 1 - jnp.eye(len(self.names), dtype=self.log_rates.dtype)
+        rates = away * jnp.exp(self.log_rates)
+        return rates - jnp.diag(jnp.sum(rates, axis=1))
+
+    def filter(
+        self,
+        ts: ArrayLike,
+        ys: ArrayLike,
+        mask: ArrayLike | None = None,
+        *,
+        num_histories: int = 64,
+        unit: str = "s",
+    ) -> "Regimes":
+        """Return which regime held when, and the law of the state.
+
+        Each history of regimes has a Kalman filter of its own. All are followed while
+        there are no more than `num_histories`, then the most probable ones: so
+        `log_evidence` is exact at first, and a bound that `dropped` says how good of.
+
+        **Raises:** as `posterior`; `ValueError` for a batch of series.
+
+        **Source:** Tugnait (1982); Ghahramani and Hinton (2000).
+        """
+        if num_histories < len(self.names):
+            raise ValueError(f"`num_histories` is {num_histories}: pass more.")
+        record = _record(self, ts, ys, mask, unit)
+        found = filtered(self, _one(record.series), num_histories)
+        return Regimes(*found, self.names, record, self)  # pyright: ignore
+
+
+class Regimes(NamedTuple):
+    """Regimes of one series.
+
+    **Attributes:** `log_evidence`; `filtered`, the probability of each regime at each
+    time given what was seen until then; `smoothed`, given all; `dropped`, the share of
+    probability that was left out, at each time; `means`, `covariances`, `log_weights`
+    and `last`: each history's law of the last state, its probability, and its regime;
+    `names`; `record`; `model`.
+    """
+
+    log_evidence: Float[Array, ""]
+    filtered: Float[Array, "obs regimes"]
+    smoothed: Float[Array, "obs regimes"]
+    dropped: Float[Array, " obs"]
+    means: Float[Array, "histories state"]
+    covariances: Float[Array, "histories state state"]
+    log_weights: Float[Array, " histories"]
+    last: Array
+    names: tuple[str, ...]
+    record: Record
+    model: Switching
+
+    def to_pandas(self) -> Any:
+        """Return the smoothed probabilities as a frame on the record's own index.
+
+        **Raises:** `ImportError`, with the command to install it, without pandas.
+        """
+        ts = self.record.asked(None, self.record.series.ts)[0]
+        labels = self.record.labels
+        columns = {n: self.smoothed[:, i : i + 1] for i, n in enumerate(self.names)}
+        labels = Labels(None, labels.name, labels.zone, labels.unit, labels.period)
+        return labels.table(ts, columns)
+
+    def forecast(
+        self,
+        times: ArrayLike,
+        *,
+        key: PRNGKeyArray,
+        num_paths: int = 1_000,
+        levels: tuple[float, ...] = (0.05, 0.25, 0.5, 0.75, 0.95),
+    ) -> Bands:
+        """Return quantiles of what will be observed, regimes to come drawn as well.
+
+        **Raises:** `ValueError` for times that are not sorted and after the last.
+        """
+        self.record.check_later(times)
+        rows = self.record.rows(times)[0]
+        if np.any(np.diff(rows) < 0):
+            raise ValueError("`times` must be sorted.")
+        gaps = np.diff(
+            np.concatenate([np.asarray(self.record.series.ts)[0, -1:], rows])
+        )
+        state = (self.means, self.covariances, self.log_weights, self.last)
+        dtype = self.means.dtype
+        samples = drawn(self.model, state, jnp.asarray(gaps, dtype), num_paths, key)
+        quantiles = jnp.quantile(samples, jnp.asarray(levels, dtype), axis=0)
+        ts = self.record.asked(times, jnp.asarray(rows, dtype)[None])[0]
+        ess = jnp.full(len(rows), float(num_paths))
+        labels = self.record.labels
+        return Bands(
+            ts, samples.mean(0), tuple(levels), quantiles, samples, ess, labels
+        )
+
+
+def fit_regimes(
+    model: Switching,
+    ts: ArrayLike,
+    ys: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    prior_scale: float = 1.5,
+    num_histories: int = 32,
+    max_steps: int = 200,
+    unit: str = "s",
+) -> tuple[Switching, float]:
+    """Return regimes fitted by their evidence, in float64, and that evidence.
+
+        maximize  log p(y) - sum (log p - log p_start)^2 / (2 prior_scale^2)
+
+    over rates and what each model trains, by BFGS; the sum is over parameters kept by
+    logarithms. Names of regimes are interchangeable: their start values tell which is
+    which.
+
+    **Arguments:** as `Switching.filter` and `fit_linear`.
+
+    **Raises:** `ValueError` where the evidence is not finite at the start.
+    """
+    dtype = model.log_rates.dtype
+    with jax.enable_x64(True):  # noqa: FBT003
+        wide = cast(model, jnp.float64)
+        series = _one(_record(wide, ts, np.asarray(ys, float), mask, unit).series)
+        found, value = _fitted(wide, series, prior_scale, num_histories, max_steps)
+        if not np.isfinite(float(value)):
+            raise ValueError("the evidence is not finite: check the start values.")
+    return cast(found, dtype), float(value)
+
+
+@eqx.filter_jit
+def _fitted(
+    model: Switching, series: Series, prior_scale: float, num: int, max_steps: int
+) -> tuple[Switching, Array]:
+    trained = (model.log_rates, [m.trainable()[0] for m in model.models])
+    start, unravel = ravel_pytree(trained)
+    mark = lambda path, x: jnp.full_like(
+        x, str(getattr(path[-1], "name", "log_")).startswith("log_")
+    )
+    is_log, _ = ravel_pytree(jax.tree_util.tree_map_with_path(mark, trained))
+
+    def made(x: Array) -> Switching:
+        rates, parts = unravel(x)
+        models = tuple(
+            m.retrained(part) for m, part in zip(model.models, parts, strict=True)
+        )
+        return eqx.tree_at(lambda m: (m.log_rates, m.models), model, (rates, models))
+
+    def loss(x: Array, args: None) -> Array:
+        away = is_log * (x - start) / prior_scale
+        return 0.5 * jnp.sum(away**2) - filtered(made(x), series, num)[0]
+
+    solver = optimistix.BFGS(rtol=1e-6, atol=1e-6)
+    found = optimistix.minimise(loss, solver, start, max_steps=max_steps, throw=False)
+    best = made(found.value)
+    return best, filtered(best, series, num)[0]
+
+
+def _record(model: Switching, ts: Any, ys: Any, mask: Any, unit: str) -> Record:
+    record = recorded(model.models[0], ts, ys, mask, None, None, dt=None, unit=unit)[1]
+    if not record.single:
+        raise ValueError("`ts` has a leading axis of series: pass one series.")
+    return record
+
+
+def _one(series: Series) -> Series:
+    return jax.tree.map(lambda x: jnp.asarray(x[0]), series)

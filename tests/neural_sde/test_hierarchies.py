@@ -1,0 +1,73 @@
+"""Parameters that differ by series, against one dense Gaussian in float64."""
+
+import numpy as np
+import pytest
+import scipy.optimize
+
+from effgen import neural_sde as ns
+
+
+def records(num=12, length=6):
+    rng = np.random.default_rng(0)
+    ts = np.cumsum(rng.uniform(0.3, 1.0, (num, length)), axis=1)
+    cov = covariance(ts)
+    noise = np.einsum("nij,nj->ni", np.linalg.cholesky(cov), rng.normal(size=ts.shape))
+    ys = 2.0 + 1.5 * rng.normal(size=(num, 1)) + noise
+    ys[3, 4:] = np.nan
+    return ts, ys
+
+
+def covariance(ts):
+    return 0.25 * np.exp(-np.abs(ts[:, :, None] - ts[:, None])) + 0.01 * np.eye(
+        ts.shape[1]
+    )
+
+
+def exact(p, ts, ys):
+    """`log p(y)` where offsets are `N(p[0], exp(2 p[1]))`."""
+    total = 0.0
+    for cov, y in zip(covariance(ts), ys, strict=True):
+        there = ~np.isnan(y)
+        both = cov[np.ix_(there, there)] + np.exp(2 * p[1])
+        error = y[there] - p[0]
+        total -= 0.5 * error @ np.linalg.solve(both, error)
+        total -= 0.5 * np.linalg.slogdet(2 * np.pi * both)[1]
+    return total
+
+
+def model(offset=0.0):
+    law = ns.Gaussian.independent(np.zeros(1), 0.5)
+    linear = ns.DiagonalSDE(1.0, 0.0, 0.5 * np.sqrt(2), law)
+    return ns.LatentSDE(linear, ns.LinearDecoder(np.eye(1), 0.1, offset=offset))
+
+
+def test_offsets_have_the_law_of_largest_evidence():
+    ts, ys = records()
+    found = ns.fit_hierarchy(model(), ts, ys, varies=["decoder.offset"])
+    best = scipy.optimize.minimize(lambda p: -exact(p, ts, ys), [0.0, 0.0], tol=1e-10)
+    assert found.converged
+    assert found.names == ("decoder.offset",)
+    np.testing.assert_allclose(found.mean[0], best.x[0], rtol=1e-3)
+    np.testing.assert_allclose(found.scale[0], np.exp(best.x[1]), rtol=1e-3)
+    np.testing.assert_allclose(found.log_evidence, -best.fun, rtol=1e-5)
+    # A series' own offset is between its mean and the others'.
+    cov = covariance(ts)[3][:4, :4]
+    weight = np.linalg.solve(cov, np.ones(4))
+    precision = weight.sum() + 1 / found.scale[0] ** 2
+    right = (weight @ ys[3, :4] + found.mean[0] / found.scale[0] ** 2) / precision
+    np.testing.assert_allclose(found.each[3, 0], right, rtol=1e-6)
+    np.testing.assert_allclose(found.each_scale[3, 0], precision**-0.5, rtol=1e-6)
+    np.testing.assert_allclose(found.of(3).decoder.offset[0], right, rtol=1e-5)
+
+
+def test_names_of_nothing_are_refused():
+    ts, ys = records()
+    for wrong, said in (
+        (["decoder.nothing"], "which the model has not"),
+        (["linear"], "a whole array"),
+        ("decoder.offset", "pass names"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            ns.fit_hierarchy(model(), ts, ys, varies=wrong)
+    with pytest.raises(ValueError, match="two or more series"):
+        ns.fit_hierarchy(model(), ts[0], ys[0], varies=["decoder.offset"])

@@ -1,0 +1,104 @@
+"""Regime switches against all histories, one by one, in float64."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+import scipy.linalg
+
+from effgen import neural_sde as ns
+
+
+RATES = np.array([[0.0, 0.3], [0.8, 0.0]])
+KINDS = {"calm": (0.2, 0.5, 0.1), "wild": (1.5, 2.0, 0.6)}  # rate, sigma, noise
+TS = np.array([0.0, 0.5, 0.7, 1.9, 2.4, 4.0])
+YS = np.array([0.1, -0.3, 1.4, np.nan, 2.0, -0.2])
+
+
+def switching(rates=RATES):
+    law = ns.Gaussian.independent(np.zeros(1), 1.0)
+    models = {
+        name: ns.LatentSDE(
+            ns.DiagonalSDE(rate, 0.0, sigma, law), ns.LinearDecoder(np.eye(1), noise)
+        )
+        for name, (rate, sigma, noise) in KINDS.items()
+    }
+    return ns.Switching(models, rates)
+
+
+def history(regimes, rates=RATES):
+    """`log p(y, regimes)`, and the last state's law, by scalar Kalman steps."""
+    generator = rates - np.diag(rates.sum(1))
+    chance = np.array([0.8, 0.3]) / 1.1  # the chain's own law
+    log = np.log(chance[regimes[0]])
+    mean, variance = 0.0, 1.0
+    for i, (t, y) in enumerate(zip(TS, YS, strict=True)):
+        rate, sigma, noise = list(KINDS.values())[regimes[i]]
+        if i:
+            gap = t - TS[i - 1]
+            log += np.log(
+                scipy.linalg.expm(generator * gap)[regimes[i - 1], regimes[i]]
+            )
+            mean *= np.exp(-rate * gap)
+            variance *= np.exp(-2 * rate * gap)
+            variance += sigma**2 * -np.expm1(-2 * rate * gap) / (2 * rate)
+        if not np.isnan(y):
+            total = variance + noise**2
+            log += -0.5 * (y - mean) ** 2 / total - 0.5 * np.log(2 * np.pi * total)
+            mean += variance / total * (y - mean)
+            variance *= noise**2 / total
+    return log, mean, variance
+
+
+def test_regimes_are_those_of_all_histories():
+    found = switching().filter(TS, YS, num_histories=64)
+    ways = list(itertools.product((0, 1), repeat=len(TS)))
+    told = [history(way) for way in ways]
+    logs = np.array([log for log, _, _ in told])
+    exact = np.log(np.sum(np.exp(logs)))
+    np.testing.assert_allclose(found.log_evidence, exact, rtol=1e-4)
+    shares = np.exp(logs - exact)
+    right = [
+        [shares[[w[i] == k for w in ways]].sum() for k in (0, 1)] for i in range(6)
+    ]
+    np.testing.assert_allclose(found.smoothed, right, atol=1e-4)
+    np.testing.assert_allclose(found.filtered[-1], right[-1], atol=1e-4)
+    np.testing.assert_allclose(found.dropped, 0, atol=1e-5)
+    assert list(found.to_pandas().columns) == ["calm", "wild"]
+    # The mixture's mean a moment after the last time.
+    mean = sum(s * m for s, (_, m, _) in zip(shares, told, strict=True))
+    bands = found.forecast([4.0001], key=jax.random.key(0), num_paths=20_000)
+    np.testing.assert_allclose(bands.mean[0, 0], mean, atol=0.02)
+    few = switching().filter(TS, YS, num_histories=4)
+    assert exact - 1 < few.log_evidence < exact
+    assert few.dropped[-1] > 0
+
+
+def test_what_is_no_set_of_regimes_is_refused():
+    one = switching().models[0]
+    with pytest.raises(TypeError, match="two or more"):
+        ns.Switching({"calm": one}, 1.0)
+    with pytest.raises(ValueError, match="pass positive ones"):
+        ns.Switching({"calm": one, "wild": one}, -1.0)
+    with pytest.raises(ValueError, match="pass one series"):
+        switching().filter(TS[None], YS[None])
+
+
+@pytest.mark.slow
+def test_regimes_are_found_by_fitting():
+    rng = np.random.default_rng(0)
+    ts, calm = np.arange(300.0), (np.arange(300) // 50) % 2 == 0
+    noise = np.where(calm, 0.2, 2.0)
+    ys = noise * rng.normal(size=300)
+    law = ns.Gaussian.independent(np.zeros(1), 1.0)
+    make = lambda scale: ns.LatentSDE(
+        ns.DiagonalSDE(0.5, 0.0, 0.1, law), ns.LinearDecoder(np.eye(1), scale)
+    )
+    start = ns.Switching({"calm": make(0.5), "wild": make(1.0)}, 0.05)
+    found, value = ns.fit_regimes(start, ts, ys, num_histories=16, max_steps=60)
+    assert value > float(start.filter(ts, ys).log_evidence) + 20
+    scales = [float(m.decoder.scale[0]) for m in found.models]
+    np.testing.assert_allclose(scales, [0.2, 2.0], rtol=0.25)
+    told = np.asarray(found.filter(ts, ys).smoothed)[:, 0] > 0.5
+    assert np.mean(told == calm) > 0.95
