@@ -39,6 +39,8 @@ from .problem import (
 from .radau import Radau as Radau, radau as radau
 from .records import pelts as pelts
 from .refinement import (
+    accuracy as accuracy,
+    fit_refined as fit_refined,
     interval_errors as interval_errors,
     refine as refine,
     residuals as residuals,

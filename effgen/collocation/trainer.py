@@ -18,6 +18,7 @@ from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractHostTrainer
 
 from . import attempts, interior, ipopt
+from .cautions import warn_of_mesh, warn_of_unused
 from .curvature import AbstractCurvature, ExactHessian
 from .evaluator import Evaluator
 from .mesh import make_mesh
@@ -139,6 +140,8 @@ class CollocationTrainer(AbstractHostTrainer):
         check_others(nlp, batch, z)
         start = ipopt.Point(z, *(() if multipliers is None else packed(multipliers)))
         evaluator = Evaluator(nlp, self.curvature)
+        if batch.final:
+            warn_of_unused(evaluator)
         seconds = np.inf if self.max_seconds is None else self.max_seconds
         deadline = time.perf_counter() + seconds
         solved = self._solved(batch, evaluator, limits, start, deadline)
@@ -160,6 +163,8 @@ class CollocationTrainer(AbstractHostTrainer):
         arrays = jax.tree.map(jnp.asarray, (end, found))
         new = state.advance(nlp.model(flat), arrays[1], arrays[0])
         self._warn(solved, batch, nlp, limits)
+        if batch.final and attempts.sound(solved) and time.perf_counter() < deadline:
+            warn_of_mesh(batch, evaluator, new.memory, new.model)
         return new, self._metrics(solved, evaluator)
 
     def _reweighed(
@@ -181,6 +186,8 @@ class CollocationTrainer(AbstractHostTrainer):
             return data
         if not all(isinstance(level, Transcription) for level in data):
             return data
+        coarse = [eqx.tree_at(lambda t: t.final, level, False) for level in data[:-1]]
+        data = [*coarse, data[-1]]
         here = lambda level: same_mesh(state.memory, level.mesh)
         if step == 0 or (step < len(data) and here(data[step - 1])):
             return data

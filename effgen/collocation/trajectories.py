@@ -1,13 +1,10 @@
 """The data as a modeler has them: trajectories, checked."""
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-
-from effgen.core.results import RunWarning
 
 
 _FEWEST, _MOSTLY, _FEW = 8, 0.5, 0.25
@@ -36,7 +33,8 @@ class Trajectory(NamedTuple):
 def as_trajectories(data: Any, hold: str | None = None) -> tuple[Trajectory, ...]:
     """Return data as trajectories, checked; `hold` is that of those without their own.
 
-    **Raises:** `ValueError`, naming the trajectory and the index.
+    **Raises:** `ValueError`, naming the trajectory and the index; for sampled inputs
+    that move in steps, without a `hold`.
     """
     one = isinstance(data, tuple) and len(data) > 0 and not isinstance(data[0], tuple)
     found = [_trajectory(i, d, hold) for i, d in enumerate([data] if one else data)]
@@ -106,24 +104,22 @@ def _inputs(i: int, ts: np.ndarray, inputs: Any, hold: str | None) -> np.ndarray
             f"numbers, ({len(ts)}, inputs), or a function of the time."
         )
     if hold is None and np.all(np.diff(ts) > 0):
-        _warn_of_steps(i, inputs)
+        _refuse_steps(i, inputs)
     return inputs
 
 
-def _warn_of_steps(i: int, inputs: np.ndarray) -> None:
-    """Warn of inputs that look as if they were held, and are linear by default."""
+def _refuse_steps(i: int, inputs: np.ndarray) -> None:
+    """Raise `ValueError` for inputs that move in steps: ramps would be another law."""
     changes = np.diff(inputs, axis=0) != 0
     stays = ~changes
     looks = changes.any(0) & (stays.mean(0) > _MOSTLY) & (len(inputs) >= _FEWEST)
     levels = np.array([len(np.unique(u)) for u in inputs.T])
     if np.any(looks & (levels < _FEW * len(inputs))):
         column = int(np.argmax(looks & (levels < _FEW * len(inputs))))
-        warnings.warn(
-            f"input {column} of trajectory {i} moves in steps, and is linear between "
-            'samples: pass `hold="previous"` if it stays until the next sample, or '
-            '`hold="linear"`.',
-            RunWarning,
-            stacklevel=8,
+        raise ValueError(
+            f"input {column} of trajectory {i} moves in steps, and samples do not say "
+            'how: pass `hold="previous"` if it stays until the next sample, or '
+            '`hold="linear"` if it is linear between them.'
         )
 
 

@@ -34,11 +34,16 @@ from .solution import Multipliers, Solution
 
 
 class Transcription(eqx.Module):
-    """A problem on a mesh."""
+    """A problem on a mesh.
+
+    **Attributes:** `problem`; `mesh`; `samples`, where they lie in it; `final`, whether
+    no finer one is to follow, so that a mesh which is too coarse is told.
+    """
 
     problem: Problem
     mesh: Mesh
     samples: Samples
+    final: bool = True
 
     def guess(self) -> Solution:
         """Return the default guess: the data, smoothed, at the nodes.
