@@ -121,7 +121,9 @@ def _accumulated(
     before = np.searchsorted(points, share, side="right") - 1
     gap = share - points[before]
     there = points[before][:, None] + gap[:, None] * at
-    rows = np.concatenate([np.repeat(whole, len(inside)), np.repeat(interval[off], _GAUSS)])
+    rows = np.concatenate(
+        [np.repeat(whole, len(inside)), np.repeat(interval[off], _GAUSS)]
+    )
     shares = np.concatenate([np.tile(inside, len(whole)), there.ravel()])
     found = _field(problem, mesh, nlp, solution, rows, shares)
     num = len(whole) * len(inside)
@@ -155,8 +157,7 @@ def _field(
 ) -> Float[np.ndarray, "rows state"]:
     """Return `(vector_field - dx/dt) / nominal` in intervals; zero if algebraic."""
     basis = radau(mesh.stages).basis(shares)
-    points = np.asarray(nlp.points)[rows]
-    positions = np.asarray(solution.positions)[points]
+    positions = solution.at_points(rows)
     states = np.einsum("rk,rkn->rn", basis, positions)
     table = np.einsum("rk,kl->rl", basis, full_slopes(mesh.stages))
     slopes = np.einsum("rl,rln->rn", table, positions) / mesh.lengths[rows, None]
@@ -171,7 +172,6 @@ def _field(
     found = (field - slopes) / problem.nominal
     found[:, problem.num_states - problem.num_algebraic :] = 0
     return found
-
 
 
 def field_at(

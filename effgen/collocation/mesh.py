@@ -7,6 +7,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Float, Int
 
+from .doses import shifts_at
 from .inputs import inputs_at, jumps
 from .problem import Problem, Table, Trajectory
 from .radau import radau
@@ -23,7 +24,8 @@ class Mesh(eqx.Module):
     **Attributes:** `edges`, of each trajectory's intervals; `stages`; `left` and
     `inner`, the nodes where each interval starts, and of its stages; `lengths`;
     `starts` and `ends`, the first and last node of each trajectory; `ts` and `inputs`,
-    at the nodes: where an interval ends, of just before.
+    at the nodes: where an interval ends, of just before; `shifts`, what doses add to
+    the state where each interval starts.
     """
 
     edges: tuple[Float[np.ndarray, " edges"], ...]
@@ -35,6 +37,7 @@ class Mesh(eqx.Module):
     ends: Int[np.ndarray, " trajectories"]
     ts: Float[np.ndarray, " nodes"]
     inputs: Float[np.ndarray, "nodes inputs"]
+    shifts: Float[np.ndarray, "intervals state"]
 
     @property
     def num_nodes(self) -> int:
@@ -129,9 +132,10 @@ def make_mesh(problem: Problem, edges: Sequence[np.ndarray], stages: int) -> Mes
         inner = first + 1 + np.arange(num * stages).reshape(num, stages)
         left = np.concatenate([[first], inner[:-1, -1]])
         ends = np.array([first, inner[-1, -1]])
-        columns.append((left, inner, lengths, ends, ts, known))
+        shifts = shifts_at(trajectory, e[:-1], problem.num_states)
+        columns.append((left, inner, lengths, ends, ts, known, shifts))
         first += 1 + num * stages
-    left, inner, lengths, ends, ts, inputs = (
+    left, inner, lengths, ends, ts, inputs, shifts = (
         np.concatenate(parts) for parts in zip(*columns, strict=True)
     )
     return Mesh(
@@ -144,6 +148,7 @@ def make_mesh(problem: Problem, edges: Sequence[np.ndarray], stages: int) -> Mes
         ends[1::2],
         ts,
         inputs,
+        shifts,
     )
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from .doses import check_amount, checked_doses
 from .initial import Initial as Initial, check_initial
 from .inputs import found_jumps
 from .model import (
@@ -150,6 +151,12 @@ class Problem(eqx.Module):
                 "`observe`, which says what is measured."
             )
         self.num_states, self.num_algebraic = size, num_algebraic
+        self.data = tuple(
+            t._replace(doses=checked_doses(i, t.doses, t.span or (0.0, 0.0)))
+            for i, t in enumerate(self.data)
+        )
+        for i, trajectory in enumerate(self.data):
+            check_amount(i, trajectory.doses, size)
         self.spread = _spread(np.concatenate([t.ys for t in self.data]))
         self.scale = _vector("scale", self.spread if scale is None else scale, outputs)
         self.weighs = scale is None and outputs > 1

@@ -30,6 +30,7 @@ from .solution import (
     prolonged,
     prolonged_multipliers,
     same_mesh,
+    solution_on,
 )
 from .transcription import (
     Transcription,
@@ -158,7 +159,7 @@ class CollocationTrainer(AbstractHostTrainer):
             scale, evaluator, solved = new_scale, other, attempts.after(solved, again)
         x, flat = nlp.split(jnp.asarray(solved.point.z))
         positions = np.asarray(x) * batch.problem.nominal
-        end = Solution(mesh.edges, positions, mesh.stages, scale)
+        end = solution_on(mesh, positions, scale)
         found = unpacked(shapes, solved.point)
         arrays = jax.tree.map(jnp.asarray, (end, found))
         new = state.advance(nlp.model(flat), arrays[1], arrays[0])

@@ -19,7 +19,9 @@ class Trajectory(NamedTuple):
     default; `hold`, how inputs go on between `ts`: `"linear"`, or `"previous"`, which
     stays until the next sample; `jumps`, times at which inputs or the law jump, where
     intervals end. A sample time that stands twice is a jump as well, and so is one of
-    a function `u` that is found between samples.
+    a function `u` that is found between samples. `doses`, pairs of a time and an
+    amount, `(state,)`, that is added to the state at once; samples at that time are of
+    just before.
     """
 
     ts: Float[np.ndarray, " obs"]
@@ -28,6 +30,7 @@ class Trajectory(NamedTuple):
     span: tuple[float, float] | None = None
     hold: str | None = None
     jumps: Sequence[float] = ()
+    doses: Sequence[tuple[float, Any]] = ()
 
 
 def as_trajectories(data: Any, hold: str | None = None) -> tuple[Trajectory, ...]:
@@ -60,7 +63,7 @@ def _num_inputs(trajectory: Trajectory) -> int:
 
 
 def _trajectory(i: int, data: Any, hold: str | None) -> Trajectory:
-    ts, ys, inputs, span, own, jumps = Trajectory(*data)
+    ts, ys, inputs, span, own, jumps, doses = Trajectory(*data)
     hold = _hold_of(i, hold if own is None else own)
     ts, ys = np.asarray(ts, np.float64), np.asarray(ys, np.float64)
     ys = ys[:, None] if ys.ndim == 1 else ys
@@ -84,7 +87,7 @@ def _trajectory(i: int, data: Any, hold: str | None) -> Trajectory:
     jumps = tuple(np.sort(np.asarray(jumps, np.float64).reshape(-1)).tolist())
     if not np.all(np.isfinite(jumps)):
         raise ValueError(f"`jumps` of trajectory {i} is {jumps}: pass finite times.")
-    return Trajectory(ts, ys, inputs, span, hold, jumps)
+    return Trajectory(ts, ys, inputs, span, hold, jumps, doses)
 
 
 def _hold_of(i: int, hold: str | None) -> str | None:

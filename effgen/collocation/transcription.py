@@ -30,7 +30,7 @@ from .problem import (
     Problem,
     flat_bounds,
 )
-from .solution import Multipliers, Solution
+from .solution import Multipliers, Solution, solution_on
 
 
 class Transcription(eqx.Module):
@@ -50,11 +50,7 @@ class Transcription(eqx.Module):
 
         States that are not measured begin at their initial or nominal values.
         """
-        return Solution(
-            self.mesh.edges,
-            interpolated(self.problem, self.mesh),
-            self.mesh.stages,
-        )
+        return solution_on(self.mesh, interpolated(self.problem, self.mesh))
 
     def simulated(
         self, model: PyTree, solver: diffrax.AbstractSolver | None = None
@@ -66,11 +62,8 @@ class Transcription(eqx.Module):
         those that are, and what is not reached, are as in `guess`.
         """
         solver = diffrax.Tsit5() if solver is None else solver
-        return Solution(
-            self.mesh.edges,
-            simulated(self.problem, self.mesh, model, solver),
-            self.mesh.stages,
-        )
+        found = simulated(self.problem, self.mesh, model, solver)
+        return solution_on(self.mesh, found)
 
     def program(self, model: Model) -> NLP:
         """Return the nonlinear program for models of this shape."""

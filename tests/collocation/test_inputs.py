@@ -74,6 +74,7 @@ def test_hold_of_the_problem_is_that_of_all_trajectories():
     np.testing.assert_allclose(state.model.parameters["g"], 1, rtol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:the mesh is too coarse")
 def test_the_order_is_kept_across_jumps():
     """Two stages: order three at the ends."""
     errors = []
