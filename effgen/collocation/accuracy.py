@@ -14,16 +14,15 @@ import numpy as np
 from jaxtyping import Float
 from numpy.polynomial.legendre import leggauss
 
-from .elimination import eliminated, sample_residuals, sample_slopes
-from .evaluator import Evaluator
+from .elimination import Eliminated, SampleSlopes, sample_residuals
 from .inputs import inputs_at
 from .mesh import Mesh
-from .nlp import NLP
 from .model import Model
+from .nlp import NLP
 from .problem import Problem
 from .radau import radau
 from .solution import Solution, full_slopes
-from .transcription import Transcription, limits_of
+from .transcription import Transcription
 
 
 _GAUSS = 4  # points between two nodes, as many as resolve a default interval's residual
@@ -58,9 +57,13 @@ class MeshError(NamedTuple):
 
 
 def mesh_error(
-    transcription: Transcription, nlp: NLP, evaluator: Evaluator, solution: Solution
+    transcription: Transcription,
+    nlp: NLP,
+    through: Eliminated,
+    slopes: SampleSlopes,
+    solution: Solution,
 ) -> MeshError | None:
-    """Return the error of a solution's mesh; `None` where the equations have none.
+    """Return the error of a solution's mesh; `None` where it is not finite.
 
     With `q(t)` the integral of `vector_field - dx/dt` from an interval's start, the
     error `e` follows from `e(t) = e(start) + integral of (d vector_field / dx) e + q`,
@@ -73,22 +76,15 @@ def mesh_error(
     q, between = _accumulated(transcription, nlp, solution)
     if not (np.all(np.isfinite(q)) and np.all(np.isfinite(between))):
         return None
-    try:
-        through = eliminated(
-            nlp, evaluator.functions(), limits_of(transcription, nlp), z
-        )
-    except ValueError:
-        return None
     inner = radau(mesh.stages).differentiation[:, 1:]
     right = np.zeros(through.by_free.shape[0])
     forced = np.einsum("jk,ikn->ijn", inner, q).ravel()
     right[: len(forced)] = forced[: len(right)]
     moved = np.zeros(len(z))
     moved[through.rest] = through.factors.solve(right)
-    slopes = sample_slopes(nlp, z)
     error = slopes.along(nlp, moved[:, None])[..., 0]
     error = error + np.einsum("son,sn->so", slopes.states, between)
-    residuals = np.asarray(sample_residuals(nlp, z))
+    residuals = np.asarray(sample_residuals(nlp, jnp.asarray(z)))
     mask, count = np.asarray(nlp.samples.mask), float(nlp.counted)
     mean = lambda v: np.sqrt(
         count * np.sum(np.where(mask, v, 0) ** 2, 0) / np.maximum(mask.sum(0), 1)

@@ -80,7 +80,8 @@ def with_doses(
 ) -> Float[np.ndarray, "ts state"]:
     """Return states at `ts`, solved from one dose to the next.
 
-    `solve(start, first, ts)` returns the states at times from `first` on. At the time
+    `solve(start, first, ts)` returns the states at times of which the least may be
+    `first` itself. At the time
     of a dose the states are those of just before.
     """
     x, found = np.asarray(start, float), np.zeros((len(ts), len(start)))
@@ -92,10 +93,9 @@ def with_doses(
         wanted = ts[mine]
         if piece < len(times):
             wanted = np.append(wanted, times[piece])
-        later = wanted > first
-        states = np.broadcast_to(x, (len(wanted), len(x))).copy()
-        if later.any():
-            states[later] = solve(x, first, wanted[later])
+        states = np.broadcast_to(x, (len(wanted), len(x)))
+        if np.any(wanted > first):
+            states = solve(x, first, wanted)
         found[mine] = states[: mine.sum()]
         if piece < len(times):
             x, first = states[-1] + amounts[piece], float(times[piece])

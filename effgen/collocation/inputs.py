@@ -84,8 +84,8 @@ def _away(trajectory: Trajectory) -> float:
 def jumps(trajectory: Trajectory) -> Float[np.ndarray, " jumps"]:
     """Return the times inside of the span at which the trajectory's inputs jump.
 
-    Those that `jumps` and `doses` name; samples at which a held input changes, or that stand
-    twice with different inputs. For functions of the time see `found_jumps`.
+    Those that `jumps` and `doses` name; samples at which a held input changes, or that
+    stand twice with different inputs. For functions of the time see `found_jumps`.
     """
     assert trajectory.span is not None
     named = np.array([*trajectory.jumps, *(t for t, _ in trajectory.doses)], float)

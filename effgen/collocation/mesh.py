@@ -69,7 +69,8 @@ def uniform_edges(problem: Problem, intervals: int) -> list[np.ndarray]:
 
     **Raises:** `ValueError` unless `intervals` is a positive integer.
     """
-    if not isinstance(intervals, int | np.integer) or intervals < 1:
+    whole = isinstance(intervals, int | np.integer) and not isinstance(intervals, bool)
+    if not whole or intervals < 1:
         raise ValueError(f"`intervals` is {intervals}: pass a positive integer.")
     spans = [_span(t) for t in problem.data]
     longest = max(b - a for a, b in spans)
@@ -108,8 +109,14 @@ def _with_jumps(edges: np.ndarray, times: np.ndarray) -> np.ndarray:
 
 def check_edges(problem: Problem, edges: Sequence[np.ndarray]) -> None:
     """Raise `ValueError` for edges that do not span their trajectories in order."""
+    if len(edges) != len(problem.data) or any(np.ndim(e) != 1 for e in edges):
+        raise ValueError(
+            f"`edges` must be a list of one array for each of {len(problem.data)} "
+            "trajectories."
+        )
     for i, (trajectory, e) in enumerate(zip(problem.data, edges, strict=True)):
-        if np.any(np.diff(e) <= 0) or (e[0], e[-1]) != _span(trajectory):
+        rise = len(e) > 1 and np.all(np.diff(e) > 0)
+        if not rise or (e[0], e[-1]) != _span(trajectory):
             raise ValueError(
                 f"`edges` of trajectory {i} must rise from {_span(trajectory)[0]} to "
                 f"{_span(trajectory)[1]}, its span."

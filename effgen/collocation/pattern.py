@@ -73,8 +73,11 @@ def unused(nlp: NLP, depends: Dependence) -> Int[np.ndarray, " unused"]:
         bare = eqx.tree_at(lambda n: n.problem.weight_decay, nlp, 0.0)
         return model_terms(bare, flat)
 
-    used |= derivative_pattern(of_model, flat).any(0)
-    used |= derivative_pattern(lambda p: boundary_terms(nlp, ends, p), flat).any(0)
+    problem, num = nlp.problem, nlp.num
+    if problem.penalty is not None or num.model:
+        used |= derivative_pattern(of_model, flat).any(0)
+    if problem.mayer is not None or num.boundary:
+        used |= derivative_pattern(lambda p: boundary_terms(nlp, ends, p), flat).any(0)
     return np.flatnonzero(~used)
 
 

@@ -2,7 +2,6 @@
 
 import warnings
 
-import equinox as eqx
 import numpy as np
 from jaxtyping import ArrayLike, Float, PRNGKeyArray, PyTree
 
@@ -11,15 +10,16 @@ from effgen.core.state import TrainState
 from effgen.core.train import fit
 
 from .accuracy import MeshError, field_at, mesh_error
-from .curvature import ExactHessian
+from .curvature import LimitedMemory
+from .elimination import eliminated, sample_slopes
 from .evaluator import Evaluator
 from .inputs import inputs_at
 from .problem import Problem, as_model
 from .radau import radau
-from .solution import Solution
+from .solution import OTHER_MESH, Solution, same_mesh
 from .switches import Switches, switches
 from .trainer import CollocationTrainer
-from .transcription import Transcription, transcribe, weighed
+from .transcription import Transcription, limits_of, transcribe, weighed
 
 
 _MOST_PARTS = 4
@@ -68,10 +68,21 @@ def accuracy(transcription: Transcription, state: TrainState) -> MeshError | Non
 
     `None` where it cannot be told: residuals that are not finite between nodes, or
     equations that do not determine the states.
+
+    **Raises:** `ValueError` for a state of another mesh.
     """
+    if not same_mesh(state.memory, transcription.mesh):
+        raise ValueError(OTHER_MESH)
     level = weighed(transcription, state.memory)
     nlp = level.program(state.model)
-    return mesh_error(level, nlp, Evaluator(nlp, ExactHessian()), state.memory)
+    z = nlp.joined(state.memory.positions)
+    functions = Evaluator(nlp, LimitedMemory()).functions()
+    try:
+        through = eliminated(nlp, functions, limits_of(level, nlp), z)
+    except ValueError:
+        return None
+    slopes = sample_slopes(nlp, z)
+    return mesh_error(level, nlp, through, slopes, state.memory)
 
 
 def refine(
@@ -157,8 +168,7 @@ def fit_refined(
         raise ValueError(f"`rounds` is {rounds}: pass a positive integer.")
     level = transcription
     for _ in range(rounds):
-        quiet = eqx.tree_at(lambda t: t.final, level, False)
-        state, _ = fit(trainer, state, iter([quiet]), key=key)
+        state, _ = fit(trainer, state, iter([level.before_finer()]), key=key)
         error = accuracy(level, state)
         if error is None or error.excess <= 1:
             return state, level

@@ -67,16 +67,17 @@ def simulate(
     solvers = (diffrax.Tsit5(), diffrax.Kvaerno5()) if solver is None else (solver,)
 
     def solve(x: np.ndarray, first: float, ts: np.ndarray) -> np.ndarray:
-        every = np.concatenate([[first], ts])
+        every = np.unique(np.concatenate([[first], ts]))
+        rows = np.searchsorted(every, ts)
         if problem.num_algebraic:
-            return stepped(bare, model, x, every, given, how)[1:]
+            return stepped(bare, model, x, every, given, how)[rows]
         states = np.full((len(every), len(x)), np.nan)
         for chosen in solvers:
             if not np.all(np.isfinite(states)):
                 rest = (jnp.asarray(x), jnp.asarray(every), inputs)
                 how_far = {"solver": chosen, "rtol": rtol, "atol": atol}
                 states = np.asarray(_integrate(bare, model, *rest, **how_far))
-        return states[1:]
+        return states[rows]
 
     pulses = checked_doses(0, doses, (float(times[0]), float(times[-1])))
     check_amount(0, pulses, problem.num_states)

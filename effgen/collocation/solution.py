@@ -12,6 +12,12 @@ from .problem import Table
 from .radau import radau
 
 
+OTHER_MESH = (
+    "the state was not solved on this transcription: take one step of `train` with it "
+    "first."
+)
+
+
 class Solution(eqx.Module):
     """A trajectory's states as polynomials, one for each interval.
 
@@ -40,7 +46,7 @@ class Solution(eqx.Module):
         """
         ts = np.atleast_1d(np.asarray(ts, np.float64))
         edges = np.asarray(self.edges[trajectory])
-        if np.any(ts < edges[0]) or np.any(ts > edges[-1]):
+        if not np.all((ts >= edges[0]) & (ts <= edges[-1])):
             raise ValueError(
                 f"`ts` leaves the trajectory, from {edges[0]} to {edges[-1]}: simulate "
                 "the model to go beyond."

@@ -39,6 +39,11 @@ def as_trajectories(data: Any, hold: str | None = None) -> tuple[Trajectory, ...
     **Raises:** `ValueError`, naming the trajectory and the index; for sampled inputs
     that move in steps, without a `hold`.
     """
+    if not isinstance(data, list | tuple):
+        raise TypeError(
+            f"`data` is a {type(data).__name__}: pass `(ts, ys)`, `(ts, ys, inputs)`, "
+            "a `Trajectory`, or a list of these."
+        )
     one = isinstance(data, tuple) and len(data) > 0 and not isinstance(data[0], tuple)
     found = [_trajectory(i, d, hold) for i, d in enumerate([data] if one else data)]
     if not found:
@@ -63,9 +68,19 @@ def _num_inputs(trajectory: Trajectory) -> int:
 
 
 def _trajectory(i: int, data: Any, hold: str | None) -> Trajectory:
+    if not isinstance(data, tuple) or len(data) < 2:
+        raise TypeError(
+            f"trajectory {i} is a {type(data).__name__}: pass a tuple `(ts, ys)` or "
+            "`(ts, ys, inputs)`, a `Trajectory`, or a list of these."
+        )
     ts, ys, inputs, span, own, jumps, doses = Trajectory(*data)
     hold = _hold_of(i, hold if own is None else own)
-    ts, ys = np.asarray(ts, np.float64), np.asarray(ys, np.float64)
+    if np.asarray(ts).dtype.kind in "mM":
+        raise TypeError(
+            f"`ts` of trajectory {i} are dates: pass numbers in the units of the law, "
+            'such as `(ts - ts[0]) / np.timedelta64(1, "h")`.'
+        )
+    ts, ys = _numbers(i, "ts", ts), _numbers(i, "ys", ys)
     ys = ys[:, None] if ys.ndim == 1 else ys
     if ts.ndim != 1 or len(ts) == 0 or ys.shape[:1] != ts.shape:
         raise ValueError(
@@ -88,6 +103,17 @@ def _trajectory(i: int, data: Any, hold: str | None) -> Trajectory:
     if not np.all(np.isfinite(jumps)):
         raise ValueError(f"`jumps` of trajectory {i} is {jumps}: pass finite times.")
     return Trajectory(ts, ys, inputs, span, hold, jumps, doses)
+
+
+def _numbers(i: int, name: str, values: Any) -> np.ndarray:
+    try:
+        if np.iscomplexobj(values):
+            raise ValueError("complex numbers")
+        return np.asarray(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"`{name}` of trajectory {i} is no array of real numbers ({error})."
+        ) from error
 
 
 def _hold_of(i: int, hold: str | None) -> str | None:

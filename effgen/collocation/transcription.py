@@ -1,5 +1,6 @@
 """Transcriptions: a problem on a mesh, ready to be solved."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,6 +46,10 @@ class Transcription(eqx.Module):
     samples: Samples
     final: bool = True
 
+    def before_finer(self) -> "Transcription":
+        """Return the transcription as one that is not the last."""
+        return dataclasses.replace(self, final=False)
+
     def guess(self) -> Solution:
         """Return the default guess: the data, smoothed, at the nodes.
 
@@ -87,6 +92,11 @@ def transcribe(
 
     **Raises:** `ValueError` for settings out of range.
     """
+    if not isinstance(problem, Problem):
+        raise TypeError(
+            f"`problem` is a {type(problem).__name__}: pass a "
+            "`Problem(vector_field, data)`."
+        )
     if intervals is not None and edges is not None:
         raise ValueError("pass either `intervals` or `edges`, not both.")
     if intervals is not None:

@@ -85,7 +85,7 @@ def test_simulations_have_doses(solved):
 
 
 def test_a_finer_mesh_goes_on_from_a_coarser_one(solved):
-    level, state = solved
+    _, state = solved
     finer = co.transcribe(problem(), intervals=31, stages=4)
     trainer = co.CollocationTrainer(tol=1e-11)
     state, history = eg.fit(trainer, state, [finer], key=jax.random.key(0))
