@@ -57,7 +57,8 @@ def warn_of_solution(
     if error is not None and error.excess > 1:
         _warn_of_mesh(batch, error, solution, model)
     if not _other_terms(batch.problem):
-        _warn_of_open(nlp, through, slopes, limits, z)
+        never = len(z) - len(nlp.flat()) + unused(nlp, evaluator.depends)
+        _warn_of_open(nlp, through, slopes, limits, z, never)
 
 
 def _other_terms(problem: Problem) -> bool:
@@ -68,17 +69,23 @@ def _other_terms(problem: Problem) -> bool:
 
 
 def _warn_of_open(
-    nlp: NLP, through: Eliminated, slopes: SampleSlopes, limits: Limits, z: np.ndarray
+    nlp: NLP,
+    through: Eliminated,
+    slopes: SampleSlopes,
+    limits: Limits,
+    z: np.ndarray,
+    never: np.ndarray,
 ) -> None:
     """Warn of parameters and starts that can move together and change no residual.
 
-    Networks are left out, whose weights have a prior; so is what is at a bound.
+    Networks are left out, whose weights have a prior; so are what is at a bound and
+    what `never` moves anything, which is told already.
     """
     num_states = len(nlp.ts) * nlp.problem.num_states
     num = num_states + len(ravel(Model(nlp.template.parameters, None)))
     free, room = through.free, _AT_BOUND * np.maximum(np.abs(z), 1)
     inside = (z - limits.lower > room) & (limits.upper - z > room)
-    chosen = np.flatnonzero((free < num) & inside[free])
+    chosen = np.flatnonzero((free < num) & inside[free] & ~np.isin(free, never))
     size = np.maximum(np.abs(z[free]), _AT_BOUND)
     units = np.zeros((len(free), len(chosen)))
     units[chosen, np.arange(len(chosen))] = size[chosen]

@@ -14,7 +14,8 @@ from .solution import Solution
 
 _PARTS = 16  # of an interval, between which the law's values are compared
 _HALVINGS = 50
-_STAYS, _STEEP = 0.5, 3.0
+_EDGE = 1e-9  # a switch at an edge is in its place
+_STAYS, _SMALL = 0.5, 1e-6
 
 
 class Switches(NamedTuple):
@@ -49,14 +50,15 @@ def switches(
 
     edges = np.asarray(solution.edges[trajectory])
     lower, upper = edges[intervals, None], edges[intervals + 1, None]
-    grid = lower + (upper - lower) * np.linspace(0, 1, _PARTS + 1)[1:-1]
+    grid = lower + (upper - lower) * np.linspace(_EDGE, 1 - _EDGE, _PARTS + 1)
     values = law(grid.ravel()).reshape(*grid.shape, -1)
     changes = np.abs(np.diff(values, axis=1)).max(axis=2)
-    most = np.argmax(changes, axis=1)
-    row = np.arange(len(grid))
-    largest, usual = changes[row, most], np.median(changes, axis=1)
-    first, last = grid[row, most], grid[row, most + 1]
-    low, high = values[row, most], values[row, most + 1]
+    row, part = np.nonzero(changes > _SMALL * np.abs(values).max())
+    if not len(row):
+        return nothing
+    change = changes[row, part]
+    first, last = grid[row, part], grid[row, part + 1]
+    low, high = values[row, part], values[row, part + 1]
     for _ in range(_HALVINGS):
         middle = (first + last) / 2
         value = law(middle)
@@ -67,7 +69,7 @@ def switches(
         low = np.where((open_ & ~before)[:, None], value, low)
         high = np.where((open_ & before)[:, None], value, high)
     left = np.abs(high - low).max(axis=1)
-    jumps = (left > _STAYS * largest) & (largest > _STEEP * usual) & (largest > 0)
+    jumps = left > _STAYS * change
     if not jumps.any():
         return nothing
     # With the state held where it was before, a switch by the time alone remains.

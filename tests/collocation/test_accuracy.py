@@ -60,7 +60,9 @@ def test_refinement_finds_the_switch_and_the_bias_is_gone(coarse):
     trainer, level, state, _ = coarse
     assert abs(float(state.model.parameters["a"]) - 0.1) > 0.005
     state, finer = co.fit_refined(trainer, state, level, key=KEY)
-    np.testing.assert_allclose(np.min(np.abs(finer.mesh.edges[0] - SWITCH)), 0, atol=1e-9)
+    np.testing.assert_allclose(
+        np.min(np.abs(finer.mesh.edges[0] - SWITCH)), 0, atol=1e-9
+    )
     assert len(finer.mesh.lengths) < 30
     assert co.accuracy(finer, state).excess <= 1
     np.testing.assert_allclose(state.model.parameters["a"], 0.1, atol=0.004)
