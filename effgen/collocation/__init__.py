@@ -5,6 +5,7 @@ and `points` (the start and the stages) of an interval, `nodes` of a mesh, `stat
 `model` (the raveled parameters and networks).
 """
 
+from .choice import Choice as Choice, Deviation as Deviation, choose as choose
 from .continuation import windows as windows
 from .curvature import (
     AbstractCurvature as AbstractCurvature,
@@ -12,6 +13,7 @@ from .curvature import (
     GaussNewton as GaussNewton,
     LimitedMemory as LimitedMemory,
 )
+from .evidence import Evidence as Evidence, evidence as evidence
 from .generalization import (
     Extrapolation as Extrapolation,
     ensemble as ensemble,
@@ -39,6 +41,8 @@ from .problem import (
 from .radau import Radau as Radau, radau as radau
 from .records import pelts as pelts
 from .refinement import (
+    accuracy as accuracy,
+    fit_refined as fit_refined,
     interval_errors as interval_errors,
     refine as refine,
     residuals as residuals,

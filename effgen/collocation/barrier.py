@@ -70,5 +70,6 @@ def pushed(limits: Limits, z: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         low = lower + np.minimum(_PUSH * np.maximum(1, np.abs(lower)), _PUSH * width)
         high = upper - np.minimum(_PUSH * np.maximum(1, np.abs(upper)), _PUSH * width)
-    low, high = (np.where(np.isnan(x), z, x) for x in (low, high))
+    low = np.where(np.isneginf(lower), lower, low)
+    high = np.where(np.isposinf(upper), upper, high)
     return np.where(lower == upper, lower, np.clip(z, low, high))

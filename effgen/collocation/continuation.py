@@ -38,5 +38,7 @@ def _first(trajectory: Trajectory, share: float) -> Trajectory:
     if inputs is not None and not callable(inputs):
         inputs = inputs[: end + 1]
     ts, ys = trajectory.ts[: end + 1], trajectory.ys[: end + 1]
-    span, rest = (first, float(ts[-1])), (trajectory.hold, trajectory.jumps)
-    return Trajectory(ts, ys, inputs, span, *rest)
+    last = float(ts[-1])
+    doses = [dose for dose in trajectory.doses if dose[0] < last]
+    rest = (trajectory.hold, trajectory.jumps, doses)
+    return Trajectory(ts, ys, inputs, (first, last), *rest)

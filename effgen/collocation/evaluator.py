@@ -20,7 +20,7 @@ class Evaluator:
     def __init__(self, nlp: NLP, curvature: AbstractCurvature) -> None:
         """Find the patterns; nothing is compiled yet."""
         self.nlp, self.curvature = nlp, curvature
-        depends = dependence(nlp)
+        self.depends = depends = dependence(nlp)
         self.jacobian_pattern = jacobian_pattern(nlp, depends)
         # Of many parameters the pattern alone is too large: only where it is used.
         self.hessian_pattern, self.pairs = None, ()

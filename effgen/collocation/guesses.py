@@ -10,6 +10,7 @@ import numpy as np
 import scipy.interpolate
 from jaxtyping import Float, PyTree
 
+from .doses import pieces, with_doses
 from .inputs import jumps, knots
 from .mesh import Mesh
 from .problem import Model, Problem, Trajectory, as_model
@@ -46,11 +47,27 @@ def _one(
         start = np.broadcast_to(np.asarray(problem.initial.values, float), shape)[i]
         values = np.where(np.isnan(start), values, start)
     if problem.observe is None:
-        columns = [smoothed(trajectory.ts, y, ts) for y in trajectory.ys.T]
+        columns = [_between_doses(trajectory, y, ts) for y in trajectory.ys.T]
         values = np.stack(
             [v if c is None else c for v, c in zip(values.T, columns, strict=True)], 1
         )
     return values
+
+
+def _between_doses(
+    trajectory: Trajectory, ys: np.ndarray, at: np.ndarray
+) -> Float[np.ndarray, " at"] | None:
+    """Return one column, smoothed between doses; of pieces without samples, of all."""
+    if not trajectory.doses:
+        return smoothed(trajectory.ts, ys, at)
+    here, there = (pieces(trajectory, ts) for ts in (trajectory.ts, at))
+    found = smoothed(trajectory.ts, ys, at)
+    for piece in np.unique(there):
+        ours = there == piece
+        mine = smoothed(trajectory.ts[here == piece], ys[here == piece], at[ours])
+        if mine is not None and found is not None:
+            found[ours] = mine
+    return found
 
 
 def measured(problem: Problem, i: int) -> Any:
@@ -113,16 +130,24 @@ def simulated_at(
         inputs = Sampled(*(jnp.asarray(part) for part in knots(trajectory)))
     how = Integration(solver)
     if problem.num_algebraic:
-        times = np.unique(np.concatenate([trajectory.span[:1], ts]))
-        found = stepped(problem, model, start, times, inputs, how)
-        return found[np.searchsorted(times, ts)]
-    x, first, times = (jnp.asarray(v) for v in (start, trajectory.span[0], ts))
+
+        def step(x: np.ndarray, first: float, times: np.ndarray) -> np.ndarray:
+            every = np.unique([first, *times])
+            found = stepped(problem, model, x, every, inputs, how)
+            return found[np.searchsorted(every, times)]
+
+        return with_doses(step, start, trajectory.span[0], ts, trajectory.doses)
     bare = problem.without_data()
     stops = None
     if trajectory.inputs is not None or trajectory.jumps:
         steps = jnp.asarray(np.unique(trajectory.ts))
         stops = (steps, jnp.asarray(jumps(trajectory)))
-    return np.asarray(_integrated(bare, how, model, x, first, times, inputs, stops))
+
+    def solve(x: np.ndarray, first: float, times: np.ndarray) -> np.ndarray:
+        given = (jnp.asarray(v) for v in (x, first, times))
+        return np.asarray(_integrated(bare, how, model, *given, inputs, stops))
+
+    return with_doses(solve, start, trajectory.span[0], ts, trajectory.doses)
 
 
 def smoothed(

@@ -197,18 +197,17 @@ def _beyond(
 
 def open_names(found: Information, nlp: NLP) -> list[str]:
     """Return the names of all numbers that open directions move."""
-    size = nlp.problem.num_states
     if not found.open.shape[1]:
         return []
     much = np.linalg.norm(found.open, axis=1)
     moved = found.eliminated.free[much > _NAMED * much.max()]
-    num = len(nlp.ts) * nlp.problem.num_states
-    names = names_of_model(nlp.template)
-    starts = np.asarray(nlp.starts)
-    return [
-        names[i - num]
-        if i >= num
-        else f"state {i % size} at the start of trajectory "
-        f"{int(np.searchsorted(starts, i // size))}"
-        for i in moved
-    ]
+    return [name_of_free(nlp, int(i)) for i in moved]
+
+
+def name_of_free(nlp: NLP, index: int) -> str:
+    """Return which number of the model, or which state at a start, a variable is."""
+    size, num = nlp.problem.num_states, len(nlp.ts) * nlp.problem.num_states
+    if index >= num:
+        return names_of_model(nlp.template)[index - num]
+    i = int(np.searchsorted(np.asarray(nlp.starts), index // size))
+    return f"state {index % size} at the start of trajectory {i}"

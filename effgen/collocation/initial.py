@@ -31,6 +31,11 @@ def check_initial(
                 f"`initial.{name}` has shape {given.shape}: pass ({shape[1]},), a "
                 f"number for each state, or {shape}."
             ) from error
+    if np.any(np.isinf(np.asarray(initial.values, float))):
+        raise ValueError(
+            f"`initial.values` is {initial.values}: pass finite numbers, or NaN where "
+            "free."
+        )
     if initial.scale is not None and not np.all(np.asarray(initial.scale) > 0):
         raise ValueError(
             f"`initial.scale` is {initial.scale}: pass positive numbers, or `None` to "

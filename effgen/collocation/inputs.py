@@ -84,11 +84,11 @@ def _away(trajectory: Trajectory) -> float:
 def jumps(trajectory: Trajectory) -> Float[np.ndarray, " jumps"]:
     """Return the times inside of the span at which the trajectory's inputs jump.
 
-    Those that `jumps` names; samples at which a held input changes, or that stand
-    twice with different inputs. For functions of the time see `found_jumps`.
+    Those that `jumps` and `doses` name; samples at which a held input changes, or that
+    stand twice with different inputs. For functions of the time see `found_jumps`.
     """
     assert trajectory.span is not None
-    named = np.asarray(trajectory.jumps, float).reshape(-1)
+    named = np.array([*trajectory.jumps, *(t for t, _ in trajectory.doses)], float)
     if trajectory.inputs is None or callable(trajectory.inputs):
         times = named
     else:

@@ -7,6 +7,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Float, Int
 
+from .doses import shifts_at
 from .inputs import inputs_at, jumps
 from .problem import Problem, Table, Trajectory
 from .radau import radau
@@ -23,7 +24,8 @@ class Mesh(eqx.Module):
     **Attributes:** `edges`, of each trajectory's intervals; `stages`; `left` and
     `inner`, the nodes where each interval starts, and of its stages; `lengths`;
     `starts` and `ends`, the first and last node of each trajectory; `ts` and `inputs`,
-    at the nodes: where an interval ends, of just before.
+    at the nodes: where an interval ends, of just before; `shifts`, what doses add to
+    the state where each interval starts.
     """
 
     edges: tuple[Float[np.ndarray, " edges"], ...]
@@ -35,6 +37,7 @@ class Mesh(eqx.Module):
     ends: Int[np.ndarray, " trajectories"]
     ts: Float[np.ndarray, " nodes"]
     inputs: Float[np.ndarray, "nodes inputs"]
+    shifts: Float[np.ndarray, "intervals state"]
 
     @property
     def num_nodes(self) -> int:
@@ -66,7 +69,8 @@ def uniform_edges(problem: Problem, intervals: int) -> list[np.ndarray]:
 
     **Raises:** `ValueError` unless `intervals` is a positive integer.
     """
-    if not isinstance(intervals, int | np.integer) or intervals < 1:
+    whole = isinstance(intervals, int | np.integer) and not isinstance(intervals, bool)
+    if not whole or intervals < 1:
         raise ValueError(f"`intervals` is {intervals}: pass a positive integer.")
     spans = [_span(t) for t in problem.data]
     longest = max(b - a for a, b in spans)
@@ -105,8 +109,14 @@ def _with_jumps(edges: np.ndarray, times: np.ndarray) -> np.ndarray:
 
 def check_edges(problem: Problem, edges: Sequence[np.ndarray]) -> None:
     """Raise `ValueError` for edges that do not span their trajectories in order."""
+    if len(edges) != len(problem.data) or any(np.ndim(e) != 1 for e in edges):
+        raise ValueError(
+            f"`edges` must be a list of one array for each of {len(problem.data)} "
+            "trajectories."
+        )
     for i, (trajectory, e) in enumerate(zip(problem.data, edges, strict=True)):
-        if np.any(np.diff(e) <= 0) or (e[0], e[-1]) != _span(trajectory):
+        rise = len(e) > 1 and np.all(np.diff(e) > 0)
+        if not rise or (e[0], e[-1]) != _span(trajectory):
             raise ValueError(
                 f"`edges` of trajectory {i} must rise from {_span(trajectory)[0]} to "
                 f"{_span(trajectory)[1]}, its span."
@@ -129,9 +139,10 @@ def make_mesh(problem: Problem, edges: Sequence[np.ndarray], stages: int) -> Mes
         inner = first + 1 + np.arange(num * stages).reshape(num, stages)
         left = np.concatenate([[first], inner[:-1, -1]])
         ends = np.array([first, inner[-1, -1]])
-        columns.append((left, inner, lengths, ends, ts, known))
+        shifts = shifts_at(trajectory, e[:-1], problem.num_states)
+        columns.append((left, inner, lengths, ends, ts, known, shifts))
         first += 1 + num * stages
-    left, inner, lengths, ends, ts, inputs = (
+    left, inner, lengths, ends, ts, inputs, shifts = (
         np.concatenate(parts) for parts in zip(*columns, strict=True)
     )
     return Mesh(
@@ -144,6 +155,7 @@ def make_mesh(problem: Problem, edges: Sequence[np.ndarray], stages: int) -> Mes
         ends[1::2],
         ts,
         inputs,
+        shifts,
     )
 
 

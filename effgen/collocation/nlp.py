@@ -34,7 +34,8 @@ class NLP(eqx.Module):
                    lower <= constraint functions <= upper
 
     **Attributes:** `problem`, without its data; `template`, a model of the shapes;
-    `points`, the nodes of each interval, its start first; `counted`, by how many
+    `points`, the nodes of each interval, its start first; `shifts`, of scaled states,
+    what doses add where an interval starts; `counted`, by how many
     entries the misfit is divided; `num`, how many numbers constraints are.
     """
 
@@ -47,6 +48,7 @@ class NLP(eqx.Module):
     ends: Int[Array, " trajectories"]
     ts: Float[Array, " nodes"]
     inputs: Float[Array, "nodes inputs"]
+    shifts: Float[Array, "intervals state"]
     counted: Float[Array, ""]
     stages: int = eqx.field(static=True)
     num: NumTerms = eqx.field(static=True, default=NumTerms(0, 0, 0))
@@ -56,8 +58,9 @@ class NLP(eqx.Module):
         """Return the program of a mesh; arrays go to the device in float64."""
         bare = problem.without_data()
         points = np.concatenate([mesh.left[:, None], mesh.inner], axis=1)
+        shifts = mesh.shifts / problem.nominal
         place = on_device(
-            (points, mesh.lengths, mesh.starts, mesh.ends, mesh.ts, mesh.inputs)
+            (points, mesh.lengths, mesh.starts, mesh.ends, mesh.ts, mesh.inputs, shifts)
         )
         counted = jnp.asarray(float(max(samples.mask.sum(), 1)))
         given = on_device((bare, model, samples))
@@ -225,8 +228,16 @@ def initial_loss(nlp: NLP, x: Float[Array, "trajectories state"]) -> Float[Array
 
 def states_at_samples(nlp: NLP, x: Array) -> Float[Array, "samples state"]:
     """Return the scaled states at the samples, by their intervals' polynomials."""
-    there = x[nlp.points[nlp.samples.interval]]
-    return jnp.einsum("sk,skn->sn", nlp.samples.basis, there)
+    basis, interval = nlp.samples.basis, nlp.samples.interval
+    there = x[nlp.points[interval]]
+    # A sample where a trajectory starts is of before a dose there.
+    share = jnp.where(basis[:, :1] == 1, 0, basis[:, :1])
+    return jnp.einsum("sk,skn->sn", basis, there) + share * nlp.shifts[interval]
+
+
+def states_at_points(nlp: NLP, x: Array) -> Float[Array, "intervals points state"]:
+    """Return the scaled states at each interval's points, its start after a dose."""
+    return x[nlp.points].at[:, 0].add(nlp.shifts)
 
 
 def at_nodes(nlp: NLP, x: Array, flat: Array) -> Float[Array, "nodes terms"]:
@@ -306,7 +317,7 @@ def constraints(nlp: NLP, z: Float[Array, " variables"]) -> Float[Array, " rows"
     x, flat = nlp.split(z)
     terms = at_nodes(nlp, x, flat)
     field = terms[nlp.points[:, 1:], :size]
-    defects = jnp.einsum("jkn,ikn->ijn", slopes(nlp), x[nlp.points])
+    defects = jnp.einsum("jkn,ikn->ijn", slopes(nlp), states_at_points(nlp, x))
     defects += field_factor(nlp)[:, None] * field
     parts = [
         defects,

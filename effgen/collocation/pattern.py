@@ -3,13 +3,21 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from .dependence import derivative_pattern
 from .derivatives import HessianBlocks, JacobianBlocks
-from .nlp import NLP, constraint_shapes, terms_of, unravel
+from .nlp import (
+    NLP,
+    boundary_terms,
+    constraint_shapes,
+    model_terms,
+    terms_of,
+    unravel,
+)
 
 
 _Block = tuple[Any, Any, Any]  # rows, columns, and where entries are
@@ -51,6 +59,26 @@ def dependence(nlp: NLP) -> Dependence:
     return Dependence(
         *(part for whole in found for part in (whole[:, :size], whole[:, size:]))
     )
+
+
+def unused(nlp: NLP, depends: Dependence) -> Int[np.ndarray, " unused"]:
+    """Return which numbers of the model no equation, output, cost or penalty moves.
+
+    What is only compared, or rounded to an index, has no derivative anywhere.
+    """
+    flat, ends = nlp.flat(), jnp.ones((2, nlp.problem.num_states))
+    used = depends.model.any(0) | depends.output_model.any(0)
+
+    def of_model(flat: Array) -> Array:
+        bare = eqx.tree_at(lambda n: n.problem.weight_decay, nlp, 0.0)
+        return model_terms(bare, flat)
+
+    problem, num = nlp.problem, nlp.num
+    if problem.penalty is not None or num.model:
+        used |= derivative_pattern(of_model, flat).any(0)
+    if problem.mayer is not None or num.boundary:
+        used |= derivative_pattern(lambda p: boundary_terms(nlp, ends, p), flat).any(0)
+    return np.flatnonzero(~used)
 
 
 def jacobian_pattern(nlp: NLP, depends: Dependence) -> Pattern:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from .doses import check_amount, checked_doses
 from .initial import Initial as Initial, check_initial
 from .inputs import found_jumps
 from .model import (
@@ -82,7 +83,8 @@ class Problem(eqx.Module):
       `parameters`, or numbers for all of a part.
     - `constraints`: path, boundary and model constraints.
     - `lagrange`, `(t, x, u, p, nets)`, and `mayer`, `(x_start, x_end, p, nets)`, costs.
-    - `penalty`: `(p, nets)` to a number; `weight_decay`: of the networks.
+    - `penalty`: `(p, nets)` to a number; `weight_decay`: of the networks, a
+      number or a pytree of numbers, for parts of their tree.
     - `parameter_nominal`: the size of each parameter, a pytree like `parameters` or a
       number; by default that of the guess. The solver sees parameters divided by it
       where it is far from one.
@@ -113,7 +115,7 @@ class Problem(eqx.Module):
     lagrange: Callable[..., Array] | None
     mayer: Callable[..., Array] | None
     penalty: Callable[..., Array] | None
-    weight_decay: float
+    weight_decay: Any
 
     def __init__(
         self,
@@ -132,24 +134,37 @@ class Problem(eqx.Module):
         lagrange: Callable[..., Array] | None = None,
         mayer: Callable[..., Array] | None = None,
         penalty: Callable[..., Array] | None = None,
-        weight_decay: float = 0.0,
+        weight_decay: Any = 0.0,
         hold: str | None = None,
         parameter_nominal: Any = None,
     ) -> None:
         """Check the data and fill in what follows from them."""
+        _check_functions(
+            vector_field=vector_field,
+            observe=observe,
+            lagrange=lagrange,
+            mayer=mayer,
+            penalty=penalty,
+        )
         self.vector_field, self.observe = vector_field, observe
         found = as_trajectories(data, hold)
         self.data = tuple(t._replace(jumps=(*t.jumps, *found_jumps(t))) for t in found)
         outputs = self.data[0].ys.shape[1]
         if num_states is None and observe is not None:
             raise ValueError("pass `num_states`, which `observe` does not tell.")
-        size: int = outputs if num_states is None else num_states
+        size = _count("num_states", outputs if num_states is None else num_states)
         if observe is None and size != outputs:
             raise ValueError(
                 f"`ys` has {outputs} columns and there are {size} states: pass "
                 "`observe`, which says what is measured."
             )
         self.num_states, self.num_algebraic = size, num_algebraic
+        self.data = tuple(
+            t._replace(doses=checked_doses(i, t.doses, t.span or (0.0, 0.0)))
+            for i, t in enumerate(self.data)
+        )
+        for i, trajectory in enumerate(self.data):
+            check_amount(i, trajectory.doses, size)
         self.spread = _spread(np.concatenate([t.ys for t in self.data]))
         self.scale = _vector("scale", self.spread if scale is None else scale, outputs)
         self.weighs = scale is None and outputs > 1
@@ -167,15 +182,11 @@ class Problem(eqx.Module):
             check_initial(initial, (len(self.data), size), self.state_bounds)
         self.parameter_bounds = parameter_bounds
         self.parameter_nominal = parameter_nominal
-        self.constraints = tuple(constraints)
-        for constraint in self.constraints:
-            _bounds(f"constraint {constraint.name!r}", constraint[1:3], None)
+        self.constraints = _checked_constraints(constraints)
         self.lagrange, self.mayer, self.penalty = lagrange, mayer, penalty
-        self.weight_decay = float(weight_decay)
-        if not (np.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ValueError(
-                f"`weight_decay` is {weight_decay}: pass a number of at least 0."
-            )
+        if lagrange is None and mayer is None:
+            _check_seen(self.data)
+        self.weight_decay = jax.tree.map(_weight, weight_decay)
 
     def without_data(self) -> "Problem":
         """Return the problem's functions and scales alone, which can be compiled."""
@@ -183,9 +194,10 @@ class Problem(eqx.Module):
 
     def decay(self, networks: PyTree) -> Float[Array, ""]:
         """Return `weight_decay |networks|^2 / 2`."""
-        weights = jax.tree.leaves(eqx.filter(networks, eqx.is_inexact_array))
-        squares = sum((jnp.sum(w**2) for w in weights), start=jnp.zeros(()))
-        return 0.5 * self.weight_decay * squares
+        arrays = eqx.filter(networks, eqx.is_inexact_array)
+        decays = jax.tree.leaves(jax.tree.broadcast(self.weight_decay, arrays))
+        pairs = zip(decays, jax.tree.leaves(arrays), strict=True)
+        return sum((0.5 * d * jnp.sum(w**2) for d, w in pairs), start=jnp.zeros(()))
 
     def outputs(
         self, t: Table, x: Array, u: Table, p: PyTree, nets: PyTree
@@ -193,7 +205,56 @@ class Problem(eqx.Module):
         """Return what is measured at a state."""
         if self.observe is None:
             return x
-        return jnp.atleast_1d(self.observe(t, x, u, p, nets))
+        return jnp.atleast_1d(jnp.asarray(self.observe(t, x, u, p, nets)))
+
+
+def _check_functions(**functions: Any) -> None:
+    for name, function in functions.items():
+        optional = name != "vector_field"
+        if not (callable(function) or (optional and function is None)):
+            raise TypeError(
+                f"`{name}` is a {type(function).__name__}: pass a function. The order "
+                "is `Problem(vector_field, data)`."
+            )
+
+
+def _check_seen(data: Sequence[Trajectory]) -> None:
+    if all(np.all(np.isnan(t.ys)) for t in data):
+        raise ValueError(
+            "`ys` has no value, and there is no `lagrange` or `mayer` cost: nothing "
+            "would tell the parameters."
+        )
+
+
+def _count(name: str, value: Any) -> int:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < 1:
+        raise ValueError(f"`{name}` is {value}: pass a positive integer.")
+    return int(value)
+
+
+def _checked_constraints(constraints: Any) -> tuple[Constraint, ...]:
+    kinds = (PathConstraint, BoundaryConstraint, ModelConstraint)
+    if isinstance(constraints, kinds):
+        constraints = (constraints,)
+    for constraint in constraints:
+        if not isinstance(constraint, kinds):
+            raise TypeError(
+                f"`constraints` has a {type(constraint).__name__}: pass a list of "
+                "`PathConstraint`, `BoundaryConstraint` or `ModelConstraint`."
+            )
+        _check_functions(vector_field=constraint.function)
+        _bounds(f"constraint {constraint.name!r}", constraint[1:3], None)
+    return tuple(constraints)
+
+
+def _weight(weight: Any) -> np.ndarray:
+    if not (np.ndim(weight) == 0 and np.isfinite(weight) and weight >= 0):
+        raise ValueError(
+            f"`weight_decay` is {weight}: pass a number of at least 0, or a pytree of "
+            "such, like the networks or a part of their tree."
+        )
+    return np.asarray(weight, np.float64)
 
 
 def _spread(ys: np.ndarray) -> np.ndarray:
@@ -211,13 +272,19 @@ def _size(data: Sequence[Trajectory]) -> np.ndarray:
 
 def _vector(name: str, value: ArrayLike, size: int) -> np.ndarray:
     array = np.asarray(value, np.float64)
-    if array.shape not in ((), (size,)) or not np.all(array > 0):
+    good = np.all(array > 0) and np.all(np.isfinite(array))
+    if array.shape not in ((), (size,)) or not good:
         raise ValueError(f"`{name}` is {array}: pass a positive number, or ({size},).")
     return np.broadcast_to(array, (size,)).copy()
 
 
 def _bounds(name: str, pair: Any, size: int | None) -> tuple[np.ndarray, np.ndarray]:
-    lower, upper = (np.asarray(b, np.float64) for b in pair)
+    try:
+        lower, upper = (np.asarray(b, np.float64) for b in pair)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} is {pair!r}: pass a lower and an upper one."
+        ) from error
     if size is not None:
         try:
             lower, upper = (np.broadcast_to(b, (size,)) for b in (lower, upper))

@@ -1,23 +1,30 @@
 """How far a solution is from the equations between nodes, and finer meshes for it."""
 
-from typing import Any
+import warnings
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike, Float, PyTree
+from jaxtyping import ArrayLike, Float, PRNGKeyArray, PyTree
 
+from effgen.core.results import RunWarning
 from effgen.core.state import TrainState
+from effgen.core.train import fit
 
+from .accuracy import MeshError, field_at, mesh_error
+from .curvature import LimitedMemory
+from .elimination import eliminated, sample_slopes
+from .evaluator import Evaluator
 from .inputs import inputs_at
 from .problem import Problem, as_model
 from .radau import radau
-from .solution import Solution
-from .transcription import Transcription, transcribe
+from .solution import OTHER_MESH, Solution, same_mesh
+from .switches import Switches, switches
+from .trainer import CollocationTrainer
+from .transcription import Transcription, limits_of, transcribe, weighed
 
 
 _MOST_PARTS = 4
+_NARROW = 1 / 32  # of an interval: where the state crosses a surface, on both sides
+_NEAR = 1e-6
 
 
 def residuals(
@@ -35,21 +42,12 @@ def residuals(
     ts = np.atleast_1d(np.asarray(ts, np.float64))
     states = solution(ts, trajectory)
     inputs = inputs_at(problem.data[trajectory], ts)
-    rows = (jnp.asarray(x) for x in (ts, states, inputs))
-    field = np.asarray(_field(problem.vector_field, as_model(model), *rows))
+    field = field_at(problem.vector_field, as_model(model), ts, states, inputs)
     slopes = solution.derivative(ts, trajectory)
     differential = problem.num_states - problem.num_algebraic
     slopes[:, differential:] = 0
     divisor = np.where(np.arange(problem.num_states) < differential, problem.nominal, 1)
     return (slopes - field) / divisor
-
-
-@eqx.filter_jit
-def _field(field: Any, model: Any, ts: Any, states: Any, inputs: Any) -> Any:
-    given = (model.parameters, model.networks)
-    return jax.vmap(lambda t, x, u: jnp.asarray(field(t, x, u, *given)))(
-        ts, states, inputs
-    )
 
 
 def interval_errors(
@@ -65,29 +63,120 @@ def interval_errors(
     return lengths * np.abs(found).max(axis=1).reshape(ts.shape).max(axis=1)
 
 
-def refine(
-    transcription: Transcription, state: TrainState, *, tol: float = 1e-4
-) -> Transcription:
-    """Return a finer transcription: intervals whose error is above `tol` are cut.
+def accuracy(transcription: Transcription, state: TrainState) -> MeshError | None:
+    """Return how large the mesh's error is beside the noise, by output.
 
-    Into as many parts as bring an error of order `stages + 1` below it, four at most;
-    the same mesh is returned where none is. `train(trainer, state, [finer])` then
-    starts warm.
+    `None` where it cannot be told: residuals that are not finite between nodes, or
+    equations that do not determine the states.
+
+    **Raises:** `ValueError` for a state of another mesh.
+    """
+    if not same_mesh(state.memory, transcription.mesh):
+        raise ValueError(OTHER_MESH)
+    level = weighed(transcription, state.memory)
+    nlp = level.program(state.model)
+    z = nlp.joined(state.memory.positions)
+    functions = Evaluator(nlp, LimitedMemory()).functions()
+    try:
+        through = eliminated(nlp, functions, limits_of(level, nlp), z)
+    except ValueError:
+        return None
+    slopes = sample_slopes(nlp, z)
+    return mesh_error(level, nlp, through, slopes, state.memory)
+
+
+def refine(
+    transcription: Transcription, state: TrainState, *, tol: float | None = None
+) -> Transcription:
+    """Return a finer transcription: intervals whose error is too large are cut.
+
+    By default those that make most of the mesh's error, where that is above a tenth of
+    the noise; with `tol`, those whose `interval_errors` are above it. Each is cut into
+    as many parts as bring an error of order `stages + 1` below it, four at most; where
+    the law switches inside of one, edges are put there. The same mesh is returned where
+    none is. `train(trainer, state, [finer])` then starts warm.
 
     **Raises:** `ValueError` unless `tol` is positive.
     """
-    if not tol > 0:
+    if tol is not None and not tol > 0:
         raise ValueError(f"`tol` is {tol}: pass a positive relative error.")
     solution, problem = state.memory, transcription.problem
-    order = solution.stages + 1
+    if tol is None:
+        wanted = _by_noise(accuracy(transcription, state), solution)
+    else:
+        found = (
+            interval_errors(problem, state.model, solution, i)
+            for i in range(len(solution.edges))
+        )
+        wanted = [errors / tol for errors in found]
     edges = []
-    for i, old in enumerate(solution.edges):
-        errors = interval_errors(problem, state.model, solution, i)
-        parts = np.ceil((errors / tol) ** (1 / order)).astype(int)
+    for i, (old, excess) in enumerate(zip(solution.edges, wanted, strict=True)):
+        parts = np.ceil(excess ** (1 / (solution.stages + 1))).astype(int)
         parts = np.clip(parts, 1, _MOST_PARTS)
-        pieces = [
-            np.linspace(a, b, n + 1)[:-1]
-            for a, b, n in zip(old[:-1], old[1:], parts, strict=True)
-        ]
-        edges.append(np.concatenate([*pieces, np.asarray(old)[-1:]]))
+        chosen = np.flatnonzero(parts > 1)
+        found = switches(problem, state.model, solution, i, chosen)
+        edges.append(_cut(np.asarray(old), parts, found))
     return transcribe(problem, edges=edges, stages=solution.stages)
+
+
+def _by_noise(error: MeshError | None, solution: Solution) -> list[np.ndarray]:
+    """Return by how much each interval's error is too large, for each trajectory."""
+    counts = [len(e) - 1 for e in solution.edges]
+    wanted = np.zeros(sum(counts))
+    if error is not None and error.excess > 1:
+        guilty = error.guilty()
+        wanted[guilty] = max(2 * error.excess, 2.0)
+    return np.split(wanted, np.cumsum(counts)[:-1])
+
+
+def _cut(old: np.ndarray, parts: np.ndarray, found: Switches) -> np.ndarray:
+    """Return edges with intervals in equal parts, or with edges where a law switches.
+
+    Where the state makes it switch the time moves with the model: an edge on both
+    sides. An edge that is a rounding away from a switch gives way to it.
+    """
+    at = np.searchsorted(old, found.ts, side="right") - 1
+    lengths = np.diff(old)
+    pieces = [old]
+    for j in np.setdiff1d(np.flatnonzero(parts > 1), at):
+        pieces.append(np.linspace(old[j], old[j + 1], parts[j] + 1)[1:-1])
+    for t, timed, j in zip(found.ts, found.timed, at, strict=True):
+        away = 0.0 if timed else _NARROW * lengths[j]
+        near = np.unique([t - away, t + away])
+        gap = _NEAR * lengths[j]
+        pieces.append(near[(near > old[j] + gap) & (near < old[j + 1] - gap)])
+    return np.unique(np.concatenate(pieces))
+
+
+def fit_refined(
+    trainer: CollocationTrainer,
+    state: TrainState,
+    transcription: Transcription,
+    *,
+    key: PRNGKeyArray,
+    rounds: int = 6,
+) -> tuple[TrainState, Transcription]:
+    """Solve, and cut the mesh until its error is below a tenth of the noise.
+
+    Each round is one step of `trainer` on a mesh of `refine`, begun warm. Returns the
+    state and its transcription, for `covariance` and the like. Where the error is still
+    above after `rounds`, a warning says by how much.
+
+    **Raises:** `TrainingError` if a solve fails; `ValueError` for rounds below one.
+    """
+    if rounds < 1:
+        raise ValueError(f"`rounds` is {rounds}: pass a positive integer.")
+    level = transcription
+    for _ in range(rounds):
+        state, _ = fit(trainer, state, iter([level.before_finer()]), key=key)
+        error = accuracy(level, state)
+        if error is None or error.excess <= 1:
+            return state, level
+        before, level = level, refine(level, state)
+    warnings.warn(
+        f"the mesh's error is {np.max(error.ratio):.2g} of the noise after {rounds} "
+        "rounds: pass more `rounds`, or a law that is smooth where it switches.",
+        RunWarning,
+        stacklevel=2,
+    )
+    return state, before

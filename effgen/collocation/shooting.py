@@ -79,6 +79,8 @@ def segments_of(problem: Problem, per_trajectory: int = 1) -> Segments:
         raise ValueError(f"`per_trajectory` is {per_trajectory}: pass at least 1.")
     if problem.num_algebraic:
         raise ValueError(NO_ALGEBRAIC)
+    if any(trajectory.doses for trajectory in problem.data):
+        raise ValueError("`doses` are for collocation: shooting knows no impulses.")
     rows: list[tuple[Any, ...]] = []
     for i, trajectory in enumerate(problem.data):
         assert trajectory.span is not None

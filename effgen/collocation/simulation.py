@@ -1,5 +1,6 @@
 """A trained model simulated from any start, stiff or algebraic as well."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import diffrax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from .doses import check_amount, checked_doses, with_doses
 from .model import as_model
 from .problem import Problem
 from .shooting import Integration, integrate, no_inputs
@@ -25,6 +27,7 @@ def simulate(
     ts: ArrayLike,
     inputs: Any = None,
     *,
+    doses: Sequence[tuple[float, ArrayLike]] = (),
     solver: diffrax.AbstractSolver | None = None,
     rtol: float = 1e-8,
     atol: float = 1e-8,
@@ -32,7 +35,8 @@ def simulate(
     """Return the states at `ts` of a trained model, from `start` at the first of them.
 
     `inputs` is a function of the time, traceable by JAX; steps end at `ts`, so a pulse
-    that is longer than their gaps is not passed over. `solver` is diffrax's: by default
+    that is longer than their gaps is not passed over. `doses` are pairs of a time and
+    an amount, `(state,)`, which is added at once. `solver` is diffrax's: by default
     `Tsit5`, and where that does not reach the end, `Kvaerno5`, for stiff models.
     Algebraic states are simulated by steps of Radau's scheme, of index 1, 2 or 3, with
     the error of the differential states below the tolerances. The start's algebraic
@@ -58,18 +62,27 @@ def simulate(
             "`jax.numpy`, such as `lambda t: jnp.interp(t, ts, u)[None]`."
         )
     bare, model = problem.without_data(), as_model(model)
-    if problem.num_algebraic:
-        given = no_inputs if inputs is None else inputs
-        how = Integration(rtol=rtol, atol=atol)
-        found = stepped(bare, model, x, times, given, how)
-        return _reached(jnp.asarray(found), times)
+    given = no_inputs if inputs is None else inputs
+    how = Integration(rtol=rtol, atol=atol)
     solvers = (diffrax.Tsit5(), diffrax.Kvaerno5()) if solver is None else (solver,)
-    states = jnp.full((len(times), len(x)), jnp.nan)
-    for chosen in solvers:
-        if not bool(jnp.all(jnp.isfinite(states))):
-            given = (bare, model, jnp.asarray(x), jnp.asarray(times), inputs)
-            states = _integrate(*given, solver=chosen, rtol=rtol, atol=atol)
-    return _reached(states, times)
+
+    def solve(x: np.ndarray, first: float, ts: np.ndarray) -> np.ndarray:
+        every = np.unique(np.concatenate([[first], ts]))
+        rows = np.searchsorted(every, ts)
+        if problem.num_algebraic:
+            return stepped(bare, model, x, every, given, how)[rows]
+        states = np.full((len(every), len(x)), np.nan)
+        for chosen in solvers:
+            if not np.all(np.isfinite(states)):
+                rest = (jnp.asarray(x), jnp.asarray(every), inputs)
+                how_far = {"solver": chosen, "rtol": rtol, "atol": atol}
+                states = np.asarray(_integrate(bare, model, *rest, **how_far))
+        return states[rows]
+
+    pulses = checked_doses(0, doses, (float(times[0]), float(times[-1])))
+    check_amount(0, pulses, problem.num_states)
+    states = with_doses(solve, x, float(times[0]), times, pulses)
+    return _reached(jnp.asarray(states), times)
 
 
 def traceable(inputs: Any) -> bool:

@@ -5,11 +5,17 @@ from typing import NamedTuple
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import ArrayLike, Float
+from jaxtyping import ArrayLike, Float, Int
 
 from .mesh import Mesh, node_times, within
 from .problem import Table
 from .radau import radau
+
+
+OTHER_MESH = (
+    "the state was not solved on this transcription: take one step of `train` with it "
+    "first."
+)
 
 
 class Solution(eqx.Module):
@@ -17,13 +23,16 @@ class Solution(eqx.Module):
 
     **Attributes:** `edges`, of each trajectory's intervals; `positions`, at the nodes
     of all trajectories, in their own units; `stages`; `scale`, what residuals of each
-    output were divided by, where it was estimated.
+    output were divided by, where it was estimated; `shifts`, what doses add where an
+    interval starts, if there are any. At the time of a dose the states are those of
+    just before.
     """
 
     edges: tuple[Float[Table, " edges"], ...]
     positions: Float[Table, "nodes state"]
     stages: int = eqx.field(static=True)
     scale: Float[Table, " outputs"] | None = None
+    shifts: Float[Table, "intervals state"] | None = None
 
     def __call__(
         self, ts: ArrayLike, trajectory: int = 0
@@ -37,35 +46,53 @@ class Solution(eqx.Module):
         """
         ts = np.atleast_1d(np.asarray(ts, np.float64))
         edges = np.asarray(self.edges[trajectory])
-        if np.any(ts < edges[0]) or np.any(ts > edges[-1]):
+        if not np.all((ts >= edges[0]) & (ts <= edges[-1])):
             raise ValueError(
                 f"`ts` leaves the trajectory, from {edges[0]} to {edges[-1]}: simulate "
                 "the model to go beyond."
             )
-        points, basis, _ = self._at(trajectory, ts)
-        return np.einsum("tk,tkn->tn", basis, np.asarray(self.positions)[points])
+        interval, basis, _ = self._at(trajectory, ts)
+        found = np.einsum("tk,tkn->tn", basis, self.at_points(interval))
+        at_start = basis[:, 0] == 1  # of the first interval: else it is the end of one
+        return np.where(at_start[:, None], self._starts(trajectory), found)
 
     def derivative(
         self, ts: ArrayLike, trajectory: int = 0
     ) -> Float[np.ndarray, "ts state"]:
         """Return the polynomials' derivatives at `ts`."""
         ts = np.atleast_1d(np.asarray(ts, np.float64))
-        points, basis, lengths = self._at(trajectory, ts)
+        interval, basis, lengths = self._at(trajectory, ts)
         table = full_slopes(self.stages) / lengths[:, None, None]
         slopes = np.einsum("tk,tkl->tl", basis, table)
-        return np.einsum("tl,tln->tn", slopes, np.asarray(self.positions)[points])
+        return np.einsum("tl,tln->tn", slopes, self.at_points(interval))
 
     def nodes(self, trajectory: int = 0) -> Float[np.ndarray, " nodes"]:
         """Return the times of a trajectory's nodes."""
         return node_times(np.asarray(self.edges[trajectory]), self.stages)
 
+    def at_points(
+        self, intervals: Int[np.ndarray, " rows"]
+    ) -> Float[np.ndarray, "rows points state"]:
+        """Return the states at the points of intervals, counted over trajectories."""
+        counts = np.array([len(e) - 1 for e in self.edges])
+        owner = np.searchsorted(np.cumsum(counts), intervals, side="right")
+        first = intervals * self.stages + owner  # each trajectory has a start besides
+        points = first[:, None] + np.arange(self.stages + 1)
+        found = np.asarray(self.positions)[points]
+        if self.shifts is not None:
+            found[:, 0] += np.asarray(self.shifts)[intervals]
+        return found
+
+    def _starts(self, i: int) -> Float[np.ndarray, " state"]:
+        first = sum(1 + (len(e) - 1) * self.stages for e in self.edges[:i])
+        return np.asarray(self.positions)[first]
+
     def _at(self, i: int, ts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the points of each time's interval, their basis, and its length."""
+        """Return each time's interval, the basis of its points, and its length."""
         edges = np.asarray(self.edges[i])
         at, share = within(edges, ts)
-        first = sum(1 + (len(e) - 1) * self.stages for e in self.edges[:i])
-        points = first + at[:, None] * self.stages + np.arange(self.stages + 1)
-        return points, radau(self.stages).basis(share), np.diff(edges)[at]
+        first = sum(len(e) - 1 for e in self.edges[:i])
+        return first + at, radau(self.stages).basis(share), np.diff(edges)[at]
 
 
 def full_slopes(stages: int) -> Float[np.ndarray, "points points"]:
@@ -103,6 +130,16 @@ def same_mesh(solution: Solution, mesh: Mesh) -> bool:
     )
 
 
+def solution_on(
+    mesh: Mesh,
+    positions: Float[Table, "nodes state"],
+    scale: Float[Table, " outputs"] | None = None,
+) -> Solution:
+    """Return the solution that states at a mesh's nodes are."""
+    shifts = mesh.shifts if np.any(mesh.shifts) else None
+    return Solution(mesh.edges, positions, mesh.stages, scale, shifts)
+
+
 def prolonged(
     solution: Solution, mesh: Mesh, guess: Callable[[], Solution]
 ) -> Solution:
@@ -117,7 +154,7 @@ def prolonged(
     for i in range(len(edges)):
         mine = known & (owner == i)
         positions[mine] = solution(times[mine], i)
-    return Solution(mesh.edges, positions, mesh.stages, solution.scale)
+    return solution_on(mesh, positions, solution.scale)
 
 
 def prolonged_multipliers(

@@ -18,6 +18,7 @@ from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractHostTrainer
 
 from . import attempts, interior, ipopt
+from .cautions import warn_of_solution, warn_of_unused
 from .curvature import AbstractCurvature, ExactHessian
 from .evaluator import Evaluator
 from .mesh import make_mesh
@@ -29,6 +30,7 @@ from .solution import (
     prolonged,
     prolonged_multipliers,
     same_mesh,
+    solution_on,
 )
 from .transcription import (
     Transcription,
@@ -41,6 +43,7 @@ from .transcription import (
 from .violations import (
     check_finite,
     check_others,
+    check_shapes,
     check_size,
     not_finite,
     worst_violation,
@@ -131,6 +134,7 @@ class CollocationTrainer(AbstractHostTrainer):
                 multipliers = prolonged_multipliers(multipliers, old, mesh)
             solution = prolonged(solution, mesh, batch.guess)
         batch = weighed(batch, solution)
+        check_shapes(batch, state.model)
         nlp = batch.program(state.model)
         limits, shapes = limits_of(batch, nlp), shapes_of(nlp)
         z = np.clip(nlp.joined(solution.positions), limits.lower, limits.upper)
@@ -139,6 +143,8 @@ class CollocationTrainer(AbstractHostTrainer):
         check_others(nlp, batch, z)
         start = ipopt.Point(z, *(() if multipliers is None else packed(multipliers)))
         evaluator = Evaluator(nlp, self.curvature)
+        if batch.final:
+            warn_of_unused(evaluator)
         seconds = np.inf if self.max_seconds is None else self.max_seconds
         deadline = time.perf_counter() + seconds
         solved = self._solved(batch, evaluator, limits, start, deadline)
@@ -155,11 +161,13 @@ class CollocationTrainer(AbstractHostTrainer):
             scale, evaluator, solved = new_scale, other, attempts.after(solved, again)
         x, flat = nlp.split(jnp.asarray(solved.point.z))
         positions = np.asarray(x) * batch.problem.nominal
-        end = Solution(mesh.edges, positions, mesh.stages, scale)
+        end = solution_on(mesh, positions, scale)
         found = unpacked(shapes, solved.point)
         arrays = jax.tree.map(jnp.asarray, (end, found))
         new = state.advance(nlp.model(flat), arrays[1], arrays[0])
         self._warn(solved, batch, nlp, limits)
+        if batch.final and attempts.sound(solved) and time.perf_counter() < deadline:
+            warn_of_solution(batch, evaluator, new.memory, new.model)
         return new, self._metrics(solved, evaluator)
 
     def _reweighed(
@@ -177,10 +185,14 @@ class CollocationTrainer(AbstractHostTrainer):
         on the state's mesh, those after it; of any other, all. Nothing left is told.
         """
         step = int(state.step)
-        if not (isinstance(data, list) and data):
+        if not isinstance(data, list):
             return data
+        if not data:
+            raise ValueError("the list of transcriptions is empty: pass one or more.")
         if not all(isinstance(level, Transcription) for level in data):
             return data
+        coarse = [other.before_finer() for other in data[:-1]]
+        data = [*coarse, data[-1]]
         here = lambda level: same_mesh(state.memory, level.mesh)
         if step == 0 or (step < len(data) and here(data[step - 1])):
             return data

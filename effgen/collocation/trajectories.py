@@ -1,13 +1,10 @@
 """The data as a modeler has them: trajectories, checked."""
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-
-from effgen.core.results import RunWarning
 
 
 _FEWEST, _MOSTLY, _FEW = 8, 0.5, 0.25
@@ -22,7 +19,9 @@ class Trajectory(NamedTuple):
     default; `hold`, how inputs go on between `ts`: `"linear"`, or `"previous"`, which
     stays until the next sample; `jumps`, times at which inputs or the law jump, where
     intervals end. A sample time that stands twice is a jump as well, and so is one of
-    a function `u` that is found between samples.
+    a function `u` that is found between samples. `doses`, pairs of a time and an
+    amount, `(state,)`, that is added to the state at once; samples at that time are of
+    just before.
     """
 
     ts: Float[np.ndarray, " obs"]
@@ -31,13 +30,20 @@ class Trajectory(NamedTuple):
     span: tuple[float, float] | None = None
     hold: str | None = None
     jumps: Sequence[float] = ()
+    doses: Sequence[tuple[float, Any]] = ()
 
 
 def as_trajectories(data: Any, hold: str | None = None) -> tuple[Trajectory, ...]:
     """Return data as trajectories, checked; `hold` is that of those without their own.
 
-    **Raises:** `ValueError`, naming the trajectory and the index.
+    **Raises:** `ValueError`, naming the trajectory and the index; for sampled inputs
+    that move in steps, without a `hold`.
     """
+    if not isinstance(data, list | tuple):
+        raise TypeError(
+            f"`data` is a {type(data).__name__}: pass `(ts, ys)`, `(ts, ys, inputs)`, "
+            "a `Trajectory`, or a list of these."
+        )
     one = isinstance(data, tuple) and len(data) > 0 and not isinstance(data[0], tuple)
     found = [_trajectory(i, d, hold) for i, d in enumerate([data] if one else data)]
     if not found:
@@ -62,9 +68,19 @@ def _num_inputs(trajectory: Trajectory) -> int:
 
 
 def _trajectory(i: int, data: Any, hold: str | None) -> Trajectory:
-    ts, ys, inputs, span, own, jumps = Trajectory(*data)
+    if not isinstance(data, tuple) or len(data) < 2:
+        raise TypeError(
+            f"trajectory {i} is a {type(data).__name__}: pass a tuple `(ts, ys)` or "
+            "`(ts, ys, inputs)`, a `Trajectory`, or a list of these."
+        )
+    ts, ys, inputs, span, own, jumps, doses = Trajectory(*data)
     hold = _hold_of(i, hold if own is None else own)
-    ts, ys = np.asarray(ts, np.float64), np.asarray(ys, np.float64)
+    if np.asarray(ts).dtype.kind in "mM":
+        raise TypeError(
+            f"`ts` of trajectory {i} are dates: pass numbers in the units of the law, "
+            'such as `(ts - ts[0]) / np.timedelta64(1, "h")`.'
+        )
+    ts, ys = _numbers(i, "ts", ts), _numbers(i, "ys", ys)
     ys = ys[:, None] if ys.ndim == 1 else ys
     if ts.ndim != 1 or len(ts) == 0 or ys.shape[:1] != ts.shape:
         raise ValueError(
@@ -86,7 +102,18 @@ def _trajectory(i: int, data: Any, hold: str | None) -> Trajectory:
     jumps = tuple(np.sort(np.asarray(jumps, np.float64).reshape(-1)).tolist())
     if not np.all(np.isfinite(jumps)):
         raise ValueError(f"`jumps` of trajectory {i} is {jumps}: pass finite times.")
-    return Trajectory(ts, ys, inputs, span, hold, jumps)
+    return Trajectory(ts, ys, inputs, span, hold, jumps, doses)
+
+
+def _numbers(i: int, name: str, values: Any) -> np.ndarray:
+    try:
+        if np.iscomplexobj(values):
+            raise ValueError("complex numbers")
+        return np.asarray(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"`{name}` of trajectory {i} is no array of real numbers ({error})."
+        ) from error
 
 
 def _hold_of(i: int, hold: str | None) -> str | None:
@@ -106,24 +133,22 @@ def _inputs(i: int, ts: np.ndarray, inputs: Any, hold: str | None) -> np.ndarray
             f"numbers, ({len(ts)}, inputs), or a function of the time."
         )
     if hold is None and np.all(np.diff(ts) > 0):
-        _warn_of_steps(i, inputs)
+        _refuse_steps(i, inputs)
     return inputs
 
 
-def _warn_of_steps(i: int, inputs: np.ndarray) -> None:
-    """Warn of inputs that look as if they were held, and are linear by default."""
+def _refuse_steps(i: int, inputs: np.ndarray) -> None:
+    """Raise `ValueError` for inputs that move in steps: ramps would be another law."""
     changes = np.diff(inputs, axis=0) != 0
     stays = ~changes
     looks = changes.any(0) & (stays.mean(0) > _MOSTLY) & (len(inputs) >= _FEWEST)
     levels = np.array([len(np.unique(u)) for u in inputs.T])
     if np.any(looks & (levels < _FEW * len(inputs))):
         column = int(np.argmax(looks & (levels < _FEW * len(inputs))))
-        warnings.warn(
-            f"input {column} of trajectory {i} moves in steps, and is linear between "
-            'samples: pass `hold="previous"` if it stays until the next sample, or '
-            '`hold="linear"`.',
-            RunWarning,
-            stacklevel=8,
+        raise ValueError(
+            f"input {column} of trajectory {i} moves in steps, and samples do not say "
+            'how: pass `hold="previous"` if it stays until the next sample, or '
+            '`hold="linear"` if it is linear between them.'
         )
 
 

@@ -1,5 +1,6 @@
 """Transcriptions: a problem on a mesh, ready to be solved."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,26 +31,31 @@ from .problem import (
     Problem,
     flat_bounds,
 )
-from .solution import Multipliers, Solution
+from .solution import Multipliers, Solution, solution_on
 
 
 class Transcription(eqx.Module):
-    """A problem on a mesh."""
+    """A problem on a mesh.
+
+    **Attributes:** `problem`; `mesh`; `samples`, where they lie in it; `final`, whether
+    no finer one is to follow, so that a mesh which is too coarse is told.
+    """
 
     problem: Problem
     mesh: Mesh
     samples: Samples
+    final: bool = True
+
+    def before_finer(self) -> "Transcription":
+        """Return the transcription as one that is not the last."""
+        return dataclasses.replace(self, final=False)
 
     def guess(self) -> Solution:
         """Return the default guess: the data, smoothed, at the nodes.
 
         States that are not measured begin at their initial or nominal values.
         """
-        return Solution(
-            self.mesh.edges,
-            interpolated(self.problem, self.mesh),
-            self.mesh.stages,
-        )
+        return solution_on(self.mesh, interpolated(self.problem, self.mesh))
 
     def simulated(
         self, model: PyTree, solver: diffrax.AbstractSolver | None = None
@@ -61,11 +67,8 @@ class Transcription(eqx.Module):
         those that are, and what is not reached, are as in `guess`.
         """
         solver = diffrax.Tsit5() if solver is None else solver
-        return Solution(
-            self.mesh.edges,
-            simulated(self.problem, self.mesh, model, solver),
-            self.mesh.stages,
-        )
+        found = simulated(self.problem, self.mesh, model, solver)
+        return solution_on(self.mesh, found)
 
     def program(self, model: Model) -> NLP:
         """Return the nonlinear program for models of this shape."""
@@ -89,6 +92,11 @@ def transcribe(
 
     **Raises:** `ValueError` for settings out of range.
     """
+    if not isinstance(problem, Problem):
+        raise TypeError(
+            f"`problem` is a {type(problem).__name__}: pass a "
+            "`Problem(vector_field, data)`."
+        )
     if intervals is not None and edges is not None:
         raise ValueError("pass either `intervals` or `edges`, not both.")
     if intervals is not None:

@@ -19,7 +19,7 @@ from .ipopt import Point
 from .nlp import NLP, ravel, unravel
 from .noise import estimated, leverages
 from .problem import Model, names_of_model
-from .solution import same_mesh
+from .solution import OTHER_MESH, same_mesh
 from .transcription import Transcription, limits_of, packed, weighed
 
 
@@ -77,10 +77,7 @@ def covariance(
     (2012).
     """
     if not same_mesh(state.memory, transcription.mesh) or state.opt_state is None:
-        raise ValueError(
-            "the state was not solved on this transcription: take one step of `train` "
-            "with it first."
-        )
+        raise ValueError(OTHER_MESH)
     weighted = weighed(transcription, state.memory)
     nlp = weighted.program(state.model)
     evaluator = Evaluator(nlp, curvature)

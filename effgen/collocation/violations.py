@@ -3,12 +3,14 @@
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .curvature import AbstractCurvature
 from .elimination import sample_residuals
 from .ipopt import Limits
+from .model import Model
 from .nlp import NLP, model_terms, terms, terms_at_ends, values
 from .problem import BoundaryConstraint, PathConstraint, names_of_model
 from .transcription import Transcription, constraint_size
@@ -18,20 +20,56 @@ _MOST_BYTES = 8 << 30
 _REMEDY = "bound the states, or start from another guess."
 
 
+def check_shapes(batch: Transcription, model: Model) -> None:
+    """Raise where a function of the problem returns what it must not, by name.
+
+    **Raises:** `ValueError` for a shape, `TypeError` for no numbers, or for functions
+    that JAX cannot trace or that ask for parameters the model has not.
+    """
+    problem, mesh = batch.problem, batch.mesh
+    given = (model.parameters, model.networks)
+    x, outputs = jnp.asarray(problem.nominal), problem.data[0].ys.shape[1]
+    at = (jnp.asarray(mesh.ts[0]), x, jnp.asarray(mesh.inputs[0]), *given)
+    one, size = ((), (1,)), ((problem.num_states,),)
+    _check_shape("vector_field", problem.vector_field, at, size)
+    if problem.observe is not None:
+        wanted = ((outputs,), ()) if outputs == 1 else ((outputs,),)
+        _check_shape("observe", problem.observe, at, wanted)
+    _check_shape("lagrange", problem.lagrange, at, one)
+    _check_shape("mayer", problem.mayer, (x, x, *given), one)
+    _check_shape("penalty", problem.penalty, given, one)
+
+
+def _check_shape(
+    name: str, function: Any, given: tuple[Any, ...], wanted: tuple[Any, ...]
+) -> None:
+    if function is None:
+        return
+    try:
+        found = eqx.filter_eval_shape(lambda *g: jnp.asarray(function(*g)), *given)
+    except jax.errors.TracerArrayConversionError as error:
+        raise TypeError(
+            f"`{name}` calls numpy on what JAX traces: write it in `jax.numpy`."
+        ) from error
+    except KeyError as error:
+        parameters = given[-2]
+        has = list(parameters) if isinstance(parameters, dict) else parameters
+        raise TypeError(
+            f"`{name}` asks for {error} and the model's parameters are {has}: pass "
+            "`Model(parameters, networks)`."
+        ) from error
+    if jnp.issubdtype(found.dtype, jnp.complexfloating):
+        raise TypeError(f"`{name}` returns complex numbers: pass a real function.")
+    if found.shape not in wanted:
+        raise ValueError(
+            f"`{name}` returns shape {found.shape}: pass a function to {wanted[0]}."
+        )
+
+
 def check_finite(nlp: NLP, batch: Transcription, z: np.ndarray) -> None:
-    """Raise `ValueError` where the vector field is not finite or of the wrong shape."""
+    """Raise `ValueError` where the vector field is not finite."""
     problem = batch.problem
     size = problem.num_states
-    model = nlp.template
-    given = (nlp.ts[0], problem.nominal, nlp.inputs[0])
-    found = eqx.filter_eval_shape(
-        problem.vector_field, *given, model.parameters, model.networks
-    )
-    if (field := np.shape(found)) != (size,):
-        raise ValueError(
-            f"`vector_field` returns shape {field}: pass a function to ({size},), the "
-            "number of states."
-        )
     found = np.asarray(terms(nlp, jnp.asarray(z)))
     bad = np.argwhere(~np.isfinite(found))
     if len(bad):

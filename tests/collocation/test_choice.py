@@ -1,0 +1,100 @@
+"""Networks that know when to stop: evidence, and the choice of a law by it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import effgen as eg
+from effgen import collocation as co
+
+
+KEY = jax.random.key(0)
+TS = np.linspace(0, 6, 41)
+
+
+def law(t, x, u, p, nets):
+    return -p["rate"] * x * jnp.exp(nets(x))
+
+
+def level_of(ys, **more):
+    return co.transcribe(co.Problem(law, (TS, ys), **more), intervals=12)
+
+
+@pytest.fixture(scope="module")
+def deviation():
+    with jax.enable_x64(True):
+        return co.Deviation(1, 5, center=1.5, scale=1.0, key=jax.random.key(1))
+
+
+def noise():
+    return 0.02 * np.random.default_rng(0).normal(size=41)
+
+
+def chosen(ys, deviation):
+    model = co.Model({"rate": 1.0}, deviation)
+    trainer = co.CollocationTrainer(max_iter=300)
+    return co.choose(trainer, model, level_of(ys), key=KEY)
+
+
+def test_a_true_constant_comes_out_constant_with_its_band(deviation):
+    choice = chosen(3 * np.exp(-0.5 * TS) + noise(), deviation)
+    assert not choice.network
+    rate = float(choice.state.model.parameters["rate"])
+    found = co.covariance(choice.transcription, choice.state)
+    assert abs(rate - 0.5) < 3 * np.sqrt(found.model[0, 0])
+    shown = co.evidence(choice.transcription, choice.state)
+    sd = np.sqrt(np.diag(found.model))
+    np.testing.assert_allclose(shown.deviations, sd, rtol=1e-6)
+    np.testing.assert_allclose(choice.plain.noise, 0.02, rtol=0.3)
+
+
+def test_a_law_that_saturates_has_its_network(deviation):
+    """`x' = -x / (1 + x)`: the rate falls from one to a quarter."""
+    states = [3.0]
+    for _ in range(4_000):
+        mid = states[-1] - 0.00075 * states[-1] / (1 + states[-1])
+        states.append(states[-1] - 0.0015 * mid / (1 + mid))
+    clean = np.interp(TS, np.linspace(0, 6, 4_001), states)
+    choice = chosen(clean + noise(), deviation)
+    assert choice.network
+    assert choice.evidence.log_evidence > choice.plain.log_evidence + 5
+    np.testing.assert_allclose(choice.evidence.noise, 0.02, rtol=0.3)
+    assert 0.5 < choice.evidence.effective < 6
+    model = choice.state.model
+    at = jnp.linspace(0.5, 2.8, 9)[:, None]
+    rates = model.parameters["rate"] * jnp.exp(jax.vmap(model.networks)(at))
+    np.testing.assert_allclose(rates, 1 / (1 + at[:, 0]), rtol=0.1)
+
+
+def test_the_evidence_of_a_linear_law_is_a_closed_form():
+    """`x = start + slope t`: with flat priors, that of linear regression."""
+    ys = 1 + 0.3 * TS + noise()
+    field = lambda t, x, u, p, nets: p["slope"] * jnp.ones(1)
+    level = co.transcribe(co.Problem(field, (TS, ys)), intervals=2)
+    trainer = co.CollocationTrainer(tol=1e-12)
+    state = trainer.init(co.Model({"slope": 0.0}, None), level.guess())
+    state, _ = eg.fit(trainer, state, [level], key=KEY)
+    found = co.evidence(level, state)
+    design = np.stack([np.ones_like(TS), TS], 1)
+    residuals = ys - design @ np.linalg.lstsq(design, ys)[0]
+    variance = residuals @ residuals / (41 - 2)
+    information = design.T @ design / variance
+    log = -(residuals @ residuals / variance + 41 * np.log(variance)) / 2
+    log -= np.linalg.slogdet(information)[1] / 2
+    nominal = level.problem.nominal[0]  # the start is in its units
+    np.testing.assert_allclose(found.log_evidence, log - np.log(nominal), rtol=1e-8)
+    np.testing.assert_allclose(found.noise, np.sqrt(variance), rtol=1e-8)
+    np.testing.assert_allclose(
+        found.deviations, np.sqrt(np.linalg.inv(information)[1, 1]), rtol=1e-6
+    )
+
+
+def test_what_cannot_be_chosen_is_named(deviation):
+    with pytest.raises(ValueError, match="the model has no networks"):
+        trainer = co.CollocationTrainer()
+        co.choose(trainer, co.Model({"rate": 1.0}, None), level_of(TS), key=KEY)
+    with pytest.raises(ValueError, match="not solved on this transcription"):
+        level = level_of(3 * np.exp(-0.5 * TS))
+        model = co.Model({"rate": 1.0}, deviation)
+        co.evidence(level, co.CollocationTrainer().init(model, level.guess()))
