@@ -17,7 +17,14 @@ def init_opt_state(optim: optax.GradientTransformation, model: PyTree) -> PyTree
 
     Trainable are the inexact arrays; all else (activations, integers, flags) is left
     alone by `apply_gradients`.
+
+    **Raises:** `TypeError` if `optim` is no optax transformation.
     """
+    if not (hasattr(optim, "init") and hasattr(optim, "update")):
+        raise TypeError(
+            f"`optim` is {optim!r}: pass an optax transformation, such as "
+            "`optax.adam(1e-3)`."
+        )
     return optim.init(eqx.filter(model, eqx.is_inexact_array))
 
 

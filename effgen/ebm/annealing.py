@@ -1,6 +1,5 @@
 """The likelihood of a run that is over: fresh walkers along its checkpoints."""
 
-import dataclasses
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -187,7 +186,7 @@ def _stepped(
         return resampled_below(path.resample_below, after, key=keys[1])
 
     keys = jax.random.split(jax.random.fold_in(key, count))
-    walkers = dataclasses.replace(walkers, step_size=scouts.step_size)
+    walkers = walkers.moving(scouts.kernel_state)
     return (moved(walkers, keys[0]), moved(scouts, keys[1])), share
 
 

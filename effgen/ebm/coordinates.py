@@ -79,8 +79,10 @@ class Standardized(AbstractCoordinates):
         **Raises:** `ValueError` for fewer than 2 examples, or values not finite.
         """
         rows = _checked(data)
-        deviation = rows.std(axis=0)
-        return cls(Fixed(rows.mean(axis=0)), Fixed(_nonzero(deviation)))
+        # By comparison: the deviation of a constant may be a rounding error.
+        varies = (rows != rows[:1]).any(axis=0)
+        deviation = np.where(varies, rows.std(axis=0), 1.0)
+        return cls(Fixed(rows.mean(axis=0)), Fixed(deviation))
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """Return `z` of one example."""
@@ -169,7 +171,3 @@ def _checked(data: Any) -> np.ndarray:
     if not np.isfinite(rows).all():
         raise ValueError("`data` has values that are not finite: drop or fill them.")
     return rows
-
-
-def _nonzero(deviation: np.ndarray) -> np.ndarray:
-    return np.where(deviation > 0, deviation, 1.0)

@@ -182,7 +182,8 @@ def long_run(
     check_count("num_records", num_records)
     walkers = kernel.begun(_started(model, positions), model)
     ends = np.linspace(0, num_steps, min(num_records, num_steps) + 1).astype(int)
-    energies, acceptances = [jnp.mean(walkers.energies)], [walkers.acceptance]
+    energies = [jnp.mean(walkers.energies)]
+    acceptances = [walkers.acceptance]
     for first, end in itertools.pairwise(ends.tolist()):
         walkers = _several(kernel, model, walkers, jnp.asarray(first), end - first, key)
         energies.append(jnp.mean(walkers.energies))

@@ -23,6 +23,7 @@ from .evaluation import Energy, energies_at, takes_one_example
 from .islands import islands
 from .kernels import AbstractKernel
 from .natural_gradient import Samples
+from .particles import KernelState
 from .populations import (
     Audited,
     Memory,
@@ -194,6 +195,11 @@ def soundness(
     return RESULTS.where(seen, together, RESULTS.unconfined)
 
 
+def moved_by(state: KernelState) -> Metrics:
+    """Return what a kernel reports of its last move."""
+    return {"step_size": state.step_size, "acceptance": state.acceptance}
+
+
 def conditional_share(before: Walkers, after: Walkers) -> Float[Array, ""]:
     """Return the share of the weighted walkers that a move has left."""
     change = increments(before.log_weights, after.log_weights)
@@ -222,7 +228,8 @@ def started(
     memory = reweighted(memory, model)
     if populations(memory):
         begun = kernel.begun(first_block(populations(memory)[0]), model)
-        memory = each_population(lambda one: with_kernel_state(one, begun), memory)
+        state = begun.kernel_state
+        memory = each_population(lambda one: with_kernel_state(one, state), memory)
     return TrainState.start(model, init_opt_state(optim, model), memory)
 
 

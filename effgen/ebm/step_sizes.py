@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from .checks import check_share
+from .particles import KernelState
 from .walkers import Walkers
 
 
@@ -163,7 +164,13 @@ def with_step_size(
     acceptance = acceptance.astype(used.dtype)
     if isinstance(step_size, AbstractStepSizeRule):
         used = step_size.next(used, acceptance, squares, step).astype(used.dtype)
-    return dataclasses.replace(moved, step_size=used, acceptance=acceptance)
+    return moved.moving(KernelState(used, acceptance))
+
+
+def begun_with(walkers: Walkers, step_size: Float[Array, ""]) -> Walkers:
+    """Return the walkers with the step size of their next move."""
+    step_size = step_size.astype(walkers.positions.dtype)
+    return dataclasses.replace(walkers, step_size=step_size)
 
 
 def begun_by_variance(
@@ -174,7 +181,7 @@ def begun_by_variance(
         return walkers
     best = step_size.best(squares)
     found = jnp.where(jnp.isfinite(best) & (best > 0), best, step_size.initial)
-    return dataclasses.replace(walkers, step_size=found.astype(walkers.step_size.dtype))
+    return begun_with(walkers, found)
 
 
 def searched(acceptance: Callable[[float], float], rule: TargetAcceptance) -> float:
