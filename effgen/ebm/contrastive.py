@@ -13,11 +13,11 @@ from effgen.core.loops import repeat
 from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractTrainer
 
+from .arguments import check_count, check_penalty, check_share
 from .audit import audited, check_watched_data, watch, watched_start
-from .checks import check_count, check_penalty, check_share
 from .evaluation import Energy
 from .islands import unweighted
-from .kernels import AbstractKernel
+from .kernels import AbstractKernel, check_kernel
 from .learning import (
     check_data,
     check_known,
@@ -42,7 +42,6 @@ from .populations import (
     within,
 )
 from .step_sizes import begun_with
-from .trainer import check_kernel
 from .trust_region import bounded, check_radius
 from .walkers import Walkers
 

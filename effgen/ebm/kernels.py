@@ -334,3 +334,9 @@ class ReweightFirst(AbstractKernel):
     def confined(self, model: Energy, walkers: Walkers) -> Bool[Array, ""]:
         """Return whether the energy is confined, as `kernel` sees it."""
         return self.kernel.confined(model, walkers)
+
+
+def check_kernel(kernel: Any) -> None:
+    """Raise `TypeError` for what is no kernel."""
+    if not isinstance(kernel, AbstractKernel):
+        raise TypeError(f"`kernel` is {kernel!r}: pass `ebm.ULA(step_size=...)`.")

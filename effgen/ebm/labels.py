@@ -11,7 +11,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .checks import check_continuous, check_count
+from .arguments import check_count
+from .checks import check_continuous
 from .data_checks import check_columns, rows_at_hand
 from .energies import VectorNetwork, vector_network
 from .evaluation import Energy

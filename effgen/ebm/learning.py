@@ -16,6 +16,7 @@ from effgen.core.state import Metrics, TrainState
 from effgen.core.update import apply_gradients, init_opt_state
 from effgen.core.weights import conditional_ess
 
+from .arguments import check_energy
 from .blocks import increments
 from .checks import check_batch, traced
 from .data_checks import check_scale_of, rows_at_hand
@@ -235,15 +236,27 @@ def started(
 
 def check_memory(kernel: AbstractKernel, model: Energy, memory: Any) -> None:
     """Raise unless `memory` holds walkers that fit the model and the kernel."""
+    check_energy("model", model)
     if not (isinstance(memory, Walkers | Reservoir | Audited) and populations(memory)):
         raise TypeError(
             f"`memory` is a {type(memory).__name__}: pass "
             "`ebm.Walkers.from_gaussian(key, num, shape)`, or two in `ebm.Audited`."
         )
+    _check_audited(memory)
     for population in populations(memory):
         walkers = flattened(population)
         kernel.check(model, walkers)
         takes_one_example(model, walkers.positions.shape[1:], walkers.positions.dtype)
+
+
+def _check_audited(memory: Any) -> None:
+    for name in ("walkers", "audit"):
+        held = getattr(memory, name, None) if isinstance(memory, Audited) else None
+        if held is not None and not isinstance(held, eqx.Module):
+            raise TypeError(
+                f"`memory.{name}` is a {type(held).__name__}: pass "
+                "`ebm.Walkers.from_gaussian(key, num, shape)`."
+            )
 
 
 def check_known(memory: Memory, instead: str) -> None:

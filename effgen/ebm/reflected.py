@@ -8,7 +8,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .checks import check_box, check_energies
+from .arguments import check_box
+from .checks import check_energies
 from .data_checks import check_continuous_data, rows_at_hand
 from .evaluation import Energy
 from .kernels import AbstractKernel, begun_by_acceptance, metropolized

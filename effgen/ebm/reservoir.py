@@ -7,8 +7,9 @@ from jaxtyping import Array, Float, Int
 
 from effgen.core.loops import default_platform, has_convolution, read_now
 
+from .arguments import check_count
 from .evaluation import Energy
-from .walkers import Walkers
+from .walkers import Walkers, check_walkers
 
 
 class Reservoir(eqx.Module):
@@ -42,6 +43,8 @@ class Reservoir(eqx.Module):
 
         **Raises:** `ValueError` if the blocks do not divide the walkers evenly.
         """
+        check_walkers("walkers", walkers)
+        check_count("active", active)
         per_turn = block_size * active
         if block_size < 2 or active < 1:
             raise ValueError(

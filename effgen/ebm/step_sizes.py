@@ -3,13 +3,14 @@
 import abc
 import dataclasses
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from .checks import check_share
+from .arguments import check_share
 from .particles import KernelState
 from .walkers import Walkers
 
@@ -220,8 +221,8 @@ def check_unadjusted(kernel: str, step_size: Any) -> None:
 
 def check_step_size(step_size: Any) -> None:
     """Raise on a step size that is not positive, or neither number nor schedule."""
-    if isinstance(step_size, int | float):
-        if not step_size > 0:
+    if isinstance(step_size, Real):
+        if not 0 < float(step_size) < float("inf"):
             raise ValueError(
                 f"`step_size` is {step_size}: pass a number > 0, a schedule or a rule."
             )

@@ -10,7 +10,7 @@ from effgen.core.results import RunWarning
 from effgen.core.run import Run, check_run
 from effgen.core.state import TrainState
 
-from .checks import check_count
+from .arguments import check_count
 from .density import NormalizedEnergy
 
 

@@ -13,11 +13,11 @@ from effgen.core.results import RESULTS
 from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractTrainer
 
+from .arguments import check_count, check_penalty, check_share
 from .audit import audited, likelihood
-from .checks import check_count, check_penalty, check_share
 from .evaluation import Energy
 from .islands import resampled_below
-from .kernels import AbstractKernel
+from .kernels import AbstractKernel, check_kernel
 from .learning import (
     check_data,
     check_known,
@@ -224,9 +224,3 @@ def _held(conditional: Array, lost: Array, num: int) -> Any:
         conditional > _COLLAPSED, RESULTS.successful, RESULTS.weights_collapsed
     )
     return RESULTS.where(lost * num <= max(1, _LOST * num), sound, RESULTS.walkers_lost)
-
-
-def check_kernel(kernel: Any) -> None:
-    """Raise `TypeError` for what is no kernel."""
-    if not isinstance(kernel, AbstractKernel):
-        raise TypeError(f"`kernel` is {kernel!r}: pass `ebm.ULA(step_size=...)`.")

@@ -16,6 +16,14 @@ from effgen.core.weights import (
     normalized,
 )
 
+from .arguments import (
+    as_rows,
+    check_box,
+    check_finite,
+    check_positive,
+    check_shape,
+    check_walker_count,
+)
 from .blocks import (
     FEWEST_BLOCKS,
     drawn_if,
@@ -25,7 +33,7 @@ from .blocks import (
     spread_error,
     variance_by_roots,
 )
-from .checks import check_box, traced
+from .checks import traced
 from .coordinates import AbstractCoordinates
 from .evaluation import Energy
 from .particles import KernelState, Particles
@@ -99,9 +107,9 @@ class Walkers(eqx.Module):
 
         **Raises:** `ValueError` for fewer than 2 walkers, or a scale not positive.
         """
-        _check_num(num)
-        if not scale > 0:
-            raise ValueError(f"`scale` is {scale}: pass a positive number.")
+        check_walker_count(num)
+        check_shape(shape)
+        check_positive("scale", scale)
         return gaussian(key, scale, (num, *shape), coordinates, _started)
 
     @classmethod
@@ -120,7 +128,8 @@ class Walkers(eqx.Module):
 
         **Raises:** `ValueError` for fewer than 2 walkers, or walls without a room.
         """
-        _check_num(num)
+        check_walker_count(num)
+        check_shape(shape)
         check_box(low, high)
         drawn = uniform(key, (num, *shape), low, high, _started)
         return dataclasses.replace(drawn, walls=(float(low), float(high)))
@@ -136,8 +145,8 @@ class Walkers(eqx.Module):
 
         **Raises:** `ValueError` for fewer than 2 walkers.
         """
-        _check_num(num)
-        return bernoulli(key, jnp.asarray(logits), num, _started)
+        check_walker_count(num)
+        return bernoulli(key, as_rows("logits", logits), num, _started)
 
     @classmethod
     def from_samples(
@@ -154,19 +163,22 @@ class Walkers(eqx.Module):
 
         **Arguments:** `walls`, `(low, high)`, of a box that they are to stay in.
 
-        **Raises:** `ValueError` if the two differ in their number, or are too few.
+        **Raises:** `ValueError` if the two differ in their number, are too few, or are
+        not finite.
         """
-        positions = jnp.asarray(positions)
+        positions = as_rows("positions", positions)
         num = positions.shape[0]
         if num < 2:
             raise ValueError(f"`positions` has {num} row(s): pass at least 2 walkers.")
         known = log_density is not None
-        density = jnp.asarray(log_density) if known else jnp.zeros(num)
+        density = as_rows("log_density", log_density) if known else jnp.zeros(num)
         if density.shape != (num,):
             raise ValueError(
                 f"`log_density` has shape {density.shape}: pass one number for each of "
                 f"the {num} positions."
             )
+        check_finite("positions", positions)
+        check_finite("log_density", density)
         start = 0.0 if known else jnp.nan
         begun = _started(positions, -density, jnp.zeros_like(positions), start)
         return dataclasses.replace(begun, walls=walls)
@@ -387,6 +399,10 @@ def _started(
     )
 
 
-def _check_num(num: int) -> None:
-    if num < 2:
-        raise ValueError(f"`num` is {num}: weights need at least 2 walkers.")
+def check_walkers(name: str, walkers: Any) -> None:
+    """Raise `TypeError` for what are no walkers."""
+    if not isinstance(walkers, Walkers):
+        raise TypeError(
+            f"`{name}` is a {type(walkers).__name__}: pass "
+            "`ebm.Walkers.from_gaussian(key, num, shape)`."
+        )
