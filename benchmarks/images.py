@@ -22,7 +22,7 @@ from sklearn.neural_network import MLPClassifier
 
 import effgen as eg
 from benchmarks import measure
-from demo.energy import Pixels
+from demo.energy import Pixels, gaussian_start
 from demo.images import NoisyImages, digits, idx, noisy, unwhitened, whitened
 from effgen import ebm
 
@@ -152,6 +152,7 @@ def ours(problem, name, seed=0):
             rows.append(report(problem, state, metrics, held_out, keys[3]))
             rows[-1]["seconds"] = time.perf_counter() - began
             print(problem.name, name, rows[-1], flush=True)
+        rows[-1] |= sandwiched(problem, state.model, held_out, keys[3])
     except eg.TrainingError as error:
         rows.append({"step": int(error.state.step), "stopped": str(error)[:120]})
         print(problem.name, name, rows[-1], flush=True)
@@ -182,6 +183,24 @@ def report(problem, state, metrics, held_out, key):
         if name in metrics:
             row[name] = float(np.mean(metrics[name]))
     return row
+
+
+def sandwiched(problem, model, held_out, key):
+    """Return the likelihood by fresh walkers, and by a run back from the images."""
+    keys = jax.random.split(jax.random.fold_in(key, 1))
+    walkers = ebm.Walkers.from_gaussian(keys[0], NUM_AUDIT, problem.train.shape[1:])
+    models = [gaussian_start(model), model]
+    kernel = ebm.MALA(ebm.TargetAcceptance(0.03))
+    both = ebm.sandwich(models, walkers, held_out, kernel=kernel, key=keys[1])
+    energy = float(jnp.mean(jax.vmap(model)(held_out)))
+    shift = float(problem.coordinates.log_determinant)
+    return {
+        f"annealed_{side}": {
+            "log_likelihood": shift - energy - float(told.value),
+            "bar": float(told.standard_error),
+        }
+        for side, told in both._asdict().items()
+    }
 
 
 def start(problem):

@@ -143,10 +143,15 @@ def annealed_density(
     model: Any, walkers: ebm.Walkers, key: PRNGKeyArray
 ) -> ebm.NormalizedEnergy:
     """Return the density by fresh walkers, annealed from the Gaussian start."""
-    last = lambda energy: energy.network.network.layers[-1].weight
-    start = eqx.tree_at(last, model, replace_fn=jnp.zeros_like)
-    walkers = ebm.annealed([start, model], walkers, kernel=KERNEL, key=key)
+    models = [gaussian_start(model), model]
+    walkers = ebm.annealed(models, walkers, kernel=KERNEL, key=key)
     return ebm.NormalizedEnergy.from_walkers(model, walkers)
+
+
+def gaussian_start(model: Any) -> Any:
+    """Return the energy whose network is zero, of the same parameters else."""
+    last = lambda energy: energy.network.network.layers[-1].weight
+    return eqx.tree_at(last, model, replace_fn=jnp.zeros_like)
 
 
 def gaussian_likelihood(problem: Problem, key: PRNGKeyArray) -> tuple[float, float]:

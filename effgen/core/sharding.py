@@ -243,7 +243,7 @@ def _names(part: Any) -> tuple[str, ...]:
 
 
 def _leading_spec(x: Any, mesh: Mesh) -> PartitionSpec:
-    return PartitionSpec(data_axes(mesh)) if x.ndim else PartitionSpec()
+    return PartitionSpec(data_axes(mesh)) if x.size > 1 else PartitionSpec()
 
 
 def _even_spec(x: Any, mesh: Mesh) -> PartitionSpec:
@@ -284,7 +284,7 @@ def _check_memory(memory: PyTree, mesh: Mesh) -> None:
     size = num_parts(mesh)
     arrays = eqx.filter(memory, eqx.is_array)
     for path, leaf in jax.tree_util.tree_flatten_with_path(arrays)[0]:
-        if leaf.ndim and leaf.shape[0] % size:
+        if leaf.size > 1 and leaf.shape[0] % size:
             rows = leaf.shape[0]
             nearest = max(size, round(rows / size) * size)
             raise ValueError(

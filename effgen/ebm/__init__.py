@@ -63,5 +63,6 @@ from .step_sizes import (
     TargetAcceptance as TargetAcceptance,
     TargetVariance as TargetVariance,
 )
+from .stopping import Stopped as Stopped, early_stopped as early_stopped
 from .trainer import JarzynskiTrainer as JarzynskiTrainer
 from .walkers import Walkers as Walkers

@@ -1,6 +1,5 @@
 """The likelihood of a run that is over: fresh walkers along its checkpoints."""
 
-import dataclasses
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -14,13 +13,20 @@ from effgen.core.checkpoint import restore, saved_steps
 from effgen.core.state import TrainState
 from effgen.core.weights import Estimate, conditional_ess
 
-from .checks import check_count, check_share
+from .arguments import (
+    as_rows,
+    check_count,
+    check_energies_in,
+    check_finite,
+    check_share,
+)
+from .checks import check_batch
 from .evaluation import Energy, energies_at
 from .islands import first_walkers, islands, resampled_below
-from .kernels import AbstractKernel
+from .kernels import AbstractKernel, check_kernel
 from .learning import followed
 from .populations import reweighted
-from .walkers import Walkers
+from .walkers import Walkers, check_walkers
 
 
 # Halvings of a step's length, to a relative 1e-7; and the shortest step there is.
@@ -87,6 +93,9 @@ def annealed(
     **Source:** Neal (2001); Carbone et al. (2023), Proposition 1, with a given path;
     Zhou, Johansen and Aston (2016) for the steps.
     """
+    check_energies_in(models)
+    check_walkers("walkers", walkers)
+    check_kernel(kernel)
     check_share("radius", radius)
     check_count("num_between", num_between)
     check_count("num_moves", num_moves)
@@ -187,7 +196,7 @@ def _stepped(
         return resampled_below(path.resample_below, after, key=keys[1])
 
     keys = jax.random.split(jax.random.fold_in(key, count))
-    walkers = dataclasses.replace(walkers, step_size=scouts.step_size)
+    walkers = walkers.moving(scouts.kernel_state)
     return (moved(walkers, keys[0]), moved(scouts, keys[1])), share
 
 
@@ -224,6 +233,11 @@ def sandwich(
 
     **Source:** Grosse, Ancha and Roy (2016); Burda, Grosse and Salakhutdinov (2015).
     """
+    check_energies_in(models)
+    check_walkers("walkers", walkers)
+    data, models = as_rows("data", data), list(models)
+    check_batch(data, walkers.positions.shape[1:])
+    check_finite("data", data)
     keys = jax.random.split(key)
     settings: dict[str, Any] = {
         "kernel": kernel,

@@ -1,14 +1,13 @@
 """Langevin moves with approximate weights, for comparison: biased at any step size."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from .evaluation import Energy, evaluate
+from .evaluation import Energy
 from .kernels import AbstractContinuousKernel
 from .langevin import Langevin, check_langevin
+from .particles import Particles
 from .step_sizes import (
     StepSize,
     begun_by_variance,
@@ -16,7 +15,7 @@ from .step_sizes import (
     step_size_at,
     with_step_size,
 )
-from .walkers import Walkers, kept_where_finite
+from .walkers import Walkers
 
 
 class UncorrectedULA(AbstractContinuousKernel):
@@ -50,11 +49,9 @@ class UncorrectedULA(AbstractContinuousKernel):
         x, h = walkers.positions, step_size_at(self.step_size, walkers, step)
         noise = jax.random.normal(key, x.shape, x.dtype)
         new = x - h * walkers.gradients + jnp.sqrt(2 * h) * noise
-        energies, gradients = evaluate(energy, new)
-        moved = dataclasses.replace(
-            walkers, positions=new, energies=energies, gradients=gradients
-        )
-        kept = kept_where_finite(energies, moved, walkers)
+        moved = Particles.of(energy, new)
+        lost = jnp.where(jnp.isfinite(moved.energies), 0.0, -jnp.inf)
+        kept = walkers.weighed(moved, lost.astype(x.dtype))
         squares = Langevin(None, None).squares(kept.gradients)
         return with_step_size(kept, self.step_size, h, jnp.ones(()), squares, step)
 

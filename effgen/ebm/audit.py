@@ -1,6 +1,5 @@
 """Walkers that only watch: weighted along a training that others steer."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -14,9 +13,9 @@ from .evaluation import Energy
 from .islands import resampled_below
 from .kernels import AbstractKernel
 from .learning import check_data, check_known, check_memory, followed, started
+from .particles import KernelState
 from .populations import (
     Audited,
-    KernelState,
     LearnedPartition,
     Population,
     put,
@@ -29,7 +28,7 @@ def audited(
     kernel: AbstractKernel,
     audit: Population,
     read: tuple[Walkers, Walkers],
-    step_size: Float[Array, ""] | None,
+    kernel_state: KernelState | None,
     model: Energy,
     step: Int[Array, ""],
     num_moves: int,
@@ -40,14 +39,14 @@ def audited(
 ) -> tuple[Any, Metrics]:
     """Return the audit population after a step, and what it reports: the likelihood.
 
-    It moves with the `step_size` that the training walkers have found: its own moves
-    may not depend on what they lead to. Where no walkers train, `None`, it has its own.
+    It moves as the training walkers do, by their `kernel_state`: its own moves may not
+    depend on what they lead to. Where no walkers train, `None`, it has its own.
     `read` is `taken(audit, step)`.
     """
     move_key, resample_key = jax.random.split(key)
     current, walkers = read
-    if step_size is not None:
-        walkers = dataclasses.replace(walkers, step_size=step_size)
+    if kernel_state is not None:
+        walkers = walkers.moving(kernel_state)
     walkers = followed(kernel, walkers, model, step, num_moves, key=move_key)
     metrics = likelihood(current, data_energy) | {
         "audit_ess": walkers.ess,

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from .evaluation import Energy, energy_of_one, evaluate
+from .evaluation import Energy, energy_of_one
 from .kernels import AbstractContinuousKernel
+from .particles import Particles
 from .walkers import Walkers
 
 
@@ -58,14 +59,9 @@ class BlackJAX(AbstractContinuousKernel):
         algorithm = self.algorithm(lambda x: -energy_of_one(energy, x))
         states = jax.vmap(algorithm.init)(walkers.positions, keys[0])
         states, info = jax.vmap(algorithm.step)(keys[1], states)
-        energies, gradients = evaluate(energy, states.position)
-        return dataclasses.replace(
-            walkers,
-            positions=states.position,
-            energies=energies,
-            gradients=gradients,
-            acceptance=jnp.mean(_acceptance(info)).astype(walkers.acceptance.dtype),
-        )
+        accepted = jnp.mean(_acceptance(info)).astype(walkers.positions.dtype)
+        moved = walkers.at(Particles.of(energy, states.position))
+        return dataclasses.replace(moved, acceptance=accepted)
 
     def check(self, model: Energy, walkers: Walkers) -> None:
         """Raise if `algorithm` cannot move the walkers, or does not accept or refuse.

@@ -1,6 +1,5 @@
-"""What is looked at before training: energies, data, and settings."""
+"""What is looked at before training: energies, and the shape of data."""
 
-from numbers import Real
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -133,32 +132,6 @@ def _check_confining(seen: _Seen, size: int) -> None:
             "integral, and walkers would escape. Put the network into "
             "`ebm.ConfinedEnergy(network, scale)`."
         )
-
-
-def check_share(name: str, value: float) -> None:
-    """Raise `ValueError` unless `0 < value < 1`."""
-    if not 0 < value < 1:
-        raise ValueError(f"`{name}` is {value}: pass a share between 0 and 1.")
-
-
-def check_box(low: float, high: float) -> None:
-    """Raise `ValueError` unless `low < high`, both finite."""
-    if not (np.isfinite(low) and np.isfinite(high) and low < high):
-        raise ValueError(
-            f"`low` is {low} and `high` {high}: pass finite walls, the lower one first."
-        )
-
-
-def check_penalty(value: Any) -> None:
-    """Raise `ValueError` unless it is a number, 0 or more."""
-    if not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
-        raise ValueError(f"`penalty` is {value}: pass a number of 0 or more.")
-
-
-def check_count(name: str, value: int) -> None:
-    """Raise `ValueError` unless `value >= 1`."""
-    if value < 1:
-        raise ValueError(f"`{name}` is {value}: pass a positive integer.")
 
 
 def check_batch(batch: Any, shape: tuple[int, ...]) -> None:

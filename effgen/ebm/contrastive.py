@@ -1,6 +1,5 @@
 """Contrastive divergence, the baseline: the same steps with the weights off."""
 
-import dataclasses
 import math
 from typing import Any, ClassVar
 
@@ -14,23 +13,24 @@ from effgen.core.loops import repeat
 from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractTrainer
 
+from .arguments import check_count, check_penalty, check_share
 from .audit import audited, check_watched_data, watch, watched_start
-from .checks import check_count, check_penalty, check_share
 from .evaluation import Energy
 from .islands import unweighted
-from .kernels import AbstractKernel
+from .kernels import AbstractKernel, check_kernel
 from .learning import (
     check_data,
     check_known,
     check_memory,
     followed,
     learned,
+    moved_by,
     soundness,
     started,
 )
+from .particles import KernelState, Particles
 from .populations import (
     Audited,
-    KernelState,
     Memory,
     Population,
     audit_population,
@@ -41,7 +41,7 @@ from .populations import (
     with_walkers,
     within,
 )
-from .trainer import check_kernel
+from .step_sizes import begun_with
 from .trust_region import bounded, check_radius
 from .walkers import Walkers
 
@@ -129,7 +129,7 @@ class PCDTrainer(AbstractTrainer):
         )
         metrics |= more
         moved = self._moved(due, model, state, keys[:2])
-        metrics |= {"step_size": moved.step_size, "acceptance": moved.acceptance}
+        metrics |= moved_by(moved.kernel_state)
         metrics["result"] = soundness(
             self.kernel, model, due, metrics["energy_gap"], state.step
         )
@@ -140,7 +140,7 @@ class PCDTrainer(AbstractTrainer):
                 self.kernel,
                 audit,
                 taken(audit, state.step),
-                due.step_size,
+                due.kernel_state,
                 model,
                 state.step,
                 self.num_moves,
@@ -168,15 +168,13 @@ class PCDTrainer(AbstractTrainer):
         shape = (num, *walkers.positions.shape[1:])
         fresh = self.restart_scale * jax.random.normal(keys[0], shape)
         first = jax.random.randint(keys[1], (), 0, walkers.num - num + 1)
-        fresh = fresh.astype(walkers.positions.dtype)
-        begun = Walkers.from_samples(fresh).reweighted(model)
+        begun = Particles.of(model, fresh.astype(walkers.positions.dtype))
 
-        def put_in(name: str) -> Array:
-            whole, part = getattr(walkers, name), getattr(begun, name)
+        def put_in(whole: Array, part: Array) -> Array:
             return jax.lax.dynamic_update_slice_in_dim(whole, part, first, 0)
 
-        names = ("positions", "energies", "gradients")
-        return dataclasses.replace(walkers, **{name: put_in(name) for name in names})
+        mixed = jax.tree.map(put_in, walkers.particles, begun)
+        return walkers.at(mixed)
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
         """Raise on data that the walkers cannot be compared with."""
@@ -258,9 +256,8 @@ class CDTrainer(AbstractTrainer):
         metrics["result"] = soundness(
             self.kernel, model, chains, metrics["energy_gap"], state.step
         )
-        own = KernelState(chains.step_size, chains.acceptance)
-        metrics |= {"step_size": own.step_size, "acceptance": own.acceptance}
-        memory = Audited(own, audit)
+        metrics |= moved_by(chains.kernel_state)
+        memory = Audited(chains.kernel_state, audit)
         return state.advance(model, opt_state, memory), metrics | more
 
     def _chains(
@@ -269,9 +266,7 @@ class CDTrainer(AbstractTrainer):
         begun = Walkers.from_samples(batch).reweighted(state.model)
         own = state.memory.walkers
         assert isinstance(own, KernelState)
-        chains = dataclasses.replace(
-            begun, step_size=own.step_size.astype(begun.step_size.dtype)
-        )
+        chains = begun_with(begun, own.step_size)
 
         def body(i: Any, chains: Walkers) -> Walkers:
             move_key = jax.random.fold_in(key, i)

@@ -79,8 +79,10 @@ class Standardized(AbstractCoordinates):
         **Raises:** `ValueError` for fewer than 2 examples, or values not finite.
         """
         rows = _checked(data)
-        deviation = rows.std(axis=0)
-        return cls(Fixed(rows.mean(axis=0)), Fixed(_nonzero(deviation)))
+        # By comparison: the deviation of a constant may be a rounding error.
+        varies = (rows != rows[:1]).any(axis=0)
+        deviation = np.where(varies, rows.std(axis=0), 1.0)
+        return cls(Fixed(rows.mean(axis=0)), Fixed(deviation))
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """Return `z` of one example."""
@@ -128,18 +130,22 @@ class Whitened(AbstractCoordinates):
         rows = _checked(data)
         flat = rows.reshape(len(rows), -1)
         covariance = np.atleast_2d(np.cov(flat.T)) + noise**2 * np.eye(flat.shape[1])
-        values, vectors = np.linalg.eigh(covariance)
+        # Of standard columns, so that their units do not matter.
+        units = np.sqrt(np.diag(covariance))
+        units = np.where(units > 0, units, 1.0)
+        values, vectors = np.linalg.eigh(covariance / np.outer(units, units))
         if not values[0] > 1e-6 * values[-1]:
             raise ValueError(
                 "`data` have a covariance that is singular to working precision "
-                f"(eigenvalues {values[0]:.1e} to {values[-1]:.1e}): drop columns that "
+                f"(of standard columns, eigenvalues {values[0]:.1e} to "
+                f"{values[-1]:.1e}): drop columns that "
                 "others determine, pass `noise=...`, or use `ebm.Standardized`."
             )
         return cls(
             mean=Fixed(flat.mean(axis=0)),
-            matrix=Fixed((vectors / np.sqrt(values)).T),
-            unwhitening=Fixed(vectors * np.sqrt(values)),
-            logarithm=Fixed(-0.5 * np.log(values).sum()),
+            matrix=Fixed((vectors / np.sqrt(values)).T / units),
+            unwhitening=Fixed(units[:, None] * vectors * np.sqrt(values)),
+            logarithm=Fixed(-0.5 * np.log(values).sum() - np.log(units).sum()),
         )
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -153,7 +159,7 @@ class Whitened(AbstractCoordinates):
 
     @property
     def log_determinant(self) -> Float[Array, ""]:
-        """Minus half the sum of the logarithms of the covariance's eigenvalues."""
+        """Minus half the logarithm of the covariance's determinant."""
         return self.logarithm.value
 
     @property
@@ -169,7 +175,3 @@ def _checked(data: Any) -> np.ndarray:
     if not np.isfinite(rows).all():
         raise ValueError("`data` has values that are not finite: drop or fill them.")
     return rows
-
-
-def _nonzero(deviation: np.ndarray) -> np.ndarray:
-    return np.where(deviation > 0, deviation, 1.0)

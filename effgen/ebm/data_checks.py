@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from effgen.core.data import Minibatches
@@ -27,6 +29,12 @@ def check_continuous_data(batch: Any, source: Any) -> None:
         )
     if isinstance(source, Minibatches):
         check_columns("data", source.arrays)
+        return
+    # Of data that are read as they are needed, some: they may be larger than memory.
+    rows = rows_at_hand(batch, source)
+    if isinstance(rows, np.ndarray | jax.Array) and not isinstance(rows, Tracer):
+        if len(rows) >= _LEAST_ROWS:
+            check_columns("data", rows[:_MOST_ROWS])
 
 
 def rows_at_hand(batch: Any, source: Any) -> Any:
@@ -49,6 +57,11 @@ def check_columns(name: str, rows: Any) -> None:
     **Raises:** `ValueError` that names the columns, what is wrong and what to do.
     """
     values = jnp.asarray(rows)
+    if len(values) < 2:
+        raise ValueError(
+            f"`{name}` has {len(values)} row(s): there is no density to learn of fewer "
+            "than 2."
+        )
     finite = np.asarray(jnp.isfinite(values).all(axis=0))
     if not finite.all():
         worst = tuple(int(i) for i in np.argwhere(~finite)[0])
@@ -58,7 +71,7 @@ def check_columns(name: str, rows: Any) -> None:
             f"values; the first is {name}[{_column(worst)}], in {int(bad.sum())} of "
             f"{len(bad)} rows (row {int(np.argmax(bad))} first): drop or fill them."
         )
-    if values.ndim == 2 and len(values) > 1:
+    if values.ndim == 2:
         constant = np.flatnonzero(np.asarray((values == values[:1]).all(axis=0)))
         if len(constant):
             raise ValueError(

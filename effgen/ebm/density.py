@@ -15,6 +15,7 @@ from effgen.core.results import RunWarning
 from effgen.core.state import TrainState
 from effgen.core.weights import Estimate, resample
 
+from .arguments import as_rows, check_count, check_energy, check_finite
 from .blocks import FEWEST_BLOCKS
 from .checks import traced
 from .diagnostics import imbalance, pareto_k
@@ -31,7 +32,7 @@ from .populations import (
 )
 from .reservoir import Reservoir
 from .stored import read, written
-from .walkers import Walkers
+from .walkers import Walkers, check_walkers
 
 
 # Where importance weights stop telling their own error: Vehtari et al. (2024).
@@ -107,7 +108,7 @@ class NormalizedEnergy(eqx.Module):
         return _density(state.evaluated, walkers)
 
     @classmethod
-    def from_walkers(cls, energy: Energy, walkers: Walkers) -> "NormalizedEnergy":
+    def from_walkers(cls, energy: Energy, walkers: Population) -> "NormalizedEnergy":
         """Return the density of `energy`, by walkers of it or of one close to it.
 
         They are reweighted for `energy`, which changes nothing if they were before.
@@ -115,6 +116,10 @@ class NormalizedEnergy(eqx.Module):
         **Raises:** `ValueError` if the walkers do not know `log Z`. Warns with a
         `RunWarning`, which says why, if the error bar cannot be relied on.
         """
+        check_energy("energy", energy)
+        if isinstance(walkers, Reservoir):
+            walkers = flattened(walkers)
+        check_walkers("walkers", walkers)
         return _density(energy, reweighted(walkers, energy))
 
     def log_prob(self, x: Float[Array, "*batch_and_shape"]) -> Float[Array, "*batch"]:
@@ -124,7 +129,7 @@ class NormalizedEnergy(eqx.Module):
 
         **Raises:** `ValueError` if `x` does not end in the shape of an example.
         """
-        x = jnp.asarray(x)
+        x = as_rows("x", x)
         batch = x.shape[: x.ndim - len(self.shape)]
         if x.shape[len(batch) :] != self.shape:
             raise ValueError(
@@ -137,8 +142,15 @@ class NormalizedEnergy(eqx.Module):
     def log_likelihood(self, x: Float[Array, "examples *shape"]) -> Estimate:
         """Return the mean log-density of `x` in nats, with its standard error.
 
-        The error is `log Z`'s and the sample mean's, added in quadrature.
+        The error is `log Z`'s and the sample mean's, added in quadrature; of one row
+        it is not known.
+
+        **Raises:** `ValueError` for no rows, or values that are not finite.
         """
+        x = as_rows("x", x)
+        if not len(x):
+            raise ValueError("`x` has no rows: pass the examples to be judged.")
+        check_finite("x", x)
         values = self.log_prob(x)
         sampling = jnp.std(values, ddof=1) / jnp.sqrt(values.shape[0])
         return Estimate(jnp.mean(values), jnp.hypot(sampling, self.standard_error))
@@ -220,8 +232,7 @@ def sample(
 
     **Raises:** `ValueError` if `num` is not positive, or the state holds no walkers.
     """
-    if num < 1:
-        raise ValueError(f"`num` is {num}: pass a positive integer.")
+    check_count("num", num)
     return _drawn(_evaluated(_population(state, population), state), num, key)
 
 
@@ -289,6 +300,12 @@ _energies_at = eqx.filter_jit(energies_at)
 def _population(
     state: TrainState[Energy, Memory], population: Population | None
 ) -> Population:
+    if not (hasattr(state, "memory") and hasattr(state, "model")):
+        raise TypeError(
+            f"`state` is a {type(state).__name__}: pass the state that training has "
+            "returned, or a density's energy and walkers to "
+            "`NormalizedEnergy.from_walkers`."
+        )
     found = honest_population(state.memory) if population is None else population
     if found is None:
         raise ValueError(

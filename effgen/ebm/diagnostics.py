@@ -14,11 +14,12 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from effgen.core.loops import repeat
 from effgen.core.weights import Estimate
 
+from .arguments import as_rows, check_count, check_energy, check_finite
 from .blocks import FEWEST_BLOCKS, num_blocks_of, widening
-from .checks import check_count, traced
+from .checks import traced
 from .evaluation import Energy
-from .kernels import AbstractKernel
-from .walkers import Walkers
+from .kernels import AbstractKernel, check_kernel
+from .walkers import Walkers, check_walkers
 
 
 def pareto_k(log_weights: Float[Array, " walkers"]) -> Float[Array, ""]:
@@ -30,7 +31,7 @@ def pareto_k(log_weights: Float[Array, " walkers"]) -> Float[Array, ""]:
 
     **Source:** Vehtari, Simpson, Gelman, Yao and Gabry (2024); `blackjax.pareto_khat`.
     """
-    return _pareto_k(log_weights)
+    return _pareto_k(as_rows("log_weights", log_weights))
 
 
 @jax.jit
@@ -62,6 +63,7 @@ def imbalance(walkers: Walkers) -> Float[Array, ""]:
 
     **Source:** the identity of Stein (1972); Wallace (1959), from Student's to normal.
     """
+    check_walkers("walkers", walkers)
     if walkers.num_blocks < FEWEST_BLOCKS:
         return jnp.zeros(())
     return _imbalance(walkers)
@@ -108,7 +110,9 @@ def mode_masses(
     **Raises:** `ValueError` for labels of another number, or out of range.
     """
     check_count("num_modes", num_modes)
-    labels = jnp.asarray(classify(positions))
+    weights = as_rows("weights", weights)
+    check_finite("weights", weights)
+    labels = jnp.asarray(classify(as_rows("positions", positions)))
     if labels.shape != weights.shape:
         raise ValueError(
             f"`classify` returns shape {labels.shape}: it must give one label for each "
@@ -180,9 +184,14 @@ def long_run(
     """
     check_count("num_steps", num_steps)
     check_count("num_records", num_records)
+    check_energy("model", model)
+    check_kernel(kernel)
+    positions = as_rows("positions", positions)
+    check_finite("positions", positions)
     walkers = kernel.begun(_started(model, positions), model)
     ends = np.linspace(0, num_steps, min(num_records, num_steps) + 1).astype(int)
-    energies, acceptances = [jnp.mean(walkers.energies)], [walkers.acceptance]
+    energies = [jnp.mean(walkers.energies)]
+    acceptances = [walkers.acceptance]
     for first, end in itertools.pairwise(ends.tolist()):
         walkers = _several(kernel, model, walkers, jnp.asarray(first), end - first, key)
         energies.append(jnp.mean(walkers.energies))

@@ -9,8 +9,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .evaluation import Energy, evaluate
+from .evaluation import Energy
 from .kernels import AbstractKernel, metropolized
+from .particles import Particles
 from .walkers import Walkers
 
 
@@ -49,15 +50,12 @@ class GibbsWithGradients(AbstractKernel):
         logits = _logits(x, walkers.gradients)
         entry = jax.random.categorical(propose, logits, axis=1)
         flipped = jax.nn.one_hot(entry, logits.shape[1], dtype=x.dtype).reshape(x.shape)
-        new = jnp.abs(x - flipped)
-        energies, gradients = evaluate(energy, new)
-        back = _logits(new, gradients)
+        new = Particles.of(energy, jnp.abs(x - flipped))
+        back = _logits(new.positions, new.gradients)
+        falls = walkers.energies - new.energies
         rows = jnp.arange(num)
-        ratios = walkers.energies - energies + back[rows, entry] - logits[rows, entry]
-        proposed = dataclasses.replace(
-            walkers, positions=new, energies=energies, gradients=gradients
-        )
-        moved, acceptance = metropolized(walkers, proposed, ratios, key=decide)
+        ratios = falls + back[rows, entry] - logits[rows, entry]
+        moved, acceptance = metropolized(walkers, new, ratios, key=decide)
         return dataclasses.replace(moved, acceptance=acceptance)
 
     def check(self, model: Energy, walkers: Walkers) -> None:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .arguments import check_positive, check_shape
 from .coordinates import AbstractCoordinates
 
 
@@ -159,7 +160,9 @@ def mlp_energy(
     energies); `scale`, of the well, by which the network sees the example divided;
     `coordinates`, as of `ConfinedEnergy`.
     """
-    network = vector_network(shape, "scalar", width_size, depth, scale, key)
+    check_shape(shape)
+    check_positive("scale", scale)
+    network = vector_network(tuple(shape), "scalar", width_size, depth, scale, key)
     return ConfinedEnergy(network, scale, coordinates)
 
 

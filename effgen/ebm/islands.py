@@ -34,10 +34,10 @@ def first_walkers(walkers: Walkers, num: int) -> Walkers:
     joint = dataclasses.replace(
         walkers,
         log_weights=walkers.joint_log_weights,
-        log_partition=jnp.max(walkers.log_partition),
-        least_ess=walkers.least_share,
+        log_partition=jnp.max(walkers.log_partition, keepdims=True),
+        least_ess=jnp.min(walkers.least_ess, keepdims=True),
     )
-    some = jax.tree.map(lambda x: x[:num] if x.ndim else x, joint)
+    some = joint.arranged(lambda x: x[:num])
     return dataclasses.replace(some, roots=jnp.arange(some.num, dtype=some.roots.dtype))
 
 

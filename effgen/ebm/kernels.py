@@ -1,7 +1,6 @@
 """How walkers move, with the exact change of their weights."""
 
 import abc
-import dataclasses
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -13,17 +12,19 @@ from .checks import check_continuous, confines, traced
 from .data_checks import check_continuous_data
 from .evaluation import Energy, energies_at
 from .langevin import Langevin, check_langevin
+from .particles import Particles
 from .step_sizes import (
     StepSize,
     TargetAcceptance,
     begun_by_variance,
+    begun_with,
     check_adjusted,
     check_unadjusted,
     searched,
     step_size_at,
     with_step_size,
 )
-from .walkers import Walkers, chosen, kept_where_finite
+from .walkers import Walkers
 
 
 # So many walkers tell what is accepted, where a first step size is looked for.
@@ -186,9 +187,8 @@ class ULA(AbstractContinuousKernel):
         """Return the walkers after one move, weighted for `energy`."""
         langevin = Langevin(self.clip, self.scale)
         h = step_size_at(self.step_size, walkers, step)
-        new, ratios, squares = langevin.proposed(walkers, energy, h, key=key)
-        moved = dataclasses.replace(new, log_weights=walkers.log_weights + ratios)
-        moved = kept_where_finite(ratios, moved, walkers)
+        new, ratios, squares = langevin.proposed(walkers.particles, energy, h, key=key)
+        moved = walkers.weighed(new, ratios)
         return with_step_size(moved, self.step_size, h, jnp.ones(()), squares, step)
 
     def move(
@@ -247,7 +247,8 @@ class MALA(AbstractContinuousKernel):
         propose, decide = jax.random.split(key)
         langevin = Langevin(self.clip, self.scale)
         h = step_size_at(self.step_size, walkers, step)
-        new, ratios, squares = langevin.proposed(walkers, energy, h, key=propose)
+        old = walkers.particles
+        new, ratios, squares = langevin.proposed(old, energy, h, key=propose)
         moved, acceptance = metropolized(walkers, new, ratios, key=decide)
         return with_step_size(moved, self.step_size, h, acceptance, squares, step)
 
@@ -257,13 +258,13 @@ class MALA(AbstractContinuousKernel):
 
 
 def metropolized(
-    old: Walkers,
-    proposed: Walkers,
+    walkers: Walkers,
+    proposed: Particles,
     ratios: Float[Array, " walkers"],
     *,
     key: PRNGKeyArray,
 ) -> tuple[Walkers, Float[Array, ""]]:
-    """Return the walkers where they were accepted, else where they were, and how often.
+    """Return the walkers as proposed, or where they were, and how often accepted.
 
         accepted with probability min(1, exp(ratios))
 
@@ -272,8 +273,8 @@ def metropolized(
     # A proposal of infinite or undefined energy is refused.
     ratios = jnp.where(jnp.isnan(ratios), -jnp.inf, ratios)
     uniform = jax.random.uniform(key, ratios.shape, ratios.dtype)
-    moved = chosen(jnp.log(uniform) < ratios, proposed, old)
-    return moved, jnp.mean(jnp.exp(jnp.minimum(ratios, 0.0)))
+    kept = proposed.where(jnp.log(uniform) < ratios, walkers.particles)
+    return walkers.at(kept), jnp.mean(jnp.exp(jnp.minimum(ratios, 0.0)))
 
 
 def begun_by_acceptance(
@@ -285,23 +286,21 @@ def begun_by_acceptance(
     """
     if not isinstance(step_size, TargetAcceptance) or traced((walkers, energy)):
         return walkers
-    some = jax.tree.map(lambda x: x[:_PROBED] if x.ndim else x, walkers)
+    some = walkers.arranged(lambda x: x[:_PROBED])
 
     def acceptance(h: float) -> float:
         return float(_acceptance(kernel, some, energy, jnp.asarray(h)))
 
     found = searched(acceptance, step_size)
-    return dataclasses.replace(
-        walkers, step_size=jnp.asarray(found, walkers.step_size.dtype)
-    )
+    return begun_with(walkers, jnp.asarray(found))
 
 
 @eqx.filter_jit
 def _acceptance(
     kernel: AbstractKernel, walkers: Walkers, energy: Energy, h: Float[Array, ""]
 ) -> Float[Array, ""]:
-    at = dataclasses.replace(walkers, step_size=h.astype(walkers.step_size.dtype))
-    moved = kernel.move(at, energy, jnp.zeros((), jnp.int32), key=jax.random.key(0))
+    begun, key = begun_with(walkers, h), jax.random.key(0)
+    moved = kernel.move(begun, energy, jnp.zeros((), jnp.int32), key=key)
     return moved.acceptance
 
 
@@ -335,3 +334,9 @@ class ReweightFirst(AbstractKernel):
     def confined(self, model: Energy, walkers: Walkers) -> Bool[Array, ""]:
         """Return whether the energy is confined, as `kernel` sees it."""
         return self.kernel.confined(model, walkers)
+
+
+def check_kernel(kernel: Any) -> None:
+    """Raise `TypeError` for what is no kernel."""
+    if not isinstance(kernel, AbstractKernel):
+        raise TypeError(f"`kernel` is {kernel!r}: pass `ebm.ULA(step_size=...)`.")

@@ -11,11 +11,13 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .checks import check_continuous, check_count
+from .arguments import check_count
+from .checks import check_continuous
 from .data_checks import check_columns, rows_at_hand
 from .energies import VectorNetwork, vector_network
-from .evaluation import Energy, evaluate
+from .evaluation import Energy
 from .kernels import MALA, AbstractContinuousKernel, part_of
+from .particles import Particles
 from .walkers import Walkers
 
 
@@ -164,10 +166,7 @@ class LabelGibbs(AbstractContinuousKernel):
         energies = jax.vmap(labeled.of_all)(walkers.positions)
         labels = jax.random.categorical(keys[1], -energies, axis=1)
         new = walkers.positions.at[:, -1].set(labels.astype(walkers.positions.dtype))
-        energies, gradients = evaluate(energy, new)
-        return dataclasses.replace(
-            walkers, positions=new, energies=energies, gradients=gradients
-        )
+        return walkers.at(Particles.of(energy, new))
 
     def begun(self, walkers: Walkers, energy: Energy) -> Walkers:
         """Return the walkers with the step size of their first move."""

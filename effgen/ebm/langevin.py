@@ -1,6 +1,5 @@
 """Langevin proposals, clipped and preconditioned, and the ratio that weighs them."""
 
-import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -8,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .evaluation import Energy, evaluate
+from .evaluation import Energy
+from .particles import Particles
 from .step_sizes import check_step_size
-from .walkers import Walkers
 
 
 class Langevin(eqx.Module):
@@ -27,44 +26,40 @@ class Langevin(eqx.Module):
 
     def proposed(
         self,
-        walkers: Walkers,
+        old: Particles,
         energy: Energy,
         h: Float[Array, ""],
         *,
         key: PRNGKeyArray,
-    ) -> tuple[Walkers, Float[Array, " walkers"], Float[Array, " walkers"]]:
-        """Return new walkers, `log_ratio` of each, and their squared drifts.
+    ) -> tuple[Particles, Float[Array, " walkers"], Float[Array, " walkers"]]:
+        """Return where walkers would go, `log_ratio` of each, and the squared drifts.
 
             log_ratio = energies - energy(new)
                 + log_proposal'(new -> x) - log_proposal(x -> new)
                 = energies - energy(new) + (new - x) . (clipped + clipped') / 2
                 + h / 4 * (|L^T clipped|^2 - |L^T clipped'|^2)
 
-        The proposal from `x` is that of the energy that the walkers carry, the one
+        The proposal from `x` is that of the energy that they carry, the one
         from `new` that of `energy`.
 
         **Source:** Carbone et al. (2023), equation 15, for a general drift.
         """
-        x = walkers.positions
-        clipped = self._clipped(walkers.gradients)
+        x = old.positions
+        clipped = self._clipped(old.gradients)
         across = self._across(clipped)
         noise = jax.random.normal(key, x.shape, x.dtype)
         change = self._along(jnp.sqrt(2 * h) * noise - h * across)
-        new = x + change
-        energies, gradients = evaluate(energy, new)
-        new_clipped = self._clipped(gradients)
+        new = Particles.of(energy, x + change)
+        new_clipped = self._clipped(new.gradients)
         new_squares = _squares(self._across(new_clipped))
         # Gathered so that large energies cancel before they are added.
         ratios = (
-            walkers.energies
-            - energies
+            old.energies
+            - new.energies
             + 0.5 * _dot(change, clipped + new_clipped)
             + 0.25 * h * (_squares(across) - new_squares)
         )
-        moved = dataclasses.replace(
-            walkers, positions=new, energies=energies, gradients=gradients
-        )
-        return moved, ratios, new_squares
+        return new, ratios, new_squares
 
     def squares(
         self, gradients: Float[Array, "walkers *shape"]

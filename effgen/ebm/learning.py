@@ -16,6 +16,7 @@ from effgen.core.state import Metrics, TrainState
 from effgen.core.update import apply_gradients, init_opt_state
 from effgen.core.weights import conditional_ess
 
+from .arguments import check_energy
 from .blocks import increments
 from .checks import check_batch, traced
 from .data_checks import check_scale_of, rows_at_hand
@@ -23,6 +24,7 @@ from .evaluation import Energy, energies_at, takes_one_example
 from .islands import islands
 from .kernels import AbstractKernel
 from .natural_gradient import Samples
+from .particles import KernelState
 from .populations import (
     Audited,
     Memory,
@@ -194,6 +196,11 @@ def soundness(
     return RESULTS.where(seen, together, RESULTS.unconfined)
 
 
+def moved_by(state: KernelState) -> Metrics:
+    """Return what a kernel reports of its last move."""
+    return {"step_size": state.step_size, "acceptance": state.acceptance}
+
+
 def conditional_share(before: Walkers, after: Walkers) -> Float[Array, ""]:
     """Return the share of the weighted walkers that a move has left."""
     change = increments(before.log_weights, after.log_weights)
@@ -222,21 +229,34 @@ def started(
     memory = reweighted(memory, model)
     if populations(memory):
         begun = kernel.begun(first_block(populations(memory)[0]), model)
-        memory = each_population(lambda one: with_kernel_state(one, begun), memory)
+        state = begun.kernel_state
+        memory = each_population(lambda one: with_kernel_state(one, state), memory)
     return TrainState.start(model, init_opt_state(optim, model), memory)
 
 
 def check_memory(kernel: AbstractKernel, model: Energy, memory: Any) -> None:
     """Raise unless `memory` holds walkers that fit the model and the kernel."""
+    check_energy("model", model)
     if not (isinstance(memory, Walkers | Reservoir | Audited) and populations(memory)):
         raise TypeError(
             f"`memory` is a {type(memory).__name__}: pass "
             "`ebm.Walkers.from_gaussian(key, num, shape)`, or two in `ebm.Audited`."
         )
+    _check_audited(memory)
     for population in populations(memory):
         walkers = flattened(population)
         kernel.check(model, walkers)
         takes_one_example(model, walkers.positions.shape[1:], walkers.positions.dtype)
+
+
+def _check_audited(memory: Any) -> None:
+    for name in ("walkers", "audit"):
+        held = getattr(memory, name, None) if isinstance(memory, Audited) else None
+        if held is not None and not isinstance(held, eqx.Module):
+            raise TypeError(
+                f"`memory.{name}` is a {type(held).__name__}: pass "
+                "`ebm.Walkers.from_gaussian(key, num, shape)`."
+            )
 
 
 def check_known(memory: Memory, instead: str) -> None:

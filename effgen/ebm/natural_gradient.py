@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from .checks import check_count
+from .arguments import check_count
 from .evaluation import Energy, energies_at, slopes_along
 from .example_gradients import gram
 

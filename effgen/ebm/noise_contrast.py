@@ -14,14 +14,13 @@ from effgen.core.trainer import AbstractTrainer
 from effgen.core.update import apply_gradients
 from effgen.core.weights import log_mean_exp
 
+from .arguments import check_share
 from .audit import check_watched_data, watch, watched_start
-from .checks import check_share
 from .coordinates import AbstractCoordinates
 from .evaluation import Energy, energies_at
-from .kernels import AbstractKernel
+from .kernels import AbstractKernel, check_kernel
 from .learning import soundness
 from .populations import Audited, LearnedPartition, Population
-from .trainer import check_kernel
 from .trust_region import bounded, check_radius
 from .walkers import Walkers
 

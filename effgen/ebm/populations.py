@@ -11,21 +11,12 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from .evaluation import Energy
+from .particles import KernelState
 from .reservoir import Reservoir
 from .walkers import Walkers
 
 
 Population = Walkers | Reservoir
-
-
-class KernelState(eqx.Module):
-    """How a kernel moves, for chains that are not kept from step to step.
-
-    **Attributes:** `step_size` and `acceptance`, as those of `Walkers`.
-    """
-
-    step_size: Float[Array, ""]
-    acceptance: Float[Array, ""]
 
 
 class LearnedPartition(eqx.Module):
@@ -153,15 +144,9 @@ def some_positions(memory: Memory) -> Float[Array, "walkers *shape"]:
     return first_block(populations(memory)[0]).positions
 
 
-def with_kernel_state(population: Population, moved: Walkers) -> Population:
-    """Return the population with the step size and the acceptance of `moved`."""
-
-    def stepping(walkers: Walkers) -> Walkers:
-        return dataclasses.replace(
-            walkers, step_size=moved.step_size, acceptance=moved.acceptance
-        )
-
-    return within(population, stepping)
+def with_kernel_state(population: Population, state: KernelState) -> Population:
+    """Return the population, to be moved as `state` says."""
+    return within(population, lambda one: one.moving(state))
 
 
 def within(population: Population, change: Callable[[Walkers], Walkers]) -> Population:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from .discrete import check_bits, check_bits_of
 from .evaluation import Energy
 from .kernels import AbstractKernel
+from .particles import Particles
 from .walkers import Walkers
 
 
@@ -116,22 +117,6 @@ class BlockGibbs(AbstractKernel):
 
     takes_gradients: ClassVar[bool] = False
 
-    def follow(
-        self,
-        walkers: Walkers,
-        energy: Energy,
-        step: Int[Array, ""],
-        *,
-        key: PRNGKeyArray,
-    ) -> Walkers:
-        """Return the walkers weighted for `energy`, then moved once."""
-        energies = jax.vmap(energy)(walkers.positions)
-        log_weights = walkers.log_weights + walkers.energies - energies
-        walkers = eqx.tree_at(
-            lambda w: (w.log_weights, w.energies), walkers, (log_weights, energies)
-        )
-        return self.move(walkers, energy, step, key=key)
-
     def move(
         self,
         walkers: Walkers,
@@ -147,11 +132,9 @@ class BlockGibbs(AbstractKernel):
         fields = rbm.hidden_bias[None] + walkers.positions @ rbm.weights
         hidden = _drawn(fields, keys[0])
         visible = _drawn(rbm.visible_bias[None] + hidden @ rbm.weights.T, keys[1])
-        return eqx.tree_at(
-            lambda w: (w.positions, w.energies),
-            walkers,
-            (visible, jax.vmap(energy)(visible)),
-        )
+        # No gradients are kept, so that the compiler leaves out those of `follow`.
+        nowhere = jnp.zeros_like(visible)
+        return walkers.at(Particles(visible, jax.vmap(energy)(visible), nowhere))
 
     def between(self, old: Energy, new: Energy, share: Float[Array, ""]) -> Energy:
         """Return the `RBM` whose parameters are at a `share` of the straight way."""

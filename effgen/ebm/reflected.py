@@ -1,6 +1,5 @@
 """Langevin moves inside a box, which its walls reflect."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -9,11 +8,13 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .checks import check_box, check_energies
+from .arguments import check_box
+from .checks import check_energies
 from .data_checks import check_continuous_data, rows_at_hand
-from .evaluation import Energy, evaluate
+from .evaluation import Energy
 from .kernels import AbstractKernel, begun_by_acceptance, metropolized
 from .langevin import check_langevin
+from .particles import Particles
 from .step_sizes import StepSize, check_adjusted, step_size_at, with_step_size
 from .walkers import Walkers
 
@@ -72,16 +73,13 @@ class ReflectedMALA(AbstractKernel):
         scale = jnp.sqrt(2 * h)
         noise = jax.random.normal(propose, x.shape, x.dtype)
         center = self._center(x, walkers.gradients, h)
-        new = self._reflected(center + scale * noise)
-        energies, gradients = evaluate(energy, new)
-        there = self._log_density(new, center, scale)
-        back = self._log_density(x, self._center(new, gradients, h), scale)
-        ratios = walkers.energies - energies + back - there
-        proposed = dataclasses.replace(
-            walkers, positions=new, energies=energies, gradients=gradients
-        )
-        moved, acceptance = metropolized(walkers, proposed, ratios, key=decide)
-        squares = jnp.sum((gradients**2).reshape(walkers.num, -1), axis=1)
+        new = Particles.of(energy, self._reflected(center + scale * noise))
+        there = self._log_density(new.positions, center, scale)
+        center = self._center(new.positions, new.gradients, h)
+        back = self._log_density(x, center, scale)
+        ratios = walkers.energies - new.energies + back - there
+        moved, acceptance = metropolized(walkers, new, ratios, key=decide)
+        squares = jnp.sum((new.gradients**2).reshape(walkers.num, -1), axis=1)
         return with_step_size(moved, self.step_size, h, acceptance, squares, step)
 
     def begun(self, walkers: Walkers, energy: Energy) -> Walkers:

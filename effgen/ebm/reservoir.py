@@ -1,7 +1,5 @@
 """Many walkers at the cost of few: blocks that take turns, and catch up when due."""
 
-import dataclasses
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,8 +7,9 @@ from jaxtyping import Array, Float, Int
 
 from effgen.core.loops import default_platform, has_convolution, read_now
 
+from .arguments import check_count
 from .evaluation import Energy
-from .walkers import Walkers
+from .walkers import Walkers, check_walkers
 
 
 class Reservoir(eqx.Module):
@@ -26,9 +25,9 @@ class Reservoir(eqx.Module):
     each holds its own blocks: a step touches one on every device, and nothing but the
     gradient's sums is exchanged.
 
-    **Attributes:** `walkers`, whose arrays have two leading axes more, `(active,
-    turns)`: `active` blocks are touched at once, and every block again after `turns`
-    steps.
+    **Attributes:** `walkers`, whose arrays, but the kernel's state, have two leading
+    axes more, `(active, turns)`: `active` blocks are touched at once, and every block
+    again after `turns` steps.
     """
 
     walkers: Walkers
@@ -44,6 +43,8 @@ class Reservoir(eqx.Module):
 
         **Raises:** `ValueError` if the blocks do not divide the walkers evenly.
         """
+        check_walkers("walkers", walkers)
+        check_count("active", active)
         per_turn = block_size * active
         if block_size < 2 or active < 1:
             raise ValueError(
@@ -56,24 +57,10 @@ class Reservoir(eqx.Module):
                 f"`walkers` are {walkers.num}, which blocks of {block_size}, {active} "
                 f"at a time, do not share evenly: draw {nearest}."
             )
-        turns = walkers.num // per_turn
-        lead = (active, turns)
-
-        def split(x: Array) -> Array:
-            if not x.ndim:
-                return x
-            return x.reshape(*lead, block_size, *x.shape[1:])
-
-        return cls(
-            dataclasses.replace(
-                jax.tree.map(split, walkers),
-                roots=jnp.broadcast_to(
-                    jnp.arange(block_size, dtype=jnp.int32), (*lead, block_size)
-                ),
-                log_partition=jnp.broadcast_to(walkers.log_partition, lead),
-                least_ess=jnp.broadcast_to(walkers.least_ess, lead),
-            )
-        )
+        num, turns = walkers.num // block_size, walkers.num // per_turn
+        blocks = walkers.in_blocks(num)
+        split = lambda x: x.reshape(active, turns, len(x) // num, *x.shape[1:])
+        return cls(blocks.arranged(split))
 
     @property
     def turns(self) -> int:
@@ -110,13 +97,11 @@ class Reservoir(eqx.Module):
         """Return the reservoir with the blocks that were due at `step` replaced."""
         turn = step % self.turns
 
-        def put(whole: Array, part: Array) -> Array:
-            if not whole.ndim:
-                return part
+        def put(part: Array, whole: Array) -> Array:
             part = part.reshape(whole.shape[0], *whole.shape[2:])
             return jax.lax.dynamic_update_index_in_dim(whole, part, turn, 1)
 
-        return Reservoir(jax.tree.map(put, self.walkers, walkers))
+        return Reservoir(walkers.arranged(put, self.walkers))
 
     def reweighted(self, energy: Energy) -> "Reservoir":
         """Return the reservoir with every block weighted for `energy`, none moved.
@@ -132,36 +117,25 @@ class Reservoir(eqx.Module):
         if default_platform() == "cpu" and has_convolution(jax.make_jaxpr(one)(first)):
             flat = self.flattened().reweighted(energy)
             return Reservoir(
-                jax.tree.map(lambda x, y: y.reshape(x.shape), self.walkers, flat)
+                self.walkers.arranged(lambda x, y: y.reshape(x.shape), flat)
             )
         turns = jax.lax.map(one, jnp.arange(self.turns))
 
         def back(whole: Array, parts: Array) -> Array:
-            if not whole.ndim:
-                return whole
             active = whole.shape[0]
             return jnp.moveaxis(
                 parts.reshape(self.turns, active, *whole.shape[2:]), 0, 1
             )
 
-        return Reservoir(jax.tree.map(back, self.walkers, turns))
+        return Reservoir(self.walkers.arranged(back, turns))
 
     def flattened(self) -> Walkers:
         """Return all walkers, `(walkers, *shape)`, in their blocks."""
-        lead = self.walkers.log_partition.shape
-
-        def flat(x: Array) -> Array:
-            if x.ndim <= 2:
-                return x.reshape(-1) if x.ndim else x
-            return x.reshape(lead[0] * lead[1] * x.shape[2], *x.shape[3:])
-
-        return jax.tree.map(flat, self.walkers)
+        return self.walkers.arranged(lambda x: x.reshape(-1, *x.shape[3:]))
 
     def _at(self, turn: Int[Array, ""]) -> Walkers:
         def take(x: Float[Array, "active turns ..."]) -> Array:
-            if not x.ndim:
-                return x
             part = jax.lax.dynamic_index_in_dim(x, turn, axis=1, keepdims=False)
-            return part.reshape(-1, *part.shape[2:]) if part.ndim > 1 else part
+            return part.reshape(-1, *part.shape[2:])
 
-        return jax.tree.map(take, self.walkers)
+        return self.walkers.arranged(take)

@@ -14,13 +14,12 @@ from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractTrainer
 from effgen.core.update import apply_gradients
 
+from .arguments import check_share
 from .audit import check_watched_data, watch, watched_start
-from .checks import check_share
 from .evaluation import Energy, energies_at, evaluate
-from .kernels import AbstractKernel
+from .kernels import AbstractKernel, check_kernel
 from .learning import soundness
 from .populations import Audited, Population
-from .trainer import check_kernel
 from .trust_region import bounded, check_radius
 from .walkers import Walkers
 

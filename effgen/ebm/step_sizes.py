@@ -3,13 +3,15 @@
 import abc
 import dataclasses
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from .checks import check_share
+from .arguments import check_share
+from .particles import KernelState
 from .walkers import Walkers
 
 
@@ -163,7 +165,13 @@ def with_step_size(
     acceptance = acceptance.astype(used.dtype)
     if isinstance(step_size, AbstractStepSizeRule):
         used = step_size.next(used, acceptance, squares, step).astype(used.dtype)
-    return dataclasses.replace(moved, step_size=used, acceptance=acceptance)
+    return moved.moving(KernelState(used, acceptance))
+
+
+def begun_with(walkers: Walkers, step_size: Float[Array, ""]) -> Walkers:
+    """Return the walkers with the step size of their next move."""
+    step_size = step_size.astype(walkers.positions.dtype)
+    return dataclasses.replace(walkers, step_size=step_size)
 
 
 def begun_by_variance(
@@ -174,7 +182,7 @@ def begun_by_variance(
         return walkers
     best = step_size.best(squares)
     found = jnp.where(jnp.isfinite(best) & (best > 0), best, step_size.initial)
-    return dataclasses.replace(walkers, step_size=found.astype(walkers.step_size.dtype))
+    return begun_with(walkers, found)
 
 
 def searched(acceptance: Callable[[float], float], rule: TargetAcceptance) -> float:
@@ -213,8 +221,8 @@ def check_unadjusted(kernel: str, step_size: Any) -> None:
 
 def check_step_size(step_size: Any) -> None:
     """Raise on a step size that is not positive, or neither number nor schedule."""
-    if isinstance(step_size, int | float):
-        if not step_size > 0:
+    if isinstance(step_size, Real):
+        if not 0 < float(step_size) < float("inf"):
             raise ValueError(
                 f"`step_size` is {step_size}: pass a number > 0, a schedule or a rule."
             )

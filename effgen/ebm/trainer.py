@@ -7,17 +7,17 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from effgen.core.results import RESULTS
 from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractTrainer
 
+from .arguments import check_count, check_penalty, check_share
 from .audit import audited, likelihood
-from .checks import check_count, check_penalty, check_share
 from .evaluation import Energy
 from .islands import resampled_below
-from .kernels import AbstractKernel
+from .kernels import AbstractKernel, check_kernel
 from .learning import (
     check_data,
     check_known,
@@ -26,6 +26,7 @@ from .learning import (
     followed,
     learned,
     lost_share,
+    moved_by,
     soundness,
     started,
 )
@@ -138,90 +139,88 @@ class JarzynskiTrainer(AbstractTrainer):
         *,
         key: PRNGKeyArray,
     ) -> tuple[TrainState[Energy, Memory], Metrics]:
-        """Update the model by the walkers' weights, then bring the walkers after it."""
+        """Take the step of Algorithm 1: learn by the weights, move, weigh, resample."""
         keys = jax.random.split(key, 3)
         population = training_population(state.memory)
+        audit, turns = audit_population(state.memory), turns_of(population)
         walkers, due = read = taken(population, state.step)
-        audit = audit_population(state.memory)
-        if audit is not None:
-            read = taken(audit, state.step)
-        log_partition, _ = read[0].estimate()
+        watching = read if audit is None else taken(audit, state.step)
+
+        # The cross-entropy's gradient, by the weights; an update that walkers follow.
         model, opt_state, metrics = learned(
             self.optim,
             state,
             batch,
             walkers,
             walkers.weights,
-            log_partition,
-            apart=turns_of(population) > 1,
+            watching[0].estimate().value,
+            apart=turns > 1,
             penalty=self.penalty,
         )
-        model, more = bounded(
-            self.radius, state.model, model, due, turns=turns_of(population)
+        model, cost = bounded(self.radius, state.model, model, due, turns=turns)
+        # Moves after the model, whose change and whose own error the weights take up.
+        moved = followed(
+            self.kernel, due, model, state.step, self.num_moves, key=keys[0]
         )
-        metrics |= more
-        data_energy = metrics["data_energy"]
-        moved, more = self._moved(due, model, state, keys[0])
-        metrics |= more | likelihood(walkers, data_energy)
+        # Where too few walkers count, they are drawn by their weights.
         settled = resampled_below(self.resample_below, moved, key=keys[1])
         memory: Memory = put(population, state.step, settled)
+
+        metrics |= cost | self._told(due, moved)
+        metrics |= likelihood(walkers, metrics["data_energy"])
         if audit is not None:
-            flattering = metrics["log_partition"]
             audit, more = audited(
                 self.kernel,
                 audit,
-                read,
-                due.step_size,
+                watching,
+                due.kernel_state,
                 model,
                 state.step,
                 self.num_moves,
                 self.resample_below,
-                data_energy=data_energy,
+                data_energy=metrics["data_energy"],
                 key=keys[2],
             )
-            memory, metrics = Audited(memory, audit), metrics | more
-            metrics["audit_gap"] = flattering - metrics["log_partition"]
+            memory = Audited(memory, audit)
+            more["audit_gap"] = metrics["log_partition"] - more["log_partition"]
+            metrics |= more
         metrics["loss"] = metrics.pop("cross_entropy")
-        gap = metrics["energy_gap"]
-        sound = soundness(self.kernel, model, due, gap, state.step)
-        held = metrics["result"] == RESULTS.successful
-        metrics["result"] = RESULTS.where(held, sound, metrics["result"])
+        metrics["result"] = self._result(due, moved, model, metrics, state.step)
         return state.advance(model, opt_state, memory), metrics
 
-    def _moved(
-        self, before: Walkers, model: Energy, state: TrainState, key: PRNGKeyArray
-    ) -> tuple[Walkers, Metrics]:
-        moved = followed(
-            self.kernel, before, model, state.step, self.num_moves, key=key
-        )
-        conditional, lost = conditional_share(before, moved), lost_share(before, moved)
+    def _told(self, before: Walkers, moved: Walkers) -> Metrics:
         metrics: Metrics = {
             "ess": moved.ess,
-            "conditional_ess": conditional,
+            "conditional_ess": conditional_share(before, moved),
             "roots": moved.num_roots / moved.num,
-            "lost": lost,
-            "step_size": moved.step_size,
-            "acceptance": moved.acceptance,
-            "result": _result(conditional, lost, moved.num),
+            "lost": lost_share(before, moved),
+            **moved_by(moved.kernel_state),
         }
         if self.kernel.takes_gradients:
             squares = jnp.sum(moved.gradients.reshape(moved.num, -1) ** 2, axis=1)
             metrics["steepest"] = jnp.sqrt(jnp.max(squares))
-        return moved, metrics
+        return metrics
+
+    def _result(
+        self,
+        before: Walkers,
+        moved: Walkers,
+        model: Energy,
+        metrics: Metrics,
+        step: Int[Array, ""],
+    ) -> Any:
+        held = _held(metrics["conditional_ess"], metrics["lost"], moved.num)
+        gap = metrics["energy_gap"]
+        sound = soundness(self.kernel, model, before, gap, step)
+        return RESULTS.where(held == RESULTS.successful, sound, held)
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
         """Raise on data that the walkers cannot be compared with."""
         check_data(self.kernel, state.memory, batch, source)
 
 
-def _result(conditional: Array, lost: Array, num: int) -> Any:
+def _held(conditional: Array, lost: Array, num: int) -> Any:
     sound = RESULTS.where(
         conditional > _COLLAPSED, RESULTS.successful, RESULTS.weights_collapsed
     )
     return RESULTS.where(lost * num <= max(1, _LOST * num), sound, RESULTS.walkers_lost)
-
-
-def check_kernel(kernel: Any) -> None:
-    """Raise `TypeError` for what is no kernel."""
-    if not isinstance(kernel, AbstractKernel):
-        raise TypeError(f"`kernel` is {kernel!r}: pass `ebm.ULA(step_size=...)`.")

@@ -1,6 +1,8 @@
 """Weighted walkers: samples of a model that moved while they were being drawn."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,6 +16,14 @@ from effgen.core.weights import (
     normalized,
 )
 
+from .arguments import (
+    as_rows,
+    check_box,
+    check_finite,
+    check_positive,
+    check_shape,
+    check_walker_count,
+)
 from .blocks import (
     FEWEST_BLOCKS,
     drawn_if,
@@ -23,9 +33,10 @@ from .blocks import (
     spread_error,
     variance_by_roots,
 )
-from .checks import check_box
+from .checks import traced
 from .coordinates import AbstractCoordinates
-from .evaluation import Energy, evaluate
+from .evaluation import Energy
+from .particles import KernelState, Particles
 from .starts import bernoulli, gaussian, uniform
 
 
@@ -41,7 +52,7 @@ class Walkers(eqx.Module):
     so `log_partition + log_mean_exp(log_weights)` estimates `log Z`, and the weights
     normalized to one give expectations under the model.
 
-    The walkers may be split into `blocks`, consecutive and of equal size. Each block
+    The walkers are in one block or more, consecutive and of equal size. Each block
     fulfills the identity by itself, with its own `log_partition`, and is resampled by
     itself: an island, independent of the others. The average of the blocks' `Z` is
     their estimate together, and their spread tells its error.
@@ -49,15 +60,16 @@ class Walkers(eqx.Module):
     **Attributes:**
 
     - `positions`, `(walkers, *shape)`.
-    - `log_weights`, `(walkers,)`: since they were last resampled.
     - `energies`, `(walkers,)`, and `gradients`, `(walkers, *shape)`: of the model that
       the walkers last saw, at their positions; carried to save an evaluation.
+    - `log_weights`, `(walkers,)`: since they were last resampled.
     - `roots`, `(walkers,)`: which of the first walkers of its block each one descends
       from.
-    - `log_partition`, `()` or `(blocks,)`: `log Z` as booked at the last resampling.
-    - `least_ess`, `()` or `(blocks,)`: the least share of the block's walkers that one
-      change of the model has left (`conditional_ess`), since the start.
-    - `step_size` and `acceptance`: of the last move.
+    - `log_partition`, `(blocks,)`: `log Z` as booked at the last resampling.
+    - `least_ess`, `(blocks,)`: the least share of the block's walkers that one change
+      of the model has left (`conditional_ess`), since the start.
+    - `step_size`, `()`, of the next move, and `acceptance`, `()`, the mean share of the
+      last one's proposals that were accepted.
     - `walls`, fixed: the box that they cannot leave, if there is one.
 
     **Source:** Carbone et al. (2023), Proposition 1 and section 3; Verge et al. (2015)
@@ -65,12 +77,12 @@ class Walkers(eqx.Module):
     """
 
     positions: Float[Array, "walkers *shape"]
-    log_weights: Float[Array, " walkers"]
     energies: Float[Array, " walkers"]
     gradients: Float[Array, "walkers *shape"]
+    log_weights: Float[Array, " walkers"]
     roots: Int[Array, " walkers"]
-    log_partition: Float[Array, "*blocks"]
-    least_ess: Float[Array, "*blocks"]
+    log_partition: Float[Array, " blocks"]
+    least_ess: Float[Array, " blocks"]
     step_size: Float[Array, ""]
     acceptance: Float[Array, ""]
     walls: tuple[float, float] | None = eqx.field(static=True, default=None)
@@ -95,9 +107,9 @@ class Walkers(eqx.Module):
 
         **Raises:** `ValueError` for fewer than 2 walkers, or a scale not positive.
         """
-        _check_num(num)
-        if not scale > 0:
-            raise ValueError(f"`scale` is {scale}: pass a positive number.")
+        check_walker_count(num)
+        check_shape(shape)
+        check_positive("scale", scale)
         return gaussian(key, scale, (num, *shape), coordinates, _started)
 
     @classmethod
@@ -116,7 +128,8 @@ class Walkers(eqx.Module):
 
         **Raises:** `ValueError` for fewer than 2 walkers, or walls without a room.
         """
-        _check_num(num)
+        check_walker_count(num)
+        check_shape(shape)
         check_box(low, high)
         drawn = uniform(key, (num, *shape), low, high, _started)
         return dataclasses.replace(drawn, walls=(float(low), float(high)))
@@ -132,8 +145,8 @@ class Walkers(eqx.Module):
 
         **Raises:** `ValueError` for fewer than 2 walkers.
         """
-        _check_num(num)
-        return bernoulli(key, jnp.asarray(logits), num, _started)
+        check_walker_count(num)
+        return bernoulli(key, as_rows("logits", logits), num, _started)
 
     @classmethod
     def from_samples(
@@ -150,22 +163,35 @@ class Walkers(eqx.Module):
 
         **Arguments:** `walls`, `(low, high)`, of a box that they are to stay in.
 
-        **Raises:** `ValueError` if the two differ in their number, or are too few.
+        **Raises:** `ValueError` if the two differ in their number, are too few, or are
+        not finite.
         """
-        positions = jnp.asarray(positions)
+        positions = as_rows("positions", positions)
         num = positions.shape[0]
         if num < 2:
             raise ValueError(f"`positions` has {num} row(s): pass at least 2 walkers.")
         known = log_density is not None
-        density = jnp.asarray(log_density) if known else jnp.zeros(num)
+        density = as_rows("log_density", log_density) if known else jnp.zeros(num)
         if density.shape != (num,):
             raise ValueError(
                 f"`log_density` has shape {density.shape}: pass one number for each of "
                 f"the {num} positions."
             )
+        check_finite("positions", positions)
+        check_finite("log_density", density)
         start = 0.0 if known else jnp.nan
         begun = _started(positions, -density, jnp.zeros_like(positions), start)
         return dataclasses.replace(begun, walls=walls)
+
+    @property
+    def particles(self) -> Particles:
+        """Where the walkers are, with what the model that they last saw is there."""
+        return Particles(self.positions, self.energies, self.gradients)
+
+    @property
+    def kernel_state(self) -> KernelState:
+        """How the walkers move next."""
+        return KernelState(self.step_size, self.acceptance)
 
     @property
     def num(self) -> int:
@@ -175,7 +201,7 @@ class Walkers(eqx.Module):
     @property
     def num_blocks(self) -> int:
         """The number of blocks."""
-        return self.log_partition.size
+        return self.log_partition.shape[0]
 
     @property
     def joint_log_weights(self) -> Float[Array, " walkers"]:
@@ -240,7 +266,7 @@ class Walkers(eqx.Module):
         """Return the same walkers in `num_blocks` blocks, none of them resampled yet.
 
         **Raises:** `ValueError` if the blocks do not divide the walkers evenly, or the
-        walkers are in blocks already.
+        walkers are in blocks already, or relatives.
         """
         if self.num_blocks > 1 or num_blocks < 1 or self.num % num_blocks:
             raise ValueError(
@@ -248,9 +274,15 @@ class Walkers(eqx.Module):
                 f"{self.num_blocks} block(s): pass a divisor, for walkers in one block."
             )
         size = self.num // num_blocks
+        roots = jnp.arange(self.num, dtype=self.roots.dtype)
+        if not traced(self.roots) and bool(jnp.any(self.roots != roots)):
+            raise ValueError(
+                "the walkers were resampled together, so that blocks of them would not "
+                "be independent: split them before they are."
+            )
         return dataclasses.replace(
             self,
-            roots=jnp.arange(self.num, dtype=self.roots.dtype) % size,
+            roots=roots % size,
             log_partition=jnp.broadcast_to(self.log_partition, num_blocks),
             least_ess=jnp.broadcast_to(self.least_ess, num_blocks),
         )
@@ -263,15 +295,36 @@ class Walkers(eqx.Module):
         exact for any change of energy: the move is the identity, which leaves every
         distribution invariant. A walker whose new energy is not finite gets weight 0.
         """
-        energies, gradients = evaluate(energy, self.positions)
-        reweighted = dataclasses.replace(
+        seen = Particles.of(energy, self.positions)
+        return followed_from(self, self.weighed(seen, self.energies - seen.energies))
+
+    def weighed(
+        self, particles: Particles, increments: Float[Array, " walkers"]
+    ) -> "Walkers":
+        """Return the walkers at `particles`, their log-weights changed by `increments`.
+
+        Where these are not finite, a walker stays where it was with weight zero. That
+        is exact: a region of infinite energy has no mass. Resampling replaces it.
+        """
+        finite = jnp.isfinite(increments)
+        log_weights = jnp.where(finite, self.log_weights + increments, -jnp.inf)
+        kept = self.at(particles.where(finite, self.particles))
+        return dataclasses.replace(kept, log_weights=log_weights)
+
+    def at(self, particles: Particles) -> "Walkers":
+        """Return the walkers at other particles, nothing else of them changed."""
+        return dataclasses.replace(
             self,
-            log_weights=self.log_weights + self.energies - energies,
-            energies=energies,
-            gradients=gradients,
+            positions=particles.positions,
+            energies=particles.energies,
+            gradients=particles.gradients,
         )
-        kept = kept_where_finite(energies - self.energies, reweighted, self)
-        return followed_from(self, kept)
+
+    def moving(self, state: KernelState) -> "Walkers":
+        """Return the walkers, to be moved as `state` says."""
+        return dataclasses.replace(
+            self, step_size=state.step_size, acceptance=state.acceptance
+        )
 
     def resampled(
         self, key: PRNGKeyArray, blocks: Bool[Array, " blocks"] | None = None
@@ -287,7 +340,6 @@ class Walkers(eqx.Module):
         log_weights = self.by_block(self.log_weights)
         index = jax.vmap(drawn_if)(log_weights, chosen, keys)
         since = jnp.where(chosen, jax.vmap(log_mean)(log_weights), 0.0)
-        since = since.reshape(self.log_partition.shape)
 
         def kept(x: Array) -> Array:
             # Block by block, so that blocks on several devices stay where they are.
@@ -295,58 +347,36 @@ class Walkers(eqx.Module):
             return jax.vmap(lambda x, i: x[i])(blocks, index).reshape(x.shape)
 
         return dataclasses.replace(
-            self,
-            positions=kept(self.positions),
+            self.at(jax.tree.map(kept, self.particles)),
             log_weights=jnp.where(chosen[:, None], 0.0, log_weights).reshape(-1),
-            energies=kept(self.energies),
-            gradients=kept(self.gradients),
             roots=kept(self.roots),
             log_partition=self.log_partition + since,
         )
 
-    def _values(self) -> Float[Array, " blocks"]:
-        since = jax.vmap(log_mean)(self.by_block(self.log_weights))
-        return since + self.log_partition.reshape(-1)
+    def arranged(self, change: Callable[..., Array], *others: "Walkers") -> "Walkers":
+        """Return the walkers with a `change` of every array of theirs or of blocks.
+
+        The kernel's state is no such array, and stays.
+        """
+        none: Any = None
+        apart = [x.moving(KernelState(none, none)) for x in (self, *others)]
+        return jax.tree.map(change, *apart).moving(self.kernel_state)
 
     def by_block(self, x: Array) -> Array:
         """Return one number a walker, `(walkers,)`, as `(blocks, size)`."""
         return x.reshape(self.num_blocks, -1)
+
+    def _values(self) -> Float[Array, " blocks"]:
+        since = jax.vmap(log_mean)(self.by_block(self.log_weights))
+        return since + self.log_partition
 
 
 def followed_from(before: Walkers, after: Walkers) -> Walkers:
     """Return `after`, with how many of `before` a change of the model has left."""
     left = share_left(
         before.by_block(before.log_weights), before.by_block(after.log_weights)
-    ).reshape(before.least_ess.shape)
+    )
     return dataclasses.replace(after, least_ess=jnp.minimum(before.least_ess, left))
-
-
-def kept_where_finite(
-    increments: Float[Array, " walkers"], moved: Walkers, old: Walkers
-) -> Walkers:
-    """Return `moved`, but where `increments` are not finite, `old` with weight zero.
-
-    Exact: a region of infinite energy has no mass. Resampling replaces such walkers.
-    """
-    finite = jnp.isfinite(increments)
-    return dataclasses.replace(
-        chosen(finite, moved, old),
-        log_weights=jnp.where(finite, moved.log_weights, -jnp.inf),
-    )
-
-
-def chosen(accepted: Bool[Array, " walkers"], new: Walkers, old: Walkers) -> Walkers:
-    """Return `new`, but at `old`'s positions where a move is not accepted."""
-
-    def choose(a: Array, b: Array) -> Array:
-        return jnp.where(accepted.reshape(-1, *[1] * (a.ndim - 1)), a, b)
-
-    return dataclasses.replace(
-        new,
-        positions=choose(new.positions, old.positions),
-        energies=choose(new.energies, old.energies),
-        gradients=choose(new.gradients, old.gradients),
-    )
 
 
 def _started(
@@ -358,17 +388,21 @@ def _started(
     num, dtype = positions.shape[0], positions.dtype
     return Walkers(
         positions=positions,
-        log_weights=jnp.zeros(num, dtype),
         energies=energies.astype(dtype),
         gradients=gradients.astype(dtype),
+        log_weights=jnp.zeros(num, dtype),
         roots=jnp.arange(num, dtype=jnp.int32),
-        log_partition=jnp.asarray(log_partition, dtype),
-        least_ess=jnp.ones((), dtype),
+        log_partition=jnp.full(1, log_partition, dtype),
+        least_ess=jnp.ones(1, dtype),
         step_size=jnp.zeros((), dtype),
         acceptance=jnp.ones((), dtype),
     )
 
 
-def _check_num(num: int) -> None:
-    if num < 2:
-        raise ValueError(f"`num` is {num}: weights need at least 2 walkers.")
+def check_walkers(name: str, walkers: Any) -> None:
+    """Raise `TypeError` for what are no walkers."""
+    if not isinstance(walkers, Walkers):
+        raise TypeError(
+            f"`{name}` is a {type(walkers).__name__}: pass "
+            "`ebm.Walkers.from_gaussian(key, num, shape)`."
+        )

@@ -66,7 +66,7 @@ def test_walkers_of_another_energy_are_carried_or_warned_of():
     assert abs(off) < 4 * float(near.standard_error) < 0.1
     with pytest.warns(eg.RunWarning, match="one update left a share of 0.0"):
         ebm.NormalizedEnergy.from_walkers(Shifted(jnp.full(SIZE, 2.0)), walkers)
-    few = jax.tree.map(lambda x: x[:16] if x.ndim else x, walkers)
+    few = walkers.arranged(lambda x: x[:16])
     with pytest.warns(eg.RunWarning, match="16 walkers are too few"):
         ebm.NormalizedEnergy.from_walkers(Shifted(jnp.zeros(SIZE)), few)
 

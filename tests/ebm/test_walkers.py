@@ -50,9 +50,9 @@ def test_blocks_are_resampled_by_themselves_and_weigh_by_their_own_partition():
     walkers = weighted(blocks=4)
     drawn = walkers.resampled(jax.random.key(1))
     one = dataclasses.replace(
-        jax.tree.map(lambda x: x[16:32] if x.ndim else x, walkers),
-        log_partition=walkers.log_partition[1],
-        least_ess=walkers.least_ess[1],
+        walkers.arranged(lambda x: x[16:32]),
+        log_partition=walkers.log_partition[1:2],
+        least_ess=walkers.least_ess[1:2],
     )
     booked = one.estimate().value
     np.testing.assert_allclose(drawn.log_partition[1], booked, rtol=1e-5)

@@ -1,0 +1,117 @@
+"""What arguments must be: settings in range, energies, rows of numbers."""
+
+from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float
+
+
+def check_share(name: str, value: Any) -> None:
+    """Raise `ValueError` unless `0 < value < 1`."""
+    if not _is_number(value) or not 0 < value < 1:
+        raise ValueError(f"`{name}` is {value!r}: pass a share between 0 and 1.")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raise `ValueError` unless `value` is one finite number above 0."""
+    if not _is_number(value) or not 0 < float(value) < float("inf"):
+        raise ValueError(f"`{name}` is {value!r}: pass a positive number.")
+
+
+def check_box(low: float, high: float) -> None:
+    """Raise `ValueError` unless `low < high`, both finite."""
+    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise ValueError(
+            f"`low` is {low} and `high` {high}: pass finite walls, the lower one first."
+        )
+
+
+def check_penalty(value: Any) -> None:
+    """Raise `ValueError` unless it is a number, 0 or more."""
+    if not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
+        raise ValueError(f"`penalty` is {value}: pass a number of 0 or more.")
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raise `ValueError` unless `value` is a whole number of 1 or more."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"`{name}` is {value!r}: pass a positive integer.")
+
+
+def check_walker_count(value: Any) -> None:
+    """Raise `ValueError` unless `value` is a whole number of 2 or more."""
+    if not isinstance(value, Integral) or value < 2:
+        raise ValueError(f"`num` is {value!r}: weights need at least 2 walkers.")
+
+
+def check_shape(shape: Any) -> None:
+    """Raise `TypeError` for what is no shape of an example."""
+    whole = isinstance(shape, Iterable) and all(isinstance(n, Integral) for n in shape)
+    if not whole or isinstance(shape, str | bytes):
+        raise TypeError(
+            f"`shape` is {shape!r}: pass that of one example, as in `x.shape[1:]`."
+        )
+
+
+def check_energy(name: str, value: Any) -> None:
+    """Raise `TypeError` for what cannot be called."""
+    if not callable(value) or isinstance(value, type):
+        raise TypeError(
+            f"`{name}` is {value!r}: pass a function or a module from an example to "
+            "its energy, such as `ebm.mlp_energy(shape, key=key)`."
+        )
+
+
+def check_energies_in(models: Any) -> None:
+    """Raise `TypeError` for what is no sequence of energies."""
+    if not isinstance(models, Iterable):
+        raise TypeError(
+            f"`models` is a {type(models).__name__}: pass several, such as "
+            "`[start, model]`, the first of a known `log Z`."
+        )
+
+
+def as_rows(name: str, rows: Any) -> Float[Array, "rows *shape"]:
+    """Return `rows`, an array, a list or a frame, as an array of floats.
+
+    **Raises:** `TypeError` for what is no array of numbers.
+    """
+    values = rows if isinstance(rows, jax.Array) else _as_array(name, rows)
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        values = values.astype(jnp.result_type(float))
+    return jnp.asarray(values)
+
+
+def check_finite(name: str, values: Any) -> None:
+    """Raise `ValueError` for rows with values that are NaN or infinite."""
+    if isinstance(values, Tracer) or not values.size:
+        return
+    good = jnp.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    bad = int(jnp.sum(~good))
+    if bad:
+        raise ValueError(
+            f"`{name}` has NaN or infinite values in {bad} of {len(values)} rows (row "
+            f"{int(jnp.argmin(good))} first): drop or fill them."
+        )
+
+
+def _as_array(name: str, rows: Any) -> np.ndarray:
+    try:
+        values = np.asarray(rows)
+    except ValueError:  # rows of unequal lengths
+        values = np.empty((), object)
+    if not np.issubdtype(values.dtype, np.number) and values.dtype != bool:
+        raise TypeError(
+            f"`{name}` is a {type(rows).__name__} that is no array of numbers: pass "
+            "rows of floats, `(rows, *shape)`."
+        )
+    return values
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

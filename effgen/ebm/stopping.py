@@ -1,0 +1,95 @@
+"""Stopping by the likelihood of rows that are held out, while it can be believed."""
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from effgen.core.results import RunWarning
+from effgen.core.run import Run, check_run
+from effgen.core.state import TrainState
+
+from .arguments import check_count
+from .density import NormalizedEnergy
+
+
+class Stopped(NamedTuple):
+    """The state of the highest held-out likelihood, and what was seen on the way.
+
+    `state`; `steps`, `likelihoods` in nats, `errors`, the bars of `log Z`, and
+    `believed`, whether no warning was given, one each a yield of the run.
+    """
+
+    state: TrainState
+    steps: list[int]
+    likelihoods: list[float]
+    errors: list[float]
+    believed: list[bool]
+
+
+def early_stopped(
+    run: Run, held_out: Float[Array, "examples *shape"], *, patience: int = 5
+) -> Stopped:
+    """Train until the likelihood of `held_out` has not risen for `patience` yields.
+
+        likelihood = -mean(energy(held_out)) - log_partition
+
+    at each yield of the run, by `NormalizedEnergy.from_state`: of the average, if the
+    run is `averaged`, and by the audit walkers. A likelihood of which `from_state`
+    warns is recorded, but is no reason to keep a state or to stop. All likelihoods are
+    of the same rows, so that what is noise between them is that of `log Z`.
+
+    **Arguments:** `run`, as `effgen.train(..., every=50)` makes it; `held_out`, rows
+    that are not trained on; `patience`.
+
+    **Returns:** the state of the highest believed likelihood, with the records.
+
+    **Raises:** `ValueError` for a patience below 1, rows of another shape, or a state
+    that does not know its `log Z`. Warns with a `RunWarning` if no likelihood on the
+    way could be believed: the state is then the last.
+
+    **Source:** Prechelt (1998).
+    """
+    check_run(run)
+    check_count("patience", patience)
+    seen = Stopped(run.state, [], [], [], [])
+    best, since = -np.inf, 0
+    with run:
+        for state, _ in run:
+            value, error, believed = _told(state, held_out)
+            seen.steps.append(int(state.step))
+            seen.likelihoods.append(value)
+            seen.errors.append(error)
+            seen.believed.append(believed)
+            higher = believed and value > best
+            if higher or not any(seen.believed):
+                best, seen = (value if higher else best), seen._replace(state=state)
+            since = 0 if higher else since + believed
+            if since >= patience:
+                break
+    _check_believed(seen)
+    return seen
+
+
+def _told(
+    state: TrainState, held_out: Float[Array, "examples *shape"]
+) -> tuple[float, float, bool]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RunWarning)
+        density = NormalizedEnergy.from_state(state)
+    value = float(density.log_likelihood(held_out).value)
+    doubted = any(issubclass(one.category, RunWarning) for one in caught)
+    believed = not doubted and bool(np.isfinite(value))
+    return value, float(density.standard_error), believed
+
+
+def _check_believed(seen: Stopped) -> None:
+    if seen.steps and not any(seen.believed):
+        warnings.warn(
+            "no likelihood on the way could be believed, so that there was nothing to "
+            "stop by: the state is the last. Give `trainer.init` audit walkers, or "
+            "more of them; bound the updates by `radius`.",
+            RunWarning,
+            stacklevel=3,
+        )

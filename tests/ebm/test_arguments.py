@@ -1,0 +1,160 @@
+"""What a stranger passes first: taken as it is meant, or refused by its name."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import effgen as eg
+from effgen import ebm
+from tests.ebm.gaussians import SIZE, Shifted, data, populations
+
+
+KEY = jax.random.key(0)
+KERNEL = ebm.MALA(0.1)
+MODEL = Shifted(jnp.zeros(SIZE))
+FAR = Shifted(jnp.ones(SIZE))
+GAPPED = np.where(np.arange(12.0).reshape(6, 2) == 5, np.nan, 1.0)
+
+
+class Frame:
+    """A table with names, as a data frame is to numpy."""
+
+    def __init__(self, rows):
+        self.rows = np.asarray(rows)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self.rows, dtype)
+
+
+def walkers(num=16):
+    return populations(KEY, num)
+
+
+def trainer(**settings):
+    return ebm.JarzynskiTrainer(optax.sgd(0.1), kernel=KERNEL, **settings)
+
+
+def annealed(models, start, **settings):
+    return ebm.annealed(models, start, key=KEY, **{"kernel": KERNEL} | settings)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda: ebm.Walkers.from_gaussian(KEY, 16.0, (2,)), ValueError, "`num` is 16"),
+        (lambda: ebm.Walkers.from_gaussian(KEY, 16, 2), TypeError, "`shape` is 2"),
+        (
+            lambda: ebm.Walkers.from_gaussian(KEY, 16, (2,), scale=np.inf),
+            ValueError,
+            "`scale` is inf",
+        ),
+        (
+            lambda: ebm.Walkers.from_gaussian(KEY, 16, (2,), scale=np.ones(2)),
+            ValueError,
+            r"`scale` is array\(\[1",
+        ),
+        (lambda: ebm.Walkers.from_samples(GAPPED), ValueError, "in 1 of 6 rows .row 2"),
+        (
+            lambda: ebm.Walkers.from_samples(np.ones((6, 2)), GAPPED[:, 1]),
+            ValueError,
+            "`log_density` has NaN",
+        ),
+        (lambda: ebm.Walkers.from_samples([["a"], ["b"]]), TypeError, "`positions`"),
+        (lambda: ebm.mlp_energy(2, key=KEY), TypeError, "`shape` is 2"),
+        (lambda: trainer(num_moves=1.5), ValueError, "`num_moves` is 1.5"),
+        (lambda: trainer(resample_below="x"), ValueError, "`resample_below` is 'x'"),
+        (lambda: trainer().init("energy", walkers()), TypeError, "`model` is 'energy'"),
+        (
+            lambda: ebm.PCDTrainer(1e-3, kernel=KERNEL).init(MODEL, walkers()),
+            TypeError,
+            "`optim` is 0.001.*optax.adam",
+        ),
+        (
+            lambda: trainer().init(MODEL, ebm.Audited(data(8), walkers())),
+            TypeError,
+            "`memory.walkers` is a",
+        ),
+        (lambda: ebm.NormalizedEnergy.from_state(MODEL), TypeError, "`state` is a Sh"),
+        (lambda: ebm.sample(MODEL, 3, key=KEY), TypeError, "`state` is a Shifted"),
+        (
+            lambda: ebm.NormalizedEnergy.from_walkers(MODEL, [walkers()]),
+            TypeError,
+            "`walkers` is a list",
+        ),
+        (lambda: annealed(MODEL, walkers()), TypeError, "`models` is a Shifted"),
+        (lambda: annealed([MODEL], data(8)), TypeError, "`walkers` is a"),
+        (
+            lambda: annealed([MODEL], walkers(), kernel="mala"),
+            TypeError,
+            "`kernel` is 'mala'",
+        ),
+        (lambda: ebm.imbalance(data(8)), TypeError, "`walkers` is a"),
+        (lambda: ebm.Reservoir.from_walkers(data(8)), TypeError, "`walkers` is a"),
+        (
+            lambda: ebm.mode_masses(
+                data(8), np.full(8, np.nan), lambda x: jnp.zeros(8, int), 1
+            ),
+            ValueError,
+            "`weights` has NaN",
+        ),
+        (
+            lambda: walkers().reweighted(FAR).resampled(KEY).in_blocks(8),
+            ValueError,
+            "resampled together",
+        ),
+    ],
+)
+def test_what_cannot_be_meant_is_named(call, error, match):
+    with pytest.raises(error, match=match):
+        call()
+
+
+def test_lists_frames_and_integers_are_rows():
+    rows = np.arange(2 * SIZE).reshape(2, SIZE)
+    for given in (rows, rows.tolist(), Frame(rows)):
+        found = ebm.Walkers.from_samples(given).positions
+        assert found.dtype == jnp.float32
+        np.testing.assert_array_equal(found, rows)
+    density = ebm.NormalizedEnergy(MODEL, jnp.zeros(()), jnp.zeros(()), (SIZE,))
+    expected = -0.5 * (rows**2).sum(axis=1)
+    np.testing.assert_allclose(density.log_prob(Frame(rows)), expected)
+    with pytest.raises(ValueError, match="`x` has no rows"):
+        density.log_likelihood(rows[:0])
+    with pytest.raises(ValueError, match="`x` has NaN or infinite values in 1 of 2"):
+        density.log_likelihood(np.where(rows == 3, np.nan, rows))
+
+
+def test_a_reservoir_s_walkers_tell_a_density():
+    start = populations(KEY, 64)
+    whole = ebm.Reservoir.from_walkers(start, block_size=8)
+    with pytest.warns(eg.RunWarning):  # of 64 walkers, an update that is too large
+        one = ebm.NormalizedEnergy.from_walkers(FAR, whole)
+    with pytest.warns(eg.RunWarning):
+        two = ebm.NormalizedEnergy.from_walkers(FAR, start)
+    np.testing.assert_allclose(one.log_partition, two.log_partition, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("column", "match"),
+    [
+        (np.ones(64), "constant in 1 column"),
+        (np.arange(64) % 2, "atoms, 7"),
+        (np.where(np.arange(64) == 3, np.nan, 1.0), "NaN or infinite"),
+    ],
+)
+def test_data_on_the_host_are_looked_at_too(column, match):
+    x = np.array(data(64))
+    x[:, -1] = column
+    state = trainer().init(MODEL, walkers())
+    source = eg.HostMinibatches(x, 32)
+    with pytest.raises(ValueError, match=match):
+        eg.fit(trainer(), state, source, key=KEY, num_steps=1)
+
+
+def test_one_row_is_no_density():
+    state = trainer().init(MODEL, walkers())
+    source = eg.Minibatches(data(64)[:1], 1)
+    with pytest.raises(ValueError, match=r"`data` has 1 row\(s\)"):
+        eg.fit(trainer(), state, source, key=KEY, num_steps=1)
