@@ -26,6 +26,7 @@ from .fractional import (
     fractional_variance as fractional_variance,
 )
 from .gaussian import Gaussian as Gaussian
+from .held_out import held_out_evidence as held_out_evidence
 from .likelihoods import (
     AbstractLikelihood as AbstractLikelihood,
     Bernoulli as Bernoulli,
@@ -69,6 +70,8 @@ from .posterior import (
 )
 from .predictions import Predictions as Predictions
 from .prior import prior_terms as prior_terms, sample_prior as sample_prior
+from .recipe import forecaster as forecaster
+from .selection import candidates as candidates
 from .series import (
     Series as Series,
     merge_sensors as merge_sensors,
@@ -79,6 +82,7 @@ from .sites import (
     EncodedSites as EncodedSites,
     LinearizedSites as LinearizedSites,
 )
+from .stacking import Stack as Stack, stack as stack
 from .structure import (
     Structure as Structure,
     car as car,

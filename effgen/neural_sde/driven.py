@@ -74,9 +74,16 @@ def with_network(
     seen, moved = (
         _components(model, n, x) for n, x in (("sees", sees), ("moves", moves))
     )
-    law = posterior(model, ts, ys, mask).marginals()
-    means = np.asarray(law.mean, np.float64).reshape(-1, model.num_states)[:, seen]
-    scales = np.asarray(law.scale, np.float64).reshape(-1, model.num_states)[:, seen]
+    found = posterior(model, ts, ys, mask)
+    law = found.marginals()
+    # Rows after the last value are a forecast: they say nothing of the record's spread.
+    there = np.atleast_2d(found.series.seen)
+    there = np.flip(np.maximum.accumulate(np.flip(there, axis=1), axis=1), axis=1)
+    shape = (*there.shape, model.num_states)
+    means, scales = (
+        np.asarray(x, np.float64).reshape(shape)[there][:, seen]
+        for x in (law.mean, law.scale)
+    )
     spread = np.sqrt(means.var(0) + np.mean(scales**2, axis=0))
     sigma = model.linear.coefficients(jnp.zeros(())).diffusion
     columns = np.flatnonzero(np.any(np.asarray(sigma)[moved] != 0, axis=0))
