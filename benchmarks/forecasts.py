@@ -5,7 +5,7 @@ some and adds them to `results/forecasts.json`; by default all. Each record is f
 from six origins. What forecasts sees the record until the origin alone, and decides by
 itself: no contestant is told what another scored.
 
-- `recipe`: `neural_sde.forecaster`; its `linear` and `network` members alone.
+- `recipe`: `neural_sde.forecaster`; its best linear model and its network alone.
 - `statsmodels`: structural models and autoregressions, the best by AIC.
 - `gaussian process`: scikit-learn's, of the kernels the one with the best evidence.
 - `plain vi`: the network's model trained by plain variational inference.
@@ -160,10 +160,12 @@ def recipe(past: Past, key: Any) -> dict[str, np.ndarray]:
         name: drawn_from(models[0], past, keys[1])
         for name, models in stack.members.items()
     }
-    print({k: round(v, 2) for k, v in stack.weights.items()}, end=" ")
+    best = next(iter(stack.members))
+    print(best, {k: round(v, 2) for k, v in stack.weights.items()}, end=" ")
     print({k: round(float(v.value), 1) for k, v in stack.held_out.items()})
     mixed = mixture(list(drawn.values()), list(stack.weights.values()))
-    return {"recipe": mixed, **drawn}
+    network = drawn.get("network", drawn[best])
+    return {"recipe": mixed, "linear": drawn[best], "network": network}
 
 
 def mixture(drawn: list[np.ndarray], weights: list[float]) -> np.ndarray:
@@ -293,6 +295,7 @@ CONTESTANTS = {
     "gaussian process": gaussian_process,
     "plain vi": plain_vi,
 }
+BANDS = ("within_50", "within_90")
 EXACT = ("statsmodels", "gaussian process")  # which no key changes
 
 
@@ -357,6 +360,56 @@ def summary(runs: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def table_of(records: dict[str, Any]) -> str:
+    """Return mean scores as the table of the docs."""
+    names = ("recipe", "linear", "network", "statsmodels", "gaussian process")
+    names = (*names, "plain vi")
+    rows = ["| record | " + " | ".join(names) + " |", "|---" * (1 + len(names)) + "|"]
+    for record, found in records.items():
+        scores = {n: s["crps"]["median"] for n, s in found["summary"].items()}
+        least = min(scores.values())
+        cells = [
+            ""
+            if n not in scores
+            else f"{scores[n]:.3g}".join(
+                ("**", "**") if scores[n] == least else ("", "")
+            )
+            for n in names
+        ]
+        rows.append(f"| {record} | {' | '.join(cells)} |")
+    rows.append(
+        "| within 50, 90 % | " + " | ".join(map(_within(records), names)) + " |"
+    )
+    seconds = " | ".join(map(_seconds(records), names))
+    rows.append(f"| seconds | {seconds} |")
+    return "\n".join(rows)
+
+
+def _within(records: dict[str, Any]) -> Any:
+    """Return what says how many values of all records are within the bands."""
+
+    def cell(name: str) -> str:
+        rows = [
+            row
+            for found in records.values()
+            for key in found["runs"].get(name, {}).values()
+            for row in key
+        ]
+        total = sum(row["num"] for row in rows) or 1
+        shares = (sum(row[k] for row in rows) / total for k in BANDS)
+        return ", ".join(f"{100 * share:.0f}" for share in shares)
+
+    return cell
+
+
+def _seconds(records: dict[str, Any]) -> Any:
+    def cell(name: str) -> str:
+        found = [r["summary"].get(name, {}).get("seconds") for r in records.values()]
+        return f"{np.median([x for x in found if x is not None] or [np.nan]):.0f}"
+
+    return cell
+
+
 def stored() -> dict[str, Any]:
     path = measure.RESULTS / "forecasts.json"
     return json.loads(path.read_text())["records"] if path.exists() else {}
@@ -369,7 +422,11 @@ def main() -> None:
     parser.add_argument("--keys", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS))
     parser.add_argument("--origins", type=int, nargs="+", help="try some; write none")
+    parser.add_argument("--table", action="store_true", help="print the docs' table")
     asked = parser.parse_args()
+    if asked.table:
+        print(table_of(stored()))
+        return
     for name, contestant in itertools.product(asked.records, asked.contestants):
         once = contestant in EXACT and name not in SIMULATED
         for key in asked.keys[:1] if once else asked.keys:

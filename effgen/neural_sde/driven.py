@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -68,9 +69,58 @@ def with_network(
     **Raises:** `ValueError` for a model that is not linear, and names that are none of
     its parts.
     """
+    place = seen_and_moved(model, ts, ys, mask, sees, moves)
+    keys = jax.random.split(key)
+    dtype = place.sigma.dtype
+    drift = DrivenDrift(
+        zero_at_first(
+            len(place.sees), place.sigma.shape[1], width_size, depth, key=keys[0]
+        ),
+        place.sigma,
+        jnp.asarray(place.center, dtype),
+        jnp.asarray(place.scale, dtype),
+        place.sees,
+    )
+    residual = residual_network(
+        model.linear, key=keys[1], width_size=width_size, depth=depth
+    )
+    kept = tuple(f"drift.{name}" for name in ("sigma", "center", "scale"))
+    return dataclasses.replace(
+        model, drift=drift, residual=residual, frozen=(*model.frozen, *kept)
+    )
+
+
+class Place(NamedTuple):
+    """What a drift sees and moves of a linear fit, and where the record has led it.
+
+    **Attributes:** `sees`, components; `sigma`, the noise's columns that are moved;
+    `center` and `scale`, of the components seen; `means` and `scales`, of the linear
+    posterior at each time until the last value.
+    """
+
+    sees: tuple[int, ...]
+    sigma: Float[Array, "state moves"]
+    center: np.ndarray
+    scale: np.ndarray
+    means: np.ndarray
+    scales: np.ndarray
+
+
+def seen_and_moved(
+    model: LatentSDE,
+    ts: ArrayLike,
+    ys: ArrayLike,
+    mask: ArrayLike | None,
+    sees: Sequence[str] | None,
+    moves: Sequence[str] | None,
+) -> Place:
+    """Return where a drift begins that is beside a linear fit.
+
+    **Raises:** `ValueError` for a model that is not linear, and names that are none of
+    its parts.
+    """
     if not isinstance(model, LatentSDE) or not is_exact(model):
         raise ValueError("`model` must be linear and observed linearly: a linear fit.")
-    keys = jax.random.split(key)
     seen, moved = (
         _components(model, n, x) for n, x in (("sees", sees), ("moves", moves))
     )
@@ -87,20 +137,13 @@ def with_network(
     spread = np.sqrt(means.var(0) + np.mean(scales**2, axis=0))
     sigma = model.linear.coefficients(jnp.zeros(())).diffusion
     columns = np.flatnonzero(np.any(np.asarray(sigma)[moved] != 0, axis=0))
-    dtype = sigma.dtype
-    drift = DrivenDrift(
-        zero_at_first(len(seen), len(columns), width_size, depth, key=keys[0]),
-        sigma[:, columns],
-        jnp.asarray(means.mean(0), dtype),
-        jnp.asarray(np.where(spread > 0, spread, 1.0), dtype),
+    return Place(
         tuple(int(i) for i in seen),
-    )
-    residual = residual_network(
-        model.linear, key=keys[1], width_size=width_size, depth=depth
-    )
-    kept = tuple(f"drift.{name}" for name in ("sigma", "center", "scale"))
-    return dataclasses.replace(
-        model, drift=drift, residual=residual, frozen=(*model.frozen, *kept)
+        sigma[:, columns],
+        means.mean(0),
+        np.where(spread > 0, spread, 1.0),
+        means,
+        scales,
     )
 
 

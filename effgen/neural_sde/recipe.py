@@ -23,6 +23,7 @@ from .structure import Structure
 from .trainer import LatentSDETrainer
 
 
+_MOST_STRUCTURES = 3
 _RETURNING = ("matern", "cycle", "car")
 
 
@@ -39,7 +40,7 @@ def forecaster(
 ) -> Stack:
     """Fit what forecasts a record: linear models and a network, stacked.
 
-    1. Every structure is fitted by its exact evidence; the best makes `linear`, by
+    1. Every structure is fitted by its exact evidence; three stay, those with the most
        `log p(y) - parameters log(values) / 2`.
     2. `network` begins at the best structure with a part that returns to a mean, moves
        such parts alone, and sees all but levels and trends.
@@ -54,12 +55,11 @@ def forecaster(
     """
     if not np.issubdtype(np.asarray(ts).dtype, np.number):
         raise ValueError("`ts` must be numbers: pass dates as years or days since one.")
-    fitting = partial(
-        members,
-        season_period=season_period,
-        structures=structures,
-        num_steps=num_steps,
-    )
+    if structures is None:
+        structures = candidates(ts, ys, mask, season_period=season_period)
+    kept = [c.structure for c in ranked(structures, ts, ys, mask)[:_MOST_STRUCTURES]]
+    dt = step_length(ts, season_period)
+    fitting = partial(members, structures=kept, dt=dt, num_steps=num_steps)
     return stack(fitting, ts, ys, mask, horizon=horizon, key=key)
 
 
@@ -69,24 +69,24 @@ def members(
     mask: ArrayLike | None,
     key: PRNGKeyArray,
     *,
-    season_period: float | None,
-    structures: Sequence[Structure] | None,
+    structures: Sequence[Structure],
+    dt: float,
     num_steps: int,
-) -> dict[str, tuple[LatentSDE, ...]]:
-    """Return the linear model and the network's, fitted to one record."""
-    if structures is None:
-        structures = candidates(ts, ys, mask, season_period=season_period)
+) -> dict[str, LatentSDE]:
+    """Return each structure's linear fit, in their order, and the network's."""
     found = ranked(structures, ts, ys, mask)
-    dt = step_length(ts, season_period)
-    linear = dataclasses.replace(found[0].model, dt=dt)
+    models = {
+        " + ".join(c.structure.names): dataclasses.replace(c.model, dt=dt)
+        for c in found
+    }
+    linear = {name: models[name] for s in structures if (name := " + ".join(s.names))}
     base = returning(found)
     if base is None:
-        return {"linear": (linear,), "network": (linear,)}
-    base = dataclasses.replace(base, dt=dt)
+        return linear
     keys = jax.random.split(key)
-    network = beside(base, ts, ys, mask, key=keys[0])
+    network = beside(dataclasses.replace(base, dt=dt), ts, ys, mask, key=keys[0])
     network = trained(network, ts, ys, mask, num_steps=num_steps, key=keys[1])
-    return {"linear": (linear,), "network": (network,)}
+    return {**linear, "network": network}
 
 
 def returning(found: Sequence[Candidate]) -> LatentSDE | None:

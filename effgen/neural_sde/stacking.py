@@ -18,6 +18,7 @@ from .posterior import posterior
 
 
 Members = Mapping[str, Sequence[LatentSDE]]
+_PRIOR = 2.0
 _LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 # A normal law this much wider, with this share, so that no value is impossible.
 _WIDER, _SHARE = 3.0, 0.01
@@ -115,11 +116,11 @@ def stack(
     these parameters and what was seen until then. The weights maximize
 
         sum over origins of mean_h log sum_k w_k p_k(y_h | y until the origin)
-            + sum_k log w_k
+            + 2 mean_k log w_k
 
     Times after one origin depend on each other and count as one observation; the second
-    term, a Dirichlet prior of 2, keeps every weight off zero: no member is chosen
-    alone. Then all are fitted on the whole record.
+    term, a Dirichlet prior worth two origins, keeps every weight off zero: no member is
+    chosen alone. Then all are fitted on the whole record.
 
     **Arguments:**
 
@@ -177,7 +178,7 @@ def stacking_weights(
     for _ in range(500):
         parts = weights * np.exp(logs)
         parts /= parts.sum(axis=-1, keepdims=True)
-        weights = np.einsum("jh,jhk->k", share, parts) + 1
+        weights = np.einsum("jh,jhk->k", share, parts) + _PRIOR / num
         weights /= weights.sum()
     return weights
 
