@@ -128,21 +128,24 @@ def _started(
     rng = np.random.default_rng(0)
     noise = rng.normal(size=place.means.shape)
     z = (place.means + place.scales * noise - place.center) / place.scale
-    points, _ = kmeans2(z, min(num_points, len(z)), seed=0, minit="++")
+    points, _ = kmeans2(z, min(num_points, len(z)), rng=rng, minit="++")
     gram = np.asarray(_kernel(jnp.asarray(points), jnp.asarray(points)), np.float64)
     sizes, vectors = np.linalg.eigh(gram + _STRETCH * np.eye(len(gram)))
     whitening = vectors / np.sqrt(sizes) @ vectors.T
     dtype = place.sigma.dtype
     shape = (len(points), place.sigma.shape[1])
     times = np.asarray(ts, np.float64)
-    # At first the drift may turn about one unit of noise between two observations.
+    # At first a drift is a third of the noise between two observations.
     amplitude = 1 / np.sqrt(np.median(np.diff(times)) * 10)
-    arrays = (place.center, place.scale, points, whitening)
+    of = lambda x: jnp.asarray(x, dtype)
     drift = KernelDrift(
         jnp.zeros(shape, dtype),
         jnp.asarray(amplitude, dtype),
         place.sigma,
-        *(jnp.asarray(x, dtype) for x in arrays),
+        of(place.center),
+        of(place.scale),
+        of(points),
+        of(whitening),
         place.sees,
     )
     return dataclasses.replace(model, drift=drift, residual=None)
@@ -177,6 +180,11 @@ def _drawn(law: BayesianDrift, noise: Array) -> Array:
     return law.mean + away
 
 
+def _drift(model: LatentSDE) -> KernelDrift:
+    assert isinstance(model.drift, KernelDrift)
+    return model.drift
+
+
 def _with_weights(model: LatentSDE, weights: Array) -> LatentSDE:
     return eqx.tree_at(lambda m: m.drift.weights, model, weights)
 
@@ -192,8 +200,8 @@ def _second_moment(law: BayesianDrift) -> Array:
 def _learned(
     model: LatentSDE, series: Series, steps: int, num: int, key: PRNGKeyArray
 ) -> BayesianDrift:
-    size, moves = model.drift.weights.shape
-    dtype = model.drift.weights.dtype
+    size, moves = _drift(model).weights.shape
+    dtype = _drift(model).weights.dtype
     zero = _Sums(jnp.zeros((size, size), dtype), jnp.zeros((size, moves), dtype))
 
     def body(carry: tuple[_Sums, Array], xs: tuple[Array, Array]):
@@ -213,7 +221,7 @@ def _learned(
         return (sums, amplitude), amplitude
 
     keys = jax.random.split(key, num)
-    start = (zero, model.drift.amplitude)
+    start = (zero, _drift(model).amplitude)
     (sums, amplitude), history = jax.lax.scan(body, start, (jnp.arange(num), keys))
     return _law(model, sums, amplitude)._replace(amplitudes=history)
 
@@ -226,13 +234,14 @@ def _sums(model: LatentSDE, series: Series, steps: int, key: PRNGKeyArray) -> _S
     ).positions
     inside = (grid.until_next > 0) & (grid.lengths > 0)
     transitions = prior_transitions(model, series, grid)
+    drift = _drift(model)
 
     def one(transition, x: Array, there: Array, length: Array, inside: Array) -> _Sums:
-        push = transition.push @ model.drift.sigma
+        push = transition.push @ drift.sigma
         push = jnp.where(inside, push, jnp.eye(*push.shape))
         error = there - x @ transition.matrix.T - transition.offset[None]
         drifts = error @ jnp.linalg.pinv(push).T
-        phi = jax.vmap(model.drift.features)(x)
+        phi = jax.vmap(drift.features)(x)
         share = jnp.where(inside, length, 0) / len(x)
         return _Sums(share * phi.T @ phi, share * phi.T @ drifts)
 

@@ -72,14 +72,15 @@ def members(
     structures: Sequence[Structure],
     dt: float,
     num_steps: int,
-) -> dict[str, LatentSDE]:
+) -> dict[str, LatentSDE | Sequence[LatentSDE]]:
     """Return each structure's linear fit, in their order, and the network's."""
     found = ranked(structures, ts, ys, mask)
     models = {
         " + ".join(c.structure.names): dataclasses.replace(c.model, dt=dt)
         for c in found
     }
-    linear = {name: models[name] for s in structures if (name := " + ".join(s.names))}
+    names = [" + ".join(structure.names) for structure in structures]
+    linear: dict[str, Any] = {name: models[name] for name in names}
     base = returning(found)
     if base is None:
         return linear

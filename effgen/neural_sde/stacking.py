@@ -17,7 +17,7 @@ from .model import LatentSDE
 from .posterior import posterior
 
 
-Members = Mapping[str, Sequence[LatentSDE]]
+Members = Mapping[str, LatentSDE | Sequence[LatentSDE]]
 _PRIOR = 2.0
 _LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 # A normal law this much wider, with this share, so that no value is impossible.
@@ -60,7 +60,7 @@ class Stack(eqx.Module):
         """
         keys = jax.random.split(key, len(self.members) + 1)
         found = [
-            self._of(models, times, num_paths, key)
+            self._of(models, times, num_paths, levels, key)
             for models, key in zip(self.members.values(), keys, strict=False)
         ]
         shares = np.array(list(self.weights.values()))
@@ -82,13 +82,14 @@ class Stack(eqx.Module):
         models: Sequence[LatentSDE],
         times: ArrayLike,
         num_paths: int,
+        levels: tuple[float, ...],
         key: PRNGKeyArray,
     ) -> Bands:
         """Return a member's forecast, its models' records in turn."""
         keys = jax.random.split(key, len(models))
         found = [
             posterior(model, self.ts, self.ys, self.mask).forecast(
-                times, key=key, num_paths=num_paths
+                times, key=key, num_paths=num_paths, levels=levels
             )
             for model, key in zip(models, keys, strict=True)
         ]
@@ -165,18 +166,29 @@ def stacking_weights(
 ) -> Float[np.ndarray, " members"]:
     """Return the weights that `stack` names, of values' log-densities, by EM.
 
-    A value that is NaN is missing.
+    A value that is NaN is missing. A member with a density of zero has no weight: its
+    forecasts were not finite.
+
+    **Raises:** `ValueError` where that is so of all.
     """
     logs = np.asarray(log_densities, np.float64)
-    there = np.isfinite(logs).all(axis=-1)
-    logs = np.where(there[..., None], logs, 0)
-    logs = logs - logs.max(axis=-1, keepdims=True)
-    count = np.maximum(there.sum(axis=1), 1)
-    share = there / count[:, None]
+    there = ~np.any(np.isnan(logs), axis=-1)
+    sound = ~np.any(np.isneginf(logs), axis=(0, 1))
+    if not sound.any():
+        raise ValueError("no member's forecasts of the past are finite: lower `dt`.")
+    weights = np.zeros(len(sound))
+    weights[sound] = _maximized(np.where(there[..., None], logs, 0)[..., sound], there)
+    return weights
+
+
+def _maximized(logs: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """Return weights by EM of finite log-densities, of values that are there."""
+    densities = np.exp(logs - logs.max(axis=-1, keepdims=True))
+    share = there / np.maximum(there.sum(axis=1), 1)[:, None]
     num = logs.shape[-1]
     weights = np.full(num, 1 / num)
     for _ in range(500):
-        parts = weights * np.exp(logs)
+        parts = weights * densities
         parts /= parts.sum(axis=-1, keepdims=True)
         weights = np.einsum("jh,jhk->k", share, parts) + _PRIOR / num
         weights /= weights.sum()
@@ -218,14 +230,14 @@ def _values(
 
 
 def _rows_before(origin: int, values: np.ndarray) -> np.ndarray:
-    return (np.arange(len(values)) < origin)[:, None]
+    return np.arange(len(values))[:, None] < origin
 
 
 def _origins(values: np.ndarray, horizon: int, num_origins: int) -> np.ndarray:
     """Return the first rows of the forecasts by which models are judged."""
     seen = np.flatnonzero(np.isfinite(values).any(axis=1))
     last = int(seen[-1]) + 1 if len(seen) else 0
-    if not isinstance(horizon, int) or horizon < 1 or 2 * horizon > last:
+    if not isinstance(horizon, int | np.integer) or horizon < 1 or 2 * horizon > last:
         raise ValueError(
             f"`horizon` is {horizon} and the record has {last} times: pass a whole "
             "number up to half of them."
@@ -277,7 +289,10 @@ def _foretold(
     rows = origins[:, None] + np.arange(horizon)
     at = np.arange(len(origins))[:, None]
     mixed = np.concatenate([x[at, :, rows] for x in drawn], axis=2)
-    logs = log_density(np.moveaxis(mixed, 2, 0), values[rows])
+    draws, ys = np.moveaxis(mixed, 2, 0), values[rows]
+    finite = np.all(np.isfinite(draws), axis=0)
+    logs = log_density(np.where(finite, draws, 0), ys)
+    logs = np.where(finite | np.isnan(ys), logs, -np.inf)
     return logs.reshape(len(origins), -1)
 
 

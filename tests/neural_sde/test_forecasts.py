@@ -50,6 +50,10 @@ def test_weights_maximize_what_stack_names():
     np.testing.assert_allclose(stacking_weights(np.zeros((3, 2, 4))), 0.25)
     far = stacking_weights(np.array([[[0.0, -1e4]]]))
     np.testing.assert_allclose(far, [2 / 3, 1 / 3])  # never one alone
+    lost = np.concatenate([logs, np.full((5, 7, 1), -np.inf)], axis=2)
+    np.testing.assert_allclose(stacking_weights(lost), [*found, 0], atol=1e-6)
+    with pytest.raises(ValueError, match="no member's forecasts"):
+        stacking_weights(lost[..., 2:])
 
 
 def test_a_density_from_draws_is_that_of_their_law():
