@@ -81,8 +81,10 @@ RECORDS = {
         np.sqrt(table("sunspots")["SUNACTIVITY"]), 22
     ),
     "nile": lambda: yearly(table("nile")["volume"], 10),
-    "el nino": lambda: monthly(table("elnino").iloc[:, 1:].to_numpy().ravel(), 24),
-    "co2": lambda: monthly(table("co2")["co2"].resample("MS").mean(), 36),
+    "el nino": lambda: monthly(
+        table("elnino").iloc[:, 1:].to_numpy().ravel()[-30 * 12 :], 24
+    ),
+    "co2": lambda: monthly(table("co2")["co2"].resample("MS").mean()[: 25 * 12], 24),
     "lynx, log10": lambda: yearly(np.log10(np.array(LYNX.split(), float)), 9),
     "hare pelts, log": lambda: yearly(np.log(co.pelts()[1][:, 0]), 2),
     "lynx pelts, log": lambda: yearly(np.log(co.pelts()[1][:, 1]), 2),

@@ -73,7 +73,7 @@ def drawn_from(model: ns.LatentSDE, past: Past, key: Any) -> np.ndarray:
 
 
 def plain_vi(past: Past, key: Any) -> dict[str, np.ndarray]:
-    """Train the network's model by plain variational inference, at half its steps."""
+    """Train the network's model by plain variational inference, in shorter steps."""
     keys = jax.random.split(key, 3)
     choices = candidates(past.ts, past.ys, season_period=past.season)
     best = returning(ranked(choices, past.ts, past.ys))
@@ -87,7 +87,7 @@ def plain_vi(past: Past, key: Any) -> dict[str, np.ndarray]:
         optax.adam(optax.cosine_decay_schedule(5e-3, NUM_STEPS)),
     )
     # Euler's steps let undamped turns grow: a season needs more of them.
-    dt = step_length(past.ts, past.season) / (4 if past.season else 2)
+    dt = step_length(past.ts) / (4 if past.season else 2)
     trainer = ns.LatentSDETrainer(optim, dt, 4, ns.PlainELBO())
     ts, ys = np.asarray(past.ts, np.float32), np.asarray(past.ys, np.float32)
     data = eg.Minibatches((ts[None], ys[None]), 1)

@@ -58,7 +58,7 @@ def forecaster(
     if structures is None:
         structures = candidates(ts, ys, mask, season_period=season_period)
     kept = [c.structure for c in ranked(structures, ts, ys, mask)[:_MOST_STRUCTURES]]
-    dt = step_length(ts, season_period)
+    dt = step_length(ts)
     fitting = partial(members, structures=kept, dt=dt, num_steps=num_steps)
     return stack(fitting, ts, ys, mask, horizon=horizon, key=key)
 
@@ -98,12 +98,9 @@ def returning(found: Sequence[Candidate]) -> LatentSDE | None:
     return None
 
 
-def step_length(ts: ArrayLike, season_period: float | None) -> float:
-    """Return half the median gap, or the gap where a season has ten and more."""
-    gap = float(np.median(np.diff(np.asarray(ts, np.float64))))
-    many = season_period is not None and season_period > 10 * gap
-    # A little longer, so that rounding of times does not make one step two.
-    return 1.001 * gap if many else 0.5005 * gap
+def step_length(ts: ArrayLike) -> float:
+    """Return the median gap, a little more: rounding of times makes no step two."""
+    return 1.001 * float(np.median(np.diff(np.asarray(ts, np.float64))))
 
 
 def beside(
