@@ -18,12 +18,12 @@ from effgen.core.train import fit
 from .driven import with_network
 from .model import LatentSDE
 from .selection import Candidate, candidates, ranked
-from .stacking import Stack, stack
+from .stacking import Stack, origins_of, stack, values_of
 from .structure import Structure
 from .trainer import LatentSDETrainer
 
 
-_MOST_STRUCTURES = 3
+_MOST_STRUCTURES, _NUM_ORIGINS = 3, 6
 _RETURNING = ("matern", "cycle", "car")
 
 
@@ -55,12 +55,17 @@ def forecaster(
     """
     if not np.issubdtype(np.asarray(ts).dtype, np.number):
         raise ValueError("`ts` must be numbers: pass dates as years or days since one.")
+    ts, ys = np.asarray(ts), np.asarray(ys)
+    there = None if mask is None else np.asarray(mask, bool)
+    origins_of(values_of(ts, ys, there), horizon, _NUM_ORIGINS)  # before any fit
     if structures is None:
         structures = candidates(ts, ys, mask, season_period=season_period)
     kept = [c.structure for c in ranked(structures, ts, ys, mask)[:_MOST_STRUCTURES]]
     dt = step_length(ts)
     fitting = partial(members, structures=kept, dt=dt, num_steps=num_steps)
-    return stack(fitting, ts, ys, mask, horizon=horizon, key=key)
+    return stack(
+        fitting, ts, ys, mask, horizon=horizon, key=key, num_origins=_NUM_ORIGINS
+    )
 
 
 def members(
@@ -75,12 +80,14 @@ def members(
 ) -> dict[str, LatentSDE | Sequence[LatentSDE]]:
     """Return each structure's linear fit, in their order, and the network's."""
     found = ranked(structures, ts, ys, mask)
-    models = {
-        " + ".join(c.structure.names): dataclasses.replace(c.model, dt=dt)
-        for c in found
-    }
-    names = [" + ".join(structure.names) for structure in structures]
-    linear: dict[str, Any] = {name: models[name] for name in names}
+    linear: dict[str, Any] = {}
+    for structure in structures:
+        model = next(c.model for c in found if c.structure is structure)
+        name = " + ".join(structure.names)
+        same = sum(other.split(" (")[0] == name for other in linear)
+        linear[f"{name} ({same + 1})" if same else name] = dataclasses.replace(
+            model, dt=dt
+        )
     base = returning(found)
     if base is None:
         return linear

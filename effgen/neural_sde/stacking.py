@@ -137,8 +137,8 @@ def stack(
     """
     ts, ys = np.asarray(ts), np.asarray(ys)
     mask = None if mask is None else np.asarray(mask, bool)
-    values = _values(ts, ys, mask)
-    origins = _origins(values, horizon, num_origins)
+    values = values_of(ts, ys, mask)
+    origins = origins_of(values, horizon, num_origins)
     keys = jax.random.split(key, 4)
     first = np.where(_rows_before(origins[0], values), values, np.nan)
     earlier = _checked(fit(ts, first, None, keys[0]))
@@ -214,7 +214,7 @@ def log_density(
     return np.logaddexp(inside, outside) - 0.5 * np.log(2 * np.pi)
 
 
-def _values(
+def values_of(
     ts: np.ndarray, ys: np.ndarray, mask: np.ndarray | None
 ) -> Float[np.ndarray, "obs sensors"]:
     """Return the values of one series, NaN where they are missing."""
@@ -233,8 +233,11 @@ def _rows_before(origin: int, values: np.ndarray) -> np.ndarray:
     return np.arange(len(values))[:, None] < origin
 
 
-def _origins(values: np.ndarray, horizon: int, num_origins: int) -> np.ndarray:
-    """Return the first rows of the forecasts by which models are judged."""
+def origins_of(values: np.ndarray, horizon: int, num_origins: int) -> np.ndarray:
+    """Return the first rows of the forecasts by which models are judged.
+
+    **Raises:** `ValueError` for a record shorter than two horizons.
+    """
     seen = np.flatnonzero(np.isfinite(values).any(axis=1))
     last = int(seen[-1]) + 1 if len(seen) else 0
     if not isinstance(horizon, int | np.integer) or horizon < 1 or 2 * horizon > last:

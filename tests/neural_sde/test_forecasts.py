@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from effgen import neural_sde as ns
-from effgen.neural_sde import bayesian
+from effgen.neural_sde import bayesian, recipe
 from effgen.neural_sde.selection import strongest_period
 from effgen.neural_sde.stacking import log_density, stacking_weights
 
@@ -177,3 +177,15 @@ def test_a_bayesian_drift_finds_two_wells():
     assert drift(-0.5) < 0 < drift(-1.5)
     one, two = found.draw(2, key=KEY)
     assert np.any(one.drift.weights != two.drift.weights)
+
+
+def test_structures_without_a_mean_have_no_network():
+    kinds = [ns.level(), ns.level()]
+    found = recipe.members(TS, YS, None, KEY, structures=kinds, dt=1.0, num_steps=1)
+    assert list(found) == ["level", "level (2)"]
+    assert found["level"].dt == 1.0
+    assert recipe.step_length(TS / 12) >= 1 / 12
+    with pytest.raises(ValueError, match="`ts` must be numbers"):
+        ns.forecaster(TS.astype("datetime64[D]"), YS, horizon=3, key=KEY)
+    with pytest.raises(ValueError, match="`horizon` is 30"):
+        ns.forecaster(TS, YS, horizon=30, key=KEY)
