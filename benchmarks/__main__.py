@@ -33,6 +33,7 @@ SCRIPTS = (
     "lorenz",
     "ornstein",
     "messages",
+    "forecasts",
     "van_der_pol",
     "quarter_vehicle",
     "robertson",
@@ -81,6 +82,7 @@ def _headlines(path: Any) -> list[tuple[str, str]]:
         "weights": _ratios("over_unweighted", "step over our unweighted one"),
         "reservoir": _ratios("over_one_block", "walkers, step over one block's"),
         "images": _images,
+        "forecasts": _forecasts,
         "van_der_pol": _learned,
         "quarter_vehicle": _learned,
         "negative_sampling": _passes,
@@ -132,6 +134,22 @@ def _digits(record: dict[str, Any]) -> list[tuple[str, str]]:
         )
         for name, found in record["held_out"].items()
     ]
+
+
+def _forecasts(record: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    for name, found in record["records"].items():
+        scores = {k: v["crps"]["median"] for k, v in found["summary"].items()}
+        mine = scores.pop("recipe", None)
+        scores.pop("network", None)  # a part of the recipe
+        if mine is None or not scores:
+            continue
+        best = min(scores, key=lambda k: scores[k])
+        figure = f"{mine:.3g}, {scores[best]:.3g} ({best})"
+        rows.append(
+            (f"{name}: CRPS of forecasts, the recipe's and the best other's", figure)
+        )
+    return rows
 
 
 def _densities(record: dict[str, Any]) -> list[tuple[str, str]]:

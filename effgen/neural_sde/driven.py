@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -68,25 +69,17 @@ def with_network(
     **Raises:** `ValueError` for a model that is not linear, and names that are none of
     its parts.
     """
-    if not isinstance(model, LatentSDE) or not is_exact(model):
-        raise ValueError("`model` must be linear and observed linearly: a linear fit.")
+    place = seen_and_moved(model, ts, ys, mask, sees, moves)
     keys = jax.random.split(key)
-    seen, moved = (
-        _components(model, n, x) for n, x in (("sees", sees), ("moves", moves))
-    )
-    law = posterior(model, ts, ys, mask).marginals()
-    means = np.asarray(law.mean, np.float64).reshape(-1, model.num_states)[:, seen]
-    scales = np.asarray(law.scale, np.float64).reshape(-1, model.num_states)[:, seen]
-    spread = np.sqrt(means.var(0) + np.mean(scales**2, axis=0))
-    sigma = model.linear.coefficients(jnp.zeros(())).diffusion
-    columns = np.flatnonzero(np.any(np.asarray(sigma)[moved] != 0, axis=0))
-    dtype = sigma.dtype
+    dtype = place.sigma.dtype
     drift = DrivenDrift(
-        zero_at_first(len(seen), len(columns), width_size, depth, key=keys[0]),
-        sigma[:, columns],
-        jnp.asarray(means.mean(0), dtype),
-        jnp.asarray(np.where(spread > 0, spread, 1.0), dtype),
-        tuple(int(i) for i in seen),
+        zero_at_first(
+            len(place.sees), place.sigma.shape[1], width_size, depth, key=keys[0]
+        ),
+        place.sigma,
+        jnp.asarray(place.center, dtype),
+        jnp.asarray(place.scale, dtype),
+        place.sees,
     )
     residual = residual_network(
         model.linear, key=keys[1], width_size=width_size, depth=depth
@@ -94,6 +87,63 @@ def with_network(
     kept = tuple(f"drift.{name}" for name in ("sigma", "center", "scale"))
     return dataclasses.replace(
         model, drift=drift, residual=residual, frozen=(*model.frozen, *kept)
+    )
+
+
+class Place(NamedTuple):
+    """What a drift sees and moves of a linear fit, and where the record has led it.
+
+    **Attributes:** `sees`, components; `sigma`, the noise's columns that are moved;
+    `center` and `scale`, of the components seen; `means` and `scales`, of the linear
+    posterior at each time until the last value.
+    """
+
+    sees: tuple[int, ...]
+    sigma: Float[Array, "state moves"]
+    center: np.ndarray
+    scale: np.ndarray
+    means: np.ndarray
+    scales: np.ndarray
+
+
+def seen_and_moved(
+    model: LatentSDE,
+    ts: ArrayLike,
+    ys: ArrayLike,
+    mask: ArrayLike | None,
+    sees: Sequence[str] | None,
+    moves: Sequence[str] | None,
+) -> Place:
+    """Return where a drift begins that is beside a linear fit.
+
+    **Raises:** `ValueError` for a model that is not linear, and names that are none of
+    its parts.
+    """
+    if not isinstance(model, LatentSDE) or not is_exact(model):
+        raise ValueError("`model` must be linear and observed linearly: a linear fit.")
+    seen, moved = (
+        _components(model, n, x) for n, x in (("sees", sees), ("moves", moves))
+    )
+    found = posterior(model, ts, ys, mask)
+    law = found.marginals()
+    # Rows after the last value are a forecast: they say nothing of the record's spread.
+    there = np.atleast_2d(found.series.seen)
+    there = np.flip(np.maximum.accumulate(np.flip(there, axis=1), axis=1), axis=1)
+    shape = (*there.shape, model.num_states)
+    means, scales = (
+        np.asarray(x, np.float64).reshape(shape)[there][:, seen]
+        for x in (law.mean, law.scale)
+    )
+    spread = np.sqrt(means.var(0) + np.mean(scales**2, axis=0))
+    sigma = model.linear.coefficients(jnp.zeros(())).diffusion
+    columns = np.flatnonzero(np.any(np.asarray(sigma)[moved] != 0, axis=0))
+    return Place(
+        tuple(int(i) for i in seen),
+        sigma[:, columns],
+        means.mean(0),
+        np.where(spread > 0, spread, 1.0),
+        means,
+        scales,
     )
 
 

@@ -73,6 +73,66 @@ def fit_linear(
 
     **Source:** Särkkä and Solin (2019), chapter 12; the prior, Gelman (2008).
     """
+    peak = maximum(
+        model,
+        ts,
+        ys,
+        mask,
+        inputs,
+        errors=errors,
+        unit=unit,
+        prior_scale=prior_scale,
+        max_steps=max_steps,
+    )
+    with jax.enable_x64(True):  # noqa: FBT003
+        values, sizes = _errors(peak.problem, peak.x)
+    if not peak.converged:
+        warnings.warn(
+            f"the fit has not converged in {peak.num_steps} steps: raise "
+            "`max_steps`, or leave out a part that the data do not need.",
+            RunWarning,
+            stacklevel=2,
+        )
+    return Fitted(
+        peak.model,
+        peak.log_evidence,
+        peak.log_prior,
+        values,
+        sizes,
+        peak.num_steps,
+        peak.converged,
+    )
+
+
+class Maximum(NamedTuple):
+    """Where the posterior density of a linear model is highest, in float64.
+
+    **Attributes:** `model`, in the working precision; the rest as of `Fitted`; `x`, the
+    maximum of `problem` as one array.
+    """
+
+    model: LatentSDE
+    log_evidence: float
+    log_prior: float
+    num_steps: int
+    converged: bool
+    problem: "_Problem"
+    x: Array
+
+
+def maximum(
+    model: LatentSDE,
+    ts: ArrayLike,
+    ys: ArrayLike,
+    mask: ArrayLike | None = None,
+    inputs: ArrayLike | None = None,
+    *,
+    errors: ArrayLike | None = None,
+    unit: str = "s",
+    prior_scale: float = 1.5,
+    max_steps: int = 300,
+) -> Maximum:
+    """Return the maximum that `fit_linear` finds, without standard errors."""
     if not isinstance(model, LatentSDE) or not is_exact(model):
         raise ValueError(
             "`model` must be a `LatentSDE` that is linear and observed linearly: no "
@@ -87,16 +147,9 @@ def fit_linear(
         sizes = None if errors is None else np.asarray(errors, np.float64)
         wide = dataclasses.replace(wide, dt=_longest_gap(ts, unit))
         found = posterior(wide, ts, values, mask, inputs, errors=sizes, unit=unit)
-        result = _fitted(found.model, found.series, prior_scale, max_steps)
+        result = _maximum(found.model, found.series, prior_scale, max_steps)
     narrow = cast(result.model, dtype)
     narrow = dataclasses.replace(narrow, message_dtype=model.message_dtype, t0=model.t0)
-    if not result.converged:
-        warnings.warn(
-            f"the fit has not converged in {result.num_steps} steps: raise "
-            "`max_steps`, or leave out a part that the data do not need.",
-            RunWarning,
-            stacklevel=2,
-        )
     return result._replace(model=narrow)
 
 
@@ -134,9 +187,9 @@ class _Problem(eqx.Module):
         return -self.log_evidence(x) - self.log_prior(x)
 
 
-def _fitted(
+def _maximum(
     model: LatentSDE, series: Series, prior_scale: float, max_steps: int
-) -> Fitted:
+) -> Maximum:
     trained, _ = model.trainable()
     start, _ = ravel_pytree(trained)
     is_log, _ = ravel_pytree(_marked(trained))
@@ -150,15 +203,14 @@ def _fitted(
         )
     x, count, converged = _minimized(problem, start, max_steps)
     evidence, prior = _terms(problem, x)
-    values, errors = _errors(problem, x)
-    return Fitted(
+    return Maximum(
         problem.model(x),
         float(evidence),
         float(prior),
-        values,
-        errors,
         int(count),
         bool(converged),
+        problem,
+        x,
     )
 
 

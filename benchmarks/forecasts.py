@@ -1,0 +1,337 @@
+"""Forecasts from rolling origins, by the recipe and by what a user would pick.
+
+`python -m benchmarks.forecasts [record ...] [--keys 0 1 ...] [--contestants ...]` runs
+some and adds them to `results/forecasts.json`; by default all. Each record is forecast
+from six origins. What forecasts sees the record until the origin alone, and decides by
+itself: no contestant is told what another scored.
+
+- `recipe`: `neural_sde.forecaster`; its best linear model and its network alone.
+- `statsmodels`: structural models and autoregressions, the best by AIC.
+- `gaussian process`: scikit-learn's, of the kernels the one with the best evidence.
+- `plain vi`: the network's model trained by plain variational inference.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import time
+import warnings
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+import effgen as eg
+from benchmarks import measure
+from benchmarks.forecast_records import RECORDS, SIMULATED, Past, past_of
+from effgen import neural_sde as ns
+from effgen.neural_sde.plain import plain_paths
+from effgen.neural_sde.recipe import beside, returning, step_length
+from effgen.neural_sde.selection import candidates, ranked, strongest_period
+
+
+NUM_PATHS = 2_000
+NUM_STEPS = 250
+
+
+# Records keep their length, later values missing: so all origins share one program.
+def recipe(past: Past, key: Any) -> dict[str, np.ndarray]:
+    keys = jax.random.split(key)
+    stack = ns.forecaster(
+        past.ts,
+        past.ys,
+        horizon=past.horizon,
+        season_period=past.season,
+        key=keys[0],
+        num_steps=NUM_STEPS,
+    )
+    drawn = {
+        name: drawn_from(models[0], past, keys[1])
+        for name, models in stack.members.items()
+    }
+    best = next(iter(stack.members))
+    print(best, {k: round(v, 2) for k, v in stack.weights.items()}, end=" ")
+    print({k: round(float(v.value), 1) for k, v in stack.held_out.items()})
+    mixed = mixture(list(drawn.values()), list(stack.weights.values()))
+    network = drawn.get("network", drawn[best])
+    return {"recipe": mixed, "linear": drawn[best], "network": network}
+
+
+def mixture(drawn: list[np.ndarray], weights: list[float]) -> np.ndarray:
+    """Return draws of a mixture, from each member's: as `Stack.forecast` mixes."""
+    counts = np.floor(np.diff([0, *np.cumsum(weights)]) * NUM_PATHS).astype(int)
+    rows = [np.floor((np.arange(n) + 0.5) * NUM_PATHS / max(n, 1)) for n in counts]
+    return np.concatenate([x[r.astype(int)] for x, r in zip(drawn, rows, strict=True)])
+
+
+def drawn_from(model: ns.LatentSDE, past: Past, key: Any) -> np.ndarray:
+    found = ns.posterior(model, past.ts, past.ys)
+    samples = found.observations(key=key, num_paths=NUM_PATHS).samples[..., 0]
+    return np.asarray(samples)[:, past.origin : past.origin + past.horizon]
+
+
+def plain_vi(past: Past, key: Any) -> dict[str, np.ndarray]:
+    """Train the network's model by plain variational inference, in shorter steps."""
+    keys = jax.random.split(key, 3)
+    choices = candidates(past.ts, past.ys, season_period=past.season)
+    best = returning(ranked(choices, past.ts, past.ys))
+    assert best is not None
+    start = beside(best, past.ts, past.ys, None, key=keys[0])
+    size = start.num_states
+    control = ns.PlainControl(size, 1, key=keys[1], width_size=32)
+    model = dataclasses.replace(start, residual=None, control=control)
+    optim = optax.chain(
+        optax.clip_by_global_norm(100.0),
+        optax.adam(optax.cosine_decay_schedule(5e-3, NUM_STEPS)),
+    )
+    # Euler's steps let undamped turns grow: a season needs more of them.
+    dt = step_length(past.ts) / (4 if past.season else 2)
+    trainer = ns.LatentSDETrainer(optim, dt, 4, ns.PlainELBO())
+    ts, ys = np.asarray(past.ts, np.float32), np.asarray(past.ys, np.float32)
+    data = eg.Minibatches((ts[None], ys[None]), 1)
+    state, _ = eg.fit(
+        trainer, trainer.init(model), data, key=keys[2], num_steps=NUM_STEPS
+    )
+    paths = plain_paths(state.model, (ts, ys), ts, num=NUM_PATHS, key=key)
+    each = jax.random.split(key, paths.shape[:2])
+    draw = jax.vmap(jax.vmap(lambda x, k: state.model.decoder.sample(x, key=k)))
+    samples = np.asarray(draw(paths, each)[..., 0])
+    return {"plain vi": samples[:, past.origin : past.origin + past.horizon]}
+
+
+def statsmodels(past: Past, key: Any) -> dict[str, np.ndarray]:
+    """Fit structural models and autoregressions; return draws of the best by AIC."""
+    import statsmodels.api as sm
+
+    _, ys = past.until
+    seasons: dict[str, Any] = {}
+    if past.season is not None:
+        period = round(past.season / past.gap)
+        seasons = {"freq_seasonal": [{"period": period, "harmonics": 2}]}
+    trends = ("local level", "smooth trend", "local linear trend")
+    models = [
+        sm.tsa.UnobservedComponents(
+            ys,
+            trend,
+            autoregressive=order,
+            cycle=cycle,
+            stochastic_cycle=cycle,
+            damped_cycle=cycle,
+            **seasons,
+        )
+        for trend, order, cycle in itertools.product(trends, (None, 1), (False, True))
+    ]
+    if past.season is None:
+        orders = [p for p in (1, 2, 4, 9) if 4 * p <= len(ys)]
+        models += [sm.tsa.SARIMAX(ys, order=(p, 0, 0), trend="c") for p in orders]
+    found = [fit for model in models if (fit := fitted(model)) is not None]
+    best = min(found, key=lambda fit: fit.aic)
+    future = best.get_forecast(past.horizon)
+    return {"statsmodels": gaussian(future.predicted_mean, future.se_mean)}
+
+
+def fitted(model: Any) -> Any:
+    try:
+        found = model.fit(disp=False, maxiter=200)
+        sizes = found.get_forecast(2).se_mean
+    except (np.linalg.LinAlgError, ValueError, IndexError):
+        return None
+    return found if np.isfinite(found.aic) and np.all(np.isfinite(sizes)) else None
+
+
+def gaussian(mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    noise = np.random.default_rng(0).normal(size=(NUM_PATHS, len(mean)))
+    return np.asarray(mean) + np.asarray(scale) * noise
+
+
+def gaussian_process(past: Past, key: Any) -> dict[str, np.ndarray]:
+    """Fit kernels by their marginal likelihood; return draws of the best."""
+    from sklearn.gaussian_process import GaussianProcessRegressor, kernels as k
+
+    ts, ys = past.until
+    there = np.isfinite(ys)
+    x, y = ts[there][:, None], ys[there]
+    span = float(ts[-1] - ts[0])
+    period = strongest_period(ts, ys, season_period=past.season)
+    turns = lambda p: k.RBF(span) * k.ExpSineSquared(1.0, p)
+    short = lambda: 1.0 * k.Matern(span / 20, nu=0.5)
+    bases = [
+        1.0 * k.RBF(span / 10),
+        1.0 * k.Matern(span / 10, nu=1.5),
+        1.0 * k.RationalQuadratic(span / 10),
+        1.0 * turns(period) + short(),
+        1.0 * k.RBF(span) + short(),
+    ]
+    if past.season is not None:
+        bases = [base + 1.0 * turns(past.season) for base in bases]
+    found = [
+        GaussianProcessRegressor(
+            base + k.WhiteKernel(0.1),
+            normalize_y=True,
+            n_restarts_optimizer=0,
+            random_state=0,
+        ).fit(x, y)
+        for base in bases
+    ]
+    best = max(found, key=lambda gp: gp.log_marginal_likelihood_value_)
+    mean, scale = best.predict(past.times[:, None], return_std=True)
+    return {"gaussian process": gaussian(mean, scale)}
+
+
+CONTESTANTS = {
+    "recipe": recipe,
+    "statsmodels": statsmodels,
+    "gaussian process": gaussian_process,
+    "plain vi": plain_vi,
+}
+BANDS = ("within_50", "within_90")
+EXACT = ("statsmodels", "gaussian process")  # which no key changes
+
+
+def crps(samples: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return each value's ranked probability score, `E|X - y| - E|X - X'| / 2`."""
+    ordered = np.sort(samples, axis=0)
+    num = len(ordered)
+    weights = (2 * np.arange(1, num + 1) - num - 1) / num**2
+    return np.abs(samples - y).mean(0) - np.tensordot(weights, ordered, 1)
+
+
+def scored(samples: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+    """Return the mean score, and how many values are within the bands."""
+    there = np.isfinite(y)
+    samples, y = np.asarray(samples, np.float64)[:, there], y[there]
+    low, lower, upper, high = np.quantile(samples, (0.05, 0.25, 0.75, 0.95), axis=0)
+    return {
+        "crps": float(np.mean(crps(samples, y))),
+        "num": int(there.sum()),
+        "within_50": int(np.sum((y >= lower) & (y <= upper))),
+        "within_90": int(np.sum((y >= low) & (y <= high))),
+    }
+
+
+def run(
+    name: str, contestant: str, key: int, only: list[int] | None
+) -> dict[str, list[dict[str, Any]]]:
+    """Return each origin's scores, of all that a contestant forecasts."""
+    record = SIMULATED[name](key) if name in SIMULATED else RECORDS[name]()
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for i, origin in enumerate(record.origins()):
+        if only is not None and i not in only:
+            continue
+        past = past_of(record, origin)
+        began = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            drawn = CONTESTANTS[contestant](past, jax.random.key(key))
+        seconds = round(time.perf_counter() - began, 2)
+        y = record.ys[origin : origin + record.horizon]
+        for who, samples in drawn.items():
+            row = {"origin": i, **scored(samples, y), "seconds": seconds}
+            rows.setdefault(who, []).append(row)
+            print(name, key, who, row, flush=True)
+    return rows
+
+
+def summary(runs: dict[str, Any]) -> dict[str, Any]:
+    """Return, over the keys, medians of mean scores, and shares within the bands."""
+    found = {}
+    for who, by_key in runs.items():
+        rows = list(itertools.chain(*by_key.values()))
+        count = sum(row["num"] for row in rows)
+        found[who] = {
+            "crps": measure.spread(
+                [float(np.mean([r["crps"] for r in by_key[k]])) for k in by_key]
+            ),
+            "within_50": sum(row["within_50"] for row in rows) / count,
+            "within_90": sum(row["within_90"] for row in rows) / count,
+            "seconds": float(np.median([row["seconds"] for row in rows])),
+        }
+    return found
+
+
+def table_of(records: dict[str, Any]) -> str:
+    """Return mean scores as the table of the docs."""
+    names = ("recipe", "linear", "network", "statsmodels", "gaussian process")
+    names = (*names, "plain vi")
+    rows = ["| record | " + " | ".join(names) + " |", "|---" * (1 + len(names)) + "|"]
+    for record, found in records.items():
+        scores = {n: s["crps"]["median"] for n, s in found["summary"].items()}
+        least = min(scores.values())
+        cells = [
+            ""
+            if n not in scores
+            else f"{scores[n]:.3g}".join(
+                ("**", "**") if scores[n] == least else ("", "")
+            )
+            for n in names
+        ]
+        rows.append(f"| {record} | {' | '.join(cells)} |")
+    rows.append(
+        "| within 50, 90 % | " + " | ".join(map(_within(records), names)) + " |"
+    )
+    seconds = " | ".join(map(_seconds(records), names))
+    rows.append(f"| seconds | {seconds} |")
+    return "\n".join(rows)
+
+
+def _within(records: dict[str, Any]) -> Any:
+    """Return what says how many values of all records are within the bands."""
+
+    def cell(name: str) -> str:
+        rows = [
+            row
+            for found in records.values()
+            for key in found["runs"].get(name, {}).values()
+            for row in key
+        ]
+        total = sum(row["num"] for row in rows) or 1
+        shares = (sum(row[k] for row in rows) / total for k in BANDS)
+        return ", ".join(f"{100 * share:.0f}" for share in shares)
+
+    return cell
+
+
+def _seconds(records: dict[str, Any]) -> Any:
+    def cell(name: str) -> str:
+        found = [r["summary"].get(name, {}).get("seconds") for r in records.values()]
+        return f"{np.median([x for x in found if x is not None] or [np.nan]):.0f}"
+
+    return cell
+
+
+def stored() -> dict[str, Any]:
+    path = measure.RESULTS / "forecasts.json"
+    return json.loads(path.read_text())["records"] if path.exists() else {}
+
+
+def main() -> None:
+    every = [*RECORDS, *SIMULATED]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("records", nargs="*", help=f"of {every}", default=every)
+    parser.add_argument("--keys", type=int, nargs="+", default=list(range(5)))
+    parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS))
+    parser.add_argument("--origins", type=int, nargs="+", help="try some; write none")
+    parser.add_argument("--table", action="store_true", help="print the docs' table")
+    asked = parser.parse_args()
+    if asked.table:
+        print(table_of(stored()))
+        return
+    for name, contestant in itertools.product(asked.records, asked.contestants):
+        once = contestant in EXACT and name not in SIMULATED
+        for key in asked.keys[:1] if once else asked.keys:
+            rows = run(name, contestant, key, asked.origins)
+            jax.clear_caches() if key == asked.keys[-1] else None
+            if asked.origins is not None:
+                continue
+            records = stored()
+            runs = records.setdefault(name, {}).setdefault("runs", {})
+            for who, found in rows.items():
+                runs.setdefault(who, {})[str(key)] = found
+            records[name]["summary"] = summary(runs)
+            measure.write("forecasts", {"num_steps": NUM_STEPS, "records": records})
+
+
+if __name__ == "__main__":
+    main()

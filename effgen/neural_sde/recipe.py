@@ -1,0 +1,167 @@
+"""The recipe of forecasts: structure by evidence, a network beside it, both stacked."""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import ArrayLike, PRNGKeyArray
+
+from effgen.core.data import Minibatches
+from effgen.core.results import TrainingError
+from effgen.core.train import fit
+
+from .driven import with_network
+from .model import LatentSDE
+from .selection import Candidate, candidates, ranked
+from .stacking import Stack, origins_of, stack, values_of
+from .structure import Structure
+from .trainer import LatentSDETrainer
+
+
+_MOST_STRUCTURES, _NUM_ORIGINS = 3, 6
+_RETURNING = ("matern", "cycle", "car")
+
+
+def forecaster(
+    ts: ArrayLike,
+    ys: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    horizon: int,
+    key: PRNGKeyArray,
+    season_period: float | None = None,
+    structures: Sequence[Structure] | None = None,
+    num_steps: int = 250,
+) -> Stack:
+    """Fit what forecasts a record: linear models and a network, stacked.
+
+    1. Every structure is fitted by its exact evidence; three stay, those with the most
+       `log p(y) - parameters log(values) / 2`.
+    2. `network` begins at the best structure with a part that returns to a mean, moves
+       such parts alone, and sees all but levels and trends.
+    3. `stack` weighs them by what each foretold of the record's later part, fitted to
+       its earlier one.
+
+    **Arguments:** one series with times as numbers; `horizon`, how many times ahead;
+    `season_period`, where the record has a season; `structures`, by default
+    `candidates`; `num_steps`, of training.
+
+    **Raises:** `ValueError` for a record shorter than two horizons, or dates.
+    """
+    if not np.issubdtype(np.asarray(ts).dtype, np.number):
+        raise ValueError("`ts` must be numbers: pass dates as years or days since one.")
+    ts, ys = np.asarray(ts), np.asarray(ys)
+    there = None if mask is None else np.asarray(mask, bool)
+    origins_of(values_of(ts, ys, there), horizon, _NUM_ORIGINS)  # before any fit
+    if structures is None:
+        structures = candidates(ts, ys, mask, season_period=season_period)
+    kept = [c.structure for c in ranked(structures, ts, ys, mask)[:_MOST_STRUCTURES]]
+    dt = step_length(ts)
+    fitting = partial(members, structures=kept, dt=dt, num_steps=num_steps)
+    return stack(
+        fitting, ts, ys, mask, horizon=horizon, key=key, num_origins=_NUM_ORIGINS
+    )
+
+
+def members(
+    ts: ArrayLike,
+    ys: ArrayLike,
+    mask: ArrayLike | None,
+    key: PRNGKeyArray,
+    *,
+    structures: Sequence[Structure],
+    dt: float,
+    num_steps: int,
+) -> dict[str, LatentSDE | Sequence[LatentSDE]]:
+    """Return each structure's linear fit, in their order, and the network's."""
+    found = ranked(structures, ts, ys, mask)
+    linear: dict[str, Any] = {}
+    for structure in structures:
+        model = next(c.model for c in found if c.structure is structure)
+        name = " + ".join(structure.names)
+        same = sum(other.split(" (")[0] == name for other in linear)
+        linear[f"{name} ({same + 1})" if same else name] = dataclasses.replace(
+            model, dt=dt
+        )
+    base = returning(found)
+    if base is None:
+        return linear
+    keys = jax.random.split(key)
+    network = beside(dataclasses.replace(base, dt=dt), ts, ys, mask, key=keys[0])
+    network = trained(network, ts, ys, mask, num_steps=num_steps, key=keys[1])
+    return {**linear, "network": network}
+
+
+def returning(found: Sequence[Candidate]) -> LatentSDE | None:
+    """Return the best model with a part that returns to a mean, if there is one."""
+    for candidate in found:
+        if _parts(candidate.structure, _RETURNING):
+            return candidate.model
+    return None
+
+
+def step_length(ts: ArrayLike) -> float:
+    """Return the median gap, a little more: rounding of times makes no step two."""
+    return 1.001 * float(np.median(np.diff(np.asarray(ts, np.float64))))
+
+
+def beside(
+    base: LatentSDE,
+    ts: ArrayLike,
+    ys: ArrayLike,
+    mask: ArrayLike | None,
+    *,
+    key: PRNGKeyArray,
+) -> LatentSDE:
+    """Return a linear fit with a network that moves what returns to a mean."""
+    assert isinstance(base.linear, Structure)
+    moves = _parts(base.linear, _RETURNING)
+    sees = [*moves, *_parts(base.linear, ("season",))]
+    return with_network(base, ts, ys, mask, key=key, sees=sees, moves=moves)
+
+
+def trained(
+    model: LatentSDE,
+    ts: ArrayLike,
+    ys: ArrayLike,
+    mask: ArrayLike | None,
+    *,
+    num_steps: int,
+    key: PRNGKeyArray,
+) -> LatentSDE:
+    """Return a model trained by the anchored bound; where that fails, its last."""
+    rate = optax.cosine_decay_schedule(5e-3, num_steps)
+    optim = optax.chain(optax.clip_by_global_norm(100.0), optax.adam(rate))
+    trainer = LatentSDETrainer(optim, dt=model.dt, num_paths=4)
+    data = Minibatches(_batch(ts, ys, mask), 1)
+    state = trainer.init(model)
+    try:
+        state, _ = fit(
+            trainer, state, data, key=key, num_steps=num_steps, every=num_steps
+        )
+    except TrainingError as error:
+        state = error.state
+    return state.model
+
+
+def _batch(ts: ArrayLike, ys: ArrayLike, mask: ArrayLike | None) -> tuple[Any, Any]:
+    ts, ys = np.asarray(ts), np.asarray(ys, np.float64)
+    if mask is not None:
+        ys = np.where(np.asarray(mask, bool), ys, np.nan)
+    return np.asarray(ts, jnp.result_type(float))[None], ys.astype(
+        jnp.result_type(float)
+    )[None]
+
+
+def _parts(structure: Structure, kinds: Sequence[str]) -> list[str]:
+    """Return the names of a structure's parts of some kinds."""
+    return [
+        name
+        for name, part in zip(structure.names, structure.parts, strict=True)
+        if part.kind in kinds
+    ]

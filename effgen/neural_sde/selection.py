@@ -1,0 +1,111 @@
+"""Structures that a record may have, and the one that its evidence chooses."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import ArrayLike
+
+from .fitting import maximum
+from .model import LatentSDE
+from .series import as_series
+from .structure import Structure, cycle, level, ou, season, structural, trend
+
+
+class Candidate(NamedTuple):
+    """A structure that was fitted, and its evidence less half a log of n a parameter.
+
+    **Attributes:** `structure`; `model`, fitted; `criterion`,
+    `log p(y) - parameters log(values) / 2`, of which the most is best.
+    """
+
+    structure: Structure
+    model: LatentSDE
+    criterion: float
+
+
+def candidates(
+    ts: ArrayLike,
+    ys: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    season_period: float | None = None,
+) -> tuple[Structure, ...]:
+    """Return the structures that a record is usually thought to have.
+
+    A level, a process that returns to its mean, both, a trend with the latter, one or
+    two cycles with it; a season of two harmonics beside each where `season_period` is
+    given. The first cycle begins at the record's strongest period, once a line and the
+    season are taken off, the second at half of it.
+    """
+    period = strongest_period(ts, ys, mask, season_period=season_period)
+    turn = cycle(period)
+    sums = (
+        level(),
+        ou(),
+        level() + ou(),
+        trend() + ou(),
+        turn + ou(),
+        turn + cycle(period / 2) + ou(),
+    )
+    if season_period is None:
+        return sums
+    return tuple(structure + season(season_period, 2) for structure in sums)
+
+
+def ranked(
+    structures: Sequence[Structure],
+    ts: ArrayLike,
+    ys: ArrayLike,
+    mask: ArrayLike | None = None,
+) -> tuple[Candidate, ...]:
+    """Fit every structure by its exact evidence; return them, the best first.
+
+        criterion = log p(y) - parameters log(values) / 2
+
+    **Source:** Schwarz (1978).
+    """
+    series = as_series((ts, ys, mask))
+    count = max(int(np.sum(series.mask)), 2)
+    found = []
+    for structure in structures:
+        peak = maximum(structural(structure, ts, ys, mask), ts, ys, mask)
+        criterion = peak.log_evidence - 0.5 * peak.x.size * np.log(count)
+        found.append(Candidate(structure, peak.model, criterion))
+    return tuple(sorted(found, key=lambda c: -c.criterion))
+
+
+def strongest_period(
+    ts: ArrayLike,
+    ys: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    season_period: float | None = None,
+) -> float:
+    """Return the period at which a turn beside a line fits a record best.
+
+    Periods are from four gaps to the span; multiples of the season's frequency are
+    fitted beside.
+    """
+    series = as_series((ts, ys, mask))
+    seen = np.asarray(series.mask).any(axis=1)
+    times = np.asarray(series.ts, np.float64)[seen]
+    y = np.asarray(series.ys, np.float64)[seen].mean(1)
+    times = times - times[0]
+    span, gap = times[-1], float(np.median(np.diff(times)))
+    basis = [np.ones_like(times), times / max(span, 1e-30)]
+    turns = lambda f: [np.cos(2 * np.pi * f * times), np.sin(2 * np.pi * f * times)]
+    if season_period is not None:
+        basis += turns(1 / season_period) + turns(2 / season_period)
+    left = _off(np.stack([y], axis=1), np.stack(basis, axis=1))[:, 0]
+    frequencies = np.arange(2.0, max(span / (2 * gap), 3.0)) / (2 * span)
+    power = [
+        np.sum((left - _off(left[:, None], np.stack(turns(f), axis=1))[:, 0]) ** 2)
+        for f in frequencies
+    ]
+    return float(1 / frequencies[int(np.argmax(power))])
+
+
+def _off(y: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """Return what least squares leave of `y`."""
+    return y - basis @ np.linalg.lstsq(basis, y, rcond=None)[0]

@@ -1,0 +1,338 @@
+"""Stacking: forecasts of several models, mixed by what each foretold of the past."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
+
+from effgen.core.weights import Estimate
+
+from .draws import Bands
+from .held_out import held_out_evidence
+from .model import LatentSDE
+from .posterior import posterior
+
+
+Members = Mapping[str, LatentSDE | Sequence[LatentSDE]]
+_PRIOR = 2.0
+_LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
+# A normal law this much wider, with this share, so that no value is impossible.
+_WIDER, _SHARE = 3.0, 0.01
+
+
+class Stack(eqx.Module):
+    """Several models of one record, whose forecasts are mixed.
+
+    Made by `stack` or `forecaster`.
+
+    **Attributes:** `members`, by name, each of one model or of several that count
+    alike; `weights` of the mixture, by name; `held_out`, nats that each model of the
+    record's first part gave to the rest, with its error; `ts`, `ys` and `mask`, the
+    record.
+    """
+
+    members: dict[str, tuple[LatentSDE, ...]]
+    weights: dict[str, float]
+    held_out: dict[str, Estimate]
+    ts: np.ndarray
+    ys: np.ndarray
+    mask: np.ndarray | None
+
+    def forecast(
+        self,
+        times: ArrayLike,
+        *,
+        key: PRNGKeyArray,
+        num_paths: int = 1_000,
+        levels: tuple[float, ...] = _LEVELS,
+    ) -> Bands:
+        """Return quantiles of what will be observed at `times`.
+
+        Whole records are drawn from the members in proportion to their weights.
+
+        **Raises:** `ValueError` for times that are not after the last.
+
+        **Warns:** as `Posterior.forecast`.
+        """
+        keys = jax.random.split(key, len(self.members) + 1)
+        found = [
+            self._of(models, times, num_paths, levels, key)
+            for models, key in zip(self.members.values(), keys, strict=False)
+        ]
+        shares = np.array(list(self.weights.values()))
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(keys[-1])))
+        counts = _apportioned(shares, num_paths, rng)
+        samples = jnp.concatenate(
+            [_evenly(b.samples, n) for b, n in zip(found, counts, strict=True)]
+        )
+        quantiles = jnp.quantile(samples, jnp.asarray(levels, samples.dtype), axis=0)
+        ess = 1 / sum(
+            w**2 / jnp.minimum(b.ess, num_paths)
+            for w, b in zip(shares, found, strict=True)
+        )
+        ts = found[0].ts
+        return Bands(ts, samples.mean(0), levels, quantiles, samples, jnp.asarray(ess))
+
+    def _of(
+        self,
+        models: Sequence[LatentSDE],
+        times: ArrayLike,
+        num_paths: int,
+        levels: tuple[float, ...],
+        key: PRNGKeyArray,
+    ) -> Bands:
+        """Return a member's forecast, its models' records in turn."""
+        keys = jax.random.split(key, len(models))
+        found = [
+            posterior(model, self.ts, self.ys, self.mask).forecast(
+                times, key=key, num_paths=num_paths, levels=levels
+            )
+            for model, key in zip(models, keys, strict=True)
+        ]
+        mixed = jnp.stack([bands.samples for bands in found], axis=1)
+        rows, turns = jnp.arange(num_paths), jnp.arange(num_paths) % len(models)
+        ess = jnp.mean(jnp.stack([bands.ess for bands in found]), axis=0)
+        return found[0]._replace(samples=mixed[rows, turns], ess=ess)
+
+
+def stack(
+    fit: Callable[..., Members],
+    ts: ArrayLike,
+    ys: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    horizon: int,
+    key: PRNGKeyArray,
+    num_origins: int = 6,
+    num_paths: int = 500,
+) -> Stack:
+    """Fit several models, and mix them by what they foretold of the record itself.
+
+    All are fitted on the first part of the record, the first half or all but
+    `num_origins` horizons, and forecast from `num_origins` times of the rest, with
+    these parameters and what was seen until then. The weights maximize
+
+        sum over origins of mean_h log sum_k w_k p_k(y_h | y until the origin)
+            + 2 mean_k log w_k
+
+    Times after one origin depend on each other and count as one observation; the second
+    term, a Dirichlet prior worth two origins, keeps every weight off zero: no member is
+    chosen alone. Then all are fitted on the whole record.
+
+    **Arguments:**
+
+    - `fit(ts, ys, mask, key)`: models by name, fitted to a record whose last values may
+      be NaN; under a name one model or several that count alike.
+    - `ts`, `ys`, `mask`: one series, as for `posterior`.
+    - `horizon`: how many times ahead a forecast is to reach.
+    - `num_paths`: by which forecasts of the past are judged.
+
+    **Raises:** `ValueError` for a record shorter than two horizons.
+
+    **Source:** Yao, Vehtari, Simpson and Gelman (2018).
+    """
+    ts, ys = np.asarray(ts), np.asarray(ys)
+    mask = None if mask is None else np.asarray(mask, bool)
+    values = values_of(ts, ys, mask)
+    origins = origins_of(values, horizon, num_origins)
+    keys = jax.random.split(key, 4)
+    first = np.where(_rows_before(origins[0], values), values, np.nan)
+    earlier = _checked(fit(ts, first, None, keys[0]))
+    densities = {
+        name: _foretold(models, ts, values, origins, horizon, num_paths, keys[1])
+        for name, models in earlier.items()
+    }
+    held_out = {
+        name: _held_out(models, ts, values, origins[0], keys[2])
+        for name, models in earlier.items()
+    }
+    members = _checked(fit(ts, values, None, keys[3]))
+    if list(members) != list(earlier):
+        raise ValueError(
+            f"`fit` gave {list(earlier)} of a part of the record and {list(members)} "
+            "of the whole: give the same names."
+        )
+    shares = stacking_weights(np.stack(list(densities.values()), axis=-1))
+    weights = dict(zip(members, map(float, shares), strict=True))
+    return Stack(members, weights, held_out, ts, ys, mask)
+
+
+def stacking_weights(
+    log_densities: Float[np.ndarray, "origins values members"],
+) -> Float[np.ndarray, " members"]:
+    """Return the weights that `stack` names, of values' log-densities, by EM.
+
+    A value that is NaN is missing. A member with a density of zero has no weight: its
+    forecasts were not finite.
+
+    **Raises:** `ValueError` where that is so of all.
+    """
+    logs = np.asarray(log_densities, np.float64)
+    there = ~np.any(np.isnan(logs), axis=-1)
+    sound = ~np.any(np.isneginf(logs), axis=(0, 1))
+    if not sound.any():
+        raise ValueError("no member's forecasts of the past are finite: lower `dt`.")
+    weights = np.zeros(len(sound))
+    weights[sound] = _maximized(np.where(there[..., None], logs, 0)[..., sound], there)
+    return weights
+
+
+def _maximized(logs: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """Return weights by EM of finite log-densities, of values that are there."""
+    densities = np.exp(logs - logs.max(axis=-1, keepdims=True))
+    share = there / np.maximum(there.sum(axis=1), 1)[:, None]
+    num = logs.shape[-1]
+    weights = np.full(num, 1 / num)
+    for _ in range(500):
+        parts = weights * densities
+        parts /= parts.sum(axis=-1, keepdims=True)
+        weights = np.einsum("jh,jhk->k", share, parts) + _PRIOR / num
+        weights /= weights.sum()
+    return weights
+
+
+def log_density(
+    samples: Float[np.ndarray, "paths *shape"], ys: Float[np.ndarray, "*shape"]
+) -> Float[np.ndarray, "*shape"]:
+    """Return log-densities of values by Gaussian kernels about draws of each.
+
+    The kernel's width is Silverman's; a normal law three times as wide has one percent.
+    """
+    num = len(samples)
+    mean, scale = samples.mean(0), np.maximum(samples.std(0), 1e-30)
+    inner = np.subtract(*np.quantile(samples, (0.75, 0.25), axis=0)) / 1.349
+    width = 0.9 * np.minimum(scale, np.where(inner > 0, inner, scale)) * num**-0.2
+    normal = lambda away, scale: -0.5 * (away / scale) ** 2 - np.log(scale)
+    kernels = normal(ys - samples, width)
+    top = kernels.max(0)
+    inside = top + np.log(np.mean(np.exp(kernels - top), axis=0)) + np.log1p(-_SHARE)
+    outside = normal(ys - mean, _WIDER * scale) + np.log(_SHARE)
+    return np.logaddexp(inside, outside) - 0.5 * np.log(2 * np.pi)
+
+
+def values_of(
+    ts: np.ndarray, ys: np.ndarray, mask: np.ndarray | None
+) -> Float[np.ndarray, "obs sensors"]:
+    """Return the values of one series, NaN where they are missing."""
+    if ts.ndim != 1 or ys.shape[:1] != ts.shape:
+        raise ValueError(
+            f"`ts` has shape {ts.shape} and `ys` {ys.shape}: pass one series, (obs,) "
+            "and (obs,) or (obs, sensors)."
+        )
+    values = ys.astype(np.float64).reshape(len(ts), -1)
+    if mask is None:
+        return values
+    return np.where(mask.reshape(len(ts), -1), values, np.nan)
+
+
+def _rows_before(origin: int, values: np.ndarray) -> np.ndarray:
+    return np.arange(len(values))[:, None] < origin
+
+
+def origins_of(values: np.ndarray, horizon: int, num_origins: int) -> np.ndarray:
+    """Return the first rows of the forecasts by which models are judged.
+
+    **Raises:** `ValueError` for a record shorter than two horizons.
+    """
+    seen = np.flatnonzero(np.isfinite(values).any(axis=1))
+    last = int(seen[-1]) + 1 if len(seen) else 0
+    if not isinstance(horizon, int | np.integer) or horizon < 1 or 2 * horizon > last:
+        raise ValueError(
+            f"`horizon` is {horizon} and the record has {last} times: pass a whole "
+            "number up to half of them."
+        )
+    if not isinstance(num_origins, int) or num_origins < 1:
+        raise ValueError(f"`num_origins` is {num_origins}: pass a positive integer.")
+    first = max(-(-last // 2), last - num_origins * horizon)
+    at = np.linspace(first, last - horizon, num_origins)
+    return np.unique(np.round(at).astype(int))
+
+
+def _checked(members: Any) -> dict[str, tuple[LatentSDE, ...]]:
+    """Return members by name, each as a tuple of models."""
+    if not isinstance(members, Mapping) or not members:
+        raise TypeError("`fit` must return models by name, a dictionary.")
+    found = {}
+    for name, models in members.items():
+        models = (models,) if isinstance(models, LatentSDE) else tuple(models)
+        if not models or not all(isinstance(m, LatentSDE) for m in models):
+            raise TypeError(f"member {name!r} of `fit` is no `LatentSDE`, nor several.")
+        found[str(name)] = models
+    return found
+
+
+def _foretold(
+    models: Sequence[LatentSDE],
+    ts: np.ndarray,
+    values: np.ndarray,
+    origins: np.ndarray,
+    horizon: int,
+    num_paths: int,
+    key: PRNGKeyArray,
+) -> Float[np.ndarray, "origins values"]:
+    """Return log-densities that a member gave to what came after each origin."""
+    known = np.stack(
+        [np.where(_rows_before(i, values), values, np.nan) for i in origins]
+    )
+    times = np.broadcast_to(ts, known.shape[:2])
+    keys = jax.random.split(key, len(models))
+    drawn = [
+        np.asarray(
+            posterior(model, times, known)
+            .observations(key=key, num_paths=num_paths)
+            .samples,
+            np.float64,
+        )
+        for model, key in zip(models, keys, strict=True)
+    ]
+    rows = origins[:, None] + np.arange(horizon)
+    at = np.arange(len(origins))[:, None]
+    mixed = np.concatenate([x[at, :, rows] for x in drawn], axis=2)
+    draws, ys = np.moveaxis(mixed, 2, 0), values[rows]
+    finite = np.all(np.isfinite(draws), axis=0)
+    logs = log_density(np.where(finite, draws, 0), ys)
+    logs = np.where(finite | np.isnan(ys), logs, -np.inf)
+    return logs.reshape(len(origins), -1)
+
+
+def _held_out(
+    models: Sequence[LatentSDE],
+    ts: np.ndarray,
+    values: np.ndarray,
+    origin: int,
+    key: PRNGKeyArray,
+) -> Estimate:
+    """Return the mean over a member's models."""
+    found = [
+        held_out_evidence(model, ts, values, since=float(ts[origin]), key=key)
+        for model in models
+    ]
+    logs = np.array([float(x.value) for x in found])
+    errors = np.array([float(x.standard_error) for x in found])
+    share = np.exp(logs - np.logaddexp.reduce(logs))
+    value = np.logaddexp.reduce(logs) - np.log(len(logs))
+    return Estimate(
+        jnp.asarray(value), jnp.asarray(np.sqrt(np.sum((share * errors) ** 2)))
+    )
+
+
+def _evenly(samples: Array, count: int) -> Array:
+    """Return some of draws that may be sorted by whom they come from."""
+    rows = np.floor((np.arange(count) + 0.5) * len(samples) / max(count, 1))
+    return samples[rows.astype(int)]
+
+
+def _apportioned(
+    shares: np.ndarray, total: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Return how many of `total` each share gets, systematically."""
+    ends = np.cumsum(shares / shares.sum())
+    places = (np.arange(total) + rng.uniform()) / total
+    return np.bincount(
+        np.minimum(np.searchsorted(ends, places), len(shares) - 1),
+        minlength=len(shares),
+    )

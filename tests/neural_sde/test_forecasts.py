@@ -1,0 +1,191 @@
+"""Held-out evidence, stacking, structures by evidence, and the Bayesian drift's law."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from effgen import neural_sde as ns
+from effgen.neural_sde import bayesian, recipe
+from effgen.neural_sde.selection import strongest_period
+from effgen.neural_sde.stacking import log_density, stacking_weights
+
+
+TS = np.arange(40.0)
+YS = np.cumsum(np.random.default_rng(0).normal(size=40))
+KEY = jax.random.key(0)
+
+
+def level_model(noise, scale=0.5):
+    structure = ns.level(noise=noise)
+    return dataclasses.replace(
+        ns.LatentSDE(structure, structure.decoder(scale)), dt=1.0
+    )
+
+
+def dense_log_density(noise, scale, first, ts, ys):
+    """`log p(y)` of a local level, by its dense covariance."""
+    covariance = first**2 + noise**2 * np.minimum(ts[:, None], ts[None])
+    covariance += scale**2 * np.eye(len(ts))
+    return scipy.stats.multivariate_normal(cov=covariance).logpdf(ys)
+
+
+def test_weights_maximize_what_stack_names():
+    rng = np.random.default_rng(1)
+    logs = rng.normal(size=(5, 7, 2))
+    logs[0, :4] = np.nan
+    logs[:, :, 1] += 0.7
+    found = stacking_weights(logs)
+
+    def objective(w):
+        mixed = np.log(np.exp(logs) @ np.array([w, 1 - w]))
+        return np.nansum(np.nanmean(mixed, axis=1)) + np.log(w) + np.log(1 - w)
+
+    grid = np.linspace(1e-3, 1 - 1e-3, 4_001)
+    best = grid[np.argmax([objective(w) for w in grid])]
+    np.testing.assert_allclose(found, [best, 1 - best], atol=5e-4)
+    np.testing.assert_allclose(stacking_weights(np.zeros((3, 2, 4))), 0.25)
+    far = stacking_weights(np.array([[[0.0, -1e4]]]))
+    np.testing.assert_allclose(far, [2 / 3, 1 / 3])  # never one alone
+    lost = np.concatenate([logs, np.full((5, 7, 1), -np.inf)], axis=2)
+    np.testing.assert_allclose(stacking_weights(lost), [*found, 0], atol=1e-6)
+    with pytest.raises(ValueError, match="no member's forecasts"):
+        stacking_weights(lost[..., 2:])
+
+
+def test_a_density_from_draws_is_that_of_their_law():
+    draws = 3 + 2 * np.random.default_rng(2).normal(size=(4_000, 3))
+    ys = np.array([3.0, 5.0, 0.0])
+    exact = scipy.stats.norm(3, 2).logpdf(ys)
+    np.testing.assert_allclose(log_density(draws, ys), exact, atol=0.1)
+    far = log_density(draws, np.full(3, 33.0))
+    assert np.all(far > -50)  # and not the exact -114
+    grid = np.linspace(-40, 46, 8_000)[:, None]
+    mass = np.trapezoid(np.exp(log_density(draws[:, None, :1], grid)[:, 0]), grid[:, 0])
+    np.testing.assert_allclose(mass, 1, atol=1e-3)
+
+
+def test_held_out_evidence_is_the_density_of_what_came_later():
+    model = level_model(0.9)
+    first = float(model.linear.initial.root[0, 0])
+    ys = YS - YS.mean()
+    whole = dense_log_density(0.9, 0.5, first, TS, ys)
+    before = dense_log_density(0.9, 0.5, first, TS[:30], ys[:30])
+    found = ns.held_out_evidence(model, TS, ys, since=30.0, key=KEY)
+    np.testing.assert_allclose(found.value, whole - before, rtol=1e-4)
+    assert found.standard_error == 0
+    for since in (-1.0, 40.0):
+        with pytest.raises(ValueError, match="`since` is"):
+            ns.held_out_evidence(model, TS, ys, since=since, key=KEY)
+
+
+def test_a_stack_weighs_by_what_was_foretold():
+    seen = []
+
+    def fit(ts, ys, mask, key):
+        seen.append(np.isfinite(ys[:, 0]))
+        return {"right": level_model(1.0), "wide": [level_model(8.0)] * 2}
+
+    found = ns.stack(fit, TS, YS, horizon=4, num_origins=3, key=KEY, num_paths=200)
+    assert seen[0].sum() == 28  # all but three horizons
+    assert seen[1].all()
+    assert found.weights["right"] > 0.6
+    np.testing.assert_allclose(sum(found.weights.values()), 1)
+    assert found.held_out["right"].value > found.held_out["wide"].value
+    bands = found.forecast([40.0, 41.0], key=KEY, num_paths=200)
+    assert bands.samples.shape == (200, 2, 1)
+    assert np.all(np.diff(bands.quantiles, axis=0) > 0)
+    spread = np.asarray(bands.samples.std(0))
+    assert np.all((1 < spread) & (spread < 9))
+    with pytest.raises(ValueError, match="`horizon` is 21"):
+        ns.stack(fit, TS, YS, horizon=21, key=KEY)
+    with pytest.raises(ValueError, match="pass one series"):
+        ns.stack(fit, TS, YS[:5], horizon=2, key=KEY)
+    with pytest.raises(TypeError, match="models by name"):
+        ns.stack(lambda *_: level_model(1.0), TS, YS, horizon=4, key=KEY)
+
+
+def test_the_strongest_period_is_found_beside_a_season():
+    ts = np.arange(240) / 12
+    rng = np.random.default_rng(3)
+    ys = np.sin(2 * np.pi * ts / 4) + 3 * np.cos(2 * np.pi * ts) + 0.2 * ts
+    ys += 0.3 * rng.normal(size=240)
+    ys[50:60] = np.nan
+    assert strongest_period(ts, ys, season_period=1.0) == pytest.approx(4, rel=0.06)
+    structures = ns.candidates(ts, ys, season_period=1.0)
+    assert all(structure.names[-1] == "season" for structure in structures)
+    assert ns.candidates(TS, YS)[0].names == ("level",)
+
+
+def kernel_model():
+    """A process that returns to its mean, with a drift of six points beside it."""
+    structure = ns.ou(length=2.0, scale=1.0)
+    model = ns.LatentSDE(structure, structure.decoder(0.3))
+    model = dataclasses.replace(model, dt=1.0)
+    return bayesian._started(model, TS, np.sin(TS), None, None, None, 6)
+
+
+def test_the_weights_law_is_that_of_a_linear_regression():
+    """`e / sqrt(h) = a phi . W + noise / sqrt(h)`, with `W ~ N(0, I)`."""
+    rng = np.random.default_rng(4)
+    phi, steps = rng.normal(size=(30, 6)), rng.uniform(0.1, 2, 30)
+    drifts, amplitude = rng.normal(size=(30, 1)), 0.7
+    sums = bayesian._Sums(
+        jnp.asarray(phi.T @ (steps[:, None] * phi)),
+        jnp.asarray(phi.T @ (steps[:, None] * drifts)),
+    )
+    law = bayesian._law(kernel_model(), sums, jnp.asarray(amplitude))
+    prior = amplitude**2 * phi @ phi.T
+    gain = amplitude * phi.T @ np.linalg.inv(prior + np.diag(1 / steps))
+    np.testing.assert_allclose(law.mean, gain @ drifts, rtol=1e-4)
+    exact = np.eye(6) - gain @ phi * amplitude
+    found = np.linalg.inv(np.asarray(law.root @ law.root.T))
+    np.testing.assert_allclose(found, exact, atol=1e-5)
+    moment = np.mean(np.asarray(law.mean) ** 2) + np.trace(exact) / 6
+    np.testing.assert_allclose(bayesian._second_moment(law), moment, rtol=1e-4)
+
+
+def test_features_are_whitened_and_vanish_far_away():
+    drift = kernel_model().drift
+    place = lambda z: drift.center + drift.scale * z
+    gram = jnp.stack([drift.features(place(z)) for z in drift.points])
+    away = np.asarray(drift.points - drift.points.T)
+    exact = np.exp(-0.5 * (away / bayesian._LENGTH) ** 2)
+    np.testing.assert_allclose(gram @ gram.T, exact, atol=2e-3)
+    weights = jnp.ones_like(drift.weights)
+    bent = dataclasses.replace(drift, weights=weights)
+    assert abs(bent(0.0, place(jnp.full(1, 30.0)))[0]) < 1e-6
+
+
+@pytest.mark.slow
+def test_a_bayesian_drift_finds_two_wells():
+    rng, x, ys = np.random.default_rng(5), 1.0, []
+    for noise in 0.7 * np.sqrt(0.05) * rng.normal(size=(300, 10)):
+        for e in noise:
+            x = x + 2 * x * (1 - x * x) * 0.05 + e
+        ys.append(x + 0.1 * rng.normal())
+    ts = 0.5 * np.arange(300)
+    model = ns.fit_linear(ns.structural(ns.ou(), ts, ys), ts, ys).model
+    model = dataclasses.replace(model, dt=0.25)
+    found = ns.with_bayesian_drift(model, ts, np.array(ys), key=KEY)
+    offset = float(found.model.decoder.offset[0])
+    drift = lambda y: float(found.model.prior_drift(0.0, jnp.array([y - offset]))[0])
+    assert drift(0.5) > 0 > drift(1.5)
+    assert drift(-0.5) < 0 < drift(-1.5)
+    one, two = found.draw(2, key=KEY)
+    assert np.any(one.drift.weights != two.drift.weights)
+
+
+def test_structures_without_a_mean_have_no_network():
+    kinds = [ns.level(), ns.level()]
+    found = recipe.members(TS, YS, None, KEY, structures=kinds, dt=1.0, num_steps=1)
+    assert list(found) == ["level", "level (2)"]
+    assert found["level"].dt == 1.0
+    assert recipe.step_length(TS / 12) >= 1 / 12
+    with pytest.raises(ValueError, match="`ts` must be numbers"):
+        ns.forecaster(TS.astype("datetime64[D]"), YS, horizon=3, key=KEY)
+    with pytest.raises(ValueError, match="`horizon` is 30"):
+        ns.forecaster(TS, YS, horizon=30, key=KEY)
