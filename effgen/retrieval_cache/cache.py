@@ -35,6 +35,8 @@ class NegativeCache(eqx.Module):
     - `digests`: of their content.
     - `stamps`: the step at which each embedding was made.
     - `offsets`: what is added to a row's scores, such as a correction for popularity.
+    - `repeats`: whether two documents may be of one content: then what is not to be a
+      negative is looked for by content too, where it is much (`Excluded`).
     """
 
     items: PyTree
@@ -43,6 +45,7 @@ class NegativeCache(eqx.Module):
     digests: Int[Array, " rows"]
     stamps: Int[Array, " rows"]
     offsets: Float[Array, " rows"]
+    repeats: Bool[Array, ""] = eqx.field(default_factory=lambda: jnp.ones((), bool))
 
     @classmethod
     def fill(
@@ -110,6 +113,7 @@ class NegativeCache(eqx.Module):
             jnp.full(capacity, -1, jnp.int32),
             jnp.full(capacity, -1, jnp.int32),
             jnp.zeros(capacity),
+            jnp.zeros((), bool),
         )
 
     @property
@@ -225,6 +229,7 @@ class NegativeCache(eqx.Module):
             put(self.digests, marks.digests),
             put(self.stamps, jnp.broadcast_to(step, slots.shape)),
             self.offsets,
+            jnp.ones_like(self.repeats),
         )
 
     def removed(self, ids: Int[Any, " documents"]) -> "NegativeCache":
@@ -264,9 +269,9 @@ class NegativeCache(eqx.Module):
         order = jnp.argsort(-self.stamps, stable=True)
         keep = jnp.sort(order[: min(capacity, self.capacity)])
         example = jax.tree.map(lambda x: x[:1], self.items)
-        cut = jax.tree.map(lambda x: x[keep], self)
         new = self.empty(example, self.rows.shape[1], capacity, dtype=self.dtype)
-        return jax.tree.map(lambda x, old: x.at[: len(old)].set(old), new, cut)
+        put = lambda x, old: x.at[: len(keep)].set(old[keep]) if x.ndim else old
+        return jax.tree.map(put, new, self)
 
     @property
     def dtype(self) -> Any:
@@ -284,6 +289,8 @@ def _filled(
     dtype: Any,
 ) -> NegativeCache:
     num, size = found.shape
+    digests = content_digests(items)
+    ordered = jnp.sort(digests)
     cache = NegativeCache.empty(items, size, capacity, dtype=dtype)
     there = jax.tree.map(
         lambda x, new: new if len(x) == num else x.at[:num].set(new), cache.items, items
@@ -292,9 +299,10 @@ def _filled(
         there,
         cache.rows.put(jnp.arange(num), found),
         cache.ids.at[:num].set(numbers),
-        cache.digests.at[:num].set(content_digests(items)),
+        cache.digests.at[:num].set(digests),
         cache.stamps.at[:num].set(step),
         cache.offsets,
+        jnp.any(ordered[1:] == ordered[:-1]),
     )
 
 
