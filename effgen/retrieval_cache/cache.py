@@ -79,7 +79,7 @@ class NegativeCache(eqx.Module):
         finite or all zero.
         """
         num = num_items(items)
-        capacity = _default_capacity(num) if capacity is None else capacity
+        capacity = default_capacity(num) if capacity is None else capacity
         if capacity < num:
             raise ValueError(
                 f"`capacity` is {capacity} and there are {num} documents: raise it, or "
@@ -312,7 +312,8 @@ def block_size(capacity: int) -> int:
     return min(max(root, _LEAST_BLOCK), _MOST_BLOCK, capacity)
 
 
-def _default_capacity(num: int) -> int:
+def default_capacity(num: int) -> int:
+    """Return as many rows as documents, or more, so that blocks and devices divide."""
     unit = _DEVICES * block_size(num)
     return num if num < unit else -(-num // unit) * unit
 

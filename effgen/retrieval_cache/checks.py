@@ -9,6 +9,7 @@ from jaxtyping import Array, PyTree
 
 from .cache import NegativeCache
 from .pairs import MOST_NUMBER, Pairs, as_pairs, batch_documents, marks
+from .search import Index
 from .towers import LearnedTemperature, embed
 
 
@@ -46,7 +47,11 @@ def check_chunks(chunks: int, num_queries: int, num_documents: int) -> None:
 
 def check_model(temperature: Any, model: PyTree) -> None:
     """Raise for a model without two towers, or without a temperature to train."""
-    _check_towers(model)
+    _check_towers(model, ("query", "document"))
+    _check_own_temperature(temperature, model)
+
+
+def _check_own_temperature(temperature: Any, model: PyTree) -> None:
     if temperature is None and not isinstance(
         getattr(model, "temperature", None), LearnedTemperature
     ):
@@ -56,8 +61,8 @@ def check_model(temperature: Any, model: PyTree) -> None:
         )
 
 
-def _check_towers(model: PyTree) -> None:
-    for name in ("query", "document"):
+def _check_towers(model: PyTree, names: tuple[str, ...]) -> None:
+    for name in names:
         if not callable(getattr(model, name, None)):
             raise TypeError(
                 f"the model, a {type(model).__name__}, has no tower `{name}`: pass "
@@ -79,6 +84,36 @@ def check_cache(model: PyTree, cache: Any) -> None:
         raise ValueError(
             f"the document tower makes embeddings of {found} and the cache has {size}: "
             "fill it anew with this model."
+        )
+
+
+def check_frozen(temperature: Any, model: PyTree, index: Any) -> None:
+    """Raise for a model without queries' tower, or for what is no index."""
+    _check_towers(model, ("query",))
+    _check_own_temperature(temperature, model)
+    if not isinstance(index, Index):
+        raise TypeError(
+            f"`memory` is a {type(index).__name__}: pass the documents, such as "
+            "`Index.from_embeddings(embeddings)` or `Index.of(encode, items)`."
+        )
+
+
+def check_frozen_pairs(model: PyTree, index: Index, pairs: Pairs) -> None:
+    """Raise for a batch that does not fit the query tower and an index."""
+    rows = {x.shape[0] for x in jax.tree.leaves(pairs.queries)}
+    if len(rows) != 1:
+        raise ValueError(f"a batch's queries have leaves of {sorted(rows)} rows.")
+    (num,) = rows
+    for name, dims in (("ids", 1), ("known", 2)):
+        _check_numbers(name, getattr(pairs, name), num, dims)
+    found, size = (
+        _embedded_size("query", model.query, pairs.queries),
+        index.rows.shape[1],
+    )
+    if found != size:
+        raise ValueError(
+            f"the query tower makes embeddings of {found} and the index has {size}: "
+            "make them one size."
         )
 
 

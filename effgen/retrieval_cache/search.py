@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from .cache import NegativeCache, block_size, checked_ids
+from .cache import NegativeCache, block_size, checked_ids, default_capacity
 from .corpora import known_of
 from .embedding import check_finite, embedded, num_items
 from .lookup import joined_rows
@@ -51,9 +51,45 @@ class Index(eqx.Module):
         return cls(stored(found, dtype), numbers)
 
     @classmethod
+    def from_embeddings(
+        cls,
+        embeddings: Float[Any, "documents size"],
+        *,
+        ids: Int[Any, " documents"] | None = None,
+        dtype: Any = jnp.float32,
+    ) -> "Index":
+        """Return an index of embeddings that were made elsewhere, one a document.
+
+        **Arguments:** `embeddings`, of length one if the queries' are; `ids` and
+        `dtype`, as of a cache.
+
+        **Raises:** `ValueError` for none, repeated or negative ids, or embeddings that
+        are not finite.
+        """
+        if np.ndim(embeddings) != 2:
+            raise ValueError(
+                f"`embeddings` have shape {np.shape(embeddings)}: pass one row a "
+                "document, `(documents, size)`."
+            )
+        numbers = checked_ids(ids, num_items(embeddings))
+        found = jnp.asarray(embeddings)
+        check_finite(found)
+        rows, missing = stored(found, dtype), default_capacity(len(found)) - len(found)
+        free = lambda x, value: jnp.pad(
+            x, ((0, missing),) + ((0, 0),) * (x.ndim - 1), constant_values=value
+        )
+        return cls(jax.tree.map(lambda x: free(x, 0), rows), free(numbers, -1))
+
+    @classmethod
     def from_cache(cls, cache: NegativeCache) -> "Index":
         """Return an index of a cache's embeddings, as stale as they are."""
         return cls(cache.rows, cache.ids)
+
+    def scored(self, excluded: Excluded) -> Scored:
+        """Return what scores come from; what is excluded goes by number or row."""
+        nothing, offsets = jnp.full_like(self.ids, -1), jnp.zeros(self.ids.shape)
+        at = numbered(excluded, self.ids.shape[0])
+        return Scored(self.rows, self.ids, nothing, offsets, excluded, at)
 
     def search(
         self,
@@ -98,13 +134,8 @@ def _left_out(ids: Int[Array, " rows"], known: Int[Array, "queries any"]) -> Exc
 def _searched(
     index: Index, queries: Float[Array, "queries size"], excluded: Excluded, k: int
 ) -> Ranked:
-    nothing = jnp.zeros_like(index.ids)
-    offsets = jnp.zeros(index.ids.shape)
-    at = numbered(excluded, index.ids.shape[0])
-    scored = Scored(index.rows, index.ids, nothing, offsets, excluded, at)
-    scores, slots = top_k(
-        scored, queries, jnp.ones(()), k, block_size(index.ids.shape[0])
-    )
+    scored, block = index.scored(excluded), block_size(index.ids.shape[0])
+    scores, slots = top_k(scored, queries, jnp.ones(()), k, block)
     return Ranked(jnp.where(scores > -jnp.inf, index.ids[slots], -1), scores)
 
 
