@@ -17,7 +17,14 @@ def init_opt_state(optim: optax.GradientTransformation, model: PyTree) -> PyTree
 
     Trainable are the inexact arrays; all else (activations, integers, flags) is left
     alone by `apply_gradients`.
+
+    **Raises:** `TypeError` for what is no optimizer.
     """
+    if not hasattr(optim, "init") or not hasattr(optim, "update"):
+        raise TypeError(
+            f"`optim` is a {type(optim).__name__}: pass an optax transformation, such "
+            "as `optax.adam(1e-3)`."
+        )
     return optim.init(eqx.filter(model, eqx.is_inexact_array))
 
 

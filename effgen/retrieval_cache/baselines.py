@@ -22,6 +22,7 @@ from .checks import (
     check_model,
     check_pairs,
     check_positive,
+    check_smoothing,
     check_temperature,
 )
 from .gradients import full_softmax_loss
@@ -67,6 +68,7 @@ class InBatchTrainer(AbstractTrainer):
     def __check_init__(self) -> None:
         """Raise for settings out of range."""
         check_temperature(self.temperature)
+        check_smoothing(self.label_smoothing)
         check_positive("chunks", self.chunks)
 
     def init(self, model: PyTree, memory: Any = None) -> TrainState:
@@ -128,6 +130,7 @@ class CrossBatchTrainer(AbstractTrainer):
     def __check_init__(self) -> None:
         """Raise for settings out of range."""
         check_temperature(self.temperature)
+        check_smoothing(self.label_smoothing)
         if not isinstance(self.warm_up, int) or self.warm_up < 0:
             raise ValueError(
                 f"`warm_up` is {self.warm_up}: pass a number of steps, or 0."
@@ -196,6 +199,7 @@ class FullSoftmaxTrainer(AbstractTrainer):
     def __check_init__(self) -> None:
         """Raise for settings out of range."""
         check_temperature(self.temperature)
+        check_smoothing(self.label_smoothing)
 
     def init(self, model: PyTree, memory: NegativeCache | None = None) -> TrainState:
         """Return the first state; `memory`, a cache of the corpus."""

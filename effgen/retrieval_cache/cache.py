@@ -11,7 +11,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .digests import content_digests
-from .embedding import check_embeddings, check_finite, embedded, num_items
+from .embedding import (
+    check_embeddings,
+    check_finite,
+    check_positive,
+    embedded,
+    num_items,
+)
 from .lookup import joined_rows, rows_of
 from .pairs import MOST_NUMBER, Marks
 from .rows import AbstractRows, stored
@@ -80,6 +86,9 @@ class NegativeCache(eqx.Module):
         """
         num = num_items(items)
         capacity = default_capacity(num) if capacity is None else capacity
+        check_positive("capacity", capacity)
+        if step < 0:
+            raise ValueError(f"`step` is {step}: pass the step of a run, from 0 on.")
         if capacity < num:
             raise ValueError(
                 f"`capacity` is {capacity} and there are {num} documents: raise it, or "
@@ -103,8 +112,7 @@ class NegativeCache(eqx.Module):
         **Raises:** `ValueError` for a capacity or a size below 1.
         """
         for name, value in (("capacity", capacity), ("size", size)):
-            if value < 1:
-                raise ValueError(f"`{name}` is {value}: a cache needs at least one.")
+            check_positive(name, value)
         blank = lambda x: jnp.zeros((capacity, *x.shape[1:]), x.dtype)
         return cls(
             jax.tree.map(blank, example),

@@ -1,13 +1,17 @@
 """What trainers refuse before any compute."""
 
+import math
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from .cache import NegativeCache
+from .embedding import check_positive as check_positive
 from .pairs import MOST_NUMBER, Pairs, as_pairs, batch_documents, marks
 from .search import Index
 from .towers import LearnedTemperature, embed
@@ -20,19 +24,53 @@ def check_temperature(temperature: Any) -> None:
     """Raise for what is no temperature."""
     if temperature is None or callable(temperature):
         return
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float):
+    number = int | float | np.floating
+    if isinstance(temperature, bool) or not isinstance(temperature, number):
         raise TypeError(
             f"`temperature` is a {type(temperature).__name__}: pass a number, an optax "
             "schedule, or `None` for the model's own."
         )
-    if not temperature > 0:
+    if not 0 < temperature < math.inf:
         raise ValueError(f"`temperature` is {temperature}: pass a positive number.")
 
 
-def check_positive(name: str, value: Any) -> None:
-    """Raise for a setting that is no positive integer."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"`{name}` is {value}: pass a positive integer.")
+def check_smoothing(label_smoothing: Any) -> None:
+    """Raise `ValueError` for what is no share below one."""
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(
+            f"`label_smoothing` is {label_smoothing}: pass a share below 1."
+        )
+
+
+def check_frequencies(frequencies: Any) -> None:
+    """Raise `ValueError` for what does not say how often each document is met."""
+    if frequencies is None:
+        return
+    if jnp.ndim(frequencies) != 1:
+        raise ValueError(
+            f"`frequencies` has shape {jnp.shape(frequencies)}: pass one number for "
+            "each document number, such as `np.bincount(ids)`."
+        )
+    if eqx.is_array_like(frequencies) and not isinstance(frequencies, Tracer):
+        given = np.asarray(frequencies)
+        if not (np.isfinite(given) & (given >= 0)).all():
+            raise ValueError(
+                "`frequencies` are not all finite, or some below zero: pass how often "
+                "each document is met, such as `np.bincount(ids)`."
+            )
+
+
+def check_all_met(frequencies: Any, cache: NegativeCache) -> None:
+    """Raise `ValueError` where documents of a cache are past the frequencies' end."""
+    if frequencies is None or not cache.ids.is_fully_addressable:
+        return
+    most = int(jnp.max(cache.ids))
+    if most >= len(frequencies):
+        raise ValueError(
+            f"`frequencies` has {len(frequencies)} numbers and the cache a document "
+            f"{most}: pass one for each document number, such as `np.bincount(ids, "
+            "minlength=...)`."
+        )
 
 
 def check_chunks(chunks: int, num_queries: int, num_documents: int) -> None:
