@@ -134,6 +134,6 @@ def _refuse(name: str, num: Array, first: Array) -> None:
     if int(num):
         raise ValueError(
             f"the embeddings of {int(num)} documents are {name} (row {int(first)} "
-            "first), as of tokens that an encoder has none of: give it those of its own "
-            "tokenizer, mend it, or leave them out."
+            "first), as of tokens that an encoder has no vectors of: give it those of "
+            "its own tokenizer, mend it, or leave them out."
         )

@@ -112,16 +112,17 @@ class Excluded(NamedTuple):
         start_with = jnp.ones((queries, num), bool)
         return jax.lax.fori_loop(0, jnp.max(last - first), mark, start_with)
 
-    def alike(self, digests: Int[Array, " any"]) -> Bool[Array, "queries any"]:
-        """Return which contents are among those of `rows`."""
+    def unlike(
+        self, found: Bool[Array, "queries any"], digests: Int[Array, " any"]
+    ) -> Bool[Array, "queries any"]:
+        """Return which are found of contents that are not among those of `rows`."""
         repeated, repeats = self.repeated, self.repeats
-        shape = (self.known.shape[0], digests.shape[0])
         if repeated is None or repeats is None:
-            return jnp.zeros(shape, bool)
+            return found
         return jax.lax.cond(
             repeats,
-            lambda: among(repeated, digests) & (digests >= 0)[None],
-            lambda: jnp.zeros(shape, bool),
+            lambda: found & ~(among(repeated, digests) & (digests >= 0)[None]),
+            lambda: found,
         )
 
     def without(self, rows: Int[Array, " taken"]) -> Bool[Array, "queries taken"]:

@@ -1,6 +1,7 @@
 """What would be wrong in silence, and is refused by name."""
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ WORDS = rc.HashedWords(num_words=64, length=4)
 MODEL = rc.TwoTowers.tied(rc.HashedBag(64, 4, 4, key=jax.random.key(0)))
 TOKENS = WORDS([f"word{i}" for i in range(8)])
 NUMBERS = np.arange(8)
+ROWS = jnp.asarray(NUMBERS)[:, None]
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +46,8 @@ def test_what_are_no_tokens_of_an_encoder(tokens, error, match):
         (NUMBERS + 2**32, ValueError, "up to 2^31"),
         (NUMBERS + 500, ValueError, "none of them is in the index"),
         (NUMBERS[:4], ValueError, "4 rows and there are 8 queries"),
-        (rc.Relevant(NUMBERS[:, None], np.full((8, 1), np.nan)), ValueError, "finite"),
-        (rc.Relevant(NUMBERS[:, None], np.ones((8, 2))), ValueError, "gains of shape"),
+        (rc.Relevant(ROWS, jnp.full((8, 1), jnp.nan)), ValueError, "finite"),
+        (rc.Relevant(ROWS, jnp.ones((8, 2))), ValueError, "gains of shape"),
         (rc.Corpus("", "", ["a"], ["b"], [(0,)]), TypeError, "`answers(corpus)`"),
     ],
 )
@@ -59,7 +61,7 @@ def test_first_arguments_that_are_others(index):
     with pytest.raises(TypeError, match="without a tower `query`"):
         rc.evaluate(MODEL.query, TOKENS, NUMBERS, index)
     with pytest.raises(TypeError, match="`index` is a NegativeCache"):
-        rc.evaluate(MODEL, TOKENS, NUMBERS, cache)
+        rc.evaluate(MODEL, TOKENS, NUMBERS, cache)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="embed them first"):
         index.search(TOKENS, 2)
     with pytest.raises(ValueError, match="`known` is float64"):
@@ -132,6 +134,7 @@ def test_what_is_no_optimizer():
 
 def test_sizes_that_are_none():
     fill, document = rc.NegativeCache.fill, MODEL.document
+    given: Any
     for given in ({"batch_size": 0}, {"capacity": 8.5}, {"step": -1}):
         with pytest.raises(ValueError, match=f"`{next(iter(given))}`"):
             fill(document, TOKENS, **given)
