@@ -74,6 +74,10 @@ class RESULTS(eqx.Enumeration):
         "was filled, give them as they are there, or leave `ids` out: documents are "
         "then told by their content."
     )
+    document_missing = (
+        "a batch's document has a number that the index has no document of: the metric "
+        "`missing` says which. Number documents as the index was made."
+    )
     infeasible = (
         "Ipopt found no point where all constraints hold. `metrics` and the warning "
         "name the worst: loosen or correct it, or start from another guess."

@@ -35,6 +35,7 @@ from .export import (
     save_sentence_transformer as save_sentence_transformer,
     save_triples as save_triples,
 )
+from .frozen import FrozenDocumentsTrainer as FrozenDocumentsTrainer
 from .gradients import (
     GradientQuality as GradientQuality,
     check_gradients as check_gradients,

@@ -1,12 +1,16 @@
 """What the cache is compared with: batch, queue, large batch, and the full softmax."""
 
+import dataclasses
 from typing import Any, ClassVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from effgen.core.sharding import mesh_of
 from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractTrainer
 from effgen.core.update import init_opt_state
@@ -18,15 +22,16 @@ from .checks import (
     check_model,
     check_pairs,
     check_positive,
+    check_smoothing,
     check_temperature,
 )
 from .gradients import full_softmax_loss
-from .logits import valued
 from .negatives import excluded_by, scored_in_batch
 from .objective import batch_scores, cross_entropy
 from .pairs import Pairs, as_pairs, batch_documents, marks, num_documents, num_pairs
 from .refresh import PositivesIn, Seen
-from .scan import Scored, passed
+from .scan import Scored
+from .stale import stale_logit
 from .towers import Temperature, embed, in_chunks, is_random
 from .trainer import (
     described,
@@ -63,6 +68,7 @@ class InBatchTrainer(AbstractTrainer):
     def __check_init__(self) -> None:
         """Raise for settings out of range."""
         check_temperature(self.temperature)
+        check_smoothing(self.label_smoothing)
         check_positive("chunks", self.chunks)
 
     def init(self, model: PyTree, memory: Any = None) -> TrainState:
@@ -119,10 +125,12 @@ class CrossBatchTrainer(AbstractTrainer):
     temperature: Temperature = 0.05
     label_smoothing: float = 0.0
     warm_up: int = 0
+    mesh: Mesh | None = eqx.field(default=None, static=True, kw_only=True)
 
     def __check_init__(self) -> None:
         """Raise for settings out of range."""
         check_temperature(self.temperature)
+        check_smoothing(self.label_smoothing)
         if not isinstance(self.warm_up, int) or self.warm_up < 0:
             raise ValueError(
                 f"`warm_up` is {self.warm_up}: pass a number of steps, or 0."
@@ -146,7 +154,7 @@ class CrossBatchTrainer(AbstractTrainer):
             negatives = scored_in_batch(pairs, found, cache)
             scores = batch_scores(queries, documents, scale, negatives)
             scored = Scored.of(cache, excluded_by(pairs, found, cache))
-            logit = stale_logit(scored, queries, scale, cache.block)
+            logit = stale_logit(scored, queries, scale, cache.block, self.mesh)
             logit = jnp.where(state.step < self.warm_up, -jnp.inf, logit)
             losses = cross_entropy(scores, logit[:, None], self.label_smoothing)
             return jnp.mean(losses), jax.lax.stop_gradient(documents)
@@ -164,6 +172,10 @@ class CrossBatchTrainer(AbstractTrainer):
         pairs = as_pairs(batch)
         check_pairs(state.model, state.memory, pairs)
         PositivesIn().check(state.memory, num_documents(pairs))
+
+    def for_data(self, state: TrainState, data: Any) -> "CrossBatchTrainer":
+        """Return the trainer with the queue's mesh."""
+        return dataclasses.replace(self, mesh=mesh_of(state.memory))
 
 
 class FullSoftmaxTrainer(AbstractTrainer):
@@ -187,6 +199,7 @@ class FullSoftmaxTrainer(AbstractTrainer):
     def __check_init__(self) -> None:
         """Raise for settings out of range."""
         check_temperature(self.temperature)
+        check_smoothing(self.label_smoothing)
 
     def init(self, model: PyTree, memory: NegativeCache | None = None) -> TrainState:
         """Return the first state; `memory`, a cache of the corpus."""
@@ -212,24 +225,6 @@ class FullSoftmaxTrainer(AbstractTrainer):
         """Raise on batches that the towers or the corpus cannot use."""
         check_pairs(state.model, state.memory, as_pairs(batch))
         check_contents(state.memory, source)
-
-
-def stale_logit(
-    scored: Scored,
-    queries: Float[Array, "queries size"],
-    scale: Float[Array, ""],
-    block: int,
-) -> Float[Array, " queries"]:
-    """Return `log sum_j exp(scale <query, stale_j> + offset_j)`, all of a cache.
-
-    The gradient by queries and scale is exact; rows have none. No array of queries by
-    rows is made, forward or backward.
-    """
-    fixed = jax.lax.stop_gradient
-    found = passed(*fixed((scored, queries, scale)), block)
-    there = jnp.isfinite(found.log_partition)
-    slope = scale * jnp.sum(queries * found.mean, axis=1)
-    return valued(found.log_partition, slope, there)
 
 
 def _none(scores: Any) -> Float[Array, "batch 0"]:

@@ -9,7 +9,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from .architectures import RELATIVE
-from .encoders import attention, by_distance, layer_norm, linear, pooled
+from .encoders import (
+    attention,
+    by_distance,
+    layer_norm,
+    linear,
+    looked_up,
+    pooled,
+)
 from .pretrained import Folder, described, tensors
 from .towers import normalized
 
@@ -225,7 +232,7 @@ class Bert(eqx.Module):
         tokens = tokens.astype(jnp.int32)
         there = tokens != self.padding
         first, rest = (None, None) if key is None else jax.random.split(key)
-        x = self.words[tokens] + self.places[None, : tokens.shape[1]]
+        x = looked_up(self.words, tokens) + self.places[None, : tokens.shape[1]]
         x = layer_norm(self.norm, x + self.types[None, :1], self.epsilon)
         x = self._through(self._dropped(x, first).astype(self.compute), there, rest)
         # The first token is there in all texts: tokenizers put one before them.

@@ -11,7 +11,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .digests import content_digests
-from .embedding import check_embeddings, check_finite, embedded, num_items
+from .embedding import (
+    check_embeddings,
+    check_finite,
+    check_positive,
+    embedded,
+    num_items,
+)
 from .lookup import joined_rows, rows_of
 from .pairs import MOST_NUMBER, Marks
 from .rows import AbstractRows, stored
@@ -35,6 +41,8 @@ class NegativeCache(eqx.Module):
     - `digests`: of their content.
     - `stamps`: the step at which each embedding was made.
     - `offsets`: what is added to a row's scores, such as a correction for popularity.
+    - `repeats`: whether two documents may be of one content: then what is not to be a
+      negative is looked for by content too, where it is much (`Excluded`).
     """
 
     items: PyTree
@@ -43,6 +51,7 @@ class NegativeCache(eqx.Module):
     digests: Int[Array, " rows"]
     stamps: Int[Array, " rows"]
     offsets: Float[Array, " rows"]
+    repeats: Bool[Array, ""] = eqx.field(default_factory=lambda: jnp.ones((), bool))
 
     @classmethod
     def fill(
@@ -76,7 +85,10 @@ class NegativeCache(eqx.Module):
         finite or all zero.
         """
         num = num_items(items)
-        capacity = _default_capacity(num) if capacity is None else capacity
+        capacity = default_capacity(num) if capacity is None else capacity
+        check_positive("capacity", capacity)
+        if step < 0:
+            raise ValueError(f"`step` is {step}: pass the step of a run, from 0 on.")
         if capacity < num:
             raise ValueError(
                 f"`capacity` is {capacity} and there are {num} documents: raise it, or "
@@ -100,8 +112,7 @@ class NegativeCache(eqx.Module):
         **Raises:** `ValueError` for a capacity or a size below 1.
         """
         for name, value in (("capacity", capacity), ("size", size)):
-            if value < 1:
-                raise ValueError(f"`{name}` is {value}: a cache needs at least one.")
+            check_positive(name, value)
         blank = lambda x: jnp.zeros((capacity, *x.shape[1:]), x.dtype)
         return cls(
             jax.tree.map(blank, example),
@@ -110,6 +121,7 @@ class NegativeCache(eqx.Module):
             jnp.full(capacity, -1, jnp.int32),
             jnp.full(capacity, -1, jnp.int32),
             jnp.zeros(capacity),
+            jnp.zeros((), bool),
         )
 
     @property
@@ -225,6 +237,7 @@ class NegativeCache(eqx.Module):
             put(self.digests, marks.digests),
             put(self.stamps, jnp.broadcast_to(step, slots.shape)),
             self.offsets,
+            jnp.ones_like(self.repeats),
         )
 
     def removed(self, ids: Int[Any, " documents"]) -> "NegativeCache":
@@ -264,9 +277,9 @@ class NegativeCache(eqx.Module):
         order = jnp.argsort(-self.stamps, stable=True)
         keep = jnp.sort(order[: min(capacity, self.capacity)])
         example = jax.tree.map(lambda x: x[:1], self.items)
-        cut = jax.tree.map(lambda x: x[keep], self)
         new = self.empty(example, self.rows.shape[1], capacity, dtype=self.dtype)
-        return jax.tree.map(lambda x, old: x.at[: len(old)].set(old), new, cut)
+        put = lambda x, old: x.at[: len(keep)].set(old[keep]) if x.ndim else old
+        return jax.tree.map(put, new, self)
 
     @property
     def dtype(self) -> Any:
@@ -284,6 +297,8 @@ def _filled(
     dtype: Any,
 ) -> NegativeCache:
     num, size = found.shape
+    digests = content_digests(items)
+    ordered = jnp.sort(digests)
     cache = NegativeCache.empty(items, size, capacity, dtype=dtype)
     there = jax.tree.map(
         lambda x, new: new if len(x) == num else x.at[:num].set(new), cache.items, items
@@ -292,9 +307,10 @@ def _filled(
         there,
         cache.rows.put(jnp.arange(num), found),
         cache.ids.at[:num].set(numbers),
-        cache.digests.at[:num].set(content_digests(items)),
+        cache.digests.at[:num].set(digests),
         cache.stamps.at[:num].set(step),
         cache.offsets,
+        jnp.any(ordered[1:] == ordered[:-1]),
     )
 
 
@@ -304,7 +320,8 @@ def block_size(capacity: int) -> int:
     return min(max(root, _LEAST_BLOCK), _MOST_BLOCK, capacity)
 
 
-def _default_capacity(num: int) -> int:
+def default_capacity(num: int) -> int:
+    """Return as many rows as documents, or more, so that blocks and devices divide."""
     unit = _DEVICES * block_size(num)
     return num if num < unit else -(-num // unit) * unit
 

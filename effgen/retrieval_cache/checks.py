@@ -1,14 +1,19 @@
 """What trainers refuse before any compute."""
 
+import math
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from .cache import NegativeCache
+from .embedding import check_positive as check_positive
 from .pairs import MOST_NUMBER, Pairs, as_pairs, batch_documents, marks
+from .search import Index
 from .towers import LearnedTemperature, embed
 
 
@@ -19,19 +24,53 @@ def check_temperature(temperature: Any) -> None:
     """Raise for what is no temperature."""
     if temperature is None or callable(temperature):
         return
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float):
+    number = int | float | np.floating
+    if isinstance(temperature, bool) or not isinstance(temperature, number):
         raise TypeError(
             f"`temperature` is a {type(temperature).__name__}: pass a number, an optax "
             "schedule, or `None` for the model's own."
         )
-    if not temperature > 0:
+    if not 0 < temperature < math.inf:
         raise ValueError(f"`temperature` is {temperature}: pass a positive number.")
 
 
-def check_positive(name: str, value: Any) -> None:
-    """Raise for a setting that is no positive integer."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"`{name}` is {value}: pass a positive integer.")
+def check_smoothing(label_smoothing: Any) -> None:
+    """Raise `ValueError` for what is no share below one."""
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(
+            f"`label_smoothing` is {label_smoothing}: pass a share below 1."
+        )
+
+
+def check_frequencies(frequencies: Any) -> None:
+    """Raise `ValueError` for what does not say how often each document is met."""
+    if frequencies is None:
+        return
+    if jnp.ndim(frequencies) != 1:
+        raise ValueError(
+            f"`frequencies` has shape {jnp.shape(frequencies)}: pass one number for "
+            "each document number, such as `np.bincount(ids)`."
+        )
+    if eqx.is_array_like(frequencies) and not isinstance(frequencies, Tracer):
+        given = np.asarray(frequencies)
+        if not (np.isfinite(given) & (given >= 0)).all():
+            raise ValueError(
+                "`frequencies` are not all finite, or some below zero: pass how often "
+                "each document is met, such as `np.bincount(ids)`."
+            )
+
+
+def check_all_met(frequencies: Any, cache: NegativeCache) -> None:
+    """Raise `ValueError` where documents of a cache are past the frequencies' end."""
+    if frequencies is None or not cache.ids.is_fully_addressable:
+        return
+    most = int(jnp.max(cache.ids))
+    if most >= len(frequencies):
+        raise ValueError(
+            f"`frequencies` has {len(frequencies)} numbers and the cache a document "
+            f"{most}: pass one for each document number, such as `np.bincount(ids, "
+            "minlength=...)`."
+        )
 
 
 def check_chunks(chunks: int, num_queries: int, num_documents: int) -> None:
@@ -46,7 +85,11 @@ def check_chunks(chunks: int, num_queries: int, num_documents: int) -> None:
 
 def check_model(temperature: Any, model: PyTree) -> None:
     """Raise for a model without two towers, or without a temperature to train."""
-    _check_towers(model)
+    _check_towers(model, ("query", "document"))
+    _check_own_temperature(temperature, model)
+
+
+def _check_own_temperature(temperature: Any, model: PyTree) -> None:
     if temperature is None and not isinstance(
         getattr(model, "temperature", None), LearnedTemperature
     ):
@@ -56,8 +99,8 @@ def check_model(temperature: Any, model: PyTree) -> None:
         )
 
 
-def _check_towers(model: PyTree) -> None:
-    for name in ("query", "document"):
+def _check_towers(model: PyTree, names: tuple[str, ...]) -> None:
+    for name in names:
         if not callable(getattr(model, name, None)):
             raise TypeError(
                 f"the model, a {type(model).__name__}, has no tower `{name}`: pass "
@@ -79,6 +122,36 @@ def check_cache(model: PyTree, cache: Any) -> None:
         raise ValueError(
             f"the document tower makes embeddings of {found} and the cache has {size}: "
             "fill it anew with this model."
+        )
+
+
+def check_frozen(temperature: Any, model: PyTree, index: Any) -> None:
+    """Raise for a model without queries' tower, or for what is no index."""
+    _check_towers(model, ("query",))
+    _check_own_temperature(temperature, model)
+    if not isinstance(index, Index):
+        raise TypeError(
+            f"`memory` is a {type(index).__name__}: pass the documents, such as "
+            "`Index.from_embeddings(embeddings)` or `Index.of(encode, items)`."
+        )
+
+
+def check_frozen_pairs(model: PyTree, index: Index, pairs: Pairs) -> None:
+    """Raise for a batch that does not fit the query tower and an index."""
+    rows = {x.shape[0] for x in jax.tree.leaves(pairs.queries)}
+    if len(rows) != 1:
+        raise ValueError(f"a batch's queries have leaves of {sorted(rows)} rows.")
+    (num,) = rows
+    for name, dims in (("ids", 1), ("known", 2)):
+        _check_numbers(name, getattr(pairs, name), num, dims)
+    found, size = (
+        _embedded_size("query", model.query, pairs.queries),
+        index.rows.shape[1],
+    )
+    if found != size:
+        raise ValueError(
+            f"the query tower makes embeddings of {found} and the index has {size}: "
+            "make them one size."
         )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -48,8 +49,7 @@ class Corpus:
     def __post_init__(self) -> None:
         """Raise `ValueError` for fields that do not fit each other."""
         for name in ("documents", "queries"):
-            if not len(getattr(self, name)):
-                raise ValueError(f"`{name}` is empty: pass at least one text.")
+            _check_texts(name, getattr(self, name))
         _check_numbers("relevant", self.relevant, self)
         if self.negatives is not None:
             _check_numbers("negatives", self.negatives, self)
@@ -58,7 +58,7 @@ class Corpus:
         # Held as a number, so that parts of a corpus go by the whole one's.
         object.__setattr__(self, "full_gain", self._full_gain())
         for query, answers in enumerate(self.full):
-            if not answers:
+            if not len(answers):
                 raise ValueError(
                     f"no document answers query {query} in full, with a gain of "
                     f"{self.full_gain:g}: leave the query out, or pass the least gain "
@@ -173,7 +173,8 @@ def split(
 
     **Raises:** `ValueError` unless both have a query.
     """
-    if not 1 <= held_out < len(corpus.queries):
+    whole = isinstance(held_out, int | np.integer)
+    if not whole or not 1 <= held_out < len(corpus.queries):
         raise ValueError(
             f"`held_out` is {held_out} and there are {len(corpus.queries)} queries: "
             "pass at least one, and leave one to train on."
@@ -190,7 +191,8 @@ def subset(corpus: Corpus, num_documents: int, seed: int = 0) -> Corpus:
 
     **Raises:** `ValueError` for more documents than there are, or if no query is left.
     """
-    if not 1 <= num_documents <= len(corpus.documents):
+    whole = isinstance(num_documents, int | np.integer)
+    if not whole or not 1 <= num_documents <= len(corpus.documents):
         raise ValueError(
             f"`num_documents` is {num_documents} and there are "
             f"{len(corpus.documents)}: pass one of 1 to as many."
@@ -296,6 +298,16 @@ def _digest(text: str) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
+def _check_texts(name: str, texts: Sequence[str]) -> None:
+    if isinstance(texts, str):
+        raise TypeError(f"`{name}` is one text: pass a list of them.")
+    if not len(texts):
+        raise ValueError(f"`{name}` is empty: pass at least one text.")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"`{name}` has {str(text)[:40]!r} at {i}: pass texts.")
+
+
 def _check_numbers(name: str, rows: Numbers, corpus: Corpus) -> None:
     if len(rows) != len(corpus.queries):
         raise ValueError(
@@ -304,7 +316,17 @@ def _check_numbers(name: str, rows: Numbers, corpus: Corpus) -> None:
         )
     num = len(corpus.documents)
     for query, row in enumerate(rows):
+        if not hasattr(row, "__iter__") or isinstance(row, str):
+            raise TypeError(
+                f"`{name}` of query {query} is {row!r}: pass a tuple of numbers for "
+                "each query."
+            )
         for number in row:
+            if not isinstance(number, int | np.integer) or isinstance(number, bool):
+                raise TypeError(
+                    f"`{name}` of query {query} has {number!r}: pass documents' "
+                    "numbers, their places in `documents`."
+                )
             if not 0 <= number < num:
                 raise ValueError(
                     f"`{name}` of query {query} has {number} and there are {num} "
@@ -318,10 +340,10 @@ def _check_gains(gains: Sequence[tuple[float, ...]], relevant: Numbers) -> None:
             "the rows of `gains` and `relevant` differ in length: pass one gain for "
             "each document that answers."
         )
-    if not all(gain > 0 for row in gains for gain in row):
+    if not all(0 < gain < math.inf for row in gains for gain in row):
         raise ValueError(
-            "`gains` are not all positive: leave out what does not answer, or pass it "
-            "in `negatives`."
+            "`gains` are not all positive and finite: leave out what does not answer, "
+            "or pass it in `negatives`."
         )
 
 

@@ -157,12 +157,14 @@ def shared_weights(
     """Return what each draw counts for each query, a mean of one over all draws.
 
         weights_is = count_s pi_i(s) / mixture(s),    pi_i = softmax of query i
-        mixture(s) = sum_j num_j pi_j(s) + defense * beside * often(s) / population
+        mixture(s) = sum_j num_j pi_j(s) + defense * beside * chance(s)
+        chance(s) = often(s) / population
 
-    whoever drew it: the balance heuristic. A draw's `count` is 1, and `defense` that of
-    a document beside, which is as good as drawn by how often it is in a batch: what the
-    stale softmaxes hold for unlikely then counts too. Zero for queries without
-    negatives.
+    whoever drew it: the balance heuristic. A draw's `count` is 1. A document beside is
+    as good as drawn by how often it is in a batch: what the stale softmaxes hold for
+    unlikely then counts too. Its `count` is `defense (1 - chance)^beside`: it stands
+    for what is outside of batches, so for itself as often as a batch is without it.
+    Zero for queries without negatives.
 
     **Source:** Veach and Guibas (1995); Hesterberg (1995) for the even part.
     """
@@ -172,13 +174,14 @@ def shared_weights(
     log_partition = jnp.where(there, sample.log_partition, 0)
     shares = jnp.where(there[:, None], sample.scores - log_partition[:, None], -jnp.inf)
     mixture = jax.nn.logsumexp(shares, axis=0) + jnp.log(draws / num)
-    even = defense * beside / jnp.maximum(sample.population, 1)
-    even = even if sample.often is None else even * sample.often
-    mixture = jnp.logaddexp(mixture, jnp.log(even))
+    often = 1 if sample.often is None else sample.often
+    chance = jnp.broadcast_to(often / jnp.maximum(sample.population, 1), mixture.shape)
+    mixture = jnp.logaddexp(mixture, jnp.log(defense * beside * chance))
     owned = jnp.concatenate([there[sample.owners], jnp.ones(beside, bool)])
     sound = jnp.isfinite(mixture) & owned
     mixture = jnp.where(sound, mixture, 0)
-    counts = jnp.concatenate([jnp.ones(draws), jnp.full(beside, defense)])
+    absent = jnp.maximum(1 - chance[draws:], 0) ** beside
+    counts = jnp.concatenate([jnp.ones(draws), defense * absent])
     return jnp.where(sound[None], counts[None] * jnp.exp(shares - mixture[None]), 0)
 
 

@@ -18,6 +18,8 @@ def embedded(
 ) -> Float[Array, "documents size"]:
     """Return the embeddings of many documents, some at a time, without gradients."""
     num = num_items(items)
+    if batch_size is not None:
+        check_positive("batch_size", batch_size)
     size = min(batch_size or _at_once(), num)
     _check_callable(encode)
     part = lambda i: jax.tree.map(lambda x: jnp.asarray(x[i : i + size]), items)
@@ -66,12 +68,25 @@ def _put(whole: Array, part: Array, start: int) -> Array:
     return jax.lax.dynamic_update_slice_in_dim(whole, part, start, 0)
 
 
+def check_positive(name: str, value: Any) -> None:
+    """Raise for a setting that is no positive integer."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"`{name}` is {value}: pass a positive integer.")
+
+
 def num_items(items: PyTree) -> int:
     """Return how many documents there are.
 
     **Raises:** `ValueError` for none, or leaves of different lengths.
     """
     leaves = jax.tree.leaves(items)
+    kind_of = lambda x: getattr(getattr(x, "dtype", None), "kind", None)
+    texts = [x for x in leaves if isinstance(x, str) or kind_of(x) in ("U", "S", "O")]
+    if texts:
+        raise TypeError(
+            f"`items` holds text, or no numbers, such as {str(texts[0])[:40]!r}: pass "
+            "what a tower reads, such as `words(texts)` with a tokenizer."
+        )
     lengths = {np.shape(leaf)[0] if np.ndim(leaf) else None for leaf in leaves}
     if len(lengths) != 1 or None in lengths:
         raise ValueError(
@@ -119,5 +134,6 @@ def _refuse(name: str, num: Array, first: Array) -> None:
     if int(num):
         raise ValueError(
             f"the embeddings of {int(num)} documents are {name} (row {int(first)} "
-            "first): mend the encoder, or leave them out."
+            "first), as of tokens that an encoder has no vectors of: give it those of "
+            "its own tokenizer, mend it, or leave them out."
         )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from .embedding import check_positive
 from .towers import normalized
 
 
@@ -32,6 +33,8 @@ class HashedBag(eqx.Module):
 
         Much longer ones hardly turn at the rates that the head wants.
         """
+        for name, value in (("num_words", num_words), ("width", width), ("size", size)):
+            check_positive(name, value)
         keys = jax.random.split(key)
         self.table = jax.random.normal(keys[0], (num_words, width)) / math.sqrt(width)
         self.head = eqx.nn.Linear(width, size, key=keys[1])
@@ -40,9 +43,10 @@ class HashedBag(eqx.Module):
         self, tokens: Int[Array, "batch length"]
     ) -> Float[Array, "batch size"]:
         """Return the embeddings of a batch of token sequences."""
+        check_tokens(tokens)
         tokens = tokens.astype(jnp.int32)
-        there = (tokens > 0).astype(self.table.dtype)
-        total = jnp.sum(self.table[tokens] * there[..., None], axis=1)
+        there = (tokens != 0).astype(self.table.dtype)
+        total = jnp.sum(looked_up(self.table, tokens) * there[..., None], axis=1)
         mean = total / jnp.maximum(jnp.sum(there, axis=1), 1)[:, None]
         return normalized(jnp.tanh(jax.vmap(self.head)(mean)))
 
@@ -120,6 +124,10 @@ class Transformer(eqx.Module):
         compute: Any = jnp.float32,
     ) -> None:
         """Return one of random weights, for sequences of up to `length` tokens."""
+        for name, value in (("num_words", num_words), ("length", length)):
+            check_positive(name, value)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"`dropout` is {dropout}: pass a share below 1.")
         if width % num_heads:
             raise ValueError(
                 f"`num_heads` is {num_heads}, which does not divide `width`, {width}."
@@ -136,14 +144,46 @@ class Transformer(eqx.Module):
         self, tokens: Int[Array, "batch length"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "batch size"]:
         """Return the embeddings of a batch of token sequences."""
+        check_tokens(tokens, len(self.places))
         tokens = tokens.astype(jnp.int32)
-        there = tokens > 0
-        x = self.words[tokens] + self.places[None, : tokens.shape[1]]
+        there = tokens != 0
+        x = looked_up(self.words, tokens) + self.places[None, : tokens.shape[1]]
         x = x.astype(self.compute)
         for i, block in enumerate(self.blocks):
             x = block(x, there, None if key is None else jax.random.fold_in(key, i))
         x = pooled(layer_norm(self.norm, x, self.norm.eps), there)
         return normalized(linear(self.head, x).astype(self.head.weight.dtype))
+
+
+def check_tokens(tokens: Any, longest: int | None = None) -> None:
+    """Raise for what are no token sequences, or longer ones than `longest`."""
+    if not hasattr(tokens, "dtype") or not hasattr(tokens, "ndim"):
+        raise TypeError(
+            f"`tokens` are a {type(tokens).__name__}: pass an array of integers, "
+            "`(batch, length)`, as a tokenizer makes it of texts."
+        )
+    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise TypeError(
+            f"`tokens` are {tokens.dtype} of shape {tokens.shape}: pass integers, "
+            "`(batch, length)`, as a tokenizer makes them of texts."
+        )
+    if longest is not None and tokens.shape[1] > longest:
+        raise ValueError(
+            f"`tokens` are of length {tokens.shape[1]} and the encoder has places for "
+            f"{longest}: cut texts to that by the tokenizer's `length`."
+        )
+
+
+def looked_up(
+    table: Float[Array, "words width"], tokens: Int[Array, "batch length"]
+) -> Float[Array, "batch length width"]:
+    """Return tokens' vectors; of a token that the table has not, no number (NaN).
+
+    So what embeds it is refused, where the nearest row would be another word's.
+    """
+    return table.at[tokens].get(
+        mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
+    )
 
 
 def linear(layer: Any, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:

@@ -163,7 +163,7 @@ class GumbelMax(AbstractEstimator):
         own = documents.ids[:num, None], documents.digests[:num, None]
         known = jnp.concatenate([own[0], found.known], axis=1)
         contents = jnp.concatenate([own[1], cache.contents(found.known)], axis=1)
-        return Excluded(none, none, known, contents, found.rows)
+        return found._replace(ids=none, digests=none, known=known, contents=contents)
 
     def check(self, num_negatives: int, pairs: Pairs, label_smoothing: float) -> None:
         """Raise `ValueError` for settings that the estimator has no use for."""

@@ -168,10 +168,22 @@ def save_triples(
             f"there are {len(queries)} `queries`, {len(positives)} `positives` and "
             f"{len(negatives)} `negatives`: pass one of each a query."
         )
+    for name, texts in (("queries", queries), ("positives", positives)):
+        _check_texts(name, texts)
+    for row in negatives:
+        _check_texts("negatives", row)
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for query, positive, rest in zip(queries, positives, negatives, strict=True):
             line = {"query": query, "positive": positive, "negatives": list(rest)}
             print(json.dumps(line, ensure_ascii=False), file=file)
+
+
+def _check_texts(name: str, texts: Any) -> None:
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(
+            f"`{name}` has {str(texts)[:40]!r}: pass texts, and of negatives a list of "
+            "them for each query."
+        )
 
 
 def _documents(
@@ -180,6 +192,11 @@ def _documents(
     """Return embeddings and numbers of the rows that hold a document."""
     if not isinstance(index, Index):
         rows = np.ascontiguousarray(index, np.float32)
+        if np.ndim(index) != 2 or not np.isfinite(rows).all():
+            raise ValueError(
+                f"embeddings have shape {np.shape(index)}, or are not finite: pass one "
+                "row of numbers a document."
+            )
         return rows, np.arange(len(rows))
     ids = np.asarray(index.ids, np.int64)
     rows = np.asarray(index.rows.embeddings(), np.float32)

@@ -43,6 +43,9 @@ def _numbers(data: Any) -> Int[np.ndarray, " pairs"] | None:
         ids = as_pairs(arrays).ids
     except TypeError:
         return None  # `check` says what is wrong
-    if ids is None or not getattr(ids, "is_fully_addressable", True):
+    kind = getattr(ids, "dtype", None)
+    if kind is None or not jnp.issubdtype(kind, jnp.integer):
+        return None
+    if not getattr(ids, "is_fully_addressable", True):
         return None
     return np.asarray(ids)

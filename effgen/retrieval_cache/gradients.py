@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .cache import NegativeCache
-from .checks import check_same
+from .checks import check_positive, check_same, check_temperature
 from .estimation import estimate
 from .estimators import AbstractEstimator, PseudoLogit
 from .negatives import excluded_by, scored_in_batch
@@ -99,6 +99,9 @@ def check_gradients(
     >>> print(check_gradients(model, batch, cache, key=key))    # doctest: +SKIP
     bias 0.0051 (of 0.0049 by chance), spread 0.1090; loss 4.3912, exact 4.3912
     """
+    check_positive("num_draws", num_draws)
+    check_positive("num_negatives", num_negatives)
+    check_temperature(temperature)
     estimator.check(num_negatives, as_pairs(batch), 0.0)
     check_same(cache, as_pairs(batch))
     given = model, batch, cache, jnp.asarray(1 / temperature)

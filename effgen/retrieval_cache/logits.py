@@ -185,7 +185,7 @@ def possible_bias(
     scores, whose differences are normal of the standard deviation `drift`: so far is a
     gradient off that goes by the stale one, as the paper's. The second is what the
     correction leaves of it, where a query has so many effective `draws`. Measured over
-    batches, the bias is from a third of this to a quarter more
+    batches, the bias is from a quarter of this to all of it, in the mean over laws
     (`docs/retrieval_cache.md`).
     """
     return jax.lax.erf(drift / 8**0.5) / jnp.sqrt(1 + draws)

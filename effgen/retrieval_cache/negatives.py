@@ -27,8 +27,9 @@ class Excluded(NamedTuple):
 
     **Attributes:** `ids` and `digests`, of all queries; `known`, `(queries, any)`, each
     query's own; `contents`, the digests of these; `rows`, more of each query's, in the
-    order of their rows in the cache, and past its end where there are no more. What is
-    -1 excludes nothing.
+    order of their rows in the cache, and past its end where there are no more;
+    `repeated`, the contents of these in order, looked at where `repeats`: where others
+    may have them too. What is -1 excludes nothing.
     """
 
     ids: Int[Array, " all"]
@@ -36,6 +37,8 @@ class Excluded(NamedTuple):
     known: Int[Array, "queries any"]
     contents: Int[Array, "queries any"] | None = None
     rows: Int[Array, "queries many"] | None = None
+    repeated: Int[Array, "queries many"] | None = None
+    repeats: Bool[Array, ""] | None = None
 
     @classmethod
     def nothing(cls, num: int) -> "Excluded":
@@ -45,9 +48,12 @@ class Excluded(NamedTuple):
 
     def of(self, query: Int[Array, ""]) -> "Excluded":
         """Return what is excluded of one query, as of a batch of one."""
-        own = (self.known, self.contents, self.rows)
-        known, contents, rows = jax.tree.map(lambda x: x[query][None], own)
-        return self._replace(known=known, contents=contents, rows=rows)
+        own = (self.known, self.contents, self.rows, self.repeated)
+        known, contents, *many = jax.tree.map(lambda x: x[query][None], own)
+        rows, repeated = many
+        return self._replace(
+            known=known, contents=contents, rows=rows, repeated=repeated
+        )
 
     def negatives(self, documents: Marks) -> Bool[Array, "queries documents"]:
         """Return which documents are negatives; of one row where it is one for all.
@@ -68,13 +74,20 @@ class Excluded(NamedTuple):
     def joined(
         self, known: Int[Array, "queries any"], cache: NegativeCache
     ) -> "Excluded":
-        """Return it with what is known to answer each query.
-
-        Of more than a few, what has their content is not left out too.
-        """
+        """Return it with what is known to answer each query."""
         known = known.astype(jnp.int32)
         if known.shape[1] > _FEW:
-            return self._replace(rows=jnp.sort(cache.places(known), axis=1))
+            rows = cache.places(known)
+            content = lambda: cache.digests.at[rows].get(mode="fill", fill_value=-1)
+            return self._replace(
+                rows=jnp.sort(rows, axis=1),
+                repeated=jax.lax.cond(
+                    cache.repeats,
+                    lambda: jnp.sort(content(), axis=1),
+                    lambda: jnp.full(rows.shape, -1, jnp.int32),
+                ),
+                repeats=cache.repeats,
+            )
         both = jnp.concatenate([self.known, known], axis=1)
         return self._replace(known=both, contents=cache.contents(both))
 
@@ -98,6 +111,19 @@ class Excluded(NamedTuple):
 
         start_with = jnp.ones((queries, num), bool)
         return jax.lax.fori_loop(0, jnp.max(last - first), mark, start_with)
+
+    def unlike(
+        self, found: Bool[Array, "queries any"], digests: Int[Array, " any"]
+    ) -> Bool[Array, "queries any"]:
+        """Return which are found of contents that are not among those of `rows`."""
+        repeated, repeats = self.repeated, self.repeats
+        if repeated is None or repeats is None:
+            return found
+        return jax.lax.cond(
+            repeats,
+            lambda: found & ~(among(repeated, digests) & (digests >= 0)[None]),
+            lambda: found,
+        )
 
     def without(self, rows: Int[Array, " taken"]) -> Bool[Array, "queries taken"]:
         """Return which of some rows are none of `rows`."""

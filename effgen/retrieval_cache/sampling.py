@@ -168,7 +168,7 @@ def _best(
     change: Callable[[Array, Array], Array],
 ) -> tuple[Float[Array, "queries k"], Int[Array, "queries k"]]:
     rows = scored.ids.shape[0]
-    if not 1 <= k <= rows:
+    if not isinstance(k, int | np.integer) or not 1 <= k <= rows:
         raise ValueError(f"`k` is {k}: pass a number from 1 to the {rows} rows.")
     cut = blocks_of(rows, len(queries), block)
 

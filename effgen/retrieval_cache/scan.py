@@ -103,6 +103,7 @@ class Scored(eqx.Module):
             by = self.excluded
             run = lambda at: by.outside(at[0], at.shape[0])
             found = found & (run if self.is_run else by.without)(self.at)
+            found = by.unlike(found, self.digests)
         return found & (self.ids >= 0)[None]
 
 

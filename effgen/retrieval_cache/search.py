@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from .cache import NegativeCache, block_size, checked_ids
+from .cache import NegativeCache, block_size, checked_ids, default_capacity
 from .corpora import known_of
-from .embedding import check_finite, embedded, num_items
+from .embedding import check_finite, check_positive, embedded, num_items
 from .lookup import joined_rows
 from .measures import Relevant, discounted_gain, recall, reciprocal_rank
 from .negatives import Excluded
@@ -51,24 +51,69 @@ class Index(eqx.Module):
         return cls(stored(found, dtype), numbers)
 
     @classmethod
+    def from_embeddings(
+        cls,
+        embeddings: Float[Any, "documents size"],
+        *,
+        ids: Int[Any, " documents"] | None = None,
+        dtype: Any = jnp.float32,
+    ) -> "Index":
+        """Return an index of embeddings that were made elsewhere, one a document.
+
+        **Arguments:** `embeddings`, of length one if the queries' are; `ids` and
+        `dtype`, as of a cache.
+
+        **Raises:** `ValueError` for none, repeated or negative ids, or embeddings that
+        are not finite.
+        """
+        if np.ndim(embeddings) != 2:
+            raise ValueError(
+                f"`embeddings` have shape {np.shape(embeddings)}: pass one row a "
+                "document, `(documents, size)`."
+            )
+        numbers = checked_ids(ids, num_items(embeddings))
+        found = jnp.asarray(embeddings)
+        check_finite(found)
+        rows, missing = stored(found, dtype), default_capacity(len(found)) - len(found)
+        free = lambda x, value: jnp.pad(
+            x, ((0, missing),) + ((0, 0),) * (x.ndim - 1), constant_values=value
+        )
+        return cls(jax.tree.map(lambda x: free(x, 0), rows), free(numbers, -1))
+
+    @classmethod
     def from_cache(cls, cache: NegativeCache) -> "Index":
         """Return an index of a cache's embeddings, as stale as they are."""
         return cls(cache.rows, cache.ids)
+
+    def scored(self, excluded: Excluded) -> Scored:
+        """Return what scores come from; what is excluded goes by number or row."""
+        nothing, offsets = jnp.full_like(self.ids, -1), jnp.zeros(self.ids.shape)
+        at = numbered(excluded, self.ids.shape[0])
+        return Scored(self.rows, self.ids, nothing, offsets, excluded, at)
 
     def search(
         self,
         queries: Float[Array, "queries size"],
         k: int,
         *,
-        known: Int[Array, "queries any"] | None = None,
+        known: Int[Any, "queries *any"] | Sequence[Any] | None = None,
     ) -> "Ranked":
         """Return the `k` best documents of each query, best first, exactly.
 
-        **Arguments:** `known`, numbers of documents to leave out of a query's ranking.
+        A query that is not finite finds nothing.
 
-        **Raises:** `ValueError` for sizes that differ, or fewer documents than `k`.
+        **Arguments:** `known`, numbers of documents to leave out of a query's ranking,
+        as `relevant` of `evaluate`.
+
+        **Raises:** `ValueError` for sizes that differ, or fewer documents than `k`;
+        `TypeError` for queries that are not embedded.
         """
         size = self.rows.shape[1]
+        queries = jnp.asarray(queries)
+        if not jnp.issubdtype(queries.dtype, jnp.floating):
+            raise TypeError(
+                f"`queries` are {queries.dtype}: embed them first, by `model.query`."
+            )
         if queries.ndim != 2 or queries.shape[1] != size:
             raise ValueError(
                 f"`queries` have shape {queries.shape} and documents size {size}: "
@@ -76,7 +121,10 @@ class Index(eqx.Module):
             )
         excluded = Excluded.nothing(len(queries))
         if known is not None:
-            excluded = _left_out(self.ids, jnp.asarray(known, jnp.int32))
+            rows = _Rows.of("known", known, None)
+            rows.check_length(len(queries))
+            excluded = _left_out(self.ids, rows.some(slice(None)).ids)
+        k = int(k) if isinstance(k, np.integer) else k
         return _searched(self, queries, excluded, k)
 
 
@@ -98,13 +146,8 @@ def _left_out(ids: Int[Array, " rows"], known: Int[Array, "queries any"]) -> Exc
 def _searched(
     index: Index, queries: Float[Array, "queries size"], excluded: Excluded, k: int
 ) -> Ranked:
-    nothing = jnp.zeros_like(index.ids)
-    offsets = jnp.zeros(index.ids.shape)
-    at = numbered(excluded, index.ids.shape[0])
-    scored = Scored(index.rows, index.ids, nothing, offsets, excluded, at)
-    scores, slots = top_k(
-        scored, queries, jnp.ones(()), k, block_size(index.ids.shape[0])
-    )
+    scored, block = index.scored(excluded), block_size(index.ids.shape[0])
+    scores, slots = top_k(scored, queries, jnp.ones(()), k, block)
     return Ranked(jnp.where(scores > -jnp.inf, index.ids[slots], -1), scores)
 
 
@@ -182,21 +225,21 @@ def evaluate(
     `k` below 1.
     """
     depths = _depths(k)
+    check_positive("batch_size", batch_size)
+    _check_searched(model, index)
     ids, gains = relevant if isinstance(relevant, Relevant) else (relevant, None)
     rows = _Rows.of("relevant", ids, gains)
     found = embedded(model.query, queries, batch_size)
-    if len(rows) != len(found):
-        raise ValueError(
-            f"`relevant` has {len(rows)} rows and there are {len(found)} queries: pass "
-            "one row a query."
-        )
+    check_finite(found)
+    rows.check_length(len(found))
+    rows.check_any_of(index)
     ranked = _ranked(index, found, max(depths), None, batch_size)
     parts = [slice(i, i + batch_size) for i in range(0, len(found), batch_size)]
     measured = {
         depth: _joined([_measured(ranked[x, :depth], rows.some(x)) for x in parts])
         for depth in depths
     }
-    return measured[depths[0]] if isinstance(k, int) else measured
+    return measured if isinstance(k, list | tuple) else measured[depths[0]]
 
 
 @jax.jit
@@ -211,9 +254,10 @@ def _joined(parts: list[Evaluation]) -> Evaluation:
 
 def _depths(k: Any) -> tuple[int, ...]:
     depths = tuple(k) if isinstance(k, list | tuple) else (k,)
-    if not depths or any(not isinstance(x, int) or x < 1 for x in depths):
+    whole = lambda x: isinstance(x, int | np.integer) and not isinstance(x, bool)
+    if not depths or any(not whole(x) or x < 1 for x in depths):
         raise ValueError(f"`k` is {k}: pass a depth from 1 on, or several.")
-    return depths
+    return tuple(map(int, depths))
 
 
 def mined(
@@ -237,19 +281,22 @@ def mined(
 
     **Raises:** `ValueError` for numbers of rows that differ, or what are no numbers.
     """
+    check_positive("k", k)
+    check_positive("batch_size", batch_size)
+    if not isinstance(skip, int) or skip < 0:
+        raise ValueError(f"`skip` is {skip}: pass how many to leave out, or 0.")
     index, rows = Index.from_cache(cache), _Rows.of("known", known, None)
+    _check_searched(model, index)
     found = embedded(model.query, queries, batch_size)
-    if len(rows) != len(found):
-        raise ValueError(
-            f"`known` has {len(rows)} rows and there are {len(found)} queries: pass "
-            "one row a query."
-        )
+    check_finite(found)
+    rows.check_length(len(found))
     return _ranked(index, found, k + skip, rows, batch_size)[:, skip:]
 
 
 class _Rows(NamedTuple):
     """Documents' numbers, some a query: an array, or rows of any length."""
 
+    name: str
     ids: Any
     gains: Any
 
@@ -259,17 +306,51 @@ class _Rows(NamedTuple):
 
         **Raises:** `ValueError` for what are no numbers, one or several a query.
         """
+        if not hasattr(ids, "shape") and not isinstance(ids, list | tuple):
+            raise TypeError(
+                f"`{name}` is a {type(ids).__name__}: pass documents' numbers, a row "
+                "of them a query; of a `Corpus`, `answers(corpus)` or `corpus.full`."
+            )
         if not hasattr(ids, "shape"):
             rows = [np.atleast_1d(np.asarray(row)).ravel() for row in ids]
             _check_integers(name, [row for row in rows if row.size])
-            return cls(rows, None)
+            return cls(name, rows, None)
         found = np.asarray(ids)
         found = found[:, None] if found.ndim == 1 else found
         _check_integers(name, [found])
-        return cls(found, gains if gains is None else np.asarray(gains))
+        if gains is None:
+            return cls(name, found, None)
+        gains = np.asarray(gains)
+        if gains.shape != found.shape or not np.isfinite(gains[found >= 0]).all():
+            raise ValueError(
+                f"`{name}` has gains of shape {gains.shape} for numbers of "
+                f"{found.shape}, or some not finite: pass a gain for each number."
+            )
+        return cls(name, found, gains)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def check_length(self, num: int) -> None:
+        """Raise `ValueError` unless there is a row for each of `num` queries."""
+        if len(self) != num:
+            raise ValueError(
+                f"`{self.name}` has {len(self)} rows and there are {num} queries: pass "
+                "one row a query."
+            )
+
+    def check_any_of(self, index: Index) -> None:
+        """Raise `ValueError` if there are numbers, and none is of the index."""
+        own = self.ids if isinstance(self.ids, list) else [self.ids.ravel()]
+        named = np.concatenate([np.asarray(row).ravel() for row in own])
+        named = named[named >= 0]
+        if not index.ids.is_fully_addressable or not len(named):
+            return
+        if not np.isin(named, np.asarray(index.ids)).any():
+            raise ValueError(
+                f"`{self.name}` names documents such as {int(named[0])}, and none of "
+                "them is in the index: number documents as the index was made."
+            )
 
     def some(self, cut: slice) -> Relevant:
         """Return those of some queries, filled up with -1 to a power of two."""
@@ -278,6 +359,20 @@ class _Rows(NamedTuple):
             ids = known_of(ids, _power(max(map(len, ids), default=1)))
         gains = None if self.gains is None else jnp.asarray(self.gains[cut])
         return Relevant(jnp.asarray(ids), gains)
+
+
+def _check_searched(model: Any, index: Any) -> None:
+    """Raise `TypeError` for what is no model, or no index."""
+    if not callable(getattr(model, "query", None)):
+        raise TypeError(
+            f"`model` is a {type(model).__name__} without a tower `query`: pass the "
+            "model, such as `state.model`."
+        )
+    if not isinstance(index, Index):
+        raise TypeError(
+            f"`index` is a {type(index).__name__}: pass an `Index`, such as "
+            "`Index.of(model.document, documents)` or `Index.from_cache(cache)`."
+        )
 
 
 def _power(num: int) -> int:
@@ -290,6 +385,10 @@ def _check_integers(name: str, rows: list[np.ndarray]) -> None:
             raise ValueError(
                 f"`{name}` is {found.dtype} of shape {found.shape}: pass documents' "
                 "numbers, one a query, or a row of them a query, filled up with -1."
+            )
+        if found.size and int(found.max()) >= 1 << 31:
+            raise ValueError(
+                f"`{name}` has {found.max()}: documents' numbers go up to 2^31."
             )
 
 

@@ -19,12 +19,15 @@ from effgen.core.update import apply_gradients, init_opt_state
 
 from .cache import NegativeCache
 from .checks import (
+    check_all_met,
     check_cache,
     check_chunks,
     check_contents,
+    check_frequencies,
     check_model,
     check_pairs,
     check_positive,
+    check_smoothing,
     check_temperature,
 )
 from .estimation import Embedded, estimate, moved_loss
@@ -117,15 +120,8 @@ class NegativeCacheTrainer(AbstractTrainer):
                 f"`estimator` is {self.estimator!r}: pass `PseudoLogit()` or "
                 "`GumbelMax()`."
             )
-        if self.frequencies is not None and jnp.ndim(self.frequencies) != 1:
-            raise ValueError(
-                f"`frequencies` has shape {jnp.shape(self.frequencies)}: pass one "
-                "number for each document number, such as `np.bincount(ids)`."
-            )
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(
-                f"`label_smoothing` is {self.label_smoothing}: pass a share below 1."
-            )
+        check_frequencies(self.frequencies)
+        check_smoothing(self.label_smoothing)
 
     def init(
         self, model: PyTree, memory: NegativeCache | None = None
@@ -203,6 +199,7 @@ class NegativeCacheTrainer(AbstractTrainer):
         check_chunks(self.chunks, num_pairs(pairs), num)
         for policy in policies_of(self.refresh):
             policy.check(state.memory, num_documents(pairs))
+        check_all_met(self.frequencies, state.memory)
         if not _replaces(self.refresh):
             check_contents(state.memory, source)
 

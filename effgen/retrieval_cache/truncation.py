@@ -43,9 +43,16 @@ class Truncation(NamedTuple):
 
 
 def check_texts(texts: Sequence[str]) -> None:
-    """Raise `TypeError` for one text instead of several."""
-    if isinstance(texts, str):
+    """Raise `TypeError` for one text instead of several, or for what are no texts."""
+    if isinstance(texts, str | bytes):
         raise TypeError("`texts` is one text: pass a list of them.")
+    if hasattr(texts, "columns"):
+        raise TypeError(
+            f"`texts` is a {type(texts).__name__} of several columns: pass one of them."
+        )
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"`texts` has {str(text)[:40]!r} at {i}, which is no text.")
 
 
 # By identity: a tokenizer warns once, not at every batch of a loader.

@@ -69,7 +69,7 @@ def annealed(models, start, **settings):
         (
             lambda: ebm.PCDTrainer(1e-3, kernel=KERNEL).init(MODEL, walkers()),
             TypeError,
-            "`optim` is 0.001.*optax.adam",
+            "`optim` is a float.*optax.adam",
         ),
         (
             lambda: trainer().init(MODEL, ebm.Audited(data(8), walkers())),

@@ -133,6 +133,27 @@ def test_many_known_documents_are_left_out_as_few_are(is_ordered, monkeypatch):
     assert wanted[owners, drawn].all()
 
 
+def test_what_has_the_content_of_many_known_documents_is_left_out_too():
+    """Rows of one content, of which one is known: none is a negative, anywhere."""
+    model, known = towers(), known_rows()
+    contents = np.arange(120) % 90
+    cache = rc.NegativeCache.fill(model.document, contents[:, None])
+    assert cache.repeats
+    assert not filled(model).repeats
+    one = batch()
+    pairs = one._replace(documents=jnp.asarray(contents)[one.ids][:, None], known=known)
+    excluded = excluded_by(pairs, marks(pairs), cache)
+    row_contents = [
+        contents[[i for i in {*row} if 0 <= i < 120]] for row in known.tolist()
+    ]
+    own = contents[np.asarray(one.ids)]
+    wanted = np.stack([~np.isin(contents, [*row, *own]) for row in row_contents])
+    scored = rc.Scored.of(cache, excluded)
+    np.testing.assert_array_equal(scored.negative()[:, :120], wanted)
+    slots = jnp.asarray([7, 3, 119, 3])
+    np.testing.assert_array_equal(scored.take(slots).negative(), wanted[:, slots])
+
+
 @pytest.mark.parametrize("estimator", [rc.PseudoLogit(), rc.GumbelMax()])
 def test_estimates_with_many_known_documents_are_the_full_softmax_s(estimator):
     model = towers()

@@ -1,0 +1,193 @@
+"""Queries trained against documents that stay as they are embedded."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from effgen.core.results import RESULTS
+from effgen.core.sharding import mesh_of
+from effgen.core.state import Metrics, TrainState
+from effgen.core.trainer import AbstractTrainer
+from effgen.core.update import init_opt_state
+
+from .cache import block_size
+from .checks import (
+    check_chunks,
+    check_frozen,
+    check_frozen_pairs,
+    check_positive,
+    check_temperature,
+)
+from .digests import content_digests
+from .lookup import joined_rows
+from .negatives import Excluded
+from .objective import BatchScores, cross_entropy
+from .pairs import Pairs, as_pairs, num_pairs
+from .search import Index
+from .stale import stale_logit
+from .towers import Temperature, in_chunks
+from .trainer import scale_of, updated
+
+
+class FrozenDocumentsTrainer(AbstractTrainer):
+    """The softmax over a whole corpus that is embedded once and stays so.
+
+        loss = -log softmax(scale <query, every document>)[its own]
+
+    For a query tower, or an adapter, where the documents cannot be embedded again. No
+    document is encoded: a step costs its queries' encoder and a pass over the index,
+    and the softmax is the whole corpus's, with its exact gradient. No array of queries
+    by documents is made.
+
+    A batch is of `Pairs(queries, documents, ids)`, with the documents' numbers in the
+    index, and what else is `known` to answer; `documents` are not looked at, and may be
+    `None`. What is no negative goes by number: of documents that are equal, name all as
+    `known`.
+
+    **Attributes:** `optim`; `temperature`, as in `NegativeCacheTrainer`; `chunks`, into
+    how many a step's queries are cut for their embedding, each computed once more in
+    the backward pass.
+
+    **Metrics:** `loss`, in nats; `positive`, the mean share of the softmax that
+    positives have; `scale`; `missing`, -1, or the number of a document that the index
+    has not, and then the step is refused; `grad_norm`.
+    """
+
+    watched: ClassVar[tuple[str, ...]] = ("loss", "positive", "scale")
+
+    optim: optax.GradientTransformation
+    temperature: Temperature = 0.05
+    chunks: int = 1
+    mesh: Mesh | None = eqx.field(default=None, static=True, kw_only=True)
+
+    def __check_init__(self) -> None:
+        """Raise for settings out of range."""
+        check_temperature(self.temperature)
+        check_positive("chunks", self.chunks)
+
+    def init(
+        self, model: PyTree, memory: Index | None = None
+    ) -> TrainState[PyTree, Index]:
+        """Return the first state.
+
+        **Arguments:** `model`, with a tower `query`; `memory`, the documents, such as
+        `Index.from_embeddings(embeddings)`.
+
+        **Raises:** `TypeError` for a model without `query`, or what is no `Index`.
+        """
+        check_frozen(self.temperature, model, memory)
+        assert isinstance(memory, Index)
+        return TrainState.start(model, init_opt_state(self.optim, model), memory)
+
+    def step(
+        self, state: TrainState[PyTree, Index], batch: PyTree, *, key: PRNGKeyArray
+    ) -> tuple[TrainState[PyTree, Index], Metrics]:
+        """Take one step on the whole corpus' softmax."""
+        pairs, index = _checked(batch), state.memory
+        own, excluded = answering(index, pairs)
+
+        def loss(model: PyTree) -> tuple[Array, Array]:
+            queries = in_chunks(model.query, pairs.queries, self.chunks, key=key)
+            scale = scale_of(self.temperature, state, model)
+            losses = corpus_losses(index, queries, scale, own, excluded, self.mesh)
+            return jnp.mean(losses), jax.lax.stop_gradient(losses)
+
+        model, opt_state, metrics, losses = updated(self, state, loss)
+        metrics["positive"] = jnp.mean(jnp.exp(-losses))
+        absent = own == index.ids.shape[0]
+        missing = jnp.max(jnp.where(absent, jnp.maximum(_ids(pairs), 0), -1))
+        metrics |= {
+            "missing": missing,
+            "result": RESULTS.where(
+                missing < 0, RESULTS.successful, RESULTS.document_missing
+            ),
+        }
+        return state.advance(model, opt_state, index), metrics
+
+    def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
+        """Raise on batches that the tower or the index cannot use."""
+        pairs = _checked(batch)
+        check_frozen_pairs(state.model, state.memory, pairs)
+        check_chunks(self.chunks, num_pairs(pairs), num_pairs(pairs))
+        _check_there(state.memory, source)
+
+    def for_data(self, state: TrainState, data: Any) -> "FrozenDocumentsTrainer":
+        """Return the trainer with the index's mesh."""
+        return dataclasses.replace(self, mesh=mesh_of(state.memory))
+
+
+def answering(index: Index, pairs: Pairs) -> tuple[Int[Array, " batch"], Excluded]:
+    """Return the rows of queries' own documents, and what is no negative of them.
+
+    What answers: their own, what is known to, and the own documents of equal queries.
+    """
+    ids = _ids(pairs)
+    own = joined_rows(index.ids, ids)
+    asked = content_digests(pairs.queries)
+    alike = jnp.where(asked[:, None] == asked[None], own[None], index.ids.shape[0])
+    rows = [alike.astype(jnp.int32)]
+    if pairs.known is not None and pairs.known.shape[1]:
+        known = pairs.known.astype(jnp.int32)
+        rows.append(joined_rows(index.ids, known.reshape(-1)).reshape(known.shape))
+    rows = jnp.sort(jnp.concatenate(rows, axis=1), axis=1)
+    return own, Excluded.nothing(len(ids))._replace(rows=rows)
+
+
+def corpus_losses(
+    index: Index,
+    queries: Float[Array, "batch size"],
+    scale: Float[Array, ""],
+    own: Int[Array, " batch"],
+    excluded: Excluded,
+    mesh: Mesh | None = None,
+) -> Float[Array, " batch"]:
+    """Return the cross-entropies over an index, with their gradient by the queries."""
+    last = index.ids.shape[0] - 1
+    answers = index.rows.take(jnp.minimum(own, last)).embeddings()
+    positives = scale * jnp.sum(queries * answers, axis=1)
+    scored = index.scored(excluded)
+    logit = stale_logit(scored, queries, scale, block_size(last + 1), mesh)
+    none = jnp.zeros((len(positives), 0), positives.dtype)
+    return cross_entropy(BatchScores(positives, none), logit[:, None])
+
+
+def _checked(batch: Any) -> Pairs:
+    pairs = as_pairs(batch)
+    if pairs.ids is None:
+        raise ValueError(
+            "a batch has no `ids`: pass `Pairs(queries, None, ids)`, with the number "
+            "that each query's document has in the index."
+        )
+    if pairs.negatives is not None:
+        raise ValueError(
+            "a batch has `negatives`, and every document of the index is one already: "
+            "leave them out."
+        )
+    return pairs
+
+
+def _ids(pairs: Pairs) -> Int[Array, " batch"]:
+    assert pairs.ids is not None
+    return pairs.ids.astype(jnp.int32)
+
+
+def _check_there(index: Index, data: Any) -> None:
+    """Raise `ValueError` for numbers that the index has not, of data in arrays."""
+    arrays = getattr(data, "arrays", None)
+    if arrays is None or not index.ids.is_fully_addressable:
+        return
+    given = arrays._replace(known=None) if isinstance(arrays, Pairs) else arrays
+    ids = np.asarray(as_pairs(given).ids)
+    missing = ids[~np.isin(ids, np.asarray(index.ids)) | (ids < 0)]
+    if len(missing):
+        raise ValueError(
+            f"`ids` has {missing[0]}, and {len(missing) - 1} more, that the index has "
+            "no document of: number documents as the index was made."
+        )
