@@ -10,16 +10,13 @@ from .anchors import (
     PriorAnchor as PriorAnchor,
     RelinearizedAnchor as RelinearizedAnchor,
 )
-<<<<<<< HEAD
 from .answers import Bands as Bands, Draws as Draws, Marginals as Marginals
-from .comparison import Comparison as Comparison, compare as compare
-from .components import Components as Components
-=======
 from .bayesian import (
     BayesianDrift as BayesianDrift,
     with_bayesian_drift as with_bayesian_drift,
 )
->>>>>>> h24c
+from .comparison import Comparison as Comparison, compare as compare
+from .components import Components as Components
 from .controlled import PathELBO as PathELBO
 from .counts import NegativeBinomial as NegativeBinomial, Poisson as Poisson
 from .decoders import (
@@ -37,12 +34,9 @@ from .fractional import (
     fractional_variance as fractional_variance,
 )
 from .gaussian import Gaussian as Gaussian
-<<<<<<< HEAD
+from .held_out import held_out_evidence as held_out_evidence
 from .hierarchies import Hierarchy as Hierarchy, fit_hierarchy as fit_hierarchy
 from .interventions import Intervention as Intervention, intervention as intervention
-=======
-from .held_out import held_out_evidence as held_out_evidence
->>>>>>> h24c
 from .likelihoods import (
     AbstractLikelihood as AbstractLikelihood,
     Bernoulli as Bernoulli,
@@ -86,16 +80,13 @@ from .posterior import (
 )
 from .predictions import Predictions as Predictions
 from .prior import prior_terms as prior_terms, sample_prior as sample_prior
-<<<<<<< HEAD
+from .recipe import forecaster as forecaster
 from .regimes import (
     Regimes as Regimes,
     Switching as Switching,
     fit_regimes as fit_regimes,
 )
-=======
-from .recipe import forecaster as forecaster
 from .selection import candidates as candidates
->>>>>>> h24c
 from .series import (
     Series as Series,
     merge_sensors as merge_sensors,
