@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from effgen.core.weights import Estimate
 
-from .draws import Bands
+from .answers import Bands
 from .held_out import held_out_evidence
 from .model import LatentSDE
 from .posterior import posterior
