@@ -1,5 +1,6 @@
 """What is warned of: what nothing tells, and meshes that are too coarse."""
 
+import dataclasses
 import warnings
 
 import numpy as np
@@ -46,7 +47,7 @@ def warn_of_solution(
     batch: Transcription, evaluator: Evaluator, solution: Solution, model: Model
 ) -> None:
     """Warn of a mesh that is too coarse, and of parameters that the data leave open."""
-    nlp = batch.program(model)
+    nlp = dataclasses.replace(evaluator.nlp, template=model)
     limits, z = limits_of(batch, nlp), nlp.joined(solution.positions)
     try:
         through = eliminated(nlp, evaluator.functions(), limits, z)

@@ -144,8 +144,8 @@ def simulated_at(
         stops = (steps, jnp.asarray(jumps(trajectory)))
 
     def solve(x: np.ndarray, first: float, times: np.ndarray) -> np.ndarray:
-        given = (jnp.asarray(v) for v in (x, first, times))
-        return np.asarray(_integrated(bare, how, model, *given, inputs, stops))
+        at = (jnp.asarray(x), jnp.asarray(first), jnp.asarray(times))
+        return np.asarray(_integrated(bare, how, model, *at, inputs, stops))
 
     return with_doses(solve, start, trajectory.span[0], ts, trajectory.doses)
 

@@ -15,7 +15,7 @@ from .solution import Solution
 _PARTS = 16  # of an interval, between which the law's values are compared
 _HALVINGS = 50
 _EDGE = 1e-9  # a switch at an edge is in its place
-_STAYS, _SMALL = 0.5, 1e-6
+_STAYS, _LEAST, _SMALL = 0.5, 1e-3, 1e-6
 
 
 class Switches(NamedTuple):
@@ -69,7 +69,7 @@ def switches(
         low = np.where((open_ & ~before)[:, None], value, low)
         high = np.where((open_ & before)[:, None], value, high)
     left = np.abs(high - low).max(axis=1)
-    jumps = left > _STAYS * change
+    jumps = left > _LEAST * change
     if not jumps.any():
         return nothing
     # With the state held where it was before, a switch by the time alone remains.

@@ -91,10 +91,10 @@ def test_the_evidence_of_a_linear_law_is_a_closed_form():
 
 
 def test_what_cannot_be_chosen_is_named(deviation):
+    trainer, level = co.CollocationTrainer(), level_of(3 * np.exp(-0.5 * TS))
+    bare = co.Model({"rate": 1.0}, None)
     with pytest.raises(ValueError, match="the model has no networks"):
-        trainer = co.CollocationTrainer()
-        co.choose(trainer, co.Model({"rate": 1.0}, None), level_of(TS), key=KEY)
+        co.choose(trainer, bare, level, key=KEY)
+    state = trainer.init(co.Model({"rate": 1.0}, deviation), level.guess())
     with pytest.raises(ValueError, match="not solved on this transcription"):
-        level = level_of(3 * np.exp(-0.5 * TS))
-        model = co.Model({"rate": 1.0}, deviation)
-        co.evidence(level, co.CollocationTrainer().init(model, level.guess()))
+        co.evidence(level, state)

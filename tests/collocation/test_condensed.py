@@ -133,6 +133,7 @@ SETTINGS["the last three"] = (
 )
 
 
+@pytest.mark.filterwarnings("ignore:the mesh is too coarse")
 @pytest.mark.parametrize(
     "name",
     [
