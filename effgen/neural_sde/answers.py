@@ -81,4 +81,5 @@ class Bands(NamedTuple):
         needed("matplotlib", by="Bands.plot()", extra="plots")
         from .pictures import bands
 
-        return bands(self)
+        columns = self.labels.columns
+        return bands(self.ts, self.mean, self.levels, self.quantiles, columns)

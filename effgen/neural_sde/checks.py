@@ -147,7 +147,7 @@ def check_model(model: LatentSDE, num_inputs: int | None = None) -> None:
         return
     u = None if num_inputs is None else jnp.zeros(num_inputs, x.dtype)
     try:
-        drift = eqx.filter_vmap(lambda x: model.beside(t, x, u))(x)
+        drift = eqx.filter_vmap(lambda x: model.nonlinear_drift(t, x, u))(x)
     except TypeError as error:
         raise TypeError(
             f"`drift` could not be called as `drift(t, x{', u' * (u is not None)})`: "

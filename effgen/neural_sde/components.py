@@ -53,7 +53,7 @@ class Components(NamedTuple):
         needed("matplotlib", by="Components.plot()", extra="plots")
         from .pictures import components
 
-        return components(self)
+        return components(self.ts, self.names, self.mean, self.scale)
 
 
 def readings(

@@ -52,9 +52,9 @@ class AbstractLatentSDE(eqx.Module):
         """Return the whole drift of the prior."""
         matrix, bias, _ = self.linear.coefficients(t)
         linear = matrix @ x + forced(bias, self.linear.input_matrix, u)
-        return linear if self.drift is None else linear + self.beside(t, x, u)
+        return linear if self.drift is None else linear + self.nonlinear_drift(t, x, u)
 
-    def beside(
+    def nonlinear_drift(
         self, t: Float[Array, ""], x: Float[Array, " state"], u: Array | None
     ) -> Float[Array, " state"]:
         """Return the drift beside the linear one."""

@@ -1,6 +1,6 @@
 """Histories of regimes, each with a Kalman filter of its own, as compiled programs."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,10 +13,6 @@ from .kalman import innovated
 from .model import LatentSDE
 from .series import Series
 from .transitions import covariance_root
-
-
-if TYPE_CHECKING:
-    from .regimes import Switching
 
 
 def observed_by(model: LatentSDE) -> LinearDecoder:
@@ -33,16 +29,18 @@ class _Histories(NamedTuple):
 
 
 @eqx.filter_jit
-def filtered(model: "Switching", series: Series, num: int) -> tuple[Array, ...]:
+def filtered(
+    models: tuple[LatentSDE, ...], generator: Array, series: Series, num: int
+) -> tuple[Array, ...]:
     """Follow the `num` most probable histories: see `Regimes`, in its order."""
-    kinds, dtype = len(model.names), series.ys.dtype
+    kinds, dtype = len(models), series.ys.dtype
     gaps = jnp.diff(series.ts)
-    generator = model.generator.astype(dtype)
+    generator = generator.astype(dtype)
     chances = jnp.log(
         jax.vmap(lambda gap: jax.scipy.linalg.expm(generator * gap))(gaps)
     )
     first = (series.ys[0], series.mask[0])
-    laws = [m.linear.initial for m in model.models]
+    laws = [m.linear.initial for m in models]
     begun = [
         innovated(
             observed_by(m),
@@ -51,7 +49,7 @@ def filtered(model: "Switching", series: Series, num: int) -> tuple[Array, ...]:
             *first,
             None,
         )
-        for m, law in zip(model.models, laws, strict=True)
+        for m, law in zip(models, laws, strict=True)
     ]
     means, covariances, scores = (jnp.stack(x) for x in zip(*begun, strict=True))
     logs = scores + jnp.log(_stationary(generator))
@@ -69,7 +67,7 @@ def filtered(model: "Switching", series: Series, num: int) -> tuple[Array, ...]:
 
     def forward(now: _Histories, xs: tuple):
         gap, chance, y, mask = xs
-        moved = [_ahead(m, now, gap, y, mask) for m in model.models]
+        moved = [_ahead(m, now, gap, y, mask) for m in models]
         means, covariances, scores = (
             jnp.concatenate(x) for x in zip(*moved, strict=True)
         )
@@ -138,7 +136,12 @@ def _stationary(generator: Array) -> Float[Array, " regimes"]:
 
 @eqx.filter_jit
 def drawn(
-    model: "Switching", state: tuple, gaps: Array, num_paths: int, key: PRNGKeyArray
+    models: tuple[LatentSDE, ...],
+    generator: Array,
+    state: tuple,
+    gaps: Array,
+    num_paths: int,
+    key: PRNGKeyArray,
 ) -> Float[Array, "paths times sensors"]:
     """Draw regimes, states and what is observed after the last time."""
     means, covariances, log_weights, last = state
@@ -147,7 +150,7 @@ def drawn(
     roots = jax.vmap(covariance_root)(covariances)
     noise = jax.random.normal(keys[1], (num_paths, means.shape[1]), means.dtype)
     begin = means[which] + jnp.einsum("pij,pj->pi", roots[which], noise)
-    generator = model.generator.astype(means.dtype)
+    generator = generator.astype(means.dtype)
 
     def one(carry: tuple[Array, Array], xs: tuple[Array, Array]):
         x, regime = carry
@@ -156,7 +159,7 @@ def drawn(
         chances = jnp.log(jax.scipy.linalg.expm(generator * gap))
         regime = jax.random.categorical(keys[0], chances[regime])
         x_each, y_each = [], []
-        for m in model.models:
+        for m in models:
             step = cast(m.linear, x.dtype).transition(jnp.zeros_like(gap), gap)
             z = jax.random.normal(keys[1], (step.root.shape[1],), x.dtype)
             there = step.matrix @ x + step.offset + step.root @ z

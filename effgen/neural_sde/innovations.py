@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .dynamics import AbstractLatentSDE
-from .paths import Step, control_of, drift_beside, relative_law
+from .paths import Step, control_of, drift_difference, relative_law
 
 
 class Innovation(NamedTuple):
@@ -50,13 +50,13 @@ def innovation(
 ) -> Innovation:
     """Return a step's law of paths under a guide: `moved`, with its density."""
     guide = step.guide
-    pull = x @ guide.pull.T + guide.pull_offset[None]
+    pull = x @ guide.control.T + guide.control_offset[None]
     control = control_of(model, step, x, pull)
     ahead = x @ guide.matrix.T + guide.offset[None]
-    drift = drift_beside(model, step, x)
+    drift = drift_difference(model, step, x)
     if drift is not None:
         move = drift @ guide.push.T
-        ahead = ahead + move @ guide.keep.T
+        ahead = ahead + move @ guide.reduction.T
         pull = pull - move @ guide.feedback.T
     ahead = ahead - pull @ guide.prior_root.T
     if model.diffusion is None:

@@ -29,12 +29,12 @@ class Site(NamedTuple):
 class Guide(NamedTuple):
     """One step of the linear SDE given all that is observed after it.
 
-    `X' = matrix X + offset + keep move + root z`, `z` standard normal, where the prior
-    has `X' = prior(X) + move + root_prior e`, `e` standard normal: given the future,
-    `e` has mean `pull X + pull_offset - feedback move`, which is the optimal linear
-    control of the step. `move = push g` is that of a drift `g` beside the linear one,
-    which changes the likelihood of the future by `move . (level - slope X - curvature
-    move / 2)`, exactly.
+    `X' = matrix X + offset + reduction move + root z`, `z` standard normal, where the
+    prior has `X' = prior(X) + move + root_prior e`, `e` standard normal: given the
+    future, `e` has mean `control X + control_offset - feedback move`, which is the
+    optimal linear control of the step. `move = push g` is that of a drift `g` beside
+    the linear one, which changes the likelihood of the future by `move . (score - slope
+    X - curvature move / 2)`, exactly.
 
     `square` is the precision of `e`, `half_log` half the logarithm of its determinant,
     and `gain` takes `g` to the mean of `e` that makes its move.
@@ -43,16 +43,16 @@ class Guide(NamedTuple):
     matrix: Float[Array, "state state"]
     offset: Float[Array, " state"]
     root: Float[Array, "state noise"]
-    pull: Float[Array, "noise state"]
-    pull_offset: Float[Array, " noise"]
+    control: Float[Array, "noise state"]
+    control_offset: Float[Array, " noise"]
     gain: Float[Array, "noise state"]
     prior_root: Float[Array, "state noise"]
     square: Float[Array, "noise noise"]
     half_log: Float[Array, ""]
     push: Float[Array, "state state"]
-    keep: Float[Array, "state state"]
+    reduction: Float[Array, "state state"]
     feedback: Float[Array, "noise state"]
-    level: Float[Array, " state"]
+    score: Float[Array, " state"]
     slope: Float[Array, "state state"]
     curvature: Float[Array, "state state"]
 
@@ -89,11 +89,11 @@ def guided(transition: Transition, after: Site) -> tuple[Site, Guide]:
     half_shift = product(inverse, product(root.T, after.shift))
     feedback = product(inverse.T, half_pressed)
     push = product(inverse.T, half_shift)
-    keep = jnp.eye(size, dtype=root.dtype) - product(root, feedback)
-    kept = product(product(keep.T, after.precision), keep)
+    reduction = jnp.eye(size, dtype=root.dtype) - product(root, feedback)
+    kept = product(product(reduction.T, after.precision), reduction)
     precision = kept + product(feedback.T, feedback)
-    shift = product(keep.T, after.shift)
-    slope, level = product(precision, phi), shift - product(precision, mean)
+    shift = product(reduction.T, after.shift)
+    slope, score = product(precision, phi), shift - product(precision, mean)
     before = product(phi.T, slope)
     constant = (
         after.constant
@@ -102,22 +102,22 @@ def guided(transition: Transition, after: Site) -> tuple[Site, Guide]:
         + shift @ mean
         - 0.5 * mean @ product(precision, mean)
     )
-    message = Site((before + before.T) / 2, product(phi.T, level), constant)
-    pull_offset = push - product(feedback, mean)
+    message = Site((before + before.T) / 2, product(phi.T, score), constant)
+    control_offset = push - product(feedback, mean)
     return message, Guide(
-        matrix=product(keep, phi),
-        offset=mean + product(root, pull_offset),
+        matrix=product(reduction, phi),
+        offset=mean + product(root, control_offset),
         root=product(root, inverse.T),
-        pull=-product(feedback, phi),
-        pull_offset=pull_offset,
+        control=-product(feedback, phi),
+        control_offset=control_offset,
         gain=transition.gain,
         prior_root=root,
         square=square,
         half_log=half_log,
         push=transition.push,
-        keep=keep,
+        reduction=reduction,
         feedback=feedback,
-        level=level,
+        score=score,
         slope=slope,
         curvature=precision,
     )

@@ -13,7 +13,7 @@ from .dynamics import AbstractLatentSDE
 from .grid import Grid, make_grid
 from .linear import driven_fully
 from .messages import marginals
-from .paths import Step, anchor_steps_of, drift_beside, observed, simulate
+from .paths import Step, anchor_steps_of, drift_difference, observed, simulate
 from .series import Series
 from .transitions import covariance_root
 
@@ -79,7 +79,7 @@ class AnchoredELBO(AbstractObjective):
     """The default: a bound at any step size, exact with no variance for linear models.
 
         elbo = log p_linear(y)
-               + E sum_k [move . (level - slope X - curvature move / 2) - |w|^2 / 2]
+               + E sum_k [move . (score - slope X - curvature move / 2) - |w|^2 / 2]
 
     in the notation of `effgen.neural_sde.Guide`: the model is the chain of exponential
     Euler steps `X' = Phi X + mu + move + noise`, `move = push drift(X)`, and the
@@ -179,9 +179,9 @@ def _drawn(
 
 
 def _term(model: AbstractLatentSDE, step: Step, x: Array) -> Float[Array, " paths"]:
-    drift = drift_beside(model, step, x)
+    drift = drift_difference(model, step, x)
     if drift is None:
         return jnp.zeros(x.shape[:1], x.dtype)
     push = drift @ step.guide.gain.T
-    pull = x @ step.guide.pull.T + step.guide.pull_offset[None]
+    pull = x @ step.guide.control.T + step.guide.control_offset[None]
     return jnp.sum(push * (pull - 0.5 * push), axis=1)

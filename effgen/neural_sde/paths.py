@@ -91,23 +91,23 @@ def moved(
     The step is the optimal one given the linear messages, from the mean that the
     prior's whole drift leads to, shifted by the residual: `C^T (e - pull) = w + noise`,
     with `w = sqrt(dt) v` and `B = C C^T` the precision of `e`. Its expected log-weight
-    is that of the drift's move, `move . (level - slope x - curvature move / 2)`, and of
+    is that of the drift's move, `move . (score - slope x - curvature move / 2)`, and of
     the anchor's `mismatch`, less `|w|^2 / 2`; the log-weight itself has `- noise . w`
     more.
     """
     guide = step.guide
-    pull = x @ guide.pull.T + guide.pull_offset[None]
+    pull = x @ guide.control.T + guide.control_offset[None]
     control = control_of(model, step, x, pull)
     ahead = x @ guide.matrix.T + guide.offset[None]
     expected = jnp.zeros(x.shape[:1], x.dtype)
     if step.mismatch is not None:
         expected = jax.vmap(step.mismatch.log_value)(x)
-    drift = drift_beside(model, step, x)
+    drift = drift_difference(model, step, x)
     if drift is not None:
         move = drift @ guide.push.T
-        ascent = guide.level[None] - x @ guide.slope.T - 0.5 * move @ guide.curvature.T
+        ascent = guide.score[None] - x @ guide.slope.T - 0.5 * move @ guide.curvature.T
         expected = expected + jnp.sum(move * ascent, axis=1)
-        ahead = ahead + move @ guide.keep.T
+        ahead = ahead + move @ guide.reduction.T
         pull = pull - move @ guide.feedback.T
     if model.diffusion is None:
         shift, spread = noise, lambda z: z @ guide.root.T
@@ -123,13 +123,13 @@ def moved(
     return Moved(ahead + spread(shift), expected, weights)
 
 
-def drift_beside(
+def drift_difference(
     model: AbstractLatentSDE, step: Step, x: Float[Array, "paths state"]
 ) -> Float[Array, "paths state"] | None:
     """Return the prior's drift less the guide's."""
     drift = None
     if model.drift is not None:
-        drift = jax.vmap(lambda x: model.beside(step.start, x, step.inputs))(x)
+        drift = jax.vmap(lambda x: model.nonlinear_drift(step.start, x, step.inputs))(x)
     if step.slope is not None and step.bias is not None:
         more = x @ step.slope.T + step.bias[None]
         drift = more if drift is None else drift + more

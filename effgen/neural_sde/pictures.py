@@ -1,17 +1,12 @@
 """Pictures of forecasts, components and predictions; this file imports matplotlib."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import scipy.special
 
 from effgen.core.picture import Picture
-
-
-if TYPE_CHECKING:
-    from .answers import Bands
-    from .components import Components
-    from .predictions import Predictions
 
 
 _MOST_PANELS = 12
@@ -33,19 +28,20 @@ def _single(ts: Any) -> np.ndarray:
     return ts
 
 
-def bands(found: "Bands") -> Picture:
+def bands(
+    ts: Any, mean: Any, levels: Sequence[float], quantiles: Any, names: Any
+) -> Picture:
     """Draw each sensor's mean, and a band for each pair of levels."""
-    ts = _single(found.ts)
-    mean, quantiles = np.asarray(found.mean), np.asarray(found.quantiles)
+    ts, mean, quantiles = _single(ts), np.asarray(mean), np.asarray(quantiles)
     if mean.ndim != 2:
         raise ValueError("only columns of numbers are drawn, and no pictures.")
-    names = found.labels.columns or range(mean.shape[1])
+    names = names or range(mean.shape[1])
     picture, axes = _panels(mean.shape[1])
-    order = np.argsort(found.levels)
+    order = np.argsort(levels)
     for j, (panel, name) in enumerate(zip(axes, names, strict=True)):
         for i in range(len(order) // 2):
             low, high = order[i], order[-1 - i]
-            label = f"{100 * (found.levels[high] - found.levels[low]):.3g} %"
+            label = f"{100 * (levels[high] - levels[low]):.3g} %"
             shades = (quantiles[low, :, j], quantiles[high, :, j])
             panel.fill_between(ts, *shades, color="C0", alpha=0.25, label=label)
         panel.plot(ts, mean[:, j], color="C0", linewidth=1.2, label="mean")
@@ -54,12 +50,11 @@ def bands(found: "Bands") -> Picture:
     return picture
 
 
-def components(found: "Components") -> Picture:
+def components(ts: Any, names: Sequence[str], mean: Any, scale: Any) -> Picture:
     """Draw each part's mean with bands of 50 and 90 %."""
-    ts = _single(found.ts)
-    mean, scale = np.asarray(found.mean), np.asarray(found.scale)
-    picture, axes = _panels(len(found.names))
-    for j, (panel, name) in enumerate(zip(axes, found.names, strict=True)):
+    ts, mean, scale = _single(ts), np.asarray(mean), np.asarray(scale)
+    picture, axes = _panels(len(names))
+    for j, (panel, name) in enumerate(zip(axes, names, strict=True)):
         for times, alpha in _LEVELS:
             low, high = (mean[:, j] + s * times * scale[:, j] for s in (-1, 1))
             panel.fill_between(ts, low, high, color="C0", alpha=alpha, linewidth=0)
@@ -68,10 +63,10 @@ def components(found: "Components") -> Picture:
     return picture
 
 
-def predictions(found: "Predictions", sensor: int) -> Picture:
+def predictions(ts: Any, residuals: Any, sensor: int) -> Picture:
     """Draw a sensor's residuals in time, against normal quantiles, and by lag."""
-    ts = _single(found.ts)
-    residuals = np.asarray(found.residuals, np.float64).reshape(len(ts), -1)[:, sensor]
+    ts = _single(ts)
+    residuals = np.asarray(residuals, np.float64).reshape(len(ts), -1)[:, sensor]
     there = np.isfinite(residuals)
     if np.sum(there) < 2:
         raise ValueError("fewer than two values have residuals: nothing to draw.")

@@ -56,7 +56,7 @@ class Predictions(NamedTuple):
         needed("matplotlib", by="Predictions.plot()", extra="plots")
         from .pictures import predictions
 
-        return predictions(self, sensor)
+        return predictions(self.ts, self.residuals, sensor)
 
 
 def predictions(

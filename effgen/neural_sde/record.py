@@ -27,7 +27,7 @@ class Record(eqx.Module):
 
     **Attributes:** `series`; `single`, whether the user has one, without a leading
     axis; `clock`, `None` where times are numbers as they are; `own`, the times as the
-    user has them, where there is a clock; `labels`.
+    user has them, where there is a clock or an index of pandas; `labels`.
     """
 
     series: Series
@@ -47,9 +47,9 @@ class Record(eqx.Module):
     def asked(self, times: Any, numbers: Any) -> Any:
         """Return times asked for, or the record's own for `None`, as the user has them.
 
-        Those of a clock are the user's own: `numbers` are rounded.
+        Those of a clock, or of pandas, are the user's own: `numbers` are rounded.
         """
-        if self.clock is None:
+        if self.own is None:
             return numbers
         found = self.own if times is None else np.atleast_1d(as_times(times))
         return np.broadcast_to(np.asarray(found), np.shape(numbers))
@@ -156,8 +156,10 @@ def recorded(
     labels = labels_of(ts, ys)
     clock = clock_of(ts, unit)
     own = None
+    if clock is not None or hasattr(ts, "to_numpy"):
+        own = np.atleast_2d(as_times(ts))
     if clock is not None:
-        own, ts = np.atleast_2d(as_times(ts)), clock.numbers(ts)
+        ts = clock.numbers(ts)
         model = _since(model, clock)
     ts = ts if isinstance(ts, jax.Array) else np.asarray(ts)
     given = [

@@ -99,7 +99,9 @@ class Switching(eqx.Module):
         if num_histories < len(self.names):
             raise ValueError(f"`num_histories` is {num_histories}: pass more.")
         record = _record(self, ts, ys, mask, unit)
-        found = filtered(self, _one(record.series), num_histories)
+        found = filtered(
+            self.models, self.generator, _one(record.series), num_histories
+        )
         return Regimes(*found, self.names, record, self)  # pyright: ignore
 
 
@@ -157,7 +159,14 @@ class Regimes(NamedTuple):
         )
         state = (self.means, self.covariances, self.log_weights, self.last)
         dtype = self.means.dtype
-        samples = drawn(self.model, state, jnp.asarray(gaps, dtype), num_paths, key)
+        samples = drawn(
+            self.model.models,
+            self.model.generator,
+            state,
+            jnp.asarray(gaps, dtype),
+            num_paths,
+            key,
+        )
         quantiles = jnp.quantile(samples, jnp.asarray(levels, dtype), axis=0)
         ts = self.record.asked(times, jnp.asarray(rows, dtype)[None])[0]
         ess = jnp.full(len(rows), float(num_paths))
@@ -220,12 +229,16 @@ def _fitted(
 
     def loss(x: Array, args: None) -> Array:
         away = is_log * (x - start) / prior_scale
-        return 0.5 * jnp.sum(away**2) - filtered(made(x), series, num)[0]
+        return 0.5 * jnp.sum(away**2) - _evidence(made(x), series, num)
 
     solver = optimistix.BFGS(rtol=1e-6, atol=1e-6)
     found = optimistix.minimise(loss, solver, start, max_steps=max_steps, throw=False)
     best = made(found.value)
-    return best, filtered(best, series, num)[0]
+    return best, _evidence(best, series, num)
+
+
+def _evidence(model: Switching, series: Series, num: int) -> Array:
+    return filtered(model.models, model.generator, series, num)[0]
 
 
 def _record(model: Switching, ts: Any, ys: Any, mask: Any, unit: str) -> Record:

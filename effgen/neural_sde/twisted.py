@@ -23,7 +23,7 @@ from .anchors import Anchored, cast, prior_transitions
 from .dynamics import AbstractLatentSDE
 from .grid import Grid
 from .linear import driven_fully
-from .paths import Step, correction, drift_beside, moved, relative_noise, steps_of
+from .paths import Step, correction, drift_difference, moved, relative_noise, steps_of
 from .series import Series
 from .transitions import Transition
 
@@ -263,7 +263,7 @@ def _chosen(
     places = jax.random.uniform(keys[0], (num, _NUM_CANDIDATES), x.dtype)
     drawn = jnp.searchsorted(jnp.cumsum(normalized(log_weights)), places)
     among = jnp.concatenate([own[:, None], jnp.minimum(drawn, num - 1)], axis=1)
-    drift = drift_beside(model, step, x)
+    drift = drift_difference(model, step, x)
     ahead = x @ transition.matrix.T + transition.offset[None]
     if drift is not None:
         ahead = ahead + drift @ transition.push.T

@@ -80,7 +80,7 @@ def grid_filter(model, ts, ys, dt, limit=3.5, num=1_401):
     x = np.linspace(-limit, limit, num)
     area = x[1] - x[0]
     step = model.linear.transition(jnp.zeros(()), jnp.asarray(dt))
-    force = jax.vmap(lambda x: model.beside(jnp.zeros(()), x[None], None)[0])(
+    force = jax.vmap(lambda x: model.nonlinear_drift(jnp.zeros(()), x[None], None)[0])(
         jnp.asarray(x)
     )
     phi, mu, root, _, push = (np.asarray(a).ravel()[0] for a in jax.tree.leaves(step))

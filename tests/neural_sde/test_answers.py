@@ -53,6 +53,12 @@ def test_a_forecast_is_a_frame_on_the_records_index(found):
     assert np.isnan(plain["north"]["residuals"].iloc[3])
 
 
+def test_an_index_of_years_stays_one():
+    years = pd.Index([1871, 1872, 1874], name="year")
+    found = ns.posterior(model(1), years, pd.Series([0.1, 0.2, 0.3], index=years))
+    assert found.predictions().to_pandas().index.equals(years)
+
+
 def test_a_batch_is_a_frame_of_series_and_times():
     ts = np.tile(np.arange(3.0), (2, 1))
     bands = ns.posterior(model(1), ts, np.ones((2, 3)), dt=1.0).forecast(

@@ -5,6 +5,7 @@ import pytest
 import scipy.optimize
 
 from effgen import neural_sde as ns
+from effgen.neural_sde.hierarchies import _names, _values, _with
 
 
 def records(num=12, length=6):
@@ -58,6 +59,21 @@ def test_offsets_have_the_law_of_largest_evidence():
     np.testing.assert_allclose(found.each[3, 0], right, rtol=1e-6)
     np.testing.assert_allclose(found.each_scale[3, 0], precision**-0.5, rtol=1e-6)
     np.testing.assert_allclose(found.of(3).decoder.offset[0], right, rtol=1e-5)
+
+
+def test_parameters_of_a_structure_vary_by_name():
+    parts = ns.level(noise=0.5) + ns.cycle(9.0)
+    whole = ns.LatentSDE(parts, parts.decoder(0.1))
+    varies = ("level.noise", "cycle.period", "observation.scale")
+    assert _names(whole, varies) == varies
+    np.testing.assert_allclose(
+        _values(whole, varies), np.log([0.5, 9.0, 0.1]), rtol=1e-6
+    )
+    other = _with(whole, varies, np.log([1.0, 7.0, 0.3]))
+    found = other.linear.parameters
+    np.testing.assert_allclose(found["level.noise"], 1.0)
+    np.testing.assert_allclose(found["cycle.period"], 7.0, rtol=1e-6)
+    np.testing.assert_allclose(other.decoder.scale, 0.3, rtol=1e-6)
 
 
 def test_names_of_nothing_are_refused():

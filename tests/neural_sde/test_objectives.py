@@ -323,5 +323,8 @@ def test_times_shared_change_nothing_in_single_precision_and_at_full_size():
             )
 
         each, once = guides(whole).steps, guides(share_times(whole)).steps
-        for a, b in ((each.offset, once.offset), (each.pull_offset, once.pull_offset)):
+        for a, b in (
+            (each.offset, once.offset),
+            (each.control_offset, once.control_offset),
+        ):
             np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.abs(a).max()))
