@@ -1,6 +1,7 @@
 """Held-out evidence, stacking, structures by evidence, and the Bayesian drift's law."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -161,22 +162,36 @@ def test_features_are_whitened_and_vanish_far_away():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_bayesian_drift_finds_two_wells():
     rng, x, ys = np.random.default_rng(5), 1.0, []
-    for noise in 0.7 * np.sqrt(0.05) * rng.normal(size=(300, 10)):
+    for noise in 0.7 * np.sqrt(0.05) * rng.normal(size=(150, 10)):
         for e in noise:
             x = x + 2 * x * (1 - x * x) * 0.05 + e
         ys.append(x + 0.1 * rng.normal())
-    ts = 0.5 * np.arange(300)
+    ts = 0.5 * np.arange(150)
     model = ns.fit_linear(ns.structural(ns.ou(), ts, ys), ts, ys).model
-    model = dataclasses.replace(model, dt=0.25)
-    found = ns.with_bayesian_drift(model, ts, np.array(ys), key=KEY)
+    model = dataclasses.replace(model, dt=0.501)
+    found = ns.with_bayesian_drift(
+        model, ts, np.array(ys), key=KEY, num_points=10, num_iterations=30
+    )
     offset = float(found.model.decoder.offset[0])
     drift = lambda y: float(found.model.prior_drift(0.0, jnp.array([y - offset]))[0])
     assert drift(0.5) > 0 > drift(1.5)
     assert drift(-0.5) < 0 < drift(-1.5)
     one, two = found.draw(2, key=KEY)
     assert np.any(one.drift.weights != two.drift.weights)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_example_of_the_docs_runs():
+    page = Path(__file__).parents[2] / "docs" / "neural_sde.md"
+    block = page.read_text().split("```py\n")[1].split("```")[0]
+    names = {}
+    exec(block, names)
+    assert set(names["found"].weights) == {"cycle", "network"}
+    assert np.all(np.isfinite(names["bands"].quantiles))
 
 
 def test_structures_without_a_mean_have_no_network():
