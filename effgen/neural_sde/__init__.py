@@ -10,10 +10,6 @@ from .anchors import (
     PriorAnchor as PriorAnchor,
     RelinearizedAnchor as RelinearizedAnchor,
 )
-from .bayesian import (
-    BayesianDrift as BayesianDrift,
-    with_bayesian_drift as with_bayesian_drift,
-)
 from .controlled import PathELBO as PathELBO
 from .decoders import (
     AbstractDecoder as AbstractDecoder,
