@@ -11,10 +11,6 @@ from .anchors import (
     RelinearizedAnchor as RelinearizedAnchor,
 )
 from .answers import Bands as Bands, Draws as Draws, Marginals as Marginals
-from .bayesian import (
-    BayesianDrift as BayesianDrift,
-    with_bayesian_drift as with_bayesian_drift,
-)
 from .comparison import Comparison as Comparison, compare as compare
 from .components import Components as Components
 from .controlled import PathELBO as PathELBO

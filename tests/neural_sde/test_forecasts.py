@@ -1,15 +1,15 @@
-"""Held-out evidence, stacking, structures by evidence, and the Bayesian drift's law."""
+"""Held-out evidence, stacking, structures by evidence, and the recipe of all."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
 
 from effgen import neural_sde as ns
-from effgen.neural_sde import bayesian, recipe
+from effgen.neural_sde import recipe
 from effgen.neural_sde.selection import strongest_period
 from effgen.neural_sde.stacking import log_density, stacking_weights
 
@@ -120,63 +120,15 @@ def test_the_strongest_period_is_found_beside_a_season():
     assert ns.candidates(TS, YS)[0].names == ("level",)
 
 
-def kernel_model():
-    """A process that returns to its mean, with a drift of six points beside it."""
-    structure = ns.ou(length=2.0, scale=1.0)
-    model = ns.LatentSDE(structure, structure.decoder(0.3))
-    model = dataclasses.replace(model, dt=1.0)
-    return bayesian._started(model, TS, np.sin(TS), None, None, None, 6)
-
-
-def test_the_weights_law_is_that_of_a_linear_regression():
-    """`e / sqrt(h) = a phi . W + noise / sqrt(h)`, with `W ~ N(0, I)`."""
-    rng = np.random.default_rng(4)
-    phi, steps = rng.normal(size=(30, 6)), rng.uniform(0.1, 2, 30)
-    drifts, amplitude = rng.normal(size=(30, 1)), 0.7
-    sums = bayesian._Sums(
-        jnp.asarray(phi.T @ (steps[:, None] * phi)),
-        jnp.asarray(phi.T @ (steps[:, None] * drifts)),
-    )
-    law = bayesian._law(kernel_model(), sums, jnp.asarray(amplitude))
-    prior = amplitude**2 * phi @ phi.T
-    gain = amplitude * phi.T @ np.linalg.inv(prior + np.diag(1 / steps))
-    np.testing.assert_allclose(law.mean, gain @ drifts, rtol=1e-4)
-    exact = np.eye(6) - gain @ phi * amplitude
-    found = np.linalg.inv(np.asarray(law.root @ law.root.T))
-    np.testing.assert_allclose(found, exact, atol=1e-5)
-    moment = np.mean(np.asarray(law.mean) ** 2) + np.trace(exact) / 6
-    np.testing.assert_allclose(bayesian._second_moment(law), moment, rtol=1e-4)
-
-
-def test_features_are_whitened_and_vanish_far_away():
-    drift = kernel_model().drift
-    place = lambda z: drift.center + drift.scale * z
-    gram = jnp.stack([drift.features(place(z)) for z in drift.points])
-    away = np.asarray(drift.points - drift.points.T)
-    exact = np.exp(-0.5 * (away / bayesian._LENGTH) ** 2)
-    np.testing.assert_allclose(gram @ gram.T, exact, atol=2e-3)
-    weights = jnp.ones_like(drift.weights)
-    bent = dataclasses.replace(drift, weights=weights)
-    assert abs(bent(0.0, place(jnp.full(1, 30.0)))[0]) < 1e-6
-
-
 @pytest.mark.slow
-def test_a_bayesian_drift_finds_two_wells():
-    rng, x, ys = np.random.default_rng(5), 1.0, []
-    for noise in 0.7 * np.sqrt(0.05) * rng.normal(size=(300, 10)):
-        for e in noise:
-            x = x + 2 * x * (1 - x * x) * 0.05 + e
-        ys.append(x + 0.1 * rng.normal())
-    ts = 0.5 * np.arange(300)
-    model = ns.fit_linear(ns.structural(ns.ou(), ts, ys), ts, ys).model
-    model = dataclasses.replace(model, dt=0.25)
-    found = ns.with_bayesian_drift(model, ts, np.array(ys), key=KEY)
-    offset = float(found.model.decoder.offset[0])
-    drift = lambda y: float(found.model.prior_drift(0.0, jnp.array([y - offset]))[0])
-    assert drift(0.5) > 0 > drift(1.5)
-    assert drift(-0.5) < 0 < drift(-1.5)
-    one, two = found.draw(2, key=KEY)
-    assert np.any(one.drift.weights != two.drift.weights)
+@pytest.mark.timeout(900)
+def test_the_example_of_the_docs_runs():
+    page = Path(__file__).parents[2] / "docs" / "neural_sde.md"
+    block = page.read_text().split("```py\n")[1].split("```")[0]
+    names = {}
+    exec(block, names)
+    assert set(names["found"].weights) == {"cycle", "network"}
+    assert np.all(np.isfinite(names["bands"].quantiles))
 
 
 def test_structures_without_a_mean_have_no_network():
