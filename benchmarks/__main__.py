@@ -27,6 +27,9 @@ SCRIPTS = (
     "weights",
     "reservoir",
     "machines",
+    "machines_time",
+    "normals",
+    "regularization",
     "images",
     "double_well",
     "fractional",
@@ -42,6 +45,7 @@ SCRIPTS = (
     "nlp_evaluation",
     "negative_sampling",
     "negative_gradients",
+    "gradient_bias",
     "cache_growth",
     "retrieval_costs",
     "retrieval examples 240",
@@ -78,6 +82,9 @@ def _headlines(path: Any) -> list[tuple[str, str]]:
         "densities": _densities,
         "machines": _quality("log_likelihood"),
         "coverage": _coverage,
+        "machines_time": _machines_time,
+        "normals": _normals,
+        "regularization": _regularization,
         "mixture_speed": _mixture_speed,
         "weights": _ratios("over_unweighted", "step over our unweighted one"),
         "reservoir": _ratios("over_one_block", "walkers, step over one block's"),
@@ -150,6 +157,27 @@ def _forecasts(record: dict[str, Any]) -> list[tuple[str, str]]:
             (f"{name}: CRPS of forecasts, the recipe's and the best other's", figure)
         )
     return rows
+
+
+def _regularization(record: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (f"digits, held-out nats over no regularization, {name}", f"{gain:+.2f}")
+        for name, arm in record["arms"].items()
+        if (gain := arm["gain"]["median"])
+    ]
+
+
+def _machines_time(record: dict[str, Any]) -> list[tuple[str, str]]:
+    ratio = record["aim"]["ours_over_its_seconds"]
+    figure = "not reached" if ratio is None else f"{ratio:.3g}"
+    return [("RBMs, seconds to 0.05 nats of the best peer, over its own", figure)]
+
+
+def _normals(record: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (f"jax.random.normal's time over it, {name}", f"{ratio['median']:.3g}")
+        for name, ratio in record["jax_over_it"].items()
+    ]
 
 
 def _densities(record: dict[str, Any]) -> list[tuple[str, str]]:

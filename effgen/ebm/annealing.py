@@ -22,11 +22,11 @@ from .arguments import (
 )
 from .checks import check_batch
 from .evaluation import Energy, energies_at
-from .islands import first_walkers, islands, resampled_below
+from .islands import check_walkers, first_walkers, islands, resampled_below
 from .kernels import AbstractKernel, check_kernel
 from .learning import followed
 from .populations import reweighted
-from .walkers import Walkers, check_walkers
+from .walkers import Walkers
 
 
 # Halvings of a step's length, to a relative 1e-7; and the shortest step there is.

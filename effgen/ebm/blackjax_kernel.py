@@ -7,8 +7,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from .checks import traced
 from .evaluation import Energy, energy_of_one
 from .kernels import AbstractContinuousKernel
 from .particles import Particles
@@ -17,6 +18,10 @@ from .walkers import Walkers
 
 # What tells of a move that may be refused; elliptical slices try until one is accepted.
 _ADJUSTED = ("acceptance_rate", "is_accepted", "subiter")
+
+# Exact samples of a Gaussian, how often they are moved, and how far their mean square
+# may be from its own, in standard errors.
+_NUM_NUMBERS, _FEWEST, _NUM_TRIED, _FARTHEST_OFF = 16_384, 1024, 32, 6.0
 
 _WANTED = (
     "`algorithm` must be a function from a log-density to a sampling algorithm, as in "
@@ -67,19 +72,47 @@ class BlackJAX(AbstractContinuousKernel):
         """Raise if `algorithm` cannot move the walkers, or does not accept or refuse.
 
         **Raises:** `TypeError` for what is no function from a log-density to a
-        `blackjax.SamplingAlgorithm`, or for an unadjusted sampler.
+        `blackjax.SamplingAlgorithm`, or for an unadjusted sampler; `ValueError` for one
+        that does not leave a Gaussian as it is.
         """
         super().check(model, walkers)
-        algorithm = self._algorithm(model)
-        one = jax.ShapeDtypeStruct(walkers.positions.shape[1:], walkers.positions.dtype)
-        key = jax.random.key(0)
-        state = eqx.filter_eval_shape(algorithm.init, one, key)
-        _, info = eqx.filter_eval_shape(algorithm.step, key, state)
+        info = self._info(model, walkers)
         if not any(hasattr(info, name) for name in _ADJUSTED):
             raise TypeError(
                 "`algorithm` tells of no acceptance, as unadjusted samplers do, which "
                 "leave another density than the model's invariant: pass an adjusted "
                 "one, such as `blackjax.hmc` or `blackjax.adjusted_mclmc`."
+            )
+        if not traced(walkers):
+            self._check_invariant(walkers.positions)
+
+    def _info(self, model: Energy, walkers: Walkers) -> Any:
+        """Return the shape of what a step tells of itself."""
+        algorithm = self._algorithm(model)
+        one = jax.ShapeDtypeStruct(walkers.positions.shape[1:], walkers.positions.dtype)
+        key = jax.random.key(0)
+        try:
+            state = eqx.filter_eval_shape(algorithm.init, one, key)
+            return eqx.filter_eval_shape(algorithm.step, key, state)[1]
+        except TypeError as error:
+            raise TypeError(f"{_WANTED} Its step raised: {error}") from error
+
+    def _check_invariant(self, positions: Float[Array, "walkers *shape"]) -> None:
+        """Raise `ValueError` if exact samples of a Gaussian do not stay so.
+
+        Of the walkers' own scale, for which the step size is meant.
+        """
+        off = positions - jnp.mean(positions, axis=0, keepdims=True)
+        scale = jnp.sqrt(jnp.mean(off**2))
+        scale = jnp.where(scale > 0, scale, 1.0)
+        before, after, off = _mean_squares(self, positions[0], scale)
+        if not off < _FARTHEST_OFF:
+            raise ValueError(
+                "`algorithm` does not leave a density as it is: by a few moves, the "
+                "mean square of exact samples of a Gaussian goes from "
+                f"{before:.3g} to {after:.3g}. Give `blackjax.irmh` its "
+                "`proposal_logdensity_fn`, and "
+                "`blackjax.elliptical_slice` the log-density less that of its Gaussian."
             )
 
     def _algorithm(self, model: Energy) -> Any:
@@ -90,6 +123,29 @@ class BlackJAX(AbstractContinuousKernel):
         if not (hasattr(algorithm, "init") and hasattr(algorithm, "step")):
             raise TypeError(f"{_WANTED} It returned a {type(algorithm).__name__}.")
         return algorithm
+
+
+@eqx.filter_jit
+def _mean_squares(
+    kernel: BlackJAX, like: Float[Array, "*shape"], scale: Float[Array, ""]
+) -> tuple[Array, Array, Array]:
+    """Return the mean square of Gaussian samples, before and after a few moves.
+
+    The third is their difference in standard errors of independent samples.
+    """
+    keys = jax.random.split(jax.random.key(0), (2 + _NUM_TRIED,))
+    shape = (max(_FEWEST, _NUM_NUMBERS // max(1, like.size)), *like.shape)
+    x = scale * jax.random.normal(keys[0], shape, like.dtype)
+    energy = lambda x: 0.5 * jnp.sum((x / scale) ** 2)
+    walkers = Walkers.from_samples(x).reweighted(energy)
+
+    def moved(walkers: Walkers, key: PRNGKeyArray) -> tuple[Walkers, None]:
+        return kernel.move(walkers, energy, jnp.zeros((), jnp.int32), key=key), None
+
+    last, _ = jax.lax.scan(moved, walkers, keys[2:])
+    before, after = jnp.mean(x**2), jnp.mean(last.positions**2)
+    error = scale**2 * jnp.sqrt(2 / x.size)
+    return before, after, jnp.abs(after - scale**2) / error
 
 
 def _acceptance(info: Any) -> Array:

@@ -4,7 +4,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from effgen.core.weights import conditional_ess, normalized, resample
+from effgen.core.weights import (
+    Estimate,
+    conditional_ess,
+    log_mean_exp,
+    normalized,
+    resample,
+)
 
 
 # So many blocks tell the error of `log Z` by their spread; fewer leave it to the
@@ -71,6 +77,21 @@ def variance_by_roots(
     num = log_weights.shape[0]
     shares = jax.ops.segment_sum(normalized(log_weights), roots, num)
     return jnp.maximum(jnp.sum(shares**2) - 1 / num, 0.0) * num / (num - 1)
+
+
+def combined(
+    values: Float[Array, " blocks"],
+    log_weights: Float[Array, "blocks size"],
+    roots: Int[Array, "blocks size"],
+) -> Estimate:
+    """Return `log Z` of all blocks and its error, as `Walkers.estimate` tells them."""
+    value, between = log_mean_exp(values)
+    if values.shape[0] >= FEWEST_BLOCKS:
+        known = ~jnp.any(jnp.isnan(values))
+        return Estimate(value, jnp.where(known, spread_error(values), jnp.nan))
+    variances = jax.vmap(variance_by_roots)(log_weights, roots)
+    within = jnp.sum(normalized(values) ** 2 * variances)
+    return Estimate(value, jnp.sqrt(jnp.maximum(within, between**2)))
 
 
 def num_roots(roots: Int[Array, " walkers"]) -> Int[Array, ""]:

@@ -18,8 +18,9 @@ from .arguments import as_rows, check_count, check_energy, check_finite
 from .blocks import FEWEST_BLOCKS, num_blocks_of, widening
 from .checks import traced
 from .evaluation import Energy
+from .islands import check_walkers
 from .kernels import AbstractKernel, check_kernel
-from .walkers import Walkers, check_walkers
+from .walkers import Walkers
 
 
 def pareto_k(log_weights: Float[Array, " walkers"]) -> Float[Array, ""]:

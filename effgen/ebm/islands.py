@@ -1,6 +1,7 @@
 """Walkers in blocks that never meet, and what becomes of them between moves."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,3 +59,12 @@ def resampled_below(share: float, walkers: Walkers, *, key: PRNGKeyArray) -> Wal
     return jax.lax.cond(
         jnp.any(too_few), lambda: walkers.resampled(key, too_few), lambda: walkers
     )
+
+
+def check_walkers(name: str, walkers: Any) -> None:
+    """Raise `TypeError` for what are no walkers."""
+    if not isinstance(walkers, Walkers):
+        raise TypeError(
+            f"`{name}` is a {type(walkers).__name__}: pass "
+            "`ebm.Walkers.from_gaussian(key, num, shape)`."
+        )

@@ -9,7 +9,8 @@ from effgen.core.loops import default_platform, has_convolution, read_now
 
 from .arguments import check_count
 from .evaluation import Energy
-from .walkers import Walkers, check_walkers
+from .islands import check_walkers
+from .walkers import Walkers
 
 
 class Reservoir(eqx.Module):

@@ -12,7 +12,6 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from effgen.core.weights import (
     Estimate,
     effective_sample_size,
-    log_mean_exp,
     normalized,
 )
 
@@ -25,13 +24,11 @@ from .arguments import (
     check_walker_count,
 )
 from .blocks import (
-    FEWEST_BLOCKS,
+    combined,
     drawn_if,
     log_mean,
     num_roots,
     share_left,
-    spread_error,
-    variance_by_roots,
 )
 from .checks import traced
 from .coordinates import AbstractCoordinates
@@ -251,16 +248,8 @@ class Walkers(eqx.Module):
 
         **Source:** Chan and Lai (2013), and Lee and Whiteley (2018), for the genealogy.
         """
-        values = self._values()
-        value, between = log_mean_exp(values)
-        if self.num_blocks >= FEWEST_BLOCKS:
-            known = ~jnp.any(jnp.isnan(self.log_partition))
-            return Estimate(value, jnp.where(known, spread_error(values), jnp.nan))
-        variances = jax.vmap(variance_by_roots)(
-            self.by_block(self.log_weights), self.by_block(self.roots)
-        )
-        within = jnp.sum(normalized(values) ** 2 * variances)
-        return Estimate(value, jnp.sqrt(jnp.maximum(within, between**2)))
+        log_weights, roots = map(self.by_block, (self.log_weights, self.roots))
+        return combined(self._values(), log_weights, roots)
 
     def in_blocks(self, num_blocks: int) -> "Walkers":
         """Return the same walkers in `num_blocks` blocks, none of them resampled yet.
@@ -397,12 +386,3 @@ def _started(
         step_size=jnp.zeros((), dtype),
         acceptance=jnp.ones((), dtype),
     )
-
-
-def check_walkers(name: str, walkers: Any) -> None:
-    """Raise `TypeError` for what are no walkers."""
-    if not isinstance(walkers, Walkers):
-        raise TypeError(
-            f"`{name}` is a {type(walkers).__name__}: pass "
-            "`ebm.Walkers.from_gaussian(key, num, shape)`."
-        )

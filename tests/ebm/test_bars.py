@@ -149,3 +149,20 @@ def test_any_adjusted_sampler_of_blackjax_moves_walkers():
         free.check(Shifted(jnp.zeros(SIZE)), walkers)
     with pytest.raises(TypeError, match="must be a function from a log-density"):
         ebm.BlackJAX(blackjax.hmc).check(Shifted(jnp.zeros(SIZE)), walkers)
+
+
+def test_a_sampler_that_leaves_another_density_invariant_is_refused():
+    walkers = ebm.Walkers.from_gaussian(jax.random.key(0), 256, (2,))
+    model, draw = Shifted(jnp.zeros(2)), lambda key: 3 * jax.random.normal(key, (2,))
+    density = lambda _, reached: -0.5 * jnp.sum(reached.position**2) / 9
+    right = ebm.BlackJAX(lambda f: blackjax.irmh(f, draw, density))
+    right.check(model, walkers)
+    wrong = ebm.BlackJAX(lambda f: blackjax.irmh(f, draw))
+    with pytest.raises(ValueError, match=r"as it is.*`proposal_logdensity_fn`"):
+        wrong.check(model, walkers)
+    cov = jnp.eye(2)
+    slices = lambda f: blackjax.elliptical_slice(f, mean=jnp.zeros(2), cov=cov)
+    with pytest.raises(ValueError, match=r"elliptical_slice` the log-density less"):
+        ebm.BlackJAX(slices).check(model, walkers)
+    less = lambda f: slices(lambda x: f(x) + 0.5 * jnp.sum(x**2))
+    ebm.BlackJAX(less).check(model, walkers)

@@ -9,6 +9,7 @@ import pytest
 
 from effgen import ebm
 from effgen.ebm.blocks import log_mean, spread_error
+from effgen.ebm.density import _LARGEST_SPREAD
 from effgen.ebm.islands import islands, resampled_below
 from tests.ebm.paths import model_at
 
@@ -152,6 +153,19 @@ def test_two_bars_of_islands_hold_the_truth_as_often_as_they_say(spread, num_blo
     errors = jax.vmap(spread_error)(values)
     off = jax.vmap(log_mean)(values)
     assert 0.92 < float(jnp.mean(jnp.abs(off) < 2 * errors)) < 0.97
+
+
+@pytest.mark.parametrize("spread", [1.0, 1.5, 2.0])
+@pytest.mark.parametrize(("num_blocks", "least"), [(8, 0.9), (16, 0.93)])
+def test_two_bars_hold_where_the_spread_gives_no_warning(spread, num_blocks, least):
+    # What is not warned of is chosen by the spread that was seen, and so by the bar.
+    values = spread * jax.random.normal(jax.random.key(1), (20_000, num_blocks))
+    errors = jax.vmap(spread_error)(values - spread**2 / 2)
+    held = jnp.abs(jax.vmap(log_mean)(values - spread**2 / 2)) < 2 * errors
+    seen = jnp.std(values, axis=1, ddof=1)
+    share = lambda bound: float(jnp.mean(held, where=seen <= bound))
+    assert share(_LARGEST_SPREAD) > least
+    assert share(1.0) < 0.91  # kept are those whose bars happen to be too short
 
 
 def test_the_least_share_of_a_path_is_remembered():
