@@ -1,5 +1,6 @@
 """Exact search of a corpus, and what is made of it: rankings and hard negatives."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, overload
 
@@ -184,6 +185,7 @@ def evaluate(
     index: Index,
     *,
     k: int = 10,
+    known: Int[Any, "queries *any"] | Sequence[Any] | None = None,
     batch_size: int = 256,
 ) -> Evaluation: ...
 
@@ -196,6 +198,7 @@ def evaluate(
     index: Index,
     *,
     k: Sequence[int],
+    known: Int[Any, "queries *any"] | Sequence[Any] | None = None,
     batch_size: int = 256,
 ) -> dict[int, Evaluation]: ...
 
@@ -207,6 +210,7 @@ def evaluate(
     index: Index,
     *,
     k: int | Sequence[int] = 10,
+    known: Int[Any, "queries *any"] | Sequence[Any] | None = None,
     batch_size: int = 256,
 ) -> Evaluation | dict[int, Evaluation]:
     """Return how well a model finds what answers its queries, in a whole corpus.
@@ -217,7 +221,8 @@ def evaluate(
     `relevant`, the numbers of what answers each: `(queries,)`, or `(queries, any)`
     filled up with -1, or rows of any length, or `Relevant` with gains; `index`, of the
     corpus by the same model; `k`, how deep rankings are looked at, or several depths,
-    such as `(1, 10, 100)`. One past the corpus is that of the whole corpus.
+    such as `(1, 10, 100)`. One past the corpus is that of the whole corpus; `known`,
+    numbers of documents left out of a query's ranking, such as what a user has seen.
 
     **Returns:** measures of each query; for several depths, by depth.
 
@@ -232,8 +237,11 @@ def evaluate(
     found = embedded(model.query, queries, batch_size)
     check_finite(found)
     rows.check_length(len(found))
-    rows.check_any_of(index)
-    ranked = _ranked(index, found, max(depths), None, batch_size)
+    rows.warn_if_none_of(index)
+    seen = None if known is None else _Rows.of("known", known, None)
+    if seen is not None:
+        seen.check_length(len(found))
+    ranked = _ranked(index, found, max(depths), seen, batch_size)
     parts = [slice(i, i + batch_size) for i in range(0, len(found), batch_size)]
     measured = {
         depth: _joined([_measured(ranked[x, :depth], rows.some(x)) for x in parts])
@@ -339,17 +347,19 @@ class _Rows(NamedTuple):
                 "one row a query."
             )
 
-    def check_any_of(self, index: Index) -> None:
-        """Raise `ValueError` if there are numbers, and none is of the index."""
+    def warn_if_none_of(self, index: Index) -> None:
+        """Warn if there are numbers, and none of them is of the index."""
         own = self.ids if isinstance(self.ids, list) else [self.ids.ravel()]
         named = np.concatenate([np.asarray(row).ravel() for row in own])
         named = named[named >= 0]
         if not index.ids.is_fully_addressable or not len(named):
             return
         if not np.isin(named, np.asarray(index.ids)).any():
-            raise ValueError(
+            warnings.warn(
                 f"`{self.name}` names documents such as {int(named[0])}, and none of "
-                "them is in the index: number documents as the index was made."
+                "them is in the index, so that nothing can be found: number documents "
+                "as the index was made.",
+                stacklevel=3,
             )
 
     def some(self, cut: slice) -> Relevant:
