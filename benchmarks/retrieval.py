@@ -52,6 +52,10 @@ def planned(budget, record, contestants):
     left = budget / 2 - record["seconds_to_fill"]
     halves = [round(budget / 2 / seconds[CHUNKS]), round(left / seconds[OURS])]
     long = dict.fromkeys((LONG, WARM_LONG), steps[OURS])
+    # Of other settings, as many steps as the same at the first: no less than due.
+    for other, name in TWINS.items():
+        if name in (PAPER, QUEUE) and other in steps:
+            long[other] = paper if name == PAPER else queue
     return steps | long | {PAPER: paper, QUEUE: queue, BEGUN: halves}
 
 

@@ -34,6 +34,19 @@ WARM, WARM_FAST, WARM_LONG = (at_temperature(n, WARMER) for n in (OURS, FAST, LO
 # Who costs a step what another does.
 TWINS = {LONG: LARGE, FAST: CHUNKS, BEGUN: OURS, HUGE_FAST: HUGE}
 TWINS |= {WARM: OURS, WARM_FAST: CHUNKS, WARM_LONG: LARGE}
+# As many settings as batches had, of the paper's estimator and of the queue.
+OTHERS = {
+    PAPER: [(5e-4, TEMPERATURE), (2e-3, TEMPERATURE), (RATE, WARMER), (5e-4, WARMER)],
+    QUEUE: [(2e-3, TEMPERATURE), (RATE, WARMER), (2e-3, WARMER)],
+}
+
+
+def at_setting(name, rate, temperature):
+    """Return the name of a contestant at a rate and a temperature."""
+    return at_temperature(f"{name}, rate {rate:g}", temperature)
+
+
+TWINS |= {at_setting(n, *s): n for n, settings in OTHERS.items() for s in settings}
 CORPORA = {
     "examples": lambda: rc.examples_to_synsets(rc.wordnet()),
     "definitions": lambda: rc.definitions_to_lemmas(rc.wordnet()),
@@ -138,14 +151,7 @@ def arms(rows):
         "pseudo-logit, 256 and 32 drawn, in chunks": cached(
             rows, 256, 32, rc.PseudoLogit(), chunks=8
         ),
-        QUEUE: Arm(
-            lambda optim: rc.CrossBatchTrainer(
-                optim, temperature=TEMPERATURE, warm_up=ALONE
-            ),
-            96,
-            lambda given, _: rc.NegativeCache.empty(given.documents[:1], SIZE, QUEUED),
-            embedded=2 * 96,
-        ),
+        QUEUE: queued(),
         "pseudo-logit, 64 and 64 drawn": cached(rows, 64, 64, rc.PseudoLogit()),
         BEGUN: cached(rows, 96, 32, rc.PseudoLogit())._replace(
             begins=in_batch(512, chunks=16, rate=2e-3)
@@ -155,7 +161,27 @@ def arms(rows):
         WARM: cached(rows, 96, 32, rc.PseudoLogit(), temperature=WARMER),
         WARM_FAST: in_batch(512, chunks=16, rate=2e-3, temperature=WARMER),
         WARM_LONG: in_batch(288, temperature=WARMER),
+        **{
+            at_setting(PAPER, rate, t): cached(
+                rows, 96, 96, rc.GumbelMax(), temperature=t
+            )._replace(rate=rate)
+            for rate, t in OTHERS[PAPER]
+        },
+        **{at_setting(QUEUE, rate, t): queued(rate, t) for rate, t in OTHERS[QUEUE]},
     }
+
+
+def queued(rate=RATE, temperature=TEMPERATURE):
+    """Return a contestant with a queue."""
+    return Arm(
+        lambda optim: rc.CrossBatchTrainer(
+            optim, temperature=temperature, warm_up=ALONE
+        ),
+        96,
+        lambda given, _: rc.NegativeCache.empty(given.documents[:1], SIZE, QUEUED),
+        embedded=2 * 96,
+        rate=rate,
+    )
 
 
 def in_batch(size, chunks=1, rate=RATE, temperature=TEMPERATURE):

@@ -19,6 +19,8 @@ from .cache import NegativeCache
 from .checks import (
     check_chunks,
     check_contents,
+    check_frequencies,
+    check_met,
     check_model,
     check_pairs,
     check_positive,
@@ -27,7 +29,7 @@ from .checks import (
 )
 from .gradients import full_softmax_loss
 from .negatives import excluded_by, scored_in_batch
-from .objective import batch_scores, cross_entropy
+from .objective import BatchScores, batch_scores, cross_entropy
 from .pairs import Pairs, as_pairs, batch_documents, marks, num_documents, num_pairs
 from .refresh import PositivesIn, Seen
 from .scan import Scored
@@ -48,10 +50,16 @@ class InBatchTrainer(AbstractTrainer):
 
         loss = logsumexp(scores in batch) - positive
 
+    With `frequencies`, a score is lowered by `log(frequency)` of its document: where
+    documents are in batches as often as they are asked for, popular ones are else too
+    often negatives, as those of a recommender (Yi et al., 2019).
+
     **Attributes:** `optim`; `temperature` and `label_smoothing`, as in
     `NegativeCacheTrainer`; `chunks`, into how many the batch is cut for its embedding,
     each computed once more in the backward pass: the memory of one chunk, whatever the
     batch, for a third more compute. The gradient is that of the whole batch.
+    `frequencies`, of each document number, how often it is in a batch, in any unit,
+    such as `np.bincount(ids)`; without it, no correction.
 
     **Metrics:** `loss`, `scale`, `grad_norm`.
 
@@ -64,9 +72,11 @@ class InBatchTrainer(AbstractTrainer):
     temperature: Temperature = 0.05
     label_smoothing: float = 0.0
     chunks: int = 1
+    frequencies: Float[Array, " corpus"] | None = eqx.field(default=None, kw_only=True)
 
     def __check_init__(self) -> None:
         """Raise for settings out of range."""
+        check_frequencies(self.frequencies)
         check_temperature(self.temperature)
         check_smoothing(self.label_smoothing)
         check_positive("chunks", self.chunks)
@@ -91,6 +101,8 @@ class InBatchTrainer(AbstractTrainer):
             scale = scale_of(self.temperature, state, model)
             negatives = scored_in_batch(pairs, marks(pairs))
             scores = batch_scores(queries, documents, scale, negatives)
+            if self.frequencies is not None:
+                scores = _corrected(scores, self.frequencies, pairs)
             losses = cross_entropy(scores, _none(scores), self.label_smoothing)
             return jnp.mean(losses), None
 
@@ -102,6 +114,8 @@ class InBatchTrainer(AbstractTrainer):
         pairs = as_pairs(batch)
         check_pairs(state.model, None, pairs)
         check_chunks(self.chunks, num_pairs(pairs), num_documents(pairs))
+        if self.frequencies is not None:
+            check_met(self.frequencies, pairs, source)
 
 
 class CrossBatchTrainer(AbstractTrainer):
@@ -225,6 +239,25 @@ class FullSoftmaxTrainer(AbstractTrainer):
         """Raise on batches that the towers or the corpus cannot use."""
         check_pairs(state.model, state.memory, as_pairs(batch))
         check_contents(state.memory, source)
+
+
+def _corrected(
+    scores: BatchScores, frequencies: Float[Array, " corpus"], pairs: Pairs
+) -> BatchScores:
+    """Return scores less the logarithm of how often their documents are met.
+
+    Of one that is never met, or has no number, no number: the step is then refused.
+    """
+    assert pairs.ids is not None
+    known = jnp.asarray(frequencies, scores.positives.dtype)
+    often = known.at[pairs.ids].get(
+        mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
+    )
+    log_often = jnp.log(jnp.where(often > 0, often, jnp.nan))
+    others = jnp.where(
+        jnp.isfinite(scores.others), scores.others - log_often[None], -jnp.inf
+    )
+    return BatchScores(scores.positives - log_often, others)
 
 
 def _none(scores: Any) -> Float[Array, "batch 0"]:

@@ -60,6 +60,27 @@ def check_frequencies(frequencies: Any) -> None:
             )
 
 
+def check_met(frequencies: Any, pairs: Pairs, data: Any) -> None:
+    """Raise `ValueError` for batches whose documents have no frequency."""
+    if pairs.ids is None or pairs.negatives is not None:
+        raise ValueError(
+            "`frequencies` are of documents by number: pass batches with `ids`, and "
+            "without `negatives`, which are not met by chance."
+        )
+    arrays = getattr(data, "arrays", None)
+    if arrays is None:
+        return
+    given = arrays._replace(known=None) if isinstance(arrays, Pairs) else arrays
+    ids, often = np.asarray(as_pairs(given).ids), np.asarray(frequencies)
+    here = (ids >= 0) & (ids < len(often))
+    never = ids[~here | (often[np.where(here, ids, 0)] <= 0)]
+    if len(never):
+        raise ValueError(
+            f"`frequencies` says nothing of document {never[0]}, or that it is never "
+            "met: pass how often each is, such as `np.bincount(ids)`."
+        )
+
+
 def check_all_met(frequencies: Any, cache: NegativeCache) -> None:
     """Raise `ValueError` where documents of a cache are past the frequencies' end."""
     if frequencies is None or not cache.ids.is_fully_addressable:

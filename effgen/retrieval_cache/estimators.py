@@ -21,12 +21,14 @@ class Estimated(NamedTuple):
 
     **Attributes:** `surrogate`, whose gradient is the estimate; `losses`, the estimate
     of the losses themselves, in nats; `positives`, each positive's share of the
-    softmax; `corrected`, how well the draws did.
+    softmax; `beyond`, that of all that the batch does not score; `corrected`, how well
+    the draws did.
     """
 
     surrogate: Float[Array, " batch"]
     losses: Float[Array, " batch"]
     positives: Float[Array, " batch"]
+    beyond: Float[Array, " batch"]
     corrected: Corrected
 
 
@@ -105,7 +107,8 @@ class PseudoLogit(AbstractEstimator):
         )
         losses = cross_entropy(scores, logit[:, None], label_smoothing)
         plain = cross_entropy(scores, logit[:, None])
-        return Estimated(losses, losses, jnp.exp(-plain), corrected)
+        beyond = jnp.exp(logit - scores.positives - plain)
+        return Estimated(losses, losses, jnp.exp(-plain), beyond, corrected)
 
 
 class GumbelMax(AbstractEstimator):
@@ -145,7 +148,8 @@ class GumbelMax(AbstractEstimator):
         share = jnp.exp(-losses)
         change = jnp.mean(jnp.where(there, drawn, 0), axis=1) - scores.positives
         surrogate = jnp.where(jnp.any(there, axis=1), (1 - share) * change, 0)
-        return Estimated(surrogate, losses, share, _drift(drawn, own, fresh, sample))
+        drift = _drift(drawn, own, fresh, sample)
+        return Estimated(surrogate, losses, share, 1 - share, drift)
 
     def excluded(
         self,

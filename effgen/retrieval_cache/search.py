@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from .cache import NegativeCache, block_size, checked_ids, default_capacity
-from .corpora import known_of
 from .embedding import check_finite, check_positive, embedded, num_items
+from .judged_rows import Rows
 from .lookup import joined_rows
 from .measures import Relevant, discounted_gain, recall, reciprocal_rank
 from .negatives import Excluded
@@ -121,7 +121,7 @@ class Index(eqx.Module):
             )
         excluded = Excluded.nothing(len(queries))
         if known is not None:
-            rows = _Rows.of("known", known, None)
+            rows = Rows.of("known", known, None)
             rows.check_length(len(queries))
             excluded = _left_out(self.ids, rows.some(slice(None)).ids)
         k = int(k) if isinstance(k, np.integer) else k
@@ -184,6 +184,7 @@ def evaluate(
     index: Index,
     *,
     k: int = 10,
+    known: Int[Any, "queries *any"] | Sequence[Any] | None = None,
     batch_size: int = 256,
 ) -> Evaluation: ...
 
@@ -196,6 +197,7 @@ def evaluate(
     index: Index,
     *,
     k: Sequence[int],
+    known: Int[Any, "queries *any"] | Sequence[Any] | None = None,
     batch_size: int = 256,
 ) -> dict[int, Evaluation]: ...
 
@@ -207,6 +209,7 @@ def evaluate(
     index: Index,
     *,
     k: int | Sequence[int] = 10,
+    known: Int[Any, "queries *any"] | Sequence[Any] | None = None,
     batch_size: int = 256,
 ) -> Evaluation | dict[int, Evaluation]:
     """Return how well a model finds what answers its queries, in a whole corpus.
@@ -217,7 +220,8 @@ def evaluate(
     `relevant`, the numbers of what answers each: `(queries,)`, or `(queries, any)`
     filled up with -1, or rows of any length, or `Relevant` with gains; `index`, of the
     corpus by the same model; `k`, how deep rankings are looked at, or several depths,
-    such as `(1, 10, 100)`. One past the corpus is that of the whole corpus.
+    such as `(1, 10, 100)`. One past the corpus is that of the whole corpus; `known`,
+    numbers of documents left out of a query's ranking, such as what a user has seen.
 
     **Returns:** measures of each query; for several depths, by depth.
 
@@ -228,12 +232,15 @@ def evaluate(
     check_positive("batch_size", batch_size)
     _check_searched(model, index)
     ids, gains = relevant if isinstance(relevant, Relevant) else (relevant, None)
-    rows = _Rows.of("relevant", ids, gains)
+    rows = Rows.of("relevant", ids, gains)
     found = embedded(model.query, queries, batch_size)
     check_finite(found)
     rows.check_length(len(found))
-    rows.check_any_of(index)
-    ranked = _ranked(index, found, max(depths), None, batch_size)
+    rows.warn_if_none_of(index)
+    seen = None if known is None else Rows.of("known", known, None)
+    if seen is not None:
+        seen.check_length(len(found))
+    ranked = _ranked(index, found, max(depths), seen, batch_size)
     parts = [slice(i, i + batch_size) for i in range(0, len(found), batch_size)]
     measured = {
         depth: _joined([_measured(ranked[x, :depth], rows.some(x)) for x in parts])
@@ -285,80 +292,12 @@ def mined(
     check_positive("batch_size", batch_size)
     if not isinstance(skip, int) or skip < 0:
         raise ValueError(f"`skip` is {skip}: pass how many to leave out, or 0.")
-    index, rows = Index.from_cache(cache), _Rows.of("known", known, None)
+    index, rows = Index.from_cache(cache), Rows.of("known", known, None)
     _check_searched(model, index)
     found = embedded(model.query, queries, batch_size)
     check_finite(found)
     rows.check_length(len(found))
     return _ranked(index, found, k + skip, rows, batch_size)[:, skip:]
-
-
-class _Rows(NamedTuple):
-    """Documents' numbers, some a query: an array, or rows of any length."""
-
-    name: str
-    ids: Any
-    gains: Any
-
-    @classmethod
-    def of(cls, name: str, ids: Any, gains: Any) -> "_Rows":
-        """Return them of what is given.
-
-        **Raises:** `ValueError` for what are no numbers, one or several a query.
-        """
-        if not hasattr(ids, "shape") and not isinstance(ids, list | tuple):
-            raise TypeError(
-                f"`{name}` is a {type(ids).__name__}: pass documents' numbers, a row "
-                "of them a query; of a `Corpus`, `answers(corpus)` or `corpus.full`."
-            )
-        if not hasattr(ids, "shape"):
-            rows = [np.atleast_1d(np.asarray(row)).ravel() for row in ids]
-            _check_integers(name, [row for row in rows if row.size])
-            return cls(name, rows, None)
-        found = np.asarray(ids)
-        found = found[:, None] if found.ndim == 1 else found
-        _check_integers(name, [found])
-        if gains is None:
-            return cls(name, found, None)
-        gains = np.asarray(gains)
-        if gains.shape != found.shape or not np.isfinite(gains[found >= 0]).all():
-            raise ValueError(
-                f"`{name}` has gains of shape {gains.shape} for numbers of "
-                f"{found.shape}, or some not finite: pass a gain for each number."
-            )
-        return cls(name, found, gains)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def check_length(self, num: int) -> None:
-        """Raise `ValueError` unless there is a row for each of `num` queries."""
-        if len(self) != num:
-            raise ValueError(
-                f"`{self.name}` has {len(self)} rows and there are {num} queries: pass "
-                "one row a query."
-            )
-
-    def check_any_of(self, index: Index) -> None:
-        """Raise `ValueError` if there are numbers, and none is of the index."""
-        own = self.ids if isinstance(self.ids, list) else [self.ids.ravel()]
-        named = np.concatenate([np.asarray(row).ravel() for row in own])
-        named = named[named >= 0]
-        if not index.ids.is_fully_addressable or not len(named):
-            return
-        if not np.isin(named, np.asarray(index.ids)).any():
-            raise ValueError(
-                f"`{self.name}` names documents such as {int(named[0])}, and none of "
-                "them is in the index: number documents as the index was made."
-            )
-
-    def some(self, cut: slice) -> Relevant:
-        """Return those of some queries, filled up with -1 to a power of two."""
-        ids = self.ids[cut]
-        if isinstance(ids, list):
-            ids = known_of(ids, _power(max(map(len, ids), default=1)))
-        gains = None if self.gains is None else jnp.asarray(self.gains[cut])
-        return Relevant(jnp.asarray(ids), gains)
 
 
 def _check_searched(model: Any, index: Any) -> None:
@@ -375,28 +314,11 @@ def _check_searched(model: Any, index: Any) -> None:
         )
 
 
-def _power(num: int) -> int:
-    return 1 << max(num - 1, 0).bit_length()
-
-
-def _check_integers(name: str, rows: list[np.ndarray]) -> None:
-    for found in rows:
-        if found.ndim > 2 or not np.issubdtype(found.dtype, np.integer):
-            raise ValueError(
-                f"`{name}` is {found.dtype} of shape {found.shape}: pass documents' "
-                "numbers, one a query, or a row of them a query, filled up with -1."
-            )
-        if found.size and int(found.max()) >= 1 << 31:
-            raise ValueError(
-                f"`{name}` has {found.max()}: documents' numbers go up to 2^31."
-            )
-
-
 def _ranked(
     index: Index,
     queries: Float[Array, "queries size"],
     k: int,
-    known: _Rows | None,
+    known: Rows | None,
     batch_size: int,
 ) -> Int[Array, "queries k"]:
     """Return the best documents' numbers, by parts of the queries; -1 past the end."""

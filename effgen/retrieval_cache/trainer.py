@@ -80,7 +80,9 @@ class NegativeCacheTrainer(AbstractTrainer):
       without it, all documents are taken to be equally often.
 
     **Metrics:** `loss`, an estimate of the mean cross-entropy over the corpus, in nats;
-    `positive`, the mean share of the softmax that positives have; `cache_loss`, the
+    `positive`, the mean share of the softmax that positives have; `beyond_batch`, that
+    of all documents outside the batch: where it is small, a batch's own negatives tell
+    as much for less (`GumbelMax`: of all but the positive); `cache_loss`, the
     mean log-partition over the cache; `scale`, one over the temperature; `staleness`,
     `score_drift` and `ess`, of the draws (`Corrected`); `possible_bias`, about how far
     the gradient's mean may be off, as a share of its length: above 0.2, lower the
@@ -304,6 +306,7 @@ def _described(found: Embedded, seen: Seen) -> Metrics:
     partition = jnp.where(finite, sample.log_partition, 0)
     return {
         "positive": jnp.mean(estimated.positives),
+        "beyond_batch": jnp.mean(estimated.beyond),
         "cache_loss": jnp.sum(partition) / jnp.maximum(jnp.sum(finite), 1),
         "score_drift": estimated.corrected.drift,
         "ess": estimated.corrected.ess,

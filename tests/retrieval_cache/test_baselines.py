@@ -126,3 +126,26 @@ def test_a_queue_may_wait():
     np.testing.assert_array_equal(metrics["loss"], expected["loss"])
     with pytest.raises(ValueError, match="`warm_up` is -1"):
         rc.CrossBatchTrainer(optax.sgd(0.1), warm_up=-1)
+
+
+def test_scores_in_batch_are_lowered_by_the_logarithm_of_how_often_documents_are_met():
+    model, pairs = towers(), batch()
+    often = 1.0 + np.arange(120)
+    trainer = rc.InBatchTrainer(optax.sgd(0.1), 0.2, frequencies=jnp.asarray(often))
+    _, metrics = trainer.step(trainer.init(model), pairs, key=KEY)
+    scores = 5 * model.query(pairs.queries) @ model.document(pairs.documents).T
+    scores = scores - np.log(often)[np.asarray(pairs.ids)][None]
+    wanted = jnp.mean(jax.nn.logsumexp(scores, axis=1) - jnp.diag(scores))
+    np.testing.assert_allclose(metrics["loss"], wanted, rtol=1e-5)
+
+
+def test_documents_of_no_frequency_are_refused():
+    model, pairs = towers(), batch()
+    trainer = rc.InBatchTrainer(optax.sgd(0.1), frequencies=jnp.ones(50))
+    with pytest.raises(ValueError, match="says nothing of document 60"):
+        eg.fit(
+            trainer, trainer.init(model), eg.Minibatches(pairs, 3), key=KEY, num_steps=1
+        )
+    unnumbered = eg.Minibatches(pairs._replace(ids=None), 3)
+    with pytest.raises(ValueError, match="with `ids`"):
+        eg.fit(trainer, trainer.init(model), unnumbered, key=KEY, num_steps=1)

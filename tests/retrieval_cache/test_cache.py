@@ -332,3 +332,18 @@ def test_the_core_splits_a_cache():
     state = eg.TrainState.start(None, None, filled(towers()))
     split = eg.shard(state, eg.make_mesh())
     assert all(len(x.sharding.device_set) == 8 for x in jax.tree.leaves(split.memory))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "length", "each"),
+    [
+        (jnp.float32, 384, 128, 1_808),
+        (jnp.bfloat16, 768, 128, 1_808),
+        (jnp.int8, 384, 128, 660),
+    ],
+)
+def test_a_document_takes_what_the_docs_say(dtype, size, length, each):
+    one = jax.ShapeDtypeStruct((1, length), jnp.uint16)
+    make = lambda one: rc.NegativeCache.empty(one, size, 10**6, dtype=dtype)
+    leaves = jax.tree.leaves(jax.eval_shape(make, one))
+    assert sum(x.size * x.dtype.itemsize for x in leaves) == each * 10**6 + 1

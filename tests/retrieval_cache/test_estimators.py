@@ -330,6 +330,21 @@ def test_one_function_for_a_loop_of_one_s_own(double):
     assert error < 4 * chance
 
 
+def test_the_share_of_the_softmax_beyond_the_batch_is_told():
+    """With a fresh cache it is that of the documents that the batch has not."""
+    model, pairs = towers(), batch()
+    cache, scale = filled(model), jnp.asarray(5.0)
+    found = estimate(
+        rc.PseudoLogit(), model, pairs, cache, scale, 12, key=KEY
+    ).estimated
+    scores = 5.0 * model.query(pairs.queries) @ model.document(corpus()).T
+    shares = jax.nn.softmax(scores, axis=1)
+    outside = 1 - jnp.sum(shares[:, pairs.ids], axis=1)
+    np.testing.assert_allclose(found.beyond, outside, atol=1e-5)
+    own = shares[jnp.arange(6), pairs.ids]
+    np.testing.assert_allclose(found.positives, own, atol=1e-5)
+
+
 def test_what_answers_is_no_negative():
     model = towers()
     cache = filled(model)

@@ -44,7 +44,6 @@ def test_what_are_no_tokens_of_an_encoder(tokens, error, match):
     ("relevant", "error", "match"),
     [
         (NUMBERS + 2**32, ValueError, "up to 2^31"),
-        (NUMBERS + 500, ValueError, "none of them is in the index"),
         (NUMBERS[:4], ValueError, "4 rows and there are 8 queries"),
         (rc.Relevant(ROWS, jnp.full((8, 1), jnp.nan)), ValueError, "finite"),
         (rc.Relevant(ROWS, jnp.ones((8, 2))), ValueError, "gains of shape"),
@@ -54,6 +53,21 @@ def test_what_are_no_tokens_of_an_encoder(tokens, error, match):
 def test_judgments_of_other_documents(index, relevant, error, match):
     with pytest.raises(error, match=re.escape(match)):
         rc.evaluate(MODEL, TOKENS, relevant, index)
+
+
+def test_judgments_of_nothing_that_is_there_are_warned_of(index):
+    with pytest.warns(UserWarning, match="none of them is in the index"):
+        found = rc.evaluate(MODEL, TOKENS, NUMBERS + 500, index)
+    assert found.means()["mrr"] == 0
+
+
+def test_what_a_user_has_seen_is_left_out(index):
+    queries = MODEL.query(TOKENS)
+    best = np.asarray(index.search(queries, 2).ids)
+    found = rc.evaluate(MODEL, TOKENS, best[:, 1], index, known=best[:, :1])
+    np.testing.assert_array_equal(found.mrr, 1)
+    with pytest.raises(ValueError, match="`known` has 3 rows"):
+        rc.evaluate(MODEL, TOKENS, NUMBERS, index, known=best[:3])
 
 
 def test_first_arguments_that_are_others(index):

@@ -1,0 +1,97 @@
+"""Documents' numbers, some a query, as they are given: an array, or rows."""
+
+import warnings
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from .corpora import known_of
+from .measures import Relevant
+
+
+class Rows(NamedTuple):
+    """Documents' numbers, some a query: an array, or rows of any length."""
+
+    name: str
+    ids: Any
+    gains: Any
+
+    @classmethod
+    def of(cls, name: str, ids: Any, gains: Any) -> "Rows":
+        """Return them of what is given.
+
+        **Raises:** `ValueError` for what are no numbers, one or several a query.
+        """
+        if not hasattr(ids, "shape") and not isinstance(ids, list | tuple):
+            raise TypeError(
+                f"`{name}` is a {type(ids).__name__}: pass documents' numbers, a row "
+                "of them a query; of a `Corpus`, `answers(corpus)` or `corpus.full`."
+            )
+        if not hasattr(ids, "shape"):
+            rows = [np.atleast_1d(np.asarray(row)).ravel() for row in ids]
+            _check_integers(name, [row for row in rows if row.size])
+            return cls(name, rows, None)
+        found = np.asarray(ids)
+        found = found[:, None] if found.ndim == 1 else found
+        _check_integers(name, [found])
+        if gains is None:
+            return cls(name, found, None)
+        gains = np.asarray(gains)
+        if gains.shape != found.shape or not np.isfinite(gains[found >= 0]).all():
+            raise ValueError(
+                f"`{name}` has gains of shape {gains.shape} for numbers of "
+                f"{found.shape}, or some not finite: pass a gain for each number."
+            )
+        return cls(name, found, gains)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def check_length(self, num: int) -> None:
+        """Raise `ValueError` unless there is a row for each of `num` queries."""
+        if len(self) != num:
+            raise ValueError(
+                f"`{self.name}` has {len(self)} rows and there are {num} queries: pass "
+                "one row a query."
+            )
+
+    def warn_if_none_of(self, index: Any) -> None:
+        """Warn if there are numbers, and none of them is of the index."""
+        own = self.ids if isinstance(self.ids, list) else [self.ids.ravel()]
+        named = np.concatenate([np.asarray(row).ravel() for row in own])
+        named = named[named >= 0]
+        if not index.ids.is_fully_addressable or not len(named):
+            return
+        if not np.isin(named, np.asarray(index.ids)).any():
+            warnings.warn(
+                f"`{self.name}` names documents such as {int(named[0])}, and none of "
+                "them is in the index, so that nothing can be found: number documents "
+                "as the index was made.",
+                stacklevel=3,
+            )
+
+    def some(self, cut: slice) -> Relevant:
+        """Return those of some queries, filled up with -1 to a power of two."""
+        ids = self.ids[cut]
+        if isinstance(ids, list):
+            ids = known_of(ids, _power(max(map(len, ids), default=1)))
+        gains = None if self.gains is None else jnp.asarray(self.gains[cut])
+        return Relevant(jnp.asarray(ids), gains)
+
+
+def _power(num: int) -> int:
+    return 1 << max(num - 1, 0).bit_length()
+
+
+def _check_integers(name: str, rows: list[np.ndarray]) -> None:
+    for found in rows:
+        if found.ndim > 2 or not np.issubdtype(found.dtype, np.integer):
+            raise ValueError(
+                f"`{name}` is {found.dtype} of shape {found.shape}: pass documents' "
+                "numbers, one a query, or a row of them a query, filled up with -1."
+            )
+        if found.size and int(found.max()) >= 1 << 31:
+            raise ValueError(
+                f"`{name}` has {found.max()}: documents' numbers go up to 2^31."
+            )
