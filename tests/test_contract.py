@@ -72,6 +72,7 @@ def test_sharded_equals_unsharded(case):
     for a, b in zip(arrays(whole.model), arrays(split.model), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     leaves = [x for x in jax.tree.leaves(split.memory) if eqx.is_array(x) and x.ndim]
+    leaves = [x for x in leaves if len(x) > 1]  # one number, as of one block, is whole
     assert all(len(x.sharding.device_set) == 8 for x in leaves)
     assert all(not x.is_fully_replicated for x in leaves)
 

@@ -151,7 +151,7 @@ def test_a_request_to_end_keeps_the_iterate(monkeypatch):
 
 @pytest.mark.parametrize("solver", [None, "condensed"])
 def test_without_ipopt_the_commands_that_install_it_are_told(solver, monkeypatch):
-    ways = "pip install cyipopt-wheels==.*conda-forge cyipopt.*effgen.collocation"
+    ways = "pip install cyipopt-wheels==.*conda-forge cyipopt.*cyipopt>=1.6"
     monkeypatch.setitem(sys.modules, "cyipopt", None)
     with pytest.raises(ImportError, match=ways):
         solve(co.Problem(decay, DATA), linear_solver=solver)

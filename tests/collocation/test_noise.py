@@ -108,6 +108,8 @@ FORMS = {
 }
 
 
+# The solve warns already; what is asked of its solution is refused.
+@pytest.mark.filterwarnings("ignore:the data do not tell")
 @pytest.mark.parametrize("bounds", [(-np.inf, np.inf), (0.0, 1e4)])
 @pytest.mark.parametrize("form", FORMS)
 def test_open_directions_are_named_by_what_they_move(form, bounds):
@@ -122,6 +124,7 @@ def test_open_directions_are_named_by_what_they_move(form, bounds):
         ) else co.covariance(*solved(problem, co.Model(start, None)))
 
 
+@pytest.mark.filterwarnings("ignore:the data do not tell")
 def test_a_state_that_no_output_follows_is_named():
     field = lambda t, x, u, p, nets: jnp.stack([-p["k"] * x[0], -x[1]])
     problem = co.Problem(

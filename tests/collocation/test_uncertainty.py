@@ -56,6 +56,7 @@ def test_a_start_that_is_fixed_and_a_bound_that_is_met_do_not_vary():
     assert found.model[0, 0] == 0
 
 
+@pytest.mark.filterwarnings("ignore:the data do not tell")
 def test_directions_that_the_data_leave_open_are_named():
     ts = np.linspace(0, 1, 9)
     field = lambda t, x, u, p, nets: -(p[0] + p[1]) * x

@@ -180,7 +180,8 @@ def test_a_step_s_program_does_not_grow_with_what_is_known():
         step = eqx.filter_make_jaxpr(partial(trainer.step, key=KEY))
         return len(str(step(state, pairs)[0]).splitlines())
 
-    assert size(2_000) == size(100)
+    # As many digits: lines of a jaxpr are broken by their length.
+    assert size(4_000) == size(1_000)
 
 
 @pytest.mark.parametrize("by", ["batch", "tuple", "known"])
