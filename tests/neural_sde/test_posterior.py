@@ -85,15 +85,26 @@ def trained():
     return state.model
 
 
+@pytest.mark.slow
+@pytest.mark.optimized
+def test_half_a_step_halves_the_chain_s_error(trained):
+    exact = grid_filter(double_well(), ts, ys, 0.002)
+    values = [
+        ns.posterior(trained, ts, ys, dt=dt)
+        .smoother(key=KEY, num_paths=20_000)
+        .evidence.value
+        for dt in (0.02, 0.01)
+    ]
+    assert abs(2 * values[1] - values[0] - exact) < 0.1
+
+
+@pytest.mark.optimized
 def test_a_trained_double_well_is_near_its_evidence(trained):
     found = ns.posterior(trained, ts, ys)
     evidence = found.evidence(key=KEY, num_paths=4_000)
     exact = grid_filter(double_well(), ts, ys, 0.002)
     # The prior's chain is of first order: 0.14 nats off, and half of it at half the dt.
     assert abs(evidence.evidence.value - exact) < 0.2
-    finer = ns.posterior(trained, ts, ys, dt=0.01)
-    half = finer.smoother(key=KEY, num_paths=20_000).evidence.value
-    assert abs(2 * half - evidence.evidence.value - exact) < 0.1
     assert evidence.elbo.value > exact - 0.25
     assert 0 <= evidence.gap.value < 0.15
     assert evidence.ess > 2_000
@@ -209,6 +220,7 @@ def test_a_posterior_needs_no_training_and_no_step():
     assert found.paths(5, key=KEY).positions.shape == (5, 10, 1)
 
 
+@pytest.mark.optimized
 def test_a_likelihood_is_the_same_for_every_anchor():
     chain = lambda anchor: double_well(anchor=anchor, t0=0.0)
     anchors = (ns.PriorAnchor(), ns.RelinearizedAnchor())
