@@ -1,6 +1,7 @@
 """The energy-based model's part: digits, two trainers, an honest likelihood."""
 
 import time
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,6 +53,7 @@ class Outcome(NamedTuple):
     likelihoods: list[float]
     errors: list[float]
     flattering: list[float]
+    warned: list[bool]
     seconds: float
     annealed: tuple[float, float]
 
@@ -104,10 +106,13 @@ def train(
     run = eg.train(trainer, state, data, key=keys[4], num_steps=NUM_STEPS, every=EVERY)
     run = eg.logged(eg.progress(run), directory / f"{name.lower()}.jsonl")
     run = eg.checkpointed(run, directory / f"{name.lower()}-checkpoints", every=400)
-    outcome = Outcome(name, state, [], [], [], [], 0.0, (0.0, 0.0))
+    outcome = Outcome(name, state, [], [], [], [], [], 0.0, (0.0, 0.0))
     began = time.perf_counter()
     for state, metrics in run:
-        density = ebm.NormalizedEnergy.from_state(state)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            density = ebm.NormalizedEnergy.from_state(state)
+        outcome.warned.append(any(w.category is eg.RunWarning for w in caught))
         value, error = density.log_likelihood(held_out)
         shift = float(problem.coordinates.log_determinant)
         outcome.steps.append(int(state.step))

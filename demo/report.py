@@ -32,6 +32,8 @@ def table(outcomes: list[Outcome], gaussian: tuple[float, float]) -> str:
     for outcome in outcomes:
         annealed = f"{outcome.annealed[0]:.2f} ± {outcome.annealed[1]:.2f}"
         audited = f"{outcome.likelihoods[-1]:.2f} ± {outcome.errors[-1]:.3g}"
+        if outcome.warned[-1]:
+            audited += ", with the warning that this bar cannot be believed"
         own = f"{outcome.flattering[-1]:.2f}" if outcome.flattering else "unknown"
         figures = f"{annealed} | {audited} | {own} | {outcome.seconds:.0f}"
         rows.append(f"| {outcome.name} | {figures} |")
