@@ -21,6 +21,10 @@ from .energy import (
 from .images import noisy, whitened
 
 
+# In nats: a bar that is larger tells nothing.
+LARGEST = 5.0
+
+
 def table(outcomes: list[Outcome], gaussian: tuple[float, float]) -> str:
     """Return the results as a Markdown table."""
     rows = [
@@ -199,14 +203,23 @@ def write_figures(directory: Path, outcomes: list[Outcome]) -> None:
 def plot_likelihoods(
     path: Path, outcomes: list[Outcome], gaussian: tuple[float, float]
 ) -> None:
-    """Draw each trainer's held-out likelihood with a band of two standard errors."""
+    """Draw each trainer's held-out likelihood with a band of two standard errors.
+
+    Bars of `LARGEST` nats or more are not drawn. Dots are of annealing after training.
+    """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for outcome in outcomes:
         value, error = np.array(outcome.likelihoods), np.array(outcome.errors)
+        error = np.where(error < LARGEST, error, 0.0)
         (line,) = axes.plot(outcome.steps, value, label=f"{outcome.name}, audited")
         band = {"alpha": 0.2, "color": line.get_color()}
         axes.fill_between(outcome.steps, value - 2 * error, value + 2 * error, **band)
+        center, bar = outcome.annealed
+        point = {"fmt": "o", "color": line.get_color(), "markersize": 5}
+        last = outcome.steps[-1] * (1.02 + 0.02 * outcomes.index(outcome))
+        label = f"{outcome.name}, annealed after training"
+        axes.errorbar([last], [center], yerr=[2 * bar], label=label, **point)
         if outcome.flattering:
             label = f"{outcome.name}, by its own walkers"
             style = {"linestyle": ":", "color": line.get_color()}
@@ -218,7 +231,7 @@ def plot_likelihoods(
         ylabel="held-out log-likelihood, nats per image",
         ylim=(gaussian[0] - 3, best + 8),
     )
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper left", fontsize=8)
     figure.savefig(path, dpi=120)
 
 
