@@ -240,7 +240,9 @@ def plot_samples(path: Path, outcomes: list[Outcome], problem: Problem) -> None:
     key = jax.random.key(5)
     panels = {}
     for outcome in outcomes:
-        samples = ebm.sample(outcome.state, 64, key=key)
+        # The walkers that train: PCD's audit is worthless, and would be one image.
+        chains = outcome.state.memory.walkers
+        samples = ebm.sample(outcome.state, 64, key=key, population=chains)
         panels[f"{outcome.name}: samples"] = denoised(
             outcome.state.model, samples, problem
         )

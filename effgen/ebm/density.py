@@ -232,13 +232,32 @@ def sample(
     """Return `num` samples of the model: walkers drawn in proportion to their weights.
 
     Drawn with replacement; more samples than the effective sample size repeat some.
+    Warns where few walkers hold the weight, so that samples are copies of them.
 
     **Arguments:** `population`, as of `NormalizedEnergy.from_state`.
 
     **Raises:** `ValueError` if `num` is not positive, or the state holds no walkers.
     """
     check_count("num", num)
-    return _drawn(_evaluated(_population(state, population), state), num, key)
+    chosen = _population(state, population)
+    walkers = _evaluated(chosen, state)
+    if not traced(walkers) and knows_partition(chosen):
+        _warn_of_copies(walkers)
+    return _drawn(walkers, num, key)
+
+
+def _warn_of_copies(walkers: Walkers) -> None:
+    share, spread = float(walkers.ess), float(walkers.spread)
+    if share >= _LEAST_ESS and not spread > _LARGEST_SPREAD:
+        return
+    warnings.warn(
+        f"samples are of few walkers: a share of {share:.2f} of their weights counts, "
+        f"and islands' `log Z` differ by {spread:.1f} nats. Draw from the chains "
+        "themselves (`population=state.memory.walkers`), if they are unweighted, or "
+        "anneal fresh walkers (`ebm.annealed`).",
+        RunWarning,
+        stacklevel=3,
+    )
 
 
 @partial(jax.jit, static_argnames="num")

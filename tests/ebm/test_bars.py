@@ -166,3 +166,19 @@ def test_a_sampler_that_leaves_another_density_invariant_is_refused():
         ebm.BlackJAX(slices).check(model, walkers)
     less = lambda f: slices(lambda x: f(x) + 0.5 * jnp.sum(x**2))
     ebm.BlackJAX(less).check(model, walkers)
+
+
+def test_samples_that_are_copies_of_few_walkers_are_told():
+    walkers = ebm.Walkers.from_gaussian(jax.random.key(0), 1024, (SIZE,))
+    model = Shifted(jnp.zeros(SIZE))
+    state = ebm.JarzynskiTrainer(optax.sgd(0.01), kernel=ebm.ULA(0.1)).init(
+        model, walkers
+    )
+    assert ebm.sample(state, 8, key=jax.random.key(1)).shape == (8, SIZE)
+    few = eqx.tree_at(
+        lambda s: s.memory.log_weights,
+        state,
+        jnp.where(jnp.arange(1024) < 20, 0.0, -50.0),
+    )
+    with pytest.warns(eg.RunWarning, match="a share of 0.02 of their weights counts"):
+        ebm.sample(few, 8, key=jax.random.key(1))
