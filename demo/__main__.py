@@ -47,8 +47,8 @@ def main() -> None:
             f"{report.heading()}\n\n{report.table(outcomes, gaussian)}",
             {
                 "likelihood.png": "Held-out log-likelihood while the models train. "
-                "Bands are two standard errors of log Z; a bar of 5 nats or more is "
-                "not drawn. Dots are of annealing after training.",
+                f"Bands are two standard errors of log Z; a bar of {report.LARGEST:g} "
+                "nats or more is not drawn. Dots are of annealing after training.",
                 "samples.png": "Held-out images and samples, both denoised alike.",
             },
         ),

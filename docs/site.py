@@ -33,10 +33,10 @@ def on_page_markdown(markdown, page, config, files):
 
 def _pages():
     first = (ROOT / "README.md").read_text().replace("](docs/", "](")
+    first = first.replace("](CITATION.cff)", "](CITATION.cff.txt)")
     changes = (ROOT / "CHANGELOG.md").read_text()
     reference = {f"reference/{name}.md": _reference(name) for name in PACKAGES}
     citation = (ROOT / "CITATION.cff").read_text()
-    first = first.replace("](CITATION.cff)", "](CITATION.cff.txt)")
     return {
         "index.md": first,
         "changelog.md": changes,

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from .state import TrainState
+from .state import TrainState, check_kind
 
 
 # The slow one of two data axes, by whose name they are told from data and model.
@@ -84,7 +84,8 @@ def shard(
 
     **Source:** Rajbhandari et al. (2020), stage 1; within groups, Wu et al. (2024).
     """
-    _check_kinds(state, mesh)
+    check_kind(state)
+    _check_mesh(mesh)
     mesh = _auto(mesh)
     axes = (optimizer,) if isinstance(optimizer, str) else tuple(optimizer)
     _check_memory(state.memory, mesh)
@@ -267,12 +268,7 @@ def _check_axes(axes: tuple[str, ...], mesh: Mesh) -> None:
         )
 
 
-def _check_kinds(state: Any, mesh: Any) -> None:
-    if not isinstance(state, TrainState):
-        raise TypeError(
-            f"`state` is a {type(state).__name__}: pass what `trainer.init(...)` "
-            "returned."
-        )
+def _check_mesh(mesh: Any) -> None:
     if not isinstance(mesh, Mesh):
         raise TypeError(
             f"`mesh` is a {type(mesh).__name__}: pass `effgen.make_mesh()`, or a "

@@ -52,6 +52,15 @@ class TrainState(eqx.Module, Generic[Model, Memory]):
         return TrainState(model, opt_state, memory, self.step + 1, self.average)
 
 
+def check_kind(state: Any) -> None:
+    """Raise `TypeError` for what is no `TrainState`."""
+    if not isinstance(state, TrainState):
+        raise TypeError(
+            f"`state` is a {type(state).__name__}: pass what `trainer.init(...)` "
+            "returned, or a restored `TrainState`."
+        )
+
+
 def copied(tree: PyTree) -> PyTree:
     """Return `tree` with every array in a fresh device buffer, sharded as before.
 

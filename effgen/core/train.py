@@ -13,7 +13,7 @@ from .history import History
 from .job import MOST_STEPS, Job
 from .results import TrainingError
 from .run import Run, history_of
-from .state import TrainState
+from .state import TrainState, check_kind
 from .trainer import AbstractTrainer
 
 
@@ -119,11 +119,7 @@ def drain(run: Run) -> tuple[TrainState, History]:
 
 
 def _check_state(state: Any) -> None:
-    if not isinstance(state, TrainState):
-        raise TypeError(
-            f"`state` is a {type(state).__name__}: pass what `trainer.init(...)` "
-            "returned, or a restored `TrainState`."
-        )
+    check_kind(state)
     for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
         if isinstance(leaf, jax.Array) and leaf.is_deleted():
             raise ValueError(

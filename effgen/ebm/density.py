@@ -247,7 +247,7 @@ def sample(
 
 
 def _warn_of_copies(walkers: Walkers) -> None:
-    share, spread = float(walkers.ess), float(walkers.spread)
+    share, spread = _shared(walkers)
     if share >= _LEAST_ESS and not spread > _LARGEST_SPREAD:
         return
     warnings.warn(
@@ -258,6 +258,9 @@ def _warn_of_copies(walkers: Walkers) -> None:
         RunWarning,
         stacklevel=3,
     )
+
+
+_shared = jax.jit(lambda walkers: (walkers.ess, walkers.spread))
 
 
 @partial(jax.jit, static_argnames="num")

@@ -145,7 +145,7 @@ def maximum(
         wide = cast(dataclasses.replace(model, message_dtype=None), jnp.float64)
         values = np.asarray(ys, np.float64)
         sizes = None if errors is None else np.asarray(errors, np.float64)
-        wide = dataclasses.replace(wide, dt=_longest_gap(ts, unit))
+        wide = dataclasses.replace(wide, dt=longest_gap(ts, unit))
         found = posterior(wide, ts, values, mask, inputs, errors=sizes, unit=unit)
         result = _maximum(found.model, found.series, prior_scale, max_steps)
     narrow = cast(result.model, dtype)
@@ -153,7 +153,7 @@ def maximum(
     return result._replace(model=narrow)
 
 
-def _longest_gap(ts: Any, unit: str) -> float:
+def longest_gap(ts: Any, unit: str) -> float:
     """Return a step no shorter than any gap: linear models need no more."""
     clock = clock_of(ts, unit)
     numbers = np.asarray(ts) if clock is None else clock.numbers(ts)
@@ -192,7 +192,7 @@ def _maximum(
 ) -> Maximum:
     trained, _ = model.trainable()
     start, _ = ravel_pytree(trained)
-    is_log, _ = ravel_pytree(_marked(trained))
+    is_log, _ = ravel_pytree(kept_by_logarithms(trained))
     steps = num_steps_of(model, series)
     scale = jnp.asarray(prior_scale, start.dtype)
     problem = _Problem(model, series, start, is_log, scale, steps)
@@ -219,7 +219,7 @@ _terms = eqx.filter_jit(
 )
 
 
-def _marked(trained: LatentSDE) -> LatentSDE:
+def kept_by_logarithms(trained: LatentSDE) -> LatentSDE:
     """Return ones for parameters that are kept by logarithms, zeros for the rest."""
 
     def mark(path: Any, leaf: Array) -> Array:

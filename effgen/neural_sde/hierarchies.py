@@ -18,6 +18,7 @@ from effgen.core.results import RunWarning
 from .anchors import cast
 from .decoders import LinearDecoder
 from .draws import is_exact, linear_evidence, num_steps_of
+from .fitting import longest_gap
 from .frozen import as_part
 from .model import LatentSDE
 from .posterior import posterior
@@ -96,9 +97,8 @@ def fit_hierarchy(
             raise ValueError(
                 f"`ts` has shape {times.shape}: pass two or more series, (series, obs)."
             )
-        gaps = np.diff(times, axis=1)
-        longest = 1.001 * float(np.max(gaps, initial=0)) or 1.0
-        found = posterior(wide, times, np.asarray(ys, np.float64), mask, dt=longest)
+        values = np.asarray(ys, np.float64)
+        found = posterior(wide, times, values, mask, dt=longest_gap(times, "s"))
         steps = num_steps_of(found.model, found.series)
         start = _values(found.model, varies)
         result = _fitted(

@@ -14,6 +14,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 from .anchors import cast
 from .answers import Bands
 from .draws import is_exact
+from .fitting import kept_by_logarithms
 from .frames import Labels
 from .gaussian import as_float
 from .histories import drawn, filtered, observed_by
@@ -215,10 +216,8 @@ def _fitted(
 ) -> tuple[Switching, Array]:
     trained = (model.log_rates, [m.trainable()[0] for m in model.models])
     start, unravel = ravel_pytree(trained)
-    mark = lambda path, x: jnp.full_like(
-        x, str(getattr(path[-1], "name", "log_")).startswith("log_")
-    )
-    is_log, _ = ravel_pytree(jax.tree_util.tree_map_with_path(mark, trained))
+    marks = jnp.ones_like(model.log_rates), [kept_by_logarithms(m) for m in trained[1]]
+    is_log, _ = ravel_pytree(marks)
 
     def made(x: Array) -> Switching:
         rates, parts = unravel(x)
