@@ -117,7 +117,7 @@ def opened(text: bytes, where: str) -> Manifest:
         writer = manifest.get("versions", {}).get("effgen", "a newer one")
         raise ValueError(
             f"the checkpoint at `{where}` has format {manifest['format']}, of effgen "
-            f"{writer}; this effgen, {version('effgen')}, reads formats up to "
+            f"{writer}; this effgen, {_versions()['effgen']}, reads formats up to "
             f"{FORMAT}: upgrade effgen. The checkpoint is not damaged."
         )
     return manifest
