@@ -53,9 +53,23 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 FIRST = ("test_examples_run", "test_notebooks_run", "test_distributed.py")
 
 
-def pytest_collection_modifyitems(items):
-    """Sort by what takes long, and else leave the order as it is."""
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(config, items):
+    """Put first what takes long; of `one_case` tests all cases but one are slow."""
     items.sort(key=lambda item: not any(name in item.nodeid for name in FIRST))
+    cases = [item for item in items if item.get_closest_marker("one_case")]
+    stays = {item for item in cases if item.callspec.id == one_case(item)}
+    for item in set(cases) - stays:
+        item.add_marker(pytest.mark.slow)
+    named = {item.function for item in stays}
+    lost = {item.nodeid for item in cases if item.function not in named}
+    if lost and not any("::" in chosen for chosen in config.args):
+        raise pytest.UsageError(f"`one_case` names no case of {sorted(lost)}")
+
+
+def one_case(item):
+    """Return the name of the case that `make test` runs."""
+    return item.get_closest_marker("one_case").args[0]
 
 
 def pytest_collection_finish():

@@ -27,6 +27,7 @@ def numbers(tree):
     return [x for x in jax.tree.leaves(tree) if isinstance(x, float)]
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_measured_and_right():
     found = figures("collocation")["evaluation"]
     assert all(math.isfinite(x) for x in numbers(found))
@@ -44,6 +45,7 @@ def test_a_pass_is_measured(monkeypatch):
     assert found["rows"] == 256
 
 
+@pytest.mark.one_case("retrieval_cache-G3")
 @pytest.mark.parametrize(
     ("name", "part"),
     [("ebm", "step"), ("neural_sde", "step"), ("retrieval_cache", "G3")],

@@ -89,24 +89,23 @@ PAGES = [
 ]
 
 
-# This page leaves files, from which it goes on. The others run again in `make slow`.
+# This page leaves files, from which it goes on: it runs twice.
 LEAVES_FILES = "docs/getting_started.md"
 PATIENT = [pytest.mark.optimized, pytest.mark.timeout(900)]
-MARKS = {page: PATIENT for page in ("README.md", LEAVES_FILES)}
+QUICK = {
+    "README.md": (1, PATIENT),
+    LEAVES_FILES: (2, PATIENT),
+    "docs/collocation.md": (1, []),
+    "docs/sweeps.md": (1, []),
+}
+TWICE = [page for page in PAGES if page != LEAVES_FILES]
 
 
 @pytest.mark.parametrize(
     ("page", "times"),
     [
-        *[
-            pytest.param(page, 1 + (page == LEAVES_FILES), marks=MARKS.get(page, []))
-            for page in PAGES
-        ],
-        *[
-            pytest.param(page, 2, marks=pytest.mark.slow)
-            for page in PAGES
-            if page != LEAVES_FILES
-        ],
+        *[pytest.param(page, n, marks=marks) for page, (n, marks) in QUICK.items()],
+        *[pytest.param(page, 2, marks=pytest.mark.slow) for page in TWICE],
     ],
 )
 def test_examples_run_and_run_again_where_they_ran(
@@ -124,14 +123,8 @@ def test_examples_run_and_run_again_where_they_ran(
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, marks=[] if path.stem == "tour" else [pytest.mark.slow])
-        for path in NOTEBOOKS
-    ],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_run(path, tmp_path, monkeypatch):
     import jupytext
     import nbclient

@@ -88,6 +88,7 @@ def test_switches_are_found_in_time_and_by_state():
     assert found.timed.tolist() == [False]
 
 
+@pytest.mark.slow
 def test_smooth_laws_on_sound_meshes_are_silent():
     law = lambda t, x: [1.3 * x[0] - 0.9 * x[0] * x[1], 0.8 * x[0] * x[1] - 1.8 * x[1]]
     ts = np.linspace(0, 8, 41)

@@ -63,6 +63,7 @@ def dense(pattern, values, shape):
     return matrix
 
 
+@pytest.mark.slow
 def test_values_and_derivatives_are_equal_at_random_points():
     level, model, stated = program()
     nlp, z = start(level, model)
@@ -93,6 +94,7 @@ def test_values_and_derivatives_are_equal_at_random_points():
         np.testing.assert_allclose(ours[4], half, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_optimum_is_the_same():
     level, model, stated = program()
     _, z = start(level, model)

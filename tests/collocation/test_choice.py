@@ -37,6 +37,7 @@ def chosen(ys, deviation):
     return co.choose(trainer, model, level_of(ys), key=KEY)
 
 
+@pytest.mark.slow
 def test_a_true_constant_comes_out_constant_with_its_band(deviation):
     choice = chosen(3 * np.exp(-0.5 * TS) + noise(), deviation)
     assert not choice.network
@@ -67,6 +68,7 @@ def test_a_law_that_saturates_has_its_network(deviation):
     np.testing.assert_allclose(rates, 1 / (1 + at[:, 0]), rtol=0.1)
 
 
+@pytest.mark.slow
 def test_the_evidence_of_a_linear_law_is_a_closed_form():
     """`x = start + slope t`: with flat priors, that of linear regression."""
     ys = 1 + 0.3 * TS + noise()

@@ -36,6 +36,7 @@ def test_windows_that_do_not_grow_to_the_whole(shares):
         co.windows(decaying(), shares)
 
 
+@pytest.mark.slow
 def test_a_run_through_windows_ends_where_one_solve_does():
     problem = decaying()
     levels = [co.transcribe(p, intervals=6) for p in co.windows(problem)]
@@ -67,6 +68,7 @@ def test_a_solution_is_kept_where_it_is_and_guessed_past_its_end():
     np.testing.assert_array_equal(values[times > 1.0], there[times > 1.0])
 
 
+@pytest.mark.slow
 def test_the_model_s_own_simulation_is_a_guess():
     problem = decaying()
     level = co.transcribe(problem, intervals=6)
@@ -78,6 +80,7 @@ def test_the_model_s_own_simulation_is_a_guess():
         )
 
 
+@pytest.mark.slow
 def test_what_a_simulation_does_not_reach_is_from_the_data():
     problem = decaying()
     level = co.transcribe(problem, intervals=6)

@@ -135,6 +135,7 @@ def emptied(t):
     return np.stack([2 * np.exp(-0.5 * s), late + both], 1)
 
 
+@pytest.mark.slow
 def test_a_valve_shut_at_the_first_time_is_fitted():
     """The right rate is 0.5; a pattern found at the first time leaves it at its start.
 
@@ -150,6 +151,7 @@ def test_a_valve_shut_at_the_first_time_is_fitted():
     np.testing.assert_allclose(state.model.parameters["k"], 0.5, rtol=1e-7)
 
 
+@pytest.mark.one_case("curvature1")
 @pytest.mark.parametrize("curvature", [ExactHessian(), GaussNewton()])
 def test_products_are_jax_s_and_a_lost_entry_is_an_error(curvature):
     problem, model = everything()

@@ -55,6 +55,7 @@ def solved():
         return level, state
 
 
+@pytest.mark.slow
 def test_rates_are_exact_from_blood_alone(solved):
     _, state = solved
     np.testing.assert_allclose(state.model.parameters["ka"], 1.5, rtol=1e-7)
@@ -67,6 +68,7 @@ def test_states_are_those_before_a_dose_at_its_time(solved):
     np.testing.assert_allclose(state.memory(at), exact(at), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_mesh_s_error_is_small_and_the_covariance_is_there(solved):
     level, state = solved
     assert co.accuracy(level, state).share.max() < 1e-6

@@ -90,6 +90,7 @@ def test_a_vector_field_of_the_wrong_shape_or_with_nan_is_named():
         solve(co.Problem(nan, DATA))
 
 
+@pytest.mark.slow
 def test_nan_on_the_way_shortens_the_step():
     """`sqrt(p)` is NaN below zero, where the first steps would lead."""
     field = lambda t, x, u, p, nets: -jnp.sqrt(p) * x
@@ -99,6 +100,7 @@ def test_nan_on_the_way_shortens_the_step():
     np.testing.assert_allclose(state.model.parameters, 1.0, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_infeasible_problem_says_which_constraint():
     high = co.PathConstraint(lambda t, x, u, p, nets: x, 2, 3, "stays high")
     problem = co.Problem(
@@ -164,6 +166,7 @@ def infeasible():
     return co.Problem(decay, DATA, constraints=[high], initial=initial)
 
 
+@pytest.mark.slow
 def test_a_failed_solve_keeps_its_last_iterate_and_trace():
     with (
         pytest.warns(eg.RunWarning, match="worst violation"),

@@ -48,6 +48,7 @@ def test_extrapolation_of_the_truth_has_no_error_and_tells_what_is_new():
     assert wrong.errors[0, 0] > 0.3
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_in_order():
     problem = decaying()
     field = lambda t, x, u, p, nets: -nets(x)

@@ -78,6 +78,7 @@ def swings():
     )
 
 
+@pytest.mark.one_case("simulated")
 @pytest.mark.parametrize("kind", ["guess", "simulated"])
 def test_a_pendulum_of_which_the_angle_is_measured_is_learned(kind):
     friction = eqx.nn.MLP(1, "scalar", 8, 1, jax.nn.tanh, key=KEY)

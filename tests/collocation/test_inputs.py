@@ -57,6 +57,7 @@ KINDS = {
 }
 
 
+@pytest.mark.one_case("held-40")
 @pytest.mark.parametrize("intervals", [7, 40])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_pulse_has_its_exact_response(kind, intervals):
@@ -74,6 +75,7 @@ def test_hold_of_the_problem_is_that_of_all_trajectories():
     np.testing.assert_allclose(state.model.parameters["g"], 1, rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the mesh is too coarse")
 def test_the_order_is_kept_across_jumps():
     """Two stages: order three at the ends."""
@@ -110,6 +112,7 @@ def test_smooth_inputs_have_no_jumps_however_steep():
         assert len(jumps(co.Problem(driven, trajectory).data[0])) == 0
 
 
+@pytest.mark.slow
 def test_a_law_that_switches_at_a_time_is_exact_with_its_jump_named():
     """An inhibitor from 2.05 on, which is no edge of the mesh."""
     law = lambda t, x, u, p, nets: -p["a"] * x - jnp.where(t >= 2.05, p["k"] * x, 0.0)
@@ -143,6 +146,7 @@ def test_simulations_take_functions_of_numpy_and_held_samples():
         assert found.errors[0, 0] < 1e-3
 
 
+@pytest.mark.slow
 def test_a_simulation_from_rest_does_not_pass_over_a_pulse():
     problem = co.Problem(driven, KINDS["held"]())
     model = co.Model({"g": 1.0}, None)

@@ -33,6 +33,7 @@ def program(request):
     return transcription, nlp, z
 
 
+@pytest.mark.one_case("on the nodes")
 def test_the_jacobian_is_the_dense_one(program):
     _, nlp, z = program
     found = Evaluator(nlp, ExactHessian())
@@ -43,6 +44,7 @@ def test_the_jacobian_is_the_dense_one(program):
     np.testing.assert_allclose(matrix, exact, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "program",
     ["off the nodes", pytest.param("on the nodes", marks=pytest.mark.slow)],

@@ -26,6 +26,7 @@ def solved(problem, model, **settings):
     return level, state
 
 
+@pytest.mark.one_case("0.0001")
 @pytest.mark.parametrize("unit", [1.0, 1e-2, 1e-4])
 def test_a_small_parameter_inside_of_its_bound_varies(unit):
     """Seconds in the place of hours: the deviation is scipy's, in any unit."""
@@ -41,6 +42,7 @@ def test_a_small_parameter_inside_of_its_bound_varies(unit):
     assert found.names == ("k",)
 
 
+@pytest.mark.slow
 def test_bounds_that_hold_a_solution_back_do_not_vary_in_any_unit():
     """A concentration at zero from half time on, and a rate at its bound."""
     ys = np.stack([np.exp(-0.5 * TS), np.where(TS < 2, 0.01, -0.01)], 1)
@@ -60,6 +62,7 @@ def test_bounds_that_hold_a_solution_back_do_not_vary_in_any_unit():
     np.testing.assert_allclose(found.states[:, 1], 0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_free_starts_count_as_degrees_of_freedom():
     rng = np.random.default_rng(1)
     ts = np.linspace(0, 2, 5)
@@ -75,6 +78,7 @@ def test_free_starts_count_as_degrees_of_freedom():
     np.testing.assert_allclose(found.noise, exact, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_penalized_weights_count_by_as_much_as_the_data_decide():
     """`x' = w_0 + w_1 t + w_2 t^2` from 0: ridge regression, in closed form."""
     ys = np.sin(TS) + 0.1 * np.random.default_rng(0).normal(size=41)
@@ -109,6 +113,7 @@ FORMS = {
 
 
 # The solve warns already; what is asked of its solution is refused.
+@pytest.mark.one_case("sum-bounds1")
 @pytest.mark.filterwarnings("ignore:the data do not tell")
 @pytest.mark.parametrize("bounds", [(-np.inf, np.inf), (0.0, 1e4)])
 @pytest.mark.parametrize("form", FORMS)
@@ -156,6 +161,7 @@ def drawn(rng):
     return np.stack([clean, 1 - clean], 1) + noise
 
 
+@pytest.mark.slow
 def test_outputs_weigh_as_their_noise_does_by_default():
     """The fixed point of weighted least squares, by scipy."""
     ys = drawn(np.random.default_rng(3))
@@ -181,6 +187,7 @@ def test_outputs_weigh_as_their_noise_does_by_default():
     np.testing.assert_allclose(found.effective.sum(), 3, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_bands_of_95_percent_hold_in_92_to_98_percent_of_200_data_sets():
     """Four rates of four outputs of unequal noise: 800 bands."""
     rates, noise = np.array([0.5, 0.7, 1.0, 1.4]), np.array([0.002, 0.01, 0.04, 0.1])

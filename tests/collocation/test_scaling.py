@@ -36,6 +36,7 @@ def arrhenius(**settings):
     return co.Problem(field, (ts, ys, temperature(ts)), **settings)
 
 
+@pytest.mark.one_case("False-start2")
 @pytest.mark.parametrize("start", [(1e9, 6.5e4), (2e9, 7e4), (1e10, 7.5e4)])
 @pytest.mark.parametrize("bounded", [False, True])
 def test_arrhenius_law_in_si_units_is_found(start, bounded):

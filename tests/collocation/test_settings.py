@@ -26,6 +26,7 @@ def solve(problem, model, num=10):
     return (level, *eg.fit(trainer, state, [level], key=KEY))
 
 
+@pytest.mark.one_case("start4")
 @pytest.mark.parametrize(
     "start", [1, np.int64(1), np.float32(1), jnp.array(1), np.array(1), np.float64(1)]
 )
@@ -35,6 +36,7 @@ def test_a_parameter_that_is_any_number_is_trained(start):
     assert state.model.parameters["k"].dtype == np.float64
 
 
+@pytest.mark.slow
 def test_baselines_train_what_is_given_as_a_number():
     problem = co.Problem(decay, DATA)
     level = co.transcribe(problem, intervals=10)
@@ -76,6 +78,7 @@ def test_a_list_of_new_levels_is_taken_in_turn_and_a_finished_one_says_so():
         eg.fit(trainer, state, [coarse], key=KEY)
 
 
+@pytest.mark.slow
 def test_an_output_that_is_not_measured_has_no_error():
     field = lambda t, x, u, p, nets: jnp.stack([-p["k"] * x[0], x[0] - x[1]])
     ys = np.stack([DATA[1], np.full(21, np.nan)], 1)

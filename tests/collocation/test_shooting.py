@@ -21,6 +21,7 @@ def decaying():
     return co.Problem(lambda t, x, u, p, nets: -p * x, data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_trajectory", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_shooting_finds_the_rate_that_collocation_finds(per_trajectory):
     problem = decaying()
@@ -56,6 +57,7 @@ def test_fixed_starts_stay_and_inputs_drive():
     np.testing.assert_allclose(again[:, 0], exact, atol=3e-3)
 
 
+@pytest.mark.slow
 def test_a_simulation_that_explodes_says_so():
     problem = co.Problem(lambda t, x, u, p, nets: x**2, (np.arange(2.0), np.ones(2)))
     with pytest.raises(RuntimeError, match="could not reach t = 2"):

@@ -21,6 +21,7 @@ def robertson(t, x, u, p, nets):
     return jnp.stack([b - a, a - b - c, c])
 
 
+@pytest.mark.slow
 def test_a_stiff_model_is_simulated_without_a_word():
     ts = np.array([0.0, 1e-3, 1.0, 100.0])
     problem = co.Problem(robertson, (ts, np.ones((4, 3))))
@@ -58,6 +59,7 @@ def pendulum(index, ts):
     return co.Problem(field, (ts, swing(ts)), **kinds)
 
 
+@pytest.mark.one_case("3")
 @pytest.mark.parametrize("index", [1, 2, 3])
 def test_a_pendulum_in_x_and_y_is_simulated_at_any_index(index):
     ts = np.linspace(0, 2, 21)
@@ -69,6 +71,7 @@ def test_a_pendulum_in_x_and_y_is_simulated_at_any_index(index):
         np.testing.assert_allclose(found[0, 4], GRAVITY * np.cos(1.0), rtol=1e-9)
 
 
+@pytest.mark.one_case("2-4.5")
 @pytest.mark.filterwarnings("ignore:the mesh is too coarse")
 @pytest.mark.parametrize(("index", "order"), [(1, 4.5), (2, 4.5), (3, 2.0)])
 def test_fits_have_radau_s_order_by_index(index, order):
@@ -128,6 +131,7 @@ def learned():
     return problem, start, state
 
 
+@pytest.mark.slow
 def test_a_learned_law_is_saved_and_exported(tmp_path):
     problem, start, state = learned()
     path = tmp_path / "law.eqx"

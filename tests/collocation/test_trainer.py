@@ -23,6 +23,7 @@ def solve(problem, model, *, trainer=None, **settings):
     return eg.fit(trainer, state, [transcription], key=KEY)
 
 
+@pytest.mark.slow
 def test_a_linear_ode_s_parameters_are_recovered():
     matrix = np.array([[0.0, 1.0], [-4.0, -0.6]])
     ts = np.linspace(0, 3, 25)
@@ -44,6 +45,7 @@ def test_a_linear_ode_s_parameters_are_recovered():
     np.testing.assert_allclose(state.memory.derivative(between), slopes, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_missing_samples_and_two_trajectories_share_a_rate():
     data = []
     for first, last in ((1.0, 2.0), (3.0, 1.0)):
@@ -58,6 +60,7 @@ def test_missing_samples_and_two_trajectories_share_a_rate():
     np.testing.assert_allclose(state.memory(1.0, 1), 3 * np.exp(-0.7), atol=1e-8)
 
 
+@pytest.mark.slow
 def test_inputs_drive_and_outputs_are_observed():
     """`x' = -x + gain sin t`, seen as twice its value: a closed form."""
     ts = np.linspace(0, 4, 40)
@@ -76,6 +79,7 @@ def test_inputs_drive_and_outputs_are_observed():
     assert float(state.memory.positions[0, 0]) == 0
 
 
+@pytest.mark.slow
 def test_a_differential_algebraic_equation_is_solved_with_it():
     """`x' = -z`, `0 = z - rate x`: `x = exp(-rate t)`."""
     field = lambda t, x, u, p, nets: jnp.stack([-x[1], x[1] - p * x[0]])
@@ -117,6 +121,7 @@ def test_constraints_hold_at_every_node():
     np.testing.assert_allclose(origin, 0, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_bounds_of_states_and_parameters_hold():
     problem = co.Problem(
         lambda t, x, u, p, nets: -p["rate"] * x,
@@ -130,6 +135,7 @@ def test_bounds_of_states_and_parameters_hold():
     assert state.memory.positions.max() <= 0.9 + 1e-8
 
 
+@pytest.mark.slow
 def test_multipliers_are_the_slope_of_the_optimum():
     """The envelope theorem: d loss / d value, by the end's multiplier."""
 
@@ -148,6 +154,7 @@ def test_multipliers_are_the_slope_of_the_optimum():
     np.testing.assert_allclose(-multiplier, (ahead - behind) / 2e-4, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_second_level_starts_warm_and_refines():
     problem = co.Problem(lambda t, x, u, p, nets: -p * x**2, noisy())
     model = co.Model(jnp.asarray(1.0), None)
@@ -165,6 +172,7 @@ def test_a_second_level_starts_warm_and_refines():
     )
 
 
+@pytest.mark.one_case("curvature1")
 @pytest.mark.parametrize("curvature", [co.GaussNewton(), co.LimitedMemory()])
 def test_other_curvatures_end_at_the_same_optimum(curvature):
     problem = co.Problem(lambda t, x, u, p, nets: -p * x, noisy())
@@ -178,6 +186,7 @@ def test_other_curvatures_end_at_the_same_optimum(curvature):
     )
 
 
+@pytest.mark.slow
 def test_a_limit_keeps_the_iterate_and_a_restart_goes_on():
     problem = co.Problem(lambda t, x, u, p, nets: -p * x**3, noisy())
     model = co.Model(jnp.asarray(3.0), None)
@@ -195,6 +204,7 @@ def test_a_limit_keeps_the_iterate_and_a_restart_goes_on():
     assert history["status"][-1] == 0
 
 
+@pytest.mark.slow
 def test_pretraining_on_slopes_leaves_few_iterations_and_the_same_optimum():
     """A Van der Pol oscillator whose damping a network must learn, seen with noise."""
     slope = lambda t, x: [x[1], 2 * (1 - x[0] ** 2) * x[1] - x[0]]
@@ -215,6 +225,7 @@ def test_pretraining_on_slopes_leaves_few_iterations_and_the_same_optimum():
     assert error < 0.5 * np.sqrt(np.mean(noise**2))
 
 
+@pytest.mark.slow
 def test_levels_are_saved_and_resumed_to_the_bit(tmp_path):
     """A run that ends after its first mesh goes on with the second as if it had not."""
     problem = co.Problem(lambda t, x, u, p, nets: -p * x**2, noisy())
@@ -230,6 +241,7 @@ def test_levels_are_saved_and_resumed_to_the_bit(tmp_path):
     assert eg.state_digest(end) == eg.state_digest(whole)
 
 
+@pytest.mark.slow
 def test_a_list_s_entry_belongs_to_its_step():
     """`[finer]` is the data of step 0 alone: past it a run would do nothing."""
     problem = co.Problem(lambda t, x, u, p, nets: -p * x**2, noisy())

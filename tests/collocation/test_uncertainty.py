@@ -21,6 +21,7 @@ def solved(problem, model, **settings):
     return transcription, state
 
 
+@pytest.mark.one_case("curvature1")
 @pytest.mark.parametrize("curvature", [co.ExactHessian(), co.GaussNewton()])
 def test_a_straight_line_has_the_covariance_of_least_squares(curvature):
     """`x' = slope`, the start free: ordinary regression on one and time."""
@@ -43,6 +44,7 @@ def test_a_straight_line_has_the_covariance_of_least_squares(curvature):
     np.testing.assert_allclose(free.noise, np.sqrt(left @ left / 38), rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_start_that_is_fixed_and_a_bound_that_is_met_do_not_vary():
     ts = np.linspace(0, 1, 20)
     problem = co.Problem(

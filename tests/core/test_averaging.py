@@ -66,6 +66,7 @@ def test_a_decay_outside_its_range_is_named(decay):
         averaged(Total().init(), 3, decay)
 
 
+@pytest.mark.slow
 def test_densities_are_those_of_the_average():
     """Its `log Z`, by walkers weighted anew, against the sum over a grid."""
     case = jarzynski()

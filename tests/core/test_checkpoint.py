@@ -60,6 +60,7 @@ def started():
     return jarzynski()
 
 
+@pytest.mark.one_case("1-8")
 @pytest.mark.parametrize(("saved", "restored"), [(8, 1), (1, 8), (8, 2), (4, 8)])
 def test_a_checkpoint_fits_any_mesh(saved, restored, tmp_path):
     case = started()

@@ -143,6 +143,7 @@ def grain_stream():
     return eg.Stream(rows.repeat(50).to_iter_dataset().batch(16))
 
 
+@pytest.mark.slow
 def test_a_stream_s_state_is_saved_and_set_back(tmp_path):
     case = regression()
     whole, _ = eg.fit(case.trainer(), case.state, grain_stream(), key=KEY, num_steps=31)
@@ -222,6 +223,7 @@ def test_wide_integers_of_jax_pass_from_a_thread_without_them():
     check_width("batch", wide)
 
 
+@pytest.mark.slow
 def test_a_function_of_a_key_is_a_source():
     case = regression()
 

@@ -121,6 +121,7 @@ def wait_for_steps(process, step):
             return
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_both_at_one_step(tmp_path):
     started = processes(tmp_path, 10**8)
     wait_for_steps(started[0], 20)
@@ -133,6 +134,7 @@ def test_a_signal_to_one_stops_both_at_one_step(tmp_path):
     assert {int(saved.step)} == steps
 
 
+@pytest.mark.slow
 def test_when_one_dies_the_other_ends_and_nothing_saved_is_lost(tmp_path):
     started = processes(tmp_path, 10**8)
     wait_for_steps(started[0], 20)
@@ -207,6 +209,7 @@ for how in sys.argv[4:]:
 """
 
 
+@pytest.mark.slow
 def test_what_ends_one_process_ends_both_at_one_step(tmp_path):
     how = {
         "ends": ("the data ended", "the data ended"),

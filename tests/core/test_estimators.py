@@ -36,6 +36,7 @@ def test_a_known_curve_is_found(shape, rate):
     assert found.low <= found.value <= found.high
 
 
+@pytest.mark.one_case("power")
 @pytest.mark.parametrize("shape", ["power", "exponential"])
 def test_the_interval_covers(shape):
     rng = np.random.default_rng(0)
@@ -105,6 +106,7 @@ def cross_entropy(model, x, y):
     return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
 
+@pytest.mark.slow
 def test_early_sums_rank_real_runs():
     # Seven learning rates on real digits: the first quarter tells the final order.
     digits = load_digits()

@@ -134,6 +134,7 @@ def test_explicit_meshes_are_taken_too():
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_model_can_be_split():
     case = regression()
     mesh = eg.make_mesh(model=2)

@@ -134,6 +134,7 @@ class Traced(Total):
         return state, metrics
 
 
+@pytest.mark.slow
 def test_programs_know_jax_s_settings():
     def traced():
         _, history = fit(Traced(), Total().init(), num_steps=1)

@@ -158,6 +158,7 @@ def interrupt_soon(number, delay=0.3):
     threading.Timer(delay, os.kill, (os.getpid(), number)).start()
 
 
+@pytest.mark.one_case("15-result1")
 @pytest.mark.parametrize(
     ("number", "result"),
     [
@@ -184,6 +185,7 @@ def test_a_signal_ends_the_run_between_chunks(number, result, tmp_path):
     assert eg.state_digest(saved) == eg.state_digest(state)
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_fit_hands_the_state_back():
     case = regression()
     interrupt_soon(signal.SIGINT, 1.5)

@@ -148,6 +148,7 @@ def test_memory_that_does_not_divide_over_groups_is_named():
         eg.shard(state, eg.make_mesh(groups=2))
 
 
+@pytest.mark.one_case("groups")
 @every_way
 def test_a_way_of_splitting(groups, optimizer, parts):
     """Bytes a device, what is gathered, and the same result."""
@@ -177,6 +178,7 @@ def check_bytes(state, compiled, parts):
     assert held == pytest.approx(model + opt_state / parts + memory + data, rel=0.05)
 
 
+@pytest.mark.one_case("jarzynski-2-optimizer0")
 @pytest.mark.parametrize(
     ("name", "groups", "optimizer"),
     [
@@ -196,6 +198,7 @@ def test_trainers_in_parts_are_as_on_one_device(name, groups, optimizer):
     assert all(x.sharding.spec[0] == data_axes(mesh) for x in rows if groups > 1)
 
 
+@pytest.mark.slow
 def test_streams_are_split_over_groups():
     case = made("regression")
     data = [case.data.batch_at(jnp.array(i), key=KEY) for i in range(3)]

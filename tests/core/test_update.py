@@ -304,6 +304,7 @@ def test_every_trainer_tells_its_loss_and_the_function_it_is_of(name):
     np.testing.assert_allclose(followed.best_value, losses[0], rtol=1e-6)
 
 
+@pytest.mark.one_case("shooting")
 @pytest.mark.parametrize("name", ["latent_sde", "shooting"])
 def test_the_function_can_be_looked_at_where_it_takes_long_to_compile(name):
     """What is traced has the state's own structure; its numbers are in `make slow`."""
@@ -322,6 +323,7 @@ def test_the_function_can_be_looked_at_where_it_takes_long_to_compile(name):
     assert kinds[0] == kinds[1]
 
 
+@pytest.mark.one_case("full_softmax")
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_a_line_search_lowers_a_loss_that_is_a_function(name):
     batch = made(name).data.batch_at(jnp.array(0), key=KEY)

@@ -43,6 +43,7 @@ def test_annealing_finds_the_partition_function():
     assert abs(coarse.value - 2.0) < 5 * coarse.standard_error
 
 
+@pytest.mark.slow
 def test_both_sides_close_in_on_the_truth():
     model = path()[-1]
     keys = jax.random.split(jax.random.key(0), 4)

@@ -126,6 +126,7 @@ def test_lists_frames_and_integers_are_rows():
         density.log_likelihood(np.where(rows == 3, np.nan, rows))
 
 
+@pytest.mark.slow
 def test_a_reservoir_s_walkers_tell_a_density():
     start = populations(KEY, 64)
     whole = ebm.Reservoir.from_walkers(start, block_size=8)

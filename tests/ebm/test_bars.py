@@ -35,6 +35,7 @@ def test_two_bars_of_annealing_hold_the_truth():
     assert 0.6 < np.sqrt(np.mean(off**2)) < 1.5
 
 
+@pytest.mark.slow
 def test_annealing_is_in_islands_and_steps_by_what_it_costs():
     walkers = followed(0, num=256)
     assert walkers.num_blocks == 16
@@ -44,6 +45,7 @@ def test_annealing_is_in_islands_and_steps_by_what_it_costs():
         followed(0, radius=0.0)
 
 
+@pytest.mark.slow
 def test_models_of_any_two_kinds_are_ends_of_a_path():
     walkers = ebm.Walkers.from_gaussian(jax.random.key(0), 1024, (SIZE,))
     end = lambda x: 0.5 * jnp.sum((x - 0.5) ** 2) + 1.0
@@ -59,6 +61,7 @@ def test_models_of_any_two_kinds_are_ends_of_a_path():
     assert abs(off) < 4 * float(density.standard_error) < 0.4
 
 
+@pytest.mark.slow
 def test_walkers_of_another_energy_are_carried_or_warned_of():
     walkers = ebm.Walkers.from_gaussian(jax.random.key(0), 4096, (SIZE,))
     near = ebm.NormalizedEnergy.from_walkers(Shifted(jnp.full(SIZE, 0.1)), walkers)
@@ -104,6 +107,7 @@ def started(trainer, model):
     return trainer.init(model, populations(jax.random.key(0), 64))
 
 
+@pytest.mark.one_case("ScoreMatchingTrainer")
 @pytest.mark.parametrize(
     "kind", [ebm.PCDTrainer, ebm.CDTrainer, ebm.ScoreMatchingTrainer]
 )

@@ -27,6 +27,7 @@ def fitted(trainer, memory, num_steps=100):
     )
 
 
+@pytest.mark.one_case("score matching")
 @pytest.mark.parametrize(
     "trainer",
     [

@@ -50,6 +50,7 @@ def test_walkers_and_energy_agree_in_any_units(kind):
         np.testing.assert_allclose(white, np.eye(3), atol=0.01)
 
 
+@pytest.mark.slow
 def test_training_in_raw_units_finds_the_density():
     x = columns(4096)
     to = ebm.Standardized.of(x)
@@ -98,6 +99,7 @@ def trained(x, scale=1.0):
     return eg.fit(trainer, state, data, key=jax.random.key(2), num_steps=1)
 
 
+@pytest.mark.one_case("<lambda>-1.0-20 different rows in 200")
 @pytest.mark.parametrize(
     ("change", "scale", "said"),
     [

@@ -42,6 +42,7 @@ def test_masses_of_modes_with_their_errors():
         ebm.mode_masses(positions, weights, lambda x: x, 0)
 
 
+@pytest.mark.slow
 def test_long_chains_of_the_model_s_own_samples_stay():
     model = Shifted(jnp.ones(SIZE))
     positions = 1 + jax.random.normal(jax.random.key(0), (512, SIZE))
@@ -120,6 +121,7 @@ def test_masses_err_as_much_as_their_islands_differ():
         ebm.mode_masses(labels, weights, classify, 1)
 
 
+@pytest.mark.slow
 def test_walkers_out_of_equilibrium_are_told():
     model = Shifted(jnp.zeros(4))
     walkers = ebm.Walkers.from_gaussian(jax.random.key(0), 2048, (4,)).in_blocks(16)

@@ -36,6 +36,7 @@ def log_partition(energy):
     return jax.nn.logsumexp(-jax.vmap(energy)(STATES))
 
 
+@pytest.mark.slow
 def test_the_move_leaves_the_model_invariant():
     # From exact samples, each state stays as frequent as its probability.
     energy, num = CHAIN, 1 << 16
@@ -76,6 +77,7 @@ def test_annealing_finds_the_partition_function():
     assert abs(value - log_partition(CHAIN)) < 3 * error
 
 
+@pytest.mark.slow
 def test_an_energy_of_bits_is_trained():
     index = jax.random.categorical(
         jax.random.key(0), -jax.vmap(CHAIN)(STATES), shape=(4096,)

@@ -17,6 +17,7 @@ ENERGIES = [
 ]
 
 
+@pytest.mark.one_case("mlp_energy-shape1-arguments1")
 @pytest.mark.parametrize(("make", "shape", "arguments"), ENERGIES)
 def test_the_start_is_exact(make, shape, arguments):
     @eqx.filter_jit
@@ -35,6 +36,7 @@ def test_the_start_is_exact(make, shape, arguments):
     assert error < 1e-4
 
 
+@pytest.mark.one_case("mlp_energy-shape1-arguments1")
 @pytest.mark.parametrize(("make", "shape", "arguments"), ENERGIES)
 def test_the_network_can_learn(make, shape, arguments):
     # The last layer starts at zero; what is below it must not, or nothing would move.

@@ -51,6 +51,7 @@ def test_values_and_gradients_agree():
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kernel",
     [ebm.ULA(0.1), pytest.param(ebm.MALA(0.1), marks=pytest.mark.slow)],

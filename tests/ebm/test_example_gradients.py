@@ -97,6 +97,7 @@ ENERGIES = {
 }
 
 
+@pytest.mark.one_case("bilinear")
 @pytest.mark.parametrize("name", ENERGIES)
 def test_the_gram_matrix_is_that_of_the_gradients(name):
     energy, shape, num_products = ENERGIES[name]

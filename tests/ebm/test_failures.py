@@ -80,6 +80,7 @@ def test_walkers_where_the_energy_is_not_finite_are_refused():
         started(lambda x: jnp.log(x[0]) + jnp.sum(x**2))
 
 
+@pytest.mark.slow
 def test_divergence_stops_with_its_own_name():
     # A move of h * curvature = 4 overshoots; the quartic then sends walkers away.
     def quartic(x):
@@ -100,6 +101,7 @@ def test_divergence_stops_with_its_own_name():
     assert bool(jnp.isfinite(caught.value.state.memory.positions).all())
 
 
+@pytest.mark.slow
 def test_more_than_a_hundredth_of_the_walkers_lost_stops_the_run():
     def cliff(x):
         return jnp.where(jnp.max(jnp.abs(x)) > 4.0, jnp.inf, 0.5 * jnp.sum(x**2))
@@ -114,6 +116,7 @@ def test_more_than_a_hundredth_of_the_walkers_lost_stops_the_run():
     assert history["lost"].max() == 0
 
 
+@pytest.mark.slow
 def test_a_free_offset_costs_nothing_but_is_booked():
     class Offset(eqx.Module):
         mean: jax.Array
@@ -153,6 +156,7 @@ def test_weights_that_cannot_be_relied_on_are_marked():
     assert density.ess == 1
 
 
+@pytest.mark.slow
 def test_another_model_put_into_the_state_is_weighed_too():
     # Walkers carry what they last saw: a model changed by hand is caught up with.
     state = started(Shifted(jnp.zeros(SIZE)), num=20_000)

@@ -23,6 +23,7 @@ def two_modes(x):
     return -jax.nn.logsumexp(-0.5 * squares)
 
 
+@pytest.mark.slow
 def test_draws_about_the_walkers_tell_log_z():
     x = jax.random.normal(KEY, (1024, 3)) / jnp.sqrt(MODEL.precisions)[None]
     density = -jax.vmap(MODEL)(x) - TRUTH
@@ -36,6 +37,7 @@ def test_draws_about_the_walkers_tell_log_z():
         ebm.NormalizedEnergy.from_walkers(MODEL, walkers)
 
 
+@pytest.mark.slow
 def test_walkers_that_have_missed_a_mode_are_contradicted():
     # All in one of two modes three deviations apart, their weights of it alone.
     x = 1.5 + jax.random.normal(KEY, (1024, 1))

@@ -227,6 +227,7 @@ def test_weights_are_exact_to_a_third_of_the_error(move, step_size):
     assert mass < 4
 
 
+@pytest.mark.one_case("0.8")
 @pytest.mark.parametrize("step_size", STEP_SIZES)
 def test_weights_are_exact_when_blocks_are_resampled_by_themselves(step_size):
     partition, mass = z_scores(ula, step_size, num_blocks=4)
@@ -234,6 +235,7 @@ def test_weights_are_exact_when_blocks_are_resampled_by_themselves(step_size):
     assert mass < 4
 
 
+@pytest.mark.one_case("follow")
 @pytest.mark.parametrize(
     "fault",
     [
@@ -256,12 +258,14 @@ def test_a_faulty_move_fails(fault):
     assert any(max(z_scores(fault, h)) > 8 for h in reversed(STEP_SIZES))
 
 
+@pytest.mark.one_case("log_partition_not_booked")
 @pytest.mark.parametrize("fault", [stale_cache, log_partition_not_booked])
 def test_a_faulty_resampling_fails(fault):
     scores = (max(z_scores(ula, h, resample=fault)) for h in reversed(STEP_SIZES))
     assert any(score > 8 for score in scores)
 
 
+@pytest.mark.slow
 def test_increments_have_mean_one_at_a_fixed_model():
     # Jarzynski's equality with nothing changed: E[exp(increment)] = 1.
     energy = model_at(jnp.array(1.0))
@@ -279,6 +283,7 @@ def test_increments_have_mean_one_at_a_fixed_model():
         assert abs(ratio.mean() - 1) < 4 * error
 
 
+@pytest.mark.slow
 def test_a_lost_walker_stays_with_weight_zero():
     def cliff(x):
         return jnp.where(jnp.abs(x[0]) > 1.0, jnp.nan, 0.5 * jnp.sum(x**2))

@@ -59,6 +59,7 @@ def test_annealing_finds_z_the_labels_shares_and_their_examples():
         np.testing.assert_allclose(mean, CENTERS[label], atol=0.15)
 
 
+@pytest.mark.slow
 def test_training_finds_the_classifier_and_each_labels_likelihood():
     x = rows()
     populations = [
@@ -83,6 +84,7 @@ def test_training_finds_the_classifier_and_each_labels_likelihood():
     np.testing.assert_allclose(jnp.mean(given), jnp.mean(exact), atol=0.08)
 
 
+@pytest.mark.slow
 def test_a_network_starts_as_a_gaussian_of_every_label():
     energy = ebm.labeled_mlp_energy((1, 2), 3, key=jax.random.key(0), scale=2.0)
     walkers = ebm.labeled_walkers(jax.random.key(1), 64, (1, 2), 3, scale=2.0)

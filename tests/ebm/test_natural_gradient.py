@@ -74,6 +74,7 @@ def test_a_step_is_that_of_the_dense_matrix():
         last = expected
 
 
+@pytest.mark.slow
 def test_the_natural_gradient_of_a_gaussian_points_at_the_data():
     # The Fisher matrix of a mean in badly scaled units is undone: one step is enough.
     scales = jnp.logspace(-1, 1, SIZE)
@@ -96,6 +97,7 @@ def test_the_natural_gradient_of_a_gaussian_points_at_the_data():
     np.testing.assert_allclose(scales * state.model.mean, 0.4, atol=0.1)
 
 
+@pytest.mark.slow
 def test_few_samples_are_all_taken():
     trainer = ebm.JarzynskiTrainer(ebm.minsr(), kernel=ebm.MALA(0.1), radius=0.1)
     state = trainer.init(Shifted(jnp.zeros(SIZE)), reservoir(64, 32))
@@ -105,6 +107,7 @@ def test_few_samples_are_all_taken():
     assert float(history["update_radius"].max()) <= 0.1 * 1.001
 
 
+@pytest.mark.slow
 def test_dead_walkers_are_no_samples():
     walkers = populations(jax.random.key(0), 512)
     model = Shifted(jnp.zeros(SIZE))
@@ -123,6 +126,7 @@ def test_dead_walkers_are_no_samples():
     np.testing.assert_allclose(moved.mean, expected.mean, rtol=0.3)
 
 
+@pytest.mark.slow
 def test_it_serves_persistent_chains():
     trainer = ebm.PCDTrainer(ebm.minsr(0.1), kernel=ebm.MALA(0.1), radius=0.3)
     state = trainer.init(Shifted(jnp.zeros(SIZE)), reservoir(512, 256))
@@ -131,6 +135,7 @@ def test_it_serves_persistent_chains():
     np.testing.assert_allclose(state.model.mean, 1.0, atol=0.3)
 
 
+@pytest.mark.slow
 def test_samples_on_many_devices_are_as_on_one():
     trainer = ebm.JarzynskiTrainer(
         ebm.minsr(num_samples=16), kernel=ebm.MALA(0.1), radius=0.1

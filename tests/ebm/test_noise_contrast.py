@@ -11,6 +11,7 @@ from effgen import ebm
 from tests.ebm.gaussians import LOG_PARTITION, SIZE, Shifted, data, populations
 
 
+@pytest.mark.one_case("100.0")
 @pytest.mark.parametrize("units", [1.0, 100.0])
 def test_it_finds_the_model_and_its_log_z(units):
     x = units * data(shift=0.5)
@@ -35,6 +36,7 @@ def test_it_finds_the_model_and_its_log_z(units):
     )
 
 
+@pytest.mark.slow
 def test_walkers_that_watch_tell_its_likelihood():
     trainer = ebm.NCETrainer(optax.adam(0.02), kernel=ebm.MALA(0.3), radius=0.2)
     watching = populations(jax.random.key(0), 2048)

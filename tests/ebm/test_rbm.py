@@ -41,6 +41,7 @@ def test_energy_and_partition_function_equal_sums_over_all_states(sizes):
     np.testing.assert_allclose(rbm.log_partition(), truth, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_gibbs_moves_leave_the_model_as_it_is():
     rbm = machine()
     everything = jnp.asarray(states(6))
@@ -58,6 +59,7 @@ def test_gibbs_moves_leave_the_model_as_it_is():
     )
 
 
+@pytest.mark.slow
 def test_walkers_follow_a_machine_as_if_no_gradients_were_carried():
     # Bit for bit what the energies alone give: the default `follow` costs no more.
     keys = jax.random.split(KEY, 2)
@@ -78,6 +80,7 @@ def test_walkers_follow_a_machine_as_if_no_gradients_were_carried():
     np.testing.assert_array_equal(followed.energies, moved.energies)
 
 
+@pytest.mark.slow
 def test_weights_are_exact_on_a_path_of_machines():
     final = machine(scale=2.0)
     start = ebm.RBM.independent(jnp.zeros(6), 4)
@@ -106,6 +109,7 @@ def test_weights_are_exact_on_a_path_of_machines():
     assert abs(ratios.mean() - 1) < 4 * error < 0.2
 
 
+@pytest.mark.slow
 def test_training_knows_its_likelihood():
     keys = jax.random.split(KEY, 5)
     prototypes = jax.random.bernoulli(keys[0], 0.5, (3, 10)).astype(float)

@@ -35,6 +35,7 @@ class Tilted(eqx.Module):
         return low - jnp.log1p(-u * (1 - jnp.exp(-a * width))) / a
 
 
+@pytest.mark.one_case("box0-0.05")
 @pytest.mark.parametrize("step_size", [1e-3, 0.05, 10.0])
 @pytest.mark.parametrize("box", [(0.0, 1.0), (-2.0, 1.0)])
 def test_the_move_leaves_the_model_invariant(step_size, box):
@@ -60,6 +61,7 @@ def test_the_move_leaves_the_model_invariant(step_size, box):
         assert np.sum((counts - 1000) ** 2 / 1000) < 50  # 19 degrees of freedom
 
 
+@pytest.mark.slow
 def test_annealing_finds_the_integral_over_the_box():
     walkers = ebm.Walkers.from_uniform(jax.random.key(0), 4096, (3,), low=-1, high=2)
     kernel = ebm.ReflectedMALA(ebm.TargetAcceptance(), low=-1.0, high=2.0)
@@ -71,6 +73,7 @@ def test_annealing_finds_the_integral_over_the_box():
     assert abs(value - end.log_partition(-1.0, 2.0)) < 3 * error
 
 
+@pytest.mark.slow
 def test_a_model_of_data_in_a_box_is_trained():
     truth = Tilted(SLOPES)
     x = jnp.clip(truth.draw(jax.random.key(0), 4096), 0.0, 1.0)

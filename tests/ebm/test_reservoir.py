@@ -40,6 +40,7 @@ def test_a_turn_comes_back_as_it_went(active):
     np.testing.assert_array_equal(after.positions, whole.due(jnp.array(2)).positions)
 
 
+@pytest.mark.slow
 def test_a_step_touches_the_due_block_alone():
     trainer = ebm.JarzynskiTrainer(optax.sgd(0.05), kernel=ebm.ULA(0.1))
     walkers = ebm.Walkers.from_gaussian(jax.random.key(0), 256, (SIZE,))
@@ -50,6 +51,7 @@ def test_a_step_touches_the_due_block_alone():
     np.testing.assert_array_equal(same[0], [False] + [True] * 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kernel",
     [ebm.ULA(0.3), pytest.param(ebm.MALA(0.3), marks=pytest.mark.slow)],
@@ -85,6 +87,7 @@ def test_weights_are_exact_however_long_a_block_has_waited(kernel):
 
 
 # Draws about the walkers find the bias too, and warn of it.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:unreliable")
 def test_many_walkers_at_the_cost_of_few_flatter_less():
     x = data(shift=0.5)
@@ -105,6 +108,7 @@ def test_many_walkers_at_the_cost_of_few_flatter_less():
     assert abs(gap(ebm.Reservoir.from_walkers(walkers, block_size=64))) < 0.35
 
 
+@pytest.mark.slow
 def test_a_density_from_a_reservoir_has_caught_up():
     trainer = ebm.JarzynskiTrainer(optax.sgd(0.005), kernel=ebm.MALA(0.5))
     keys = jax.random.split(jax.random.key(0))
@@ -164,6 +168,7 @@ def test_sizes_that_do_not_fit_are_named(arguments, match):
         reservoir(**arguments)
 
 
+@pytest.mark.slow
 def test_blocks_that_devices_cannot_share_are_named():
     trainer = ebm.JarzynskiTrainer(optax.sgd(0.05), kernel=ebm.ULA(0.1))
     energy = ebm.mlp_energy((2,), key=jax.random.key(0), width_size=4)

@@ -31,6 +31,7 @@ def settled(kernel, num_moves):
     return jax.lax.scan(body, walkers, keys)
 
 
+@pytest.mark.one_case("1.0")
 @pytest.mark.parametrize("initial", [1e-3, 1.0])
 def test_acceptance_reaches_its_target(initial):
     kernel = ebm.MALA(ebm.TargetAcceptance(initial))
@@ -54,6 +55,7 @@ def test_unadjusted_weights_lose_what_the_rule_says():
     np.testing.assert_allclose(jnp.var(walkers.log_weights), 0.0625, rtol=0.3)
 
 
+@pytest.mark.slow
 def test_rules_and_a_radius_leave_the_audit_exact():
     trainer = ebm.JarzynskiTrainer(
         optax.sgd(0.3), kernel=ebm.MALA(ebm.TargetAcceptance(0.01)), radius=0.2

@@ -22,6 +22,7 @@ def run(trainer, memory, num_steps=200):
     )
 
 
+@pytest.mark.slow
 def test_the_state_of_the_highest_likelihood_is_kept():
     # The mean goes from 0 to the data's 1.5, past that of the held-out rows, 0.6.
     trainer = ebm.JarzynskiTrainer(optax.sgd(0.02), kernel=KERNEL)

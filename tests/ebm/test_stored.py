@@ -21,6 +21,7 @@ def density(key=0):
     return ebm.NormalizedEnergy.from_walkers(energy(key), walkers.in_blocks(16))
 
 
+@pytest.mark.slow
 def test_what_is_loaded_is_what_was_saved(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     saved = density()

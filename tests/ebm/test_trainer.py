@@ -13,6 +13,7 @@ from effgen.ebm.learning import contrast
 from tests.ebm.gaussians import LOG_PARTITION, SIZE, Shifted, data, populations
 
 
+@pytest.mark.slow
 def test_training_fits_and_the_density_is_normalized():
     trainer = ebm.JarzynskiTrainer(optax.sgd(0.05), kernel=ebm.ULA(0.1))
     state = trainer.init(Shifted(jnp.zeros(SIZE)), populations(jax.random.key(0), 2048))
@@ -31,6 +32,7 @@ def test_training_fits_and_the_density_is_normalized():
     assert history["ess"].min() > 0.3
 
 
+@pytest.mark.slow
 def test_training_walkers_flatter_as_predicted_and_the_audit_does_not():
     # To first order the training walkers' log Z drifts by minus the sum over the steps
     # of learning rate times the trace of the gradient's covariance, over their number;
@@ -69,6 +71,7 @@ def test_training_walkers_flatter_as_predicted_and_the_audit_does_not():
     assert abs(ratio.mean() - 1) < 4 * ratio.std(ddof=1) / np.sqrt(ratio.size)
 
 
+@pytest.mark.slow
 def test_several_moves_cross_to_the_new_model_once():
     # With the model fixed by a zero learning rate, and with it moving, Z stays exact.
     trainer = ebm.JarzynskiTrainer(optax.sgd(0.02), kernel=ebm.ULA(0.2), num_moves=4)
@@ -81,6 +84,7 @@ def test_several_moves_cross_to_the_new_model_once():
     assert abs(value - LOG_PARTITION) < 5 * error
 
 
+@pytest.mark.slow
 def test_pcd_is_the_same_step_with_the_weights_off():
     kernel, key = ebm.ULA(0.1), jax.random.key(1)
     model, x = Shifted(jnp.full(SIZE, 0.3)), data()[:64]
@@ -99,6 +103,7 @@ def test_pcd_is_the_same_step_with_the_weights_off():
     assert metrics["loss"] == metrics["energy_gap"]
 
 
+@pytest.mark.slow
 def test_an_audit_tells_pcd_s_likelihood():
     trainer = ebm.PCDTrainer(optax.sgd(0.05), kernel=ebm.ULA(0.1))
     memory = populations(jax.random.key(0), 256, audit=4096)
@@ -123,6 +128,7 @@ def test_the_gradient_is_that_of_the_cross_entropy():
     np.testing.assert_allclose(gap, data_energy - weights @ energies, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_start_of_known_density_is_exact_for_any_energy():
     # Importance weights make up for walkers that are not the model's own.
     model = Shifted(jnp.full(SIZE, 0.2))
@@ -137,6 +143,7 @@ def test_a_start_of_known_density_is_exact_for_any_energy():
     assert abs(value - LOG_PARTITION) < 4 * error < 0.1
 
 
+@pytest.mark.slow
 def test_collapsed_weights_stop_the_run():
     trainer = ebm.JarzynskiTrainer(optax.sgd(100.0), kernel=ebm.ULA(0.1))
     state = trainer.init(Shifted(jnp.zeros(SIZE)), populations(jax.random.key(0), 256))

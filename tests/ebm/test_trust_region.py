@@ -53,6 +53,7 @@ def test_a_bound_that_never_acts_changes_nothing():
     assert not metrics
 
 
+@pytest.mark.one_case("-1.0")
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_walkers_that_have_waited_make_up_for_all_updates_at_once(sign):
     last_seen, old = Shifted(jnp.zeros(SIZE)), Shifted(jnp.full(SIZE, 0.06))
@@ -101,6 +102,7 @@ def test_dead_walkers_have_no_say():
     np.testing.assert_allclose(metrics["update_share"], 0.1 / SIZE**0.5, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_a_radius_saves_a_run_whose_updates_are_too_large():
     def run(**settings):
         trainer = ebm.JarzynskiTrainer(optax.sgd(0.8), kernel=ebm.MALA(0.3), **settings)
@@ -116,6 +118,7 @@ def test_a_radius_saves_a_run_whose_updates_are_too_large():
     np.testing.assert_allclose(state.model.mean, 3.0, atol=0.8)
 
 
+@pytest.mark.slow
 def test_blocks_that_wait_are_protected():
     trainer = ebm.JarzynskiTrainer(optax.sgd(0.1), kernel=ebm.MALA(0.3), radius=0.3)
     walkers = populations(jax.random.key(0), 16 * 256)
@@ -138,6 +141,7 @@ def trainers(radius):
     ]
 
 
+@pytest.mark.one_case("ScoreMatchingTrainer")
 @pytest.mark.parametrize("trainer", trainers(0.05), ids=lambda t: type(t).__name__)
 def test_every_trainer_keeps_to_its_radius(trainer):
     state = trainer.init(Shifted(jnp.zeros(SIZE)), populations(jax.random.key(0), 256))

@@ -27,6 +27,7 @@ def weighted(num=64, key=0, blocks=None):
     )
 
 
+@pytest.mark.slow
 def test_resampling_is_unbiased_and_moves_every_array():
     walkers = weighted()
     labels = jnp.arange(64.0)
@@ -47,6 +48,7 @@ def test_resampling_is_unbiased_and_moves_every_array():
     np.testing.assert_allclose(drawn.log_partition, walkers.estimate().value, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_blocks_are_resampled_by_themselves_and_weigh_by_their_own_partition():
     walkers = weighted(blocks=4)
     drawn = walkers.resampled(jax.random.key(1))
@@ -86,6 +88,7 @@ def test_only_blocks_that_need_it_are_resampled():
     np.testing.assert_array_equal(untouched.positions, walkers.positions)
 
 
+@pytest.mark.one_case("8")
 @pytest.mark.parametrize("num_blocks", [None, 8])
 def test_error_bars_are_as_wide_as_the_spread_of_replicates(num_blocks):
     # A path on which walkers are resampled and mix slowly: relatives matter.
@@ -117,6 +120,7 @@ def test_error_bars_are_as_wide_as_the_spread_of_replicates(num_blocks):
     assert 0.67 * spread < claimed < 1.5 * spread
 
 
+@pytest.mark.slow
 def test_ancestors_are_never_forgotten():
     walkers = weighted(num=32)
     heavy = dataclasses.replace(walkers, log_weights=8.0 * walkers.log_weights)
@@ -144,6 +148,7 @@ def test_fresh_walkers_become_islands_and_others_stay_as_they_are():
         fresh.in_blocks(3)
 
 
+@pytest.mark.one_case("8-1.0")
 @pytest.mark.parametrize("spread", [0.1, 0.5, 1.0, 1.5])
 @pytest.mark.parametrize("num_blocks", [8, 16])
 def test_two_bars_of_islands_hold_the_truth_as_often_as_they_say(spread, num_blocks):
@@ -155,6 +160,7 @@ def test_two_bars_of_islands_hold_the_truth_as_often_as_they_say(spread, num_blo
     assert 0.92 < float(jnp.mean(jnp.abs(off) < 2 * errors)) < 0.97
 
 
+@pytest.mark.one_case("8-0.9-2.0")
 @pytest.mark.parametrize("spread", [1.0, 1.5, 2.0])
 @pytest.mark.parametrize(("num_blocks", "least"), [(8, 0.9), (16, 0.93)])
 def test_two_bars_hold_where_the_spread_gives_no_warning(spread, num_blocks, least):
@@ -168,6 +174,7 @@ def test_two_bars_hold_where_the_spread_gives_no_warning(spread, num_blocks, lea
     assert share(1.0) < 0.91  # kept are those whose bars happen to be too short
 
 
+@pytest.mark.slow
 def test_the_least_share_of_a_path_is_remembered():
     walkers = ebm.Walkers.from_gaussian(jax.random.key(0), 512, (3,))
     narrow = walkers.reweighted(lambda x: 8.0 * jnp.sum(x**2))

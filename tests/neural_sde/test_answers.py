@@ -53,6 +53,7 @@ def test_a_forecast_is_a_frame_on_the_records_index(found):
     assert np.isnan(plain["north"]["residuals"].iloc[3])
 
 
+@pytest.mark.slow
 def test_an_index_of_years_stays_one():
     years = pd.Index([1871, 1872, 1874], name="year")
     found = ns.posterior(model(1), years, pd.Series([0.1, 0.2, 0.3], index=years))
@@ -99,6 +100,7 @@ def test_times_that_do_not_fit_the_record_are_refused(found):
         ns.posterior(FRAME, FRAME.index, FRAME)
 
 
+@pytest.mark.one_case("9000")
 @pytest.mark.parametrize("year", [1, 1500, 2024, 9000])
 def test_dates_of_any_year_keep_their_gaps(year):
     dates = np.datetime64(f"{year:04d}-01-01", "s") + np.arange(5) * np.timedelta64(

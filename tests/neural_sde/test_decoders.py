@@ -65,6 +65,7 @@ def poisson_filter(ts, ys):
     return total
 
 
+@pytest.mark.slow
 def test_counts_by_linearized_sites_have_their_exact_evidence():
     linear, network, ts, ys = counts()
     decoder = ns.Decoder(network, ns.Poisson(), ns.LinearizedSites())
@@ -81,6 +82,7 @@ def test_counts_by_linearized_sites_have_their_exact_evidence():
     assert evidence.elbo.value > exact - 1.0
 
 
+@pytest.mark.slow
 def test_counts_by_an_encoder_train_towards_the_evidence():
     linear, network, ts, ys = counts()
     encoder = eqx.nn.MLP(1, 2, 32, 1, key=KEY)

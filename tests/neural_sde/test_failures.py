@@ -74,6 +74,7 @@ def test_inputs_must_be_there_where_they_are_used():
         train((*series(), np.zeros((4, 5, 2))), model)
 
 
+@pytest.mark.slow
 def test_a_stream_s_bad_times_stop_the_run():
     trainer = ns.LatentSDETrainer(OPTIM, dt=0.1, num_paths=2, max_steps=16)
     state = trainer.init(double_well())
@@ -101,6 +102,7 @@ def test_too_few_steps_are_named():
         eg.fit(trainer, state, iter([batch]), key=KEY)
 
 
+@pytest.mark.slow
 def test_a_drift_that_leaves_the_reals_stops_the_run():
     explosive = double_well(drift=lambda t, x: jnp.exp(10 * (1 + x) ** 4 - 1000))
     with pytest.raises(eg.TrainingError, match="non-finite"):
@@ -172,6 +174,7 @@ def test_a_state_of_another_step_is_refused():
         eg.fit(other, state, eg.Minibatches(series(), 2), key=KEY, num_steps=1)
 
 
+@pytest.mark.slow
 def test_what_is_frozen_stays():
     model = double_well(frozen=("linear",))
     state, _ = train(series(), model)

@@ -105,6 +105,7 @@ def test_a_filter_knows_nothing_of_the_future():
     np.testing.assert_allclose(ahead.scores.sum(), total, atol=0.3)
 
 
+@pytest.mark.slow
 def test_forecasts_go_on_from_the_filter_s_end():
     found, ts, ys = wells()
     times = ts[-1] + 0.2 * np.arange(1, 6)
@@ -143,6 +144,7 @@ def test_a_linear_model_s_filter_is_kalman_s():
         )
 
 
+@pytest.mark.slow
 def test_linear_forecasts_are_closed_forms():
     linear = ns.DiagonalSDE(1.0, 0.0, 0.5, ns.Gaussian.independent(np.zeros(1), 0.5))
     ts = np.arange(20.0) * 0.3
@@ -170,6 +172,7 @@ def test_an_explosion_is_named_with_the_step_that_holds():
         found.forecast([4.0], key=KEY, num_paths=500)
 
 
+@pytest.mark.slow
 def test_a_root_of_a_negative_state_is_cut_off():
     """`dX = (0.2 - X) dt + 0.6 sqrt(X) dW`, seen near zero, by exact transitions."""
     m, s, noise = 0.2, 0.6, 0.05
@@ -194,6 +197,7 @@ def test_a_root_of_a_negative_state_is_cut_off():
     assert abs(found.evidence.value - exact) < 0.4
 
 
+@pytest.mark.one_case("0.5")
 @pytest.mark.parametrize("dt", [0.5, 0.1])
 def test_a_likelihood_integrates_to_one(dt):
     """One observation of the wells at 1: `exp(evidence(y))` over all `y`."""

@@ -56,6 +56,7 @@ def test_weights_maximize_what_stack_names():
         stacking_weights(lost[..., 2:])
 
 
+@pytest.mark.slow
 def test_a_density_from_draws_is_that_of_their_law():
     draws = 3 + 2 * np.random.default_rng(2).normal(size=(4_000, 3))
     ys = np.array([3.0, 5.0, 0.0])

@@ -39,6 +39,7 @@ def test_entries_stay_under_any_optimizer():
         assert not np.allclose(found.matrix[1], [-1.0, -0.1])
 
 
+@pytest.mark.slow
 def test_a_linear_decoder_is_learned_where_it_says_so():
     found = fitted(oscillator()).decoder
     np.testing.assert_array_equal(found.matrix, [[1.0, 0.0]])

@@ -18,6 +18,7 @@ def off(found, exact):
     return np.max(np.abs(np.asarray(found) - exact) / (1 + np.abs(exact)))
 
 
+@pytest.mark.one_case("False-0.0001")
 @pytest.mark.parametrize(("x64", "good"), [(False, 1e-4), (True, 1e-8)])
 def test_counts_of_any_size_have_scipys_density(x64, good):
     with jax.enable_x64(x64):
@@ -92,6 +93,7 @@ CASES = {
 }
 
 
+@pytest.mark.one_case("outliers")
 @pytest.mark.parametrize("name", CASES)
 def test_a_likelihoods_filter_is_that_of_a_grid(name):
     likelihood, ys, log_prob = CASES[name]

@@ -72,6 +72,7 @@ def test_relative_growth_and_its_slope_at_zero():
     assert np.all(np.isfinite(slope))
 
 
+@pytest.mark.one_case("0.3")
 @pytest.mark.parametrize("dt", [0.0, 0.3])
 def test_gradients_of_a_step_are_finite_without_time_or_decay(dt):
     for linear in (
@@ -198,6 +199,7 @@ def test_the_weights_are_optimal(stationary):
     np.testing.assert_allclose(found, np.linalg.solve(matrix, right), rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_fractional_bridge_has_its_closed_form_deviation():
     """A fractional Ornstein-Uhlenbeck process seen at its end: against the covariance
     of the approximation, written out, and that of the process itself."""
@@ -244,6 +246,7 @@ def test_a_fractional_bridge_has_its_closed_form_deviation():
         np.testing.assert_allclose(found.scale[i, 0], np.sqrt(true), rtol=0.05)
 
 
+@pytest.mark.slow
 def test_the_hurst_index_is_learned_by_gradients():
     linear = fractional(0.4, stationary=False)
     total = lambda linear: at(linear, 0.3).covariance[0, 0]

@@ -39,6 +39,7 @@ def on_grid(model, series, steps, parallel):
     return anchored_on_grid(model, series, num_steps=steps, parallel=parallel)
 
 
+@pytest.mark.one_case("3-0.1-True")
 @pytest.mark.parametrize(
     ("columns", "dt", "parallel"),
     [
@@ -94,6 +95,7 @@ def test_in_parallel_is_in_sequence(columns):
         np.testing.assert_allclose(one, other, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "parallel", [False, pytest.param(True, marks=pytest.mark.slow)]
 )
@@ -134,6 +136,7 @@ def test_messages_can_be_double_while_paths_are_single():
     np.testing.assert_allclose(found.guided.log_evidence, exact, rtol=3e-5)
 
 
+@pytest.mark.one_case("1")
 @columns
 def test_control_is_the_gradient_of_the_future_s_likelihood(columns):
     """`u = sigma^T grad log p(later y | X_t = x)`, the paper's closed form."""
@@ -174,6 +177,7 @@ def test_control_is_the_gradient_of_the_future_s_likelihood(columns):
         np.testing.assert_allclose(before.log_value(x), log_future(x), rtol=1e-8)
 
 
+@pytest.mark.one_case("3")
 @columns
 def test_messages_solve_their_differential_equations(columns):
     case = problem(columns)
@@ -231,6 +235,7 @@ def dense_log_prob(linear, decoder, ts, ys):
     return jax.lax.scan(meet, start, (jnp.diff(ts, prepend=0.0), ys))[0][2]
 
 
+@pytest.mark.slow
 @one_is_enough
 def test_gradients_are_those_of_the_kalman_filter(columns):
     case = problem(columns, correlated=False)
@@ -284,6 +289,7 @@ def test_merging_splitting_and_shifting_change_nothing():
     np.testing.assert_allclose(evidence(apart_ts, apart), whole, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing():
     case = problem(3)
     model = case.model()
@@ -311,6 +317,7 @@ def test_no_observations_leave_the_prior():
     )
 
 
+@pytest.mark.one_case("0.0")
 @pytest.mark.parametrize("t0", [None, 0.0])
 def test_one_observation(t0):
     case = problem(3)
@@ -345,6 +352,7 @@ def test_nearly_exact_observations_stay_accurate():
         np.testing.assert_allclose(found.guided.log_evidence, exact, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_unstable_dynamics_and_long_gaps():
     matrix = np.array([[1.5, 1.0], [0.0, 0.8]])
     law = ns.Gaussian.independent(np.zeros(2), 1.0)
@@ -358,6 +366,7 @@ def test_unstable_dynamics_and_long_gaps():
     np.testing.assert_allclose(found.guided.log_evidence, exact, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_several_inputs_held_between_times():
     rng = np.random.default_rng(0)
     case = problem(3, correlated=False)
@@ -397,6 +406,7 @@ def test_several_inputs_held_between_times():
     np.testing.assert_allclose(found.guided.log_evidence, total, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_grid_has_equal_steps_no_longer_than_dt():
     ts = jnp.array([0.5, 0.5, 1.3, 1.3001, 2.0, 2.0])
     grid = make_grid(ts, jnp.ones(6, bool), dt=0.25, num_steps=16, t0=0.0)

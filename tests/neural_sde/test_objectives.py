@@ -43,6 +43,7 @@ def mean_and_error(values):
     return float(values.mean()), float(values.std() / np.sqrt(len(values) - 1))
 
 
+@pytest.mark.one_case("3-0.1")
 @pytest.mark.parametrize(
     ("columns", "dt"),
     [
@@ -63,6 +64,7 @@ def test_a_linear_model_s_bound_is_exact_on_any_grid(columns, dt):
     assert float(found.log_weights.std()) <= 1e-9
 
 
+@pytest.mark.slow
 def test_a_linear_model_s_bound_by_another_anchor_still_bounds():
     case = problem(3, correlated=False)
     anchor = ns.GivenAnchor(-np.eye(3), np.zeros(3))
@@ -76,6 +78,7 @@ def test_a_linear_model_s_bound_by_another_anchor_still_bounds():
     assert abs(evidence.value - exact) < 5 * evidence.standard_error + 0.05
 
 
+@pytest.mark.slow
 def test_relinearizing_a_linear_model_gives_it_back():
     case = problem(3, correlated=False)
     one = bound(case.model(), case.ts, case.values(), dt=0.1)
@@ -111,6 +114,7 @@ ANCHORS = {
 }
 
 
+@pytest.mark.one_case("given")
 @pytest.mark.parametrize(
     "name", ["prior", pytest.param("relinearized", marks=pytest.mark.slow), "given"]
 )
@@ -123,6 +127,7 @@ def test_the_double_well_s_evidence_is_the_grid_filter_s(name):
     assert abs(evidence.value - exact) < 5 * evidence.standard_error + 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dt", [0.2, *[pytest.param(dt, marks=pytest.mark.slow) for dt in (0.05, 0.01)]]
 )
@@ -139,6 +144,7 @@ def test_the_bound_is_one_for_its_own_chain_at_any_step(dt):
         assert abs(evidence.value - exact) < 5 * evidence.standard_error
 
 
+@pytest.mark.slow
 def test_expected_log_weights_have_the_log_weights_mean():
     residual = ns.residual_network(double_well().linear, key=KEY)
     last = lambda r: r.layers.layers[-1].weight
@@ -183,6 +189,7 @@ def geometric(noise, scale=1e-3):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.6, pytest.param(0.9, marks=pytest.mark.slow)])
 def test_noise_that_depends_on_the_state(noise):
     """Geometric Brownian motion seen once: a log-normal integral, by any anchor."""
@@ -216,6 +223,7 @@ def test_noise_that_depends_on_the_state_at_one_step_is_exact():
     assert abs(evidence.value - exact) < 5 * evidence.standard_error + 1e-4
 
 
+@pytest.mark.slow
 def test_state_noise_that_is_constant_is_constant_noise():
     same = double_well(diffusion=lambda t, x: 0.7 * jnp.ones_like(x))
     for name in ("values", "log_weights"):
@@ -226,6 +234,7 @@ def test_state_noise_that_is_constant_is_constant_noise():
         )
 
 
+@pytest.mark.slow
 def test_two_states_with_noise_on_one():
     """A noisy oscillator in a double well: its velocity alone is driven, and a friction
     acts on its position, where no noise does."""
@@ -304,6 +313,7 @@ def test_times_shared_by_all_series_change_no_bound_and_no_gradient(anchor):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_times_shared_change_nothing_in_single_precision_and_at_full_size():
     """A batch large enough for compiled code that splits its work."""
     with jax.enable_x64(False):

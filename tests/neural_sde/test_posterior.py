@@ -19,6 +19,7 @@ from tests.neural_sde.cases import double_well, grid_filter, problem
 KEY = jax.random.key(0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_marginals_of_a_linear_model_are_exact_between_and_after_observations():
     case = problem(3)
@@ -43,6 +44,7 @@ def test_marginals_of_a_linear_model_are_exact_between_and_after_observations():
     np.testing.assert_allclose(draws.log_weights, case.log_prob(), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_batch_is_its_series_one_by_one():
     case = problem(2, correlated=False)
     one = np.random.default_rng(0).normal(size=(1, 2))
@@ -98,6 +100,7 @@ def test_half_a_step_halves_the_chain_s_error(trained):
     assert abs(2 * values[1] - values[0] - exact) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
 def test_a_trained_double_well_is_near_its_evidence(trained):
     found = ns.posterior(trained, ts, ys)
@@ -115,6 +118,7 @@ def test_a_trained_double_well_is_near_its_evidence(trained):
     )
 
 
+@pytest.mark.slow
 def test_a_forecast_is_the_prior_from_the_last_state(trained):
     found = ns.posterior(trained, ts, ys)
     bands = found.forecast(np.array([2.5, 4.0]), key=KEY, num_paths=4_000)
@@ -159,6 +163,7 @@ def test_samples_of_the_prior_have_its_law():
         np.testing.assert_allclose(x.var(0)[:, 0], variance, rtol=0.1)
 
 
+@pytest.mark.slow
 def test_the_prior_s_terms_are_diffrax_s():
     model = double_well()
     tree = diffrax.VirtualBrownianTree(0.0, 1.0, 0.01, (1,), key=KEY)
@@ -180,6 +185,7 @@ def test_a_step_too_long_for_the_drift_is_reported():
         found.evidence(key=KEY, num_paths=4_000)
 
 
+@pytest.mark.slow
 def test_a_linear_model_is_not_reported():
     case = problem(3, correlated=False)
     found = ns.posterior(case.model(dt=0.3), case.ts, case.values())
@@ -198,6 +204,7 @@ def test_times_asked_for_must_be_sorted_and_not_too_early():
         found.paths(3, key=KEY, times=np.array([-1.0]))
 
 
+@pytest.mark.slow
 def test_forecasts_follow_their_inputs():
     law = ns.Gaussian.independent(np.zeros(1), 0.1)
     linear = ns.DiagonalSDE(1.0, 0.0, 0.1, law, input_matrix=np.ones((1, 1)))
@@ -213,6 +220,7 @@ def test_forecasts_follow_their_inputs():
     np.testing.assert_allclose(pushed.mean[1], 3.0, atol=0.05)
 
 
+@pytest.mark.slow
 def test_a_posterior_needs_no_training_and_no_step():
     model = dataclasses.replace(double_well(), dt=None)
     found = ns.posterior(model, ts, ys)
@@ -220,6 +228,7 @@ def test_a_posterior_needs_no_training_and_no_step():
     assert found.paths(5, key=KEY).positions.shape == (5, 10, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
 def test_a_likelihood_is_the_same_for_every_anchor():
     chain = lambda anchor: double_well(anchor=anchor, t0=0.0)

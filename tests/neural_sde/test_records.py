@@ -29,6 +29,7 @@ def exact(ts, ys, rate, sigma, errors):
     return -0.5 * half @ half - logs - 0.5 * len(ys) * np.log(2 * np.pi)
 
 
+@pytest.mark.one_case("1700000000.0")
 @pytest.mark.parametrize("origin", [0.0, 1.7e9])
 def test_unix_seconds_keep_their_minutes(origin):
     ts, rng = np.arange(120) * 60.0, np.random.default_rng(0)
@@ -82,6 +83,7 @@ def test_every_value_has_its_own_error():
         ns.posterior(ornstein(), ts, ys, errors=errors[:3])
 
 
+@pytest.mark.slow
 def test_errors_are_trained_with():
     rng, n = np.random.default_rng(0), 30
     ts = np.tile(np.arange(20.0), (n, 1))
@@ -148,6 +150,7 @@ def test_plain_paths_follow_inputs_from_the_first_time_on():
         )
 
 
+@pytest.mark.slow
 def test_a_drift_alone_may_see_inputs():
     drift = ns.DriftNetwork(1, num_inputs=1, key=KEY, width_size=8)
     model = ns.LatentSDE(

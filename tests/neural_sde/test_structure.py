@@ -40,6 +40,7 @@ def test_matern_has_its_covariance(smoothness, length):
     np.testing.assert_allclose(covariance(part, lags), exact, rtol=2e-5)
 
 
+@pytest.mark.one_case("part0")
 @pytest.mark.parametrize(
     "part",
     [
@@ -77,6 +78,7 @@ def test_seasons_return_and_sums_stand_side_by_side():
     assert decoder.matrix.shape == (2, 12)
 
 
+@pytest.mark.slow
 def test_a_local_level_is_that_of_statsmodels():
     model = ns.structural(ns.level(), YEARS, FLOW)
     found = ns.fit_linear(model, YEARS, FLOW, prior_scale=1e6)
@@ -125,6 +127,7 @@ def test_a_local_level_is_that_of_statsmodels():
     )
 
 
+@pytest.mark.one_case("1000000.0")
 @pytest.mark.parametrize("unit", [1e-6, 1e6])
 def test_fits_are_the_same_in_any_unit(unit):
     fit = lambda ts, ys: ns.fit_linear(
@@ -144,6 +147,7 @@ def test_fits_are_the_same_in_any_unit(unit):
         np.testing.assert_allclose(found, one.parameters[name], rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_dates_and_errors_are_fitted():
     rng = np.random.default_rng(0)
     index = pd.date_range("2020-01-01", periods=200, freq="D")

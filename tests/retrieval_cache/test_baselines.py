@@ -30,6 +30,7 @@ def chunked_trainers(chunks):
     )
 
 
+@pytest.mark.one_case("0")
 @pytest.mark.parametrize("which", [0, 1, pytest.param(2, marks=pytest.mark.slow)])
 def test_chunks_change_no_gradient(which):
     cache = filled(drifted(towers()))
@@ -44,6 +45,7 @@ def test_chunks_change_no_gradient(which):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_chunks_hold_one_of_them_at_a_time():
     class Wide(eqx.Module):
         network: eqx.nn.MLP
@@ -79,6 +81,7 @@ def test_chunks_that_do_not_divide_are_refused():
         eg.fit(uneven, uneven.init(towers(), filled(towers())), [batch()], key=KEY)
 
 
+@pytest.mark.slow
 def test_a_queue_holds_past_documents_as_negatives_without_gradient():
     trainer = rc.CrossBatchTrainer(optax.sgd(0.1), temperature=0.1)
     cache = filled(towers())

@@ -103,6 +103,7 @@ def test_padding_changes_nothing():
     np.testing.assert_allclose(embedded(other, moved), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.one_case("True")
 @pytest.mark.parametrize("recompute", [False, True])
 def test_every_parameter_that_matters_has_a_gradient(recompute):
     bert, rows = tiny(recompute=recompute), tokens()
@@ -125,6 +126,7 @@ def test_every_parameter_that_matters_has_a_gradient(recompute):
     jax.tree.map(same, jax.tree.leaves(gradients), jax.tree.leaves(plainly))
 
 
+@pytest.mark.slow
 def test_it_learns_and_leaves_its_numbers_as_they_are():
     bert, rows = tiny(dropout=eqx.nn.Dropout(0.1)), tokens(8)
     target = jax.nn.one_hot(jnp.arange(8), 16)

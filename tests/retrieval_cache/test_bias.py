@@ -28,6 +28,7 @@ def double():
     jax.config.update("jax_enable_x64", False)
 
 
+@pytest.mark.slow
 def test_documents_beside_count_by_how_often_they_are_met(double):
     """Drawn by popularity, and told so, they leave the sum over what is outside.
 
@@ -60,6 +61,7 @@ def test_documents_beside_count_by_how_often_they_are_met(double):
     assert off[1] > 1.3 * off[0]
 
 
+@pytest.mark.one_case("estimator2-16")
 @pytest.mark.parametrize(
     ("estimator", "num_negatives"),
     [(rc.PseudoLogit(), 16), (rc.PseudoLogit(), 64), (rc.GumbelMax(), 16)],

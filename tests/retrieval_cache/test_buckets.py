@@ -57,6 +57,7 @@ def differentiated(tower, texts):
     return found, gradient
 
 
+@pytest.mark.one_case("8-lengths1-bag")
 @pytest.mark.parametrize("name", ["bag", "transformer", "bert"])
 @pytest.mark.parametrize(("num", "lengths"), [(11, None), (8, (3, 99)), (1, (4, 8))])
 def test_embeddings_and_gradients_are_those_of_padded_texts(name, num, lengths):
@@ -108,6 +109,7 @@ def stepped(trainer, tower, corpus):
     return eqx.filter_jit(trainer.step)(state, pairs(8), key=jax.random.key(0))
 
 
+@pytest.mark.one_case("InBatchTrainer-1")
 @pytest.mark.parametrize(
     ("kind", "chunks"), [(NegativeCacheTrainer, 2), (InBatchTrainer, 1)]
 )
@@ -126,6 +128,7 @@ def test_steps_and_caches_are_those_of_padded_texts(kind, chunks):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_evaluation_is_that_of_padded_texts():
     plain, texts = encoder("transformer"), tokens(20)
     measured = []
@@ -138,6 +141,7 @@ def test_evaluation_is_that_of_padded_texts():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_only_dropout_makes_it_random():
     bag = Bucketed(encoder("bag"))
     assert not is_random(bag, bag)

@@ -132,6 +132,7 @@ def test_a_free_row_is_not_written():
     assert bool(jnp.all(jnp.isfinite(again.rows.embeddings())))
 
 
+@pytest.mark.slow
 def test_what_was_embedded_is_written_back():
     old = towers()
     cache, new = filled(old), drifted(old)
@@ -140,6 +141,7 @@ def test_what_was_embedded_is_written_back():
     np.testing.assert_array_equal(after.stamps[jnp.asarray([3, 7, 50])], 7)
 
 
+@pytest.mark.slow
 def test_the_oldest_rows_are_refreshed_in_turn():
     old = towers()
     cache, new = filled(old), drifted(old)
@@ -150,6 +152,7 @@ def test_the_oldest_rows_are_refreshed_in_turn():
         assert len(fresh_rows(cache, new)) == min(120, step * each)
 
 
+@pytest.mark.slow
 def test_the_oldest_of_many_rows_are_found_block_by_block():
     cache = rc.NegativeCache.empty(corpus(1), 4, 1 << 12)
     ids = jnp.arange(1 << 12).at[100:900].set(-1)
@@ -207,6 +210,7 @@ def test_a_budget_is_spent_where_scores_drift():
     assert len(fresh_rows(after, new)) == 15
 
 
+@pytest.mark.slow
 def test_a_stream_takes_documents_in_over_the_oldest():
     model = towers()
     cache = rc.NegativeCache.empty(corpus(1), 8, 10)
@@ -222,6 +226,7 @@ def test_a_stream_takes_documents_in_over_the_oldest():
     assert sorted(np.asarray(cache.ids).tolist()) == [*([1, *range(4, 11)]), 50, 51]
 
 
+@pytest.mark.slow
 def test_popular_documents_of_a_stream_are_corrected_for():
     """The stream's partition, corrected, is that of the whole corpus."""
     model, num = towers(), 120

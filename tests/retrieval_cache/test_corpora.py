@@ -286,6 +286,7 @@ def test_tokens_are_cut_filled_up_and_typed():
     assert HashedWords((1 << 16) + 1).dtype == np.int32
 
 
+@pytest.mark.slow
 def test_all_numbers_are_used_and_evenly():
     tokens = HashedWords(num_words=51, length=1)([f"word{i}" for i in range(50_000)])
     counts = np.bincount(tokens[:, 0], minlength=51)
@@ -330,6 +331,7 @@ def test_one_text_is_not_several():
         HashedWords()("a cat")
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_texts_take_seconds():
     texts = [f"a short text of word{i} and word{i * 7 % 5_000}" for i in range(100_000)]
     start = time.perf_counter()

@@ -15,6 +15,7 @@ def encoded(encoder, tokens):
     return encoder(tokens)
 
 
+@pytest.mark.slow
 def test_encoders_ignore_padding():
     keys = jax.random.split(KEY)
     encoders = [

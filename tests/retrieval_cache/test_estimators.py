@@ -52,6 +52,7 @@ def setting(much=0.0, num_draws=2_000, **settings):
     )
 
 
+@pytest.mark.one_case("GumbelMax()-24")
 @pytest.mark.parametrize(
     ("estimator", "num_negatives"),
     [
@@ -68,6 +69,7 @@ def test_a_fresh_cache_leaves_no_bias(double, estimator, num_negatives):
     np.testing.assert_allclose(found.loss, found.exact_loss, rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "num_negatives",
     [5, *[pytest.param(num, marks=pytest.mark.slow) for num in (2, 9)]],
@@ -77,12 +79,14 @@ def test_draws_that_are_no_multiple_of_the_batch_leave_no_bias(double, num_negat
     assert found.bias < 4 * found.bias_error
 
 
+@pytest.mark.slow
 def test_the_queries_gradient_has_no_noise_with_a_fresh_cache(double):
     found = setting(num_draws=50, of=lambda gradients: gradients.query)
     assert found.spread < 1e-10
     assert found.bias < 1e-10
 
 
+@pytest.mark.slow
 def test_the_correction_takes_most_of_the_bias_of_a_stale_cache(double):
     settings = {"num_negatives": 60, "num_draws": 4_000}
     paper = setting(0.3, estimator=rc.GumbelMax(), **settings)
@@ -93,6 +97,7 @@ def test_the_correction_takes_most_of_the_bias_of_a_stale_cache(double):
     assert ours.spread < paper.spread
 
 
+@pytest.mark.slow
 def test_bias_grows_with_staleness(double):
     settings = {"estimator": rc.GumbelMax(), "num_negatives": 24}
     found = [setting(much, **settings).bias for much in (0.1, 0.3, 1.0)]
@@ -130,6 +135,7 @@ def test_bias_falls_with_the_refresh_rate(double, estimator):
     assert found[0] > found[1] > found[2]
 
 
+@pytest.mark.slow
 def test_temperature_is_differentiated_as_the_full_softmax_s(double):
     """Through the queries' exact part; documents' draws do not enter it."""
     old = towers(dtype=jnp.float64)
@@ -150,6 +156,7 @@ def test_temperature_is_differentiated_as_the_full_softmax_s(double):
     )
 
 
+@pytest.mark.slow
 def test_shared_weights_are_one_on_average(double):
     model = towers(dtype=jnp.float64)
     cache, scale = filled(model, dtype=jnp.float64), jnp.asarray(4.0)
@@ -164,6 +171,7 @@ def test_shared_weights_are_one_on_average(double):
     assert jnp.all(jnp.abs(found.mean(axis=0) - 1) < 4 * error + 1e-12)
 
 
+@pytest.mark.slow
 def test_the_order_of_queries_and_of_draws_is_of_no_account(double):
     """The logits and their gradients move along with the queries, and so with draws."""
     old = towers(dtype=jnp.float64)
@@ -198,6 +206,7 @@ def test_the_order_of_queries_and_of_draws_is_of_no_account(double):
     np.testing.assert_allclose(by_drawn, by_fresh[draws], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_documents_beside_share_in_what_is_drawn(double):
     """Drawn evenly, they leave the weights' sum at one, whatever they count for."""
     model = towers(dtype=jnp.float64)
@@ -219,6 +228,7 @@ def test_documents_beside_share_in_what_is_drawn(double):
     assert jnp.all(jnp.abs(found.mean(axis=0) - 1) < 4 * error)
 
 
+@pytest.mark.slow
 def test_documents_beside_mend_a_cache_that_is_nats_off(double):
     """Rows of another encoder: the sum is off by less with the batch's documents."""
     model, other = (
@@ -248,6 +258,7 @@ def test_documents_beside_mend_a_cache_that_is_nats_off(double):
     assert ours < 0.5 * alone
 
 
+@pytest.mark.slow
 def test_embeddings_that_have_run_together_are_pushed_as_much_as_pulled(double):
     """Whatever stale rows say: else what is common to all grows, and nothing else."""
     cache = filled(towers(dtype=jnp.float64), dtype=jnp.float64)
@@ -268,6 +279,7 @@ def test_embeddings_that_have_run_together_are_pushed_as_much_as_pulled(double):
     near(by_fresh.sum(axis=0), scale * queries.sum(axis=0))
 
 
+@pytest.mark.slow
 def test_documents_beside_are_left_out_while_ratios_do(double):
     model = towers(dtype=jnp.float64)
     cache, queries = filled(model, dtype=jnp.float64), model.query(batch().queries)
@@ -279,6 +291,7 @@ def test_documents_beside_are_left_out_while_ratios_do(double):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cached", "expected"),
     [((1.0, 2.0, -1.0, -2.0), (4.37452, 0.890350))],
@@ -297,6 +310,7 @@ def test_known_answers_of_the_official_code(cached, expected):
     np.testing.assert_allclose(ours.losses, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_function_for_a_loop_of_one_s_own(double):
     model = towers(dtype=jnp.float64)
     cache, pairs = filled(model, dtype=jnp.float64), batch()
@@ -330,6 +344,7 @@ def test_one_function_for_a_loop_of_one_s_own(double):
     assert error < 4 * chance
 
 
+@pytest.mark.slow
 def test_the_share_of_the_softmax_beyond_the_batch_is_told():
     """With a fresh cache it is that of the documents that the batch has not."""
     model, pairs = towers(), batch()
@@ -345,6 +360,7 @@ def test_the_share_of_the_softmax_beyond_the_batch_is_told():
     np.testing.assert_allclose(found.positives, own, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_answers_is_no_negative():
     model = towers()
     cache = filled(model)
@@ -368,6 +384,7 @@ def test_what_answers_is_no_negative():
     np.testing.assert_allclose(alone, wanted, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_query_without_negatives_has_no_gradient_and_no_nan():
     model = towers()
     cache = filled(model, 3)

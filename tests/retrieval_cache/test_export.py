@@ -102,6 +102,7 @@ def source(tmp_path):
     return write_tokenizer(write(tmp_path / "source", files))
 
 
+@pytest.mark.one_case("False-cls")
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 @pytest.mark.parametrize("is_normalized", [True, False])
 def test_an_encoder_comes_back_bit_by_bit(tmp_path, source, pooling, is_normalized):
@@ -150,6 +151,7 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path, source):
         save_sentence_transformer(tiny(), source, target)
 
 
+@pytest.mark.slow
 def test_minilm_comes_back(tmp_path):
     pytest.importorskip("safetensors")
     pytest.importorskip("tokenizers")

@@ -97,6 +97,7 @@ def test_too_many_negatives_are_refused():
             make(corpus(), TOKENIZE, num_negatives=4)
 
 
+@pytest.mark.slow
 def test_what_is_known_is_held_once_for_all_pairs():
     judgments = [("a user", f"item {i}", 1.0) for i in range(500)]
     judgments += [(f"user {i}", f"item {i}", 1.0) for i in range(500)]
@@ -118,6 +119,7 @@ def uneven():
     return Corpus.of_texts(judgments, name="uneven", license="none")
 
 
+@pytest.mark.slow
 def test_queries_may_have_unequally_many_negatives():
     corpus = uneven()
     found = pairs_of(corpus, TOKENIZE, num_negatives=2)
@@ -154,6 +156,7 @@ def model_and_cache():
     return towers, rc.NegativeCache.fill(towers.document, TOKENIZE(corpus().documents))
 
 
+@pytest.mark.one_case("grain")
 @pytest.mark.parametrize(
     "make",
     [

@@ -64,6 +64,7 @@ def test_an_equal_query_s_answers_are_answers_with_what_equals_them():
     assert found[2] == [True, False, False, True]
 
 
+@pytest.mark.slow
 def test_a_document_of_known_content_is_no_negative_anywhere():
     documents = jnp.asarray([5, 6, 5, 7, 8, 9])[:, None]
     cache = rc.NegativeCache.fill(lambda x: jnp.ones((len(x), 2)), documents)
@@ -106,6 +107,7 @@ def known_rows(num=6, width=40, total=120, seed=0):
     return np.where(rng.random(found.shape) < 0.2, -1, found)
 
 
+@pytest.mark.one_case("False")
 @pytest.mark.parametrize("is_ordered", [True, False])
 def test_many_known_documents_are_left_out_as_few_are(is_ordered, monkeypatch):
     model, known = towers(), known_rows()
@@ -154,6 +156,7 @@ def test_what_has_the_content_of_many_known_documents_is_left_out_too():
     np.testing.assert_array_equal(scored.take(slots).negative(), wanted[:, slots])
 
 
+@pytest.mark.one_case("estimator0")
 @pytest.mark.parametrize("estimator", [rc.PseudoLogit(), rc.GumbelMax()])
 def test_estimates_with_many_known_documents_are_the_full_softmax_s(estimator):
     model = towers()
@@ -170,6 +173,7 @@ def test_estimates_with_many_known_documents_are_the_full_softmax_s(estimator):
     np.testing.assert_allclose(found.exact_loss, wanted, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_step_s_program_does_not_grow_with_what_is_known():
     model = towers()
     trainer = rc.NegativeCacheTrainer(optax.sgd(0.1), num_negatives=12)
@@ -184,6 +188,7 @@ def test_a_step_s_program_does_not_grow_with_what_is_known():
     assert size(4_000) == size(1_000)
 
 
+@pytest.mark.one_case("known")
 @pytest.mark.parametrize("by", ["batch", "tuple", "known"])
 def test_a_logit_beside_a_batch_s_scores_is_the_full_softmax(by):
     model, pairs = towers(), batch()

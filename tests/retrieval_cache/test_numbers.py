@@ -32,6 +32,7 @@ def test_numbers_of_other_documents_are_refused_before_any_compute(trainer, sour
         eg.fit(trainer, state, source(shifted(), 12), key=KEY, num_steps=1)
 
 
+@pytest.mark.slow
 def test_numbers_of_other_documents_stop_a_stream_with_the_cache_whole():
     model, trainer = towers(), TRAINERS[0]
     cache = filled(model)
@@ -45,6 +46,7 @@ def test_numbers_of_other_documents_stop_a_stream_with_the_cache_whole():
     np.testing.assert_array_equal(caught.value.state.memory.ids, cache.ids)
 
 
+@pytest.mark.slow
 def test_negatives_are_held_to_their_numbers_too():
     model, trainer = towers(), TRAINERS[0]
     one = batch(6)
@@ -64,6 +66,7 @@ def test_numbers_past_thirty_bits_are_refused():
         eg.fit(trainer, state, eg.Minibatches(pairs, 6), key=KEY, num_steps=1)
 
 
+@pytest.mark.slow
 def test_documents_that_the_cache_does_not_have_are_let_be():
     model = towers()
     cache = filled(model, 60)
@@ -74,6 +77,7 @@ def test_documents_that_the_cache_does_not_have_are_let_be():
     np.testing.assert_allclose(found, model.document(corpus(60)), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_stream_s_documents_may_change():
     model = towers()
     policies = (rc.WriteBack(), rc.PositivesIn())

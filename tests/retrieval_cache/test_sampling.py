@@ -82,6 +82,7 @@ def test_log_partition_and_mean_are_the_softmax_s(num, small_tiles):
     assert np.all(np.asarray(found.mean)[~there] == 0)
 
 
+@pytest.mark.slow
 def test_a_log_partition_is_right_to_a_millionth_for_many_rows():
     values, queries = random(20_000, 32)
     cache = cache_of(values / jnp.linalg.norm(values, axis=1, keepdims=True))
@@ -98,6 +99,7 @@ def test_a_log_partition_is_right_to_a_millionth_for_many_rows():
     np.testing.assert_allclose(found.log_partition, expected, rtol=1e-13)
 
 
+@pytest.mark.one_case("1-0.0-all")
 @pytest.mark.parametrize("known", [(), ((3, 5, 7), (5, -1, -1))], ids=["all", "known"])
 @pytest.mark.parametrize("share", [0.7, 0.0])
 @pytest.mark.parametrize("num", [1, 3, 40, 150])

@@ -21,6 +21,7 @@ def ranking(seed=0, queries=40, documents=60, k=10):
     return ranked, relevant, gains
 
 
+@pytest.mark.slow
 def test_measures_are_those_of_ir_measures():
     measures = pytest.importorskip("ir_measures")
     ranked, relevant, gains = ranking()
@@ -44,6 +45,7 @@ def test_measures_are_those_of_ir_measures():
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_measures_of_rankings_known_exactly():
     ranked = jnp.asarray([[3, 1, 2], [4, 5, 6]])
     relevant = rc.Relevant(jnp.asarray([[1, 9], [7, -1]]))
@@ -71,6 +73,7 @@ def test_measures_of_grades_are_those_of_the_definition():
             np.testing.assert_allclose(found[i], sums[0] / sums[1], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_named_twice_counts_once_with_its_best_gain():
     ranked = jnp.asarray([[3, 1, 2], [3, 3, 1]])
     once = rc.Relevant(jnp.asarray([[3, 1, -1]] * 2), jnp.asarray([[2.0, 1, 0]] * 2))
@@ -100,6 +103,7 @@ def test_a_query_without_judgments_has_no_part_in_the_means():
         rc.evaluate(model, corpus(1), np.array([[-1]]), index).means()
 
 
+@pytest.mark.slow
 def test_a_corpus_may_be_smaller_than_a_ranking_is_deep():
     table = towers(5).query
     model = rc.TwoTowers(table, table)
@@ -172,6 +176,7 @@ def test_an_index_that_cannot_be_searched_says_why(encode, ids, message):
         rc.Index.of(encode, corpus(9), ids=ids)
 
 
+@pytest.mark.slow
 def test_a_model_that_knows_is_measured_so():
     table = towers(100).query
     model = rc.TwoTowers(table, table)

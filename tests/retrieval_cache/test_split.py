@@ -17,6 +17,7 @@ from effgen.retrieval_cache.draws import nothing_excluded, sampled
 from tests.retrieval_cache.cases import KEY, batch, drifted, filled, towers
 
 
+@pytest.mark.one_case("5")
 @pytest.mark.parametrize("tile", [1, pytest.param(3, marks=pytest.mark.slow), 5])
 def test_draws_do_not_depend_on_devices_nor_on_tiles(tile, monkeypatch):
     """Tiles of one block, and of several, which do not divide what a device has."""
@@ -38,6 +39,7 @@ def test_draws_do_not_depend_on_devices_nor_on_tiles(tile, monkeypatch):
     np.testing.assert_allclose(found.mean, whole.mean, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_sharded_draws_and_losses_are_the_unsharded_ones(monkeypatch):
     monkeypatch.setitem(scan._TILE_SCORES, "cpu", 12 * 64)
     num = 2_048
@@ -100,6 +102,7 @@ def _result(line):
     return _SENT.split(line)[0].split("=", 1)[1]
 
 
+@pytest.mark.slow
 def test_a_logit_for_a_loop_of_one_s_own_may_be_split():
     model = towers(2_048)
     cache, mesh = filled(drifted(model), 2_048), eg.make_mesh()

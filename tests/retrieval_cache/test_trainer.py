@@ -33,6 +33,7 @@ def exact_loss(model):
     return float(exactly(model, pairs, filled(model), 10.0))
 
 
+@pytest.mark.slow
 def test_a_cache_trains_as_the_full_softmax_does():
     cache = filled(towers())
     full, _ = trained(rc.FullSoftmaxTrainer(OPTIM, temperature=0.1), cache)
@@ -50,6 +51,7 @@ def test_a_cache_trains_as_the_full_softmax_does():
     assert float(history["oldest"][-1]) <= 11
 
 
+@pytest.mark.slow
 def test_the_paper_s_estimator_trains():
     trainer = rc.NegativeCacheTrainer(
         OPTIM, 24, temperature=0.1, refresh=0.1, estimator=rc.GumbelMax()
@@ -58,6 +60,7 @@ def test_the_paper_s_estimator_trains():
     assert exact_loss(state.model) < 1.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dtype", [pytest.param(jnp.bfloat16, marks=pytest.mark.slow), jnp.int8]
 )
@@ -68,6 +71,7 @@ def test_narrow_caches_train_as_well(dtype):
     assert exact_loss(narrow.model) < exact_loss(wide.model) + 0.05
 
 
+@pytest.mark.slow
 def test_a_stream_trains_from_an_empty_cache():
     trainer = rc.NegativeCacheTrainer(
         OPTIM,
@@ -80,6 +84,7 @@ def test_a_stream_trains_from_an_empty_cache():
     assert float(history["coverage"][-1]) == 1.0
 
 
+@pytest.mark.slow
 def test_a_temperature_is_learned_and_kept_in_bounds():
     learned = rc.LearnedTemperature.of(0.5, least=0.2, most=1.0)
     model = eqx.tree_at(
@@ -105,6 +110,7 @@ def test_a_temperature_past_a_bound_comes_back(outside, way):
     np.testing.assert_allclose(found, -2.0, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_temperatures_may_be_scheduled():
     schedule = optax.linear_schedule(1.0, 0.1, 100)
     trainer = rc.NegativeCacheTrainer(OPTIM, 24, temperature=schedule)
@@ -114,6 +120,7 @@ def test_temperatures_may_be_scheduled():
     )
 
 
+@pytest.mark.slow
 def test_hard_negatives_count_once():
     """A document that the cache has too is scored fresh, with the batch."""
     model = towers()
@@ -162,6 +169,7 @@ def test_what_enters_the_cache_is_without_dropout():
     )
 
 
+@pytest.mark.slow
 def test_tied_towers_share_their_parameters():
     model = rc.TwoTowers.tied(towers().query)
     trainer = rc.NegativeCacheTrainer(OPTIM, 24)
@@ -170,6 +178,7 @@ def test_tied_towers_share_their_parameters():
     eqx.filter_jit(trainer.step)(state, batch(), key=KEY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dtype", [jnp.float32, pytest.param(jnp.int8, marks=pytest.mark.slow)]
 )
@@ -264,6 +273,7 @@ def test_models_and_memories_that_do_not_fit_are_refused():
         eg.fit(paper, paper.init(towers(), filled(towers())), [hard], key=KEY)
 
 
+@pytest.mark.slow
 def test_an_empty_cache_leaves_the_batch_s_softmax():
     cache = rc.NegativeCache.empty(corpus(1), 8, 64)
     trainer = rc.NegativeCacheTrainer(optax.sgd(0.1), 12, temperature=0.1)
@@ -278,6 +288,7 @@ def test_an_empty_cache_leaves_the_batch_s_softmax():
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_empty_cache_leaves_the_paper_s_estimator_nothing():
     cache = rc.NegativeCache.empty(corpus(1), 8, 64)
     trainer = rc.NegativeCacheTrainer(optax.sgd(0.1), 12, estimator=rc.GumbelMax())
@@ -290,6 +301,7 @@ def test_an_empty_cache_leaves_the_paper_s_estimator_nothing():
     assert eg.state_digest(state.memory) == eg.state_digest(cache)
 
 
+@pytest.mark.slow
 def test_staleness_is_of_what_the_cache_holds():
     """A batch's documents that it does not hold have no embedding to be old."""
     model = towers()
@@ -302,6 +314,7 @@ def test_staleness_is_of_what_the_cache_holds():
     assert float(metrics["score_drift"]) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_cache_goes_on_where_a_batch_began():
     """One run: moments, schedule, data and noise by one count; ages from then on."""
     optim = optax.adam(optax.cosine_decay_schedule(3e-2, 300))
@@ -317,6 +330,7 @@ def test_a_cache_goes_on_where_a_batch_began():
     assert exact_loss(state.model) < exact_loss(whole.model) + 0.1
 
 
+@pytest.mark.slow
 def test_a_tower_that_makes_nan_stops_the_run_with_the_cache_whole():
     class Breaking(eqx.Module):
         table: Table

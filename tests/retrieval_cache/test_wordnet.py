@@ -214,6 +214,7 @@ def test_a_hypernym_that_is_not_there_is_passed_over(synsets):
     assert found == "object, physical object"
 
 
+@pytest.mark.slow
 def test_all_of_wordnet():
     try:
         synsets = wordnet()
