@@ -48,3 +48,22 @@ def test_words_of_a_bag_begin_with_length_one(width):
     squares = jnp.sum(bag.table**2, axis=1)
     error = np.sqrt(2 / (width * len(squares)))
     assert abs(float(jnp.mean(squares)) - 1) < 5 * error
+
+
+def test_a_bag_leaves_words_out_in_training_alone():
+    bag = rc.HashedBag(500, 8, 8, key=KEY, dropout=0.5)
+    tokens = jax.random.randint(KEY, (64, 10), 1, 500)
+    whole = encoded(bag, tokens)
+    table = np.asarray(bag.table)[np.asarray(tokens)]
+    mean = table.mean(1) @ bag.head.weight.T + bag.head.bias[None]
+    expected = np.asarray(rc.normalized(jnp.tanh(mean)))
+    np.testing.assert_allclose(whole, expected, atol=1e-5)
+    noisy = bag(tokens, key=KEY)
+    assert not np.allclose(noisy, whole, atol=1e-3)
+    assert not np.allclose(noisy, bag(tokens, key=jax.random.key(1)), atol=1e-3)
+    quiet = eqx.nn.inference_mode(bag)
+    np.testing.assert_allclose(quiet(tokens, key=KEY), whole, atol=1e-5)
+    plain = rc.HashedBag(500, 8, 8, key=KEY)
+    np.testing.assert_array_equal(plain(tokens, key=KEY), plain(tokens))
+    with pytest.raises(ValueError, match="`dropout` is 1"):
+        rc.HashedBag(500, key=KEY, dropout=1.0)
