@@ -5,6 +5,7 @@ import warnings
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, PRNGKeyArray, PyTree
 from scipy.cluster.vq import kmeans2, vq
@@ -110,8 +111,8 @@ def clusters(
 ) -> Int[np.ndarray, " documents"]:
     """Return the cluster of each document, by k-means on some 30,000 of them.
 
-    For `ArrangedMinibatches`, anew every epoch or so, as towers change. Embeddings are
-    at hand in a cache or an index: its `rows.embeddings()`, in the order of its `ids`.
+    For `ArrangedMinibatches`, anew every epoch or so, as towers change. A cache has
+    embeddings at hand: `rows.embeddings()`, row by row, of the documents in `ids`.
 
     **Arguments:** `num`, of clusters; the root of the number of documents by default.
 
@@ -124,7 +125,7 @@ def clusters(
             f"`embeddings` have shape {given.shape}: pass one row a document, "
             "`(documents, size)`."
         )
-    check_finite(given)
+    check_finite(jnp.asarray(given))
     num = max(1, math.isqrt(len(given))) if num is None else num
     if not 1 <= num <= min(len(given), _FITTED):
         raise ValueError(

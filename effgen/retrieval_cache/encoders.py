@@ -240,11 +240,15 @@ def attention(
     added to their products.
     """
     batch, length, triple = qkv.shape
+    given = qkv.dtype
+    if given == jnp.float16 and jax.default_backend() == "cpu":
+        # XLA has no products of float16 that are summed in float32 there.
+        qkv, bias = jax.tree.map(lambda x: x.astype(jnp.float32), (qkv, bias))
     shape = (batch, length, 3, num_heads, triple // 3 // num_heads)
     query, key, value = jnp.moveaxis(qkv.reshape(shape), 2, 0)
     mask = there[:, None, None]
     found = jax.nn.dot_product_attention(query, key, value, bias, mask)
-    return found.reshape(batch, length, triple // 3)
+    return found.reshape(batch, length, triple // 3).astype(given)
 
 
 def by_distance(
