@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, PRNGKeyArray, PyTree
-from scipy.cluster.vq import kmeans2, vq
 
 from effgen.core.data import AbstractHostBatches, check_rows, num_rows
 from effgen.core.ragged import is_ragged
@@ -119,6 +118,8 @@ def clusters(
     **Raises:** `ValueError` for embeddings that are not finite or no matrix, and for
     more clusters than documents.
     """
+    from scipy.cluster.vq import kmeans2, vq  # takes time to import
+
     given = np.asarray(embeddings, np.float32)
     if given.ndim != 2 or not len(given):
         raise ValueError(
