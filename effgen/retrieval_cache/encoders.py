@@ -25,7 +25,7 @@ class HashedBag(eqx.Module):
 
     table: Float[Array, "words width"]
     head: eqx.nn.Linear
-    dropout: eqx.nn.Dropout
+    dropout: float = eqx.field(static=True)
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class HashedBag(eqx.Module):
         for name, value in (("num_words", num_words), ("width", width), ("size", size)):
             check_positive(name, value)
         _check_dropout(dropout)
-        self.dropout = eqx.nn.Dropout(dropout)
+        self.dropout = float(dropout)
         keys = jax.random.split(key)
         self.table = jax.random.normal(keys[0], (num_words, width)) / math.sqrt(width)
         self.head = eqx.nn.Linear(width, size, key=keys[1])
@@ -59,13 +59,17 @@ class HashedBag(eqx.Module):
         check_tokens(tokens)
         tokens = tokens.astype(jnp.int32)
         there = (tokens != 0).astype(self.table.dtype)
-        drops = self.dropout.p > 0 and not self.dropout.inference
-        if key is not None and drops:
-            # A mean of those that are left: their scale is of no matter.
-            there = self.dropout(there, key=key) * (1 - self.dropout.p)
+        if key is not None and self.dropout > 0:
+            left = jax.random.bernoulli(key, 1 - self.dropout, tokens.shape)
+            there = there * left.astype(there.dtype)
         total = jnp.sum(looked_up(self.table, tokens) * there[..., None], axis=1)
         mean = total / jnp.maximum(jnp.sum(there, axis=1), 1)[:, None]
         return normalized(jnp.tanh(jax.vmap(self.head)(mean)))
+
+    @property
+    def is_random(self) -> bool:
+        """Whether embeddings with a key differ from those without."""
+        return self.dropout > 0
 
 
 class Block(eqx.Module):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from effgen import retrieval_cache as rc
+from effgen.retrieval_cache.towers import is_random
 from tests.retrieval_cache.cases import KEY
 
 
@@ -73,9 +74,12 @@ def test_a_bag_leaves_words_out_in_training_alone():
     noisy = bag(tokens, key=KEY)
     assert not np.allclose(noisy, whole, atol=1e-3)
     assert not np.allclose(noisy, bag(tokens, key=jax.random.key(1)), atol=1e-3)
-    quiet = eqx.nn.inference_mode(bag)
-    np.testing.assert_allclose(quiet(tokens, key=KEY), whole, atol=1e-5)
+    tied = rc.TwoTowers.tied(rc.Bucketed(bag))
+    assert is_random(bag, bag)
+    assert is_random(tied, tied.document)
     plain = rc.HashedBag(500, 8, 8, key=KEY)
     np.testing.assert_array_equal(plain(tokens, key=KEY), plain(tokens))
+    assert not is_random(plain, plain)
+    assert all(map(eqx.is_array, jax.tree.leaves(bag)))
     with pytest.raises(ValueError, match="`dropout` is 1"):
         rc.HashedBag(500, key=KEY, dropout=1.0)
