@@ -1,20 +1,27 @@
 """Documents that stay as MiniLM embeds them: the corpus's softmax against batches.
 
-`python -m benchmarks.frozen_documents CORPUS SECONDS [SEEDS [DOCUMENTS]]`. A query
-tower, a transformer from nothing, learns to find documents of an index that nobody
-embeds again. Contestants: batches of several sizes, whose negatives are the batch's
-documents, and the softmax of the whole index (`FrozenDocumentsTrainer`). First the
-seconds of a step of each, in turns; then each trains for as many steps as the budget
-allows, at every rate and temperature of one grid, and is judged on queries held out of
-training; the best of each trains once more for every seed, and is judged on queries
-that nothing was chosen by. With `SECONDS` 0, each takes as many steps as `texts` of
-`STEPS` queries allow, without a clock: values only.
+`python -m benchmarks.frozen_documents CORPUS SECONDS [SEEDS [DOCUMENTS [PAIRS]]]`. A
+query tower, a transformer from nothing, learns to find documents of an index that
+nobody embeds again. Contestants: batches of several sizes, whose negatives are the
+batch's documents, and the softmax of the index, whole or by drawn rows
+(`FrozenDocumentsTrainer`). With `PAIRS`, only so many are trained on: most documents
+then have no query, and no batch has them as negatives.
+
+Seconds are the processor's (`time.process_time`), of all threads, so that others' work
+on the machine counts little. First those of a step of each contestant, in turns; then
+each trains for as many steps as the budget allows, at every rate and temperature of one
+grid, and is judged on queries held out of training; the best of each trains once more
+for every seed, and is judged on queries that nothing was chosen by. With `SECONDS` 0,
+each takes as many steps as `TEXTS` queries allow, without a clock: values only. Run
+again with the same arguments, it goes on with what is missing.
 """
 
 import importlib.util
+import json
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,17 +36,29 @@ from benchmarks import measure
 from benchmarks.retrieval import bootstrapped, read, spelled
 from benchmarks.retrieval_arms import CORPORA, DEPTH, WIDTH, WORDS, falling
 from effgen import retrieval_cache as rc
+from effgen.core.ragged import is_ragged
 from effgen.retrieval_cache.embedding import embedded
 
 
 LENGTH, HELD_OUT, ROUNDS, TEXTS = 24, 1_000, 5, 96 * 300
-RATES, TEMPERATURES = (1e-3, 3e-3), (0.05, 0.1)
-SIZES = {
-    "whole index, 96": (True, 96),
-    "whole index, 256": (True, 256),
-    "in batch of 96": (False, 96),
-    "in batch of 512": (False, 512),
-    "in batch of 1,536": (False, 1_536),
+RATES, TEMPERATURES = (1e-3, 3e-3), (0.03, 0.07)
+
+
+class Contestant(NamedTuple):
+    """Queries a step; rows of the index that it scores, none for a batch's own."""
+
+    size: int
+    rows: int | None = None
+
+
+EVERY = -1
+CONTESTANTS = {
+    "whole index, 96": Contestant(96, EVERY),
+    "whole index, 256": Contestant(256, EVERY),
+    "4,096 rows drawn, 256": Contestant(256, 4_096),
+    "in batch of 96": Contestant(96),
+    "in batch of 512": Contestant(512),
+    "in batch of 1,536": Contestant(1_536),
 }
 
 
@@ -85,7 +104,7 @@ def minilm(name, texts):
     return np.load(path)
 
 
-def task(kind, num_documents):
+def task(kind, num_documents, num_pairs=None):
     """Return a corpus's first documents by content, and its queries in three."""
     corpus = rc.subset(CORPORA[kind](), num_documents)
     rest, test = rc.split(corpus, HELD_OUT)
@@ -93,6 +112,9 @@ def task(kind, num_documents):
     words = rc.HashedWords(WORDS, LENGTH)
     embeddings = minilm(kind, corpus.documents)
     pairs = rc.pairs_of(train, lambda texts: np.zeros((len(texts), 1)), words)
+    if num_pairs is not None:
+        some = np.random.default_rng(0).permutation(len(pairs.ids))[:num_pairs]
+        pairs = jax.tree.map(lambda x: x[some], pairs, is_leaf=is_ragged)
     numbers = pairs.ids[:, None]
     return Task(
         rc.Index.from_embeddings(embeddings),
@@ -106,15 +128,18 @@ def task(kind, num_documents):
 
 def begun(given, name, num_steps, rate, temperature, seed):
     """Return trainer, first state and data of a contestant."""
-    is_whole, size = SIZES[name]
+    size, rows = CONTESTANTS[name]
     key = jax.random.key(seed)
     tower = rc.Transformer(WORDS, LENGTH, key=key, width=WIDTH, depth=DEPTH, size=384)
-    optim, chunks = optax.adam(falling(num_steps, rate)), max(1, size // 32)
-    kind = rc.FrozenDocumentsTrainer if is_whole else rc.InBatchTrainer
-    trainer = kind(optim, temperature=temperature, chunks=chunks)
-    memory = given.documents if is_whole else None
-    state = trainer.init(Asking(tower, given.rows), memory)
-    return trainer, state, eg.Minibatches(given.pairs, size)
+    optim = optax.adam(falling(num_steps, rate))
+    options = {"temperature": temperature, "chunks": max(1, size // 32)}
+    model, source = Asking(tower, given.rows), eg.Minibatches(given.pairs, size)
+    if rows is None:
+        trainer = rc.InBatchTrainer(optim, **options)
+        return trainer, trainer.init(model), source
+    drawn = None if rows == EVERY else rows
+    trainer = rc.FrozenDocumentsTrainer(optim, **options, drawn=drawn)
+    return trainer, trainer.init(model, given.documents), source
 
 
 def trained(given, name, num_steps, rate, temperature, seed, judged):
@@ -126,59 +151,92 @@ def trained(given, name, num_steps, rate, temperature, seed, judged):
 
 
 def seconds_per_step(given):
-    """Return the median of a step's seconds, contestants in turn."""
+    """Return the median of a step's processor seconds, contestants in turn."""
 
     def steps(name):
-        trainer, state, source = begun(given, name, 100, 1e-3, 0.1, 0)
-        key, num = jax.random.key(0), max(2, 1_536 // SIZES[name][1])
+        trainer, state, source = begun(given, name, 100, RATES[0], TEMPERATURES[0], 0)
+        key, num = jax.random.key(0), max(2, 1_536 // CONTESTANTS[name].size)
         take = lambda: eg.fit(trainer, state, source, key=key, num_steps=num)[0].model
         return take, num
 
-    work = {name: steps(name) for name in SIZES}
+    work = {name: steps(name) for name in CONTESTANTS}
     times = measure.interleaved(
-        {n: take for n, (take, _) in work.items()}, rounds=ROUNDS
+        {n: take for n, (take, _) in work.items()},
+        rounds=ROUNDS,
+        clock=time.process_time,
     )
     return {n: statistics.median(t) / work[n][1] for n, t in times.items()}
 
 
-def main(kind, budget, seeds=3, num_documents=16_000):
-    given = task(kind, num_documents)
-    figures = {**given.told, "documents": num_documents, "seconds": budget}
-    if budget:
-        figures["seconds_per_step"] = seconds_per_step(given)
-        steps = {n: round(budget / s) for n, s in figures["seconds_per_step"].items()}
-    else:
-        steps = {name: round(TEXTS / size) for name, (_, size) in SIZES.items()}
-    figures |= {"steps": steps, "arms": {}}
-    grid = [(rate, t) for rate in RATES for t in TEMPERATURES]
-    for name in SIZES:
-        chosen = {
-            setting: trained(given, name, steps[name], *setting, 0, given.chosen)
-            for setting in grid
-        }
-        means = {str(setting): float(mrr.mean()) for setting, mrr in chosen.items()}
-        best = max(chosen, key=lambda setting: chosen[setting].mean())
-        runs = [
-            trained(given, name, steps[name], *best, seed, given.tested)
-            for seed in range(seeds)
-        ]
-        figures["arms"][name] = {
-            "validation": means,
-            "rate": best[0],
-            "temperature": best[1],
-            "mrr": [float(mrr.mean()) for mrr in runs],
-            "ranks": [spelled(mrr) for mrr in runs],
-        }
-        print(name, best, figures["arms"][name]["mrr"], file=sys.stderr, flush=True)
-    mean = lambda name: np.mean(
-        [read(ranks) for ranks in figures["arms"][name]["ranks"]], axis=0
-    )
-    whole = [name for name, (is_whole, _) in SIZES.items() if is_whole]
-    figures["whole_less_batches"] = {
-        name: {other: bootstrapped(mean(name), mean(other)) for other in SIZES}
-        for name in whole
+def entered(given, name, num_steps, seeds):
+    """Return what a contestant reaches: over the grid, and at its best by seed."""
+    chosen = {
+        (rate, temperature): trained(
+            given, name, num_steps, rate, temperature, 0, given.chosen
+        )
+        for rate in RATES
+        for temperature in TEMPERATURES
     }
-    measure.write(f"frozen_{kind}", figures)
+    best = max(chosen, key=lambda setting: chosen[setting].mean())
+    runs = [
+        trained(given, name, num_steps, *best, seed, given.tested)
+        for seed in range(seeds)
+    ]
+    return {
+        "validation": {str(s): float(mrr.mean()) for s, mrr in chosen.items()},
+        "rate": best[0],
+        "temperature": best[1],
+        "mrr": [float(mrr.mean()) for mrr in runs],
+        "ranks": [spelled(mrr) for mrr in runs],
+    }
+
+
+def compared(arms):
+    """Return the differences of ours to all others, with paired intervals."""
+    mean = lambda arm: np.mean([read(ranks) for ranks in arm["ranks"]], axis=0)
+    ours = [name for name in arms if CONTESTANTS[name].rows is not None]
+    return {
+        name: {
+            other: bootstrapped(mean(arms[name]), mean(arms[other]))
+            for other in arms
+            if other != name
+        }
+        for name in ours
+    }
+
+
+def planned(given, asked):
+    """Return the record of an earlier run of the same, or a new one with its steps."""
+    path = measure.RESULTS / f"{asked['name']}.json"
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    if all(earlier.get(key) == value for key, value in asked.items()):
+        return {k: v for k, v in earlier.items() if k not in ("benchmark", "machine")}
+    if not asked["processor_seconds"]:
+        steps = {name: round(TEXTS / c.size) for name, c in CONTESTANTS.items()}
+        return {**asked, "steps": steps, "arms": {}}
+    cost = seconds_per_step(given)
+    steps = {n: round(asked["processor_seconds"] / s) for n, s in cost.items()}
+    return {**asked, "seconds_per_step": cost, "steps": steps, "arms": {}}
+
+
+def main(kind, budget, seeds=3, num_documents=16_000, num_pairs=None):
+    given = task(kind, num_documents, num_pairs)
+    few = "" if num_pairs is None else f"_{num_pairs}"
+    asked = {
+        **given.told,
+        "name": f"frozen_{kind}{few}",
+        "documents": num_documents,
+        "processor_seconds": budget,
+        "seeds": seeds,
+    }
+    figures = planned(given, asked)
+    for name in CONTESTANTS:
+        if name not in figures["arms"]:
+            arm = entered(given, name, figures["steps"][name], seeds)
+            figures["arms"][name] = arm
+            figures["index_less_batches"] = compared(figures["arms"])
+            measure.write(asked["name"], figures)
+            print(name, arm["validation"], arm["mrr"], file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,10 @@ Lindgren, Reddi, Guo and Kumar (2021). The model is two towers, the memory a
 `NegativeCache` of documents and their embeddings of some steps ago.
 """
 
+from .arranged import (
+    ArrangedMinibatches as ArrangedMinibatches,
+    clusters as clusters,
+)
 from .baselines import (
     CrossBatchTrainer as CrossBatchTrainer,
     FullSoftmaxTrainer as FullSoftmaxTrainer,

@@ -20,35 +20,56 @@ class HashedBag(eqx.Module):
 
     Token 0 is padding. Fast, and as good as its words: for tests and baselines.
 
-    **Attributes:** `table`, `(words, width)`; `head`, linear.
+    **Attributes:** `table`, `(words, width)`; `head`, linear; `dropout`, of words.
     """
 
     table: Float[Array, "words width"]
     head: eqx.nn.Linear
+    dropout: float = eqx.field(static=True)
 
     def __init__(
-        self, num_words: int, width: int = 64, size: int = 64, *, key: PRNGKeyArray
+        self,
+        num_words: int,
+        width: int = 64,
+        size: int = 64,
+        *,
+        key: PRNGKeyArray,
+        dropout: float = 0.0,
     ) -> None:
         """Return one of random vectors, of about length one.
 
         Much longer ones hardly turn at the rates that the head wants.
+
+        **Arguments:** `dropout`, the share of a text's tokens that each training step
+        leaves out, others each time: past a few epochs it keeps texts from being
+        learned by heart.
         """
         for name, value in (("num_words", num_words), ("width", width), ("size", size)):
             check_positive(name, value)
+        _check_dropout(dropout)
+        self.dropout = float(dropout)
         keys = jax.random.split(key)
         self.table = jax.random.normal(keys[0], (num_words, width)) / math.sqrt(width)
         self.head = eqx.nn.Linear(width, size, key=keys[1])
 
     def __call__(
-        self, tokens: Int[Array, "batch length"]
+        self, tokens: Int[Array, "batch length"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "batch size"]:
         """Return the embeddings of a batch of token sequences."""
         check_tokens(tokens)
         tokens = tokens.astype(jnp.int32)
         there = (tokens != 0).astype(self.table.dtype)
+        if key is not None and self.dropout > 0:
+            left = jax.random.bernoulli(key, 1 - self.dropout, tokens.shape)
+            there = there * left.astype(there.dtype)
         total = jnp.sum(looked_up(self.table, tokens) * there[..., None], axis=1)
         mean = total / jnp.maximum(jnp.sum(there, axis=1), 1)[:, None]
         return normalized(jnp.tanh(jax.vmap(self.head)(mean)))
+
+    @property
+    def is_random(self) -> bool:
+        """Whether embeddings with a key differ from those without."""
+        return self.dropout > 0
 
 
 class Block(eqx.Module):
@@ -126,8 +147,7 @@ class Transformer(eqx.Module):
         """Return one of random weights, for sequences of up to `length` tokens."""
         for name, value in (("num_words", num_words), ("length", length)):
             check_positive(name, value)
-        if not 0 <= dropout < 1:
-            raise ValueError(f"`dropout` is {dropout}: pass a share below 1.")
+        _check_dropout(dropout)
         if width % num_heads:
             raise ValueError(
                 f"`num_heads` is {num_heads}, which does not divide `width`, {width}."
@@ -153,6 +173,11 @@ class Transformer(eqx.Module):
             x = block(x, there, None if key is None else jax.random.fold_in(key, i))
         x = pooled(layer_norm(self.norm, x, self.norm.eps), there)
         return normalized(linear(self.head, x).astype(self.head.weight.dtype))
+
+
+def _check_dropout(dropout: float) -> None:
+    if not 0 <= dropout < 1:
+        raise ValueError(f"`dropout` is {dropout}: pass a share below 1.")
 
 
 def check_tokens(tokens: Any, longest: int | None = None) -> None:
@@ -219,11 +244,15 @@ def attention(
     added to their products.
     """
     batch, length, triple = qkv.shape
+    given = qkv.dtype
+    if given == jnp.float16 and jax.default_backend() == "cpu":
+        # XLA has no products of float16 that are summed in float32 there.
+        qkv, bias = jax.tree.map(lambda x: x.astype(jnp.float32), (qkv, bias))
     shape = (batch, length, 3, num_heads, triple // 3 // num_heads)
     query, key, value = jnp.moveaxis(qkv.reshape(shape), 2, 0)
     mask = there[:, None, None]
     found = jax.nn.dot_product_attention(query, key, value, bias, mask)
-    return found.reshape(batch, length, triple // 3)
+    return found.reshape(batch, length, triple // 3).astype(given)
 
 
 def by_distance(

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from .cache import NegativeCache
 from .draws import Anchor, Beside, Sample, sampled
 from .estimators import AbstractEstimator, Estimated
-from .negatives import negatives_in_batch, scored_in_batch
+from .negatives import each_once, negatives_in_batch, scored_in_batch
 from .objective import batch_scores
 from .pairs import Marks, Pairs, batch_documents, joined, marks, num_pairs
 from .towers import in_chunks
@@ -67,8 +67,7 @@ def estimate(
         mesh=mesh,
     )
     documents, drawn = _documents(model, pairs, cache, sample, chunks, keys[2])
-    scored = scored_in_batch(pairs, found, cache)
-    scores = batch_scores(queries, documents, scale, scored)
+    scores = batch_scores(queries, documents, scale, each_once(negatives, found))
     fresh = jnp.concatenate([drawn, documents[:own]])
     estimated = estimator(queries, scores, fresh, sample, scale, label_smoothing)
     anchor = Anchor(queries, scores.positives, fresh, scale)

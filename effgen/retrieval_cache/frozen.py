@@ -1,6 +1,7 @@
 """Queries trained against documents that stay as they are embedded."""
 
 import dataclasses
+import math
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from effgen.core.results import RESULTS
 from effgen.core.sharding import mesh_of
+from effgen.core.shuffle import shuffled
 from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractTrainer
 from effgen.core.update import init_opt_state
@@ -30,6 +32,7 @@ from .lookup import joined_rows
 from .negatives import Excluded
 from .objective import BatchScores, cross_entropy
 from .pairs import Pairs, as_pairs, num_pairs
+from .scan import Scored
 from .search import Index
 from .stale import stale_logit
 from .towers import Temperature, in_chunks
@@ -44,7 +47,13 @@ class FrozenDocumentsTrainer(AbstractTrainer):
     For a query tower, or an adapter, where the documents cannot be embedded again. No
     document is encoded: a step costs its queries' encoder and a pass over the index,
     and the softmax is the whole corpus's, with its exact gradient. No array of queries
-    by documents is made.
+    by documents is made. Where the pass costs more than the queries' encoder, `drawn`
+    documents stand for all:
+
+        loss = log(exp(s_own) + rows / drawn * sum_j exp(s_j)) - s_own,  j drawn evenly
+
+    whose sum is right on average, and its logarithm too low by about half of the sum's
+    relative variance.
 
     A batch is of `Pairs(queries, documents, ids)`, with the documents' numbers in the
     index, and what else is `known` to answer; `documents` are not looked at, and may be
@@ -53,7 +62,8 @@ class FrozenDocumentsTrainer(AbstractTrainer):
 
     **Attributes:** `optim`; `temperature`, as in `NegativeCacheTrainer`; `chunks`, into
     how many a step's queries are cut for their embedding, each computed once more in
-    the backward pass.
+    the backward pass; `drawn`, how many of the index's rows a step looks at, others in
+    each, none twice; `None`, for all.
 
     **Metrics:** `loss`, in nats; `positive`, the mean share of the softmax that
     positives have; `scale`; `missing`, -1, or the number of a document that the index
@@ -65,12 +75,15 @@ class FrozenDocumentsTrainer(AbstractTrainer):
     optim: optax.GradientTransformation
     temperature: Temperature = 0.05
     chunks: int = 1
+    drawn: int | None = eqx.field(default=None, kw_only=True)
     mesh: Mesh | None = eqx.field(default=None, static=True, kw_only=True)
 
     def __check_init__(self) -> None:
         """Raise for settings out of range."""
         check_temperature(self.temperature)
         check_positive("chunks", self.chunks)
+        if self.drawn is not None:
+            check_positive("drawn", self.drawn)
 
     def init(
         self, model: PyTree, memory: Index | None = None
@@ -92,11 +105,15 @@ class FrozenDocumentsTrainer(AbstractTrainer):
         """Take one step on the whole corpus' softmax."""
         pairs, index = _checked(batch), state.memory
         own, excluded = answering(index, pairs)
+        keys = jax.random.split(key)
+        scored, mesh = index.scored(excluded), self.mesh
+        if self.drawn is not None:
+            scored, mesh = _drawn(scored, self.drawn, keys[1]), None
 
         def loss(model: PyTree) -> tuple[Array, Array]:
-            queries = in_chunks(model.query, pairs.queries, self.chunks, key=key)
+            queries = in_chunks(model.query, pairs.queries, self.chunks, key=keys[0])
             scale = scale_of(self.temperature, state, model)
-            losses = corpus_losses(index, queries, scale, own, excluded, self.mesh)
+            losses = corpus_losses(index, queries, scale, own, scored, mesh)
             return jnp.mean(losses), jax.lax.stop_gradient(losses)
 
         model, opt_state, metrics, losses = updated(self, state, loss)
@@ -117,6 +134,12 @@ class FrozenDocumentsTrainer(AbstractTrainer):
         check_frozen_pairs(state.model, state.memory, pairs)
         check_chunks(self.chunks, num_pairs(pairs), num_pairs(pairs))
         _check_there(state.memory, source)
+        rows = state.memory.ids.shape[0]
+        if self.drawn is not None and self.drawn > rows:
+            raise ValueError(
+                f"`drawn` is {self.drawn} and the index has {rows} rows: pass at most "
+                "as many, or leave it out, for all."
+            )
 
     def for_data(self, state: TrainState, data: Any) -> "FrozenDocumentsTrainer":
         """Return the trainer with the index's mesh."""
@@ -145,17 +168,30 @@ def corpus_losses(
     queries: Float[Array, "batch size"],
     scale: Float[Array, ""],
     own: Int[Array, " batch"],
-    excluded: Excluded,
+    scored: Scored,
     mesh: Mesh | None = None,
 ) -> Float[Array, " batch"]:
-    """Return the cross-entropies over an index, with their gradient by the queries."""
+    """Return the cross-entropies over rows of an index, with their gradient by queries.
+
+    **Arguments:** `own`, the rows of the queries' documents in `index`; `scored`, the
+    rows that are negatives.
+    """
     last = index.ids.shape[0] - 1
     answers = index.rows.take(jnp.minimum(own, last)).embeddings()
     positives = scale * jnp.sum(queries * answers, axis=1)
-    scored = index.scored(excluded)
-    logit = stale_logit(scored, queries, scale, block_size(last + 1), mesh)
+    block = block_size(scored.ids.shape[0])
+    logit = stale_logit(scored, queries, scale, block, mesh)
     none = jnp.zeros((len(positives), 0), positives.dtype)
     return cross_entropy(BatchScores(positives, none), logit[:, None])
+
+
+def _drawn(scored: Scored, num: int, key: PRNGKeyArray) -> Scored:
+    """Return evenly drawn rows, no two alike, each for as many as it stands for."""
+    rows = scored.ids.shape[0]
+    slots = shuffled(jnp.arange(num), rows, jnp.zeros((), jnp.int32), key=key)
+    taken = scored.take(slots)
+    offsets = taken.offsets + math.log(rows / num)
+    return eqx.tree_at(lambda s: s.offsets, taken, offsets)
 
 
 def _checked(batch: Any) -> Pairs:

@@ -173,19 +173,31 @@ def _in(
     numbers: Int[Array, "queries any"], values: Int[Array, " documents"]
 ) -> Bool[Array, "queries documents"]:
     """Return which values are among each query's numbers; -1 is none."""
-    return among(jnp.sort(numbers, axis=1), values) & (values >= 0)[None]
+    # The few values are put in order, not the many numbers: each of these marks the
+    # first place of the value that it is.
+    ordered = jnp.sort(values)
+    place = jnp.minimum(jnp.searchsorted(ordered, numbers), len(ordered) - 1)
+    at = jnp.where(ordered[place] == numbers, place, len(ordered))
+    each = jnp.arange(len(numbers))[:, None]
+    marked = jnp.zeros((len(numbers), len(values)), bool)
+    marked = marked.at[each, at].set(True, mode="drop")
+    return marked[:, jnp.searchsorted(ordered, values)] & (values >= 0)[None]
 
 
 def scored_in_batch(
     pairs: Pairs, documents: Marks, cache: NegativeCache | None = None
 ) -> Bool[Array, "batch documents"]:
-    """Return which documents of a batch a query's softmax has beside its own.
+    """Return which documents of a batch a query's softmax has beside its own."""
+    return each_once(negatives_in_batch(pairs, documents, cache), documents)
 
-    Its negatives, each once: of documents that are one, the first.
-    """
+
+def each_once(
+    negatives: Bool[Array, "batch documents"], documents: Marks
+) -> Bool[Array, "batch documents"]:
+    """Return the negatives, each once: of documents that are one, the first."""
     earlier = jnp.tri(len(documents.ids), k=-1, dtype=bool)
     again = jnp.any(same(documents, documents) & earlier, axis=1)
-    return negatives_in_batch(pairs, documents, cache) & ~again[None]
+    return negatives & ~again[None]
 
 
 def _shared(

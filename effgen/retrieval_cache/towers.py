@@ -151,8 +151,12 @@ def is_random(model: Any, tower: Tower) -> bool:
 
     It takes a key, and what dropout the model has is at work.
     """
-    if not _takes_key(_within(tower)):
+    encoder = _within(tower)
+    if not _takes_key(encoder):
         return False
+    own = getattr(encoder, "is_random", None)
+    if isinstance(own, bool):  # as a `HashedBag` says it
+        return own
     kind = eqx.nn.Dropout
     found = jax.tree.leaves(model, is_leaf=lambda x: isinstance(x, kind))
     drops = [x for x in found if isinstance(x, kind)]

@@ -106,3 +106,37 @@ def test_what_is_trained_finds_its_documents():
     found = rc.evaluate(state.model, pairs.queries, pairs.ids, index).means()
     assert found["mrr"] > 0.95
     assert history["positive"][-1] > history["positive"][0]
+
+
+def losses(drawn):
+    """Return what a key gives as loss, by so many rows drawn."""
+    model, embeddings, ids, pairs = given()
+    trainer = rc.FrozenDocumentsTrainer(optax.sgd(1.0), temperature=0.5, drawn=drawn)
+    state = trainer.init(model, rc.Index.from_embeddings(embeddings, ids=ids))
+    step = lambda key: trainer.step(state, pairs, key=key)[1]["loss"]
+    return state.memory.ids.shape[0], eqx.filter_jit(jax.vmap(step))
+
+
+def test_drawn_rows_stand_for_all():
+    rows, exactly = losses(None)
+    keys = jax.random.split(KEY, 400)
+    whole = float(exactly(keys[:1])[0])
+    _, all_drawn = losses(rows)
+    np.testing.assert_allclose(all_drawn(keys[:2]), whole, rtol=1e-5)
+    _, some = losses(rows // 2)
+    found = np.asarray(some(keys))
+    # Half of the rows: the mean is a little low, by Jensen, and no more.
+    error = found.std() / np.sqrt(len(found))
+    assert -0.05 < found.mean() - whole < 4 * error
+    assert found.std() > 0
+
+
+def test_more_rows_than_there_are_cannot_be_drawn():
+    model, embeddings, *_ = given()
+    with pytest.raises(ValueError, match="`drawn` is 0"):
+        rc.FrozenDocumentsTrainer(optax.sgd(1.0), drawn=0)
+    trainer = rc.FrozenDocumentsTrainer(optax.sgd(1.0), drawn=10_000)
+    state = trainer.init(model, rc.Index.from_embeddings(embeddings))
+    pairs = rc.Pairs(jnp.arange(4)[:, None], None, jnp.arange(4))
+    with pytest.raises(ValueError, match="`drawn` is 10000 and the index has"):
+        eg.fit(trainer, state, eg.Minibatches(pairs, 2), key=KEY, num_steps=1)
