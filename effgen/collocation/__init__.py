@@ -20,7 +20,7 @@ from .generalization import (
     extrapolation as extrapolation,
     held_out as held_out,
 )
-from .ipopt import linear_solvers as linear_solvers
+from .ipopt import Ipopt as Ipopt, linear_solvers as linear_solvers
 from .matching import (
     DerivativeMatchingTrainer as DerivativeMatchingTrainer,
     Slopes as Slopes,

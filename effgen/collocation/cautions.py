@@ -11,10 +11,10 @@ from .accuracy import MeshError, mesh_error
 from .elimination import Eliminated, SampleSlopes, eliminated, sample_slopes
 from .evaluator import Evaluator
 from .information import name_of_free
-from .ipopt import Limits
 from .model import Model, names_of_model
 from .nlp import NLP, ravel
 from .pattern import unused
+from .points import Limits
 from .problem import Problem
 from .solution import Solution
 from .switches import switches

@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .guesses import interpolated, simulated
-from .ipopt import Limits, Point
 from .mesh import (
     Mesh,
     Samples,
@@ -22,6 +21,7 @@ from .mesh import (
     uniform_edges,
 )
 from .nlp import NLP, constraint_shapes
+from .points import Limits, Point
 from .problem import (
     BoundaryConstraint,
     Constraint,

@@ -9,9 +9,9 @@ import numpy as np
 
 from .curvature import AbstractCurvature
 from .elimination import sample_residuals
-from .ipopt import Limits
 from .model import Model
 from .nlp import NLP, model_terms, terms, terms_at_ends, values
+from .points import Limits
 from .problem import BoundaryConstraint, PathConstraint, names_of_model
 from .transcription import Transcription, constraint_size
 
