@@ -32,10 +32,12 @@ from .penalties import smoothness as smoothness
 from .problem import (
     BoundaryConstraint as BoundaryConstraint,
     Initial as Initial,
+    LinkConstraint as LinkConstraint,
     Model as Model,
     ModelConstraint as ModelConstraint,
     PathConstraint as PathConstraint,
     Problem as Problem,
+    Switch as Switch,
     Trajectory as Trajectory,
 )
 from .radau import Radau as Radau, radau as radau

@@ -116,6 +116,7 @@ class Multipliers(NamedTuple):
     path: Float[Table, "nodes path"]
     boundary: Float[Table, "trajectories boundary"]
     model: Float[Table, " rows"]
+    links: Float[Table, "links link"]
     lower: Float[Table, "nodes state"]
     upper: Float[Table, "nodes state"]
     model_lower: Float[Table, " model"]
