@@ -19,6 +19,7 @@ from .trajectories import Trajectory
 
 
 _TINY = 4e-16
+_ROOM = 1e-3  # of the gap between two samples: nearer, a switch is at one of them
 _GRID = 9
 
 
@@ -118,7 +119,9 @@ def _bracket(switch: Switch, data: Sequence[Trajectory]) -> Bracket:
     ends = np.concatenate([np.array(span_of(t)) for t in inside] or [np.zeros(0)])
     measured = np.concatenate([_seen(t) for t in inside] or [np.zeros(0)])
     before, after = times[times < near], times[times > near]
-    if not len(before) or not len(after) or near in measured:
+    inside_of = len(before) and len(after)
+    room = _ROOM * (after.min() - before.max()) if inside_of else 0.0
+    if not inside_of or np.any(np.abs(measured - near) <= room):
         raise ValueError(
             f"`switches` has one near {near:.6g}, which is at a sample or where no "
             "trajectory goes on: pass a time between two samples."
