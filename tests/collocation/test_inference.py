@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import scipy.integrate
 
 from effgen import collocation as co
@@ -50,3 +51,6 @@ def test_what_no_slope_tells_stays_nominal():
     )
     guess = co.transcribe(problem, intervals=10).guess(co.Model(1.0, None))
     np.testing.assert_array_equal(np.asarray(guess.positions)[:, 1], 7.0)
+    for function in (guess, guess.derivative):
+        with pytest.raises(ValueError, match="`trajectory` is 1: there are 1"):
+            function(TS, 1)
