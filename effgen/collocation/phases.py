@@ -84,8 +84,9 @@ def clock(brackets: Sequence[Bracket], s: Any, p: PyTree) -> tuple[Array, Array]
 
 def on_clock(function: Any, brackets: tuple[Bracket, ...], rated: int) -> Any:
     """Return a function, or `None`, on the mesh's clock."""
-    timed = function is not None and bool(brackets)
-    return Retimed(function, brackets, rated) if timed else function
+    if function is None or not brackets:
+        return function
+    return Retimed(function, brackets, rated)
 
 
 def brackets_of(
