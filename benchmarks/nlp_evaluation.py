@@ -133,7 +133,7 @@ def shares():
         for nodes in (100, 1_000, 4_000):
             level = level_of(nodes)
             model = co.Model({}, odes.network([2, width, width, 1]))
-            trainer = co.CollocationTrainer(options={"max_iter": 12})
+            trainer = co.CollocationTrainer(max_iter=12)
             state = trainer.init(model, level.guess())
             for _ in range(2):  # the second is compiled
                 _, history = eg.fit(trainer, state, [level], key=odes.KEY)

@@ -93,15 +93,15 @@ def observe(t, x, u, p, nets):
     return jnp.stack([x[0] - x[2], x[1]])
 
 
-def problem_of():
-    rng = np.random.default_rng(0)
+def problem_of(seed=0):
+    rng = np.random.default_rng(seed)
     ts = np.linspace(0, LAST, 401)
     rows = []
-    for seed in ROADS:
-        x = truth(road(seed), ts)
+    for which in ROADS:
+        x = truth(road(which), ts)
         ys = np.stack([x[:, 0] - x[:, 2], x[:, 1]], axis=1)
         ys = ys + NOISE * ys.std(0) * rng.normal(size=ys.shape)
-        rows.append(co.Trajectory(ts, ys, road(seed)))
+        rows.append(co.Trajectory(ts, ys, road(which)))
     return co.Problem(
         field,
         rows,
@@ -113,9 +113,11 @@ def problem_of():
     )
 
 
-def model_of():
+def model_of(seed=0):
     sizes = [1, WIDTH, WIDTH, 1]
-    return co.Model({}, Forces(odes.network(sizes), odes.network(sizes, 1)))
+    return co.Model(
+        {}, Forces(odes.network(sizes, seed), odes.network(sizes, seed + 1))
+    )
 
 
 def casadi_field():

@@ -20,7 +20,7 @@ from .generalization import (
     extrapolation as extrapolation,
     held_out as held_out,
 )
-from .ipopt import linear_solvers as linear_solvers
+from .ipopt import Ipopt as Ipopt, linear_solvers as linear_solvers
 from .matching import (
     DerivativeMatchingTrainer as DerivativeMatchingTrainer,
     Slopes as Slopes,
@@ -32,10 +32,12 @@ from .penalties import smoothness as smoothness
 from .problem import (
     BoundaryConstraint as BoundaryConstraint,
     Initial as Initial,
+    LinkConstraint as LinkConstraint,
     Model as Model,
     ModelConstraint as ModelConstraint,
     PathConstraint as PathConstraint,
     Problem as Problem,
+    Switch as Switch,
     Trajectory as Trajectory,
 )
 from .radau import Radau as Radau, radau as radau

@@ -8,20 +8,21 @@ import numpy as np
 
 from . import ipopt
 from .nlp import NLP, misfit_of
+from .points import Functions, Limits, Point, Solved, Trace
 from .scaling import Scaling, scaling
 
 
 _WORSE, _SMALL_BARRIER = 4.0, 1e-4
 
 
-def sound(solved: ipopt.Solved) -> bool:
+def sound(solved: Solved) -> bool:
     """Return whether Ipopt found an optimum, exactly or acceptably."""
     return solved.status in (0, 1)
 
 
-def after(before: ipopt.Solved, solved: ipopt.Solved) -> ipopt.Solved:
+def after(before: Solved, solved: Solved) -> Solved:
     """Return a solve that went on from another's end, as one."""
-    trace = ipopt.Trace(*(a + b for a, b in zip(before.trace, solved.trace)))
+    trace = Trace(*(a + b for a, b in zip(before.trace, solved.trace)))
     return solved._replace(
         trace=trace,
         seconds=before.seconds + solved.seconds,
@@ -31,14 +32,14 @@ def after(before: ipopt.Solved, solved: ipopt.Solved) -> ipopt.Solved:
 
 def solve(
     nlp: NLP,
-    functions: ipopt.Functions,
-    limits: ipopt.Limits,
-    start: ipopt.Point,
+    functions: Functions,
+    limits: Limits,
+    start: Point,
     options: Mapping[str, Any],
     *,
     deadline: float = np.inf,
-    stop: Callable[[ipopt.Trace], bool],
-) -> ipopt.Solved:
+    stop: Callable[[Trace], bool],
+) -> Solved:
     """Solve; go on in scaled units where they differ; try again where it fits badly.
 
     A gradient by a parameter of 1e9 is small whatever is left of the misfit. And where
@@ -48,7 +49,7 @@ def solve(
     Nothing more begins after `deadline`, in seconds of `time.perf_counter`.
     """
 
-    def attempt(start: ipopt.Point, scales: Scaling | None, **more: Any) -> Any:
+    def attempt(start: Point, scales: Scaling | None, **more: Any) -> Any:
         left = deadline - time.perf_counter()
         chosen = ipopt.time_limit(left) | dict(options) | more
         return ipopt.solve(functions, limits, start, chosen, scales=scales, stop=stop)
@@ -65,13 +66,13 @@ def solve(
     return solved
 
 
-def _bounded(limits: ipopt.Limits) -> bool:
+def _bounded(limits: Limits) -> bool:
     free = limits.lower < limits.upper
     finite = np.isfinite(limits.lower) | np.isfinite(limits.upper)
     return bool(np.any(free & finite))
 
 
-def _better(first: ipopt.Solved, second: ipopt.Solved) -> ipopt.Solved:
+def _better(first: Solved, second: Solved) -> Solved:
     """Return the solve of the lower objective, with the time and trace of both."""
     if sound(second) and second.objective <= first.objective:
         return after(first, second)

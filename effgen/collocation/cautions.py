@@ -11,17 +11,17 @@ from .accuracy import MeshError, mesh_error
 from .elimination import Eliminated, SampleSlopes, eliminated, sample_slopes
 from .evaluator import Evaluator
 from .information import name_of_free
-from .ipopt import Limits
 from .model import Model, names_of_model
 from .nlp import NLP, ravel
 from .pattern import unused
+from .points import Limits
 from .problem import Problem
 from .solution import Solution
 from .switches import switches
 from .transcription import Transcription, limits_of
 
 
-_AT_BOUND, _OPEN, _NAMED = 1e-6, 1e-8, 0.1
+_AT_BOUND, _OPEN, _NAMED, _AT_SAMPLE = 1e-6, 1e-8, 0.1, 1e-4
 _MOST_FREE = 200
 _MOST_NAMES = 4
 
@@ -37,7 +37,8 @@ def warn_of_unused(evaluator: Evaluator) -> None:
     warnings.warn(
         f"no equation and no output has a derivative by {listed}: they stay at their "
         "start. A time or level that is only compared, as in `t > p[...]`, has none: "
-        "write `jax.nn.sigmoid((t - p[...]) / width)` for one that is to be found.",
+        "pass `switches=[Switch(lambda p: p[...], near=...)]` for a time, or write "
+        "`jax.nn.sigmoid((x - p[...]) / width)`.",
         RunWarning,
         stacklevel=3,
     )
@@ -48,6 +49,7 @@ def warn_of_solution(
 ) -> None:
     """Warn of a mesh that is too coarse, and of parameters that the data leave open."""
     nlp = dataclasses.replace(evaluator.nlp, template=model)
+    _warn_of_switches(batch.problem, model)
     limits, z = limits_of(batch, nlp), nlp.joined(solution.positions)
     try:
         through = eliminated(nlp, evaluator.functions(), limits, z)
@@ -60,6 +62,22 @@ def warn_of_solution(
     if not _other_terms(batch.problem):
         never = len(z) - len(nlp.flat()) + unused(nlp, evaluator.depends)
         _warn_of_open(nlp, through, slopes, limits, z, never)
+
+
+def _warn_of_switches(problem: Problem, model: Model) -> None:
+    """Warn of switch times that were held back by a sample."""
+    for time, before, at, after in problem.brackets:
+        found = float(np.asarray(time(model.parameters)))
+        room = _AT_SAMPLE * (after - before)
+        if before + room < found < after - room:
+            continue
+        side = "before" if found < at else "after"
+        warnings.warn(
+            f"the switch near {at:.6g} ended at the sample at t = {found:.6g}, past "
+            f"which it cannot move: solve again with `near` {side} that sample.",
+            RunWarning,
+            stacklevel=4,
+        )
 
 
 def _other_terms(problem: Problem) -> bool:

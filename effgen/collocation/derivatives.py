@@ -22,6 +22,7 @@ from .nlp import (
     ends_of,
     field_factor,
     initial_loss,
+    link_terms,
     model_terms,
     node_terms,
     objective,
@@ -47,6 +48,8 @@ class JacobianBlocks(NamedTuple):
     boundary_states: Float[Array, "trajectories boundary 2 state"]
     boundary_model: Float[Array, "trajectories boundary model"]
     model: Float[Array, "rows model"]
+    link_states: Float[Array, "links link 2 state"]
+    link_model: Float[Array, "links link model"]
 
 
 def jacobian_blocks(nlp: NLP, z: Float[Array, " variables"]) -> JacobianBlocks:
@@ -75,6 +78,8 @@ def jacobian_blocks(nlp: NLP, z: Float[Array, " variables"]) -> JacobianBlocks:
     ends = ends_of(nlp, x)
     terms = lambda e, p: boundary_terms(nlp, e, p)
     at_ends = lambda d: jax.vmap(lambda e: d(terms)(e, flat))(ends)
+    linked = lambda e, p: link_terms(nlp, e, p)
+    at_links = lambda d: jax.vmap(lambda e: d(linked)(e, flat))(x[nlp.links])
     return JacobianBlocks(
         jnp.broadcast_to(table[None], (len(nlp.lengths), *table.shape)),
         field_states,
@@ -86,6 +91,8 @@ def jacobian_blocks(nlp: NLP, z: Float[Array, " variables"]) -> JacobianBlocks:
         at_ends(lambda f: jax.jacfwd(f, argnums=0))[:, :-1],
         at_ends(lambda f: jax.jacrev(f, argnums=1))[:, :-1],
         jax.jacrev(lambda p: model_terms(nlp, p))(flat)[:-1],
+        at_links(lambda f: jax.jacfwd(f, argnums=0)),
+        at_links(lambda f: jax.jacrev(f, argnums=1)),
     )
 
 
@@ -108,6 +115,7 @@ class HessianBlocks(NamedTuple):
     nodes: Float[Array, "nodes state state"]
     pairs: Float[Array, "intervals pairs state state"]
     ends: Float[Array, "trajectories state state"]
+    links: Float[Array, "links state state"]
     border: Float[Array, "nodes state model"]
     model: Float[Array, "model model"]
 
@@ -118,6 +126,7 @@ class Weights(NamedTuple):
     nodes: Float[Array, "nodes terms"]
     boundary: Float[Array, "trajectories terms"]
     model: Float[Array, " terms"]
+    links: Float[Array, "links terms"]
 
 
 def lagrangian_weights(nlp: NLP, multipliers: Array, factor: Array) -> Weights:
@@ -126,7 +135,7 @@ def lagrangian_weights(nlp: NLP, multipliers: Array, factor: Array) -> Weights:
     size, algebraic = problem.num_states, problem.num_algebraic
     shapes = constraint_shapes(nlp)
     ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
-    defects, start, path, boundary, model = (
+    defects, start, path, boundary, model, links = (
         part.reshape(shape)
         for part, shape in zip(jnp.split(multipliers, ends), shapes, strict=True)
     )
@@ -140,6 +149,7 @@ def lagrangian_weights(nlp: NLP, multipliers: Array, factor: Array) -> Weights:
         jnp.concatenate([field, path, cost], axis=1),
         jnp.concatenate([boundary, factor * ones], axis=1),
         jnp.concatenate([model, factor[None]]),
+        links,
     )
 
 
@@ -209,9 +219,10 @@ def _blocks(
         (_weighed_node, (x, nlp.ts, nlp.inputs, weights.nodes)),
         (loss, (at, nlp.samples)),
         (_weighed_end, (ends, weights.boundary)),
+        (_weighed_link, (x[nlp.links], weights.links)),
     )
     by_kind = [_second(nlp, function, rows, flat) for function, rows in kinds]
-    (nodes, border), (samples, sample_border), (both, end_border) = by_kind
+    (nodes, border), (samples, sample_border), *by_ends = by_kind
 
     basis, points = nlp.samples.basis, nlp.points[nlp.samples.interval]
     share = basis[:, :, None, None]
@@ -223,9 +234,11 @@ def _blocks(
     shares = (basis[:, later] * basis[:, earlier])[:, :, None, None]
     couplings = jnp.zeros((len(nlp.lengths), len(pairs), *samples.shape[1:]))
     couplings = couplings.at[nlp.samples.interval].add(shares * samples[:, None])
-    for i, index in enumerate((nlp.starts, nlp.ends)):
-        nodes = nodes.at[index].add(both[:, i, :, i])
-        border = border.at[index].add(end_border[:, i])
+    pairs_of_ends = (jnp.stack([nlp.starts, nlp.ends], axis=1), nlp.links)
+    for index, (both, end_border) in zip(pairs_of_ends, by_ends, strict=True):
+        for i in (0, 1):
+            nodes = nodes.at[index[:, i]].add(both[:, i, :, i])
+            border = border.at[index[:, i]].add(end_border[:, i])
     nodes = nodes.at[nlp.starts].add(_initial_curvature(nlp, x, factor))
 
     def whole(flat: Array) -> Array:
@@ -233,7 +246,8 @@ def _blocks(
         return value + sum(_total(nlp, *kind, flat) for kind in kinds)
 
     model = _hessian_of_sum(whole, flat)
-    return HessianBlocks(nodes, couplings, both[:, 1, :, 0], border, model)
+    first, second = (both[:, 1, :, 0] for both, _ in by_ends)
+    return HessianBlocks(nodes, couplings, first, second, border, model)
 
 
 def _total(nlp: NLP, function: Any, rows: tuple[Any, ...], flat: Array) -> Array:
@@ -248,6 +262,10 @@ def _weighed_node(
 
 def _weighed_end(nlp: NLP, ends: Array, weights: Array, flat: Array) -> Array:
     return weights @ boundary_terms(nlp, ends, flat)
+
+
+def _weighed_link(nlp: NLP, ends: Array, weights: Array, flat: Array) -> Array:
+    return weights @ link_terms(nlp, ends, flat)
 
 
 def _second(

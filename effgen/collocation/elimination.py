@@ -11,8 +11,8 @@ import scipy.sparse
 import scipy.sparse.linalg
 from jaxtyping import Array, Float, Int
 
-from .ipopt import Functions, Limits
 from .nlp import NLP, constraint_shapes, sample_residual, states_at_samples
+from .points import Functions, Limits
 
 
 _AT_ONCE = 64

@@ -9,9 +9,9 @@ import numpy as np
 
 from .curvature import AbstractCurvature
 from .derivatives import first_derivatives, hessian
-from .ipopt import Functions
 from .nlp import NLP, constraint_shapes, values
 from .pattern import dependence, hessian_pattern, jacobian_pattern
+from .points import Functions
 
 
 class Evaluator:

@@ -14,10 +14,10 @@ from effgen.core.state import TrainState
 from .curvature import GaussNewton
 from .evaluator import Evaluator
 from .information import information
-from .ipopt import Point
 from .model import Model, names_of_model
 from .nlp import NLP, ravel
 from .noise import leverages
+from .points import Point
 from .solution import OTHER_MESH, same_mesh
 from .transcription import Transcription, limits_of, packed, weighed
 

@@ -16,8 +16,8 @@ from .elimination import (
     sample_slopes,
 )
 from .evaluator import Evaluator
-from .ipopt import Limits, Point
 from .nlp import NLP
+from .points import Limits, Point
 from .problem import names_of_model
 
 

@@ -1,71 +1,17 @@
-"""Ipopt, through cyipopt: options, linear solvers, and one solve with its trace."""
+"""Ipopt, through cyipopt: settings, linear solvers, and one solve with its trace."""
 
 import functools
 import time
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
+import equinox as eqx
 import numpy as np
-from jaxtyping import Float
 
 from effgen.core.results import RESULTS
 
-from .pattern import Pattern
-
-
-class Functions(NamedTuple):
-    """The program as Ipopt calls it, on numpy's arrays; `hessian` may be `None`."""
-
-    objective: Callable[[np.ndarray], float]
-    gradient: Callable[[np.ndarray], np.ndarray]
-    constraints: Callable[[np.ndarray], np.ndarray]
-    jacobian: Callable[[np.ndarray], np.ndarray]
-    hessian: Callable[[np.ndarray, np.ndarray, float], np.ndarray] | None
-    jacobian_pattern: Pattern
-    hessian_pattern: Pattern | None
-
-
-class Point(NamedTuple):
-    """A point and its multipliers: of constraints, and of lower and upper bounds."""
-
-    z: Float[np.ndarray, " variables"]
-    constraints: Float[np.ndarray, " rows"] | None = None
-    lower: Float[np.ndarray, " variables"] | None = None
-    upper: Float[np.ndarray, " variables"] | None = None
-
-
-class Limits(NamedTuple):
-    """Bounds of variables and of constraints."""
-
-    lower: Float[np.ndarray, " variables"]
-    upper: Float[np.ndarray, " variables"]
-    constraints_lower: Float[np.ndarray, " rows"]
-    constraints_upper: Float[np.ndarray, " rows"]
-
-
-class Trace(NamedTuple):
-    """Ipopt's report, one number an iteration."""
-
-    objective: list[float]
-    primal_infeasibility: list[float]
-    dual_infeasibility: list[float]
-    barrier: list[float]
-    step_norm: list[float]
-    step_size: list[float]
-    regularization: list[float]
-
-
-class Solved(NamedTuple):
-    """How a solve ended. `seconds` is all of it, `evaluating` that in our functions."""
-
-    point: Point
-    status: int
-    message: str
-    objective: float
-    trace: Trace
-    seconds: float
-    evaluating: float
+from .points import Functions, Limits, Point, Solved, Trace
 
 
 RESULT_OF = {
@@ -79,6 +25,75 @@ RESULT_OF = {
 """Ipopt's failures by status; limits and early ends are none."""
 
 _OUT_OF_TIME = "The limit of time is reached."
+
+_OWN = {
+    "tol": "`tol` of the trainer",
+    "max_iter": "`max_iter` of the trainer",
+    "max_wall_time": "`max_seconds` of the trainer",
+    "max_cpu_time": "`max_seconds` of the trainer",
+    "hessian_approximation": "`curvature` of the trainer",
+    "linear_solver": "`Ipopt(linear_solver=)`",
+    "mu_strategy": "`Ipopt(mu_strategy=)`",
+}
+_STRATEGIES = ("monotone", "adaptive")
+
+
+class Ipopt(eqx.Module):
+    """Ipopt's own settings; tolerance and limits are the trainer's.
+
+    **Attributes:**
+
+    - `linear_solver`: one of Ipopt's, by its name; by default the best of
+      `linear_solvers()`.
+    - `mu_strategy`: how the barrier falls, `"monotone"` or `"adaptive"`.
+    - `options`: any other of Ipopt's, by name.
+
+    **Raises:** `ValueError` for a setting that Ipopt does not have here: of another
+    name, or, when a run begins, one that its build does not know.
+
+    **Source:** Wächter and Biegler (2006); Ipopt's list of options.
+    """
+
+    linear_solver: str | None = None
+    mu_strategy: str = "monotone"
+    options: Mapping[str, Any] = eqx.field(default_factory=dict)
+
+    def __check_init__(self) -> None:
+        """Raise `ValueError` for settings out of range."""
+        if self.mu_strategy not in _STRATEGIES:
+            raise ValueError(
+                f"`mu_strategy` is {self.mu_strategy!r}: pass one of {_STRATEGIES}."
+            )
+        if not isinstance(self.options, Mapping):
+            raise ValueError(f"`options` is {self.options!r}: pass a dict of options.")
+        for name in self.options:
+            if name in _OWN:
+                raise ValueError(f"`options` has {name!r}: set {_OWN[name]} instead.")
+
+    def check(self) -> None:
+        """Raise `ValueError` for what this machine's Ipopt does not know."""
+        solver = self.linear_solver
+        if solver is not None and not can_load(solver):
+            raise ValueError(
+                f"`linear_solver` is {solver!r}, which Ipopt cannot load here: choose "
+                f"one of {linear_solvers()}, or install its library."
+            )
+        problem = _parabola()
+        try:
+            _set_options(problem, self.options)
+        finally:
+            problem.close()
+
+    def chosen(self, *, tol: float, max_iter: int) -> dict[str, Any]:
+        """Return all that Ipopt is told."""
+        own = {
+            "tol": float(tol),
+            "max_iter": int(max_iter),
+            "linear_solver": self.linear_solver or linear_solvers()[0],
+            "mu_strategy": self.mu_strategy,
+        }
+        return own | dict(self.options)
+
 
 _HSL = ("ma57", "ma27", "ma97", "ma86")
 _ENDS_KEPT = (0, 1, 3, 5, 6, -1, -4, -5)
@@ -263,12 +278,25 @@ def solve(
 def _set_options(problem: Any, options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         try:
-            problem.add_option(name, value)
+            _set_option(problem, name, value)
         except TypeError as error:
             raise ValueError(
                 f"Ipopt has no option {name!r} that takes {value!r}: see its list of "
-                "options; numbers must be floats or integers as it says."
+                "options."
             ) from error
+
+
+def _set_option(problem: Any, name: str, value: Any) -> None:
+    """Set an option; a whole number may be of a real one."""
+    if isinstance(value, bool | np.bool_):
+        value = "yes" if value else "no"
+    value = value.item() if isinstance(value, np.generic) else value
+    try:
+        problem.add_option(name, value)
+    except TypeError:
+        if not isinstance(value, int):
+            raise
+        problem.add_option(name, float(value))
 
 
 class _Caller:

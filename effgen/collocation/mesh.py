@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 
 from .doses import shifts_at
 from .inputs import inputs_at, jumps
+from .phases import followers
 from .problem import Problem, Table, Trajectory
 from .radau import radau
 
@@ -23,7 +24,8 @@ class Mesh(eqx.Module):
 
     **Attributes:** `edges`, of each trajectory's intervals; `stages`; `left` and
     `inner`, the nodes where each interval starts, and of its stages; `lengths`;
-    `starts` and `ends`, the first and last node of each trajectory; `ts` and `inputs`,
+    `starts` and `ends`, the first and last node of each trajectory; `links`, the last
+    node of a trajectory and the first of the one that follows it; `ts` and `inputs`,
     at the nodes: where an interval ends, of just before; `shifts`, what doses add to
     the state where each interval starts.
     """
@@ -35,6 +37,7 @@ class Mesh(eqx.Module):
     lengths: Float[np.ndarray, " intervals"]
     starts: Int[np.ndarray, " trajectories"]
     ends: Int[np.ndarray, " trajectories"]
+    links: Int[np.ndarray, "links 2"]
     ts: Float[np.ndarray, " nodes"]
     inputs: Float[np.ndarray, "nodes inputs"]
     shifts: Float[np.ndarray, "intervals state"]
@@ -145,14 +148,17 @@ def make_mesh(problem: Problem, edges: Sequence[np.ndarray], stages: int) -> Mes
     left, inner, lengths, ends, ts, inputs, shifts = (
         np.concatenate(parts) for parts in zip(*columns, strict=True)
     )
+    later = followers(problem.data)
+    starts, ends = ends[::2], ends[1::2]
     return Mesh(
         tuple(np.asarray(e, np.float64) for e in edges),
         stages,
         left,
         inner,
         lengths,
-        ends[::2],
-        ends[1::2],
+        starts,
+        ends,
+        np.stack([ends[later - 1], starts[later]], axis=1),
         ts,
         inputs,
         shifts,

@@ -14,7 +14,14 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from .mesh import Mesh, Samples
-from .problem import BoundaryConstraint, Model, ModelConstraint, PathConstraint, Problem
+from .problem import (
+    BoundaryConstraint,
+    LinkConstraint,
+    Model,
+    ModelConstraint,
+    PathConstraint,
+    Problem,
+)
 from .radau import radau
 
 
@@ -24,6 +31,7 @@ class NumTerms(NamedTuple):
     path: int
     boundary: int
     model: int
+    link: int
 
 
 class NLP(eqx.Module):
@@ -46,12 +54,13 @@ class NLP(eqx.Module):
     lengths: Float[Array, " intervals"]
     starts: Int[Array, " trajectories"]
     ends: Int[Array, " trajectories"]
+    links: Int[Array, "links 2"]
     ts: Float[Array, " nodes"]
     inputs: Float[Array, "nodes inputs"]
     shifts: Float[Array, "intervals state"]
     counted: Float[Array, ""]
     stages: int = eqx.field(static=True)
-    num: NumTerms = eqx.field(static=True, default=NumTerms(0, 0, 0))
+    num: NumTerms = eqx.field(static=True, default=NumTerms(0, 0, 0, 0))
 
     @classmethod
     def of(cls, problem: Problem, mesh: Mesh, samples: Samples, model: Model) -> "NLP":
@@ -60,7 +69,10 @@ class NLP(eqx.Module):
         points = np.concatenate([mesh.left[:, None], mesh.inner], axis=1)
         shifts = mesh.shifts / problem.nominal
         place = on_device(
-            (points, mesh.lengths, mesh.starts, mesh.ends, mesh.ts, mesh.inputs, shifts)
+            (
+                *(points, mesh.lengths, mesh.starts, mesh.ends, mesh.links),
+                *(mesh.ts, mesh.inputs, shifts),
+            )
         )
         counted = jnp.asarray(float(max(samples.mask.sum(), 1)))
         given = on_device((bare, model, samples))
@@ -174,6 +186,20 @@ def boundary_terms(
     return jnp.concatenate([*parts, jnp.reshape(cost, 1)])
 
 
+def link_terms(
+    nlp: NLP, ends: Float[Array, "2 state"], flat: Array
+) -> Float[Array, " terms"]:
+    """Return link constraints of one end and the start that follows it."""
+    problem, model = nlp.problem, nlp.model(flat)
+    given = (*(ends * problem.nominal[None]), model.parameters, model.networks)
+    parts = [
+        jnp.atleast_1d(constraint.function(*given))
+        for constraint in problem.constraints
+        if isinstance(constraint, LinkConstraint)
+    ]
+    return jnp.concatenate([*parts, jnp.zeros(0)])
+
+
 def model_terms(nlp: NLP, flat: Array) -> Float[Array, " terms"]:
     """Return model constraints, and penalties as the last term."""
     problem, model = nlp.problem, nlp.model(flat)
@@ -198,7 +224,8 @@ def num_terms(nlp: NLP) -> NumTerms:
         jax.eval_shape(lambda: model_terms(nlp, flat)),
     )
     path, boundary, model = (x.shape[0] - 1 for x in found)
-    return NumTerms(path - size, boundary, model)
+    link = jax.eval_shape(lambda: link_terms(nlp, jnp.ones((2, size)), flat))
+    return NumTerms(path - size, boundary, model, link.shape[0])
 
 
 def constraint_shapes(nlp: NLP) -> list[tuple[int, ...]]:
@@ -211,6 +238,7 @@ def constraint_shapes(nlp: NLP) -> list[tuple[int, ...]]:
         (len(nlp.ts), num.path),
         (trajectories, num.boundary),
         (num.model,),
+        (len(nlp.links), num.link),
     ]
 
 
@@ -287,6 +315,11 @@ def terms_at_ends(
     return jax.vmap(lambda ends: boundary_terms(nlp, ends, flat))(ends_of(nlp, x))
 
 
+def terms_at_links(nlp: NLP, x: Array, flat: Array) -> Float[Array, "links terms"]:
+    """Return `link_terms` of all phases that follow another."""
+    return jax.vmap(lambda ends: link_terms(nlp, ends, flat))(x[nlp.links])
+
+
 def ends_of(nlp: NLP, x: Array) -> Float[Array, "trajectories 2 state"]:
     """Return the first and last states of all trajectories."""
     return jnp.stack([x[nlp.starts], x[nlp.ends]], axis=1)
@@ -311,7 +344,7 @@ def slopes(nlp: NLP) -> Float[Array, "stages points state"]:
 
 
 def constraints(nlp: NLP, z: Float[Array, " variables"]) -> Float[Array, " rows"]:
-    """Return defects, algebraic equations at starts, path, boundary, model terms."""
+    """Return defects, algebraic equations at starts, path, boundary, model, links."""
     problem = nlp.problem
     size = problem.num_states
     x, flat = nlp.split(z)
@@ -325,6 +358,7 @@ def constraints(nlp: NLP, z: Float[Array, " variables"]) -> Float[Array, " rows"
         terms[:, size:-1],
         terms_at_ends(nlp, x, flat)[:, :-1],
         model_terms(nlp, flat)[:-1],
+        terms_at_links(nlp, x, flat),
     ]
     return jnp.concatenate([part.reshape(-1) for part in parts])
 

@@ -8,8 +8,8 @@ from .curvature import GaussNewton
 from .elimination import sample_residuals
 from .evaluator import Evaluator
 from .information import Information, information
-from .ipopt import Limits, Point
 from .nlp import NLP
+from .points import Limits, Point
 
 
 _FEWEST_LEFT = 0.5

@@ -14,6 +14,7 @@ from .nlp import (
     NLP,
     boundary_terms,
     constraint_shapes,
+    link_terms,
     model_terms,
     terms_of,
     unravel,
@@ -78,6 +79,8 @@ def unused(nlp: NLP, depends: Dependence) -> Int[np.ndarray, " unused"]:
         used |= derivative_pattern(of_model, flat).any(0)
     if problem.mayer is not None or num.boundary:
         used |= derivative_pattern(lambda p: boundary_terms(nlp, ends, p), flat).any(0)
+    if num.link:
+        used |= derivative_pattern(lambda p: link_terms(nlp, ends, p), flat).any(0)
     return np.flatnonzero(~used)
 
 
@@ -89,7 +92,7 @@ def jacobian_pattern(nlp: NLP, depends: Dependence) -> Pattern:
     by_states, by_model = depends.states, depends.model
     start = slice(size - algebraic, size)
     nodes = np.arange(len(nlp.ts))
-    defects, starts, path, boundary, model_rows = _row_numbers(nlp)
+    defects, starts, path, boundary, model_rows, links = _row_numbers(nlp)
     own = np.arange(points)[None] == np.arange(1, points)[:, None]
     differential = np.arange(size) < size - algebraic
     inner, first = index.points[:, 1:], np.asarray(nlp.starts)
@@ -126,6 +129,12 @@ def jacobian_pattern(nlp: NLP, depends: Dependence) -> Pattern:
         ),
         boundary_model=(boundary[..., None], index.model, everywhere),
         model=(model_rows[:, None], index.model, everywhere),
+        link_states=(
+            links[..., None, None],
+            index.states(np.asarray(nlp.links))[:, None],
+            everywhere,
+        ),
+        link_model=(links[..., None], index.model, everywhere),
     )
     return _pattern(blocks, JacobianBlocks._fields)
 
@@ -146,7 +155,7 @@ def hessian_pattern(
     inside |= np.eye(len(inside), dtype=bool)
     num = nlp.num
     ends = nlp.problem.mayer is not None or num.boundary > 0
-    if ends:
+    if ends or num.link:
         within[:], across[:], inside[:] = True, True, True
     if nlp.problem.penalty is not None or num.model > 0:
         inside[:] = True
@@ -158,6 +167,7 @@ def hessian_pattern(
     later, earlier = (index.states(index.points[:, pairs[:, i]]) for i in (0, 1))
     last = index.states(np.asarray(nlp.ends))
     first = index.states(np.asarray(nlp.starts))
+    before, next_ = index.states(np.asarray(nlp.links)).swapaxes(0, 1)
     size = len(index.model)
     blocks = dict[str, _Block](
         nodes=(nodes[:, :, None], nodes[:, None], within & lower),
@@ -167,6 +177,7 @@ def hessian_pattern(
             joint(depends.output_states, depends.output_states),
         ),
         ends=(last[:, :, None], first[:, None], np.array(ends)),
+        links=(next_[:, :, None], before[:, None], np.ones((), bool)),
         border=(index.model, nodes[..., None], across),
         model=(
             index.model[:, None],

@@ -1,7 +1,7 @@
 """The problem as a modeler states it: equations, measurements, bounds, constraints."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -9,6 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from .constraints import (
+    BoundaryConstraint as BoundaryConstraint,
+    Constraint as Constraint,
+    LinkConstraint as LinkConstraint,
+    ModelConstraint as ModelConstraint,
+    PathConstraint as PathConstraint,
+    check_functions,
+    check_links,
+    checked_bounds,
+    checked_constraints,
+    retimed,
+)
 from .doses import check_amount, checked_doses
 from .initial import Initial as Initial, check_initial
 from .inputs import found_jumps
@@ -20,41 +32,18 @@ from .model import (
     in_double as in_double,
     names_of_model as names_of_model,
 )
+from .phases import (
+    Bracket,
+    Switch as Switch,
+    brackets_of,
+    on_clock,
+    with_edges,
+)
 from .trajectories import Trajectory as Trajectory, as_trajectories
 
 
 Table = Array | np.ndarray
 """Numpy's on the host, JAX's on a device."""
-
-
-class PathConstraint(NamedTuple):
-    """`lower <= function(t, x, u, p, nets) <= upper` at every node."""
-
-    function: Callable[..., Array]
-    lower: ArrayLike
-    upper: ArrayLike
-    name: str = "path"
-
-
-class BoundaryConstraint(NamedTuple):
-    """`lower <= function(x_start, x_end, p, nets) <= upper` on every trajectory."""
-
-    function: Callable[..., Array]
-    lower: ArrayLike
-    upper: ArrayLike
-    name: str = "boundary"
-
-
-class ModelConstraint(NamedTuple):
-    """`lower <= function(p, nets) <= upper`, such as a network's zero crossing."""
-
-    function: Callable[..., Array]
-    lower: ArrayLike
-    upper: ArrayLike
-    name: str = "model"
-
-
-Constraint = PathConstraint | BoundaryConstraint | ModelConstraint
 
 
 class Problem(eqx.Module):
@@ -81,7 +70,10 @@ class Problem(eqx.Module):
     - `initial`: an `Initial`; by default the start is free.
     - `state_bounds`, `parameter_bounds`: pairs; the latter of pytrees like
       `parameters`, or numbers for all of a part.
-    - `constraints`: path, boundary and model constraints.
+    - `constraints`: path, boundary, model and link constraints.
+    - `switches`: `Switch`es, times that are parameters, where the law or a phase ends.
+      The law, and what depends on `t`, is on the mesh's clock between the samples
+      around one of them.
     - `lagrange`, `(t, x, u, p, nets)`, and `mayer`, `(x_start, x_end, p, nets)`, costs.
     - `penalty`: `(p, nets)` to a number; `weight_decay`: of the networks, a
       number or a pytree of numbers, for parts of their tree.
@@ -116,6 +108,7 @@ class Problem(eqx.Module):
     mayer: Callable[..., Array] | None
     penalty: Callable[..., Array] | None
     weight_decay: Any
+    brackets: tuple[Bracket, ...]
 
     def __init__(
         self,
@@ -137,9 +130,10 @@ class Problem(eqx.Module):
         weight_decay: Any = 0.0,
         hold: str | None = None,
         parameter_nominal: Any = None,
+        switches: Sequence[Switch] = (),
     ) -> None:
         """Check the data and fill in what follows from them."""
-        _check_functions(
+        check_functions(
             vector_field=vector_field,
             observe=observe,
             lagrange=lagrange,
@@ -176,13 +170,19 @@ class Problem(eqx.Module):
                 f"`num_algebraic` is {num_algebraic} of {size} states: pass how many, "
                 "the last ones, are algebraic."
             )
-        self.state_bounds = _bounds("`state_bounds`", state_bounds, size)
+        self.state_bounds = checked_bounds("`state_bounds`", state_bounds, size)
         self.initial = initial
         if initial is not None:
             check_initial(initial, (len(self.data), size), self.state_bounds)
         self.parameter_bounds = parameter_bounds
         self.parameter_nominal = parameter_nominal
-        self.constraints = _checked_constraints(constraints)
+        constraints = checked_constraints(constraints)
+        check_links(constraints, self.data)
+        self.brackets = brackets_of(switches, self.data)
+        self.data = tuple(with_edges(t, self.brackets) for t in self.data)
+        self.vector_field = on_clock(vector_field, self.brackets, size - num_algebraic)
+        lagrange = on_clock(lagrange, self.brackets, 1)
+        self.constraints = retimed(constraints, self.brackets)
         self.lagrange, self.mayer, self.penalty = lagrange, mayer, penalty
         if lagrange is None and mayer is None:
             _check_seen(self.data)
@@ -208,16 +208,6 @@ class Problem(eqx.Module):
         return jnp.atleast_1d(jnp.asarray(self.observe(t, x, u, p, nets)))
 
 
-def _check_functions(**functions: Any) -> None:
-    for name, function in functions.items():
-        optional = name != "vector_field"
-        if not (callable(function) or (optional and function is None)):
-            raise TypeError(
-                f"`{name}` is a {type(function).__name__}: pass a function. The order "
-                "is `Problem(vector_field, data)`."
-            )
-
-
 def _check_seen(data: Sequence[Trajectory]) -> None:
     if all(np.all(np.isnan(t.ys)) for t in data):
         raise ValueError(
@@ -231,21 +221,6 @@ def _count(name: str, value: Any) -> int:
     if not whole or value < 1:
         raise ValueError(f"`{name}` is {value}: pass a positive integer.")
     return int(value)
-
-
-def _checked_constraints(constraints: Any) -> tuple[Constraint, ...]:
-    kinds = (PathConstraint, BoundaryConstraint, ModelConstraint)
-    if isinstance(constraints, kinds):
-        constraints = (constraints,)
-    for constraint in constraints:
-        if not isinstance(constraint, kinds):
-            raise TypeError(
-                f"`constraints` has a {type(constraint).__name__}: pass a list of "
-                "`PathConstraint`, `BoundaryConstraint` or `ModelConstraint`."
-            )
-        _check_functions(vector_field=constraint.function)
-        _bounds(f"constraint {constraint.name!r}", constraint[1:3], None)
-    return tuple(constraints)
 
 
 def _weight(weight: Any) -> np.ndarray:
@@ -278,28 +253,6 @@ def _vector(name: str, value: ArrayLike, size: int) -> np.ndarray:
     return np.broadcast_to(array, (size,)).copy()
 
 
-def _bounds(name: str, pair: Any, size: int | None) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        lower, upper = (np.asarray(b, np.float64) for b in pair)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{name} is {pair!r}: pass a lower and an upper one."
-        ) from error
-    if size is not None:
-        try:
-            lower, upper = (np.broadcast_to(b, (size,)) for b in (lower, upper))
-        except ValueError as error:
-            raise ValueError(
-                f"{name} has shapes {lower.shape} and {upper.shape}: pass numbers, or "
-                f"({size},)."
-            ) from error
-    if np.any(np.isnan(lower)) or np.any(np.isnan(upper)):
-        raise ValueError(f"{name} is {pair}: pass -inf or inf where there is no bound.")
-    if np.any(lower > upper):
-        raise ValueError(f"{name} crosses: lower {lower}, upper {upper}.")
-    return lower, upper
-
-
 def flat_bounds(
     bounds: Any, parameters: PyTree
 ) -> tuple[Float[np.ndarray, " flat"], Float[np.ndarray, " flat"]]:
@@ -323,4 +276,4 @@ def flat_bounds(
         pairs = zip(jax.tree.leaves(full), leaves, strict=True)
         parts = [np.broadcast_to(b, a.shape).ravel() for b, a in pairs]
         flat.append(np.concatenate(parts))
-    return _bounds("`parameter_bounds`", flat, len(flat[0]))
+    return checked_bounds("`parameter_bounds`", flat, len(flat[0]))

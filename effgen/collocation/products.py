@@ -11,9 +11,9 @@ from jaxtyping import Array
 
 from .curvature import AbstractCurvature
 from .evaluator import Evaluator
-from .ipopt import Point
 from .nlp import NLP, constraints
 from .pattern import Pattern
+from .points import Point
 from .transcription import Transcription
 from .violations import name_of_row, name_of_variable
 

@@ -1,19 +1,15 @@
-"""Radau points: nodes, weights and matrices of one interval, right to the last digit.
+"""Radau points: nodes, weights and matrices of one interval, in float64.
 
-Computed in fifty decimal digits and rounded once, for any number of stages.
+Right to 4e-15 of their largest entries up to twelve stages, to 1e-14 at twenty.
 """
 
 import functools
-from collections.abc import Iterable
-from decimal import Decimal, localcontext
 from typing import NamedTuple
 
 import numpy as np
 import scipy.special
 from jaxtyping import ArrayLike, Float
-
-
-_DIGITS = 50
+from numpy.polynomial.legendre import legvander
 
 
 class Radau(NamedTuple):
@@ -65,88 +61,23 @@ def radau(stages: int) -> Radau:
     """
     if not isinstance(stages, int) or stages < 1:
         raise ValueError(f"`stages` is {stages}: pass an integer of at least 1.")
-    with localcontext() as context:
-        context.prec = _DIGITS
-        nodes = _nodes(stages)
-        legendre = [_legendre(stages, 2 * c - 1) for c in nodes]
-        size = Decimal(stages)
-        weights = [
-            c / (size * row[stages - 1]) ** 2
-            for c, row in zip(nodes, legendre, strict=True)
-        ]
-        points = [Decimal(0), *nodes]
-        barycentric = [1 / _product(p - q for q in points if q != p) for p in points]
-        differentiation = [_slopes(j + 1, points, barycentric) for j in range(stages)]
-        integration = _integrals(nodes, weights, legendre)
-    # Only ratios of barycentric weights matter; at many stages they overflow floats.
-    largest = max(map(abs, barycentric))
-    return Radau(
-        *(
-            np.array(table, np.float64)
-            for table in (
-                nodes,
-                weights,
-                integration,
-                differentiation,
-                [b / largest for b in barycentric],
-            )
-        )
-    )
-
-
-def _legendre(degree: int, x: Decimal) -> list[Decimal]:
-    """Return `P_0(x), ..., P_degree(x)`."""
-    values = [Decimal(1), x]
-    for n in range(1, degree):
-        values.append(((2 * n + 1) * x * values[n] - n * values[n - 1]) / (n + 1))
-    return values[: degree + 1]
-
-
-def _nodes(stages: int) -> list[Decimal]:
-    """Return the roots, by Newton's method from their rounded values."""
-    if stages == 1:
-        return [Decimal(1)]
-    rough, _ = scipy.special.roots_jacobi(stages - 1, 1, 0)
-    return [(_root(stages, Decimal(x)) + 1) / 2 for x in rough.tolist()] + [Decimal(1)]
-
-
-def _root(stages: int, x: Decimal) -> Decimal:
-    for _ in range(6):
-        last, value = _legendre(stages, x)[-2:]
-        before = _legendre(stages - 1, x)[-2] if stages > 1 else Decimal(0)
-        # (1 - x^2) P_n' = n (P_{n-1} - x P_n)
-        slope = stages * (last - x * value) - (stages - 1) * (before - x * last)
-        x -= (value - last) * (1 - x * x) / slope
-    return x
-
-
-def _slopes(j: int, points: list[Decimal], weights: list[Decimal]) -> list[Decimal]:
-    row = [
-        Decimal(0) if k == j else weights[k] / weights[j] / (points[j] - points[k])
-        for k in range(len(points))
-    ]
-    row[j] = -sum(row, Decimal(0))
-    return row
-
-
-def _integrals(
-    nodes: list[Decimal], weights: list[Decimal], legendre: list[list[Decimal]]
-) -> list[list[Decimal]]:
-    """Return `A`: a Lagrange polynomial is `b_k sum (2n + 1) P_n(c_k) P_n`, exactly."""
-    stages = len(nodes)
-
-    def entry(j: int, k: int) -> Decimal:
-        upper = [
-            legendre[k][n] * (legendre[j][n + 1] - legendre[j][n - 1]) / 2
-            for n in range(1, stages)
-        ]
-        return weights[k] * (nodes[j] + sum(upper, Decimal(0)))
-
-    return [[entry(j, k) for k in range(stages)] for j in range(stages)]
-
-
-def _product(factors: Iterable[Decimal]) -> Decimal:
-    value = Decimal(1)
-    for factor in factors:
-        value *= factor
-    return value
+    nodes = np.ones(1)
+    if stages > 1:
+        x, _ = scipy.special.roots_jacobi(stages - 1, 1, 0)
+        nodes = np.append((x + 1) / 2, 1.0)
+    legendre = legvander(2 * nodes - 1, stages)
+    integrals = np.zeros((stages, stages))
+    integrals[:, 0] = nodes
+    for n in range(1, stages):
+        gap = legendre[:, n + 1] - legendre[:, n - 1]
+        integrals[:, n] = gap / (4 * n + 2)
+    integration = np.linalg.solve(legendre[:, :-1].T, integrals.T).T
+    weights = integration[-1].copy()
+    points = np.append(0.0, nodes)
+    away = points[:, None] - points + np.eye(stages + 1)
+    barycentric = 1 / np.prod(away, axis=1)
+    inner = np.linalg.inv(integration)
+    differentiation = np.column_stack([-inner.sum(axis=1), inner])
+    # Only ratios of barycentric weights matter; at many stages they are large.
+    barycentric = barycentric / np.abs(barycentric).max()
+    return Radau(nodes, weights, integration, differentiation, barycentric)

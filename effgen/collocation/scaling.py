@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from .ipopt import Functions, Limits
 from .model import Model
 from .nlp import NLP, constraint_shapes
+from .points import Functions, Limits
 
 
 _LEAST, _MOST = 0.1, 10.0

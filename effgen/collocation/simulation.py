@@ -56,6 +56,7 @@ def simulate(
         )
     if times.ndim != 1 or len(times) < 2 or np.any(np.diff(times) <= 0):
         raise ValueError(f"`ts` is {times}: pass two or more times that rise.")
+    _check_clock(problem, times)
     if inputs is not None and not traceable(inputs):
         raise TypeError(
             "`inputs` is no function of the time that JAX can trace: write it in "
@@ -83,6 +84,16 @@ def simulate(
     check_amount(0, pulses, problem.num_states)
     states = with_doses(solve, x, float(times[0]), times, pulses)
     return _reached(jnp.asarray(states), times)
+
+
+def _check_clock(problem: Problem, times: np.ndarray) -> None:
+    for _, before, at, after in problem.brackets:
+        if np.any((times > before) & (times < after) & (times != at)):
+            raise ValueError(
+                f"`ts` has times from {before:.6g} to {after:.6g}, where the problem's "
+                "clock is that of a switch: pass times outside, or a problem without "
+                "`switches`."
+            )
 
 
 def traceable(inputs: Any) -> bool:

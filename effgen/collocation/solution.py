@@ -45,7 +45,7 @@ class Solution(eqx.Module):
         **Raises:** `ValueError` for times outside of the trajectory.
         """
         ts = np.atleast_1d(np.asarray(ts, np.float64))
-        edges = np.asarray(self.edges[trajectory])
+        edges = self._edges_of(trajectory)
         if not np.all((ts >= edges[0]) & (ts <= edges[-1])):
             raise ValueError(
                 f"`ts` leaves the trajectory, from {edges[0]} to {edges[-1]}: simulate "
@@ -61,6 +61,7 @@ class Solution(eqx.Module):
     ) -> Float[np.ndarray, "ts state"]:
         """Return the polynomials' derivatives at `ts`."""
         ts = np.atleast_1d(np.asarray(ts, np.float64))
+        self._edges_of(trajectory)
         interval, basis, lengths = self._at(trajectory, ts)
         table = full_slopes(self.stages) / lengths[:, None, None]
         slopes = np.einsum("tk,tkl->tl", basis, table)
@@ -68,7 +69,7 @@ class Solution(eqx.Module):
 
     def nodes(self, trajectory: int = 0) -> Float[np.ndarray, " nodes"]:
         """Return the times of a trajectory's nodes."""
-        return node_times(np.asarray(self.edges[trajectory]), self.stages)
+        return node_times(self._edges_of(trajectory), self.stages)
 
     def at_points(
         self, intervals: Int[np.ndarray, " rows"]
@@ -86,6 +87,14 @@ class Solution(eqx.Module):
     def _starts(self, i: int) -> Float[np.ndarray, " state"]:
         first = sum(1 + (len(e) - 1) * self.stages for e in self.edges[:i])
         return np.asarray(self.positions)[first]
+
+    def _edges_of(self, trajectory: int) -> Float[np.ndarray, " edges"]:
+        num = len(self.edges)
+        if not 0 <= trajectory < num:
+            raise ValueError(
+                f"`trajectory` is {trajectory}: there are {num}, counted from 0."
+            )
+        return np.asarray(self.edges[trajectory])
 
     def _at(self, i: int, ts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return each time's interval, the basis of its points, and its length."""
@@ -116,6 +125,7 @@ class Multipliers(NamedTuple):
     path: Float[Table, "nodes path"]
     boundary: Float[Table, "trajectories boundary"]
     model: Float[Table, " rows"]
+    links: Float[Table, "links link"]
     lower: Float[Table, "nodes state"]
     upper: Float[Table, "nodes state"]
     model_lower: Float[Table, " model"]

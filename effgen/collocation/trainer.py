@@ -2,7 +2,6 @@
 
 import time
 import warnings
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -17,12 +16,13 @@ from effgen.core.results import RESULTS, RunWarning
 from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractHostTrainer
 
-from . import attempts, interior, ipopt
+from . import attempts, ipopt
 from .cautions import warn_of_solution, warn_of_unused
 from .curvature import AbstractCurvature, ExactHessian
 from .evaluator import Evaluator
 from .mesh import make_mesh
 from .noise import reweighed
+from .points import Limits, Point, Solved, Trace
 from .problem import Problem, as_trained
 from .products import check_products
 from .solution import (
@@ -50,7 +50,6 @@ from .violations import (
 )
 
 
-CONDENSED = "condensed"
 _MOST_WEIGHINGS = 6
 _INVALID = -13  # Ipopt's status of a number that is not finite
 
@@ -69,17 +68,13 @@ class CollocationTrainer(AbstractHostTrainer):
       whole step: it ends with the iterate at hand and a warning.
     - `curvature`: `ExactHessian()`, `GaussNewton()`, or `LimitedMemory()` where
       parameters are many.
-    - `linear_solver`: Ipopt's; by default the best of those that can be loaded. Or
-      `"condensed"`, for problems of defects and bounds alone: the same algorithm on a
-      device, with intervals eliminated side by side and the model last; where it is
-      stuck, Ipopt goes on.
-    - `options`: any of Ipopt's, by name.
+    - `solver`: `Ipopt(...)`, with its linear solver and its other settings.
 
     **Metrics:** `loss`, the objective; `status`, Ipopt's code, and `iterations`;
     `primal_infeasibility` and `dual_infeasibility` at the end; `seconds` of the solve,
     `evaluating`, of these in our functions, and `copied_bytes` between device and host;
     `variables`, `constraints`, `jacobian_entries`, `hessian_entries`; `trace`, of each
-    iteration, `(max_iter + 1, 7)`: the columns of `ipopt.Trace`, NaN past the end.
+    iteration, `(max_iter + 1, 7)`: the columns of `Trace`, NaN past the end.
 
     **Source:** Langenkamp, Hannebohm and Bachmann (2025).
     """
@@ -90,8 +85,7 @@ class CollocationTrainer(AbstractHostTrainer):
     max_iter: int = 1_000
     max_seconds: float | None = None
     curvature: AbstractCurvature = ExactHessian()
-    linear_solver: str | None = None
-    options: Mapping[str, Any] = eqx.field(default_factory=dict)
+    solver: ipopt.Ipopt = ipopt.Ipopt()
 
     def __check_init__(self) -> None:
         """Raise `ValueError` for settings out of range."""
@@ -102,6 +96,10 @@ class CollocationTrainer(AbstractHostTrainer):
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise ValueError(
                 f"`max_seconds` is {self.max_seconds}: pass a positive number, or None."
+            )
+        if not isinstance(self.solver, ipopt.Ipopt):
+            raise TypeError(
+                f"`solver` is {self.solver!r}: pass `collocation.Ipopt(...)`."
             )
 
     def init(self, model: PyTree, memory: Solution | None = None) -> TrainState:
@@ -141,7 +139,7 @@ class CollocationTrainer(AbstractHostTrainer):
         check_size(nlp, self.curvature)
         check_finite(nlp, batch, z)
         check_others(nlp, batch, z)
-        start = ipopt.Point(z, *(() if multipliers is None else packed(multipliers)))
+        start = Point(z, *(() if multipliers is None else packed(multipliers)))
         evaluator = Evaluator(nlp, self.curvature)
         if batch.final:
             warn_of_unused(evaluator)
@@ -171,7 +169,7 @@ class CollocationTrainer(AbstractHostTrainer):
         return new, self._metrics(solved, evaluator)
 
     def _reweighed(
-        self, problem: Problem, nlp: Any, limits: ipopt.Limits, solved: ipopt.Solved
+        self, problem: Problem, nlp: Any, limits: Limits, solved: Solved
     ) -> np.ndarray | None:
         exact = self.curvature.blocks is not None
         if not (problem.weighs and exact and solved.status in (0, 1)):
@@ -219,59 +217,29 @@ class CollocationTrainer(AbstractHostTrainer):
                 f"the state has {len(state.memory.edges)} trajectories and the "
                 f"transcription {len(batch.mesh.edges)}: make the guess from its data."
             )
-        ipopt.load()
-        if self.linear_solver == CONDENSED:
-            check_condensed(batch.problem, self.curvature)
+        self.solver.check()
 
     def _solved(
         self,
         batch: Transcription,
         evaluator: Evaluator,
-        limits: ipopt.Limits,
-        start: ipopt.Point,
+        limits: Limits,
+        start: Point,
         deadline: float,
-    ) -> ipopt.Solved:
-        """Solve by Ipopt; with `"condensed"`, from where that is stuck."""
-        before = None
-        if self.linear_solver == CONDENSED:
-            before = interior.solve(
-                evaluator.nlp,
-                batch.mesh,
-                evaluator.pairs,
-                self.curvature.blocks,
-                limits,
-                start,
-                tol=self.tol,
-                max_iter=self.max_iter,
-                max_seconds=deadline - time.perf_counter(),
-                stop=_reported,
-            )
-            if before.status != interior.STUCK:
-                return before
-            start = before.point
+    ) -> Solved:
+        """Solve, with the stored derivatives checked at both ends."""
         check_products(evaluator, batch, start)
         solved = attempts.solve(
             evaluator.nlp,
             evaluator.functions(),
             limits,
             start,
-            self._options(),
+            self.solver.chosen(tol=self.tol, max_iter=self.max_iter),
             deadline=deadline,
             stop=_reported,
         )
         check_products(evaluator, batch, solved.point)
-        return solved if before is None else attempts.after(before, solved)
-
-    def _options(self) -> dict[str, Any]:
-        chosen = {"tol": self.tol, "max_iter": self.max_iter}
-        own = None if self.linear_solver == CONDENSED else self.linear_solver
-        solver = own or ipopt.linear_solvers()[0]
-        if not ipopt.can_load(solver):
-            raise ValueError(
-                f"`linear_solver` is {solver!r}, which Ipopt cannot load here: choose "
-                f"one of {ipopt.linear_solvers()}, or install its library."
-            )
-        return chosen | {"linear_solver": solver} | dict(self.options)
+        return solved
 
     def _warn(self, solved: Any, batch: Transcription, nlp: Any, limits: Any) -> None:
         if solved.status in (0, 1) or (solved.status == 5 and requested()):
@@ -312,7 +280,7 @@ class CollocationTrainer(AbstractHostTrainer):
         }
 
 
-def _reported(trace: ipopt.Trace) -> bool:
+def _reported(trace: Trace) -> bool:
     """Report how the solve is getting on; return whether it was asked to end."""
     report(
         f"iteration {len(trace.objective) - 1}, objective {trace.objective[-1]:.4g}, "
@@ -320,22 +288,6 @@ def _reported(trace: ipopt.Trace) -> bool:
         f"{trace.dual_infeasibility[-1]:.1e} dual"
     )
     return requested()
-
-
-def check_condensed(problem: Problem, curvature: AbstractCurvature) -> None:
-    """Raise `ValueError` for programs of more than defects and bounds."""
-    inside = {
-        "constraints": problem.constraints,
-        "a Mayer term": problem.mayer is not None,
-        "algebraic states": problem.num_algebraic,
-        "limited-memory curvature": curvature.blocks is None,
-    }
-    there = [name for name, found in inside.items() if found]
-    if there:
-        raise ValueError(
-            f"`linear_solver` is {CONDENSED!r} and the problem has {', '.join(there)}: "
-            "leave it out, for Ipopt's own."
-        )
 
 
 def check_double() -> None:

@@ -21,7 +21,8 @@ class Trajectory(NamedTuple):
     intervals end. A sample time that stands twice is a jump as well, and so is one of
     a function `u` that is found between samples. `doses`, pairs of a time and an
     amount, `(state,)`, that is added to the state at once; samples at that time are of
-    just before.
+    just before. `follows`, whether it goes on from the trajectory before it
+    in the list, as a `LinkConstraint` says.
     """
 
     ts: Float[np.ndarray, " obs"]
@@ -31,6 +32,7 @@ class Trajectory(NamedTuple):
     hold: str | None = None
     jumps: Sequence[float] = ()
     doses: Sequence[tuple[float, Any]] = ()
+    follows: bool = False
 
 
 def as_trajectories(data: Any, hold: str | None = None) -> tuple[Trajectory, ...]:
@@ -73,7 +75,7 @@ def _trajectory(i: int, data: Any, hold: str | None) -> Trajectory:
             f"trajectory {i} is a {type(data).__name__}: pass a tuple `(ts, ys)` or "
             "`(ts, ys, inputs)`, a `Trajectory`, or a list of these."
         )
-    ts, ys, inputs, span, own, jumps, doses = Trajectory(*data)
+    ts, ys, inputs, span, own, jumps, doses, follows = Trajectory(*data)
     hold = _hold_of(i, hold if own is None else own)
     if np.asarray(ts).dtype.kind in "mM":
         raise TypeError(
@@ -102,7 +104,7 @@ def _trajectory(i: int, data: Any, hold: str | None) -> Trajectory:
     jumps = tuple(np.sort(np.asarray(jumps, np.float64).reshape(-1)).tolist())
     if not np.all(np.isfinite(jumps)):
         raise ValueError(f"`jumps` of trajectory {i} is {jumps}: pass finite times.")
-    return Trajectory(ts, ys, inputs, span, hold, jumps, doses)
+    return Trajectory(ts, ys, inputs, span, hold, jumps, doses, bool(follows))
 
 
 def _numbers(i: int, name: str, values: Any) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .guesses import interpolated, simulated
-from .ipopt import Limits, Point
+from .inference import inferred
 from .mesh import (
     Mesh,
     Samples,
@@ -22,9 +22,11 @@ from .mesh import (
     uniform_edges,
 )
 from .nlp import NLP, constraint_shapes
+from .points import Limits, Point
 from .problem import (
     BoundaryConstraint,
     Constraint,
+    LinkConstraint,
     Model,
     ModelConstraint,
     PathConstraint,
@@ -50,12 +52,16 @@ class Transcription(eqx.Module):
         """Return the transcription as one that is not the last."""
         return dataclasses.replace(self, final=False)
 
-    def guess(self) -> Solution:
+    def guess(self, model: PyTree | None = None) -> Solution:
         """Return the default guess: the data, smoothed, at the nodes.
 
-        States that are not measured begin at their initial or nominal values.
+        States that are not measured begin at their initial or nominal values; with a
+        `model`, where its law says so, at those that `observe` and the slopes of
+        measured states ask for.
         """
-        return solution_on(self.mesh, interpolated(self.problem, self.mesh))
+        if model is None:
+            return solution_on(self.mesh, interpolated(self.problem, self.mesh))
+        return solution_on(self.mesh, inferred(self.problem, self.mesh, model))
 
     def simulated(
         self, model: PyTree, solver: diffrax.AbstractSolver | None = None
@@ -150,6 +156,7 @@ def _row_limits(problem: Problem, nlp: NLP, mesh: Mesh) -> list[np.ndarray]:
         (PathConstraint, mesh.num_nodes),
         (BoundaryConstraint, len(mesh.starts)),
         (ModelConstraint, 1),
+        (LinkConstraint, len(mesh.links)),
     )
     parts = [np.zeros((2, equations))]
     for kind, num in kinds:
@@ -165,7 +172,7 @@ def constraint_size(constraint: Constraint, nlp: NLP) -> int:
     given: tuple[Any, ...] = (model.parameters, model.networks)
     if isinstance(constraint, PathConstraint):
         given = (nlp.ts[0], x, nlp.inputs[0], *given)
-    elif isinstance(constraint, BoundaryConstraint):
+    elif isinstance(constraint, BoundaryConstraint | LinkConstraint):
         given = (x, x, *given)
     found = eqx.filter_eval_shape(constraint.function, *given)
     return int(np.prod(found.shape))
@@ -195,9 +202,9 @@ def packed(multipliers: Multipliers) -> tuple[np.ndarray, np.ndarray, np.ndarray
     """Return multipliers as Ipopt has them: constraints, lower and upper bounds."""
     flat = [np.asarray(part, np.float64).reshape(-1) for part in multipliers]
     return (
-        np.concatenate(flat[:5]),
-        np.concatenate([flat[5], flat[7]]),
-        np.concatenate([flat[6], flat[8]]),
+        np.concatenate(flat[:-4]),
+        np.concatenate([flat[-4], flat[-2]]),
+        np.concatenate([flat[-3], flat[-1]]),
     )
 
 
@@ -205,9 +212,9 @@ def unpacked(shapes: list[tuple[int, ...]], point: Point) -> Multipliers:
     """Return Ipopt's multipliers in their shapes."""
     constraints, lower, upper = point[1:]
     sizes = [int(np.prod(shape)) for shape in shapes]
-    parts = np.split(np.asarray(constraints), np.cumsum(sizes[:5])[:-1])
-    parts += [np.asarray(side)[: sizes[5]] for side in (lower, upper)]
-    parts += [np.asarray(side)[sizes[5] :] for side in (lower, upper)]
+    parts = np.split(np.asarray(constraints), np.cumsum(sizes[:-4])[:-1])
+    parts += [np.asarray(side)[: sizes[-4]] for side in (lower, upper)]
+    parts += [np.asarray(side)[sizes[-4] :] for side in (lower, upper)]
     return Multipliers(
         *(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
     )

@@ -15,9 +15,9 @@ from .curvature import AbstractCurvature, GaussNewton
 from .elimination import columns
 from .evaluator import Evaluator
 from .information import Information, information, open_names
-from .ipopt import Point
 from .nlp import NLP, ravel, unravel
 from .noise import estimated, leverages
+from .points import Point
 from .problem import Model, names_of_model
 from .solution import OTHER_MESH, same_mesh
 from .transcription import Transcription, limits_of, packed, weighed

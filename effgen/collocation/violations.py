@@ -9,10 +9,16 @@ import numpy as np
 
 from .curvature import AbstractCurvature
 from .elimination import sample_residuals
-from .ipopt import Limits
 from .model import Model
-from .nlp import NLP, model_terms, terms, terms_at_ends, values
-from .problem import BoundaryConstraint, PathConstraint, names_of_model
+from .nlp import NLP, constraint_shapes, model_terms, terms, terms_at_ends, values
+from .points import Limits
+from .problem import (
+    BoundaryConstraint,
+    LinkConstraint,
+    ModelConstraint,
+    PathConstraint,
+    names_of_model,
+)
 from .transcription import Transcription, constraint_size
 
 
@@ -159,34 +165,30 @@ def name_of_variable(index: int, batch: Transcription, nlp: NLP) -> str:
 
 def name_of_row(row: int, batch: Transcription, nlp: NLP) -> str:
     """Return which constraint a row is, and where."""
-    problem, mesh = batch.problem, batch.mesh
-    size, algebraic = problem.num_states, problem.num_algebraic
-    if row < mesh.inner.size * size:
-        node = mesh.inner.reshape(-1)[row // size]
-        return f"equation {row % size} {_where(node, mesh)}"
-    row -= mesh.inner.size * size
-    if row < len(mesh.starts) * algebraic:
-        return f"an algebraic equation at the start of trajectory {row // algebraic}"
-    row -= len(mesh.starts) * algebraic
-    names = {
-        kind: [
-            c.name
-            for c in problem.constraints
-            if isinstance(c, kind)
-            for _ in range(constraint_size(c, nlp))
-        ]
-        for kind in (PathConstraint, BoundaryConstraint)
-    }
-    width = len(names[PathConstraint])
-    if row < mesh.num_nodes * width:
-        return f"{names[PathConstraint][row % width]!r} {_where(row // width, mesh)}"
-    row -= mesh.num_nodes * width
-    width = len(names[BoundaryConstraint])
-    if row < len(mesh.starts) * width:
-        return (
-            f"{names[BoundaryConstraint][row % width]!r} of trajectory {row // width}"
-        )
-    return "a constraint of the model"
+    shapes = constraint_shapes(nlp)
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    part = int(np.searchsorted(np.cumsum(sizes), row, side="right"))
+    at = np.unravel_index(row - sum(sizes[:part]), shapes[part])
+    place, column = int(at[0]), int(at[-1])
+    if part == 0:
+        node = batch.mesh.inner[place, int(at[1])]
+        return f"equation {column} {_where(node, batch.mesh)}"
+    if part == 1:
+        return f"an algebraic equation at the start of trajectory {place}"
+    kind = (PathConstraint, BoundaryConstraint, ModelConstraint, LinkConstraint)
+    name = [
+        c.name
+        for c in batch.problem.constraints
+        if isinstance(c, kind[part - 2])
+        for _ in range(constraint_size(c, nlp))
+    ][column]
+    where = (
+        lambda: _where(place, batch.mesh),
+        lambda: f"of trajectory {place}",
+        lambda: "of the model",
+        lambda: f"where trajectory {_owner(nlp.links[place, 1], batch.mesh)} begins",
+    )
+    return f"{name!r} {where[part - 2]()}"
 
 
 @eqx.filter_jit
@@ -196,5 +198,8 @@ def end_terms(nlp: NLP, x: Any, flat: Any) -> tuple[Any, Any]:
 
 
 def _where(node: Any, mesh: Any) -> str:
-    i = int(np.searchsorted(mesh.starts, node, side="right")) - 1
-    return f"in trajectory {i} at t = {mesh.ts[node]:.6g}"
+    return f"in trajectory {_owner(node, mesh)} at t = {mesh.ts[node]:.6g}"
+
+
+def _owner(node: Any, mesh: Any) -> int:
+    return int(np.searchsorted(mesh.starts, int(node), side="right")) - 1

@@ -97,7 +97,7 @@ class RESULTS(eqx.Enumeration):
     )
     step_failed = (
         "Ipopt could not compute a step. Check the scaling (`nominal`), remove "
-        "redundant constraints, or choose another `linear_solver`."
+        "redundant constraints, or choose another `Ipopt(linear_solver=)`."
     )
     too_many_equations = (
         "there are more equality constraints than variables. Free some initial states "
@@ -105,7 +105,7 @@ class RESULTS(eqx.Enumeration):
     )
     solver_failed = (
         "Ipopt ended with an error of its own. The metric `status` is its code: see "
-        'its list of return codes, and `options={"print_level": 5}` for its log.'
+        'its list of return codes, and `Ipopt(options={"print_level": 5})` for its log.'
     )
     data_failed = (
         "the data source raised. Mend the source, then resume from the last "

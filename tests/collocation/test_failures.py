@@ -68,9 +68,23 @@ def test_settings_that_cannot_be():
     with pytest.raises(ValueError, match="`parameter_bounds` crosses"):
         solve(co.Problem(decay, DATA, parameter_bounds=(2.0, 1.0)))
     with pytest.raises(ValueError, match="`linear_solver` is 'magic'"):
-        solve(co.Problem(decay, DATA), linear_solver="magic")
+        solve(co.Problem(decay, DATA), solver=co.Ipopt(linear_solver="magic"))
     with pytest.raises(ValueError, match="no option 'hue'"):
-        solve(co.Problem(decay, DATA), options={"hue": 1})
+        solve(co.Problem(decay, DATA), solver=co.Ipopt(options={"hue": 1}))
+    with pytest.raises(ValueError, match="`mu_strategy` is 'quick'"):
+        co.Ipopt(mu_strategy="quick")
+    with pytest.raises(ValueError, match="set `max_iter` of the trainer"):
+        co.Ipopt(options={"max_iter": 3})
+    with pytest.raises(TypeError, match="pass `collocation"):
+        co.CollocationTrainer(solver="mumps")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_whole_number_may_be_of_a_real_option():
+    own = co.Ipopt(
+        mu_strategy="adaptive", options={"mu_target": 0, "mu_max": np.int64(9)}
+    )
+    _, history = solve(co.Problem(decay, DATA), solver=own)
+    assert history["status"][-1] == 0
 
 
 def test_single_precision_is_refused_before_any_compute():
@@ -151,12 +165,11 @@ def test_a_request_to_end_keeps_the_iterate(monkeypatch):
     assert state.model.parameters != 9.0
 
 
-@pytest.mark.parametrize("solver", [None, "condensed"])
-def test_without_ipopt_the_commands_that_install_it_are_told(solver, monkeypatch):
+def test_without_ipopt_the_commands_that_install_it_are_told(monkeypatch):
     ways = "pip install cyipopt-wheels==.*conda-forge cyipopt.*cyipopt>=1.6"
     monkeypatch.setitem(sys.modules, "cyipopt", None)
     with pytest.raises(ImportError, match=ways):
-        solve(co.Problem(decay, DATA), linear_solver=solver)
+        solve(co.Problem(decay, DATA))
 
 
 def infeasible():

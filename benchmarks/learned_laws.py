@@ -1,0 +1,171 @@
+"""Laws with networks by collocation, five seeds: weights by evidence, finer meshes.
+
+`python -m benchmarks.learned_laws van_der_pol` (or `quarter_vehicle`, `pelts`), and
+seeds behind it to run fewer. Van der Pol's oscillator as in `van_der_pol.py`: networks
+with a fixed decay, pretrained, and one hidden layer chosen by evidence. The quarter
+vehicle as in `quarter_vehicle.py`: 120 intervals, 240, and multiple shooting, whose
+rate and number of segments are tuned in short runs that are not counted. Pelts: log
+counts forecast six years ahead, with a constant attack rate, and by evidence.
+"""
+
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import effgen as eg
+from benchmarks import measure, odes, quarter_vehicle, van_der_pol
+from effgen import collocation as co
+
+
+SEEDS = (0, 1, 2, 3, 4)
+WIDTH = 16
+CUTS = (10, 11, 12, 13, 14, 15)
+AHEAD = 6
+RATES = {"breeding": 0.6, "conversion": 0.8, "mortality": 0.8, "log_rate": 0.0}
+
+
+def timed(function):
+    """Return a function's result and its seconds, building and compiling included."""
+    jax.clear_caches()
+    began = time.perf_counter()
+    found = function()
+    return found, time.perf_counter() - began
+
+
+def force(t, x, u, p, nets):
+    return jnp.stack([x[1], nets(x) - x[0]])
+
+
+def oscillator(seed):
+    """Return the figures of one seed's noise and networks."""
+    problem = van_der_pol.problem_of(van_der_pol.enhanced, seed=seed)
+    model = co.Model({}, odes.network([2, 8, 8, 1], seed))
+    level = van_der_pol.level_of(problem)
+    test = van_der_pol.judge(problem, model)
+    row = {}
+    row["decay"], _ = odes.collocated(level, model, test, pretrained=True)
+    data = [t[:2] for t in problem.data]
+    plain = co.Problem(force, data)
+    spread = np.concatenate([t.ys for t in problem.data]).std(0)
+    network = co.Deviation(2, WIDTH, scale=spread, key=jax.random.key(seed))
+
+    def chosen():
+        there = van_der_pol.level_of(plain)()
+        trainer = co.CollocationTrainer(max_iter=150)
+        given = co.pretrain(co.Model({}, network), there, key=odes.KEY)
+        return co.choose(trainer, given, there, key=odes.KEY)
+
+    choice, seconds = timed(chosen)
+    judged = van_der_pol.judge(choice.transcription.problem, choice.state.model)
+    error = judged(choice.state.model)
+    row["evidence"] = {
+        "seconds": seconds,
+        "test_error": error,
+        "network": choice.network,
+    }
+    return row
+
+
+def vehicle(seed):
+    """Return the figures of one seed's noise and networks."""
+    problem = quarter_vehicle.problem_of(seed)
+    model = quarter_vehicle.model_of(2 * seed)
+    ts = np.linspace(0, quarter_vehicle.LAST, 401)
+    unseen = quarter_vehicle.road(quarter_vehicle.TEST_ROAD)
+    exact = quarter_vehicle.truth(unseen, ts)[None]
+    test = odes.judge(problem, model, np.zeros((1, 4)), ts, exact, unseen)
+    row = {}
+    level = lambda n: (
+        lambda: co.transcribe(problem, intervals=n, stages=quarter_vehicle.STAGES)
+    )
+    for intervals in (quarter_vehicle.INTERVALS, 2 * quarter_vehicle.INTERVALS):
+        row[f"{intervals} intervals"], _ = odes.collocated(
+            level(intervals),
+            model,
+            test,
+            pretrained=False,
+            guess=quarter_vehicle.simulated,
+        )
+    for per in (8, 16):
+        found = odes.tuned(
+            problem,
+            level(quarter_vehicle.INTERVALS),
+            model,
+            test,
+            per=per,
+            rates=quarter_vehicle.RATES,
+            short=quarter_vehicle.SHORT,
+            long=quarter_vehicle.LONG,
+            every=20,
+            guess=quarter_vehicle.simulated,
+        )
+        row[f"multiple shooting, {per}"] = found["best"] | {"rate": found["rate"]}
+    return row
+
+
+def predation(t, x, u, p, nets):
+    hares, lynxes = jnp.exp(x)
+    taken = jnp.exp(p["log_rate"] + nets(x[:1]) - 3.5)
+    return jnp.stack(
+        [
+            p["breeding"] - taken * lynxes,
+            p["conversion"] * taken * hares - p["mortality"],
+        ]
+    )
+
+
+def counts(seed):
+    """Return the forecast errors of one network's start, by the last year seen."""
+    years, ys = co.pelts()
+    years, ys = years - years[0], np.log(ys)
+    lower = dict.fromkeys(RATES, 1e-3) | {"log_rate": -10.0}
+    upper = dict.fromkeys(RATES, 5.0) | {"log_rate": 10.0}
+    network = co.Deviation(1, center=3.5, key=jax.random.key(seed))
+    still = jax.tree.map(lambda w: 0 * w, network)
+    row = {}
+    for cut in CUTS:
+        seen = years <= cut
+        ahead = (years > cut) & (years <= cut + AHEAD)
+        problem = co.Problem(
+            predation, (years[seen], ys[seen]), parameter_bounds=(lower, upper)
+        )
+        level = co.transcribe(problem, intervals=2 * cut)
+        trainer = co.CollocationTrainer(max_iter=200)
+        choice = co.choose(trainer, co.Model(RATES, network), level, key=odes.KEY)
+        fixed = lambda t, x, u, p, nets: predation(t, x, u, p, still)
+        constant = co.Problem(
+            fixed, (years[seen], ys[seen]), parameter_bounds=(lower, upper)
+        )
+        there = co.transcribe(constant, intervals=2 * cut)
+        state = trainer.init(co.Model(RATES, None), there.guess())
+        state, _ = eg.fit(trainer, state, [there], key=odes.KEY)
+
+        def error(problem, state, ahead=ahead, cut=cut):
+            start = state.memory(float(cut))[0]
+            ts = np.concatenate([[cut], years[ahead]])
+            found = co.simulate(problem, state.model, start, ts)[1:]
+            return float(np.sqrt(np.mean((np.asarray(found) - ys[ahead]) ** 2)))
+
+        row[f"until {cut}"] = {
+            "constant": error(constant, state),
+            "evidence": error(choice.transcription.problem, choice.state),
+            "network": choice.network,
+        }
+    return row
+
+
+PROBLEMS = {"van_der_pol": oscillator, "quarter_vehicle": vehicle, "pelts": counts}
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_enable_x64", True)
+    name, *seeds = sys.argv[1:]
+    rows = {}
+    for seed in map(int, seeds or SEEDS):
+        rows[f"seed {seed}"] = PROBLEMS[name](seed)
+        print(seed, rows[f"seed {seed}"], flush=True)
+        if not seeds:
+            measure.write(f"learned_{name}", {"seeds": rows})

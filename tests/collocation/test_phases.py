@@ -1,0 +1,120 @@
+"""Phases and switches at unknown times against closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import effgen as eg
+from effgen import collocation as co
+
+
+KEY = jax.random.key(0)
+GRAVITY, RESTITUTION, RATE, LATER, ON = 9.81, 0.8, 0.1, 0.6, 2.13
+TS = np.linspace(0, 6, 31)
+
+
+def fall(t, x, u, p, nets):
+    return jnp.stack([x[1], -p["g"]])
+
+
+def decay(t, x, u, p, nets):
+    return -p["a"] * x - jnp.where(t > p["on"], p["k"] * x, 0.0)
+
+
+contact = co.LinkConstraint(
+    lambda end, start, p, nets: jnp.stack(
+        [end[0], start[0], start[1] + p["e"] * end[1]]
+    ),
+    0.0,
+    0.0,
+    "contact",
+)
+
+
+def bounces():
+    """Return a ball's fall from 1 m, two bounces, and their times."""
+    first = np.sqrt(2 / GRAVITY)
+    up = RESTITUTION * GRAVITY * first
+    times = np.array([first, first + 2 * up / GRAVITY])
+    ts = np.linspace(0, 1.5, 31)
+    since = ts - np.where(ts > times[1], times[1], np.where(ts > first, first, 0.0))
+    speed = np.where(ts > times[1], RESTITUTION * up, np.where(ts > first, up, 0.0))
+    height = np.where(ts > first, 0.0, 1.0) + speed * since - GRAVITY * since**2 / 2
+    return ts, np.stack([height, speed - GRAVITY * since], 1), times
+
+
+def phases(near):
+    ts, ys, _ = bounces()
+    cut = np.searchsorted(ts, near)
+    spans = [(0.0, near[0]), (near[0], near[1]), (near[1], 1.5)]
+    parts = zip(np.split(ts, cut), np.split(ys, cut), spans, strict=True)
+    return [
+        co.Trajectory(t, y, span=span, follows=i > 0)
+        for i, (t, y, span) in enumerate(parts)
+    ]
+
+
+def solved(problem, parameters, **mesh):
+    level = co.transcribe(problem, **mesh)
+    trainer = co.CollocationTrainer(tol=1e-12)
+    state = trainer.init(co.Model(parameters, None), level.guess())
+    return eg.fit(trainer, state, [level], key=KEY)
+
+
+def test_a_bouncing_ball_tells_its_contacts():
+    near = (0.46, 1.18)
+    switches = [co.Switch(lambda p, i=i: p["t"][i], near[i]) for i in (0, 1)]
+    problem = co.Problem(fall, phases(near), constraints=[contact], switches=switches)
+    state, history = solved(
+        problem, {"g": 9.0, "e": 0.6, "t": np.array(near)}, intervals=6
+    )
+    found = state.model.parameters
+    assert history["status"][-1] == 0
+    np.testing.assert_allclose(found["g"], GRAVITY, atol=1e-8)
+    np.testing.assert_allclose(found["e"], RESTITUTION, atol=1e-8)
+    np.testing.assert_allclose(found["t"], bounces()[2], atol=1e-8)
+
+
+def switching(near):
+    ys = 3 * np.exp(-RATE * TS - LATER * np.maximum(TS - ON, 0))
+    switch = co.Switch(lambda p: p["on"], near)
+    problem = co.Problem(decay, (TS, ys), switches=[switch])
+    return solved(problem, {"a": 0.3, "k": 0.1, "on": near}, intervals=10, stages=5)
+
+
+def test_a_switch_time_is_found():
+    state, history = switching(2.1)
+    found = state.model.parameters
+    assert history["status"][-1] == 0
+    wanted = {"a": RATE, "k": LATER, "on": ON}
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-8)
+
+
+def test_a_switch_that_a_sample_holds_back_is_told():
+    with pytest.warns(eg.RunWarning, match="ended at the sample"):
+        switching(2.5)
+
+
+def test_phases_that_cannot_be():
+    data = phases((0.46, 1.18))
+    with pytest.raises(ValueError, match="has no `LinkConstraint`"):
+        co.Problem(fall, data)
+    with pytest.raises(ValueError, match="trajectory 0 has `follows=True`"):
+        co.Problem(fall, data[1:], constraints=[contact])
+    with pytest.raises(ValueError, match="0 trajectories have `follows=True`"):
+        co.Problem(fall, data[:1], constraints=[contact])
+    apart = [data[0], data[1]._replace(span=(0.47, 1.18))]
+    with pytest.raises(ValueError, match="follows one that ends"):
+        co.Problem(fall, apart, constraints=[contact])
+    at = lambda *near: [co.Switch(lambda p: p["on"], n) for n in near]
+    for near, message in (
+        ((2.4,), "is at a sample"),
+        ((7.0,), "no trajectory goes on"),
+        ((2.5, 2.55), "do not tell them apart"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            co.Problem(decay, (TS, TS), switches=at(*near))
+    with pytest.raises(ValueError, match="input or a dose changes"):
+        co.Problem(decay, (TS, TS, np.sin(TS)), switches=at(2.5))
