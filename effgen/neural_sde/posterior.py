@@ -5,6 +5,7 @@ import dataclasses
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from . import cautions
@@ -17,7 +18,9 @@ from .draws import (
     exact_laws,
     exact_observations,
     filtered,
+    futures_of,
     is_exact,
+    is_future,
     linear_evidence,
     num_steps_of,
     observations_of,
@@ -85,16 +88,19 @@ class Posterior(eqx.Module):
         found = self._draws(num, key, *self.record.merged(times, inputs, self.model.t0))
         return self.record.out(found._replace(ts=self.record.asked(times, found.ts)))
 
-    def _draws(self, num: int, key: PRNGKeyArray, series: Series, at: Array) -> Draws:
+    def _draws(
+        self, num: int, key: PRNGKeyArray, series: Series, at: np.ndarray
+    ) -> Draws:
         keys = self.record.keys(key, num)
-        found = draws_of(self.model, series, at, self._steps(series), num, keys)
+        drawn = futures_of if is_future(series, at) else draws_of
+        found = drawn(self.model, series, at, self._steps(series), num, keys)
         if cautions.lost(found.positions):
             cautions.of_lost(self.model.dt, self._holding(series, at, keys))
         else:
             cautions.of_few(found.ess, num, self.record.times(found.ts))
         return found
 
-    def _holding(self, series: Series, index: Array, keys: Array) -> float | None:
+    def _holding(self, series: Series, index: np.ndarray, keys: Array) -> float | None:
         """Return the first half, quarter, ... of `dt` by which paths stay finite."""
         for halvings in range(1, 7):
             finer = dataclasses.replace(self.model, dt=self.model.dt / 2**halvings)

@@ -103,7 +103,7 @@ class Record(eqx.Module):
         times: ArrayLike | None,
         inputs: ArrayLike | None,
         t0: float | None,
-    ) -> tuple[Series, Array]:
+    ) -> tuple[Series, np.ndarray]:
         """Return the series with rows for `times`, and where these are.
 
         **Raises:** `ValueError` for times that are not sorted or before the first, and
@@ -117,7 +117,7 @@ class Record(eqx.Module):
             lack = "the series has none" if series.inputs is None else "`times` are not"
             raise ValueError(f"`inputs` are given and {lack}.")
         if times is None:
-            return series, jnp.tile(jnp.arange(length), (num, 1))
+            return series, np.tile(np.arange(length), (num, 1))
         rows, known = self.rows(times), np.asarray(series.ts)
         first = known[:, 0] if t0 is None else t0
         if np.any(np.diff(rows, axis=1) < 0) or np.any(rows[:, :1].T < first):
@@ -126,8 +126,7 @@ class Record(eqx.Module):
             )
         if series.inputs is not None and inputs is None:
             cautions.of_held_inputs(rows > known[:, -1:])
-        found, index = with_rows(series, rows, inputs)
-        return found, jnp.asarray(index)
+        return with_rows(series, rows, inputs)
 
 
 def recorded(

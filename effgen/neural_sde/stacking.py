@@ -280,19 +280,15 @@ def _foretold(
     )
     times = np.broadcast_to(ts, known.shape[:2])
     keys = jax.random.split(key, len(models))
+    rows = origins[:, None] + np.arange(horizon)
     drawn = [
-        np.asarray(
-            posterior(model, times, known)
-            .observations(key=key, num_paths=num_paths)
-            .samples,
-            np.float64,
-        )
+        posterior(model, times, known)
+        .observations(ts[rows], key=key, num_paths=num_paths)
+        .samples
         for model, key in zip(models, keys, strict=True)
     ]
-    rows = origins[:, None] + np.arange(horizon)
-    at = np.arange(len(origins))[:, None]
-    mixed = np.concatenate([x[at, :, rows] for x in drawn], axis=2)
-    draws, ys = np.moveaxis(mixed, 2, 0), values[rows]
+    mixed = np.concatenate([np.asarray(x, np.float64) for x in drawn], axis=1)
+    draws, ys = np.moveaxis(mixed, 1, 0), values[rows]
     finite = np.all(np.isfinite(draws), axis=0)
     logs = log_density(np.where(finite, draws, 0), ys)
     logs = np.where(finite | np.isnan(ys), logs, -np.inf)

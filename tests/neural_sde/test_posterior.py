@@ -122,8 +122,8 @@ def test_a_forecast_is_the_prior_from_the_last_state(trained):
     assert np.all(np.diff(bands.quantiles, axis=0) > 0)
     # The paths' last states, carried on by the prior's own chain.
     rng = np.random.default_rng(0)
-    last = found.paths(4_000, key=KEY)
-    x = np.asarray(last.positions[:, -1, 0], np.float64)
+    last = found.paths(4_000, key=jax.random.key(1), times=np.array([2.0, 4.0]))
+    x = np.asarray(last.positions[:, 0, 0], np.float64)
     for _ in range(2_000):
         x = x + 4 * x * (1 - x**2) * 1e-3 + 0.7 * np.sqrt(1e-3) * rng.normal(size=4_000)
     y = x + 0.1 * rng.normal(size=4_000)
