@@ -109,6 +109,7 @@ def stack(
     key: PRNGKeyArray,
     num_origins: int = 6,
     num_paths: int = 500,
+    shares: Mapping[str, float] | None = None,
 ) -> Stack:
     """Fit several models, and mix them by what they foretold of the record itself.
 
@@ -117,7 +118,7 @@ def stack(
     these parameters and what was seen until then. The weights maximize
 
         sum over origins of mean_h log sum_k w_k p_k(y_h | y until the origin)
-            + 2 mean_k log w_k
+            + 2 sum_k shares_k log w_k
 
     Times after one origin depend on each other and count as one observation; the second
     term, a Dirichlet prior worth two origins, keeps every weight off zero: no member is
@@ -130,8 +131,10 @@ def stack(
     - `ts`, `ys`, `mask`: one series, as for `posterior`.
     - `horizon`: how many times ahead a forecast is to reach.
     - `num_paths`: by which forecasts of the past are judged.
+    - `shares`: by name, the weights before any forecast is judged; equal by default.
 
-    **Raises:** `ValueError` for a record shorter than two horizons.
+    **Raises:** `ValueError` for a record shorter than two horizons, and `shares` that
+    are not of the members.
 
     **Source:** Yao, Vehtari, Simpson and Gelman (2018).
     """
@@ -156,13 +159,15 @@ def stack(
             f"`fit` gave {list(earlier)} of a part of the record and {list(members)} "
             "of the whole: give the same names."
         )
-    shares = stacking_weights(np.stack(list(densities.values()), axis=-1))
-    weights = dict(zip(members, map(float, shares), strict=True))
+    prior = _prior_of(list(members), shares)
+    found = stacking_weights(np.stack(list(densities.values()), axis=-1), prior)
+    weights = dict(zip(members, map(float, found), strict=True))
     return Stack(members, weights, held_out, ts, ys, mask)
 
 
 def stacking_weights(
     log_densities: Float[np.ndarray, "origins values members"],
+    shares: Float[np.ndarray, " members"],
 ) -> Float[np.ndarray, " members"]:
     """Return the weights that `stack` names, of values' log-densities, by EM.
 
@@ -177,20 +182,35 @@ def stacking_weights(
     if not sound.any():
         raise ValueError("no member's forecasts of the past are finite: lower `dt`.")
     weights = np.zeros(len(sound))
-    weights[sound] = _maximized(np.where(there[..., None], logs, 0)[..., sound], there)
+    logs = np.where(there[..., None], logs, 0)[..., sound]
+    weights[sound] = _maximized(logs, there, shares[sound] / shares[sound].sum())
     return weights
 
 
-def _maximized(logs: np.ndarray, there: np.ndarray) -> np.ndarray:
+def _prior_of(names: list[str], shares: Mapping[str, float] | None) -> np.ndarray:
+    """Return the shares in the members' order, summing to one.
+
+    **Raises:** `ValueError` for shares that are not of the members, or not positive.
+    """
+    if shares is None:
+        return np.full(len(names), 1 / len(names))
+    if set(shares) != set(names) or not all(shares[name] > 0 for name in names):
+        raise ValueError(
+            f"`shares` are {dict(shares)}: pass a positive number for each of {names}."
+        )
+    found = np.array([float(shares[name]) for name in names])
+    return found / found.sum()
+
+
+def _maximized(logs: np.ndarray, there: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """Return weights by EM of finite log-densities, of values that are there."""
     densities = np.exp(logs - logs.max(axis=-1, keepdims=True))
     share = there / np.maximum(there.sum(axis=1), 1)[:, None]
-    num = logs.shape[-1]
-    weights = np.full(num, 1 / num)
+    weights = shares
     for _ in range(500):
         parts = weights * densities
         parts /= parts.sum(axis=-1, keepdims=True)
-        weights = np.einsum("jh,jhk->k", share, parts) + _PRIOR / num
+        weights = np.einsum("jh,jhk->k", share, parts) + _PRIOR * shares
         weights /= weights.sum()
     return weights
 
