@@ -57,6 +57,11 @@ def check_batch(model: LatentSDE, batch: Any) -> None:
             "`(ts, ys, mask, inputs)`."
         )
     if inputs is not None:
+        if matrix is None and not takes_inputs(model.drift):
+            raise ValueError(
+                "`inputs` are given, and no part of the model sees them: give the "
+                "linear SDE an `input_matrix`, or a `drift` of `(t, x, u)`."
+            )
         size = inputs.shape[-1]
         if matrix is not None and matrix.shape[1] != size:
             raise ValueError(
