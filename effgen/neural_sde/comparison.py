@@ -57,12 +57,12 @@ def compare(
         log_score = sum over times t >= since of log p(y_t | y before t)
 
     Each model has seen all before a time, and its parameters should be fitted on times
-    before `since` alone. The error of a difference is from the differences time by time,
-    which may be dependent.
+    before `since` alone. The error of a difference is from the differences time by
+    time, which may be dependent.
 
     **Arguments:** `models` by name; the whole record, and `unit`, as `posterior`;
-    `since`, the first time held out, as in `held_out_evidence`; `key` and `num_paths`, of the
-    filters of nonlinear models.
+    `since`, the first time held out, as in `held_out_evidence`; `key` and `num_paths`,
+    of the filters of nonlinear models.
 
     **Raises:** `ValueError` for no model, or fewer than two held-out times with values;
     `TypeError` for models without names.
