@@ -72,6 +72,8 @@ def compare(
     """
     if not isinstance(models, Mapping):
         raise TypeError('`models` have no names: pass {"linear": model, ...}.')
+    if since is None:
+        raise TypeError("`since` is None: pass the first time that is held out.")
     if not models:
         raise ValueError("`models` is empty: pass at least one.")
     scores = []

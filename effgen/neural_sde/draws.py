@@ -36,6 +36,13 @@ def is_exact(model: LatentSDE) -> bool:
     return model.drift is None and model.diffusion is None and model.decoder.exact
 
 
+def from_time_to_time(model: LatentSDE) -> LatentSDE:
+    """Return a model without steps between times where one step is exact."""
+    if is_exact(model) and model.linear.time_invariant:
+        return dataclasses.replace(model, dt=np.inf)
+    return model
+
+
 def _linear(model: LatentSDE) -> LatentSDE:
     """Return a linear model without what guides nonlinear ones."""
     return dataclasses.replace(model, residual=None, anchor=PriorAnchor())

@@ -15,6 +15,7 @@ from effgen.core.data import Minibatches
 from effgen.core.results import TrainingError
 from effgen.core.train import fit
 
+from .checks import check_count, check_key
 from .driven import with_network
 from .model import LatentSDE
 from .selection import Candidate, candidates, ranked
@@ -59,8 +60,10 @@ def forecaster(
 
     **Source:** Hoeting, Madigan, Raftery and Volinsky (1999), of the shares.
     """
-    if not np.issubdtype(np.asarray(ts).dtype, np.number):
-        raise ValueError("`ts` must be numbers: pass dates as years or days since one.")
+    check_key(key)
+    check_count("num_steps", num_steps)
+    if structures is not None:
+        check_structures(structures)
     ts, ys = np.asarray(ts), np.asarray(ys)
     there = None if mask is None else np.asarray(mask, bool)
     origins_of(values_of(ts, ys, there), horizon, _NUM_ORIGINS)  # before any fit
@@ -83,6 +86,17 @@ def forecaster(
         num_origins=_NUM_ORIGINS,
         shares=shares_of(kept),
     )
+
+
+def check_structures(structures: Any) -> None:
+    """Raise `TypeError` or `ValueError` for what are no structures."""
+    several = isinstance(structures, Sequence)
+    if not several or not all(isinstance(x, Structure) for x in structures):
+        raise TypeError(
+            "`structures` must be a list of sums of parts, such as [level() + ou()]."
+        )
+    if not structures:
+        raise ValueError("`structures` are empty: pass at least one.")
 
 
 def supported(found: Sequence[Candidate]) -> Sequence[Candidate]:
@@ -145,7 +159,8 @@ def returning(found: Sequence[Candidate]) -> LatentSDE | None:
 
 def step_length(ts: ArrayLike) -> float:
     """Return the median gap, a little more: rounding of times makes no step two."""
-    return 1.001 * float(np.median(np.diff(np.asarray(ts, np.float64))))
+    gaps = np.diff(np.asarray(ts, np.float64))
+    return 1.001 * float(np.median(gaps[gaps > 0]))
 
 
 def beside(

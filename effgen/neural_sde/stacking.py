@@ -12,9 +12,11 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 from effgen.core.weights import Estimate
 
 from .answers import Bands
+from .checks import check_key
 from .held_out import held_out_evidence
 from .model import LatentSDE
 from .posterior import posterior
+from .series import check_numbers, check_times
 
 
 Members = Mapping[str, LatentSDE | Sequence[LatentSDE]]
@@ -138,6 +140,9 @@ def stack(
 
     **Source:** Yao, Vehtari, Simpson and Gelman (2018).
     """
+    if not callable(fit):
+        raise TypeError(f"`fit` is a {type(fit).__name__}: pass a function to models.")
+    check_key(key)
     ts, ys = np.asarray(ts), np.asarray(ys)
     mask = None if mask is None else np.asarray(mask, bool)
     values = values_of(ts, ys, mask)
@@ -237,12 +242,19 @@ def log_density(
 def values_of(
     ts: np.ndarray, ys: np.ndarray, mask: np.ndarray | None
 ) -> Float[np.ndarray, "obs sensors"]:
-    """Return the values of one series, NaN where they are missing."""
+    """Return the values of one series, NaN where they are missing.
+
+    **Raises:** `ValueError` for times that are no sorted numbers, naming where.
+    """
+    if not np.issubdtype(ts.dtype, np.number):
+        raise ValueError("`ts` must be numbers: pass dates as years or days since one.")
     if ts.ndim != 1 or ys.shape[:1] != ts.shape:
         raise ValueError(
             f"`ts` has shape {ts.shape} and `ys` {ys.shape}: pass one series, (obs,) "
             "and (obs,) or (obs, sensors)."
         )
+    check_numbers("ys", ys)
+    check_times(ts, None)
     values = ys.astype(np.float64).reshape(len(ts), -1)
     if mask is None:
         return values
@@ -260,9 +272,10 @@ def origins_of(values: np.ndarray, horizon: int, num_origins: int) -> np.ndarray
     """
     seen = np.flatnonzero(np.isfinite(values).any(axis=1))
     last = int(seen[-1]) + 1 if len(seen) else 0
-    if not isinstance(horizon, int | np.integer) or horizon < 1 or 2 * horizon > last:
+    whole = isinstance(horizon, int | np.integer) and not isinstance(horizon, bool)
+    if not whole or horizon < 1 or 2 * horizon > last:
         raise ValueError(
-            f"`horizon` is {horizon} and the record has {last} times: pass a whole "
+            f"`horizon` is {horizon!r} and the record has {last} times: pass a whole "
             "number up to half of them."
         )
     if not isinstance(num_origins, int) or num_origins < 1:

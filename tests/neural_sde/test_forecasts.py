@@ -166,3 +166,50 @@ def test_structures_without_a_mean_have_no_network():
         ns.forecaster(TS.astype("datetime64[D]"), YS, horizon=3, key=KEY)
     with pytest.raises(ValueError, match="`horizon` is 30"):
         ns.forecaster(TS, YS, horizon=30, key=KEY)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "named"),
+    [
+        ({"key": 0}, TypeError, "`key` is 0"),
+        ({"num_steps": 0}, ValueError, "`num_steps` is 0"),
+        ({"structures": []}, ValueError, "`structures` are empty"),
+        ({"structures": ns.level()}, TypeError, "`structures` must be a list"),
+        ({"horizon": True}, ValueError, "`horizon` is True"),
+        ({"ts": TS[::-1]}, ValueError, "sort each series"),
+        ({"ts": np.where(TS == 4, np.nan, TS)}, ValueError, "times must be finite"),
+        ({"ys": YS.astype(str)}, TypeError, "`ys`"),
+        ({"ys": np.where(TS < 38, np.nan, YS)}, ValueError, "fewer than three times"),
+    ],
+)
+def test_what_is_no_record_is_refused_before_any_fit(changed, error, named):
+    given = {"ts": TS, "ys": YS, "horizon": 3, "key": KEY} | changed
+    with pytest.raises(error, match=named):
+        ns.forecaster(**given)
+
+
+def test_wrong_arguments_are_named():
+    model = level_model(1.0)
+    with pytest.raises(TypeError, match="`fit` is a LatentSDE"):
+        ns.stack(model, TS, YS, horizon=3, key=KEY)
+    with pytest.raises(TypeError, match="`model` is a ndarray"):
+        ns.held_out_evidence(TS, YS, model, since=3.0, key=KEY)
+    with pytest.raises(TypeError, match="`since` is None"):
+        ns.held_out_evidence(model, TS, YS, since=None, key=KEY)
+    with pytest.raises(TypeError, match="`model` is a Structure"):
+        ns.sample_prior(ns.level(), TS, 3, key=KEY)
+    with pytest.raises(ValueError, match="`dt` is '1'"):
+        ns.posterior(model, TS, YS, dt="1")
+    with pytest.raises(TypeError, match="`ys` have dtype <U"):
+        ns.posterior(model, TS, YS.astype(str))
+    with pytest.raises(ValueError, match="neither 0 nor 1"):
+        ns.posterior(model, TS, YS, np.full(40, 0.5))
+    with pytest.raises(ValueError, match="no value in column 1"):
+        ns.structural(ns.level(), TS, np.stack([YS, np.nan * YS], axis=1))
+
+
+def test_a_linear_forecast_takes_one_step_however_far():
+    found = ns.posterior(level_model(1.0), TS, YS).forecast(
+        [1e6], key=KEY, num_paths=20, levels=(0.5, 0.8413447)
+    )
+    np.testing.assert_allclose(np.diff(found.quantiles[:, 0, 0]), 1e3, rtol=1e-3)
