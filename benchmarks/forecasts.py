@@ -68,8 +68,8 @@ def mixture(drawn: list[np.ndarray], weights: list[float]) -> np.ndarray:
 
 def drawn_from(model: ns.LatentSDE, past: Past, key: Any) -> np.ndarray:
     found = ns.posterior(model, past.ts, past.ys)
-    samples = found.observations(key=key, num_paths=NUM_PATHS).samples[..., 0]
-    return np.asarray(samples)[:, past.origin : past.origin + past.horizon]
+    bands = found.observations(past.times, key=key, num_paths=NUM_PATHS)
+    return np.asarray(bands.samples[..., 0])
 
 
 def plain_vi(past: Past, key: Any) -> dict[str, np.ndarray]:

@@ -89,7 +89,7 @@ compared = ns.compare(
     {"trend + season": fitted.model, "trend": plain},
     frame.index,
     frame,
-    since=past.index[-1],
+    since=future.index[0],
     unit="D",
 )
 compared.to_pandas()

@@ -57,12 +57,30 @@ def check_batch(model: LatentSDE, batch: Any) -> None:
             "`(ts, ys, mask, inputs)`."
         )
     if inputs is not None:
+        if matrix is None and not takes_inputs(model.drift):
+            raise ValueError(
+                "`inputs` are given, and no part of the model sees them: give the "
+                "linear SDE an `input_matrix`, or a `drift` of `(t, x, u)`."
+            )
         size = inputs.shape[-1]
         if matrix is not None and matrix.shape[1] != size:
             raise ValueError(
                 f"series have {size} inputs and `input_matrix` has "
                 f"{matrix.shape[1]} columns."
             )
+
+
+def check_key(key: Any) -> None:
+    """Raise `TypeError` for what is no key of random numbers."""
+    if not isinstance(key, jax.Array):
+        raise TypeError(f"`key` is {key!r}: pass one, `jax.random.key(0)`.")
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raise `ValueError` for what is no positive whole number."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < 1:
+        raise ValueError(f"`{name}` is {value!r}: pass a positive integer.")
 
 
 def check_series(model: LatentSDE, batch: Any) -> None:
@@ -75,6 +93,8 @@ def check_series(model: LatentSDE, batch: Any) -> None:
     ys = np.asarray(ys)
     if mask is None:
         mask = np.ones(ys.shape, bool)
+    if np.any((np.asarray(mask) != 0) & (np.asarray(mask) != 1)):
+        raise ValueError("`mask` has values that are neither 0 nor 1.")
     mask = np.asarray(mask, bool)
     there = mask.reshape(mask.shape + (1,) * (ys.ndim - mask.ndim)) & np.ones_like(
         ys, bool

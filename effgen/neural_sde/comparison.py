@@ -52,17 +52,17 @@ def compare(
     num_paths: int = 1_000,
     unit: str = "s",
 ) -> Comparison:
-    """Compare models by their log scores of the times after `since`.
+    """Compare models by their log scores of the times from `since` on.
 
-        log_score = sum over times t > since of log p(y_t | y before t)
+        log_score = sum over times t >= since of log p(y_t | y before t)
 
     Each model has seen all before a time, and its parameters should be fitted on times
-    up to `since` alone. The error of a difference is from the differences time by time,
-    which may be dependent.
+    before `since` alone. The error of a difference is from the differences time by
+    time, which may be dependent.
 
     **Arguments:** `models` by name; the whole record, and `unit`, as `posterior`;
-    `since`, the last time that models were fitted to; `key` and `num_paths`, of the
-    filters of nonlinear models.
+    `since`, the first time held out, as in `held_out_evidence`; `key` and `num_paths`,
+    of the filters of nonlinear models.
 
     **Raises:** `ValueError` for no model, or fewer than two held-out times with values;
     `TypeError` for models without names.
@@ -72,6 +72,8 @@ def compare(
     """
     if not isinstance(models, Mapping):
         raise TypeError('`models` have no names: pass {"linear": model, ...}.')
+    if since is None:
+        raise TypeError("`since` is None: pass the first time that is held out.")
     if not models:
         raise ValueError("`models` is empty: pass at least one.")
     scores = []
@@ -83,8 +85,8 @@ def compare(
     table = np.stack(scores)
     if table.shape[1] < 2:
         raise ValueError(
-            f"fewer than two times with values are after `since`, {since}: hold out "
-            "more of the record."
+            f"fewer than two times with values are from `since`, {since}, on: hold "
+            "out more of the record."
         )
     totals = table.sum(1)
     order = np.argsort(-totals, kind="stable")
@@ -96,16 +98,16 @@ def compare(
 
 
 def _held_out(ts: np.ndarray, since: Any, seen: np.ndarray) -> np.ndarray:
-    """Return where times after `since` have values, the first of equal times."""
+    """Return where times from `since` on have values, the first of equal times."""
     ts = np.atleast_2d(ts)
-    after = ts > as_times(since).astype(ts.dtype)
+    later = ts >= as_times(since).astype(ts.dtype)
     new = np.concatenate([np.ones((len(ts), 1), bool), ts[:, 1:] != ts[:, :-1]], axis=1)
     # Of equal times the first has the score of all.
     groups = np.cumsum(new, axis=1)
     any_seen = np.stack(
         [np.isin(row, row[there]) for row, there in zip(groups, seen, strict=True)]
     )
-    return after & new & any_seen
+    return later & new & any_seen
 
 
 def _error_of_sum(values: np.ndarray) -> float:

@@ -1,11 +1,13 @@
 """Compiled answers of posteriors: draws, exact laws, and what would be observed."""
 
 import dataclasses
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array
 
 from effgen.core.weights import resample
@@ -15,7 +17,7 @@ from .answers import Draws
 from .decoders import LinearDecoder
 from .evidence import Evidence, mixture_weights, weighted_evidence
 from .filtering import Filtered, particle_filter
-from .grid import steps_needed
+from .grid import Grid, steps_needed
 from .kalman import evidence_by_innovations, kalman_filter, kalman_predictions
 from .messages import marginals
 from .model import LatentSDE
@@ -23,12 +25,22 @@ from .objectives import anchored_on_grid
 from .paths import simulate
 from .predictions import Predictions, predictions
 from .series import Series
-from .twisted import Smoothed, twisted_filter
+from .twisted import Smoothed, twisted_filter, twisted_futures
+
+
+Index = Array | np.ndarray
 
 
 def is_exact(model: LatentSDE) -> bool:
     """Return whether the model is linear and observed linearly: closed forms hold."""
     return model.drift is None and model.diffusion is None and model.decoder.exact
+
+
+def from_time_to_time(model: LatentSDE) -> LatentSDE:
+    """Return a model without steps between times where one step is exact."""
+    if is_exact(model) and model.linear.time_invariant:
+        return dataclasses.replace(model, dt=np.inf)
+    return model
 
 
 def _linear(model: LatentSDE) -> LatentSDE:
@@ -62,19 +74,46 @@ def linear_evidence(model: LatentSDE, series: Series, steps: int) -> Array:
 
 @eqx.filter_jit
 def draws_of(
-    model: LatentSDE, series: Series, index: Array, steps: int, num: int, keys: Array
+    model: LatentSDE, series: Series, index: Index, steps: int, num: int, keys: Array
 ) -> Draws:
     """Draw paths of each series, at the observations that `index` names."""
-    drawn = _exact_draws if is_exact(model) else _smoothed_draws
 
-    def one(series: Series, index: Array, key: Array) -> Draws:
-        return drawn(model, series, index, steps, num, key)
+    def one(series: Series, index: Index, key: Array) -> Draws:
+        if is_exact(model):
+            return _exact_draws(model, series, index, steps, num, key)
+        return _particle_draws(twisted_filter, model, series, index, steps, num, key)
 
     return jax.vmap(one)(series, index, keys)
 
 
+@eqx.filter_jit
+def futures_of(
+    model: LatentSDE, series: Series, index: Index, steps: int, num: int, keys: Array
+) -> Draws:
+    """Draw the same paths where all that is asked for is after the last value."""
+
+    def one(series: Series, index: Index, key: Array) -> Draws:
+        if is_exact(model):
+            return _exact_draws(model, series, index, steps, num, key)
+        return _particle_draws(twisted_futures, model, series, index, steps, num, key)
+
+    return jax.vmap(one)(series, index, keys)
+
+
+def is_future(series: Series, index: np.ndarray) -> bool:
+    """Return whether all that `index` names is at or after each series' last value."""
+    ts = np.asarray(series.ts)
+    seen = series.seen
+    # Where values are traced, each row that is not asked for may have one.
+    if isinstance(seen, Tracer):
+        seen = np.ones(ts.shape, bool)
+        np.put_along_axis(seen, index, values=False, axis=1)
+    last = np.max(np.where(np.asarray(seen), ts, -np.inf), axis=1, keepdims=True)
+    return bool(np.all(np.take_along_axis(ts, index, axis=1) >= last))
+
+
 def _exact_draws(
-    model: LatentSDE, series: Series, index: Array, steps: int, num: int, key: Array
+    model: LatentSDE, series: Series, index: Index, steps: int, num: int, key: Array
 ) -> Draws:
     model = _linear(model)
     anchored, grid = anchored_on_grid(model, series, num_steps=steps, parallel=False)
@@ -84,14 +123,20 @@ def _exact_draws(
     return Draws(series.ts[index], positions, paths.log_weights, ess)
 
 
-def _smoothed_draws(
-    model: LatentSDE, series: Series, index: Array, steps: int, num: int, key: Array
+def _particle_draws(
+    run: Callable[..., Smoothed],
+    model: LatentSDE,
+    series: Series,
+    index: Index,
+    steps: int,
+    num: int,
+    key: Array,
 ) -> Draws:
     """Draw paths by twisted filters, one a guide, and choose by their evidence."""
     guides = _guides(model)
     keys = jax.random.split(key, len(guides) + 1)
     found = [
-        _twisted(guide, series, steps, num, 0.5, key)
+        _twisted(guide, series, steps, num, 0.5, key, run)
         for guide, key in zip(guides, keys, strict=False)
     ]
     logs = jnp.stack([smoothed.evidence.value for smoothed, _ in found])
@@ -113,10 +158,16 @@ def _smoothed_draws(
 
 
 def _twisted(
-    model: LatentSDE, series: Series, steps: int, num: int, below: float, key: Array
-):
+    model: LatentSDE,
+    series: Series,
+    steps: int,
+    num: int,
+    below: float,
+    key: Array,
+    run: Callable[..., Smoothed] = twisted_filter,
+) -> tuple[Smoothed, Grid]:
     anchored, grid = anchored_on_grid(model, series, num_steps=steps, parallel=False)
-    found = twisted_filter(
+    found = run(
         model, anchored, series, grid, num_paths=num, key=key, resample_below=below
     )
     return found, grid
@@ -124,11 +175,11 @@ def _twisted(
 
 @eqx.filter_jit
 def exact_laws(
-    model: LatentSDE, series: Series, index: Array, steps: int
+    model: LatentSDE, series: Series, index: Index, steps: int
 ) -> tuple[Array, Array]:
     """Return means and covariances of each linear posterior."""
 
-    def one(series: Series, index: Array) -> tuple[Array, Array]:
+    def one(series: Series, index: Index) -> tuple[Array, Array]:
         anchored, grid = anchored_on_grid(
             _linear(model), series, num_steps=steps, parallel=False
         )
@@ -141,7 +192,7 @@ def exact_laws(
 
 @eqx.filter_jit
 def exact_observations(
-    model: LatentSDE, series: Series, index: Array, steps: int, levels: Array
+    model: LatentSDE, series: Series, index: Index, steps: int, levels: Array
 ) -> tuple[Array, Array]:
     """Return means and quantiles of what each linear posterior would show."""
     assert isinstance(model.decoder, LinearDecoder)
@@ -154,7 +205,7 @@ def exact_observations(
     return mean, mean[:, None] + away
 
 
-def errors_at(series: Series, index: Array) -> Array | None:
+def errors_at(series: Series, index: Index) -> Array | None:
     """Return the errors' sizes at the observations that `index` names."""
     if series.errors is None:
         return None

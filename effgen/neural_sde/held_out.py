@@ -29,8 +29,13 @@ def held_out_evidence(
 
     **Arguments:** one series, as for `posterior`; `since`, the first time held out.
 
-    **Raises:** `ValueError` where nothing is on one side of `since`.
+    **Raises:** `ValueError` where nothing is on one side of `since`; `TypeError` for
+    what is no model, and `since` that is no number.
     """
+    if not isinstance(model, LatentSDE):
+        raise TypeError(f"`model` is a {type(model).__name__}: pass a `LatentSDE`.")
+    if not isinstance(since, int | float | np.number):
+        raise TypeError(f"`since` is {since!r}: pass a time as a number, as `ts` are.")
     ts, ys = np.asarray(ts), np.asarray(ys, np.float64)
     if ts.ndim != 1 or ys.shape[:1] != ts.shape:
         raise ValueError(

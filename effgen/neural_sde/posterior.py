@@ -5,6 +5,7 @@ import dataclasses
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from . import cautions
@@ -17,7 +18,10 @@ from .draws import (
     exact_laws,
     exact_observations,
     filtered,
+    from_time_to_time,
+    futures_of,
     is_exact,
+    is_future,
     linear_evidence,
     num_steps_of,
     observations_of,
@@ -60,9 +64,7 @@ class Posterior(eqx.Module):
     @property
     def log_evidence(self) -> Float[Array, "*series"]:
         """`log p(y)` of the anchored linear model, exact."""
-        return self.record.out(
-            linear_evidence(self.model, self.series, self._steps(None))
-        )
+        return self.record.out(linear_evidence(self.model, self.series, self._steps()))
 
     def paths(
         self,
@@ -85,16 +87,25 @@ class Posterior(eqx.Module):
         found = self._draws(num, key, *self.record.merged(times, inputs, self.model.t0))
         return self.record.out(found._replace(ts=self.record.asked(times, found.ts)))
 
-    def _draws(self, num: int, key: PRNGKeyArray, series: Series, at: Array) -> Draws:
+    def _draws(
+        self, num: int, key: PRNGKeyArray, series: Series, at: np.ndarray
+    ) -> Draws:
         keys = self.record.keys(key, num)
-        found = draws_of(self.model, series, at, self._steps(series), num, keys)
+        drawn = futures_of if is_future(series, at) else draws_of
+        model = from_time_to_time(self.model)
+        found = drawn(model, series, at, num_steps_of(model, series), num, keys)
         if cautions.lost(found.positions):
             cautions.of_lost(self.model.dt, self._holding(series, at, keys))
         else:
             cautions.of_few(found.ess, num, self.record.times(found.ts))
         return found
 
-    def _holding(self, series: Series, index: Array, keys: Array) -> float | None:
+    def _laws(self, series: Series, at: np.ndarray) -> tuple[Array, Array]:
+        """Return means and covariances of a linear model."""
+        model = from_time_to_time(self.model)
+        return exact_laws(model, series, at, num_steps_of(model, series))
+
+    def _holding(self, series: Series, index: np.ndarray, keys: Array) -> float | None:
         """Return the first half, quarter, ... of `dt` by which paths stay finite."""
         for halvings in range(1, 7):
             finer = dataclasses.replace(self.model, dt=self.model.dt / 2**halvings)
@@ -118,7 +129,7 @@ class Posterior(eqx.Module):
         """
         if is_exact(self.model):
             series, at = self.record.merged(times, inputs, self.model.t0)
-            mean, covariance = exact_laws(self.model, series, at, self._steps(series))
+            mean, covariance = self._laws(series, at)
             variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
             scale = jnp.sqrt(jnp.maximum(variance, 0))
             exact = jnp.full(mean.shape[:2], jnp.inf)
@@ -148,8 +159,7 @@ class Posterior(eqx.Module):
         names, rows = readings(self.model)
         series, at = self.record.merged(times, inputs, self.model.t0)
         if is_exact(self.model):
-            laws = exact_laws(self.model, series, at, self._steps(series))
-            mean, scale = shares_of(rows, *laws)
+            mean, scale = shares_of(rows, *self._laws(series, at))
             ess = jnp.full(at.shape, jnp.inf)
         else:
             key = jax.random.key(0) if key is None else key
@@ -184,8 +194,9 @@ class Posterior(eqx.Module):
         samples = observations_of(self.model, draws.positions, errors, noise)
         wanted = jnp.asarray(levels, samples.dtype)
         if is_exact(self.model):
-            steps = self._steps(series)
-            mean, quantiles = exact_observations(self.model, series, at, steps, wanted)
+            model = from_time_to_time(self.model)
+            steps = num_steps_of(model, series)
+            mean, quantiles = exact_observations(model, series, at, steps, wanted)
             ess = jnp.full(draws.ess.shape, jnp.inf)
         else:
             mean, ess = samples.mean(1), draws.ess
@@ -259,7 +270,7 @@ class Posterior(eqx.Module):
         observed linearly; for others by a particle filter whose particles are led to
         the next observation alone.
         """
-        keys, steps = self.record.keys(key, num_paths), self._steps(None)
+        keys, steps = self.record.keys(key, num_paths), self._steps()
         found = filtered(
             self.model, self.series, steps, num_paths, resample_below, keys
         )
@@ -274,7 +285,7 @@ class Posterior(eqx.Module):
         Its particles know the future. Better than `evidence` where its `ess` is small.
         `positions` are at the grid's nodes.
         """
-        keys, steps = self.record.keys(key, num_paths), self._steps(None)
+        keys, steps = self.record.keys(key, num_paths), self._steps()
         found = smoothed(
             self.model, self.series, steps, num_paths, resample_below, keys
         )
@@ -289,14 +300,14 @@ class Posterior(eqx.Module):
         """
         key = jax.random.key(0) if key is None else key
         keys = self.record.keys(key, num_paths)
-        found = predicted(self.model, self.series, self._steps(None), num_paths, keys)
+        found = predicted(self.model, self.series, self._steps(), num_paths, keys)
         times = self.record.asked(None, found.ts)
         cautions.of_few(found.ess, num_paths, times)
         found = self.record.out(found._replace(ts=times))
         return found._replace(labels=self.record.labels)
 
-    def _steps(self, series: Series | None) -> int:
-        return num_steps_of(self.model, self.series if series is None else series)
+    def _steps(self) -> int:
+        return num_steps_of(self.model, self.series)
 
 
 def _check_levels(levels: tuple[float, ...]) -> None:

@@ -10,6 +10,7 @@ import lineax
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
+from .checks import check_count, check_key
 from .model import LatentSDE
 
 
@@ -53,8 +54,13 @@ def sample_prior(
     Stratonovich give the same law where `sigma` does not depend on the state. Those
     that need Levy areas get them.
 
-    **Raises:** `ValueError` for times that are not sorted or fewer than two.
+    **Raises:** `ValueError` for times that are not sorted or fewer than two, and no
+    paths; `TypeError` for what is no model or no key.
     """
+    if not isinstance(model, LatentSDE):
+        raise TypeError(f"`model` is a {type(model).__name__}: pass a `LatentSDE`.")
+    check_key(key)
+    check_count("num", num)
     times = np.asarray(ts, np.float64)
     if times.ndim != 1 or len(times) < 2 or np.any(np.diff(times) <= 0):
         raise ValueError("`ts` must be two or more increasing times.")

@@ -15,6 +15,7 @@ from effgen.core.data import Minibatches
 from effgen.core.results import TrainingError
 from effgen.core.train import fit
 
+from .checks import check_count, check_key
 from .driven import with_network
 from .model import LatentSDE
 from .selection import Candidate, candidates, ranked
@@ -24,6 +25,8 @@ from .trainer import LatentSDETrainer
 
 
 _MOST_STRUCTURES, _NUM_ORIGINS = 3, 6
+_NETWORK = 0.5
+_BEHIND = 5.0  # nats: such a structure would have a weight below one percent
 _RETURNING = ("matern", "cycle", "car")
 
 
@@ -40,32 +43,85 @@ def forecaster(
 ) -> Stack:
     """Fit what forecasts a record: linear models and a network, stacked.
 
-    1. Every structure is fitted by its exact evidence; three stay, those with the most
-       `log p(y) - parameters log(values) / 2`.
+    1. Every structure is fitted by its exact evidence. Those stay whose
+       `log p(y) - parameters log(values) / 2` is at most 5 nats below the most, and of
+       these at most three.
     2. `network` begins at the best structure with a part that returns to a mean, moves
        such parts alone, and sees all but levels and trends.
     3. `stack` weighs them by what each foretold of the record's later part, fitted to
-       its earlier one.
+       its earlier one. A priori the network has one half, and the structures share the
+       other in proportion to `exp(criterion)`, as averaging by evidence would.
 
     **Arguments:** one series with times as numbers; `horizon`, how many times ahead;
     `season_period`, where the record has a season; `structures`, by default
     `candidates`; `num_steps`, of training.
 
     **Raises:** `ValueError` for a record shorter than two horizons, or dates.
+
+    **Source:** Hoeting, Madigan, Raftery and Volinsky (1999), of the shares.
     """
-    if not np.issubdtype(np.asarray(ts).dtype, np.number):
-        raise ValueError("`ts` must be numbers: pass dates as years or days since one.")
+    check_key(key)
+    check_count("num_steps", num_steps)
+    if structures is not None:
+        check_structures(structures)
     ts, ys = np.asarray(ts), np.asarray(ys)
     there = None if mask is None else np.asarray(mask, bool)
     origins_of(values_of(ts, ys, there), horizon, _NUM_ORIGINS)  # before any fit
     if structures is None:
         structures = candidates(ts, ys, mask, season_period=season_period)
-    kept = [c.structure for c in ranked(structures, ts, ys, mask)[:_MOST_STRUCTURES]]
-    dt = step_length(ts)
-    fitting = partial(members, structures=kept, dt=dt, num_steps=num_steps)
-    return stack(
-        fitting, ts, ys, mask, horizon=horizon, key=key, num_origins=_NUM_ORIGINS
+    kept = supported(ranked(structures, ts, ys, mask))
+    fitting = partial(
+        members,
+        structures=[c.structure for c in kept],
+        dt=step_length(ts),
+        num_steps=num_steps,
     )
+    return stack(
+        fitting,
+        ts,
+        ys,
+        mask,
+        horizon=horizon,
+        key=key,
+        num_origins=_NUM_ORIGINS,
+        shares=shares_of(kept),
+    )
+
+
+def check_structures(structures: Any) -> None:
+    """Raise `TypeError` or `ValueError` for what are no structures."""
+    several = isinstance(structures, Sequence)
+    if not several or not all(isinstance(x, Structure) for x in structures):
+        raise TypeError(
+            "`structures` must be a list of sums of parts, such as [level() + ou()]."
+        )
+    if not structures:
+        raise ValueError("`structures` are empty: pass at least one.")
+
+
+def supported(found: Sequence[Candidate]) -> Sequence[Candidate]:
+    """Return the best candidates, those not far behind the first."""
+    near = [c for c in found if c.criterion > found[0].criterion - _BEHIND]
+    return near[:_MOST_STRUCTURES]
+
+
+def shares_of(kept: Sequence[Candidate]) -> dict[str, float]:
+    """Return what each member counts before the record is looked at again."""
+    logs = np.array([c.criterion for c in kept])
+    shares = np.exp(logs - logs.max())
+    network = _NETWORK if returning(kept) is not None else 0.0
+    shares = (1 - network) * shares / shares.sum()
+    found = dict(
+        zip(names_of([c.structure for c in kept]), map(float, shares), strict=True)
+    )
+    return found | ({"network": network} if network else {})
+
+
+def names_of(structures: Sequence[Structure]) -> list[str]:
+    """Return the sums of the parts' names, numbered where several are the same."""
+    names = [" + ".join(structure.names) for structure in structures]
+    before = [names[:i].count(name) for i, name in enumerate(names)]
+    return [f"{n} ({k + 1})" if k else n for n, k in zip(names, before, strict=True)]
 
 
 def members(
@@ -81,13 +137,9 @@ def members(
     """Return each structure's linear fit, in their order, and the network's."""
     found = ranked(structures, ts, ys, mask)
     linear: dict[str, Any] = {}
-    for structure in structures:
+    for name, structure in zip(names_of(structures), structures, strict=True):
         model = next(c.model for c in found if c.structure is structure)
-        name = " + ".join(structure.names)
-        same = sum(other.split(" (")[0] == name for other in linear)
-        linear[f"{name} ({same + 1})" if same else name] = dataclasses.replace(
-            model, dt=dt
-        )
+        linear[name] = dataclasses.replace(model, dt=dt)
     base = returning(found)
     if base is None:
         return linear
@@ -107,7 +159,8 @@ def returning(found: Sequence[Candidate]) -> LatentSDE | None:
 
 def step_length(ts: ArrayLike) -> float:
     """Return the median gap, a little more: rounding of times makes no step two."""
-    return 1.001 * float(np.median(np.diff(np.asarray(ts, np.float64))))
+    gaps = np.diff(np.asarray(ts, np.float64))
+    return 1.001 * float(np.median(gaps[gaps > 0]))
 
 
 def beside(

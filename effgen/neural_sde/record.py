@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike
 
 from . import cautions
-from .checks import check_batch, check_series
+from .checks import check_batch, check_count, check_key, check_series
 from .clock import Clock, as_times, clock_of, warn_of_origin
 from .frames import Labels, as_values, labels_of
 from .model import LatentSDE
@@ -59,10 +59,8 @@ class Record(eqx.Module):
 
         **Raises:** `TypeError` for no key; `ValueError` for no paths.
         """
-        if key is None:
-            raise TypeError("`key` is None: pass one, `jax.random.key(0)`.")
-        if not isinstance(num_paths, int | np.integer) or num_paths < 1:
-            raise ValueError(f"`num_paths` is {num_paths}: pass a positive integer.")
+        check_key(key)
+        check_count("num_paths", num_paths)
         return jax.random.split(key, self.series.ts.shape[0])
 
     def rows(self, times: Any) -> np.ndarray:
@@ -103,7 +101,7 @@ class Record(eqx.Module):
         times: ArrayLike | None,
         inputs: ArrayLike | None,
         t0: float | None,
-    ) -> tuple[Series, Array]:
+    ) -> tuple[Series, np.ndarray]:
         """Return the series with rows for `times`, and where these are.
 
         **Raises:** `ValueError` for times that are not sorted or before the first, and
@@ -117,7 +115,7 @@ class Record(eqx.Module):
             lack = "the series has none" if series.inputs is None else "`times` are not"
             raise ValueError(f"`inputs` are given and {lack}.")
         if times is None:
-            return series, jnp.tile(jnp.arange(length), (num, 1))
+            return series, np.tile(np.arange(length), (num, 1))
         rows, known = self.rows(times), np.asarray(series.ts)
         first = known[:, 0] if t0 is None else t0
         if np.any(np.diff(rows, axis=1) < 0) or np.any(rows[:, :1].T < first):
@@ -126,8 +124,7 @@ class Record(eqx.Module):
             )
         if series.inputs is not None and inputs is None:
             cautions.of_held_inputs(rows > known[:, -1:])
-        found, index = with_rows(series, rows, inputs)
-        return found, jnp.asarray(index)
+        return with_rows(series, rows, inputs)
 
 
 def recorded(
@@ -162,9 +159,10 @@ def recorded(
         ts = clock.numbers(ts)
         model = _since(model, clock)
     ts = ts if isinstance(ts, jax.Array) else np.asarray(ts)
+    columns = (as_values(ys), mask, as_values(inputs), as_values(errors))
     given = [
-        None if x is None else (x if isinstance(x, Tracer) else jnp.asarray(x))
-        for x in (as_values(ys), mask, as_values(inputs), as_values(errors))
+        _array(name, x)
+        for name, x in zip(("ys", "mask", "inputs", "errors"), columns, strict=True)
     ]
     check_batch(model, (ts, *given))
     single = ts.ndim == 1
@@ -176,6 +174,22 @@ def recorded(
     return dataclasses.replace(model, dt=_step(model, series, dt)), record
 
 
+def _array(name: str, values: Any) -> Array | None:
+    """Return values as an array.
+
+    **Raises:** `TypeError` for what are no numbers.
+    """
+    if values is None or isinstance(values, jax.Array):
+        return values
+    found = np.asarray(values)
+    if found.dtype.kind not in "biufcV":
+        raise TypeError(
+            f"`{name}` have dtype {found.dtype}: pass numbers, with NaN where a value "
+            "is missing."
+        )
+    return jnp.asarray(found)
+
+
 def _step(model: LatentSDE, series: Series, dt: float | None) -> float:
     """Return the longest step, by default the model's own, or a 200th of the series."""
     dt = (model.dt or None) if dt is None else dt
@@ -183,8 +197,9 @@ def _step(model: LatentSDE, series: Series, dt: float | None) -> float:
         first = series.ts[:, 0] if model.t0 is None else model.t0
         span = float(np.max(np.asarray(series.ts[:, -1] - first)))
         dt = span / _DEFAULT_STEPS if span > 0 else 1.0
-    if not (np.isfinite(dt) and dt > 0):
-        raise ValueError(f"`dt` is {dt}: pass a positive length of time.")
+    number = isinstance(dt, int | float | np.number)
+    if not (number and np.isfinite(dt) and dt > 0):
+        raise ValueError(f"`dt` is {dt!r}: pass a positive length of time.")
     return dt
 
 

@@ -8,7 +8,7 @@ from jaxtyping import ArrayLike
 
 from .fitting import maximum
 from .model import LatentSDE
-from .series import as_series
+from .series import as_series, check_times
 from .structure import Structure, cycle, level, ou, season, structural, trend
 
 
@@ -87,12 +87,16 @@ def strongest_period(
     Periods are from four gaps to the span; multiples of the season's frequency are
     fitted beside.
     """
+    check_times(np.asarray(ts), None)
     series = as_series((ts, ys, mask))
     seen = np.asarray(series.mask).any(axis=1)
+    if len(np.unique(np.asarray(series.ts)[seen])) < 3:
+        raise ValueError("values are at fewer than three times: a period needs more.")
     times = np.asarray(series.ts, np.float64)[seen]
     y = np.asarray(series.ys, np.float64)[seen].mean(1)
     times = times - times[0]
-    span, gap = times[-1], float(np.median(np.diff(times)))
+    gaps = np.diff(times)
+    span, gap = times[-1], float(np.median(gaps[gaps > 0]))
     basis = [np.ones_like(times), times / max(span, 1e-30)]
     turns = lambda f: [np.cos(2 * np.pi * f * times), np.sin(2 * np.pi * f * times)]
     if season_period is not None:

@@ -12,9 +12,11 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 from effgen.core.weights import Estimate
 
 from .answers import Bands
+from .checks import check_key
 from .held_out import held_out_evidence
 from .model import LatentSDE
 from .posterior import posterior
+from .series import check_numbers, check_times
 
 
 Members = Mapping[str, LatentSDE | Sequence[LatentSDE]]
@@ -109,6 +111,7 @@ def stack(
     key: PRNGKeyArray,
     num_origins: int = 6,
     num_paths: int = 500,
+    shares: Mapping[str, float] | None = None,
 ) -> Stack:
     """Fit several models, and mix them by what they foretold of the record itself.
 
@@ -117,7 +120,7 @@ def stack(
     these parameters and what was seen until then. The weights maximize
 
         sum over origins of mean_h log sum_k w_k p_k(y_h | y until the origin)
-            + 2 mean_k log w_k
+            + 2 sum_k shares_k log w_k
 
     Times after one origin depend on each other and count as one observation; the second
     term, a Dirichlet prior worth two origins, keeps every weight off zero: no member is
@@ -130,11 +133,16 @@ def stack(
     - `ts`, `ys`, `mask`: one series, as for `posterior`.
     - `horizon`: how many times ahead a forecast is to reach.
     - `num_paths`: by which forecasts of the past are judged.
+    - `shares`: by name, the weights before any forecast is judged; equal by default.
 
-    **Raises:** `ValueError` for a record shorter than two horizons.
+    **Raises:** `ValueError` for a record shorter than two horizons, and `shares` that
+    are not of the members.
 
     **Source:** Yao, Vehtari, Simpson and Gelman (2018).
     """
+    if not callable(fit):
+        raise TypeError(f"`fit` is a {type(fit).__name__}: pass a function to models.")
+    check_key(key)
     ts, ys = np.asarray(ts), np.asarray(ys)
     mask = None if mask is None else np.asarray(mask, bool)
     values = values_of(ts, ys, mask)
@@ -156,13 +164,15 @@ def stack(
             f"`fit` gave {list(earlier)} of a part of the record and {list(members)} "
             "of the whole: give the same names."
         )
-    shares = stacking_weights(np.stack(list(densities.values()), axis=-1))
-    weights = dict(zip(members, map(float, shares), strict=True))
+    prior = _prior_of(list(members), shares)
+    found = stacking_weights(np.stack(list(densities.values()), axis=-1), prior)
+    weights = dict(zip(members, map(float, found), strict=True))
     return Stack(members, weights, held_out, ts, ys, mask)
 
 
 def stacking_weights(
     log_densities: Float[np.ndarray, "origins values members"],
+    shares: Float[np.ndarray, " members"],
 ) -> Float[np.ndarray, " members"]:
     """Return the weights that `stack` names, of values' log-densities, by EM.
 
@@ -177,20 +187,35 @@ def stacking_weights(
     if not sound.any():
         raise ValueError("no member's forecasts of the past are finite: lower `dt`.")
     weights = np.zeros(len(sound))
-    weights[sound] = _maximized(np.where(there[..., None], logs, 0)[..., sound], there)
+    logs = np.where(there[..., None], logs, 0)[..., sound]
+    weights[sound] = _maximized(logs, there, shares[sound] / shares[sound].sum())
     return weights
 
 
-def _maximized(logs: np.ndarray, there: np.ndarray) -> np.ndarray:
+def _prior_of(names: list[str], shares: Mapping[str, float] | None) -> np.ndarray:
+    """Return the shares in the members' order, summing to one.
+
+    **Raises:** `ValueError` for shares that are not of the members, or not positive.
+    """
+    if shares is None:
+        return np.full(len(names), 1 / len(names))
+    if set(shares) != set(names) or not all(shares[name] > 0 for name in names):
+        raise ValueError(
+            f"`shares` are {dict(shares)}: pass a positive number for each of {names}."
+        )
+    found = np.array([float(shares[name]) for name in names])
+    return found / found.sum()
+
+
+def _maximized(logs: np.ndarray, there: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """Return weights by EM of finite log-densities, of values that are there."""
     densities = np.exp(logs - logs.max(axis=-1, keepdims=True))
     share = there / np.maximum(there.sum(axis=1), 1)[:, None]
-    num = logs.shape[-1]
-    weights = np.full(num, 1 / num)
+    weights = shares
     for _ in range(500):
         parts = weights * densities
         parts /= parts.sum(axis=-1, keepdims=True)
-        weights = np.einsum("jh,jhk->k", share, parts) + _PRIOR / num
+        weights = np.einsum("jh,jhk->k", share, parts) + _PRIOR * shares
         weights /= weights.sum()
     return weights
 
@@ -217,12 +242,19 @@ def log_density(
 def values_of(
     ts: np.ndarray, ys: np.ndarray, mask: np.ndarray | None
 ) -> Float[np.ndarray, "obs sensors"]:
-    """Return the values of one series, NaN where they are missing."""
+    """Return the values of one series, NaN where they are missing.
+
+    **Raises:** `ValueError` for times that are no sorted numbers, naming where.
+    """
+    if not np.issubdtype(ts.dtype, np.number):
+        raise ValueError("`ts` must be numbers: pass dates as years or days since one.")
     if ts.ndim != 1 or ys.shape[:1] != ts.shape:
         raise ValueError(
             f"`ts` has shape {ts.shape} and `ys` {ys.shape}: pass one series, (obs,) "
             "and (obs,) or (obs, sensors)."
         )
+    check_numbers("ys", ys)
+    check_times(ts, None)
     values = ys.astype(np.float64).reshape(len(ts), -1)
     if mask is None:
         return values
@@ -240,9 +272,10 @@ def origins_of(values: np.ndarray, horizon: int, num_origins: int) -> np.ndarray
     """
     seen = np.flatnonzero(np.isfinite(values).any(axis=1))
     last = int(seen[-1]) + 1 if len(seen) else 0
-    if not isinstance(horizon, int | np.integer) or horizon < 1 or 2 * horizon > last:
+    whole = isinstance(horizon, int | np.integer) and not isinstance(horizon, bool)
+    if not whole or horizon < 1 or 2 * horizon > last:
         raise ValueError(
-            f"`horizon` is {horizon} and the record has {last} times: pass a whole "
+            f"`horizon` is {horizon!r} and the record has {last} times: pass a whole "
             "number up to half of them."
         )
     if not isinstance(num_origins, int) or num_origins < 1:
@@ -280,19 +313,15 @@ def _foretold(
     )
     times = np.broadcast_to(ts, known.shape[:2])
     keys = jax.random.split(key, len(models))
+    rows = origins[:, None] + np.arange(horizon)
     drawn = [
-        np.asarray(
-            posterior(model, times, known)
-            .observations(key=key, num_paths=num_paths)
-            .samples,
-            np.float64,
-        )
+        posterior(model, times, known)
+        .observations(ts[rows], key=key, num_paths=num_paths)
+        .samples
         for model, key in zip(models, keys, strict=True)
     ]
-    rows = origins[:, None] + np.arange(horizon)
-    at = np.arange(len(origins))[:, None]
-    mixed = np.concatenate([x[at, :, rows] for x in drawn], axis=2)
-    draws, ys = np.moveaxis(mixed, 2, 0), values[rows]
+    mixed = np.concatenate([np.asarray(x, np.float64) for x in drawn], axis=1)
+    draws, ys = np.moveaxis(mixed, 1, 0), values[rows]
     finite = np.all(np.isfinite(draws), axis=0)
     logs = log_density(np.where(finite, draws, 0), ys)
     logs = np.where(finite | np.isnan(ys), logs, -np.inf)

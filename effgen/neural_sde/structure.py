@@ -232,7 +232,12 @@ def structural(
     if np.sum(np.isfinite(values)) < 2:
         raise ValueError("`ys` has fewer than two values: start values need more.")
     flat = _linked(likelihood, values.reshape(-1, values.shape[-1]))
-    spread = float(np.nanmean(np.nanstd(flat, axis=0))) or 1.0
+    empty = np.flatnonzero(np.all(np.isnan(flat), axis=0))
+    if len(empty):
+        raise ValueError(f"`ys` has no value in column {empty[0]}: leave it out.")
+    spread = float(np.mean(np.nanstd(flat, axis=0)))
+    if spread <= 1e-12 * np.nanmax(np.abs(flat)):  # but for rounding they are constant
+        spread = 1.0
     structure = structure.started(_measures(np.asarray(series.ts), spread))
     mean = np.nanmean(flat, axis=0)
     noise = np.full(flat.shape[1], 0.3 * spread)

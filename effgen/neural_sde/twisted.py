@@ -1,7 +1,8 @@
 """The twisted particle filter: smoothed paths of nonlinear models, and their evidence.
 
 Particles know the future by the linear messages; paths are drawn backward through
-them, so that early times keep as many distinct positions as late ones.
+them, so that early times keep as many distinct positions as late ones. A forecast needs
+no more than the particles' own ancestors.
 """
 
 from collections.abc import Callable
@@ -94,10 +95,41 @@ def twisted_filter(
     end, cloud = _forward(
         model, anchored, series, grid, num_paths, resample_below, keys[:2]
     )
+    drawn = _backward(model, anchored, series, grid, cloud, keys[2])
+    return _smoothed(anchored, grid, end, *drawn)
+
+
+def twisted_futures(
+    model: AbstractLatentSDE,
+    anchored: Anchored,
+    series: Series,
+    grid: Grid,
+    *,
+    num_paths: int,
+    key: PRNGKeyArray,
+    resample_below: float = 0.5,
+) -> Smoothed:
+    """Run the same filter, and return the paths of the particles' own ancestors.
+
+    From the last observation on they are those of `twisted_filter`, the filter's end
+    resampled and then the prior's chain, without a step drawn backward. Before it few
+    of them differ: those times are not for use.
+    """
+    keys = jax.random.split(key, 3)
+    end, cloud = _forward(
+        model, anchored, series, grid, num_paths, resample_below, keys[:2]
+    )
+    drawn = _lineages(cloud, _ends(cloud, len(grid.starts), keys[2])[0])
+    return _smoothed(anchored, grid, end, *drawn)
+
+
+def _smoothed(
+    anchored: Anchored, grid: Grid, end: _Particles, positions: Array, index: Array
+) -> Smoothed:
+    """Return paths with the evidence, and how many of them differ at each node."""
     last = log_mean_exp(end.log_weights)
     value = anchored.guided.log_evidence + end.evidence + last.value
     error = jnp.sqrt(end.variance + last.standard_error**2)
-    positions, index = _backward(model, anchored, series, grid, cloud, keys[2])
     ess = jax.vmap(_sharing)(index)
     seen = jnp.concatenate([grid.until_next > 0, jnp.zeros(1, bool)])
     # The last node that knows of an observation has more after it than before.
@@ -200,6 +232,30 @@ def _resampled(particles: _Particles, below: Array, key: PRNGKeyArray) -> _Parti
     return jax.lax.cond(ess < below * num, chosen, lambda: particles)
 
 
+def _ends(cloud: _Cloud, num_steps: int, key: PRNGKeyArray) -> tuple[Array, Array]:
+    """Return the particles where paths end, and a key for each step back."""
+    keys = jax.random.split(key, num_steps + 1)
+    num = cloud.positions.shape[1]
+    return resample(cloud.log_weights[-1], num, key=keys[0]), keys[1:]
+
+
+def _lineages(
+    cloud: _Cloud, last: Array
+) -> tuple[Float[Array, "nodes paths state"], Array]:
+    """Return the paths that end at `last`, each the ancestors', and their indices."""
+
+    def back(index: Array, xs: tuple[Array, Array]) -> tuple[Array, tuple]:
+        positions, parents = xs
+        index = parents[index]
+        return index, (positions[index], index)
+
+    here = (cloud.positions[:-1], cloud.parents[1:])
+    _, found = jax.lax.scan(back, last, here, reverse=True)
+    end = (cloud.positions[-1][last], last)
+    join = lambda a, b: jnp.concatenate([a, b[None]])
+    return jax.tree.map(join, found, end)
+
+
 def _backward(
     model: AbstractLatentSDE,
     anchored: Anchored,
@@ -209,9 +265,7 @@ def _backward(
     key: PRNGKeyArray,
 ) -> tuple[Float[Array, "nodes paths state"], Array]:
     """Draw paths from the last node back; return positions, and particles' indices."""
-    num_steps, num = grid.starts.shape[0], cloud.positions.shape[1]
-    keys = jax.random.split(key, num_steps + 1)
-    last = resample(cloud.log_weights[-1], num, key=keys[0])
+    last, keys = _ends(cloud, len(grid.starts), key)
     steps = steps_of(anchored, series, grid)
     dtype = cloud.positions.dtype
     transitions = cast(prior_transitions(model, series, grid), dtype)
@@ -239,7 +293,7 @@ def _backward(
         here.positions,
         here.log_weights,
         cloud.parents[1:],
-        keys[1:],
+        keys,
     )
     end = (last, cloud.positions[-1][last])
     _, (index, positions) = jax.lax.scan(back, end, xs, reverse=True)

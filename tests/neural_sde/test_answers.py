@@ -186,7 +186,7 @@ def test_models_are_compared_by_what_they_were_not_fitted_to():
         linear = ns.DiagonalSDE(1.0, 0.0, scale * np.sqrt(2.0), law)
         return ns.LatentSDE(linear, ns.LinearDecoder(np.eye(1), 0.1), dt=20.0)
 
-    found = ns.compare({"wide": one(5.0), "right": one(1.0)}, ts, ys, since=ts[20])
+    found = ns.compare({"wide": one(5.0), "right": one(1.0)}, ts, ys, since=ts[21])
     assert found.names == ("right", "wide")
     assert found.scores.shape == (2, 18)
 
@@ -202,7 +202,7 @@ def test_models_are_compared_by_what_they_were_not_fitted_to():
     np.testing.assert_allclose(found.behind, [0, right[0] - right[1]], rtol=1e-3)
     assert found.to_pandas().loc["right", "standard_errors"] == 0
     with pytest.raises(ValueError, match="fewer than two times"):
-        ns.compare({"right": one(1.0)}, ts, ys, since=ts[-2])
+        ns.compare({"right": one(1.0)}, ts, ys, since=ts[-1])
     with pytest.raises(TypeError, match="`models` have no names"):
         ns.compare([one(1.0)], ts, ys, since=ts[20])
 

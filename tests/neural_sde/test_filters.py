@@ -11,6 +11,7 @@ import scipy.stats
 
 import effgen as eg
 from effgen import neural_sde as ns
+from effgen.neural_sde.draws import draws_of, futures_of, is_future, num_steps_of
 from tests.neural_sde.cases import double_well, problem
 
 
@@ -219,3 +220,41 @@ def test_a_likelihood_integrates_to_one(dt):
         x = x + 0.7 * np.sqrt((1 - decay**2) / 2) * rng.normal(size=len(x))
     ends = scipy.stats.norm.cdf((4 - x) / 0.3) - scipy.stats.norm.cdf((-4 - x) / 0.3)
     assert abs(mass - ends.mean()) < 0.03 + 5 * np.sqrt(np.sum(errors**2))
+
+
+def test_futures_are_the_smoothed_paths_from_the_last_value_on():
+    rows = [(np.arange(4.0), np.array([[0.9], [1.1], [-0.8], [np.nan]]))]
+    rows.append((np.array([0.5]), np.array([[1.0]])))
+    found = ns.posterior(double_well(dt=0.25), *ns.pad_series(rows))
+    times = np.array([[2.0, 2.5, 3.0, 4.0], [0.5, 1.0, 1.0, 2.0]])
+    series, index = found.record.merged(times, None, 0.0)
+    assert is_future(series, index)
+    earlier = found.record.merged([0.5, 2.5], None, 0.0)
+    assert not is_future(*earlier)
+    keys = jax.random.split(KEY, 2)
+    steps = num_steps_of(found.model, series)
+    smoothed, futures = (
+        draw(found.model, series, index, steps, 50, keys)
+        for draw in (draws_of, futures_of)
+    )
+    np.testing.assert_array_equal(futures.positions, smoothed.positions)
+    np.testing.assert_array_equal(futures.ess, smoothed.ess)
+    np.testing.assert_array_equal(futures.log_weights, smoothed.log_weights)
+    apart = np.asarray(futures.positions[0, :, 1:] - futures.positions[0, :, :-1])
+    assert np.all(apart.std(axis=0) > 0.1)
+
+
+def test_a_forecast_is_a_function_of_values_under_transformations():
+    ts = np.arange(4.0)
+
+    def level(ys):
+        found = ns.posterior(double_well(dt=0.5), ts, ys)
+        return found.forecast([4.0, 5.0], key=KEY, num_paths=50).mean[1, 0]
+
+    ys = jnp.array([[0.9, 1.1, 0.8, 1.0], [-0.9, 0.2, 1.2, 0.7]])
+    slope, value = jax.jit(
+        jax.vmap(jax.jacfwd(lambda y: (level(y),) * 2, has_aux=True))
+    )(ys)
+    assert np.all(np.isfinite(slope))
+    assert np.any(slope != 0)
+    np.testing.assert_allclose(value[0], level(ys[0]), atol=1e-4)

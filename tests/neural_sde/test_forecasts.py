@@ -10,7 +10,7 @@ import scipy.stats
 
 from effgen import neural_sde as ns
 from effgen.neural_sde import recipe
-from effgen.neural_sde.selection import strongest_period
+from effgen.neural_sde.selection import Candidate, strongest_period
 from effgen.neural_sde.stacking import log_density, stacking_weights
 
 
@@ -38,22 +38,45 @@ def test_weights_maximize_what_stack_names():
     logs = rng.normal(size=(5, 7, 2))
     logs[0, :4] = np.nan
     logs[:, :, 1] += 0.7
-    found = stacking_weights(logs)
+    shares = np.array([0.7, 0.3])
+    found = stacking_weights(logs, shares)
 
     def objective(w):
         mixed = np.log(np.exp(logs) @ np.array([w, 1 - w]))
-        return np.nansum(np.nanmean(mixed, axis=1)) + np.log(w) + np.log(1 - w)
+        prior = 2 * shares @ np.log([w, 1 - w])
+        return np.nansum(np.nanmean(mixed, axis=1)) + prior
 
     grid = np.linspace(1e-3, 1 - 1e-3, 4_001)
     best = grid[np.argmax([objective(w) for w in grid])]
     np.testing.assert_allclose(found, [best, 1 - best], atol=5e-4)
-    np.testing.assert_allclose(stacking_weights(np.zeros((3, 2, 4))), 0.25)
-    far = stacking_weights(np.array([[[0.0, -1e4]]]))
+    even = np.full(4, 0.25)
+    np.testing.assert_allclose(stacking_weights(np.zeros((3, 2, 4)), even), even)
+    far = stacking_weights(np.array([[[0.0, -1e4]]]), np.array([0.5, 0.5]))
     np.testing.assert_allclose(far, [2 / 3, 1 / 3])  # never one alone
     lost = np.concatenate([logs, np.full((5, 7, 1), -np.inf)], axis=2)
-    np.testing.assert_allclose(stacking_weights(lost), [*found, 0], atol=1e-6)
+    three = np.append(shares, 1.0) / 2
+    np.testing.assert_allclose(stacking_weights(lost, three), [*found, 0], atol=1e-6)
     with pytest.raises(ValueError, match="no member's forecasts"):
-        stacking_weights(lost[..., 2:])
+        stacking_weights(lost[..., 2:], np.ones(1))
+
+
+def test_structures_far_behind_are_left_out_and_shares_are_of_evidence():
+    found = [
+        Candidate(structure, level_model(1.0), criterion)
+        for structure, criterion in (
+            (ns.cycle(9.0) + ns.ou(), -10.0),
+            (ns.level(), -11.0),
+            (ns.ou(), -15.5),
+        )
+    ]
+    kept = recipe.supported(found)
+    assert [c.criterion for c in kept] == [-10.0, -11.0]
+    shares = recipe.shares_of(kept)
+    assert list(shares) == ["cycle + matern", "level", "network"]
+    np.testing.assert_allclose(
+        list(shares.values()), [0.5 / (1 + np.exp(-1)), 0.5 / (1 + np.e), 0.5]
+    )
+    assert recipe.shares_of(found[1:2]) == {"level": 1.0}
 
 
 @pytest.mark.slow
@@ -105,6 +128,8 @@ def test_a_stack_weighs_by_what_was_foretold():
         ns.stack(fit, TS, YS, horizon=21, key=KEY)
     with pytest.raises(ValueError, match="pass one series"):
         ns.stack(fit, TS, YS[:5], horizon=2, key=KEY)
+    with pytest.raises(ValueError, match="`shares` are"):
+        ns.stack(fit, TS, YS, horizon=4, key=KEY, shares={"right": 1.0})
     with pytest.raises(TypeError, match="models by name"):
         ns.stack(lambda *_: level_model(1.0), TS, YS, horizon=4, key=KEY)
 
@@ -142,3 +167,50 @@ def test_structures_without_a_mean_have_no_network():
         ns.forecaster(TS.astype("datetime64[D]"), YS, horizon=3, key=KEY)
     with pytest.raises(ValueError, match="`horizon` is 30"):
         ns.forecaster(TS, YS, horizon=30, key=KEY)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "named"),
+    [
+        ({"key": 0}, TypeError, "`key` is 0"),
+        ({"num_steps": 0}, ValueError, "`num_steps` is 0"),
+        ({"structures": []}, ValueError, "`structures` are empty"),
+        ({"structures": ns.level()}, TypeError, "`structures` must be a list"),
+        ({"horizon": True}, ValueError, "`horizon` is True"),
+        ({"ts": TS[::-1]}, ValueError, "sort each series"),
+        ({"ts": np.where(TS == 4, np.nan, TS)}, ValueError, "times must be finite"),
+        ({"ys": YS.astype(str)}, TypeError, "`ys`"),
+        ({"ys": np.where(TS < 38, np.nan, YS)}, ValueError, "fewer than three times"),
+    ],
+)
+def test_what_is_no_record_is_refused_before_any_fit(changed, error, named):
+    given = {"ts": TS, "ys": YS, "horizon": 3, "key": KEY} | changed
+    with pytest.raises(error, match=named):
+        ns.forecaster(**given)
+
+
+def test_wrong_arguments_are_named():
+    model = level_model(1.0)
+    with pytest.raises(TypeError, match="`fit` is a LatentSDE"):
+        ns.stack(model, TS, YS, horizon=3, key=KEY)
+    with pytest.raises(TypeError, match="`model` is a ndarray"):
+        ns.held_out_evidence(TS, YS, model, since=3.0, key=KEY)
+    with pytest.raises(TypeError, match="`since` is None"):
+        ns.held_out_evidence(model, TS, YS, since=None, key=KEY)
+    with pytest.raises(TypeError, match="`model` is a Structure"):
+        ns.sample_prior(ns.level(), TS, 3, key=KEY)
+    with pytest.raises(ValueError, match="`dt` is '1'"):
+        ns.posterior(model, TS, YS, dt="1")
+    with pytest.raises(TypeError, match="`ys` have dtype <U"):
+        ns.posterior(model, TS, YS.astype(str))
+    with pytest.raises(ValueError, match="neither 0 nor 1"):
+        ns.posterior(model, TS, YS, np.full(40, 0.5))
+    with pytest.raises(ValueError, match="no value in column 1"):
+        ns.structural(ns.level(), TS, np.stack([YS, np.nan * YS], axis=1))
+
+
+def test_a_linear_forecast_takes_one_step_however_far():
+    found = ns.posterior(level_model(1.0), TS, YS).forecast(
+        [1e6], key=KEY, num_paths=20, levels=(0.5, 0.8413447)
+    )
+    np.testing.assert_allclose(np.diff(found.quantiles[:, 0, 0]), 1e3, rtol=1e-3)

@@ -131,6 +131,8 @@ def test_inputs_to_come_are_exact_and_those_that_are_not_given_are_named():
         ns.posterior(ornstein(), np.arange(3.0), np.zeros(3)).marginals(inputs=[[1.0]])
     with pytest.raises(ValueError, match="`inputs` are not finite"):
         ns.posterior(model, np.arange(3.0), np.zeros(3), inputs=inputs * np.nan)
+    with pytest.raises(ValueError, match="no part of the model sees them"):
+        ns.posterior(ornstein(), np.arange(3.0), np.zeros(3), inputs=inputs)
 
 
 def test_plain_paths_follow_inputs_from_the_first_time_on():
