@@ -232,8 +232,22 @@ def image_energy(
 
     **Source:** after the image network of Carbone et al. (2023), section 4.2.
     """
-    network = _image_network(shape, channels, scale, key)
+    _check_image(shape, coordinates, scale)
+    network = _image_network(tuple(shape), channels, scale, key)
     return ConfinedEnergy(network, scale, coordinates)
+
+
+def _check_image(
+    shape: Any, coordinates: AbstractCoordinates | None, scale: Any
+) -> None:
+    check_shape(shape)
+    if len(shape) != 3:
+        raise ValueError(
+            f"`shape` is {tuple(shape)}: pass `(channels, height, width)`, as in "
+            "`(1, 28, 28)` for images without colors, and data of that shape."
+        )
+    check_coordinates(coordinates, tuple(shape))
+    check_positive("scale", scale)
 
 
 @eqx.filter_jit
@@ -275,6 +289,7 @@ def residual_energy(
 
     **Source:** after the residual energies of Du and Mordatch (2019).
     """
+    _check_image(shape, coordinates, scale)
     if min(shape[1:]) < 2 ** (len(channels) - 1):
         raise ValueError(
             f"`shape` {shape} is too small for {len(channels)} stages: pass fewer "

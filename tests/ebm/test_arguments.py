@@ -136,6 +136,16 @@ def masses(weights, classify=lambda x: jnp.zeros(len(x), int)):
             ValueError,
             "`width_size` is 0",
         ),
+        (
+            lambda: ebm.image_energy((28, 28), key=KEY),
+            ValueError,
+            r"`shape` is \(28, 28\): pass `\(channels",
+        ),
+        (
+            lambda: ebm.residual_energy((28, 28), key=KEY),
+            ValueError,
+            r"`shape` is \(28, 28\): pass `\(channels",
+        ),
         (lambda: ebm.ConfinedEnergy(MODEL, 0.0), ValueError, "`scale` is 0"),
         (lambda: ebm.ConfinedEnergy(None, 1.0), TypeError, "`network` is None"),
         (lambda: ebm.TemperedEnergy(MODEL, "1"), ValueError, "`temperature` is '1'"),
