@@ -233,7 +233,7 @@ def image_energy(
     **Source:** after the image network of Carbone et al. (2023), section 4.2.
     """
     _check_image(shape, coordinates, scale)
-    network = _image_network(tuple(shape), channels, scale, key)
+    network = _image_network((shape[0], shape[1], shape[2]), channels, scale, key)
     return ConfinedEnergy(network, scale, coordinates)
 
 
