@@ -1,10 +1,12 @@
 """How often two error bars of `log Z` hold the truth, and when a warning is given.
 
-`python -m benchmarks.coverage [problem ...]`. Each problem has a `log Z` that is known
-exactly, or by a computation whose error is a fraction of the bars. Each is run from 100
-seeds, with no setting but those that stand in the README.
+`python -m benchmarks.coverage [problem [runs]]`. Each problem has a `log Z` that is
+known exactly, or by a computation whose error is a fraction of the bars. Each is run
+from 100 seeds, or from so many, with no setting but those that stand in the README.
+Rows of other problems stay as they were; each row says of which commit it is.
 """
 
+import json
 import sys
 import warnings
 
@@ -225,14 +227,24 @@ def summary(errors, bars, warned):
         "standard_deviation": float(errors.std(ddof=1)),
         "median_bar": float(np.median(bars)),
         "rms_error_over_bar": float(np.sqrt(np.mean((errors / bars) ** 2))),
+        "errors_over_bars": [round(float(z), 2) for z in errors / bars],
+        "commit": measure.machine()["commit"],
     }
 
 
+def known():
+    """Return the rows that there are."""
+    path = measure.RESULTS / "coverage.json"
+    return json.loads(path.read_text())["problems"] if path.exists() else {}
+
+
 if __name__ == "__main__":
-    chosen = sys.argv[1:] or list(PROBLEMS)
-    rows = {}
+    chosen = sys.argv[1:2] or list(PROBLEMS)
+    runs = int(sys.argv[2]) if sys.argv[2:] else RUNS
     for name in chosen:
-        rows[name] = row(PROBLEMS[name])
-        print(name, rows[name], flush=True)
+        found = {name: row(PROBLEMS[name], runs)}
+        print(found, flush=True)
         # After each, for all of them take an hour.
+        rows = known() | found
+        rows = {name: rows[name] for name in PROBLEMS if name in rows}
         measure.write("coverage", {"walkers": NUM, "problems": rows})

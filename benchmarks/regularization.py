@@ -86,11 +86,10 @@ def outcome(setting):
     else:
         state, _ = eg.drain(run)
     task, _ = problem()
-    row |= {
-        "held out": annealed(state.model, task.held_out, seed),
-        "average": annealed(state.average, task.held_out, seed),
-        "train": annealed(state.model, task.train[:1000], seed),
-    }
+    held_out = {"held out": task.held_out}
+    images = held_out | {"train": task.train[:1000]}
+    row |= annealed(state.model, images, seed)
+    row["average"] = annealed(state.average, held_out, seed)["held out"]
     print(row, flush=True)
     return row
 
@@ -130,7 +129,8 @@ def watched_pcd(setting):
             "bar": float(density.standard_error),
             "believed": not caught,
         }
-        rows.append(row | {"annealed": annealed(state.model, valid, seed)})
+        told = annealed(state.model, {"valid": valid}, seed)["valid"]
+        rows.append(row | {"annealed": told})
         print("PCD", seed, rows[-1], flush=True)
     return {"seed": seed, "rows": rows}
 

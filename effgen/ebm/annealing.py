@@ -17,6 +17,7 @@ from .arguments import (
     as_rows,
     check_count,
     check_energies_in,
+    check_energy,
     check_finite,
     check_share,
 )
@@ -25,7 +26,7 @@ from .evaluation import Energy, energies_at
 from .islands import check_walkers, first_walkers, islands, resampled_below
 from .kernels import AbstractKernel, check_kernel
 from .learning import followed
-from .populations import reweighted
+from .populations import knows_partition, reweighted
 from .walkers import Walkers
 
 
@@ -104,12 +105,19 @@ def annealed(
     model = next(remaining, None)
     if model is None:
         raise ValueError("`models` is empty: pass at least the trained model.")
+    if not knows_partition(walkers):
+        raise ValueError(
+            "`walkers` are of unknown density, so that `log Z` would be, too: draw "
+            "them by `ebm.Walkers.from_gaussian`, or give `from_samples` their "
+            "`log_density`."
+        )
     kernel.check(model, walkers)
     walkers = reweighted(islands(walkers), model)
     scouts = kernel.begun(first_walkers(walkers, _SCOUTS), model)
     path = _Path(kernel, radius, num_between, num_moves, resample_below)
     both, count = (walkers, scouts), 0
     for following in remaining:
+        check_energy("models", following)
         both, count = path.followed(model, following, both, count, key)
         model = following
     return both[0]

@@ -1,6 +1,6 @@
 """What arguments must be: settings in range, energies, rows of numbers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -50,12 +50,14 @@ def check_walker_count(value: Any) -> None:
 
 
 def check_shape(shape: Any) -> None:
-    """Raise `TypeError` for what is no shape of an example."""
+    """Raise `TypeError` or `ValueError` for what is no shape of an example."""
     whole = isinstance(shape, Iterable) and all(isinstance(n, Integral) for n in shape)
     if not whole or isinstance(shape, str | bytes):
         raise TypeError(
             f"`shape` is {shape!r}: pass that of one example, as in `x.shape[1:]`."
         )
+    if any(n < 1 for n in shape):
+        raise ValueError(f"`shape` is {tuple(shape)}: every axis has 1 or more.")
 
 
 def check_energy(name: str, value: Any) -> None:
@@ -68,12 +70,18 @@ def check_energy(name: str, value: Any) -> None:
 
 
 def check_energies_in(models: Any) -> None:
-    """Raise `TypeError` for what is no sequence of energies."""
-    if not isinstance(models, Iterable):
+    """Raise `TypeError` for what is no sequence of energies.
+
+    Those of a list are looked at; others when they are drawn.
+    """
+    if not isinstance(models, Iterable) or isinstance(models, str | bytes):
         raise TypeError(
             f"`models` is a {type(models).__name__}: pass several, such as "
             "`[start, model]`, the first of a known `log Z`."
         )
+    if isinstance(models, Sequence):
+        for i, model in enumerate(models):
+            check_energy(f"models[{i}]", model)
 
 
 def as_rows(name: str, rows: Any) -> Float[Array, "rows *shape"]:
@@ -81,7 +89,7 @@ def as_rows(name: str, rows: Any) -> Float[Array, "rows *shape"]:
 
     **Raises:** `TypeError` for what is no array of numbers.
     """
-    values = rows if isinstance(rows, jax.Array) else _as_array(name, rows)
+    values = rows if isinstance(rows, jax.Array) else as_numbers(name, rows)
     if not jnp.issubdtype(values.dtype, jnp.floating):
         values = values.astype(jnp.result_type(float))
     return jnp.asarray(values)
@@ -100,7 +108,11 @@ def check_finite(name: str, values: Any) -> None:
         )
 
 
-def _as_array(name: str, rows: Any) -> np.ndarray:
+def as_numbers(name: str, rows: Any) -> np.ndarray:
+    """Return `rows` as numpy's array, in their own precision.
+
+    **Raises:** `TypeError` for what is no array of numbers.
+    """
     try:
         values = np.asarray(rows)
     except ValueError:  # rows of unequal lengths

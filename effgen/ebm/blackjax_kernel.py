@@ -50,6 +50,11 @@ class BlackJAX(AbstractContinuousKernel):
 
     algorithm: Callable[[Callable[[Array], Array]], Any]
 
+    def __check_init__(self) -> None:
+        """Raise `TypeError` for what cannot be called."""
+        if not callable(self.algorithm):
+            raise TypeError(f"`algorithm` is {self.algorithm!r}: {_WANTED}")
+
     def move(
         self,
         walkers: Walkers,

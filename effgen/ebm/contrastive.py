@@ -1,6 +1,7 @@
 """Contrastive divergence, the baseline: the same steps with the weights off."""
 
 import math
+from numbers import Real
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -13,7 +14,7 @@ from effgen.core.loops import repeat
 from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractTrainer
 
-from .arguments import check_count, check_penalty, check_share
+from .arguments import check_count, check_penalty, check_positive, check_share
 from .audit import audited, check_watched_data, watch, watched_start
 from .evaluation import Energy
 from .islands import unweighted
@@ -85,8 +86,9 @@ class PCDTrainer(AbstractTrainer):
         check_count("num_moves", self.num_moves)
         check_radius(self.radius)
         check_penalty(self.penalty)
-        if not 0 <= self.restarts < 1:
-            raise ValueError(f"`restarts` is {self.restarts}: pass a share below 1.")
+        check_positive("restart_scale", self.restart_scale)
+        if not (isinstance(self.restarts, Real) and 0 <= self.restarts < 1):
+            raise ValueError(f"`restarts` is {self.restarts!r}: pass a share below 1.")
 
     def init(
         self, model: Energy, memory: Memory | None = None

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt
 
+from .arguments import as_numbers
+
 
 class Fixed(eqx.Module):
     """An array that no optimizer sees: it is kept as its bits, which are integers.
@@ -124,10 +126,12 @@ class Whitened(AbstractCoordinates):
         **Arguments:** `noise`, the standard deviation of noise that the data will have
         besides, in their units.
 
-        **Raises:** `ValueError` for fewer than 2 examples, values not finite, or a
-        covariance that is singular to working precision.
+        **Raises:** `ValueError` for fewer than 2 examples, values not finite, noise
+        below 0, or a covariance that is singular to working precision.
         """
         rows = _checked(data)
+        if not 0 <= noise < np.inf:
+            raise ValueError(f"`noise` is {noise}: pass a number of 0 or more.")
         flat = rows.reshape(len(rows), -1)
         covariance = np.atleast_2d(np.cov(flat.T)) + noise**2 * np.eye(flat.shape[1])
         # Of standard columns, so that their units do not matter.
@@ -168,8 +172,25 @@ class Whitened(AbstractCoordinates):
         return self.unwhitening.value
 
 
+def check_coordinates(coordinates: Any, shape: tuple[int, ...] | None = None) -> None:
+    """Raise on what are no coordinates, or not those of an example of `shape`."""
+    if coordinates is None:
+        return
+    if not isinstance(coordinates, AbstractCoordinates):
+        raise TypeError(
+            f"`coordinates` is a {type(coordinates).__name__}: pass "
+            "`ebm.Standardized.of(data)`, or `ebm.Whitened.of(data)`."
+        )
+    size = coordinates.mean.bits.size
+    if shape is not None and size != int(np.prod(shape)):
+        raise ValueError(
+            f"`coordinates` are of {size} numbers, an example of `shape` {shape} has "
+            f"{int(np.prod(shape))}: make them of the data that the model is of."
+        )
+
+
 def _checked(data: Any) -> np.ndarray:
-    rows = np.asarray(data, np.float64)
+    rows = as_numbers("data", data).astype(np.float64)
     if rows.ndim < 1 or len(rows) < 2:
         raise ValueError(f"`data` has shape {rows.shape}: pass at least 2 examples.")
     if not np.isfinite(rows).all():

@@ -232,7 +232,8 @@ def sample(
     """Return `num` samples of the model: walkers drawn in proportion to their weights.
 
     Drawn with replacement; more samples than the effective sample size repeat some.
-    Warns where few walkers hold the weight, so that samples are copies of them.
+    Warns where samples are more than walkers, and where few walkers hold the weight, so
+    that samples are copies of them.
 
     **Arguments:** `population`, as of `NormalizedEnergy.from_state`.
 
@@ -241,6 +242,14 @@ def sample(
     check_count("num", num)
     chosen = _population(state, population)
     walkers = _evaluated(chosen, state)
+    if num > walkers.num:
+        warnings.warn(
+            f"{num} samples of {walkers.num} walkers: each is drawn "
+            f"{num / walkers.num:.1f} times on average. Ask for fewer, or train or "
+            "anneal with more walkers.",
+            RunWarning,
+            stacklevel=2,
+        )
     if not traced(walkers) and knows_partition(chosen):
         _warn_of_copies(walkers)
     return _drawn(walkers, num, key)

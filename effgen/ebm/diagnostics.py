@@ -30,9 +30,19 @@ def pareto_k(log_weights: Float[Array, " walkers"]) -> Float[Array, ""]:
     truth, up to 0.7 nearly; past 0.7, more walkers or smaller steps are needed. Equal
     weights have `-inf`.
 
+    **Raises:** `ValueError` for what is no row of log-weights, or has NaN or `inf`.
+
     **Source:** Vehtari, Simpson, Gelman, Yao and Gabry (2024); `blackjax.pareto_khat`.
     """
-    return _pareto_k(as_rows("log_weights", log_weights))
+    log_weights = as_rows("log_weights", log_weights)
+    if log_weights.ndim != 1 or log_weights.shape[0] < 2:
+        raise ValueError(
+            f"`log_weights` has shape {log_weights.shape}: pass one for each walker, 2 "
+            "or more."
+        )
+    lost = jnp.isneginf(log_weights)  # walkers of weight 0, which are no fault
+    check_finite("log_weights", jnp.where(lost, 0.0, log_weights))
+    return _pareto_k(log_weights)
 
 
 @jax.jit
@@ -108,16 +118,22 @@ def mode_masses(
     and relatives, which resampling leaves side by side, in any case. They are no
     smaller than those of as many independent walkers as count.
 
-    **Raises:** `ValueError` for labels of another number, or out of range.
+    **Raises:** `ValueError` for labels of another number, or out of range, and for
+    weights that are negative or all zero; `TypeError` for labels that are no integers.
     """
     check_count("num_modes", num_modes)
-    weights = as_rows("weights", weights)
-    check_finite("weights", weights)
-    labels = jnp.asarray(classify(as_rows("positions", positions)))
+    positions, weights = as_rows("positions", positions), as_rows("weights", weights)
+    _check_weights(positions, weights)
+    labels = jnp.asarray(classify(positions))
     if labels.shape != weights.shape:
         raise ValueError(
             f"`classify` returns shape {labels.shape}: it must give one label for each "
             f"of the {weights.shape[0]} positions."
+        )
+    if jnp.issubdtype(labels.dtype, jnp.inexact):
+        raise TypeError(
+            f"`classify` returns {labels.dtype}: it must give integers, as in "
+            "`(x[:, 0] > 0).astype(int)`."
         )
     if not traced(labels) and not (
         0 <= int(labels.min()) <= int(labels.max()) < num_modes
@@ -127,6 +143,20 @@ def mode_masses(
             f"{int(labels.max())}: of {num_modes} modes they are 0 to {num_modes - 1}."
         )
     return _masses(weights, labels, num_modes)
+
+
+def _check_weights(positions: Array, weights: Array) -> None:
+    if weights.shape != positions.shape[:1] or not weights.size:
+        raise ValueError(
+            f"`weights` has shape {weights.shape}: pass one for each of the "
+            f"{len(positions)} positions, and at least one."
+        )
+    check_finite("weights", weights)
+    if not traced(weights) and not (jnp.all(weights >= 0) & jnp.any(weights > 0)):
+        raise ValueError(
+            f"`weights` go from {float(weights.min()):.3g} to "
+            f"{float(weights.max()):.3g}: pass shares, as `ebm.weighted_samples` does."
+        )
 
 
 @partial(jax.jit, static_argnames="num_modes")

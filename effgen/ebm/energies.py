@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .arguments import check_positive, check_shape
-from .coordinates import AbstractCoordinates
+from .arguments import check_count, check_energy, check_positive, check_shape
+from .coordinates import AbstractCoordinates, check_coordinates
 
 
 Network = TypeVar("Network", bound=eqx.Module)
@@ -32,6 +32,12 @@ class ConfinedEnergy(eqx.Module):
     network: Callable[[Float[Array, "*shape"]], Float[Array, ""]]
     scale: float = eqx.field(static=True)
     coordinates: AbstractCoordinates | None = None
+
+    def __check_init__(self) -> None:
+        """Raise `TypeError` or `ValueError` for what makes no energy."""
+        check_energy("network", self.network)
+        check_positive("scale", self.scale)
+        check_coordinates(self.coordinates)
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, ""]:
         """Return the energy of one example."""
@@ -119,9 +125,9 @@ class TemperedEnergy(eqx.Module):
     temperature: float = eqx.field(static=True)
 
     def __check_init__(self) -> None:
-        """Raise `ValueError` for a temperature that is not positive."""
-        if not self.temperature > 0:
-            raise ValueError(f"`temperature` is {self.temperature}: pass a number > 0.")
+        """Raise `TypeError` or `ValueError` for what makes no energy."""
+        check_energy("energy", self.energy)
+        check_positive("temperature", self.temperature)
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, ""]:
         """Return the energy, of one example or a batch, as `energy` does."""
@@ -139,6 +145,10 @@ class FunctionEnergy(eqx.Module):
 
     function: Callable[[Any, Float[Array, "*shape"]], Float[Array, ""]]
     parameters: Any
+
+    def __check_init__(self) -> None:
+        """Raise `TypeError` for what cannot be called."""
+        check_energy("function", self.function)
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, ""]:
         """Return the energy, of one example or a batch, as `function` does."""
@@ -161,9 +171,17 @@ def mlp_energy(
     `coordinates`, as of `ConfinedEnergy`.
     """
     check_shape(shape)
-    check_positive("scale", scale)
+    check_coordinates(coordinates, tuple(shape))
+    check_sizes(width_size, depth, scale)
     network = vector_network(tuple(shape), "scalar", width_size, depth, scale, key)
     return ConfinedEnergy(network, scale, coordinates)
+
+
+def check_sizes(width_size: Any, depth: Any, scale: Any) -> None:
+    """Raise `ValueError` for sizes of a network, or a well, that are not positive."""
+    check_count("width_size", width_size)
+    check_count("depth", depth)
+    check_positive("scale", scale)
 
 
 @eqx.filter_jit
@@ -214,8 +232,22 @@ def image_energy(
 
     **Source:** after the image network of Carbone et al. (2023), section 4.2.
     """
-    network = _image_network(shape, channels, scale, key)
+    _check_image(shape, coordinates, scale)
+    network = _image_network((shape[0], shape[1], shape[2]), channels, scale, key)
     return ConfinedEnergy(network, scale, coordinates)
+
+
+def _check_image(
+    shape: Any, coordinates: AbstractCoordinates | None, scale: Any
+) -> None:
+    check_shape(shape)
+    if len(shape) != 3:
+        raise ValueError(
+            f"`shape` is {tuple(shape)}: pass `(channels, height, width)`, as in "
+            "`(1, 28, 28)` for images without colors, and data of that shape."
+        )
+    check_coordinates(coordinates, tuple(shape))
+    check_positive("scale", scale)
 
 
 @eqx.filter_jit
@@ -257,6 +289,7 @@ def residual_energy(
 
     **Source:** after the residual energies of Du and Mordatch (2019).
     """
+    _check_image(shape, coordinates, scale)
     if min(shape[1:]) < 2 ** (len(channels) - 1):
         raise ValueError(
             f"`shape` {shape} is too small for {len(channels)} stages: pass fewer "

@@ -173,7 +173,7 @@ class ULA(AbstractContinuousKernel):
 
     def __check_init__(self) -> None:
         """Raise `ValueError` for settings out of range."""
-        check_langevin(self.step_size, self.clip)
+        check_langevin(self.step_size, self.clip, self.scale)
         check_unadjusted("ULA", self.step_size)
 
     def follow(
@@ -232,7 +232,7 @@ class MALA(AbstractContinuousKernel):
 
     def __check_init__(self) -> None:
         """Raise `ValueError` for settings out of range."""
-        check_langevin(self.step_size, self.clip)
+        check_langevin(self.step_size, self.clip, self.scale)
         check_adjusted("MALA", self.step_size)
 
     def move(
@@ -315,6 +315,10 @@ class ReweightFirst(AbstractKernel):
     """
 
     kernel: AbstractKernel
+
+    def __check_init__(self) -> None:
+        """Raise `TypeError` for what is no kernel."""
+        check_kernel(self.kernel)
 
     def move(
         self,

@@ -11,10 +11,10 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .arguments import check_count
+from .arguments import as_rows, check_count, check_shape
 from .checks import check_continuous
 from .data_checks import check_columns, rows_at_hand
-from .energies import VectorNetwork, vector_network
+from .energies import VectorNetwork, check_sizes, vector_network
 from .evaluation import Energy
 from .kernels import MALA, AbstractContinuousKernel, part_of
 from .particles import Particles
@@ -57,7 +57,15 @@ class LabeledEnergy(eqx.Module):
     def log_posterior(
         self, x: Float[Array, "examples *shape"]
     ) -> Float[Array, "examples labels"]:
-        """Return `log p(label | x)`, which needs no `Z`."""
+        """Return `log p(label | x)`, which needs no `Z`.
+
+        **Raises:** `ValueError` for examples of another shape.
+        """
+        x = as_rows("x", x)
+        if x.shape[1:] != self.shape:
+            raise ValueError(
+                f"`x` has shape {x.shape}: pass examples, `(examples, *{self.shape})`."
+            )
         rows = with_labels(x, jnp.zeros(len(x), jnp.int32))
         return jax.nn.log_softmax(-jax.vmap(self.of_all)(rows), axis=1)
 
@@ -92,6 +100,10 @@ def labeled_mlp_energy(
 
     **Arguments:** as of `mlp_energy`; `num_labels`.
     """
+    check_shape(shape)
+    check_count("num_labels", num_labels)
+    check_sizes(width_size, depth, scale)
+    shape = tuple(shape)
     logits = vector_network(shape, num_labels, width_size, depth, scale, key)
     return LabeledEnergy(LogitsEnergy(logits, scale), shape, num_labels)
 
@@ -101,9 +113,10 @@ def with_labels(
 ) -> Float[Array, "examples size_and_label"]:
     """Return rows: each example, flat, and then its label.
 
-    **Raises:** `ValueError` if there are not as many labels as examples.
+    **Raises:** `ValueError` if there are not as many labels as examples; `TypeError`
+    for what are no numbers.
     """
-    x, labels = jnp.asarray(x), jnp.asarray(labels)
+    x, labels = as_rows("x", x), as_rows("labels", labels)
     if labels.shape != x.shape[:1]:
         raise ValueError(
             f"`labels` have shape {labels.shape}: pass one for each of the {len(x)} "
@@ -125,6 +138,7 @@ def labeled_walkers(
 
     **Arguments:** as of `Walkers.from_gaussian`; `num_labels`.
     """
+    check_count("num_labels", num_labels)
     keys = jax.random.split(key)
     x = Walkers.from_gaussian(keys[0], num, shape, scale=scale)
     labels = jax.random.randint(keys[1], (num,), 0, num_labels)

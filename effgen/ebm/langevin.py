@@ -1,5 +1,6 @@
 """Langevin proposals, clipped and preconditioned, and the ratio that weighs them."""
 
+from numbers import Real
 from typing import Any
 
 import equinox as eqx
@@ -7,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .arguments import as_rows, check_finite
+from .checks import traced
 from .evaluation import Energy
 from .particles import Particles
 from .step_sizes import check_step_size
@@ -90,11 +93,13 @@ class Langevin(eqx.Module):
         return (x.reshape(x.shape[0], -1) @ matrix).reshape(x.shape)
 
 
-def check_langevin(step_size: Any, clip: float | None) -> None:
-    """Raise on a step size or a clipping norm that is not positive."""
+def check_langevin(step_size: Any, clip: float | None, scale: Any = None) -> None:
+    """Raise on a step size or a norm that is not positive, or a scale not finite."""
     check_step_size(step_size)
-    if clip is not None and not clip > 0:
-        raise ValueError(f"`clip` is {clip}: pass a norm > 0, or `None`.")
+    if clip is not None and not (isinstance(clip, Real) and clip > 0):
+        raise ValueError(f"`clip` is {clip!r}: pass a norm > 0, or `None`.")
+    if scale is not None and not traced(scale):
+        check_finite("scale", jnp.atleast_1d(as_rows("scale", scale)))
 
 
 def check_scale(scale: Any, shape: tuple[int, ...]) -> None:

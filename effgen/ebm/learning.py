@@ -48,6 +48,9 @@ _LOOK_EVERY = 16
 # Nats a coordinate between the mean energies of data and walkers.
 _APART = 1e4
 
+# Numbers that are not the same in two populations unless they are one.
+_FEW = 64
+
 # So many rows of the data are compared with the walkers.
 _LOOKED_AT = 4096
 
@@ -257,6 +260,21 @@ def _check_audited(memory: Any) -> None:
                 f"`memory.{name}` is a {type(held).__name__}: pass "
                 "`ebm.Walkers.from_gaussian(key, num, shape)`."
             )
+    if isinstance(memory, Audited) and _same_walkers(memory):
+        raise ValueError(
+            "`memory.audit` are the walkers that train: they would flatter the model, "
+            "and their bar would not hold. Draw the audit by another key."
+        )
+
+
+def _same_walkers(memory: Audited) -> bool:
+    pair = [one for one in (memory.walkers, memory.audit) if isinstance(one, Walkers)]
+    if len(pair) < 2 or traced(pair):
+        return False
+    num = min(_FEW, *(walkers.num for walkers in pair))
+    one, other = (np.asarray(_here(walkers.positions)[:num]) for walkers in pair)
+    # A few zeros and ones are alike by chance.
+    return one.size >= _FEW and np.array_equal(one, other)
 
 
 def check_known(memory: Memory, instead: str) -> None:

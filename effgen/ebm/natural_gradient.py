@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from .arguments import check_count
+from .arguments import check_count, check_positive
 from .evaluation import Energy, energies_at, slopes_along
 from .example_gradients import gram
 
@@ -79,6 +79,8 @@ def minsr(
     **Source:** Chen and Heyl (2024) and Rende et al. (2024) for the inverse;
     Goldshlager, Abrahamsen and Lin (2024) for the momentum.
     """
+    if not callable(learning_rate) and not isinstance(learning_rate, jax.Array):
+        check_positive("learning_rate", learning_rate)
     _check(damping, momentum)
     check_count("num_samples", num_samples)
 

@@ -14,9 +14,9 @@ from effgen.core.trainer import AbstractTrainer
 from effgen.core.update import apply_gradients
 from effgen.core.weights import log_mean_exp
 
-from .arguments import check_share
+from .arguments import check_positive, check_share
 from .audit import check_watched_data, watch, watched_start
-from .coordinates import AbstractCoordinates
+from .coordinates import AbstractCoordinates, check_coordinates
 from .evaluation import Energy, energies_at
 from .kernels import AbstractKernel, check_kernel
 from .learning import soundness
@@ -69,11 +69,8 @@ class NCETrainer(AbstractTrainer):
         check_kernel(self.kernel)
         check_share("resample_below", self.resample_below)
         check_radius(self.radius)
-        if not self.noise_scale > 0:
-            raise ValueError(
-                f"`noise_scale` is {self.noise_scale}: pass a number > 0, such as the "
-                "data's standard deviation."
-            )
+        check_positive("noise_scale", self.noise_scale)
+        check_coordinates(self.coordinates)
 
     def init(
         self, model: Energy, memory: Population | Audited | None = None

@@ -46,12 +46,10 @@ class Reservoir(eqx.Module):
         """
         check_walkers("walkers", walkers)
         check_count("active", active)
+        check_count("block_size", block_size)
         per_turn = block_size * active
-        if block_size < 2 or active < 1:
-            raise ValueError(
-                f"`block_size` is {block_size} and `active` is {active}: pass at least "
-                "2 walkers a block, and 1 block."
-            )
+        if block_size < 2:
+            raise ValueError("`block_size` is 1: pass at least 2 walkers a block.")
         if walkers.num % per_turn:
             nearest = max(1, round(walkers.num / per_turn)) * per_turn
             raise ValueError(

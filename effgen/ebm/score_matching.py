@@ -14,7 +14,7 @@ from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractTrainer
 from effgen.core.update import apply_gradients
 
-from .arguments import check_share
+from .arguments import check_positive, check_share
 from .audit import check_watched_data, watch, watched_start
 from .evaluation import Energy, energies_at, evaluate
 from .kernels import AbstractKernel, check_kernel
@@ -59,11 +59,7 @@ class ScoreMatchingTrainer(AbstractTrainer):
         check_kernel(self.kernel)
         check_share("resample_below", self.resample_below)
         check_radius(self.radius)
-        if not self.noise_scale > 0:
-            raise ValueError(
-                f"`noise_scale` is {self.noise_scale}: pass a number > 0, such as a "
-                "tenth of the data's standard deviation."
-            )
+        check_positive("noise_scale", self.noise_scale)
 
     def init(
         self, model: Energy, memory: Population | Audited | None = None

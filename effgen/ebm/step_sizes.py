@@ -10,7 +10,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from .arguments import check_share
+from .arguments import check_positive, check_share
 from .particles import KernelState
 from .walkers import Walkers
 
@@ -67,7 +67,7 @@ class TargetAcceptance(AbstractStepSizeRule):
 
     def __check_init__(self) -> None:
         """Raise `ValueError` for settings out of range."""
-        _check_positive("initial", self.initial)
+        check_positive("initial", self.initial)
         check_share("target", self.target)
         check_share("rate", self.rate)
 
@@ -109,8 +109,8 @@ class TargetVariance(AbstractStepSizeRule):
 
     def __check_init__(self) -> None:
         """Raise `ValueError` for settings out of range."""
-        _check_positive("initial", self.initial)
-        _check_positive("variance", self.variance)
+        check_positive("initial", self.initial)
+        check_positive("variance", self.variance)
         check_share("rate", self.rate)
 
     def next(
@@ -231,8 +231,3 @@ def check_step_size(step_size: Any) -> None:
             f"`step_size` is a {type(step_size).__name__}: pass a number, an optax "
             "schedule, or a rule such as `ebm.TargetAcceptance(0.01)`."
         )
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"`{name}` is {value}: pass a number > 0.")

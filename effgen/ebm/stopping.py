@@ -53,6 +53,7 @@ def early_stopped(
     """
     check_run(run)
     check_count("patience", patience)
+    _told(run.state, held_out)  # what cannot be answered is refused before a step
     seen = Stopped(run.state, [], [], [], [])
     best, since = -np.inf, 0
     with run:

@@ -31,7 +31,7 @@ from .blocks import (
     share_left,
 )
 from .checks import traced
-from .coordinates import AbstractCoordinates
+from .coordinates import AbstractCoordinates, check_coordinates
 from .evaluation import Energy
 from .particles import KernelState, Particles
 from .starts import bernoulli, gaussian, uniform
@@ -107,6 +107,7 @@ class Walkers(eqx.Module):
         check_walker_count(num)
         check_shape(shape)
         check_positive("scale", scale)
+        check_coordinates(coordinates, tuple(shape))
         return gaussian(key, scale, (num, *shape), coordinates, _started)
 
     @classmethod
@@ -177,6 +178,8 @@ class Walkers(eqx.Module):
         check_finite("positions", positions)
         check_finite("log_density", density)
         start = 0.0 if known else jnp.nan
+        if walls is not None:
+            check_box(*walls)
         begun = _started(positions, -density, jnp.zeros_like(positions), start)
         return dataclasses.replace(begun, walls=walls)
 

@@ -43,6 +43,60 @@ def test_annealing_finds_the_partition_function():
     assert abs(coarse.value - 2.0) < 5 * coarse.standard_error
 
 
+JOINT = jnp.array([[2.0, 0.8], [0.8, 1.0]])
+
+
+def given(value, first):
+    """A Gaussian of two numbers, the second of them known."""
+    x = jnp.array([first[0], value])
+    return 0.5 * x @ JOINT @ x
+
+
+def gaussian_bernoulli(parameters, x):
+    """Numbers with two hidden bits, which are summed out."""
+    weights, hidden = parameters
+    return 0.5 * jnp.sum(x**2) - jnp.sum(jax.nn.softplus(hidden + x @ weights))
+
+
+WEIGHTS, HIDDEN = jnp.array([[1.0], [-0.5]]) * jnp.ones((1, 2)), jnp.array([0.3, -1.0])
+BITS = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+PULLS = BITS @ np.asarray(WEIGHTS).T
+
+
+@pytest.mark.parametrize(
+    ("energy", "size", "log_z"),
+    [
+        # The rest of the exponent is (precision - 0.8^2 / 2) / 2 of the known number.
+        (
+            ebm.FunctionEnergy(given, jnp.array(0.7)),
+            1,
+            0.5 * np.log(2 * np.pi / 2.0) - 0.5 * (1.0 - 0.8**2 / 2.0) * 0.7**2,
+        ),
+        # Given the bits the numbers are Gaussian: a sum of four integrals.
+        (
+            ebm.FunctionEnergy(gaussian_bernoulli, (WEIGHTS, HIDDEN)),
+            2,
+            np.log(
+                2
+                * np.pi
+                * np.exp(BITS @ np.asarray(HIDDEN) + 0.5 * (PULLS**2).sum(1)).sum()
+            ),
+        ),
+    ],
+    ids=["one number given another", "Gaussian-Bernoulli"],
+)
+def test_energies_of_other_kinds_have_their_closed_form(energy, size, log_z):
+    start = ebm.FunctionEnergy(lambda _, x: 0.5 * jnp.sum(x**2), ())
+    walkers = ebm.annealed(
+        [start, energy],
+        ebm.Walkers.from_gaussian(jax.random.key(0), 4096, (size,)),
+        kernel=KERNEL,
+        key=jax.random.key(1),
+    )
+    value, error = walkers.estimate()
+    assert abs(value - log_z) < 4 * error < 0.3
+
+
 @pytest.mark.slow
 def test_both_sides_close_in_on_the_truth():
     model = path()[-1]

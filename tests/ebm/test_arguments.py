@@ -18,6 +18,11 @@ FAR = Shifted(jnp.ones(SIZE))
 GAPPED = np.where(np.arange(12.0).reshape(6, 2) == 5, np.nan, 1.0)
 
 
+TWICE = ebm.Audited(populations(KEY, 16), populations(KEY, 16))
+UNITS = ebm.Standardized.of(np.arange(6.0).reshape(3, 2))
+LABELED = ebm.LabeledEnergy(lambda x, label: jnp.sum(x**2) + label, (2,), 2)
+
+
 class Frame:
     """A table with names, as a data frame is to numpy."""
 
@@ -38,6 +43,10 @@ def trainer(**settings):
 
 def annealed(models, start, **settings):
     return ebm.annealed(models, start, key=KEY, **{"kernel": KERNEL} | settings)
+
+
+def masses(weights, classify=lambda x: jnp.zeros(len(x), int)):
+    return ebm.mode_masses(data(8), weights, classify, 1)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +112,96 @@ def annealed(models, start, **settings):
             lambda: walkers().reweighted(FAR).resampled(KEY).in_blocks(8),
             ValueError,
             "resampled together",
+        ),
+        (lambda: trainer().init(MODEL, TWICE), ValueError, "walkers that train"),
+        (lambda: ebm.Walkers.from_gaussian(KEY, 16, (0,)), ValueError, "every axis"),
+        (
+            lambda: ebm.Walkers.from_samples(data(8), walls=(1, 0)),
+            ValueError,
+            "`low` is 1 and `high` 0",
+        ),
+        (
+            lambda: ebm.Walkers.from_gaussian(KEY, 16, (3,), coordinates=UNITS),
+            ValueError,
+            r"`coordinates` are of 2 numbers.*\(3,\) has 3",
+        ),
+        (
+            lambda: ebm.mlp_energy((2,), key=KEY, coordinates=data(8)),
+            TypeError,
+            "`coordinates` is a ",
+        ),
+        (lambda: ebm.mlp_energy((2,), key=KEY, depth=-1), ValueError, "`depth` is -1"),
+        (
+            lambda: ebm.labeled_mlp_energy((2,), 2, key=KEY, width_size=0),
+            ValueError,
+            "`width_size` is 0",
+        ),
+        (
+            lambda: ebm.image_energy((28, 28), key=KEY),
+            ValueError,
+            r"`shape` is \(28, 28\): pass `\(channels",
+        ),
+        (
+            lambda: ebm.residual_energy((28, 28), key=KEY),
+            ValueError,
+            r"`shape` is \(28, 28\): pass `\(channels",
+        ),
+        (lambda: ebm.ConfinedEnergy(MODEL, 0.0), ValueError, "`scale` is 0"),
+        (lambda: ebm.ConfinedEnergy(None, 1.0), TypeError, "`network` is None"),
+        (lambda: ebm.TemperedEnergy(MODEL, "1"), ValueError, "`temperature` is '1'"),
+        (lambda: ebm.FunctionEnergy(1.0, 1.0), TypeError, "`function` is 1.0"),
+        (lambda: ebm.MALA(0.1, clip="1"), ValueError, "`clip` is '1'"),
+        (lambda: ebm.MALA(0.1, scale=[1.0, np.nan]), ValueError, "`scale` has NaN"),
+        (lambda: ebm.TargetAcceptance("0.1"), ValueError, "`initial` is '0.1'"),
+        (lambda: ebm.ReweightFirst(None), TypeError, "`kernel` is None"),
+        (lambda: ebm.BlackJAX(None), TypeError, "`algorithm` is None"),
+        (lambda: ebm.minsr(-1.0), ValueError, "`learning_rate` is -1"),
+        (
+            lambda: ebm.NCETrainer(optax.sgd(0.1), kernel=KERNEL, noise_scale="1"),
+            ValueError,
+            "`noise_scale` is '1'",
+        ),
+        (
+            lambda: ebm.PCDTrainer(optax.sgd(0.1), kernel=KERNEL, restarts="a"),
+            ValueError,
+            "`restarts` is 'a'",
+        ),
+        (
+            lambda: ebm.Reservoir.from_walkers(walkers(), block_size=3.5),
+            ValueError,
+            "`block_size` is 3.5",
+        ),
+        (lambda: ebm.Standardized.of("table"), TypeError, "`data` is a str"),
+        (lambda: ebm.Whitened.of(data(8), noise=-1), ValueError, "`noise` is -1"),
+        (lambda: ebm.pareto_k([]), ValueError, r"`log_weights` has shape \(0,\)"),
+        (lambda: ebm.pareto_k([0.0, np.nan]), ValueError, "`log_weights` has NaN"),
+        (lambda: masses(-np.ones(8)), ValueError, "`weights` go from -1 to -1"),
+        (lambda: masses(np.ones(7)), ValueError, r"`weights` has shape \(7,\)"),
+        (
+            lambda: masses(np.ones(8), lambda x: x[:, 0]),
+            TypeError,
+            "`classify` returns float32",
+        ),
+        (lambda: annealed("ab", walkers()), TypeError, "`models` is a str"),
+        (
+            lambda: annealed([MODEL, None], walkers()),
+            TypeError,
+            r"`models\[1\]` is None",
+        ),
+        (
+            lambda: annealed([MODEL], ebm.Walkers.from_samples(data(8))),
+            ValueError,
+            "`walkers` are of unknown density",
+        ),
+        (
+            lambda: LABELED.log_posterior(np.ones(2)),
+            ValueError,
+            r"`x` has shape \(2,\): pass examples",
+        ),
+        (
+            lambda: ebm.with_labels(data(2), ["a", "b"]),
+            TypeError,
+            "`labels` is a list that is no array of numbers",
         ),
     ],
 )

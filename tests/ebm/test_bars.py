@@ -186,3 +186,5 @@ def test_samples_that_are_copies_of_few_walkers_are_told():
     )
     with pytest.warns(eg.RunWarning, match="a share of 0.02 of their weights counts"):
         ebm.sample(few, 8, key=jax.random.key(1))
+    with pytest.warns(eg.RunWarning, match="2048 samples of 1024 walkers: each is"):
+        ebm.sample(state, 2048, key=jax.random.key(1))

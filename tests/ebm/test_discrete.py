@@ -32,6 +32,16 @@ class Chain(eqx.Module):
 CHAIN = Chain(jnp.array(0.7), jnp.linspace(-0.4, 0.6, SIZE))
 
 
+def potts(coupling, x):
+    """Three sites of four colors each, which two bits spell: alike ones gain."""
+    bits = x.reshape(3, 2)
+    alike = jnp.prod(1 - jnp.abs(bits[:-1] - bits[1:]), axis=1)
+    return -coupling * jnp.sum(alike)
+
+
+POTTS = ebm.FunctionEnergy(potts, jnp.array(1.2))
+
+
 def log_partition(energy):
     return jax.nn.logsumexp(-jax.vmap(energy)(STATES))
 
@@ -62,11 +72,18 @@ def test_the_move_leaves_the_model_invariant():
     )
 
 
-def test_annealing_finds_the_partition_function():
+def test_colors_are_spelled_in_bits():
+    # Of a chain of q colors, Z = q (exp(coupling) + q - 1)^(sites - 1).
+    closed = np.log(4) + 2 * np.log(np.exp(1.2) + 3)
+    np.testing.assert_allclose(log_partition(POTTS), closed, rtol=1e-5)
+
+
+@pytest.mark.parametrize("energy", [CHAIN, POTTS], ids=["spins", "Potts"])
+def test_annealing_finds_the_partition_function(energy):
     start = ebm.FunctionEnergy(lambda bias, x: -x @ bias, BIAS)
     walkers = ebm.Walkers.from_bernoulli(jax.random.key(0), 4096, BIAS)
     walkers = ebm.annealed(
-        [start, CHAIN],
+        [start, energy],
         walkers,
         kernel=ebm.GibbsWithGradients(),
         key=jax.random.key(1),
@@ -74,7 +91,7 @@ def test_annealing_finds_the_partition_function():
     )
     value, error = walkers.estimate()
     assert error < 0.05
-    assert abs(value - log_partition(CHAIN)) < 3 * error
+    assert abs(value - log_partition(energy)) < 3 * error
 
 
 @pytest.mark.slow

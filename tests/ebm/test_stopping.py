@@ -51,6 +51,16 @@ def test_without_a_likelihood_to_believe_nothing_stops():
     plain = ebm.PCDTrainer(optax.sgd(0.02), kernel=KERNEL)
     with pytest.raises(ValueError, match="does not know `log Z`"):
         ebm.early_stopped(run(plain, memory, 60), data(512))
+    audited = populations(jax.random.key(0), 16, audit=16)
+    for rows, match in (
+        (data(512)[:0], "`x` has no rows"),
+        (data(512)[:, 1:], "does not end in that of an example"),
+        (data(512).at[3, 0].set(jnp.nan), "in 1 of 512 rows"),
+    ):
+        refused = run(trainer, audited, 60)
+        with pytest.raises(ValueError, match=match):
+            ebm.early_stopped(refused, rows)
+        assert int(refused.state.step) == 0  # before a step is taken
     with pytest.raises(ValueError, match="`patience` is 0"):
         ebm.early_stopped(run(plain, memory, 60), data(512), patience=0)
     with pytest.raises(TypeError, match="`run` is a TrainState"):
