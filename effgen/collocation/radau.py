@@ -56,7 +56,7 @@ def radau(stages: int) -> Radau:
 
     **Raises:** `ValueError` unless `stages` is a positive integer.
 
-    >>> radau(2).nodes.round(4).tolist(), radau(2).weights.tolist()
+    >>> radau(2).nodes.round(4).tolist(), radau(2).weights.round(4).tolist()
     ([0.3333, 1.0], [0.75, 0.25])
     """
     if not isinstance(stages, int) or stages < 1:
