@@ -74,7 +74,8 @@ class History(Mapping[str, Any]):
 
         Raises:
             KeyError: For a name that is no scalar metric.
-            ValueError: Without names, where there is nothing to draw.
+            ValueError: If no metric is a scalar, or without names if there are no
+                steps.
             ImportError: Without matplotlib, with the command to install it.
         """
         needed("matplotlib", by="history.plot()", extra="plots")

@@ -60,9 +60,11 @@ class Run:
         """Return the run with `wrapper` around its chunks, in place of this one.
 
         Arguments:
-            wrapper: `wrapper(chunks, job)` is a generator that passes on each chunk it is
-                given and may act between two of them. Where the loop is left it is closed.
-            period: Chunks end at the multiples of this step count; `None` adds no end.
+            wrapper: `wrapper(chunks, job)` is a generator that passes on each chunk it
+                is given and may act between two of them. Where the loop is left it is
+                closed.
+            period: Chunks end at the multiples of this many steps too; `None` for no
+                such end.
 
         Returns:
             The run to go on with.

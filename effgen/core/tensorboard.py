@@ -21,10 +21,10 @@ from .sinks import Sink
 def tensorboard(run: Run, directory: str | os.PathLike[str]) -> Run:
     """Write each yield's mean metrics as TensorBoard scalars under `directory`.
 
-    The means are those of `logged`, without those of which no value is finite. A resumed
-    run hides what an earlier one wrote past its first step. What cannot be written is
-    left out, and training goes on. Only the first of several processes writes. Needs the
-    extra `tensorboard`.
+    The means are those of `logged`, without those of which no value is finite. A
+    resumed run hides what an earlier one wrote past its first step. What cannot be
+    written is left out, and training goes on. Only the first of several processes
+    writes. Needs the extra `tensorboard`.
 
     Arguments:
         run: What `train` or another wrapper returned, not yet started.
