@@ -65,13 +65,13 @@ class JarzynskiTrainer(AbstractTrainer):
     The metrics are:
 
     - `loss`, the batch's cross-entropy in nats, `mean(energy) + log Z`, by the audit
-      walkers if there are any, else by the training walkers, whose `log Z` is too small;
+      walkers if there are any, else by the training walkers, whose `log Z` is low;
     - `log_partition`, `log Z` in nats, and `log_partition_error`, by the same walkers;
     - `data_energy`, the batch's mean energy, and `energy_gap`, that less the walkers';
     - `ess` and `conditional_ess`, shares of the number of walkers;
     - `roots`, the share of the first walkers that have descendants;
     - `lost`, the share of the walkers that this step's moves took to infinite energies;
-    - `steepest`, the largest gradient that a walker met, of kernels that take gradients;
+    - `steepest`, the largest gradient that a walker met, where the kernel takes any;
     - `step_size`, `acceptance` and `grad_norm`;
     - with a `radius`, `update_share`, the share of the update that was taken, and
       `update_radius`, the square root of what it cost;
@@ -91,7 +91,7 @@ class JarzynskiTrainer(AbstractTrainer):
         resample_below: A share of the walkers, in (0, 1).
         num_moves: Moves a step.
         radius: An update of the model may cost at most `radius^2` of the weighted
-            walkers, to second order; a larger one is shortened (`bounded`). It costs one
+            walkers, to second order; a larger one is shortened (`bounded`). It costs a
             forward derivative of the energy at the walkers that move. By default all
             updates pass, at no cost.
         penalty: Of energies far from 0: half of it times the mean square of the data's
