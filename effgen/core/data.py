@@ -217,8 +217,8 @@ Source = AbstractBatches | AbstractHostBatches | Stream
 def as_source(data: Any) -> Source:
     """Return `data` as one of the three kinds of source.
 
-    **Raises:** `TypeError` if `data` is neither batches, a function, a sequence nor an
-    iterable.
+    Raises:
+        TypeError: If `data` is neither batches, a function, a sequence nor an iterable.
     """
     if isinstance(data, AbstractBatches | AbstractHostBatches | Stream):
         return data
@@ -261,7 +261,8 @@ def set_back(data: Any, position: Any) -> None:
 
     What is indexed by the step needs no setting.
 
-    **Raises:** `ValueError` if `data` is taken in turn and can't be set back.
+    Raises:
+        ValueError: If `data` is taken in turn and can't be set back.
     """
     source = as_source(data)
     if not isinstance(source, Stream):

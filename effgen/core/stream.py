@@ -14,8 +14,11 @@ from jaxtyping import PyTree
 class Read(NamedTuple):
     """A batch as it was read.
 
-    **Attributes:** `batch`; `position`, the source's state after it; `kind`, its tree,
-    shapes and dtypes; `nbytes`.
+    Attributes:
+        batch: The batch, a pytree.
+        position: The source's state after it.
+        kind: Its tree, shapes and dtypes.
+        nbytes: Its bytes.
     """
 
     batch: PyTree
@@ -35,9 +38,12 @@ def read_of(batch: PyTree, position: Any) -> Read:
 class Kept:
     """What is kept of an iterator from one run to the next.
 
-    **Attributes:** `ahead`, what was read and not used; `position`, the source's state
-    after the last batch used; `step`, of the next batch; `changed`, told when `ahead`
-    grows; `reading`, held by the one thread that asks the iterator.
+    Attributes:
+        ahead: What was read and not used.
+        position: The source's state after the last batch used.
+        step: The step of the next batch.
+        changed: Told when `ahead` grows.
+        reading: Held by the one thread that asks the iterator.
     """
 
     def __init__(self) -> None:

@@ -83,7 +83,8 @@ class CheckpointWriter:
     def clear(self, step: int) -> None:
         """Remove what a killed run left, and what is corrupt past `step`.
 
-        **Raises:** `ValueError` if a sound checkpoint is past `step`.
+        Raises:
+            ValueError: If a sound checkpoint is past `step`.
         """
         _agreed(_tried(lambda: _clear(self._path, step)))
 

@@ -17,7 +17,11 @@ class Fixed(eqx.Module):
 
     Its gradient is zero; weight decay and momentum leave it alone.
 
-    **Attributes:** `bits`.
+    Arguments:
+        array: The array, kept in JAX's default precision.
+
+    Attributes:
+        bits: The array's bits.
     """
 
     bits: UInt[Array, "..."]

@@ -85,7 +85,7 @@ class NormalizedEnergy(eqx.Module):
     def from_state(
         cls, state: TrainState[Energy, Memory], population: Population | None = None
     ) -> "NormalizedEnergy":
-        """Return the density of a trained state, at one evaluation of a reservoir.
+        """Return the density of a trained state; a reservoir catches up first.
 
         Arguments:
             state: What training has returned.

@@ -58,7 +58,9 @@ class ConfinedEnergy(eqx.Module):
 class VectorNetwork(eqx.Module):
     """A multilayer perceptron of examples of any shape, to a scalar or to several.
 
-    **Attributes:** `layers`; `unit`, which the example is divided by.
+    Attributes:
+        layers: The perceptron.
+        unit: What the example is divided by.
     """
 
     layers: eqx.nn.MLP
@@ -231,8 +233,7 @@ def vector_network(
 ) -> VectorNetwork:
     """Return a perceptron of examples of `shape` that is zero at first.
 
-    **Arguments:** `out_size`, `"scalar"`, or how many numbers it returns; `unit`, as of
-    `VectorNetwork`.
+    It returns `out_size` numbers, or a `"scalar"`; `unit` is as of `VectorNetwork`.
     """
     size = 1
     for axis in shape:

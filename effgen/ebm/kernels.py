@@ -313,7 +313,8 @@ def metropolized(
 
         accepted with probability min(1, exp(ratios))
 
-    **Source:** Metropolis et al. (1953); Hastings (1970).
+    Source:
+        Metropolis et al. (1953); Hastings (1970).
     """
     # A proposal of infinite or undefined energy is refused.
     ratios = jnp.where(jnp.isnan(ratios), -jnp.inf, ratios)

@@ -100,8 +100,9 @@ class LabeledEnergy(eqx.Module):
 class LogitsEnergy(eqx.Module):
     """`energy(x, label) = |x|^2 / (2 scale^2) - logits(x)[label]`.
 
-    **Attributes:** `logits`, from an example to one number a label; `scale`, of the
-    well, fixed.
+    Arguments:
+        logits: From an example to one number a label.
+        scale: Of the well, fixed.
     """
 
     logits: VectorNetwork

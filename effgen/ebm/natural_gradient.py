@@ -16,8 +16,11 @@ from .example_gradients import gram
 class Samples(NamedTuple):
     """What a step's gradient comes from.
 
-    **Attributes:** `model`; `batch`, the data; `positions` and `weights`, of walkers,
-    the weights normalized to one.
+    Attributes:
+        model: The energy.
+        batch: The data, shape `(batch, *shape)`.
+        positions: Those of walkers, shape `(walkers, *shape)`.
+        weights: The walkers', normalized to one, shape `(walkers,)`.
     """
 
     model: Energy
@@ -29,7 +32,9 @@ class Samples(NamedTuple):
 class MinSRState(NamedTuple):
     """The state of `minsr`.
 
-    **Attributes:** `num_steps`, so far; `direction`, the last one.
+    Attributes:
+        num_steps: How many there were so far.
+        direction: The last one.
     """
 
     num_steps: Int[Array, ""]

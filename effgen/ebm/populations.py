@@ -22,7 +22,8 @@ Population = Walkers | Reservoir
 class LearnedPartition(eqx.Module):
     """A `log Z` that is trained like a parameter, for `NCETrainer`.
 
-    **Attributes:** `log_partition`.
+    Attributes:
+        log_partition: `log Z`, in nats.
     """
 
     log_partition: Float[Array, ""]
@@ -57,7 +58,8 @@ AnyMemory = TypeVar("AnyMemory", bound=Memory)
 def training_population(memory: Memory) -> Population:
     """Return the population that enters the gradient.
 
-    **Raises:** `ValueError` if no walkers are kept for it.
+    Raises:
+        ValueError: If no walkers are kept for it.
     """
     walkers = memory.walkers if isinstance(memory, Audited) else memory
     if not isinstance(walkers, Walkers | Reservoir):
