@@ -17,8 +17,10 @@ _POLL_SECONDS = 0.1
 class Agreement(NamedTuple):
     """What all processes have said.
 
-    **Attributes:** `num`, the least that one of them asked for; `result`, the code of
-    the worst that happened to one; `alike`, whether all bring batches of one kind.
+    Attributes:
+        num: The least that one of them asked for.
+        result: The code of the worst that happened to one.
+        alike: Whether all bring batches of one kind.
     """
 
     num: int
@@ -38,10 +40,17 @@ def agree(num: int, result: Any, kind: Any, *, patience: float) -> Agreement:
     its data's end, a failure) reaches all, so that they stop, and save, at the same
     step. What comes while they agree waits for the next time.
 
-    **Arguments:** `num`, how many steps or batches this process could take; `result`, a
-    `RESULTS` item; `kind`, of its batches; `patience`, the seconds to wait.
+    Arguments:
+        num: How many steps or batches this process could take.
+        result: A `RESULTS` item.
+        kind: Of its batches.
+        patience: The seconds to wait.
 
-    **Raises:** `ProcessesApart` if another one does not answer.
+    Returns:
+        What all have said.
+
+    Raises:
+        ProcessesApart: If another one does not answer.
     """
     if jax.process_count() == 1:
         return Agreement(num, code(result), alike=True)

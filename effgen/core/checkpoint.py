@@ -36,28 +36,40 @@ def restore(
 ) -> TrainState:
     """Return the newest good checkpoint in `directory`, every byte verified.
 
-    A checkpoint whose bytes are not those written is passed over, with a `RunWarning`
-    that names it, for the one before it. What else goes wrong (permissions, the disk,
-    memory) is raised.
+    A checkpoint whose bytes are not those written is passed over for the one before
+    it. What else goes wrong (permissions, the disk, memory) is raised. An average of
+    the model that the checkpoint has and `like` has not is restored too.
 
     ```python
     # The model and the count of steps of that run, with another optimizer:
     state = effgen.restore("runs/one", other.init(model), only=["model", "step"])
     ```
 
-    **Arguments:**
+    Arguments:
+        directory: The folder that a run was `checkpointed` to, or saved to.
+        like: A state with the same structure, shapes and dtypes, such as
+            `trainer.init(...)` gives. The arrays are placed as its are (also on a
+            mesh).
+        step: One step, and no other; or `"best"`, the one that
+            `checkpointed(run, directory, best=...)` found best. `None` takes the
+            newest good one.
+        only: The fields of the state to take, such as `"model"`; the others stay as
+            `like` has them. What is taken has `like`'s precision. `None` takes all,
+            and the dtypes must be the same.
 
-    - `directory`: that a run was `checkpointed` to.
-    - `like`: a state with the same structure, shapes and dtypes, such as
-      `trainer.init(...)` gives; the arrays are placed as its are (also on a mesh).
-    - `step`: one step, and no other; or `"best"`, the one that
-      `checkpointed(run, directory, best=...)` found best.
-    - `only`: the fields of the state to take, such as `"model"`; the others stay as
-      `like` has them. What is taken has `like`'s precision.
+    Returns:
+        The state that was saved.
 
-    **Raises:** `FileNotFoundError` if there is none; `ValueError`, with the difference
-    leaf by leaf and the call that takes what fits, if it is of another model or of a
-    newer effgen; `CorruptCheckpoint` if none is good.
+    Raises:
+        FileNotFoundError: If there is no checkpoint, or none of `step`.
+        ValueError: If the checkpoint is of another model or of a newer effgen, with
+            the difference leaf by leaf and the call that takes what fits; or if
+            `only` names no field of the state.
+        TypeError: If `like` is no `TrainState`, or `directory` no path.
+        CorruptCheckpoint: If no checkpoint is good.
+
+    Warns:
+        RunWarning: Where a checkpoint is passed over, with its step and its fault.
     """
     return _restored(directory, like, step, only)[0]
 
@@ -74,10 +86,22 @@ def restore_model(
     model = effgen.restore_model("runs/one", model, step="best")
     ```
 
-    **Arguments:** `directory` and `step`, as in `restore`; `like`, a model with the
-    same structure and shapes.
+    Arguments:
+        directory: The folder that a run was `checkpointed` to, or saved to.
+        like: A model with the same structure and shapes.
+        step: One step; `"best"`; or `None` for the newest good one, as in `restore`.
 
-    **Raises:** as `restore`.
+    Returns:
+        The model that was saved.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint, or none of `step`.
+        ValueError: If the checkpoint is of another model or of a newer effgen.
+        TypeError: If `like` is a whole `TrainState`, or `directory` no path.
+        CorruptCheckpoint: If no checkpoint is good.
+
+    Warns:
+        RunWarning: Where a checkpoint is passed over.
     """
     if isinstance(like, TrainState):
         raise TypeError("`like` is a whole state: pass its model, or call `restore`.")
@@ -90,11 +114,26 @@ def resume(
 ) -> TrainState:
     """Return the newest good checkpoint, or `state` itself where nothing is saved yet.
 
-    The one line that makes a script restartable. `data`, what the run is given, is set
-    to where the checkpoint was.
+    This one line makes a script restartable.
 
-    **Raises:** as `restore`, but for an empty directory; `ValueError` if `data` is
-    taken in turn and cannot be set back: leave it out then, and advance it by hand.
+    Arguments:
+        directory: The folder that the run is `checkpointed` to.
+        state: The state to begin with, such as `trainer.init(...)` gives; a
+            checkpoint must fit it, as `like` of `restore`.
+        data: What the run is given as data. It is set to where the checkpoint was.
+            Data that are indexed by the step need no setting.
+
+    Returns:
+        The state to pass to `train`.
+
+    Raises:
+        ValueError: If `data` is taken in turn and cannot be set back (leave it out
+            then, and advance it by hand), or as `restore` raises it.
+        TypeError: If `data` is no source of batches, or as `restore` raises it.
+        CorruptCheckpoint: If there are checkpoints and none is good.
+
+    Warns:
+        RunWarning: Where a checkpoint is passed over.
     """
     if not saved_steps(directory):
         return state

@@ -9,11 +9,19 @@ import jax
 def cache_compilations(directory: str | os.PathLike[str] | None = None) -> Path:
     """Keep compiled programs in `directory`, and return it.
 
-    A second process then spends its time on tracing alone. The default lies in the
-    user's own cache folder. What is in it is run as code: never point it at a folder
-    that others can write to. Call it before the first computation.
+    A second process then spends its time on tracing alone. What is in the directory
+    is run as code: never point it at a folder that others can write to. Call this
+    before the first computation.
 
-    **Raises:** `OSError` if the directory cannot be made.
+    Arguments:
+        directory: The folder, made where it is missing. The default is
+            `effgen/compilations` in `$XDG_CACHE_HOME`, or else in `~/.cache`.
+
+    Returns:
+        The path of the folder.
+
+    Raises:
+        OSError: If the directory cannot be made.
     """
     if directory is None:
         root = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")

@@ -18,7 +18,8 @@ from .static import Static
 def counted_state(old: TrainState, new: Any) -> TrainState:
     """Return `new` one step after `old`, whatever the step made of the count.
 
-    **Raises:** `TypeError` if `new` is no state.
+    Raises:
+        TypeError: If `new` is no state.
     """
     if not isinstance(new, TrainState):
         raise TypeError(

@@ -19,13 +19,22 @@ from .stream import Stream
 class AbstractBatches(eqx.Module):
     """Batches computed on the device, inside the compiled loop.
 
-    Stateless: `batch_at(step, key=key)` depends on its arguments alone, so the data of
-    a resumed run is exact at any step, and one integer is all the state there is.
+    A subclass is an `eqx.Module` with one method, `batch_at(step, key=key)`. Its
+    result depends on its arguments alone, so the data of a resumed run are the same
+    at any step, and one integer is all the state there is.
     """
 
     @abc.abstractmethod
     def batch_at(self, step: Int[Array, ""], *, key: PRNGKeyArray) -> PyTree:
-        """Return the batch of `step`; `key` is the same at every step of a run."""
+        """Return the batch of `step`.
+
+        Arguments:
+            step: The number of steps taken before, traced.
+            key: A random key, the same at every step of a run.
+
+        Returns:
+            A pytree of arrays; their shapes are the same at every step.
+        """
 
 
 class Minibatches(AbstractBatches):
@@ -35,25 +44,29 @@ class Minibatches(AbstractBatches):
     `rows % batch_size` rows left over are a different random few each time. A batch of
     all rows has them in their own order.
 
-    **Attributes:** `arrays`, a pytree whose leaves share their leading axis (a `Ragged`
-    is one), and `batch_size`.
-
     >>> import jax, jax.numpy as jnp
     >>> batches = Minibatches(jnp.arange(6.0), 2)
     >>> epoch = [batches.batch_at(i, key=jax.random.key(0)) for i in range(3)]
     >>> sorted(jnp.concatenate(epoch).tolist())
     [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+
+    Arguments:
+        arrays: A pytree of numeric arrays, shape `(rows, ...)` each, with one number
+            of rows; a `Ragged` is one array. They are moved to the device.
+        batch_size: Rows in a batch, from 1 to `rows`.
+
+    Raises:
+        TypeError: If a leaf is no numeric array, or is memory-mapped, or if
+            `batch_size` is no integer.
+        ValueError: If the leaves differ in their rows, if a batch is larger than the
+            data, or if integers are too wide for the device.
     """
 
     arrays: PyTree
     batch_size: int = eqx.field(static=True)
 
     def __init__(self, arrays: PyTree, batch_size: int) -> None:
-        """Move `arrays` to the device.
-
-        **Raises:** `ValueError` or `TypeError` for leaves that are not numeric arrays,
-        that differ in their leading axis, or for a batch larger than the data.
-        """
+        """Move `arrays` to the device."""
         for name, leaf in _named(arrays):
             if isinstance(leaf, np.memmap):
                 raise TypeError(
@@ -66,7 +79,15 @@ class Minibatches(AbstractBatches):
         self.batch_size = batch_size
 
     def batch_at(self, step: Int[Array, ""], *, key: PRNGKeyArray) -> PyTree:
-        """Return the batch of `step`, from epoch `step // (rows // batch_size)`."""
+        """Return the batch of `step`, from epoch `step // (rows // batch_size)`.
+
+        Arguments:
+            step: The number of steps taken before.
+            key: The key that orders the rows, the same at every step of a run.
+
+        Returns:
+            A pytree like `arrays`, with leaves `(batch_size, ...)`.
+        """
         step = jnp.asarray(step)
         rows = num_rows(self.arrays)
         if self.batch_size == rows:
@@ -78,7 +99,14 @@ class Minibatches(AbstractBatches):
         return jax.tree.map(lambda x: x[index], self.arrays, is_leaf=is_ragged)
 
     def __call__(self, key: PRNGKeyArray) -> PyTree:
-        """Return one random batch, of distinct rows."""
+        """Return one random batch, of distinct rows.
+
+        Arguments:
+            key: The key that chooses the rows.
+
+        Returns:
+            A pytree like `arrays`, with leaves `(batch_size, ...)`.
+        """
         return self.batch_at(jnp.zeros((), jnp.int32), key=key)
 
 
@@ -93,29 +121,62 @@ class Drawn(AbstractBatches):
 
 
 class AbstractHostBatches(abc.ABC):
-    """Batches read on the host by their step: prefetched, and exact to resume."""
+    """Batches read on the host by their step.
+
+    A subclass defines `batch_at(step, key=key)`. Batches are read ahead by a thread,
+    and a resumed run reads the same ones as one that never stopped.
+    """
 
     @abc.abstractmethod
     def batch_at(self, step: int, *, key: PRNGKeyArray) -> PyTree:
-        """Return the batch of `step` as arrays; raise `IndexError` past the end."""
+        """Return the batch of `step` as arrays.
+
+        Arguments:
+            step: The number of steps taken before.
+            key: A random key, the same at every step of a run.
+
+        Returns:
+            A pytree of arrays.
+
+        Raises:
+            IndexError: Past the end of the data; the run then ends.
+        """
 
 
 class HostMinibatches(AbstractHostBatches):
     """Minibatches of arrays that stay on the host or on disk (`numpy.memmap`).
 
-    Reshuffled every epoch like `Minibatches`; rows are read in the background while the
-    device computes.
+    They are reshuffled every epoch like `Minibatches`. Rows are read in the background
+    while the device computes. Within a batch they are in the order of `arrays`.
+
+    Arguments:
+        arrays: A pytree of numeric arrays, shape `(rows, ...)` each, with one number
+            of rows; a `Ragged` is one array. References are kept, nothing is copied.
+        batch_size: Rows in a batch, from 1 to `rows`.
+
+    Raises:
+        TypeError: If a leaf is no numeric array, or `batch_size` no integer.
+        ValueError: If the leaves differ in their rows, or if a batch is larger than
+            the data.
     """
 
     def __init__(self, arrays: PyTree, batch_size: int) -> None:
-        """Keep references to `arrays`; nothing is copied. Raises as `Minibatches`."""
+        """Keep references to `arrays`; nothing is copied."""
         check_rows(arrays, batch_size)
         self.arrays = arrays
         self.batch_size = batch_size
         self._order: tuple[Any, np.ndarray] = (None, np.zeros(0, np.int64))
 
     def batch_at(self, step: int, *, key: PRNGKeyArray) -> PyTree:
-        """Return the batch of `step` as numpy arrays."""
+        """Return the batch of `step`, from epoch `step // (rows // batch_size)`.
+
+        Arguments:
+            step: The number of steps taken before.
+            key: The key that orders the rows, the same at every step of a run.
+
+        Returns:
+            A pytree like `arrays`, with numpy arrays `(batch_size, ...)`.
+        """
         per_epoch = num_rows(self.arrays) // self.batch_size
         order = self._epoch_order(step // per_epoch, key)
         start = (step % per_epoch) * self.batch_size
@@ -156,8 +217,8 @@ Source = AbstractBatches | AbstractHostBatches | Stream
 def as_source(data: Any) -> Source:
     """Return `data` as one of the three kinds of source.
 
-    **Raises:** `TypeError` if `data` is neither batches, a function, a sequence nor an
-    iterable.
+    Raises:
+        TypeError: If `data` is neither batches, a function, a sequence nor an iterable.
     """
     if isinstance(data, AbstractBatches | AbstractHostBatches | Stream):
         return data
@@ -200,7 +261,8 @@ def set_back(data: Any, position: Any) -> None:
 
     What is indexed by the step needs no setting.
 
-    **Raises:** `ValueError` if `data` is taken in turn and can't be set back.
+    Raises:
+        ValueError: If `data` is taken in turn and can't be set back.
     """
     source = as_source(data)
     if not isinstance(source, Stream):

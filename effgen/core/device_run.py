@@ -27,7 +27,9 @@ _MOST_STACKS = 4  # how many kinds of batches keep their place on the device
 class DeviceDriver:
     """The state of a run on the device, and the program that moves it on.
 
-    **Attributes:** `nbytes` of the state; `capacity`, the most steps of one call.
+    Attributes:
+        nbytes: Bytes of the state.
+        capacity: The most steps of one call.
     """
 
     def __init__(self, job: Job) -> None:
@@ -89,7 +91,8 @@ class DeviceDriver:
     def advance(self, index: int, num: int) -> tuple[Metrics, int, bool]:
         """Take `num` steps from the block's batch `index`, or all before a failure.
 
-        **Returns:** the metrics and the number of the sound steps, and if one failed.
+        Returns:
+            The metrics and the number of the sound steps, and if one failed.
         """
         taken, failed = self._sound_steps(index, num)
         if taken.num:

@@ -19,7 +19,8 @@ def manifest_path(path: Path) -> Path:
 def array_reader(path: Path, manifest: dict[str, Any]) -> Callable[[str], np.ndarray]:
     """Return a function from an array's name to the array, its digest verified.
 
-    **Raises:** `ImportError`, with the command to install it, without tensorstore.
+    Raises:
+        ImportError: With the command to install it, without tensorstore.
     """
     content, starts = _content(path), _starts(manifest)
 

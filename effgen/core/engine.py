@@ -64,7 +64,8 @@ class Loop:
     def chunks(self) -> Iterator[Chunk]:
         """Yield chunks until the steps, the data or the patience of the user end.
 
-        **Raises:** `TrainingError` where a step or the data fail.
+        Raises:
+            TrainingError: Where a step or the data fail.
         """
         try:
             self._open()

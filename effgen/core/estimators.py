@@ -20,27 +20,44 @@ def sotl(losses: Losses) -> float:
     """Return the sum over training losses, `sum(losses)`; smaller is better.
 
     Where each loss is the mean over a batch of rows not seen before, `batch_size` times
-    it is the length in nats of a code of the data. If it is also that of a draw from
-    the posterior given the rows before, its negative bounds the log marginal likelihood
-    from below, on average. Over repeated epochs it is a heuristic: `docs/sweeps.md`.
+    the sum is the length in nats of a code of the data. If each loss is also that of a
+    draw from the posterior given the rows before, the negative of that length bounds
+    the log marginal likelihood from below, on average. Over repeated epochs it is a
+    heuristic: `docs/sweeps.md`.
 
-    **Raises:** `ValueError` for losses that are not finite, or none.
+    Arguments:
+        losses: One training loss a step, shape `(steps,)`.
 
-    **Source:** Lyle et al. (2020), section 3; Ru et al. (2021), equation 1.
+    Returns:
+        The sum, in units of loss.
+
+    Raises:
+        ValueError: For losses that are not finite, or none.
+
+    Source:
+        Lyle et al. (2020), section 3; Ru et al. (2021), equation 1.
     """
     return float(np.sum(_checked(losses)))
 
 
 def tse_e(losses: Losses, *, last: int) -> float:
-    """Return the sum of the last losses, `sum(losses[-last:])`.
+    """Return the sum of the last losses, `sum(losses[-last:])`; smaller is better.
 
-    Leaves out the start, which depends on the initialization more than on the model.
+    It leaves out the start, which depends on the initialization more than on the model.
 
-    **Arguments:** `last`, how many steps, as many as one or a few epochs have.
+    Arguments:
+        losses: One training loss a step, shape `(steps,)`.
+        last: How many steps to sum, as many as one or a few epochs have.
 
-    **Raises:** `ValueError` for `last` outside `1 .. steps`, or losses not finite.
+    Returns:
+        The sum, in units of loss.
 
-    **Source:** Ru et al. (2021), TSE-E.
+    Raises:
+        ValueError: For `last` outside `1 .. steps`, or losses that are not finite, or
+            none.
+
+    Source:
+        Ru et al. (2021), TSE-E.
     """
     losses = _checked(losses)
     if not 1 <= last <= len(losses):
@@ -49,11 +66,22 @@ def tse_e(losses: Losses, *, last: int) -> float:
 
 
 def tse_ema(losses: Losses, *, decay: float = 0.999) -> float:
-    """Return `sum(decay^(steps - 1 - i) * losses[i])`: late losses count more.
+    """Return `sum(decay^(steps - 1 - i) * losses[i])`; smaller is better.
 
-    **Raises:** `ValueError` for a decay outside (0, 1], or losses not finite.
+    Late losses count more.
 
-    **Source:** Ru et al. (2021), TSE-EMA.
+    Arguments:
+        losses: One training loss a step, shape `(steps,)`.
+        decay: In (0, 1]; about the last `1 / (1 - decay)` steps count.
+
+    Returns:
+        The sum, in units of loss.
+
+    Raises:
+        ValueError: For a decay outside (0, 1], or losses that are not finite, or none.
+
+    Source:
+        Ru et al. (2021), TSE-EMA.
     """
     losses = _checked(losses)
     _check_share("decay", decay)
@@ -65,10 +93,20 @@ def rank_runs(
 ) -> list[str]:
     """Return the names of the runs, the most promising first.
 
-    All are cut to the length of the shortest, for a sum over more steps is larger.
+    All are cut to the length of the shortest, since a sum over more steps is larger.
 
-    **Raises:** `TypeError` if `losses` is no mapping; `ValueError` if it has no run, or
-    by name one with a loss that is not finite, or with none.
+    Arguments:
+        losses: The runs' names, each with one training loss a step, shape `(steps,)`.
+        estimator: From losses to a number, smaller for the better run, such as `sotl`
+            or `tse_ema`.
+
+    Returns:
+        The names, ordered by the estimate.
+
+    Raises:
+        TypeError: If `losses` is no mapping.
+        ValueError: If `losses` has no run, or if a run, which is named, has no loss
+            or one that is not finite.
     """
     if not isinstance(losses, Mapping):
         raise TypeError(
@@ -83,12 +121,19 @@ def rank_runs(
 
 
 class Extrapolation(NamedTuple):
-    """A learning curve carried forward.
+    """A learning curve carried forward, in units of loss, as `extrapolate` returns it.
 
-    **Attributes:** `value` at the step asked for, with an interval `low`, `high`;
-    `asymptote`, where the curve ends; `now`, the fitted loss at the last step; `gain`,
-    `now - value`; `most_gain`, `now - low`; `rate`, `c`; `shape`, the better of
-    `"power"` and `"exponential"`.
+    Attributes:
+        value: The loss at the step asked for.
+        low: The lower end of the interval for `value`.
+        high: The upper end of the interval for `value`.
+        asymptote: The loss where the curve ends, `a`.
+        now: The fitted loss at the last step of the run.
+        gain: `now - value`.
+        most_gain: `now - low`.
+        rate: `c` of a power; of an exponential, `c` times the mean step of the first
+            block.
+        shape: Which of `"power"` and `"exponential"` fits better.
     """
 
     value: float
@@ -108,19 +153,28 @@ def extrapolate(
     """Fit the tail of a learning curve and carry it to step `at`.
 
     Both `a + b * n^(-c)` and `a + b * exp(-c * n)` are fitted by least squares to the
-    means of up to 150 blocks (which averages minibatch noise, and its correlation from
-    step to step, away); the one with the smaller residual gives the value. The interval
-    is that of Student's t for the fitted curve, to first order in `a`, `b` and `c`,
-    widened to hold the other shape's where the losses cannot tell the two apart (their
-    AIC differs by less than 4). It does not know of learning rates yet to fall.
+    means of up to 150 blocks of steps. The means average out minibatch noise, and its
+    correlation from step to step. The shape with the smaller residual gives the value.
+    The interval is that of Student's t for the fitted curve, to first order in `a`, `b`
+    and `c`. It is widened to hold the other shape's where the losses cannot tell the
+    two apart (their AIC differs by less than 4). It does not know of learning rates
+    yet to fall.
 
-    **Arguments:** `at`, a step at or past the last; `tail`, the share of the steps to
-    fit; `confidence`, of the interval.
+    Arguments:
+        losses: One training loss a step, shape `(steps,)`.
+        at: A step at or past the last, counted like the entries of `losses`.
+        tail: The share of the steps to fit, from the end, in (0, 1].
+        confidence: The probability of the interval, in (0, 1).
 
-    **Raises:** `ValueError` for fewer than 20 steps in the tail, `at` before the last
-    step, a share or a confidence out of range, or losses that are not finite.
+    Returns:
+        The loss at `at`, its interval, and the gain until then.
 
-    **Source:** the two shapes are those of Domhan et al. (2015), table 1.
+    Raises:
+        ValueError: For fewer than 20 steps in the tail, `at` before the last step, a
+            share or a confidence out of range, or losses that are not finite, or none.
+
+    Source:
+        The two shapes are those of Domhan et al. (2015), table 1.
     """
     losses = _checked(losses)
     _check_share("tail", tail)
@@ -144,11 +198,20 @@ def extrapolate(
 
 
 def should_stop(losses: Losses, *, at: int, threshold: float) -> bool:
-    """Return whether even the hopeful end of the interval gains less than `threshold`.
+    """Return whether even the lower end of the interval gains less than `threshold`.
 
-    **Arguments:** `at`, the step the run would end at; `threshold`, in units of loss.
+        extrapolate(losses, at=at).most_gain < threshold
 
-    **Raises:** as `extrapolate`.
+    Arguments:
+        losses: One training loss a step, shape `(steps,)`.
+        at: The step that the run would end at.
+        threshold: The least gain that is worth the steps, in units of loss.
+
+    Returns:
+        Whether to stop.
+
+    Raises:
+        ValueError: As `extrapolate`.
     """
     return extrapolate(losses, at=at).most_gain < threshold
 

@@ -7,7 +7,8 @@ from types import ModuleType
 def needed(package: str, *, by: str, extra: str, module: str = "") -> ModuleType:
     """Import `module` (by default `package` itself), which `by` needs.
 
-    **Raises:** `ImportError`, with the command to install the extra, if it is missing.
+    Raises:
+        ImportError: With the command to install the extra, if it is missing.
     """
     try:
         return importlib.import_module(module or package)

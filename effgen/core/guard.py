@@ -22,8 +22,13 @@ class Stop(AbstractGuard):
 class Skip(AbstractGuard):
     """Leave out a failed step and go on with the next batch and new noise.
 
-    Right for rare bad batches. Stops after more than `at_most` failures in a row; the
-    skipped steps are counted in `run.num_skipped`.
+    Right for rare bad batches. The skipped steps are counted in `run.num_skipped`.
+
+    Arguments:
+        at_most: The most failed steps in a row; one more ends the run.
+
+    Raises:
+        ValueError: If `at_most` is below 1.
     """
 
     num_skips: int
@@ -41,7 +46,13 @@ class Rollback(AbstractGuard):
     """Go back to the chunk's start and take its steps again with fresh noise.
 
     Right where the noise is to blame (a diverged walker, a bad path). The data stay the
-    same. Stops after `at_most` attempts at one chunk. Holds one more copy of the state.
+    same. It holds one more copy of the state.
+
+    Arguments:
+        at_most: The most attempts at one chunk after the first.
+
+    Raises:
+        ValueError: If `at_most` is below 1.
     """
 
     num_skips: int = eqx.field(default=0, init=False)

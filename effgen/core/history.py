@@ -16,8 +16,13 @@ from .scalars import doubles, scalars
 class History(Mapping[str, Any]):
     """The metrics of a run: `history["loss"]` has one entry for each step.
 
-    **Attributes:** `metrics`, names to arrays `(steps, ...)`; `steps`, the step after
-    which each was reported; `result`, how the run ended; `ledger`, where its time went.
+    A read-only mapping of names to arrays, as `fit` and `drain` return it.
+
+    Attributes:
+        metrics: Names to numpy arrays, shape `(steps, ...)`; a nested metric is a dict.
+        steps: The step after which each was reported, shape `(steps,)`.
+        result: How the run ended, an item of `RESULTS`.
+        ledger: Where the run's time went, in seconds.
     """
 
     metrics: dict[str, Any]
@@ -45,23 +50,33 @@ class History(Mapping[str, Any]):
         return scalars(self.metrics)
 
     def to_pandas(self) -> Any:
-        """Return the scalar metrics as a `pandas.DataFrame`, indexed by step.
+        """Return the scalar metrics as a `pandas.DataFrame`.
 
-        **Raises:** `ImportError`, with the command to install it, without pandas.
+        Returns:
+            A frame with one row a step, indexed by `step`, and one column a metric.
+
+        Raises:
+            ImportError: Without pandas, with the command to install it.
         """
         pd = needed("pandas", by="history.to_pandas()", extra="plots")
         table = {name: _plain(value) for name, value in self.scalars.items()}
         return pd.DataFrame(table, index=pd.Index(self.steps, name="step"))
 
     def plot(self, *names: str) -> Any:
-        """Draw the scalar metrics called `names` (all, without any) against the step.
+        """Draw scalar metrics against the step.
 
-        **Returns:** a `matplotlib` figure with one panel for each metric. A notebook
-        shows it where it is a cell's last line; `figure.savefig(...)` keeps it.
+        Arguments:
+            *names: The metrics to draw; without any, all.
 
-        **Raises:** `KeyError` for a name that is no scalar metric; `ValueError` where
-        there is nothing to draw; `ImportError`, with the command to install it,
-        without matplotlib.
+        Returns:
+            A `matplotlib` figure with one panel for each metric. A notebook shows it
+                where it is a cell's last line; `figure.savefig(...)` keeps it.
+
+        Raises:
+            KeyError: For a name that is no scalar metric.
+            ValueError: If no metric is a scalar, or without names if there are no
+                steps.
+            ImportError: Without matplotlib, with the command to install it.
         """
         needed("matplotlib", by="history.plot()", extra="plots")
         from .picture import curves

@@ -29,9 +29,13 @@ MOST_STEPS = int(np.iinfo(np.int32).max)  # the state counts in 32 bits
 class Chunk(NamedTuple):
     """Consecutive steps as the wrappers of a run see them.
 
-    **Attributes:** `state` after the last step; `metrics`, numpy arrays with a leading
-    axis of steps; `start` and `stop`, the steps' range; `boundary`, whether the run
-    yields here; `position`, the data's state.
+    Attributes:
+        state: The state after the last step.
+        metrics: Numpy arrays with a leading axis of steps.
+        start: The count of steps before them.
+        stop: The count of steps after them.
+        boundary: Whether the run yields here.
+        position: The data's state.
     """
 
     state: TrainState

@@ -31,18 +31,23 @@ def logged(run: Run, path: str | os.PathLike[str]) -> Run:
     signal, `break` or a failure, the steps since its last yield get a line too.
     A run that resumes at step `s` first drops the lines past `s` and a line that a
     crash left half-written, so that no step stands twice; a pipe or a device is only
-    appended to. A log never stops a run: what cannot be written is left out, with one
-    `RunWarning`. Only the first of several processes writes.
+    appended to. A log never stops a run: what cannot be written is left out. Only the
+    first of several processes writes.
 
-    **Arguments:**
+    Arguments:
+        run: What `train` or another wrapper returned, not yet started.
+        path: The file; its folder is made.
 
-    - `run`: what `train` or another wrapper returned, not yet started.
-    - `path`: the file; its folder is made.
+    Returns:
+        The run with the log around it.
 
-    **Returns:** the run with the log around it.
+    Raises:
+        TypeError: If `run` is no run.
+        RuntimeError: If `run` has started, or is wrapped already.
+        OSError: At once if `path` cannot be written.
 
-    **Raises:** `TypeError` if `run` is no run; `OSError` at once if `path` cannot be
-    written.
+    Warns:
+        RunWarning: Once, where a line cannot be written during the run.
     """
     check_run(run)
     sink = Sink(path)

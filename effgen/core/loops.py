@@ -40,8 +40,10 @@ def repeat(
     outside one: there, a body with convolutions is unrolled. Everywhere else this is
     `jax.lax.fori_loop`.
 
-    **Arguments:** `body`, a pure function of the index and the state; `state`, a pytree
-    of arrays; `num`, a Python integer.
+    Arguments:
+        body: A pure function of the index and the state.
+        state: A pytree of arrays.
+        num: A Python integer.
     """
     index = jax.numpy.zeros((), jax.numpy.int32)
     if num > 1 and default_platform() == "cpu":

@@ -126,6 +126,7 @@ def opened(text: bytes, where: str) -> Manifest:
 def state_digest(state: PyTree) -> str:
     """Return one SHA-256 over all arrays of `state`: equal only if all bits are.
 
+    The arrays' names, shapes and dtypes count too; leaves that are no arrays do not.
     The arrays are read one after another; in several processes, each whole in turn.
 
     >>> import jax.numpy as jnp
@@ -133,6 +134,12 @@ def state_digest(state: PyTree) -> str:
     True
     >>> state_digest([jnp.zeros(3)]) == state_digest([-jnp.zeros(3)])
     False
+
+    Arguments:
+        state: A state, or any pytree.
+
+    Returns:
+        64 hexadecimal digits.
     """
     leaves = named_arrays(state).items()
     return _text_digest({name: digest(_whole(leaf)) for name, leaf in leaves})

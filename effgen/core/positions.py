@@ -9,7 +9,8 @@ import numpy as np
 def encoded(position: Any) -> Any:
     """Return a data source's state as JSON that `decoded` turns back.
 
-    **Raises:** `TypeError` for what is neither JSON's, bytes, a tuple nor an array.
+    Raises:
+        TypeError: For what is neither JSON's, bytes, a tuple nor an array.
     """
     if position is None or isinstance(position, bool | int | float | str):
         return position

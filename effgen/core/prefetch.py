@@ -29,8 +29,9 @@ _POLL_SECONDS = 0.1  # how soon a signal is heard while the data are waited for
 class Block(NamedTuple):
     """Consecutive batches of one kind, to be taken by one program.
 
-    **Attributes:** `reads`, the batches, or `None` where they are computed on the
-    device; `num`, how many there are.
+    Attributes:
+        reads: The batches, or `None` where they are computed on the device.
+        num: How many there are.
     """
 
     reads: tuple[Read, ...] | None

@@ -23,10 +23,12 @@ from .step import Inputs, Leaves, Step, traced
 class Advance(NamedTuple):
     """What a call of a program gives.
 
-    **Attributes:** `state`, the arrays after the steps; `metrics`, a `(steps, ...)`
-    pytree of numpy arrays; `num`, how many steps were taken, the last of which failed
-    unless `sound`; `sound`, whether every step succeeded and the model is finite;
-    `code`, the result of the last step.
+    Attributes:
+        state: The arrays after the steps.
+        metrics: A `(steps, ...)` pytree of numpy arrays.
+        num: How many steps were taken, the last of which failed unless `sound`.
+        sound: Whether every step succeeded and the model is finite.
+        code: The result of the last step.
     """
 
     state: Leaves
@@ -40,14 +42,14 @@ class Advance(NamedTuple):
 class Program:
     """A compiled chunk of steps.
 
-    **Attributes:**
-
-    - `advance(state, inputs, batches, first, num)`: take `num` steps, or fewer if one
-      fails, which is taken too; `state` stays as it was, to come back to.
-    - `capacity`: the most steps that one call may take.
-    - `driver`: `"scan"`, one device loop, or `"dispatch"`, one call a step.
-    - `seconds`: how long tracing and compiling took.
-    - `compiled`: the executable, for its memory and cost analyses.
+    Attributes:
+        advance: `advance(state, inputs, batches, first, num)`: take `num` steps, or
+            fewer if one fails, which is taken too; `state` stays as it was, to come
+            back to.
+        capacity: The most steps that one call may take.
+        driver: `"scan"`, one device loop, or `"dispatch"`, one call a step.
+        seconds: How long tracing and compiling took.
+        compiled: The executable, for its memory and cost analyses.
     """
 
     advance: Callable[..., Advance]
@@ -88,14 +90,13 @@ class Programs:
     ) -> Program:
         """Return the program of a trainer, a state and a kind of batch; compiled once.
 
-        **Arguments:**
-
-        - `statics`: the halves without arrays of the state and of `(trainer, batches)`.
-        - `avals`: `(state, inputs)` as `jax.ShapeDtypeStruct`s.
-        - `batches`: the structure and shapes of a stack of host batches, or `None`
-          where the batches are computed in the loop.
-        - `mesh`: the mesh that the state lives on, or `None` on one device.
-        - `decay`: of the model's average, where the state keeps one.
+        Arguments:
+            statics: The halves without arrays of the state and of `(trainer, batches)`.
+            avals: `(state, inputs)` as `jax.ShapeDtypeStruct`s.
+            batches: The structure and shapes of a stack of host batches, or `None`
+                where the batches are computed in the loop.
+            mesh: The mesh that the state lives on, or `None` on one device.
+            decay: Of the model's average, where the state keeps one.
         """
         keys = tuple(static.key for static in statics)
         key = (keys, avals, batches, mesh, decay, choose_driver, settings())

@@ -17,21 +17,27 @@ from .sinks import warn
 def progress(run: Run) -> Run:
     """Show a bar with the rate, the time left and the metrics worth watching.
 
-    `tqdm` draws it, in a terminal or a notebook, between chunks: nothing is called back
-    from the device. The metrics are the trainer's `watched`, averaged over the chunk; a
-    step that takes long on the host also says how it is getting on.
-    In several processes only the first draws. A bar that cannot be drawn ends with a
-    `RunWarning`, and training goes on; without a standard error there is none.
+    `tqdm` draws it, in a terminal or a notebook, between chunks of steps: nothing is
+    called back from the device. The metrics are the trainer's `watched`, averaged over
+    the chunk; a step that takes long on the host also says how it is getting on. In
+    several processes only the first draws. Without a standard error there is no bar.
 
     ```python
     for state, metrics in effgen.progress(effgen.train(...)): ...
     ```
 
-    **Arguments:** `run`, what `train` or another wrapper returned, not yet started.
+    Arguments:
+        run: What `train` or another wrapper returned, not yet started.
 
-    **Returns:** the run with the bar around it.
+    Returns:
+        The run with the bar around it.
 
-    **Raises:** `TypeError` if `run` is no run.
+    Raises:
+        TypeError: If `run` is no run.
+        RuntimeError: If `run` has started, or is wrapped already.
+
+    Warns:
+        RunWarning: Where the bar cannot be drawn; it ends and training goes on.
     """
     check_run(run)
     return run.through(_progress)

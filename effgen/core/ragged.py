@@ -17,8 +17,12 @@ class Ragged(eqx.Module):
     `Minibatches` and `HostMinibatches` take it for an array: a batch has its own rows
     filled up to the longest of all, and the rest stays as it is. Rows may share values.
 
-    **Attributes:** `starts` and `lengths`, of each row in `values`; `width`, of a
-    filled row; `fill`, what with.
+    Arguments:
+        starts: Where each row begins in `values`, shape `(rows,)`.
+        lengths: How many values each row has, shape `(rows,)`.
+        values: The rows' values, shape `(entries,)`.
+        width: The width of a filled row.
+        fill: What rows are filled with.
     """
 
     starts: Int[Any, " rows"]

@@ -25,7 +25,8 @@ def replay(
 
     Batches and noise depend on `key` and the step alone, so this is the very step that
     failed, with a Python traceback to the operation. With a checkpoint from before the
-    failure, the steps up to `step` are first trained as they were.
+    failure, the steps up to `step` are first trained as they were. JAX's caches of
+    compiled programs are cleared.
 
     ```python
     try:
@@ -34,13 +35,21 @@ def replay(
         effgen.replay(trainer, error.state, data, key=key)
     ```
 
-    **Arguments:** `trainer`, `data` and `key` of the run; `state`, a `TrainingError`'s
-    or a restored one; `step`, how far to train from `state` first (`None`: not at all).
+    Arguments:
+        trainer: The run's trainer.
+        state: The state before the step: a `TrainingError`'s, or a restored one.
+        data: The run's data.
+        key: The run's key.
+        step: The step to train to from `state` first; `None` for no training.
 
-    **Returns:** the next state and the metrics, if nothing is NaN or infinite.
+    Returns:
+        The next state and the metrics of the step, if nothing is NaN or infinite.
 
-    **Raises:** `FloatingPointError` from the operation that made the NaN or infinity;
-    `ValueError` if `step` is before `state`'s.
+    Raises:
+        FloatingPointError: From the operation that made the NaN or infinity.
+        ValueError: If `step` is before `state`'s, or if `data` is taken in turn and
+            is not known to stand at this step.
+        TrainingError: If a step before `step` fails.
     """
     ahead = 0 if step is None else step - int(state.step)
     if ahead < 0:

@@ -20,6 +20,38 @@ class RESULTS(eqx.Enumeration):
     A trainer puts an item under `metrics["result"]`: the code travels through `jit`
     as an integer and has a name again outside. Anything but `successful` stops the
     run before the step's state is kept.
+
+    Attributes:
+        successful: All steps are taken, or the run still goes.
+        nonfinite: The loss, a gradient or a parameter is not finite.
+        weights_collapsed: The walkers' weights lie on too few of them.
+        walkers_lost: Moves took walkers to where the energy is not finite.
+        unconfined: The energy has no normalizable density any more.
+        energies_apart: Data and walkers differ too far in their mean energies.
+        too_many_skips: `Skip` left out too many steps in a row.
+        too_many_rollbacks: A chunk failed at every attempt of `Rollback`.
+        too_many_steps: A series needs more solver steps than allowed.
+        times_out_of_order: A series has times that are not in order.
+        documents_differ: A batch's document is not that of its number in the cache.
+        document_missing: A batch's document is not in the index.
+        infeasible: Ipopt found no point where all constraints hold.
+        diverging: Ipopt's iterates grew without bound.
+        evaluation_failed: Ipopt was given a value or derivative that is not finite.
+        restoration_failed: Ipopt could not come back to feasibility.
+        step_failed: Ipopt could not compute a step.
+        too_many_equations: There are more equality constraints than variables.
+        solver_failed: Ipopt ended with an error of its own.
+        data_failed: The data source raised.
+        data_exhausted: The data ended before `num_steps`.
+        checkpoint_failed: A checkpoint could not be written.
+        interrupted: Ctrl-C ended the run.
+        terminated: SIGTERM ended the run.
+        left: The loop was left before the last step.
+        data_stalled: The data gave no batch for `patience` seconds.
+        stopped_elsewhere: Another process failed.
+        processes_apart: Another process did not answer for `patience` seconds.
+        batches_differ: The processes' batches differ in tree, shapes or dtypes.
+        count_ended: The count of steps reached the limit of 32 bits.
     """
 
     successful = ""
@@ -160,17 +192,17 @@ class TrainingError(RuntimeError):
     It can be copied and pickled, as a pool of processes does; what of it cannot be
     pickled, such as a model with functions of a notebook, is left behind with a note.
 
-    **Attributes:**
-
-    - `result`: a `RESULTS` item.
-    - `step`: the step that failed.
-    - `state`: the `TrainState` before that step: usable, and what `replay` wants.
-    - `metrics`: of the failed step, as numpy arrays.
-    - `attempt`: the state that the failed step made, where it is kept: of trainers on
-      the host; else `None`.
-    - `history`: the `History` of the sound steps, where it is kept: by `fit` and
-      `drain`; else `None`.
-    - `position`: the data's position that belongs to `state`, if they have one.
+    Attributes:
+        result: A `RESULTS` item.
+        step: The step that failed.
+        state: The `TrainState` before that step: usable, and what `replay` wants.
+        metrics: Those of the failed step, as numpy arrays.
+        attempt: The state that the failed step made, where it is kept: of trainers on
+            the host; else `None`.
+        history: The `History` of the sound steps, where it is kept: by `fit` and
+            `drain` of the whole run, in a loop of those since its last yield; else
+            `None`.
+        position: The data's position that belongs to `state`, if they have one.
     """
 
     def __init__(

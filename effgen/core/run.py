@@ -35,6 +35,15 @@ class Run:
     with effgen.checkpointed(effgen.train(...), "runs/first") as run:
         state, metrics = next(run)
     ```
+
+    Attributes:
+        state: The state that the run has reached.
+        result: How the run ended, an item of `RESULTS`.
+        ledger: Where the run's time went, in seconds.
+        num_skipped: How many failed steps were left out.
+        num_rollbacks: How many times the run went back.
+        job: What the run is to do; a run and its wrappers share it.
+        wrappers: The functions around the run's chunks, innermost first.
     """
 
     def __init__(self, job: Job, wrappers: tuple[Wrapper, ...] = ()) -> None:
@@ -50,11 +59,18 @@ class Run:
     def through(self, wrapper: Wrapper, *, period: int | None = None) -> "Run":
         """Return the run with `wrapper` around its chunks, in place of this one.
 
-        `wrapper(chunks, job)` is a generator that passes on each chunk it is given and
-        may act between two of them; where the loop is left it is closed. With a
-        `period`, chunks end at its multiples.
+        Arguments:
+            wrapper: `wrapper(chunks, job)` is a generator that passes on each chunk it
+                is given and may act between two of them. Where the loop is left it is
+                closed.
+            period: Chunks end at the multiples of this many steps too; `None` for no
+                such end.
 
-        **Raises:** `RuntimeError` if the run has started, or is wrapped already.
+        Returns:
+            The run to go on with.
+
+        Raises:
+            RuntimeError: If the run has started, or is wrapped already.
         """
         self.check_unstarted()
         self.job.periods += () if period is None else (period,)
@@ -62,7 +78,11 @@ class Run:
         return self._outer
 
     def check_unstarted(self) -> None:
-        """Raise `RuntimeError` if the run has started, or another one wraps it."""
+        """Raise unless the run can still be wrapped.
+
+        Raises:
+            RuntimeError: If the run has started, or another one wraps it.
+        """
         if self._outer is not None:
             raise RuntimeError(
                 "this run was wrapped: go on with what the wrapper returned, as in "
@@ -132,7 +152,8 @@ class Run:
         The data stand at the batch after the last one used. A run that has ended stays
         as it is.
 
-        **Raises:** `TrainingError` if what ran could not be saved.
+        Raises:
+            TrainingError: If what ran could not be saved.
         """
         if self._outer is not None:
             self._outer.close()
@@ -141,7 +162,15 @@ class Run:
         self._ended = True
 
     def chunks(self) -> Iterator[Chunk]:
-        """Yield the run's chunks, finer than its yields; what a wrapper sees."""
+        """Compute to the end; yield the run's chunks, finer than its yields.
+
+        Yields:
+            Consecutive steps, as a wrapper sees them: state, metrics and range.
+
+        Raises:
+            TrainingError: If a step, the data or a save fails.
+            RuntimeError: If another run wraps this one.
+        """
         try:
             while (chunk := self._next_chunk()) is not None:
                 yield chunk

@@ -12,6 +12,17 @@ def guarded(run: Run, guard: AbstractGuard) -> Run:
 
     A step fails if its loss, gradient or parameters are not finite or if it reports a
     `"result"` that is not successful; its state is never kept.
+
+    Arguments:
+        run: What `train` or another wrapper returned, not yet started.
+        guard: What to do about a failed step.
+
+    Returns:
+        The run, in place of the one given.
+
+    Raises:
+        TypeError: If `run` is no run, or `guard` no guard.
+        RuntimeError: If `run` has started, or is wrapped already.
     """
     check_run(run)
     if not isinstance(guard, AbstractGuard):
@@ -31,15 +42,21 @@ def averaged(run: Run, decay: float = 0.999) -> Run:
     and goes on after `effgen.resume`. `state.evaluated` is the model to evaluate: the
     average where there is one. Training goes on from the model itself.
 
-    **Arguments:** `run`; `decay`, in (0, 1): the average remembers about
-    `1 / (1 - decay)` steps.
+    Arguments:
+        run: What `train` or another wrapper returned, not yet started.
+        decay: In (0, 1): the average remembers about `1 / (1 - decay)` steps.
 
-    **Returns:** the run, in place of the one given.
+    Returns:
+        The run, in place of the one given.
 
-    **Raises:** `ValueError` for a decay outside (0, 1).
+    Raises:
+        ValueError: For a decay outside (0, 1).
+        TypeError: If `run` is no run.
+        RuntimeError: If `run` has started, or is wrapped already.
 
-    **Source:** Polyak and Juditsky (1992); the first steps' weights are those of
-    TensorFlow's `ExponentialMovingAverage`.
+    Source:
+        Polyak and Juditsky (1992). The first steps' weights are those of TensorFlow's
+        `ExponentialMovingAverage`.
     """
     check_run(run)
     if not 0 < decay < 1:

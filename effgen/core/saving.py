@@ -38,20 +38,28 @@ def checkpointed(
     for state, metrics in effgen.checkpointed(run, directory, every=5_000): ...
     ```
 
-    **Arguments:**
+    Arguments:
+        run: What `train` or another wrapper returned, not yet started.
+        directory: The folder of this run alone; it is made.
+        every: How many steps lie between two saves.
+        keep: How many saves stay.
+        best: A metric, one number a step. At each multiple of `every` its mean over the
+            `every` steps before is compared; the best checkpoint stays, beside the
+            newest, and `restore(directory, like, step="best")` returns it. A mean that
+            is not finite is never the best, nor is an end between two multiples. A run
+            that was interrupted and resumed finds the same best as one that was not.
+        mode: Whether the least (`"min"`) or the greatest (`"max"`) mean is best.
 
-    - `run`, `directory`: of this run alone.
-    - `every`, `keep`: how many steps lie between two saves, and how many saves stay.
-    - `best`: a metric, one number a step. At each multiple of `every` its mean over the
-      `every` steps before is compared; the best checkpoint stays, beside the newest,
-      and `restore(directory, like, step="best")` returns it. A mean that is not finite
-      is never the best, nor is an end between two multiples. A run that was
-      interrupted and resumed finds the same best as one that was not.
-    - `mode`: whether the least (`"min"`) or the greatest (`"max"`) mean is best.
+    Returns:
+        The run that saves itself. In it, `TrainingError` with `checkpoint_failed` is
+            raised for a save that failed, `ValueError` if `best` is no such metric.
 
-    **Raises:** `ValueError` if `directory` holds sound steps past the run's first: they
-    would be mixed with this run's. `OSError` at once if it cannot be written. In the
-    run, `TrainingError` with `checkpoint_failed`.
+    Raises:
+        ValueError: If `directory` holds sound steps past the run's first, which would
+            be mixed with this run's, or if `every`, `keep` or `mode` is out of range.
+        OSError: At once if `directory` cannot be written.
+        TypeError: If `run` is no run, or `directory` no path.
+        RuntimeError: If `run` has started, or is wrapped already.
     """
     check_run(run)
     if every < 1 or keep < 1:

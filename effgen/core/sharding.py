@@ -24,21 +24,23 @@ def make_mesh(
 ) -> Mesh:
     """Return a mesh over `devices`, by default over all of them in all processes.
 
-    **Arguments:**
+    Arguments:
+        devices: In an order in which neighbors are near, as JAX lists them; `None` for
+            all.
+        model: Over how many devices to split the model itself; 1 keeps it whole on
+            each.
+        groups: Into how many groups to divide the devices, fast within and slow
+            between, such as machines of several GPUs. Memory and batches are split over
+            all groups; the optimizer's state can be split within each (`shard`).
 
-    - `devices`: in an order in which neighbors are near, as JAX lists them.
-    - `model`: over how many devices to split the model itself; 1 keeps it whole on
-      each.
-    - `groups`: into how many groups to divide the devices, fast within and slow
-      between, such as machines of several GPUs. Memory and batches are split over all
-      groups; the optimizer's state can be split within each (`shard`).
+    Returns:
+        A mesh with the axis `"data"`, before it `"groups"` where there are several,
+            and after it `"model"` where that is split. Its axes are `AxisType.Auto`:
+            under JAX's default, explicit axes, gathers, resampling and differential
+            equation solvers are refused.
 
-    **Returns:** a mesh with the axis `"data"`, before it `"groups"` where there are
-    several, and after it `"model"` where that is split. Its axes are `AxisType.Auto`:
-    under JAX's default, explicit axes, gathers, resampling and differential equation
-    solvers are refused.
-
-    **Raises:** `ValueError` if `model * groups` does not divide the number of devices.
+    Raises:
+        ValueError: If `model * groups` does not divide the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     for name, number in (("model", model), ("groups", groups)):
@@ -67,22 +69,26 @@ def shard(
     only, and the parameters are gathered after each update. Adam's state then takes
     `1 / devices` of the memory, for one gathering more a step.
 
-    Works the same in several processes, each of which holds the same `state`.
+    It works the same in several processes, each of which holds the same `state`.
 
-    **Arguments:**
+    Arguments:
+        state: A trainer's; its arrays stay usable.
+        mesh: From `make_mesh`, or one of your own.
+        optimizer: The data axes over which the optimizer's state is split: `"data"`,
+            within each group if there are several, or `("groups", "data")`, over all.
+            An array is split along its longest axis that divides; one that has none
+            stays whole.
 
-    - `state`: a trainer's; its arrays stay usable.
-    - `mesh`: from `make_mesh`, or one of your own.
-    - `optimizer`: the data axes over which the optimizer's state is split: `"data"`,
-      within each group if there are several, or `("groups", "data")`, over all. An
-      array is split along its longest axis that divides; one that has none stays
-      whole.
+    Returns:
+        The state with its arrays on the mesh.
 
-    **Raises:** `TypeError` if `state` is no `TrainState` or `mesh` no mesh;
-    `ValueError` if a leading axis of the memory cannot be split evenly, or if
-    `optimizer` names what is no data axis.
+    Raises:
+        TypeError: If `state` is no `TrainState` or `mesh` no mesh.
+        ValueError: If a leading axis of the memory cannot be split evenly, or if
+            `optimizer` names what is no data axis.
 
-    **Source:** Rajbhandari et al. (2020), stage 1; within groups, Wu et al. (2024).
+    Source:
+        Rajbhandari et al. (2020), stage 1; within groups, Wu et al. (2024).
     """
     check_kind(state)
     _check_mesh(mesh)

@@ -27,8 +27,9 @@ def shuffled(
     >>> sorted(rows.tolist()) == list(range(10))
     True
 
-    **Source:** Luby and Rackoff (1988), the network; Black and Rogaway (2002), the walk
-    back into the domain.
+    Source:
+        Luby and Rackoff (1988), the network; Black and Rogaway (2002), the walk back
+        into the domain.
     """
     round_keys = _round_keys(key, epoch)
     bits = max(4, (size - 1).bit_length())

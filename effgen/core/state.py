@@ -18,13 +18,13 @@ Metrics = dict[str, Any]
 class TrainState(eqx.Module, Generic[Model, Memory]):
     """All that a run carries from step to step.
 
-    **Attributes:**
-
-    - `model`: the pytree being trained.
-    - `opt_state`: what the optimizer keeps (optax's state, or Ipopt's multipliers).
-    - `memory`: what the method keeps in place of an expensive inner computation.
-    - `step`: the number of steps taken; it indexes the data and the noise.
-    - `average`: an average of the model over the steps (`effgen.averaged`), or `None`.
+    Attributes:
+        model: The pytree being trained.
+        opt_state: What the optimizer keeps (optax's state, or Ipopt's multipliers).
+        memory: What the method keeps in place of an expensive inner computation.
+        step: The number of steps taken; it indexes the data and the noise.
+        average: An average of the model over the steps (`effgen.averaged`), or `None`.
+        evaluated: The model to evaluate: the average where one is kept, else the model.
     """
 
     model: Model
@@ -44,11 +44,28 @@ class TrainState(eqx.Module, Generic[Model, Memory]):
 
         The copies are what may be donated: the caller's own arrays stay usable, and
         no two leaves share a buffer (adam's two moments begin as the same zeros).
+
+        Arguments:
+            model: The pytree to train.
+            opt_state: The optimizer's first state, as `init_opt_state` returns it.
+            memory: What the method begins with.
+
+        Returns:
+            The first state of a run.
         """
         return copied(cls(model, opt_state, memory, jnp.zeros((), jnp.int32)))
 
     def advance(self, model: Model, opt_state: Any, memory: Memory) -> "TrainState":
-        """Return the state one step later."""
+        """Return the state one step later, with the average as it was.
+
+        Arguments:
+            model: The model after the step.
+            opt_state: The optimizer's state after the step.
+            memory: The method's memory after the step.
+
+        Returns:
+            The state with `step + 1`.
+        """
         return TrainState(model, opt_state, memory, self.step + 1, self.average)
 
 

@@ -81,9 +81,13 @@ def traced(
 ) -> tuple[Step, Layout]:
     """Return the step as a jaxpr, and how its metrics are packed.
 
-    **Arguments:** as for a program: the static halves of the state and of `(trainer,
-    batches)`; the shapes of the state, the inputs and a stack of batches, if any; the
-    mesh; and the decay of the model's average.
+    Arguments:
+        statics: The static halves of the state and of `(trainer, batches)`.
+        state: The shapes of the state.
+        inputs: The shapes of the inputs.
+        stack: The shapes of a stack of batches, if any.
+        mesh: The mesh, if any.
+        decay: The decay of the model's average, if it has one.
     """
     structures, placed = [], state
 

@@ -14,8 +14,11 @@ from jaxtyping import PyTree
 class Read(NamedTuple):
     """A batch as it was read.
 
-    **Attributes:** `batch`; `position`, the source's state after it; `kind`, its tree,
-    shapes and dtypes; `nbytes`.
+    Attributes:
+        batch: The batch, a pytree.
+        position: The source's state after it.
+        kind: Its tree, shapes and dtypes.
+        nbytes: Its bytes.
     """
 
     batch: PyTree
@@ -35,9 +38,12 @@ def read_of(batch: PyTree, position: Any) -> Read:
 class Kept:
     """What is kept of an iterator from one run to the next.
 
-    **Attributes:** `ahead`, what was read and not used; `position`, the source's state
-    after the last batch used; `step`, of the next batch; `changed`, told when `ahead`
-    grows; `reading`, held by the one thread that asks the iterator.
+    Attributes:
+        ahead: What was read and not used.
+        position: The source's state after the last batch used.
+        step: The step of the next batch.
+        changed: Told when `ahead` grows.
+        reading: Held by the one thread that asks the iterator.
     """
 
     def __init__(self) -> None:
@@ -57,6 +63,15 @@ class Stream:
     `get_state` and `set_state`, as grain's, or by `state_dict` and `load_state_dict`,
     as torch's stateful loaders. What a run has read ahead and not used is kept, and is
     what the next run begins with; an iterator has one such store, whoever wraps it.
+
+    Arguments:
+        iterable: The batches, each a pytree of arrays. Its iterator is made at first
+            use.
+
+    Attributes:
+        kept: What was read ahead and not used, and where the source stands.
+        iterator: The one iterator behind this stream.
+        settable: Whether the source can tell its state and be set back to it.
     """
 
     def __init__(self, iterable: Iterable[PyTree]) -> None:
@@ -87,32 +102,55 @@ class Stream:
         return None
 
     def begin(self, step: int) -> None:
-        """Note that the next batch is that of `step`."""
+        """Note that the next batch is that of `step`.
+
+        Arguments:
+            step: The number of steps taken before.
+        """
         self.kept.step = step
         if self.kept.position is None:
             self.kept.position = self._told()
 
     def read(self) -> Read:
-        """Return the iterator's next batch; `StopIteration` at its end."""
+        """Read the iterator's next batch.
+
+        Returns:
+            The batch, with the source's state after it.
+
+        Raises:
+            StopIteration: At the iterator's end.
+        """
         return read_of(next(self.iterator), self._told())
 
     def used(self, position: Any, step: int) -> None:
-        """Note the source's state after the last batch used; `step` is the next's."""
+        """Note where the source stood after the last batch used.
+
+        Arguments:
+            position: The source's state after that batch.
+            step: The step of the next batch.
+        """
         self.kept.position, self.kept.step = position, step
 
     def get_state(self) -> Any:
-        """Return the source's state after the last batch used; `None` if it has none.
+        """Return the source's state after the last batch used.
 
         What a run has read ahead of it does not count.
+
+        Returns:
+            The state as the source tells it; `None` if it cannot.
         """
         if self.kept.ahead:
             return self.kept.position
         return self._told()
 
     def set_state(self, state: Any) -> None:
-        """Set the source back to a state from `get_state`.
+        """Set the source back, and drop what was read ahead.
 
-        **Raises:** `ValueError` if it can't be set.
+        Arguments:
+            state: A state from `get_state`.
+
+        Raises:
+            ValueError: If the source cannot be set back.
         """
         keeper = self._keeper
         if keeper is None:

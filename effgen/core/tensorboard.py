@@ -21,20 +21,26 @@ from .sinks import Sink
 def tensorboard(run: Run, directory: str | os.PathLike[str]) -> Run:
     """Write each yield's mean metrics as TensorBoard scalars under `directory`.
 
-    Needs the extra `tensorboard`. The means are those of `logged`, without
-    those that nothing finite is left of. A resumed run hides what an earlier one wrote
-    past its first step. What cannot be written is left out, with one `RunWarning`, and
-    training goes on. Only the first of several processes writes.
+    The means are those of `logged`, without those of which no value is finite. A
+    resumed run hides what an earlier one wrote past its first step. What cannot be
+    written is left out, and training goes on. Only the first of several processes
+    writes. Needs the extra `tensorboard`.
 
-    **Arguments:**
+    Arguments:
+        run: What `train` or another wrapper returned, not yet started.
+        directory: A local folder; it is made.
 
-    - `run`: what `train` or another wrapper returned, not yet started.
-    - `directory`: a local folder; it is made.
+    Returns:
+        The run with the writer around it.
 
-    **Returns:** the run with the writer around it.
+    Raises:
+        ImportError: Without `tensorboardX`, with the command to install it.
+        OSError: At once if `directory` cannot be made.
+        TypeError: If `run` is no run.
+        RuntimeError: If `run` has started, or is wrapped already.
 
-    **Raises:** `ImportError`, with the command to install it, without `tensorboardX`;
-    `OSError` at once if `directory` cannot be made; `TypeError` if `run` is no run.
+    Warns:
+        RunWarning: Once, where a record cannot be written.
     """
     check_run(run)
     needed("tensorboardX", by="tensorboard", extra="tensorboard")

@@ -88,7 +88,8 @@ def seal_of(path: Path) -> dict[str, Any]:
 def pieces_of(path: Path, seal: dict[str, Any]) -> list[tuple[str, Piece]]:
     """Return the name of each part of a file, and where it is.
 
-    **Raises:** `CorruptCheckpoint` unless the file has the size and header of `seal`.
+    Raises:
+        CorruptCheckpoint: Unless the file has the size and header of `seal`.
     """
     size, head = _head(path)
     if size != seal["size"]:

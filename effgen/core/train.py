@@ -39,24 +39,33 @@ def train(
         print(int(state.step), metrics["loss"].mean())
     ```
 
-    **Arguments:**
+    Arguments:
+        trainer: Any `AbstractTrainer`.
+        state: From `trainer.init`, a run, or a checkpoint; it stays usable.
+        data: `Minibatches` and the like, a function `key -> batch`, a sequence
+            (indexed by step) or any other iterable of batches.
+        key: The run's randomness; pass the same one to resume.
+        num_steps: How many steps to take from `state`; `None`: to the data's end.
+        every: The run yields where the state's step is a multiple of it, and at the
+            end; `None` yields about twice a second.
+        patience: How many seconds to wait for a batch, or for another process, before
+            the run stops and says so. Signals are heard while it waits.
 
-    - `trainer`: any `AbstractTrainer`.
-    - `state`: from `trainer.init`, a run, or a checkpoint; it stays usable.
-    - `data`: `Minibatches` and the like, a function `key -> batch`, a sequence
-      (indexed by step) or any other iterable of batches.
-    - `key`: the run's randomness; pass the same one to resume.
-    - `num_steps`: how many steps to take from `state`; `None`: to the data's end.
-    - `every`: the run yields where the state's step is a multiple of it, and at the
-      end; `None` yields about twice a second.
-    - `patience`: how many seconds to wait for a batch, or for another process, before
-      the run stops and says so. Signals are heard while it waits.
+    Returns:
+        A `Run`. Its metrics are numpy arrays with a leading axis of steps. Wrap it in
+            `progress`, `logged`, `checkpointed` or `guarded` before the first step. In
+            it, `TrainingError` is raised if a step or the data fail, with the last good
+            state, and what `trainer.check` raises for a batch before the first step.
 
-    **Returns:** a `Run`. Its metrics are numpy arrays with a leading axis of steps.
-    Wrap it in `progress`, `logged`, `checkpointed` or `guarded` before the first step.
+    Raises:
+        TypeError: At once if `state`, `data`, `key` or a count is of the wrong kind.
+        ValueError: At once if a count or `patience` is out of range, if an array of
+            `state` was deleted, if data without an end are given without `num_steps`,
+            or as the trainer raises it for the data.
 
-    **Raises:** `TypeError` or `ValueError` for bad arguments at once; `TrainingError`,
-    which holds the last good state, if a step fails midway.
+    Warns:
+        RunWarning: In the run, if a signal or the data's end stops it before
+            `num_steps`.
     """
     _check_state(state)
     data = trainer.batches(state, data)
@@ -89,13 +98,30 @@ def fit(
 ) -> tuple[TrainState, History]:
     """Train to the end; return the last state and the metrics of every step.
 
-    The arguments are those of `train`. Nobody looks on, so the steps are cut into
-    chunks of about half a second, whatever `every` is.
+    Nobody looks on, so the steps are cut into chunks of about half a second, whatever
+    `every` is.
 
-    **Returns:** `(state, history)`. After Ctrl-C they are those of the last finished
-    step, with a warning and `history.result`.
+    Arguments:
+        trainer: Any `AbstractTrainer`.
+        state: From `trainer.init`, a run, or a checkpoint; it stays usable.
+        data: Batches, a function `key -> batch`, a sequence (indexed by step) or any
+            other iterable of batches, as for `train`.
+        key: The run's randomness; pass the same one to resume.
+        num_steps: How many steps to take from `state`; `None`: to the data's end.
+        every: Checked as by `train`, and not used.
 
-    **Raises:** as `train`.
+    Returns:
+        `(state, history)`. After Ctrl-C they are those of the last finished step, and
+            `history.result` says so.
+
+    Raises:
+        TypeError: As `train`.
+        ValueError: As `train`, or as `trainer.check` for the first batch.
+        TrainingError: If a step or the data fail; it holds the last good state and the
+            history.
+
+    Warns:
+        RunWarning: If a signal or the data's end stops it before `num_steps`.
     """
     _check_count("every", every, 1)
     run = train(trainer, state, data, key=key, num_steps=num_steps, every=None)
@@ -108,6 +134,20 @@ def drain(run: Run) -> tuple[TrainState, History]:
     ```python
     state, history = effgen.drain(effgen.progress(effgen.train(...)))
     ```
+
+    Arguments:
+        run: What `train` or a wrapper returned. Of a run that has begun, the rest.
+
+    Returns:
+        `(state, history)`, the metrics being those of the steps taken here.
+
+    Raises:
+        TrainingError: If a step, the data or a save fails; it holds the last good
+            state and the history.
+        RuntimeError: If another run wraps this one.
+
+    Warns:
+        RunWarning: If a signal or the data's end stops it before its last step.
     """
     start, metrics = int(run.state.step), []
     try:

@@ -13,15 +13,26 @@ from .state import Metrics, TrainState, copied
 class AbstractTrainer(eqx.Module):
     """A training method: frozen hyperparameters and two methods.
 
-    A subclass is an `eqx.Module` whose fields are constructor arguments. `watched`
-    names the metrics that a progress bar shows.
+    A subclass is an `eqx.Module` whose fields are constructor arguments. It defines
+    `init` and `step`.
+
+    Attributes:
+        watched: The names of the metrics that a progress bar shows.
     """
 
     watched: ClassVar[tuple[str, ...]] = ("loss",)
 
     @abc.abstractmethod
     def init(self, model: PyTree, memory: Any = None) -> TrainState:
-        """Return the first state, `TrainState.start(model, opt_state, memory)`."""
+        """Return the first state, `TrainState.start(model, opt_state, memory)`.
+
+        Arguments:
+            model: The pytree to train.
+            memory: What the method begins with, where it asks for it.
+
+        Returns:
+            The state at step 0, which holds copies of all arrays.
+        """
 
     @abc.abstractmethod
     def step(
@@ -32,20 +43,42 @@ class AbstractTrainer(eqx.Module):
         The metrics are a dict of arrays of fixed shape. The core refuses the step if
         `"loss"` or `"grad_norm"` is non-finite (or, without a `"grad_norm"`, if a
         parameter is), and if `"result"`, where given, is not successful.
+
+        Arguments:
+            state: The state before the step.
+            batch: The data of the step, a pytree of arrays.
+            key: The noise of the step, another one at each.
+
+        Returns:
+            The state after the step, and its metrics.
         """
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
-        """Raise on input that this trainer cannot use; called once, before any compute.
+        """Raise on input that this trainer cannot use.
 
-        `batch` has the arrays' shapes and dtypes (`jax.ShapeDtypeStruct`), `source` is
-        the data as given. A subclass may override it: by default all input is accepted.
+        It is called once, before the first step. A subclass may override it: by default
+        all input is accepted.
+
+        Arguments:
+            state: The run's first state.
+            batch: The first batch's shapes and dtypes (`jax.ShapeDtypeStruct`); of
+                steps on the host, the batch itself.
+            source: The data that the run takes its batches of.
         """
 
     def for_data(self, state: TrainState, data: Any) -> "AbstractTrainer":
         """Return the trainer with what it must know of the data before it is compiled.
 
-        Such as a number of steps, which is an array's length. A subclass may override
-        it; it raises nothing, for `check` does. By default, the trainer itself.
+        An example is a number of steps, which is an array's length. A subclass may
+        override it; it raises nothing, for `check` does. By default, it returns the
+        trainer itself.
+
+        Arguments:
+            state: The run's first state.
+            data: The data that the run takes its batches of.
+
+        Returns:
+            The trainer that the run uses.
         """
         return self
 
@@ -54,6 +87,13 @@ class AbstractTrainer(eqx.Module):
 
         A subclass may override it, where the state says what of a sequence is left.
         By default, the data as given.
+
+        Arguments:
+            state: The run's first state.
+            data: The data as given to `train`.
+
+        Returns:
+            A source of batches, of any kind that `train` takes.
         """
         return data
 
@@ -61,7 +101,8 @@ class AbstractTrainer(eqx.Module):
 class AbstractHostTrainer(AbstractTrainer):
     """A trainer whose `step` runs on the host and calls compiled functions itself.
 
-    `train` neither compiles nor donates for it: one step is one call.
+    `train` neither compiles nor donates for it: one step is one call. A subclass
+    defines `init` and `step`, as of `AbstractTrainer`.
     """
 
 
@@ -73,16 +114,19 @@ def continued(
         TrainState(state.model, state.opt_state, memory, state.step)
 
     One method begins and another ends: schedules, moments, data and noise go on by the
-    same count, and only the memory is new.
+    same count, and only the memory is new. An average of the model goes on too.
 
-    **Arguments:**
+    Arguments:
+        trainer: The one that goes on, with the optimizer of the one that stopped.
+        state: What that one left; its arrays stay usable.
+        memory: As for `trainer.init`.
 
-    - `trainer`: the one that goes on, with the optimizer of the one that stopped.
-    - `state`: what that one left; its arrays stay usable.
-    - `memory`: as for `trainer.init`.
+    Returns:
+        The first state of the run that goes on.
 
-    **Raises:** `ValueError` if `state` is of another optimizer; what `trainer.init`
-    raises for the model and the memory.
+    Raises:
+        ValueError: If `state` is of another optimizer, or as `trainer.init` raises it
+            for the model and the memory.
     """
     first = trainer.init(state.model, memory)
     if jax.tree.structure(first.opt_state) != jax.tree.structure(state.opt_state):

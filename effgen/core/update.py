@@ -18,7 +18,15 @@ def init_opt_state(optim: optax.GradientTransformation, model: PyTree) -> PyTree
     Trainable are the inexact arrays; all else (activations, integers, flags) is left
     alone by `apply_gradients`.
 
-    **Raises:** `TypeError` if `optim` is no optax transformation.
+    Arguments:
+        optim: Any optax transformation.
+        model: The pytree to train.
+
+    Returns:
+        The state to pass to `apply_gradients`.
+
+    Raises:
+        TypeError: If `optim` is no optax transformation.
     """
     if not hasattr(optim, "init") or not hasattr(optim, "update"):
         raise TypeError(
@@ -47,24 +55,25 @@ def apply_gradients(
     `optax.polyak_sgd`) and line searches (`optax.lbfgs`). To all others they cost
     nothing: `value_fn` is traced only where it is called.
 
-    **Arguments:**
+    Arguments:
+        optim: Any optax transformation.
+        gradients: A pytree like `model`, with `None` where nothing is trained.
+        opt_state: From `init_opt_state` or the last call.
+        model: The pytree to update.
+        value: The loss at `model`, one number.
+        grad: The loss's gradient at `model`; by default `gradients`, which may be other
+            ones (clipped, averaged).
+        value_fn: From a pytree like `model` to its loss, of the same batch and noise,
+            so that `value_fn(model)` is `value` and has the gradient `grad`.
+        samples: What the gradient was estimated from, for optimizers that look at it
+            themselves (`effgen.ebm.minsr`).
 
-    - `optim`: any optax transformation.
-    - `gradients`: a pytree like `model`, with `None` where nothing is trained.
-    - `opt_state`: from `init_opt_state` or the last call.
-    - `model`: the pytree to update.
-    - `value`: the loss at `model`.
-    - `grad`: the loss's gradient at `model`; by default `gradients`, which may be other
-      ones (clipped, averaged).
-    - `value_fn`: from a pytree like `model` to its loss, of the same batch and noise,
-      so that `value_fn(model)` is `value` and has the gradient `grad`.
-    - `samples`: what the gradient was estimated from, for optimizers that look at it
-      themselves (`effgen.ebm.minsr`).
+    Returns:
+        `(model, opt_state)`, one step later, each leaf of the model in its own dtype.
 
-    **Returns:** `(model, opt_state)`, one step later, each leaf in its own dtype.
-
-    **Raises:** `ValueError` if `opt_state` is another optimizer's, if `value` is not
-    one number, or if the optimizer asks for what is not given; before any compute.
+    Raises:
+        ValueError: Before any compute if `opt_state` is another optimizer's, if `value`
+            is not one number, or if the optimizer asks for what is not given.
     """
     params, fixed = eqx.partition(model, eqx.is_inexact_array)
     given: dict[str, Any] = {"grad": gradients if grad is None else grad}

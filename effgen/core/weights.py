@@ -14,7 +14,12 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 
 class Estimate(NamedTuple):
-    """A Monte Carlo estimate with one standard error."""
+    """A Monte Carlo estimate with one standard error, printed as `value ± error`.
+
+    Attributes:
+        value: The estimate, one number or an array of them.
+        standard_error: One standard error, of the same shape and unit.
+    """
 
     value: Float[Array, "..."]
     standard_error: Float[Array, "..."]
@@ -44,7 +49,17 @@ def effective_sample_size(log_weights: Float[Array, " walkers"]) -> Float[Array,
     >>> float(effective_sample_size(jnp.zeros(8)))
     8.0
 
-    **Source:** Kong (1992).
+    Arguments:
+        log_weights: Log-weights, shape `(walkers,)`, not normalized.
+
+    Returns:
+        The effective sample size, one number.
+
+    Raises:
+        ValueError: If there are no walkers.
+
+    Source:
+        Kong (1992).
     """
     shifted = _shifted(jnp.asarray(log_weights))
     total, squares = jnp.sum(shifted), jnp.sum(shifted**2)
@@ -56,11 +71,23 @@ def conditional_ess(
 ) -> Float[Array, ""]:
     """Return how many walkers survive one reweighting.
 
-    `cess = n (sum w v)^2 / (sum w v^2)`, `w` the normalized weights before and `v` the
-    exponentials of `log_increments`: `n` if the increments are equal, whatever the
-    weights were.
+        cess = n * (sum w * v)^2 / (sum w * v^2)
 
-    **Source:** Zhou, Johansen and Aston (2016), equation 13.
+    `w` are the normalized weights before and `v` the exponentials of `log_increments`.
+    It is `n` if the increments are equal, whatever the weights were.
+
+    Arguments:
+        log_weights: Log-weights before, shape `(walkers,)`, not normalized.
+        log_increments: What is added to them, shape `(walkers,)`.
+
+    Returns:
+        The conditional effective sample size, one number.
+
+    Raises:
+        ValueError: If there are no walkers.
+
+    Source:
+        Zhou, Johansen and Aston (2016), equation 13.
     """
     weights = normalized(log_weights)
     increments = _shifted(log_increments)
@@ -85,13 +112,22 @@ def log_mean_exp(log_weights: Float[Array, " walkers"]) -> Estimate:
     """Return `log(mean(exp(log_weights)))` and its standard error.
 
     The error is that of the mean, taken to the logarithm to first order:
-    `sqrt((n / ess - 1) / (n - 1))`. It is honest for independent walkers with a good
+    `sqrt((n / ess - 1) / (n - 1))`. It holds for independent walkers with a good
     `ess`; when a few weights dominate, it is too small.
 
     >>> import jax.numpy as jnp
     >>> value, error = log_mean_exp(jnp.full(5, -1000.0))
     >>> float(value), float(error)
     (-1000.0, 0.0)
+
+    Arguments:
+        log_weights: Log-weights, shape `(walkers,)`, not normalized, in nats.
+
+    Returns:
+        The logarithm of the mean weight and one standard error, in nats.
+
+    Raises:
+        ValueError: If there are no walkers.
     """
     count = log_weights.shape[0]
     value = jax.nn.logsumexp(log_weights) - jnp.log(count)
@@ -106,9 +142,21 @@ def resample(
     """Return `num` walkers' indices, each drawn in proportion to its weight.
 
     Systematic resampling by blackjax: walker `i` is taken `num * w[i]` times on
-    average, and never more than one time off.
+    average, and never more than one time off. The weights `w` sum to one.
 
-    **Source:** Carpenter, Clifford and Fearnhead (1999); `blackjax.smc.resampling`.
+    Arguments:
+        log_weights: Log-weights, shape `(walkers,)`, not normalized.
+        num: How many walkers to draw.
+        key: The random key of the draw.
+
+    Returns:
+        Indices of walkers, shape `(num,)`.
+
+    Raises:
+        ValueError: If there are no walkers.
+
+    Source:
+        Carpenter, Clifford and Fearnhead (1999); `blackjax.smc.resampling`.
     """
     # Imported here: blackjax is as heavy as JAX and most of the core does without it.
     from blackjax.smc import resampling

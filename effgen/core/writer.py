@@ -40,11 +40,17 @@ def save(
     whole or absent, whenever the process dies. Functions and other non-array leaves
     are not saved.
 
-    **Arguments:** `directory`, of one run; `state`; `keep`, how many of the newest
-    checkpoints to leave beside the best (`None`: all).
+    Arguments:
+        directory: The folder of one run; it is made.
+        state: The state to save, under its step.
+        keep: How many of the newest checkpoints to leave beside the best; `None` for
+            all.
 
-    **Raises:** `OSError` if `directory` cannot be written; `FileExistsError` if it
-    holds this step already; `ValueError` for a `keep` below one.
+    Raises:
+        OSError: If `directory` cannot be written.
+        FileExistsError: If `directory` holds this step already.
+        ValueError: For a `keep` below one.
+        TypeError: If `state` is no `TrainState`, or `directory` no path.
     """
     path = absolute(directory)
     if not isinstance(state, TrainState):
@@ -77,7 +83,8 @@ class CheckpointWriter:
     def clear(self, step: int) -> None:
         """Remove what a killed run left, and what is corrupt past `step`.
 
-        **Raises:** `ValueError` if a sound checkpoint is past `step`.
+        Raises:
+            ValueError: If a sound checkpoint is past `step`.
         """
         _agreed(_tried(lambda: _clear(self._path, step)))
 

@@ -43,11 +43,20 @@ def saved_models(
 ) -> list[Energy]:
     """Return the models of a run's checkpoints, oldest first.
 
-    **Arguments:** `directory`, that the run was `checkpointed` to; `state`, one of the
-    same trainer, whose structure the checkpoints have; `first`, the model that training
-    began with, if it is not among them: a path should begin where `log Z` is known.
+    Arguments:
+        directory: The folder that the run was `checkpointed` to.
+        state: A state of the same trainer, whose structure the checkpoints have.
+        first: The model that training began with, if it is not among them: a path
+            should begin where `log Z` is known.
 
-    **Raises:** as `effgen.restore`.
+    Returns:
+        The models, `first` before them where it is given.
+
+    Raises:
+        FileNotFoundError: If there are no checkpoints.
+        ValueError: If a checkpoint is of another model.
+        TypeError: If `state` is no `TrainState`, or `directory` no path.
+        CorruptCheckpoint: If a checkpoint's bytes are not those written.
     """
     steps = saved_steps(directory)
     if not steps:
@@ -80,19 +89,33 @@ def annealed(
     So a hard path has more steps, and an easy one fewer. This is annealed importance
     sampling along the run, with resampling. Fresh walkers are split into `islands`,
     whose spread is the error bar. Scouts, copies of up to 256 of them that move by
-    themselves, find the steps and the kernel's step size: what the islands meet
-    together would else not be seen in their spread.
+    themselves, find the steps and the kernel's step size; otherwise errors that the
+    islands share would not be seen in their spread.
     `NormalizedEnergy.from_walkers(models[-1], walkers)` is then the density.
 
-    **Arguments:** `models`, as of `saved_models`, or any two; `walkers`, fresh, of
-    known density and near the first model; `kernel`; `radius`, whose square is the
-    share of the walkers that a step may cost; `num_between`, the least number of steps
-    between two models; `num_moves` a step; `resample_below`, as of the trainers.
+    Arguments:
+        models: Energies, as of `saved_models`, or any two. They are drawn one by one.
+        walkers: Fresh ones, of known density and near the first model.
+        kernel: How the walkers move.
+        key: The randomness of moves and resampling.
+        radius: In (0, 1); its square is the share of the walkers that a step may cost.
+        num_between: The least number of steps between two models.
+        num_moves: Moves a step.
+        resample_below: The share of a block's walkers, in (0, 1), below which their
+            effective sample size has the block resampled.
 
-    **Raises:** `ValueError` for no models, or settings out of range.
+    Returns:
+        Weighted samples of the last model, shape `(walkers, *shape)`.
 
-    **Source:** Neal (2001); Carbone et al. (2023), Proposition 1, with a given path;
-    Zhou, Johansen and Aston (2016) for the steps.
+    Raises:
+        ValueError: For no models, walkers of unknown density, settings out of range, or
+            a first model that the kernel refuses.
+        TypeError: If `models` are no energies, `walkers` no walkers, or `kernel` no
+            kernel.
+
+    Source:
+        Neal (2001); Carbone et al. (2023), Proposition 1, with a given path; Zhou,
+        Johansen and Aston (2016) for the steps.
     """
     check_energies_in(models)
     check_walkers("walkers", walkers)
@@ -209,10 +232,12 @@ def _stepped(
 
 
 class Sandwich(NamedTuple):
-    """`log Z` from both sides: `lower` by fresh walkers, `upper` back from data.
+    """`log Z` from both sides, in nats: by fresh walkers, and back from data.
 
-    In expectation the first is too small; the second is too large if the data are
-    samples of the model, and says nothing certain if they are not.
+    Attributes:
+        lower: By fresh walkers; in expectation too small.
+        upper: Back from data; in expectation too large if the data are samples of the
+            model. If they are not, it says nothing certain.
     """
 
     lower: Estimate
@@ -237,9 +262,27 @@ def sandwich(
 
     The closer the two, the better the path is followed; both gain by more steps.
 
-    **Arguments:** as `annealed`; `data`, examples that stand in for exact samples.
+    Arguments:
+        models: Energies, as of `annealed`, all of them held at once.
+        walkers: Fresh ones, of known density and near the first model.
+        data: Examples that stand in for exact samples of the last model, shape
+            `(examples, *shape)`.
+        kernel: How the walkers move.
+        key: The randomness of moves and resampling.
+        radius: In (0, 1); its square is the share of the walkers that a step may cost.
+        num_between: The least number of steps between two models.
+        num_moves: Moves a step.
 
-    **Source:** Grosse, Ancha and Roy (2016); Burda, Grosse and Salakhutdinov (2015).
+    Returns:
+        Both estimates with one standard error each, in nats.
+
+    Raises:
+        ValueError: As `annealed`, and for data that are not finite or not of the
+            walkers' shape.
+        TypeError: As `annealed`, and for data that are no numbers.
+
+    Source:
+        Grosse, Ancha and Roy (2016); Burda, Grosse and Salakhutdinov (2015).
     """
     check_energies_in(models)
     check_walkers("walkers", walkers)

@@ -27,13 +27,19 @@ class UncorrectedULA(AbstractContinuousKernel):
     the step size times the distance that the model travels (0.02 nats at `h = 0.05`,
     0.13 at 0.8, where `ULA` has none), and one evaluation dearer than `ULA`.
 
-    **Attributes:** `step_size`.
+    Arguments:
+        step_size: `h`, in units of squared length: a number, an optax schedule, or
+            `TargetVariance`.
+
+    Raises:
+        ValueError: For a step size that is not positive, or a `TargetAcceptance`.
+        TypeError: For what is no step size.
     """
 
     step_size: StepSize
 
     def __check_init__(self) -> None:
-        """Raise `ValueError` for a step size that is not positive."""
+        """Raise for a step size that is not positive."""
         check_langevin(self.step_size, None)
         check_unadjusted("UncorrectedULA", self.step_size)
 
@@ -45,7 +51,18 @@ class UncorrectedULA(AbstractContinuousKernel):
         *,
         key: PRNGKeyArray,
     ) -> Walkers:
-        """Return the walkers moved, their weights as they were."""
+        """Return the walkers moved; weights change only where a new energy is infinite.
+
+        Arguments:
+            walkers: Weighted for `energy`.
+            energy: The energy that they move under.
+            step: The step of the training, from 0.
+            key: The randomness of the move.
+
+        Returns:
+            The walkers after one move. One whose new energy is not finite stays where
+                it was, with weight zero.
+        """
         x, h = walkers.positions, step_size_at(self.step_size, walkers, step)
         noise = jax.random.normal(key, x.shape, x.dtype)
         new = x - h * walkers.gradients + jnp.sqrt(2 * h) * noise
@@ -56,7 +73,15 @@ class UncorrectedULA(AbstractContinuousKernel):
         return with_step_size(kept, self.step_size, h, jnp.ones(()), squares, step)
 
     def begun(self, walkers: Walkers, energy: Energy) -> Walkers:
-        """Return the walkers with the step size that their gradients ask for."""
+        """Return the walkers with the step size that their gradients ask for.
+
+        Arguments:
+            walkers: Weighted for `energy`.
+            energy: Not used.
+
+        Returns:
+            The walkers with a new `step_size`, if that follows `TargetVariance`.
+        """
         del energy
         squares = Langevin(None, None).squares(walkers.gradients)
         return begun_by_variance(walkers, self.step_size, squares)

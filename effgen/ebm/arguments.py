@@ -87,7 +87,8 @@ def check_energies_in(models: Any) -> None:
 def as_rows(name: str, rows: Any) -> Float[Array, "rows *shape"]:
     """Return `rows`, an array, a list or a frame, as an array of floats.
 
-    **Raises:** `TypeError` for what is no array of numbers.
+    Raises:
+        TypeError: For what is no array of numbers.
     """
     values = rows if isinstance(rows, jax.Array) else as_numbers(name, rows)
     if not jnp.issubdtype(values.dtype, jnp.floating):
@@ -111,7 +112,8 @@ def check_finite(name: str, values: Any) -> None:
 def as_numbers(name: str, rows: Any) -> np.ndarray:
     """Return `rows` as numpy's array, in their own precision.
 
-    **Raises:** `TypeError` for what is no array of numbers.
+    Raises:
+        TypeError: For what is no array of numbers.
     """
     try:
         values = np.asarray(rows)

@@ -75,7 +75,7 @@ def watched_start(
 ) -> TrainState[Energy, Audited]:
     """Return the first state of a trainer that keeps no walkers to train by.
 
-    **Arguments:** `memory`, walkers that watch, if any; `own`, what the trainer keeps.
+    `memory` are walkers that watch, if any; `own` is what the trainer keeps.
     """
     audit = memory.audit if isinstance(memory, Audited) else memory
     if audit is not None:

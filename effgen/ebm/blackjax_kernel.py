@@ -43,9 +43,14 @@ class BlackJAX(AbstractContinuousKernel):
     ))
     ```
 
-    **Attributes:** `algorithm`, a function from a log-density of one example to a
-    `blackjax.SamplingAlgorithm`. It must be adjusted (accept or refuse): an unadjusted
-    one leaves another density invariant, and the weights would be wrong.
+    Arguments:
+        algorithm: A function from a log-density of one example to a
+            `blackjax.SamplingAlgorithm`. It must be adjusted (accept or refuse): an
+            unadjusted one leaves another density invariant, and the weights would be
+            wrong.
+
+    Raises:
+        TypeError: For an `algorithm` that cannot be called.
     """
 
     algorithm: Callable[[Callable[[Array], Array]], Any]
@@ -63,7 +68,17 @@ class BlackJAX(AbstractContinuousKernel):
         *,
         key: PRNGKeyArray,
     ) -> Walkers:
-        """Return the walkers after one step of `algorithm`."""
+        """Return the walkers after one step of `algorithm`.
+
+        Arguments:
+            walkers: Weighted for `energy`.
+            energy: The energy of the model that stays invariant.
+            step: Not used.
+            key: The randomness of the move.
+
+        Returns:
+            The walkers, their weights as they were, with the mean acceptance.
+        """
         del step
         keys = jax.random.split(key, (2, walkers.num))
         algorithm = self.algorithm(lambda x: -energy_of_one(energy, x))
@@ -76,9 +91,15 @@ class BlackJAX(AbstractContinuousKernel):
     def check(self, model: Energy, walkers: Walkers) -> None:
         """Raise if `algorithm` cannot move the walkers, or does not accept or refuse.
 
-        **Raises:** `TypeError` for what is no function from a log-density to a
-        `blackjax.SamplingAlgorithm`, or for an unadjusted sampler; `ValueError` for one
-        that does not leave a Gaussian as it is.
+        Arguments:
+            model: The energy at the start.
+            walkers: The walkers at the start.
+
+        Raises:
+            TypeError: For what is no function from a log-density to a
+                `blackjax.SamplingAlgorithm`, or for an unadjusted sampler.
+            ValueError: For an algorithm that does not leave a Gaussian as it is, or an
+                energy that is not finite, repeatable and confining.
         """
         super().check(model, walkers)
         info = self._info(model, walkers)

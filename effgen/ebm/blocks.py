@@ -46,7 +46,8 @@ def spread_error(values: Float[Array, " blocks"]) -> Float[Array, ""]:
     their mean is. It is widened as Student's, so that twice the error holds the truth
     in 95 % of runs.
 
-    **Source:** Berard, Del Moral and Doucet (2014) for the lognormal limit.
+    Source:
+        Berard, Del Moral and Doucet (2014) for the lognormal limit.
     """
     num = values.shape[0]
     lognormal = jnp.sqrt(jnp.expm1(jnp.var(values, ddof=1)) / num)
@@ -59,7 +60,8 @@ def spread_error(values: Float[Array, " blocks"]) -> Float[Array, ""]:
 def widening(freedom: int) -> float:
     """Return Student's 97.5 % quantile over the normal's: 1.09 of 15, 1.2 of 7.
 
-    **Source:** Hill (1970), the first terms of the expansion.
+    Source:
+        Hill (1970), the first terms of the expansion.
     """
     z = 1.96
     first = (z**3 + z) / 4

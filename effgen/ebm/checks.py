@@ -35,7 +35,8 @@ def check_energies(
 ) -> "_Seen | None":
     """Raise `ValueError` if `model` is no function of a row, finite at the walkers.
 
-    **Returns:** what was seen of it, if there are numbers to look at.
+    Returns:
+        What was seen of it, if there are numbers to look at.
     """
     if isinstance(positions, Tracer) or traced(model):
         return None

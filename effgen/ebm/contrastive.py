@@ -51,21 +51,37 @@ class PCDTrainer(AbstractTrainer):
     """Persistent contrastive divergence: `JarzynskiTrainer`'s steps, weights off.
 
     The baseline. The walkers move as `JarzynskiTrainer`'s do, at the same cost, but
-    count alike, as if they had equilibrated; they never do between updates, so the
+    count alike, as if they had equilibrated. They never do between updates, so the
     model's modes drift to where the walkers happen to be, and `log Z` is unknown.
-    `Audited` walkers, which keep their weights, tell this trainer's likelihood as
-    honestly as the other's.
+    `Audited` walkers, which keep their weights, estimate this trainer's likelihood as
+    well as the other's.
 
-    **Attributes:** `optim`, which is told the energy gap where it asks for the loss, as
-    `JarzynskiTrainer`'s; `kernel`; `num_moves`; `resample_below`, of the audit;
-    `restarts`, the share of the walkers that begin anew at each step, from a Gaussian
-    of `restart_scale`, as replay buffers do; `radius`, as `JarzynskiTrainer`'s, by
-    walkers that count alike; `penalty`, as `JarzynskiTrainer`'s.
+    The metrics are `loss`, which is `energy_gap` here; `data_energy`, `grad_norm`;
+    `step_size` and `acceptance`; with a `radius`, `update_share` and `update_radius`;
+    with audit walkers `cross_entropy`, `log_partition`, `log_partition_error`,
+    `audit_ess` and `audit_roots`.
 
-    **Metrics:** `loss`, which is `energy_gap` here; the rest as `JarzynskiTrainer`, and
-    with audit walkers `cross_entropy`.
+    Arguments:
+        optim: Any optax transformation; one that asks for the loss is told the energy
+            gap.
+        kernel: How the walkers move.
+        num_moves: Moves a step.
+        resample_below: The share of the audit's walkers, in (0, 1), below which they
+            are resampled.
+        restarts: The share of the walkers, from 0 to below 1, that begin anew at each
+            step, from a Gaussian, as replay buffers do.
+        restart_scale: The standard deviation of that Gaussian, in units of the data.
+        radius: An update may cost at most `radius^2` of the walkers, which count
+            alike, to second order; by default all updates pass.
+        penalty: Half of it times the mean square of the data's and of the walkers'
+            energies is added to what is minimized.
 
-    **Source:** Tieleman (2008); for restarts, Du and Mordatch (2019).
+    Raises:
+        TypeError: If `kernel` is no kernel, or `radius` no number.
+        ValueError: For settings out of range.
+
+    Source:
+        Tieleman (2008); for restarts, Du and Mordatch (2019).
     """
 
     watched: ClassVar[tuple[str, ...]] = ("loss", "cross_entropy")
@@ -93,7 +109,22 @@ class PCDTrainer(AbstractTrainer):
     def init(
         self, model: Energy, memory: Memory | None = None
     ) -> TrainState[Energy, Memory]:
-        """Return the first state; as `JarzynskiTrainer.init`, of any start."""
+        """Return the first state, its audit walkers reweighted to `model`.
+
+        Arguments:
+            model: A callable pytree from one example to its energy, a scalar, or from a
+                batch to energies.
+            memory: `Walkers` or a `Reservoir`, of any start, or two of them in
+                `Audited`, whose audit walkers must be of known density.
+
+        Returns:
+            The state at step 0; the training walkers count alike.
+
+        Raises:
+            TypeError: For walkers that are missing, or what is no energy.
+            ValueError: For an energy that does not fit the walkers or that the kernel
+                refuses; for audit walkers of unknown density.
+        """
         check_memory(self.kernel, model, memory)
         assert memory is not None
         audit = audit_population(memory)
@@ -110,7 +141,16 @@ class PCDTrainer(AbstractTrainer):
         *,
         key: PRNGKeyArray,
     ) -> tuple[TrainState[Energy, Memory], Metrics]:
-        """Update the model by the walkers as they are, then move them."""
+        """Update the model by the walkers as they are, then move them.
+
+        Arguments:
+            state: The state before the step.
+            batch: Examples, shape `(batch, *shape)`.
+            key: The randomness of the step.
+
+        Returns:
+            The state after the step, and the metrics.
+        """
         keys = jax.random.split(key, 3)
         population = training_population(state.memory)
         walkers, due = taken(population, state.step)
@@ -179,7 +219,18 @@ class PCDTrainer(AbstractTrainer):
         return walkers.at(mixed)
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
-        """Raise on data that the walkers cannot be compared with."""
+        """Raise on data that the walkers cannot be compared with.
+
+        Arguments:
+            state: The run's first state.
+            batch: The first batch, or its shape and dtype.
+            source: The data of the run.
+
+        Raises:
+            TypeError: For batches that are no array, or as `kernel.check_data`.
+            ValueError: For rows of another shape or scale than the walkers, or as
+                `kernel.check_data`.
+        """
         check_data(self.kernel, state.memory, batch, source)
 
 
@@ -190,19 +241,33 @@ class CDTrainer(AbstractTrainer):
     data are in, so nothing tells the model how much each mode should weigh, nor of
     modes that it has and the data do not.
 
-    The walkers given, if any, only watch: weighted as `JarzynskiTrainer`'s, they tell
-    this trainer's likelihood. The memory is `Audited`, with the kernel's state in place
-    of walkers that train.
+    The walkers given, if any, only watch: weighted as `JarzynskiTrainer`'s, they
+    estimate this trainer's likelihood. The memory is `Audited`, with the kernel's state
+    in place of walkers that train.
 
-    **Attributes:** `optim`, as `PCDTrainer`'s; `kernel`; `num_moves`, the `k` of CD-k;
-    `resample_below`, of the watching walkers; `radius`, as `PCDTrainer`'s, by the
-    chains' ends; `penalty`, as `JarzynskiTrainer`'s.
+    The metrics are `loss`, which is `energy_gap` here; `data_energy`, `grad_norm`;
+    `step_size` and `acceptance`; with a `radius`, `update_share` and `update_radius`;
+    with watching walkers `cross_entropy`, `log_partition`, `log_partition_error`,
+    `audit_ess` and `audit_roots`.
 
-    **Metrics:** `loss`, which is `energy_gap` here; `data_energy`, `grad_norm`;
-    `step_size` and `acceptance`; with watching walkers `cross_entropy`,
-    `log_partition` and `log_partition_error`.
+    Arguments:
+        optim: Any optax transformation; one that asks for the loss is told the energy
+            gap.
+        kernel: How the chains and the watching walkers move.
+        num_moves: Moves a step, the `k` of CD-k.
+        resample_below: The share of the watching walkers, in (0, 1), below which they
+            are resampled.
+        radius: An update may cost at most `radius^2` of the chains' ends, which count
+            alike, to second order; by default all updates pass.
+        penalty: Half of it times the mean square of the data's and of the chains'
+            energies is added to what is minimized.
 
-    **Source:** Hinton (2002).
+    Raises:
+        TypeError: If `kernel` is no kernel, or `radius` no number.
+        ValueError: For settings out of range.
+
+    Source:
+        Hinton (2002).
     """
 
     watched: ClassVar[tuple[str, ...]] = ("loss", "cross_entropy")
@@ -225,7 +290,22 @@ class CDTrainer(AbstractTrainer):
     def init(
         self, model: Energy, memory: Population | Audited | None = None
     ) -> TrainState[Energy, Audited]:
-        """Return the first state; `memory`, if given, are walkers that watch."""
+        """Return the first state.
+
+        Arguments:
+            model: A callable pytree from one example to its energy, a scalar, or from a
+                batch to energies.
+            memory: Walkers that watch, if any: `Walkers`, a `Reservoir`, or `Audited`,
+                of which the audit is taken.
+
+        Returns:
+            The state at step 0, the watching walkers reweighted to `model`.
+
+        Raises:
+            TypeError: For watching walkers that are none.
+            ValueError: For watching walkers that do not fit the model, or whose density
+                is unknown.
+        """
         own = KernelState(jnp.zeros(()), jnp.ones(()))
         return watched_start(self.optim, self.kernel, model, memory, own)
 
@@ -236,7 +316,16 @@ class CDTrainer(AbstractTrainer):
         *,
         key: PRNGKeyArray,
     ) -> tuple[TrainState[Energy, Audited], Metrics]:
-        """Move chains from the batch, then update the model by where they got."""
+        """Move chains from the batch, then update the model by where they got.
+
+        Arguments:
+            state: The state before the step.
+            batch: Examples, shape `(batch, *shape)`.
+            key: The randomness of the step.
+
+        Returns:
+            The state after the step, and the metrics.
+        """
         chain_key, watch_key = jax.random.split(key)
         chains = self._chains(state, batch, chain_key)
         equal = jnp.full(chains.num, 1 / chains.num, chains.positions.dtype)
@@ -277,5 +366,16 @@ class CDTrainer(AbstractTrainer):
         return repeat(body, chains, self.num_moves)
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
-        """Raise on data that the kernel cannot move or the walkers cannot meet."""
+        """Raise on data that the kernel cannot move or the walkers cannot meet.
+
+        Arguments:
+            state: The run's first state.
+            batch: The first batch, or its shape and dtype.
+            source: The data of the run.
+
+        Raises:
+            TypeError: For batches that are no array, or as `kernel.check_data`.
+            ValueError: For rows of another shape or scale than the watching walkers,
+                or as `kernel.check_data`.
+        """
         check_watched_data(self.kernel, state.memory, batch, source)

@@ -17,7 +17,11 @@ class Fixed(eqx.Module):
 
     Its gradient is zero; weight decay and momentum leave it alone.
 
-    **Attributes:** `bits`.
+    Arguments:
+        array: The array, kept in JAX's default precision.
+
+    Attributes:
+        bits: The array's bits.
     """
 
     bits: UInt[Array, "..."]
@@ -40,17 +44,37 @@ class AbstractCoordinates(eqx.Module):
     Given to an energy's constructor, to `Walkers.from_gaussian` and, as `scale=
     coordinates.factor`, to `ULA` or `MALA`, it lets data, samples and likelihoods stay
     in the user's own units: the moves are those that `z` would make.
+
+    Attributes:
+        mean: The mean, as its bits, which no optimizer sees; `mean.value` in units of
+            the data.
+        log_determinant: `log |det W|`, in nats.
+        factor: `W^-1`, as a kernel's `scale` takes it.
     """
 
     mean: eqx.AbstractVar[Fixed]
 
     @abc.abstractmethod
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """Return `z` of one example."""
+        """Return `z` of one example.
+
+        Arguments:
+            x: An example, shape `(*shape,)`, in units of the data.
+
+        Returns:
+            `z`, of the same shape.
+        """
 
     @abc.abstractmethod
     def inverse(self, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """Return the example at `z`."""
+        """Return the example at `z`.
+
+        Arguments:
+            z: Coordinates, shape `(*shape,)`.
+
+        Returns:
+            The example, of the same shape, in units of the data.
+        """
 
     @property
     @abc.abstractmethod
@@ -66,7 +90,13 @@ class AbstractCoordinates(eqx.Module):
 class Standardized(AbstractCoordinates):
     """Every entry less its mean, over its standard deviation.
 
-    **Attributes:** `mean` and `deviation`, of the shape of an example.
+        z = (x - mean) / deviation
+
+    `Standardized.of(data)` makes them.
+
+    Arguments:
+        mean: Of each entry, of the shape of an example, as its bits.
+        deviation: The standard deviation of each entry, of the same shape, as its bits.
     """
 
     mean: Fixed
@@ -78,7 +108,15 @@ class Standardized(AbstractCoordinates):
 
         An entry that never changes keeps its own unit.
 
-        **Raises:** `ValueError` for fewer than 2 examples, or values not finite.
+        Arguments:
+            data: Examples, shape `(examples, *shape)`, 2 or more.
+
+        Returns:
+            The coordinates of one example.
+
+        Raises:
+            ValueError: For fewer than 2 examples, or values not finite.
+            TypeError: For data that are no numbers.
         """
         rows = _checked(data)
         # By comparison: the deviation of a constant may be a rounding error.
@@ -87,11 +125,25 @@ class Standardized(AbstractCoordinates):
         return cls(Fixed(rows.mean(axis=0)), Fixed(deviation))
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """Return `z` of one example."""
+        """Return `z` of one example.
+
+        Arguments:
+            x: An example, shape `(*shape,)`, in units of the data.
+
+        Returns:
+            `z`, of the same shape.
+        """
         return (x - self.mean.value) / self.deviation.value
 
     def inverse(self, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """Return the example at `z`."""
+        """Return the example at `z`.
+
+        Arguments:
+            z: Coordinates, shape `(*shape,)`.
+
+        Returns:
+            The example, of the same shape, in units of the data.
+        """
         return self.mean.value + self.deviation.value * z
 
     @property
@@ -108,8 +160,15 @@ class Standardized(AbstractCoordinates):
 class Whitened(AbstractCoordinates):
     """Coordinates in which data have unit covariance, by principal components.
 
-    **Attributes:** `mean`, `(size,)`; `matrix`, `W`, and `unwhitening`, its inverse,
-    `(size, size)`; `logarithm`, of `W`'s determinant.
+        z = matrix (x - mean)
+
+    `Whitened.of(data)` makes them. Each array is kept as its bits.
+
+    Arguments:
+        mean: Of each entry, shape `(size,)`, where `size` counts an example's entries.
+        matrix: `W`, shape `(size, size)`.
+        unwhitening: `W^-1`, shape `(size, size)`.
+        logarithm: `log |det W|`, one number.
     """
 
     mean: Fixed
@@ -123,11 +182,18 @@ class Whitened(AbstractCoordinates):
     ) -> "Whitened":
         """Return the coordinates in which `data` have unit covariance.
 
-        **Arguments:** `noise`, the standard deviation of noise that the data will have
-        besides, in their units.
+        Arguments:
+            data: Examples, shape `(examples, *shape)`, 2 or more.
+            noise: The standard deviation of noise that the data will have besides, in
+                their units.
 
-        **Raises:** `ValueError` for fewer than 2 examples, values not finite, noise
-        below 0, or a covariance that is singular to working precision.
+        Returns:
+            The coordinates of one example.
+
+        Raises:
+            ValueError: For fewer than 2 examples, values not finite, noise below 0, or
+                a covariance that is singular to working precision.
+            TypeError: For data that are no numbers.
         """
         rows = _checked(data)
         if not 0 <= noise < np.inf:
@@ -153,11 +219,25 @@ class Whitened(AbstractCoordinates):
         )
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """Return `z` of one example."""
+        """Return `z` of one example.
+
+        Arguments:
+            x: An example, shape `(*shape,)`, in units of the data.
+
+        Returns:
+            `z`, of the same shape.
+        """
         return (self.matrix.value @ (x.reshape(-1) - self.mean.value)).reshape(x.shape)
 
     def inverse(self, z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """Return the example at `z`."""
+        """Return the example at `z`.
+
+        Arguments:
+            z: Coordinates, shape `(*shape,)`.
+
+        Returns:
+            The example, of the same shape, in units of the data.
+        """
         moved = self.unwhitening.value @ z.reshape(-1)
         return (self.mean.value + moved).reshape(z.shape)
 

@@ -52,9 +52,12 @@ def check_columns(name: str, rows: Any) -> None:
     or that has an atom: a value that a quarter of the rows share. Refused, too, are
     rows of which fewer than half differ.
 
-    **Arguments:** `name`, how messages call the data; `rows`, `(rows, *shape)` floats.
+    Arguments:
+        name: How messages call the data.
+        rows: Floats, shape `(rows, *shape)`.
 
-    **Raises:** `ValueError` that names the columns, what is wrong and what to do.
+    Raises:
+        ValueError: With the columns, what is wrong and what to do.
     """
     values = jnp.asarray(rows)
     if len(values) < 2:

@@ -57,19 +57,17 @@ _FEWEST_ROOTS = 16
 class NormalizedEnergy(eqx.Module):
     """A normalized density: `log_prob(x) = -energy(x) - log_partition`.
 
-    **Attributes:**
-
-    - `energy`.
-    - `log_partition`, the walkers' estimate of `log Z`, and `standard_error`, its error
-      bar, in nats.
-    - `shape`, of one example.
-    - `ess`, the share of the walkers that count, and `pareto_k`, the shape of their
-      weights' tail.
-    - `spread`, the standard deviation of the islands' `log Z`, in nats.
-    - `least_share`, the least share of an island that one change of the model has left
-      on the whole path; `survivors`, the share of the first walkers with descendants.
-    - `imbalance`, how far the walkers are from equilibrium, in standard errors
-      (`ebm.imbalance`).
+    Attributes:
+        energy: From one example to its energy, or from a batch to energies.
+        log_partition: The walkers' estimate of `log Z`, in nats.
+        standard_error: One standard error of it, in nats.
+        shape: The shape of one example.
+        ess: The share of the walkers that count.
+        pareto_k: The shape of their weights' tail.
+        spread: The standard deviation of the islands' `log Z`, in nats.
+        least_share: The least share of an island that one change of the model left.
+        survivors: The share of the first walkers with descendants.
+        imbalance: How far the walkers are from equilibrium, in standard errors.
     """
 
     energy: Energy
@@ -87,16 +85,17 @@ class NormalizedEnergy(eqx.Module):
     def from_state(
         cls, state: TrainState[Energy, Memory], population: Population | None = None
     ) -> "NormalizedEnergy":
-        """Return the density of a trained state.
+        """Return the density of a trained state; a reservoir catches up first.
 
-        A reservoir's waiting blocks catch up first, at one evaluation of each walker.
+        Arguments:
+            state: What training has returned.
+            population: Of `state.memory`; by default the audit, else what trains.
 
-        **Arguments:** `population`, of `state.memory`, whose `log Z` it is. By default
-        the audit walkers', which is unbiased; where there are none, the training
-        walkers', which is too small, the more so the fewer they are.
+        Raises:
+            ValueError: If the state has no walkers that know `log Z`.
 
-        **Raises:** `ValueError` if the state has no walkers that know `log Z`. Warns
-        with a `RunWarning` if they also trained the model, and as `from_walkers`.
+        Warns:
+            RunWarning: If the walkers also trained the model, or as `from_walkers`.
         """
         asked = _population(state, population)
         walkers = _evaluated(asked, state)
@@ -116,10 +115,15 @@ class NormalizedEnergy(eqx.Module):
     def from_walkers(cls, energy: Energy, walkers: Population) -> "NormalizedEnergy":
         """Return the density of `energy`, by walkers of it or of one close to it.
 
-        They are reweighted for `energy`, which changes nothing if they were before.
+        Arguments:
+            energy: From one example to its energy, or from a batch to energies.
+            walkers: `Walkers` or a `Reservoir`; they are reweighted for `energy`.
 
-        **Raises:** `ValueError` if the walkers do not know `log Z`. Warns with a
-        `RunWarning`, which says why, if the error bar cannot be relied on.
+        Raises:
+            ValueError: If the walkers do not know `log Z`, or none has weight left.
+
+        Warns:
+            RunWarning: If the error bar cannot be relied on, with the reasons.
         """
         check_energy("energy", energy)
         if isinstance(walkers, Reservoir):
@@ -128,11 +132,13 @@ class NormalizedEnergy(eqx.Module):
         return _density(energy, reweighted(walkers, energy))
 
     def log_prob(self, x: Float[Array, "*batch_and_shape"]) -> Float[Array, "*batch"]:
-        """Return the log-density in nats of each example of `x`, `(*batch, *shape)`.
+        """Return the log-density in nats of each example, shape `(*batch,)`.
 
-        The error of all of them together is `standard_error`: that of `log Z`.
+        Arguments:
+            x: Examples, shape `(*batch, *shape)`; `log Z`'s error is common to all.
 
-        **Raises:** `ValueError` if `x` does not end in the shape of an example.
+        Raises:
+            ValueError: If `x` does not end in the shape of an example.
         """
         x = as_rows("x", x)
         batch = x.shape[: x.ndim - len(self.shape)]
@@ -145,12 +151,10 @@ class NormalizedEnergy(eqx.Module):
         return -energies.reshape(batch) - self.log_partition
 
     def log_likelihood(self, x: Float[Array, "examples *shape"]) -> Estimate:
-        """Return the mean log-density of `x` in nats, with its standard error.
+        """Return the mean log-density in nats, with `log Z`'s and the sample's error.
 
-        The error is `log Z`'s and the sample mean's, added in quadrature; of one row
-        it is not known.
-
-        **Raises:** `ValueError` for no rows, or values that are not finite.
+        Arguments:
+            x: Examples, `(examples, *shape)`, finite; of a single one the error is NaN.
         """
         x = as_rows("x", x)
         if not len(x):
@@ -161,7 +165,11 @@ class NormalizedEnergy(eqx.Module):
         return Estimate(jnp.mean(values), jnp.hypot(sampling, self.standard_error))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the density to one file, to be loaded without trainer or walkers."""
+        """Write the density to one file, to be loaded without trainer or walkers.
+
+        Arguments:
+            path: The file.
+        """
         told = _Told(*(jnp.asarray(getattr(self, name)) for name in _Told._fields))
         written(path, (self.energy, told), self.shape)
 
@@ -169,11 +177,12 @@ class NormalizedEnergy(eqx.Module):
     def load(cls, path: str | os.PathLike[str], energy: Energy) -> "NormalizedEnergy":
         """Return a density that was saved.
 
-        **Arguments:** `path`; `energy`, built as the saved one was: its parameters are
-        replaced.
+        Arguments:
+            path: The file that `save` wrote.
+            energy: Built as the saved one was: its parameters are replaced.
 
-        **Raises:** `FileNotFoundError`; `ValueError` if the file is damaged, of another
-        format, or of an energy that is built otherwise, array by array.
+        Raises:
+            ValueError: If the file is damaged, of another format, or of another energy.
         """
         blank = _Told(*(jnp.zeros(()) for _ in _Told._fields))
         energy, told, shape = read(path, energy, blank)
@@ -209,14 +218,13 @@ def _density(energy: Energy, walkers: Walkers) -> NormalizedEnergy:
 def weighted_samples(
     state: TrainState[Energy, Memory], population: Population | None = None
 ) -> tuple[Float[Array, "walkers *shape"], Float[Array, " walkers"]]:
-    """Return all walkers of a population and their weights, which sum to one.
+    """Return a population's positions `(walkers, *shape)`, and weights that sum to one.
 
-    `sum(weights * phi(positions))` estimates the model's expectation of `phi`, with
-    less noise than `sample`'s equally weighted draws.
+    `sum(weights * phi(positions))` estimates the model's expectation of `phi`.
 
-    **Arguments:** `population`, as of `NormalizedEnergy.from_state`.
-
-    **Raises:** `ValueError` if the state holds no walkers.
+    Arguments:
+        state: What training has returned; it must hold walkers.
+        population: Of `state.memory`; by default the audit, else what trains.
     """
     walkers = _evaluated(_population(state, population), state)
     return walkers.positions, walkers.weights
@@ -229,15 +237,16 @@ def sample(
     key: PRNGKeyArray,
     population: Population | None = None,
 ) -> Float[Array, "num *shape"]:
-    """Return `num` samples of the model: walkers drawn in proportion to their weights.
+    """Return samples of the model, `(num, *shape)`: walkers drawn by their weights.
 
-    Drawn with replacement; more samples than the effective sample size repeat some.
-    Warns where samples are more than walkers, and where few walkers hold the weight, so
-    that samples are copies of them.
+    Arguments:
+        state: What training has returned; it must hold walkers.
+        num: How many samples; they are drawn with replacement.
+        key: The randomness of the draw.
+        population: Of `state.memory`, as of `NormalizedEnergy.from_state`.
 
-    **Arguments:** `population`, as of `NormalizedEnergy.from_state`.
-
-    **Raises:** `ValueError` if `num` is not positive, or the state holds no walkers.
+    Warns:
+        RunWarning: If samples are more than walkers, or few walkers hold the weight.
     """
     check_count("num", num)
     chosen = _population(state, population)

@@ -26,13 +26,23 @@ from .walkers import Walkers
 def pareto_k(log_weights: Float[Array, " walkers"]) -> Float[Array, ""]:
     """Return the shape `k` of the Pareto tail that fits the largest weights.
 
-    Weights have `1 / k` finite moments: below 0.5 the effective sample size tells the
-    truth, up to 0.7 nearly; past 0.7, more walkers or smaller steps are needed. Equal
-    weights have `-inf`.
+    Weights have `1 / k` finite moments. Below 0.5 the effective sample size is right,
+    up to 0.7 nearly; past 0.7, more walkers or smaller steps are needed. Equal weights
+    have `-inf`.
 
-    **Raises:** `ValueError` for what is no row of log-weights, or has NaN or `inf`.
+    Arguments:
+        log_weights: Log-weights, shape `(walkers,)`, 2 or more; `-inf` for a weight
+            of 0.
 
-    **Source:** Vehtari, Simpson, Gelman, Yao and Gabry (2024); `blackjax.pareto_khat`.
+    Returns:
+        `k`, one number.
+
+    Raises:
+        ValueError: For what is no row of log-weights, or has NaN or `inf`.
+        TypeError: For what are no numbers.
+
+    Source:
+        Vehtari, Simpson, Gelman, Yao and Gabry (2024); `blackjax.pareto_khat`.
     """
     log_weights = as_rows("log_weights", log_weights)
     if log_weights.ndim != 1 or log_weights.shape[0] < 2:
@@ -66,13 +76,22 @@ def imbalance(walkers: Walkers) -> Float[Array, ""]:
 
         mean((x - low) * (high - x) * gradients) = mean(low + high - 2 x)
 
-    Returned is the largest miss over
-    the coordinates, in standard errors by the blocks' spread, as if it were normal;
-    `sqrt(2 log(100 * coordinates))` is passed by chance in less than one case in a
-    hundred. Zero of fewer than 8 blocks, of walkers on a lattice, and of coordinates in
-    which the energy is flat. Modes without walkers are not seen.
+    The largest miss over the coordinates is taken, in standard errors by the blocks'
+    spread, as if it were normal. `sqrt(2 log(100 * coordinates))` is passed by chance
+    in less than one case in a hundred. Modes without walkers are not seen.
 
-    **Source:** the identity of Stein (1972); Wallace (1959), from Student's to normal.
+    Arguments:
+        walkers: Weighted walkers, with the gradients of their energy.
+
+    Returns:
+        The miss, in standard errors. Zero of fewer than 8 blocks, of walkers on a
+            lattice, and of coordinates in which the energy is flat.
+
+    Raises:
+        TypeError: For what are no walkers.
+
+    Source:
+        The identity of Stein (1972); Wallace (1959), from Student's to normal.
     """
     check_walkers("walkers", walkers)
     if walkers.num_blocks < FEWEST_BLOCKS:
@@ -108,18 +127,27 @@ def mode_masses(
 ) -> Estimate:
     """Return how much of the model is in each mode, with standard errors.
 
-        masses[j] = sum(weights * (classify(positions) == j))
+        masses[j] = sum(weights * (classify(positions) == j)) / sum(weights)
 
-    **Arguments:** `positions` and `weights`, as `weighted_samples` returns them;
-    `classify`, from a batch to labels from 0 to `num_modes - 1`.
+    The errors are those of the spread between up to 16 blocks of walkers: islands
+    where the walkers are in islands, and relatives, which resampling leaves side by
+    side, in any case. They are no smaller than those of as many independent walkers as
+    count.
 
-    **Returns:** masses and errors, `(num_modes,)`. The errors are those of the spread
-    between 16 consecutive blocks of walkers: islands where the walkers are in islands,
-    and relatives, which resampling leaves side by side, in any case. They are no
-    smaller than those of as many independent walkers as count.
+    Arguments:
+        positions: Walkers, shape `(walkers, *shape)`, as of `weighted_samples`.
+        weights: Their weights, shape `(walkers,)`, 0 or more.
+        classify: From the positions to integer labels, shape `(walkers,)`, from 0 to
+            `num_modes - 1`.
+        num_modes: The number of modes.
 
-    **Raises:** `ValueError` for labels of another number, or out of range, and for
-    weights that are negative or all zero; `TypeError` for labels that are no integers.
+    Returns:
+        Masses and one standard error each, shape `(num_modes,)`.
+
+    Raises:
+        ValueError: For labels of another number, or out of range, and for weights that
+            are negative or all zero.
+        TypeError: For labels that are no integers.
     """
     check_count("num_modes", num_modes)
     positions, weights = as_rows("positions", positions), as_rows("weights", weights)
@@ -182,9 +210,13 @@ def _masses(weights: Array, labels: Array, num_modes: int) -> Estimate:
 
 
 class Chains(NamedTuple):
-    """Where long chains got to, and how their energy went.
+    """Where long chains got to, and how their energy went, as `long_run` returns it.
 
-    `positions`; `mean_energies` and `acceptances`, one for each record.
+    Attributes:
+        positions: Where the chains ended, shape `(walkers, *shape)`.
+        mean_energies: The mean energy at the start and at each record, shape
+            `(records,)`.
+        acceptances: The last move's mean acceptance at each, shape `(records,)`.
     """
 
     positions: Float[Array, "walkers *shape"]
@@ -207,11 +239,23 @@ def long_run(
     long-run samples saturate and their mean energy goes on falling (Nijkamp et al.,
     2020). Samples of the model itself stay as they are.
 
-    **Arguments:** `model`; `positions` to start from, such as `ebm.sample` gives;
-    `kernel`; `num_steps` in all; `num_records`, of the mean energy on the way, at most
-    one a step.
+    Arguments:
+        model: The energy.
+        positions: Where to start, such as `ebm.sample` gives, `(walkers, *shape)`.
+        kernel: How the chains move.
+        key: The randomness of the moves.
+        num_steps: Moves in all.
+        num_records: How often the mean energy is recorded after the start, at most once
+            a move.
 
-    **Raises:** `ValueError` for counts that are not positive.
+    Returns:
+        The last positions, with the records, one more than `num_records` as the start
+            is one.
+
+    Raises:
+        ValueError: For counts that are not positive, or positions that are not finite
+            or fewer than 2.
+        TypeError: For what is no energy, no kernel, or no numbers.
     """
     check_count("num_steps", num_steps)
     check_count("num_records", num_records)

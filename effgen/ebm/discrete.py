@@ -30,9 +30,10 @@ class GibbsWithGradients(AbstractKernel):
     move; take `num_moves` about as large as a tenth of the number of entries.
 
     Walkers and data are zeros and ones, `Walkers.from_bernoulli`. Spins `s` of -1 and 1
-    are `s = 2 x - 1` inside the energy.
+    are `s = 2 x - 1` inside the energy. It takes no arguments.
 
-    **Source:** Grathwohl et al. (2021); Zanella (2020).
+    Source:
+        Grathwohl et al. (2021); Zanella (2020).
     """
 
     def move(
@@ -43,7 +44,17 @@ class GibbsWithGradients(AbstractKernel):
         *,
         key: PRNGKeyArray,
     ) -> Walkers:
-        """Return the walkers after one proposed flip each."""
+        """Return the walkers after one proposed flip each.
+
+        Arguments:
+            walkers: Zeros and ones, weighted for `energy`.
+            energy: The energy of the model that stays invariant.
+            step: Not used.
+            key: The randomness of the move.
+
+        Returns:
+            The walkers, their weights as they were, with the mean acceptance.
+        """
         del step
         propose, decide = jax.random.split(key)
         x, num = walkers.positions, walkers.num
@@ -59,12 +70,28 @@ class GibbsWithGradients(AbstractKernel):
         return dataclasses.replace(moved, acceptance=acceptance)
 
     def check(self, model: Energy, walkers: Walkers) -> None:
-        """Raise unless the walkers are zeros and ones."""
+        """Raise unless the walkers are zeros and ones.
+
+        Arguments:
+            model: Not used.
+            walkers: The walkers at the start.
+
+        Raises:
+            ValueError: For walkers that are not zeros and ones.
+        """
         del model
         check_bits(walkers)
 
     def check_data(self, batch: Any, source: Any) -> None:
-        """Raise unless the data, as far as they are at hand, are zeros and ones."""
+        """Raise unless the data, as far as they are at hand, are zeros and ones.
+
+        Arguments:
+            batch: The first batch, or its shape and dtype.
+            source: The data of the run.
+
+        Raises:
+            ValueError: For data that are not zeros and ones.
+        """
         check_bits_of(batch, source)
 
 

@@ -24,9 +24,15 @@ class ConfinedEnergy(eqx.Module):
     network is zero the model is a Gaussian: `Walkers.from_gaussian` of the same scale
     are exact samples, of known `log Z`.
 
-    **Attributes:** `network`, a callable pytree from an example to a scalar; `scale`,
-    in units of `z`, fixed; about the data's largest distance from zero, per coordinate;
-    `coordinates`, such as `Standardized.of(data)`, or `None` for `z = x`.
+    Arguments:
+        network: A callable pytree from `z`, of an example's shape, to a scalar.
+        scale: In units of `z`, fixed; about the data's largest distance from zero, per
+            coordinate.
+        coordinates: Such as `Standardized.of(data)`, or `None` for `z = x`.
+
+    Raises:
+        TypeError: If `network` cannot be called, or `coordinates` are none.
+        ValueError: If `scale` is not positive.
     """
 
     network: Callable[[Float[Array, "*shape"]], Float[Array, ""]]
@@ -40,7 +46,11 @@ class ConfinedEnergy(eqx.Module):
         check_coordinates(self.coordinates)
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, ""]:
-        """Return the energy of one example."""
+        """Return the energy of one example, in nats.
+
+        Arguments:
+            x: An example, shape `(*shape,)`.
+        """
         z = x if self.coordinates is None else self.coordinates(x)
         return 0.5 * jnp.sum((z / self.scale) ** 2) + self.network(z)
 
@@ -48,7 +58,9 @@ class ConfinedEnergy(eqx.Module):
 class VectorNetwork(eqx.Module):
     """A multilayer perceptron of examples of any shape, to a scalar or to several.
 
-    **Attributes:** `layers`; `unit`, which the example is divided by.
+    Attributes:
+        layers: The perceptron.
+        unit: What the example is divided by.
     """
 
     layers: eqx.nn.MLP
@@ -115,10 +127,16 @@ class ResidualBlock(eqx.Module):
 class TemperedEnergy(eqx.Module):
     """`energy(x) / temperature`: the model `exp(-energy / temperature) / Z`.
 
-    Everything downstream (noise, weights, `log Z`) then is at that temperature, and so
-    stays exact; colder noise alone would not be.
+    Noise, weights and `log Z` then are at that temperature, and so stay exact; colder
+    noise alone would not be.
 
-    **Attributes:** `energy`; `temperature`, fixed.
+    Arguments:
+        energy: A callable pytree from one example to its energy, or from a batch.
+        temperature: Fixed, above 0.
+
+    Raises:
+        TypeError: If `energy` cannot be called.
+        ValueError: If `temperature` is not positive.
     """
 
     energy: Callable[[Float[Array, "*shape"]], Float[Array, ""]]
@@ -130,7 +148,11 @@ class TemperedEnergy(eqx.Module):
         check_positive("temperature", self.temperature)
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, ""]:
-        """Return the energy, of one example or a batch, as `energy` does."""
+        """Return the energy, of one example or a batch, as `energy` does.
+
+        Arguments:
+            x: What `energy` takes.
+        """
         return self.energy(x) / self.temperature
 
 
@@ -139,8 +161,12 @@ class FunctionEnergy(eqx.Module):
 
         energy(x) = function(parameters, x)
 
-    **Attributes:** `function`, of one example or a batch; `parameters`, a pytree, all
-    of whose inexact arrays are trained.
+    Arguments:
+        function: From parameters and one example, or a batch, to the energy.
+        parameters: A pytree, all of whose inexact arrays are trained.
+
+    Raises:
+        TypeError: If `function` cannot be called.
     """
 
     function: Callable[[Any, Float[Array, "*shape"]], Float[Array, ""]]
@@ -151,7 +177,11 @@ class FunctionEnergy(eqx.Module):
         check_energy("function", self.function)
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, ""]:
-        """Return the energy, of one example or a batch, as `function` does."""
+        """Return the energy, of one example or a batch, as `function` does.
+
+        Arguments:
+            x: What `function` takes after the parameters.
+        """
         return self.function(self.parameters, x)
 
 
@@ -164,11 +194,19 @@ def mlp_energy(
     scale: float = 1.0,
     coordinates: AbstractCoordinates | None = None,
 ) -> ConfinedEnergy:
-    """Return a `ConfinedEnergy` for examples of `shape`, at first a Gaussian.
+    """Return a multilayer perceptron as a `ConfinedEnergy`, at first a Gaussian.
 
-    **Arguments:** `width_size` and `depth`, of the hidden layers (SiLU, for smooth
-    energies); `scale`, of the well, by which the network sees the example divided;
-    `coordinates`, as of `ConfinedEnergy`.
+    Arguments:
+        shape: The shape of one example.
+        key: The randomness of the initial weights.
+        width_size: Units of each hidden layer (SiLU, for smooth energies).
+        depth: The number of hidden layers.
+        scale: Of the well; the network sees the example divided by it.
+        coordinates: As of `ConfinedEnergy`.
+
+    Raises:
+        TypeError: If `shape` is no shape, or `coordinates` are none.
+        ValueError: For sizes or a scale not positive, or coordinates of another size.
     """
     check_shape(shape)
     check_coordinates(coordinates, tuple(shape))
@@ -195,8 +233,7 @@ def vector_network(
 ) -> VectorNetwork:
     """Return a perceptron of examples of `shape` that is zero at first.
 
-    **Arguments:** `out_size`, `"scalar"`, or how many numbers it returns; `unit`, as of
-    `VectorNetwork`.
+    It returns `out_size` numbers, or a `"scalar"`; `unit` is as of `VectorNetwork`.
     """
     size = 1
     for axis in shape:
@@ -226,11 +263,21 @@ def image_energy(
 ) -> ConfinedEnergy:
     """Return a convolutional `ConfinedEnergy` for images, at first a Gaussian.
 
-    **Arguments:** `shape`, `(channels, height, width)`; `channels`, of the
-    convolutions: each is 3 by 3, and all but the first halve the image; `scale` and
-    `coordinates`, as of `mlp_energy`.
+    Arguments:
+        shape: `(channels, height, width)`.
+        key: The randomness of the initial weights.
+        channels: Those of the convolutions: each is 3 by 3, and all but the first halve
+            the image.
+        scale: Of the well; the network sees the image divided by it.
+        coordinates: As of `ConfinedEnergy`.
 
-    **Source:** after the image network of Carbone et al. (2023), section 4.2.
+    Raises:
+        TypeError: If `shape` is no shape, or `coordinates` are none.
+        ValueError: For a shape that is no image's, a scale not positive, or coordinates
+            of another size.
+
+    Source:
+        After the image network of Carbone et al. (2023), section 4.2.
     """
     _check_image(shape, coordinates, scale)
     network = _image_network((shape[0], shape[1], shape[2]), channels, scale, key)
@@ -281,13 +328,20 @@ def residual_energy(
 ) -> ConfinedEnergy:
     """Return a residual convolutional `ConfinedEnergy`, at first a Gaussian.
 
-    **Arguments:** `shape`, `(channels, height, width)`; `channels`, of the stages, each
-    at half the resolution of the one before; `blocks` a stage; `scale` and
-    `coordinates`, as of `mlp_energy`.
+    Arguments:
+        shape: `(channels, height, width)`.
+        key: The randomness of the initial weights.
+        channels: Those of the stages, each at half the resolution of the one before.
+        blocks: Residual blocks a stage.
+        scale: Of the well; the network sees the image divided by it.
+        coordinates: As of `ConfinedEnergy`.
 
-    **Raises:** `ValueError` if the image is too small for as many stages.
+    Raises:
+        TypeError: If `shape` is no shape, or `coordinates` are none.
+        ValueError: As `image_energy`, or for an image too small for as many stages.
 
-    **Source:** after the residual energies of Du and Mordatch (2019).
+    Source:
+        After the residual energies of Du and Mordatch (2019).
     """
     _check_image(shape, coordinates, scale)
     if min(shape[1:]) < 2 ** (len(channels) - 1):

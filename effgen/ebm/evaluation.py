@@ -21,8 +21,10 @@ return `(batch,)`, each energy a function of its own row alone.
 def takes_one_example(energy: Energy, shape: tuple[int, ...], dtype: Any) -> bool:
     """Return whether `energy` maps one example to one number.
 
-    **Raises:** what `energy` itself raises, if it takes neither an example nor a batch;
-    `ValueError` if what it returns are no energies.
+    What `energy` itself raises, if it takes neither an example nor a batch, is raised.
+
+    Raises:
+        ValueError: If what it returns are no energies.
     """
     one = jax.ShapeDtypeStruct(shape, dtype)
     two = jax.ShapeDtypeStruct((2, *shape), dtype)
@@ -81,7 +83,10 @@ def slopes_along(
 ) -> tuple[Float[Array, " walkers"], Float[Array, " walkers"]]:
     """Return each row's energy, and how it changes along a direction of the parameters.
 
-    **Arguments:** `direction`, a pytree like the inexact arrays of `energy`.
+    Arguments:
+        energy: The energy.
+        direction: A pytree like the inexact arrays of `energy`.
+        positions: The rows, shape `(walkers, *shape)`.
     """
     params, fixed = eqx.partition(energy, eqx.is_inexact_array)
 

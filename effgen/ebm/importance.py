@@ -44,10 +44,12 @@ def second_opinion(energy: Energy, walkers: Walkers) -> Opinion | None:
     It reaches where no walker is, and so may find mass that all of them have missed. In
     a few dimensions only, and where the energy is of the whole space.
 
-    **Returns:** the opinion; `None` in boxes, of labels and zeros and ones, and past 32
-    coordinates.
+    Returns:
+        The opinion; `None` in boxes, of labels and zeros and ones, and past 32
+            coordinates.
 
-    **Source:** Kloek and van Dijk (1978).
+    Source:
+        Kloek and van Dijk (1978).
     """
     x = walkers.positions.reshape(walkers.num, -1)
     size = x.shape[1]

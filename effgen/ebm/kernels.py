@@ -34,7 +34,10 @@ _PROBED = 256
 class AbstractKernel(eqx.Module):
     """A Markov move of all walkers, with what it does to their weights.
 
-    **Attributes:** `takes_gradients`, whether walkers carry those of the last model.
+    A subclass defines `move`; all else has a default.
+
+    Attributes:
+        takes_gradients: Whether walkers carry the gradients of the last model.
     """
 
     takes_gradients: ClassVar[bool] = True
@@ -49,9 +52,14 @@ class AbstractKernel(eqx.Module):
     ) -> Walkers:
         """Return the walkers moved once and weighted for `energy`.
 
-        They come with the energies and gradients of the model that they last saw, which
-        is all that is needed of it. By default they are weighted where they are, and
-        then moved.
+        By default they are weighted where they are, and then moved.
+
+        Arguments:
+            walkers: Weighted for the model that they last saw, whose energies and
+                gradients they carry; no more is needed of it.
+            energy: The energy to weigh them for.
+            step: The step of the training, from 0.
+            key: The randomness of the move.
         """
         return self.move(walkers.reweighted(energy), energy, step, key=key)
 
@@ -64,47 +72,73 @@ class AbstractKernel(eqx.Module):
         *,
         key: PRNGKeyArray,
     ) -> Walkers:
-        """Return the walkers, which are already weighted for `energy`, moved once."""
+        """Return the walkers moved once, under the energy that they are weighted for.
+
+        Arguments:
+            walkers: Weighted for `energy`.
+            energy: The energy of the model, which the move leaves invariant.
+            step: The step of the training, from 0.
+            key: The randomness of the move.
+        """
 
     def begun(self, walkers: Walkers, energy: Energy) -> Walkers:
-        """Return the walkers with the step size of their first move.
+        """Return the walkers with the step size of their first move; by default as is.
 
-        By default as they are. Kernels whose step size follows a rule find it on the
-        walkers, which are weighted for `energy`.
+        Arguments:
+            walkers: Weighted for `energy`; a rule finds its step size on them.
+            energy: The energy at the start.
         """
         del energy
         return walkers
 
     def between(self, old: Energy, new: Energy, share: Float[Array, ""]) -> Energy:
-        """Return a model on the way from `old` to `new`, at a `share` of it.
+        """Return a model on the way from `old` to `new`; by default the geometric one.
 
             energy(x) = (1 - share) * old(x) + share * new(x)
 
-        the geometric path, whatever the two are. Kernels that move models of one kind
-        may go another way.
+        Arguments:
+            old: The energy at `share` 0.
+            new: The energy at `share` 1. A kernel may ask for two of one kind.
+            share: From 0 to 1, one number.
         """
         return Between(old, new, share)
 
     def confined(self, model: Energy, walkers: Walkers) -> Bool[Array, ""]:
-        """Return whether a trained `model` still has a density, as far as is seen.
+        """Return whether a trained model still has a density; by default, yes.
 
-        By default, yes. An `AbstractContinuousKernel` looks far out.
+        An `AbstractContinuousKernel` looks far out.
+
+        Arguments:
+            model: The energy after an update.
+            walkers: Walkers of it, where to begin to look.
         """
         del model, walkers
         return jnp.ones((), bool)
 
     def check(self, model: Energy, walkers: Walkers) -> None:
-        """Raise if this kernel cannot move `walkers` under `model`.
+        """Raise if this kernel cannot move `walkers` under `model`, by a self-test.
 
-        By default a self-test: the energy must be finite, the same twice, the same
-        whatever the other rows are, and confining.
+        Arguments:
+            model: The energy at the start.
+            walkers: The walkers at the start.
+
+        Raises:
+            ValueError: By default, for an energy that is not finite, not the same
+                twice, a function of the other rows, or not confining.
         """
         check_continuous(model, walkers.positions)
 
     def check_data(self, batch: Any, source: Any) -> None:
         """Raise on data that this kernel's walkers cannot be compared with.
 
-        By default, on integers and on constant columns, which have no density.
+        Arguments:
+            batch: The first batch, or its shape and dtype.
+            source: The data of the run.
+
+        Raises:
+            TypeError: By default, for integers.
+            ValueError: By default, for constant or repeated values, which have no
+                density, and for values that are not finite.
         """
         check_continuous_data(batch, source)
 
@@ -150,21 +184,23 @@ class ULA(AbstractContinuousKernel):
     it would without weights. The weights undo both the lag behind the model and the
     bias of the discrete step; a large `h` costs effective sample size, not exactness.
     As a rule, `h <= 0.5 / sqrt(sum of squared curvatures)`, which `TargetVariance`
-    finds.
+    finds. A walker whose new energy is not finite stays where it was with weight zero,
+    which is exact, until resampling replaces it.
 
-    A walker whose new energy is not finite stays where it was with weight zero, which
-    is exact, until resampling replaces it.
+    Arguments:
+        step_size: `h`, in units of squared length: a number, an optax schedule, or
+            `TargetVariance`.
+        clip: The norm at which an example's gradient is cut, in both halves of the
+            weight, so that it stays exact; `None` for no clipping.
+        scale: A preconditioner `L`, an array of the shape of an example or a matrix:
+            moves are `-h L L^T gradients + sqrt(2 h) L noise`.
 
-    **Attributes:**
+    Raises:
+        TypeError: If `step_size` is neither number, schedule nor rule.
+        ValueError: For settings out of range, or a `TargetAcceptance`.
 
-    - `step_size`, `h`, in units of squared length: a number, an optax schedule, or
-      `TargetVariance`.
-    - `clip`: the norm at which an example's gradient is cut, in both halves of the
-      weight, so that it stays exact; `None` for no clipping.
-    - `scale`: a preconditioner `L`, an array of the shape of an example or a matrix:
-      moves are `-h L L^T gradients + sqrt(2 h) L noise`.
-
-    **Source:** Carbone et al. (2023), Proposition 1, equations 13 to 16.
+    Source:
+        Carbone et al. (2023), Proposition 1, equations 13 to 16.
     """
 
     step_size: StepSize
@@ -221,9 +257,18 @@ class MALA(AbstractContinuousKernel):
     following move costs two evaluations (one of them at the walkers' old positions),
     every further move one.
 
-    **Attributes:** as `ULA`; `step_size` may be `TargetAcceptance`.
+    Arguments:
+        step_size: `h`, in units of squared length: a number, an optax schedule, or
+            `TargetAcceptance`.
+        clip: As of `ULA`.
+        scale: As of `ULA`.
 
-    **Source:** Roberts and Tweedie (1996); Carbone et al. (2023), section 3.
+    Raises:
+        TypeError: If `step_size` is neither number, schedule nor rule.
+        ValueError: For settings out of range, or a `TargetVariance`.
+
+    Source:
+        Roberts and Tweedie (1996); Carbone et al. (2023), section 3.
     """
 
     step_size: StepSize
@@ -268,7 +313,8 @@ def metropolized(
 
         accepted with probability min(1, exp(ratios))
 
-    **Source:** Metropolis et al. (1953); Hastings (1970).
+    Source:
+        Metropolis et al. (1953); Hastings (1970).
     """
     # A proposal of infinite or undefined energy is refused.
     ratios = jnp.where(jnp.isnan(ratios), -jnp.inf, ratios)
@@ -311,7 +357,11 @@ class ReweightFirst(AbstractKernel):
 
     One evaluation more a step, and a slightly larger effective sample size.
 
-    **Attributes:** `kernel`.
+    Arguments:
+        kernel: The kernel that moves the walkers.
+
+    Raises:
+        TypeError: If `kernel` is no kernel.
     """
 
     kernel: AbstractKernel

@@ -30,8 +30,13 @@ class LabeledEnergy(eqx.Module):
     A row is the example, flat, and then the label, as `with_labels` makes it. So one
     model is a density of examples, of the examples of each label, and a classifier.
 
-    **Attributes:** `energy`, a callable pytree from an example and an integer to a
-    scalar; `shape`, of an example; `num_labels`.
+    Arguments:
+        energy: A callable pytree from an example and an integer label to a scalar.
+        shape: The shape of one example.
+        num_labels: The number of labels, which are 0 to `num_labels - 1`.
+
+    Raises:
+        ValueError: If `num_labels` is not positive.
     """
 
     energy: Callable[[Float[Array, "*shape"], Int[Array, ""]], Float[Array, ""]]
@@ -43,14 +48,28 @@ class LabeledEnergy(eqx.Module):
         check_count("num_labels", self.num_labels)
 
     def __call__(self, row: Float[Array, " size_and_label"]) -> Float[Array, ""]:
-        """Return the energy of one row; infinite, if its label is none of them."""
+        """Return the energy of one row; infinite, if its label is none of them.
+
+        Arguments:
+            row: An example, flat, and its label, shape `(size + 1,)`.
+
+        Returns:
+            The energy, one number.
+        """
         known = (row[-1] >= 0) & (row[-1] < self.num_labels)
         label = jnp.where(known, row[-1], 0).astype(jnp.int32)
         energy = self.energy(row[:-1].reshape(self.shape), label)
         return jnp.where(known, energy, jnp.inf)
 
     def of_all(self, row: Float[Array, " size_and_label"]) -> Float[Array, " labels"]:
-        """Return the energies of a row's example with each label."""
+        """Return the energies of a row's example with each label.
+
+        Arguments:
+            row: An example, flat, and any label, shape `(size + 1,)`.
+
+        Returns:
+            Energies, shape `(num_labels,)`.
+        """
         x, labels = row[:-1].reshape(self.shape), jnp.arange(self.num_labels)
         return jax.vmap(self.energy, (None, 0))(x, labels)
 
@@ -59,7 +78,15 @@ class LabeledEnergy(eqx.Module):
     ) -> Float[Array, "examples labels"]:
         """Return `log p(label | x)`, which needs no `Z`.
 
-        **Raises:** `ValueError` for examples of another shape.
+        Arguments:
+            x: Examples, shape `(examples, *shape)`.
+
+        Returns:
+            Log-probabilities in nats, shape `(examples, num_labels)`.
+
+        Raises:
+            ValueError: For examples of another shape.
+            TypeError: For what are no numbers.
         """
         x = as_rows("x", x)
         if x.shape[1:] != self.shape:
@@ -73,8 +100,9 @@ class LabeledEnergy(eqx.Module):
 class LogitsEnergy(eqx.Module):
     """`energy(x, label) = |x|^2 / (2 scale^2) - logits(x)[label]`.
 
-    **Attributes:** `logits`, from an example to one number a label; `scale`, of the
-    well, fixed.
+    Arguments:
+        logits: From an example to one number a label.
+        scale: Of the well, fixed.
     """
 
     logits: VectorNetwork
@@ -98,7 +126,23 @@ def labeled_mlp_energy(
 ) -> LabeledEnergy:
     """Return a `LabeledEnergy` that is a Gaussian at first, whatever the label.
 
-    **Arguments:** as of `mlp_energy`; `num_labels`.
+        energy(x, label) = |x|^2 / (2 scale^2) - logits(x)[label]
+
+    Arguments:
+        shape: The shape of one example.
+        num_labels: The number of labels.
+        key: The randomness of the initial weights.
+        width_size: Units of each hidden layer (SiLU).
+        depth: The number of hidden layers.
+        scale: Of the well, in units of the data; the network sees the example divided
+            by it.
+
+    Returns:
+        The energy; its logits are a multilayer perceptron, zero at first.
+
+    Raises:
+        TypeError: If `shape` is no shape.
+        ValueError: For sizes, a scale or a number of labels not positive.
     """
     check_shape(shape)
     check_count("num_labels", num_labels)
@@ -113,8 +157,16 @@ def with_labels(
 ) -> Float[Array, "examples size_and_label"]:
     """Return rows: each example, flat, and then its label.
 
-    **Raises:** `ValueError` if there are not as many labels as examples; `TypeError`
-    for what are no numbers.
+    Arguments:
+        x: Examples, shape `(examples, *shape)`.
+        labels: Integers from 0, shape `(examples,)`.
+
+    Returns:
+        Rows of floats, shape `(examples, size + 1)`.
+
+    Raises:
+        ValueError: If there are not as many labels as examples.
+        TypeError: For what are no numbers.
     """
     x, labels = as_rows("x", x), as_rows("labels", labels)
     if labels.shape != x.shape[:1]:
@@ -136,7 +188,20 @@ def labeled_walkers(
 ) -> Walkers:
     """Return walkers from a Gaussian, each with a label, all labels as likely.
 
-    **Arguments:** as of `Walkers.from_gaussian`; `num_labels`.
+    Arguments:
+        key: The randomness of the draw.
+        num: How many walkers, 2 or more.
+        shape: The shape of one example.
+        num_labels: The number of labels.
+        scale: The Gaussian's standard deviation, in units of the data.
+
+    Returns:
+        Walkers of known density, whose positions are rows, shape `(num, size + 1)`.
+
+    Raises:
+        TypeError: If `shape` is no shape.
+        ValueError: For fewer than 2 walkers, or a scale or a number of labels not
+            positive.
     """
     check_count("num_labels", num_labels)
     keys = jax.random.split(key)
@@ -154,7 +219,12 @@ class LabelGibbs(AbstractContinuousKernel):
 
     Both leave the `LabeledEnergy`'s model invariant, so the weights are exact.
 
-    **Attributes:** `kernel`, which moves examples.
+    Arguments:
+        kernel: A `MALA`, which moves examples; its `scale`, if any, is of the flat
+            example, shape `(size,)` or `(size, size)`.
+
+    Raises:
+        TypeError: If `kernel` is no `MALA`.
     """
 
     kernel: MALA
@@ -172,7 +242,17 @@ class LabelGibbs(AbstractContinuousKernel):
         *,
         key: PRNGKeyArray,
     ) -> Walkers:
-        """Return the walkers after one move of examples, and one of labels."""
+        """Return the walkers after one move of examples, and one of labels.
+
+        Arguments:
+            walkers: Rows, weighted for `energy`.
+            energy: The `LabeledEnergy` of the model that stays invariant.
+            step: The step of the training, from 0.
+            key: The randomness of the move.
+
+        Returns:
+            The walkers, their weights as they were.
+        """
         labeled = _as_labeled(energy)
         keys = jax.random.split(key)
         kernel = self._of_examples(walkers)
@@ -183,16 +263,43 @@ class LabelGibbs(AbstractContinuousKernel):
         return walkers.at(Particles.of(energy, new))
 
     def begun(self, walkers: Walkers, energy: Energy) -> Walkers:
-        """Return the walkers with the step size of their first move."""
+        """Return the walkers with the step size of their first move.
+
+        Arguments:
+            walkers: Rows, weighted for `energy`.
+            energy: The `LabeledEnergy` at the start.
+
+        Returns:
+            The walkers, with the step size that `kernel` begins with.
+        """
         return self._of_examples(walkers).begun(walkers, energy)
 
     def between(self, old: Energy, new: Energy, share: Float[Array, ""]) -> Energy:
-        """Return the geometric path, as an energy of examples with labels."""
+        """Return the geometric path, as an energy of examples with labels.
+
+        Arguments:
+            old: The `LabeledEnergy` at `share` 0.
+            new: The `LabeledEnergy` at `share` 1.
+            share: From 0 to 1, one number.
+
+        Returns:
+            The `LabeledEnergy` at `share`.
+        """
         old, new = _as_labeled(old), _as_labeled(new)
         return dataclasses.replace(new, energy=_Between(old.energy, new.energy, share))
 
     def check(self, model: Energy, walkers: Walkers) -> None:
-        """Raise unless the walkers are rows of the `LabeledEnergy`'s shape."""
+        """Raise unless the walkers are rows of the `LabeledEnergy`'s shape.
+
+        Arguments:
+            model: The energy at the start.
+            walkers: The walkers at the start.
+
+        Raises:
+            TypeError: For a model that is no `LabeledEnergy`.
+            ValueError: For walkers of another shape or with other labels, or an energy
+                that is not finite, repeatable and confining.
+        """
         labeled = _as_labeled(model)
         size = int(np.prod(labeled.shape)) + 1
         if walkers.positions.shape[1:] != (size,):
@@ -205,7 +312,16 @@ class LabelGibbs(AbstractContinuousKernel):
         check_continuous(model, walkers.positions)
 
     def check_data(self, batch: Any, source: Any) -> None:
-        """Raise on examples that have no density, or labels that are none."""
+        """Raise on examples that have no density, or labels that are none.
+
+        Arguments:
+            batch: The first batch of rows.
+            source: The data of the run.
+
+        Raises:
+            ValueError: For constant or repeated values, values that are not finite, or
+                labels that are no integers from 0.
+        """
         rows = rows_at_hand(batch, source)
         if not isinstance(rows, Tracer):
             check_columns("data", jnp.asarray(rows)[:, :-1])

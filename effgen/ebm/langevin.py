@@ -21,7 +21,9 @@ class Langevin(eqx.Module):
     `clipped` is the gradient, cut to norm `clip`. The drift is a function of the
     position alone, which is all that exactness asks of it.
 
-    **Attributes:** `clip` and `scale`, `L`, as in `ULA`.
+    Arguments:
+        clip: As in `ULA`.
+        scale: `L`, as in `ULA`.
     """
 
     clip: float | None
@@ -45,7 +47,8 @@ class Langevin(eqx.Module):
         The proposal from `x` is that of the energy that they carry, the one
         from `new` that of `energy`.
 
-        **Source:** Carbone et al. (2023), equation 15, for a general drift.
+        Source:
+            Carbone et al. (2023), equation 15, for a general drift.
         """
         x = old.positions
         clipped = self._clipped(old.gradients)

@@ -112,9 +112,16 @@ def learned(
     The optimizer is told the loss: `data_energy + log_partition`, or the energy gap
     where `log Z` is unknown. A line search is told how that changes (`change_of`).
 
-    **Arguments:** `walkers`, of `state.model`, which count by `weights`; `apart`,
-    whether other walkers tell what the update costs, so that an optimizer may look at
-    these (`minsr`); `penalty`, as of `contrast`. The loss is without it.
+    Arguments:
+        optim: The optimizer.
+        state: The state before the step.
+        batch: The data, shape `(batch, *shape)`.
+        walkers: Walkers of `state.model`.
+        weights: What they count by, shape `(walkers,)`, with a sum of one.
+        log_partition: `log Z` in nats, if it is known.
+        apart: Whether other walkers tell what the update costs, so that an optimizer
+            may look at these (`minsr`).
+        penalty: As of `contrast`. The loss is without it.
     """
     positions = walkers.positions
     (gap, data_energy), gradients = contrast(

@@ -16,8 +16,11 @@ from .example_gradients import gram
 class Samples(NamedTuple):
     """What a step's gradient comes from.
 
-    **Attributes:** `model`; `batch`, the data; `positions` and `weights`, of walkers,
-    the weights normalized to one.
+    Attributes:
+        model: The energy.
+        batch: The data, shape `(batch, *shape)`.
+        positions: Those of walkers, shape `(walkers, *shape)`.
+        weights: The walkers', normalized to one, shape `(walkers,)`.
     """
 
     model: Energy
@@ -29,7 +32,9 @@ class Samples(NamedTuple):
 class MinSRState(NamedTuple):
     """The state of `minsr`.
 
-    **Attributes:** `num_steps`, so far; `direction`, the last one.
+    Attributes:
+        num_steps: How many there were so far.
+        direction: The last one.
     """
 
     num_steps: Int[Array, ""]
@@ -64,20 +69,29 @@ def minsr(
     matrix of `rows` by `rows` (`gram`). It costs a pass over the rows, forward and
     back, and `rows^3 / 3` multiplications.
 
-    Take it with a `radius`: alone its steps know no bound. A step's own samples tell
-    too small a cost, so the walkers are a `Reservoir` of two blocks or more: one block
-    gives the gradient, and the next one to move tells the radius.
+    Take it with a `radius`: without one the length of its steps is not bounded. A
+    step's own samples underestimate its cost, so the walkers are a `Reservoir` of two
+    blocks or more: one block gives the gradient, and the next one to move tells the
+    radius.
 
-    **Arguments:** `learning_rate`, a number or a schedule, of the direction; `damping`,
-    a share of `F`'s trace over the rows; `momentum`, how much of the last direction is
-    kept where the samples do not tell; `num_samples`, of data and of
-    walkers; fewer, where there are fewer.
+    Arguments:
+        learning_rate: A number or a schedule, by which the direction is multiplied.
+        damping: A share of `F`'s trace over the rows, above 0.
+        momentum: In [0, 1); how much of the last direction is kept where the samples do
+            not tell.
+        num_samples: How many of the data, and how many of the walkers; fewer, where
+            there are fewer.
 
-    **Raises:** `ValueError` for settings out of range; in training, where no other
-    walkers tell what an update costs.
+    Returns:
+        An optax transformation. In training it raises `ValueError` where no other
+            walkers tell what an update costs.
 
-    **Source:** Chen and Heyl (2024) and Rende et al. (2024) for the inverse;
-    Goldshlager, Abrahamsen and Lin (2024) for the momentum.
+    Raises:
+        ValueError: For settings out of range.
+
+    Source:
+        Chen and Heyl (2024) and Rende et al. (2024) for the inverse; Goldshlager,
+        Abrahamsen and Lin (2024) for the momentum.
     """
     if not callable(learning_rate) and not isinstance(learning_rate, jax.Array):
         check_positive("learning_rate", learning_rate)

@@ -37,22 +37,35 @@ class NCETrainer(AbstractTrainer):
         loss = mean(softplus(-odds(batch))) + mean(softplus(odds(noise)))
 
     The baseline that needs no samples of the model and learns `log Z` with it, by a
-    tenth of a Newton step at each step. Where
-    data and noise are easily told apart, as in many dimensions, the loss is small
-    whatever the model, and little is learned.
+    tenth of a Newton step at each step. Where data and noise are easily told apart, as
+    in many dimensions, the loss is small whatever the model, and little is learned.
 
     The walkers given, if any, only watch, as `CDTrainer`'s: moved by `kernel`, they
-    tell this trainer's likelihood, and how far the learned `log Z` is off. The memory
-    is `Audited`, with the `LearnedPartition` in place of walkers that train.
+    estimate this trainer's likelihood, and how far the learned `log Z` is off. The
+    memory is `Audited`, with the `LearnedPartition` in place of walkers that train.
 
-    **Attributes:** `optim`; `kernel`, of the watching walkers; `noise_scale`, of the
-    noise, in `coordinates`, if there are any, else in units of the data;
-    `resample_below`; `radius`, as `PCDTrainer`'s, by the data.
+    The metrics are `loss`, `learned_log_partition`, `grad_norm`; with a `radius`,
+    `update_share` and `update_radius`; with watching walkers `cross_entropy`,
+    `log_partition`, `log_partition_error`, `audit_ess` and `audit_roots`.
 
-    **Metrics:** `loss`, `learned_log_partition`, `grad_norm`; with watching walkers
-    `cross_entropy`, `log_partition` and `log_partition_error`.
+    Arguments:
+        optim: Any optax transformation.
+        kernel: How the watching walkers move.
+        noise_scale: The noise's standard deviation, in `coordinates`, if there are any,
+            else in units of the data.
+        coordinates: In which the noise is drawn, such as `Standardized.of(data)`, or
+            `None`.
+        resample_below: The share of the watching walkers, in (0, 1), below which they
+            are resampled.
+        radius: An update may cost at most `radius^2` of the data, which count alike, to
+            second order; by default all updates pass.
 
-    **Source:** Gutmann and Hyvärinen (2010).
+    Raises:
+        TypeError: If `kernel`, `radius` or `coordinates` is of the wrong kind.
+        ValueError: For settings out of range.
+
+    Source:
+        Gutmann and Hyvärinen (2010).
     """
 
     watched: ClassVar[tuple[str, ...]] = ("loss", "cross_entropy")
@@ -75,9 +88,23 @@ class NCETrainer(AbstractTrainer):
     def init(
         self, model: Energy, memory: Population | Audited | None = None
     ) -> TrainState[Energy, Audited]:
-        """Return the first state; `memory`, if given, are walkers that watch.
+        """Return the first state.
 
         The first step begins the learned `log Z` with its noise's estimate.
+
+        Arguments:
+            model: A callable pytree from one example to its energy, a scalar, or from a
+                batch to energies.
+            memory: Walkers that watch, if any: `Walkers`, a `Reservoir`, or `Audited`,
+                of which the audit is taken.
+
+        Returns:
+            The state at step 0, the watching walkers reweighted to `model`.
+
+        Raises:
+            TypeError: For watching walkers that are none.
+            ValueError: For watching walkers that do not fit the model, or whose density
+                is unknown.
         """
         own = LearnedPartition(jnp.zeros(()))
         return watched_start(self.optim, self.kernel, model, memory, own)
@@ -89,7 +116,16 @@ class NCETrainer(AbstractTrainer):
         *,
         key: PRNGKeyArray,
     ) -> tuple[TrainState[Energy, Audited], Metrics]:
-        """Update the model, and its `log Z`, by how they tell the batch from noise."""
+        """Update the model, and its `log Z`, by how they tell the batch from noise.
+
+        Arguments:
+            state: The state before the step.
+            batch: Examples, shape `(batch, *shape)`; as many of noise are drawn.
+            key: The randomness of the step.
+
+        Returns:
+            The state after the step, and the metrics.
+        """
         noise_key, watch_key = jax.random.split(key)
         num = batch.shape[0]
         both = jnp.concatenate([batch, self._noise(noise_key, batch)])
@@ -162,7 +198,18 @@ class NCETrainer(AbstractTrainer):
         return jnp.sum(logs.reshape(x.shape[0], -1), axis=1) + shift
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
-        """Raise on data that have no density, or do not fit the watching walkers."""
+        """Raise on data that have no density, or do not fit the watching walkers.
+
+        Arguments:
+            state: The run's first state.
+            batch: The first batch, or its shape and dtype.
+            source: The data of the run.
+
+        Raises:
+            TypeError: For batches that are no array, or as `kernel.check_data`.
+            ValueError: For rows of another shape or scale than the watching walkers,
+                or as `kernel.check_data`.
+        """
         check_watched_data(self.kernel, state.memory, batch, source)
 
 

@@ -11,11 +11,10 @@ from .evaluation import Energy, evaluate
 class Particles(eqx.Module):
     """Positions, with what a model is there.
 
-    **Attributes:**
-
-    - `positions`, `(walkers, *shape)`.
-    - `energies`, `(walkers,)`, and `gradients`, `(walkers, *shape)`: of the model that
-      they last saw; carried to save an evaluation.
+    Attributes:
+        positions: Shape `(walkers, *shape)`.
+        energies: Of the model last seen; carried to save an evaluation, `(walkers,)`.
+        gradients: Of that energy, shape `(walkers, *shape)`.
     """
 
     positions: Float[Array, "walkers *shape"]
@@ -48,8 +47,9 @@ class Particles(eqx.Module):
 class KernelState(eqx.Module):
     """How a kernel moves.
 
-    **Attributes:** `step_size` of the next move, and `acceptance`, the mean share of
-    the last move's proposals that were accepted.
+    Attributes:
+        step_size: That of the next move.
+        acceptance: The mean share of the last move's proposals that were accepted.
     """
 
     step_size: Float[Array, ""]

@@ -22,7 +22,8 @@ Population = Walkers | Reservoir
 class LearnedPartition(eqx.Module):
     """A `log Z` that is trained like a parameter, for `NCETrainer`.
 
-    **Attributes:** `log_partition`.
+    Attributes:
+        log_partition: `log Z`, in nats.
     """
 
     log_partition: Float[Array, ""]
@@ -33,16 +34,17 @@ class Audited(eqx.Module):
 
     The walkers that enter the gradient steer the model toward what they happen to have
     sampled, and so their own `log Z` drifts below the truth. The audit walkers move and
-    are weighted alike but never enter the gradient: for them the path of the model is
-    as good as given, their `Z` is unbiased, and the likelihood they tell is honest.
+    are weighted alike but never enter the gradient. The path of the model does not
+    depend on them, so their `Z` is unbiased, and the likelihood is not inflated.
 
     `trainer.init` splits audit walkers into `islands`, 16 where they can be shared
     evenly, whose spread is the error bar.
 
-    **Attributes:** `walkers` and `audit`, each `Walkers` or a `Reservoir`; they may
-    differ in number. Trainers whose chains are not kept have the kernel's state, a
-    learned `log Z`, or nothing, in place of `walkers`; without an audit, `audit` is
-    `None`.
+    Arguments:
+        walkers: What trains, `Walkers` or a `Reservoir`. Trainers whose chains are not
+            kept have the kernel's state, a learned `log Z`, or nothing, in its place.
+        audit: What watches, `Walkers` or a `Reservoir`, drawn by another key; `None`
+            for no audit. The two may differ in number.
     """
 
     walkers: Population | KernelState | LearnedPartition | None
@@ -56,7 +58,8 @@ AnyMemory = TypeVar("AnyMemory", bound=Memory)
 def training_population(memory: Memory) -> Population:
     """Return the population that enters the gradient.
 
-    **Raises:** `ValueError` if no walkers are kept for it.
+    Raises:
+        ValueError: If no walkers are kept for it.
     """
     walkers = memory.walkers if isinstance(memory, Audited) else memory
     if not isinstance(walkers, Walkers | Reservoir):

@@ -22,12 +22,16 @@ class RBM(eqx.Module):
 
         energy(x) = -visible_bias . x - sum(softplus(hidden_bias + x @ weights))
 
-    the free energy: the hidden units are summed out. Its gradient in the parameters is
-    the usual one, and `exp(-energy)` the unnormalized probability of `x`.
+    This is the free energy: the hidden units are summed out. Its gradient in the
+    parameters is the usual one, and `exp(-energy)` the unnormalized probability of `x`.
 
-    **Attributes:** `weights`, `visible_bias`, `hidden_bias`.
+    Arguments:
+        weights: Shape `(visible, hidden)`.
+        visible_bias: Shape `(visible,)`.
+        hidden_bias: Shape `(hidden,)`.
 
-    **Source:** Smolensky (1986); Hinton (2002).
+    Source:
+        Smolensky (1986); Hinton (2002).
     """
 
     weights: Float[Array, "visible hidden"]
@@ -47,11 +51,21 @@ class RBM(eqx.Module):
 
         With `scale` zero they are exactly so, `Walkers.from_bernoulli(key, num,
         visible_bias)` are its samples and their `log Z` is known. But then all hidden
-        units are alike and stay so: give a `key` and a small `scale`, such as 0.01, of
-        the weights; the walkers are reweighted for it, exactly.
+        units are alike and stay so: give a `key` and a small `scale`, such as 0.01; the
+        walkers are reweighted for it, exactly.
 
-        **Raises:** `ValueError` if `num_hidden` is not positive, or a `scale` comes
-        without a key.
+        Arguments:
+            visible_bias: The logits of the visible units, shape `(visible,)`.
+            num_hidden: How many hidden units, whose biases are zero.
+            key: The randomness of the weights; `None` for weights of zero.
+            scale: The weights' standard deviation.
+
+        Returns:
+            The machine.
+
+        Raises:
+            ValueError: If `num_hidden` is not positive, or a `scale` comes without a
+                key.
         """
         visible_bias = jnp.asarray(visible_bias)
         if num_hidden < 1:
@@ -64,14 +78,25 @@ class RBM(eqx.Module):
         return cls(weights, visible_bias, jnp.zeros(num_hidden, visible_bias.dtype))
 
     def __call__(self, x: Float[Array, " visible"]) -> Float[Array, ""]:
-        """Return the free energy of one vector of zeros and ones."""
+        """Return the free energy of one vector of zeros and ones.
+
+        Arguments:
+            x: Visible units, shape `(visible,)`.
+
+        Returns:
+            The energy, one number.
+        """
         hidden = jax.nn.softplus(self.hidden_bias + x @ self.weights)
         return -x @ self.visible_bias - jnp.sum(hidden)
 
     def log_partition(self) -> Float[Array, ""]:
         """Return `log Z`, by enumeration of the smaller layer.
 
-        **Raises:** `ValueError` if both layers have more than 22 units.
+        Returns:
+            `log Z` in nats, one number.
+
+        Raises:
+            ValueError: If both layers have more than 22 units.
         """
         inner, outer, weights = self.visible_bias, self.hidden_bias, self.weights
         if inner.size > outer.size:
@@ -110,9 +135,10 @@ class BlockGibbs(AbstractKernel):
         new ~ Bernoulli(sigmoid(visible_bias + weights @ hidden))
 
     The move leaves the model invariant, so the weights are exact. No gradients are
-    taken.
+    taken. It takes no arguments.
 
-    **Source:** Hinton (2002); for the weights, as `MALA`'s, Carbone et al. (2023).
+    Source:
+        Hinton (2002); for the weights, as `MALA`'s, Carbone et al. (2023).
     """
 
     takes_gradients: ClassVar[bool] = False
@@ -125,7 +151,17 @@ class BlockGibbs(AbstractKernel):
         *,
         key: PRNGKeyArray,
     ) -> Walkers:
-        """Return the walkers after one sweep through both layers."""
+        """Return the walkers after one sweep through both layers.
+
+        Arguments:
+            walkers: Zeros and ones, weighted for `energy`.
+            energy: The `RBM` that stays invariant.
+            step: Not used.
+            key: The randomness of the move.
+
+        Returns:
+            The walkers, their weights as they were, their gradients zero.
+        """
         del step
         rbm = _as_rbm(energy)
         keys = jax.random.split(key)
@@ -137,11 +173,29 @@ class BlockGibbs(AbstractKernel):
         return walkers.at(Particles(visible, jax.vmap(energy)(visible), nowhere))
 
     def between(self, old: Energy, new: Energy, share: Float[Array, ""]) -> Energy:
-        """Return the `RBM` whose parameters are at a `share` of the straight way."""
+        """Return the `RBM` whose parameters are at a `share` of the straight way.
+
+        Arguments:
+            old: The `RBM` at `share` 0.
+            new: The `RBM` at `share` 1, of the same sizes.
+            share: From 0 to 1, one number.
+
+        Returns:
+            The `RBM` at `share`.
+        """
         return jax.tree.map(lambda a, b: a + share * (b - a), old, new)
 
     def check(self, model: Energy, walkers: Walkers) -> None:
-        """Raise unless `model` is an `RBM` and the walkers are zeros and ones."""
+        """Raise unless `model` is an `RBM` and the walkers are zeros and ones.
+
+        Arguments:
+            model: The energy at the start.
+            walkers: The walkers at the start.
+
+        Raises:
+            TypeError: For a model that is no `RBM`.
+            ValueError: For walkers of another size, or that are not zeros and ones.
+        """
         shape = _as_rbm(model).visible_bias.shape
         if walkers.positions.shape[-1:] != shape:
             raise ValueError(
@@ -151,7 +205,15 @@ class BlockGibbs(AbstractKernel):
         check_bits(walkers)
 
     def check_data(self, batch: Any, source: Any) -> None:
-        """Raise unless the data, as far as they are at hand, are zeros and ones."""
+        """Raise unless the data, as far as they are at hand, are zeros and ones.
+
+        Arguments:
+            batch: The first batch, or its shape and dtype.
+            source: The data of the run.
+
+        Raises:
+            ValueError: For data that are not zeros and ones.
+        """
         check_bits_of(batch, source)
 
 

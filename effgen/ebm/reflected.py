@@ -41,10 +41,18 @@ class ReflectedMALA(AbstractKernel):
     Walkers come from `Walkers.from_uniform` of the same box. The energy need not
     confine.
 
-    **Attributes:** `step_size`, as `MALA`'s; `low` and `high`, the walls, the same for
-    every coordinate.
+    Arguments:
+        step_size: `h`, in units of squared length: a number, an optax schedule, or
+            `TargetAcceptance`.
+        low: The lower wall, the same for every coordinate, in units of the data.
+        high: The upper wall, likewise.
 
-    **Source:** Roberts and Tweedie (1996) for the acceptance.
+    Raises:
+        TypeError: If `step_size` is neither number, schedule nor rule.
+        ValueError: For settings out of range, or a `TargetVariance`.
+
+    Source:
+        Roberts and Tweedie (1996) for the acceptance.
     """
 
     step_size: StepSize
@@ -65,7 +73,17 @@ class ReflectedMALA(AbstractKernel):
         *,
         key: PRNGKeyArray,
     ) -> Walkers:
-        """Return the walkers after one move that leaves `energy`'s model invariant."""
+        """Return the walkers after one move that leaves `energy`'s model invariant.
+
+        Arguments:
+            walkers: In the box, weighted for `energy`.
+            energy: The energy of the model that stays invariant.
+            step: The step of the training, from 0.
+            key: The randomness of the move.
+
+        Returns:
+            The walkers, their weights as they were, with the next step size.
+        """
         propose, decide = jax.random.split(key)
         width, x = self.high - self.low, walkers.positions
         h = step_size_at(self.step_size, walkers, step)
@@ -83,11 +101,28 @@ class ReflectedMALA(AbstractKernel):
         return with_step_size(moved, self.step_size, h, acceptance, squares, step)
 
     def begun(self, walkers: Walkers, energy: Energy) -> Walkers:
-        """Return the walkers with a step size whose acceptance is about the target."""
+        """Return the walkers with a step size whose acceptance is about the target.
+
+        Arguments:
+            walkers: In the box, weighted for `energy`.
+            energy: The energy at the start.
+
+        Returns:
+            The walkers with a new `step_size`, if that follows `TargetAcceptance`.
+        """
         return begun_by_acceptance(self, self.step_size, walkers, energy)
 
     def check(self, model: Energy, walkers: Walkers) -> None:
-        """Raise unless the walkers are in the box, where the energy is finite."""
+        """Raise unless the walkers are in the box, where the energy is finite.
+
+        Arguments:
+            model: The energy at the start.
+            walkers: The walkers at the start.
+
+        Raises:
+            ValueError: For walkers of other walls or outside of them, or an energy that
+                is not finite, not the same twice, or a function of the other rows.
+        """
         walls = (float(self.low), float(self.high))
         if walkers.walls != walls:
             raise ValueError(
@@ -99,7 +134,17 @@ class ReflectedMALA(AbstractKernel):
         check_energies(model, walkers.positions)
 
     def check_data(self, batch: Any, source: Any) -> None:
-        """Raise on data outside the box, integers, and constant columns."""
+        """Raise on data outside the box, integers, and constant columns.
+
+        Arguments:
+            batch: The first batch, or its shape and dtype.
+            source: The data of the run.
+
+        Raises:
+            TypeError: For integers.
+            ValueError: For data outside the box, constant or repeated values, or values
+                that are not finite.
+        """
         check_continuous_data(batch, source)
         self._check_inside("data", rows_at_hand(batch, source))
 

@@ -16,19 +16,20 @@ from .walkers import Walkers
 class Reservoir(eqx.Module):
     """Walkers in blocks, of which a step touches one and leaves the others waiting.
 
-    A waiting block loses nothing: its walkers keep the energies of the model that they
-    last saw, and the first move of their next turn crosses from that model to the
-    current one, with exact weights, however far the model has gone meanwhile. So 10^5
-    or 10^6 walkers, of which the noise of the gradient and the flattery of the
-    likelihood fall as the inverse, cost a step no more than one block of them.
+    A waiting block's walkers keep the energies of the model that they last saw. The
+    first move of their next turn crosses from that model to the current one, with exact
+    weights, however far the model has gone meanwhile. So 10^5 or 10^6 walkers cost a
+    step no more than one block of them, while the gradient's variance and the bias of
+    the likelihood fall as the inverse of their number.
 
     Blocks are resampled one by one and have each their own `log Z`. On several devices
     each holds its own blocks: a step touches one on every device, and nothing but the
-    gradient's sums is exchanged.
+    gradient's sums is exchanged. `Reservoir.from_walkers` makes one.
 
-    **Attributes:** `walkers`, whose arrays, but the kernel's state, have two leading
-    axes more, `(active, turns)`: `active` blocks are touched at once, and every block
-    again after `turns` steps.
+    Arguments:
+        walkers: Walkers whose arrays, but the kernel's state, have two leading axes
+            more, `(active, turns)`: `active` blocks are touched at once, and every
+            block again after `turns` steps.
     """
 
     walkers: Walkers
@@ -39,10 +40,18 @@ class Reservoir(eqx.Module):
     ) -> "Reservoir":
         """Split `walkers`, none of them resampled yet, into blocks.
 
-        **Arguments:** `block_size`, walkers a block; `active`, blocks a step: the
-        number of devices, or 1.
+        Arguments:
+            walkers: Walkers in one block.
+            block_size: Walkers a block, 2 or more.
+            active: Blocks a step: the number of devices, or 1.
 
-        **Raises:** `ValueError` if the blocks do not divide the walkers evenly.
+        Returns:
+            The reservoir.
+
+        Raises:
+            TypeError: If `walkers` are no walkers.
+            ValueError: If the blocks do not divide the walkers evenly, or the walkers
+                are in blocks already or were resampled together.
         """
         check_walkers("walkers", walkers)
         check_count("active", active)
@@ -77,11 +86,25 @@ class Reservoir(eqx.Module):
         return self.walkers.positions.shape[3:]
 
     def current(self, step: Int[Array, ""]) -> Walkers:
-        """Return the blocks that step `step - 1` has touched: the model's own."""
+        """Return the blocks that step `step - 1` has touched: the model's own.
+
+        Arguments:
+            step: The number of steps taken.
+
+        Returns:
+            The walkers of the active blocks, weighted for the current model.
+        """
         return self._at((step - 1) % self.turns)
 
     def due(self, step: Int[Array, ""]) -> Walkers:
-        """Return the blocks whose turn it is at `step`."""
+        """Return the blocks whose turn it is at `step`.
+
+        Arguments:
+            step: The number of steps taken.
+
+        Returns:
+            The walkers of the active blocks, weighted for the model they last saw.
+        """
         return self._at(step % self.turns)
 
     def taken(self, step: Int[Array, ""]) -> tuple[Walkers, Walkers]:
@@ -89,11 +112,25 @@ class Reservoir(eqx.Module):
 
         A step that reads them so, and then puts back what was due, updates the arrays
         in place.
+
+        Arguments:
+            step: The number of steps taken.
+
+        Returns:
+            Both, as a pair.
         """
         return read_now(lambda: (self.current(step), self.due(step)), step % self.turns)
 
     def put(self, step: Int[Array, ""], walkers: Walkers) -> "Reservoir":
-        """Return the reservoir with the blocks that were due at `step` replaced."""
+        """Return the reservoir with the blocks that were due at `step` replaced.
+
+        Arguments:
+            step: The number of steps taken before.
+            walkers: The walkers to put there, as many as were due.
+
+        Returns:
+            The reservoir.
+        """
         turn = step % self.turns
 
         def put(part: Array, whole: Array) -> Array:
@@ -107,6 +144,12 @@ class Reservoir(eqx.Module):
 
         One evaluation of every walker, block after block; all at once for convolutions
         on a CPU, which are slow in a compiled loop.
+
+        Arguments:
+            energy: The energy to weigh them for.
+
+        Returns:
+            The reservoir.
         """
 
         def one(turn: Int[Array, ""]) -> Walkers:
@@ -129,7 +172,11 @@ class Reservoir(eqx.Module):
         return Reservoir(self.walkers.arranged(back, turns))
 
     def flattened(self) -> Walkers:
-        """Return all walkers, `(walkers, *shape)`, in their blocks."""
+        """Return all walkers, in their blocks.
+
+        Returns:
+            Walkers with positions `(num, *shape)`.
+        """
         return self.walkers.arranged(lambda x: x.reshape(-1, *x.shape[3:]))
 
     def _at(self, turn: Int[Array, ""]) -> Walkers:

@@ -35,15 +35,28 @@ class ScoreMatchingTrainer(AbstractTrainer):
     weigh hardly enters the loss.
 
     The walkers given, if any, only watch, as `CDTrainer`'s: moved by `kernel`, they
-    tell this trainer's likelihood. The memory is `Audited`, with nothing that trains.
+    estimate this trainer's likelihood. The memory is `Audited`, with nothing that
+    trains.
 
-    **Attributes:** `optim`; `kernel`, of the watching walkers; `noise_scale`, in units
-    of the data; `resample_below`; `radius`, as `PCDTrainer`'s, by the noisy data.
+    The metrics are `loss`, `grad_norm`; with a `radius`, `update_share` and
+    `update_radius`; with watching walkers `cross_entropy`, `log_partition`,
+    `log_partition_error`, `audit_ess` and `audit_roots`.
 
-    **Metrics:** `loss`, `grad_norm`; with watching walkers `cross_entropy`,
-    `log_partition` and `log_partition_error`.
+    Arguments:
+        optim: Any optax transformation.
+        kernel: How the watching walkers move.
+        noise_scale: The noise's standard deviation, in units of the data.
+        resample_below: The share of the watching walkers, in (0, 1), below which they
+            are resampled.
+        radius: An update may cost at most `radius^2` of the noisy data, which count
+            alike, to second order; by default all updates pass.
 
-    **Source:** Vincent (2011).
+    Raises:
+        TypeError: If `kernel` is no kernel, or `radius` no number.
+        ValueError: For settings out of range.
+
+    Source:
+        Vincent (2011).
     """
 
     watched: ClassVar[tuple[str, ...]] = ("loss", "cross_entropy")
@@ -64,7 +77,22 @@ class ScoreMatchingTrainer(AbstractTrainer):
     def init(
         self, model: Energy, memory: Population | Audited | None = None
     ) -> TrainState[Energy, Audited]:
-        """Return the first state; `memory`, if given, are walkers that watch."""
+        """Return the first state.
+
+        Arguments:
+            model: A callable pytree from one example to its energy, a scalar, or from a
+                batch to energies.
+            memory: Walkers that watch, if any: `Walkers`, a `Reservoir`, or `Audited`,
+                of which the audit is taken.
+
+        Returns:
+            The state at step 0, the watching walkers reweighted to `model`.
+
+        Raises:
+            TypeError: For watching walkers that are none.
+            ValueError: For watching walkers that do not fit the model, or whose density
+                is unknown.
+        """
         return watched_start(self.optim, self.kernel, model, memory, None)
 
     def step(
@@ -74,7 +102,16 @@ class ScoreMatchingTrainer(AbstractTrainer):
         *,
         key: PRNGKeyArray,
     ) -> tuple[TrainState[Energy, Audited], Metrics]:
-        """Update the model by how it denoises the batch."""
+        """Update the model by how it denoises the batch.
+
+        Arguments:
+            state: The state before the step.
+            batch: Examples, shape `(batch, *shape)`.
+            key: The randomness of the step.
+
+        Returns:
+            The state after the step, and the metrics.
+        """
         noise_key, watch_key = jax.random.split(key)
         noise = jax.random.normal(noise_key, batch.shape, batch.dtype)
         noisy = batch + self.noise_scale * noise
@@ -114,5 +151,16 @@ class ScoreMatchingTrainer(AbstractTrainer):
         return state.advance(model, opt_state, memory), metrics | more
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
-        """Raise on data that have no density, or do not fit the watching walkers."""
+        """Raise on data that have no density, or do not fit the watching walkers.
+
+        Arguments:
+            state: The run's first state.
+            batch: The first batch, or its shape and dtype.
+            source: The data of the run.
+
+        Raises:
+            TypeError: For batches that are no array, or as `kernel.check_data`.
+            ValueError: For rows of another shape or scale than the watching walkers,
+                or as `kernel.check_data`.
+        """
         check_watched_data(self.kernel, state.memory, batch, source)

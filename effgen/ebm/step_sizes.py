@@ -25,6 +25,9 @@ class AbstractStepSizeRule(eqx.Module):
     A move uses what earlier moves have led to, never its own outcome: chosen by that,
     it would no longer leave the model's distribution alone. Audit walkers move with
     the training walkers' step size, on which they have no influence.
+
+    Attributes:
+        initial: The step size to begin with, where nothing else tells one.
     """
 
     initial: eqx.AbstractVar[float]
@@ -39,9 +42,15 @@ class AbstractStepSizeRule(eqx.Module):
     ) -> Float[Array, ""]:
         """Return the next move's step size.
 
-        **Arguments:** `step_size` and mean `acceptance` of the last move; `squares`,
-        the squared norms of the (clipped, preconditioned) gradients after it; `step`,
-        of the training, from 0.
+        Arguments:
+            step_size: That of the last move, one number.
+            acceptance: The mean acceptance of the last move, one number.
+            squares: The squared norms of the (clipped, preconditioned) gradients after
+                the last move, shape `(walkers,)`.
+            step: The step of the training, from 0.
+
+        Returns:
+            The step size, in units of squared length.
         """
 
 
@@ -54,11 +63,17 @@ class TargetAcceptance(AbstractStepSizeRule):
     The first step size is found on the walkers: `initial` is doubled or halved until
     the acceptance crosses the target.
 
-    **Attributes:** `initial`, where the search begins; `target`, 0.574 for Langevin
-    proposals; `rate`, the least gain: the model may change for ever.
+    Arguments:
+        initial: Where the search begins, in units of squared length.
+        target: The acceptance, in (0, 1); 0.574 is for Langevin proposals.
+        rate: The least gain, in (0, 1): the model may go on changing.
 
-    **Source:** Roberts and Rosenthal (1998), for the target; Hoffman and Gelman (2014),
-    for the search; Andrieu and Thoms (2008), for the gain.
+    Raises:
+        ValueError: For settings out of range.
+
+    Source:
+        Roberts and Rosenthal (1998), for the target; Hoffman and Gelman (2014), for the
+        search; Andrieu and Thoms (2008), for the gain.
     """
 
     initial: float = 0.1
@@ -80,9 +95,15 @@ class TargetAcceptance(AbstractStepSizeRule):
     ) -> Float[Array, ""]:
         """Return the next move's step size.
 
-        **Arguments:** `step_size` and mean `acceptance` of the last move; `squares`,
-        the squared norms of the (clipped, preconditioned) gradients after it; `step`,
-        of the training, from 0.
+        Arguments:
+            step_size: That of the last move, one number.
+            acceptance: The mean acceptance of the last move, one number.
+            squares: The squared norms of the (clipped, preconditioned) gradients after
+                the last move, shape `(walkers,)`.
+            step: The step of the training, from 0.
+
+        Returns:
+            The step size, in units of squared length.
         """
         gain = jnp.maximum(self.rate, (1.0 + step) ** (-2 / 3)).astype(step_size.dtype)
         return step_size * jnp.exp(gain * (acceptance - self.target))
@@ -99,8 +120,15 @@ class TargetVariance(AbstractStepSizeRule):
     `l` this is `step_size = 2 sqrt(variance / sum(l^2))`; the default is
     `0.5 / sqrt(sum(l^2))`. The first step size is that of the walkers' first gradients.
 
-    **Attributes:** `initial`, where these tell none; `variance`; `rate`, of the
-    averaging over moves, which is that of `log(step_size)`.
+    Arguments:
+        initial: The first step size where the gradients tell none, in units of squared
+            length.
+        variance: The variance of the log-weights, above 0.
+        rate: The weight, in (0, 1), of each move in the running average of
+            `log(step_size)`.
+
+    Raises:
+        ValueError: For settings out of range.
     """
 
     initial: float
@@ -122,16 +150,29 @@ class TargetVariance(AbstractStepSizeRule):
     ) -> Float[Array, ""]:
         """Return the next move's step size.
 
-        **Arguments:** `step_size` and mean `acceptance` of the last move; `squares`,
-        the squared norms of the (clipped, preconditioned) gradients after it; `step`,
-        of the training, from 0.
+        Arguments:
+            step_size: That of the last move, one number.
+            acceptance: The mean acceptance of the last move, one number.
+            squares: The squared norms of the (clipped, preconditioned) gradients after
+                the last move, shape `(walkers,)`.
+            step: The step of the training, from 0.
+
+        Returns:
+            The step size, in units of squared length.
         """
         best = self.best(squares)
         new = jnp.exp((1 - self.rate) * jnp.log(step_size) + self.rate * jnp.log(best))
         return jnp.where(jnp.isfinite(new) & (new > 0), new, step_size)
 
     def best(self, squares: Float[Array, " walkers"]) -> Float[Array, ""]:
-        """Return the step size at which the moves cost `variance`."""
+        """Return the step size at which the moves cost `variance`.
+
+        Arguments:
+            squares: The squared norms of the gradients, shape `(walkers,)`.
+
+        Returns:
+            The step size, in units of squared length.
+        """
         return jnp.sqrt(8 * self.variance) / jnp.std(squares)
 
 

@@ -15,10 +15,14 @@ from .density import NormalizedEnergy
 
 
 class Stopped(NamedTuple):
-    """The state of the highest held-out likelihood, and what was seen on the way.
+    """What `early_stopped` found: a state, and one record for each yield of the run.
 
-    `state`; `steps`, `likelihoods` in nats, `errors`, the bars of `log Z`, and
-    `believed`, whether no warning was given, one each a yield of the run.
+    Attributes:
+        state: The state of the highest believed likelihood; the last where none was.
+        steps: The number of steps taken.
+        likelihoods: The mean log-density of the held-out rows, in nats.
+        errors: One standard error of `log Z`, in nats.
+        believed: Whether the likelihood is finite and came without a warning.
     """
 
     state: TrainState
@@ -40,16 +44,25 @@ def early_stopped(
     warns is recorded, but is no reason to keep a state or to stop. All likelihoods are
     of the same rows, so that what is noise between them is that of `log Z`.
 
-    **Arguments:** `run`, as `effgen.train(..., every=50)` makes it; `held_out`, rows
-    that are not trained on; `patience`.
+    Arguments:
+        run: As `effgen.train(..., every=50)` makes it, not yet started.
+        held_out: Rows that are not trained on, shape `(examples, *shape)`.
+        patience: How many believed likelihoods in a row may be no higher.
 
-    **Returns:** the state of the highest believed likelihood, with the records.
+    Returns:
+        The state of the highest believed likelihood, with the records.
 
-    **Raises:** `ValueError` for a patience below 1, rows of another shape, or a state
-    that does not know its `log Z`. Warns with a `RunWarning` if no likelihood on the
-    way could be believed: the state is then the last.
+    Raises:
+        TypeError: If `run` is no run.
+        ValueError: For a patience below 1, rows of another shape or not finite, or a
+            state that does not know its `log Z`.
 
-    **Source:** Prechelt (1998).
+    Warns:
+        RunWarning: If no likelihood on the way could be believed: the state is then
+            the last.
+
+    Source:
+        Prechelt (1998).
     """
     check_run(run)
     check_count("patience", patience)

@@ -40,8 +40,9 @@ def read(
 ) -> tuple[Energy, Any, tuple[int, ...]]:
     """Return an energy like `energy`, what is told of it like `told`, and the shape.
 
-    **Raises:** `ValueError` if the file is damaged, of another format, or holds another
-    energy, array by array.
+    Raises:
+        ValueError: If the file is damaged, of another format, or holds another energy,
+            array by array.
     """
     head, _, arrays = Path(path).read_bytes().partition(b"\n")
     try:

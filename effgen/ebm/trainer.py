@@ -62,39 +62,48 @@ class JarzynskiTrainer(AbstractTrainer):
     When the effective sample size falls below `resample_below` of their number they are
     resampled, and `log Z` is booked.
 
-    **Attributes:**
+    The metrics are:
 
-    - `optim`, any optax transformation. One that asks for the loss is told the metric
-      `loss`; a line search weighs the walkers as they are (`change_of`), which holds
-      near the model alone: bound its steps.
-    - `kernel`, how walkers move; `num_moves`, moves a step.
-    - `resample_below`, a share between 0 and 1.
-    - `radius`: an update of the model may cost at most `radius^2` of the weighted
-      walkers, to second order; a larger one is shortened (`bounded`). It costs one
-      forward derivative of the energy at the walkers that move. By default all updates
-      pass, at no cost.
-    - `penalty`, of energies far from 0: half of it times the mean square of the data's
-      and of the walkers' energies is added to what is minimized, not to `loss`. The
-      weights and `log Z` stay exact: it changes the optimum, not what is true of it.
-
-    **Metrics:** `loss`, the batch's cross-entropy in nats, `mean(energy) + log Z`, by
-    the audit walkers if there are any, else by the training walkers, which flatter;
-    `log_partition`, with `log_partition_error`; `energy_gap`, the mean energy of the
-    data less that of the walkers; `ess` and `conditional_ess`, shares of the number of
-    walkers; `roots`, the share of them that have descendants; `lost`, the share that
-    this step's moves took out of all bounds; `steepest`, the largest gradient that a
-    walker met, of kernels that take gradients; `step_size` and `acceptance`;
-    `grad_norm`; with a `radius`, `update_share`, the share of the update that was
-    taken, and `update_radius`, the square root of what it cost; with audit walkers,
-    `audit_ess`, `audit_roots` and `audit_gap`, the training walkers' `log Z` less the
-    audit's.
+    - `loss`, the batch's cross-entropy in nats, `mean(energy) + log Z`, by the audit
+      walkers if there are any, else by the training walkers, whose `log Z` is low;
+    - `log_partition`, `log Z` in nats, and `log_partition_error`, by the same walkers;
+    - `data_energy`, the batch's mean energy, and `energy_gap`, that less the walkers';
+    - `ess` and `conditional_ess`, shares of the number of walkers;
+    - `roots`, the share of the first walkers that have descendants;
+    - `lost`, the share of the walkers that this step's moves took to infinite energies;
+    - `steepest`, the largest gradient that a walker met, where the kernel takes any;
+    - `step_size`, `acceptance` and `grad_norm`;
+    - with a `radius`, `update_share`, the share of the update that was taken, and
+      `update_radius`, the square root of what it cost;
+    - with audit walkers, `audit_ess`, `audit_roots` and `audit_gap`, the training
+      walkers' `log Z` less the audit's.
 
     A run stops with `RESULTS.weights_collapsed` when a single step leaves less than a
-    tenth of the weighted walkers: past that, estimates of `log Z` are worthless, and
-    their error bars with them. It stops with `RESULTS.walkers_lost` when moves take
-    more than one walker in a hundred to where the energy is not finite.
+    tenth of the weighted walkers: past that, estimates of `log Z` and their error bars
+    are worthless. It stops with `RESULTS.walkers_lost` when moves take more than one
+    walker, and more than one in a hundred, to where the energy is not finite.
 
-    **Source:** Carbone et al. (2023), Algorithm 1 with section 3's resampling.
+    Arguments:
+        optim: Any optax transformation. One that asks for the loss is told the metric
+            `loss`; a line search weighs the walkers as they are (`change_of`), which
+            holds near the model alone: bound its steps.
+        kernel: How walkers move.
+        resample_below: A share of the walkers, in (0, 1).
+        num_moves: Moves a step.
+        radius: An update of the model may cost at most `radius^2` of the weighted
+            walkers, to second order; a larger one is shortened (`bounded`). It costs a
+            forward derivative of the energy at the walkers that move. By default all
+            updates pass, at no cost.
+        penalty: Of energies far from 0: half of it times the mean square of the data's
+            and of the walkers' energies is added to what is minimized, not to `loss`.
+            The weights and `log Z` stay exact; the optimum changes.
+
+    Raises:
+        TypeError: If `kernel` is no kernel, or `radius` no number.
+        ValueError: For settings out of range.
+
+    Source:
+        Carbone et al. (2023), Algorithm 1 with section 3's resampling.
     """
 
     watched: ClassVar[tuple[str, ...]] = ("loss", "log_partition", "ess", "energy_gap")
@@ -119,13 +128,19 @@ class JarzynskiTrainer(AbstractTrainer):
     ) -> TrainState[Energy, Memory]:
         """Return the first state: the walkers, reweighted to `model`.
 
-        **Arguments:** `model`, a callable pytree from one example to its energy, a
-        scalar, or from a batch to energies; `memory`, `Walkers` or a `Reservoir`, or
-        two of them in `Audited` for an honest likelihood.
+        Arguments:
+            model: A callable pytree from one example to its energy, a scalar, or from a
+                batch to energies.
+            memory: `Walkers` or a `Reservoir`, of known density, or two of them in
+                `Audited` for a likelihood that training does not bias.
 
-        **Raises:** `TypeError` or `ValueError` for walkers that are missing or of
-        unknown density, and for an energy that does not fit their positions, is not a
-        function of them, or does not confine them.
+        Returns:
+            The state at step 0, with the step size of the first move.
+
+        Raises:
+            TypeError: For walkers that are missing, or what is no energy.
+            ValueError: For walkers of unknown density, and for an energy that does not
+                fit their positions or that the kernel refuses.
         """
         check_memory(self.kernel, model, memory)
         assert memory is not None
@@ -139,7 +154,16 @@ class JarzynskiTrainer(AbstractTrainer):
         *,
         key: PRNGKeyArray,
     ) -> tuple[TrainState[Energy, Memory], Metrics]:
-        """Take the step of Algorithm 1: learn by the weights, move, weigh, resample."""
+        """Take the step of Algorithm 1: learn by the weights, move, weigh, resample.
+
+        Arguments:
+            state: The state before the step.
+            batch: Examples, shape `(batch, *shape)`.
+            key: The randomness of the step.
+
+        Returns:
+            The state after the step, and the metrics.
+        """
         keys = jax.random.split(key, 3)
         population = training_population(state.memory)
         audit, turns = audit_population(state.memory), turns_of(population)
@@ -215,7 +239,18 @@ class JarzynskiTrainer(AbstractTrainer):
         return RESULTS.where(held == RESULTS.successful, sound, held)
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
-        """Raise on data that the walkers cannot be compared with."""
+        """Raise on data that the walkers cannot be compared with.
+
+        Arguments:
+            state: The run's first state.
+            batch: The first batch, or its shape and dtype.
+            source: The data of the run.
+
+        Raises:
+            TypeError: For batches that are no array, or as `kernel.check_data`.
+            ValueError: For rows of another shape or scale than the walkers, or as
+                `kernel.check_data`.
+        """
         check_data(self.kernel, state.memory, batch, source)
 
 

@@ -51,12 +51,18 @@ def bounded(
         waited = old(positions) - energies
         variance(waited + share * slopes) <= radius^2
 
-    **Arguments:** `due`, the walkers that move next, with the energies of the model
-    that they last saw; `turns`, how many steps they wait between two moves; `weighted`,
-    whether they count by their weights, or all alike.
+    Arguments:
+        radius: The square root of the share of the walkers that an update may cost.
+        old: The energy before the update.
+        new: The energy after it.
+        due: The walkers that move next, with the energies of the model that they last
+            saw.
+        turns: How many steps they wait between two moves.
+        weighted: Whether they count by their weights, or all alike.
 
-    **Returns:** the model, and the metrics `update_share`, the share of the update that
-    is taken, and `update_radius`, the square root of what it costs of the walkers.
+    Returns:
+        The model, and the metrics `update_share`, the share of the update taken,
+            and `update_radius`, the square root of what it costs of the walkers.
     """
     if math.isinf(radius):
         return new, {}

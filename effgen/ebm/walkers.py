@@ -40,37 +40,29 @@ from .starts import bernoulli, gaussian, uniform
 class Walkers(eqx.Module):
     """Positions with log-weights, which follow a model as it trains.
 
-    For any function `phi`, and the model `exp(-energy) / Z` that the walkers were last
-    moved under,
-
         E[exp(log_partition) * mean(exp(log_weights) * phi(positions))]
             = Z * E_model[phi]
 
-    so `log_partition + log_mean_exp(log_weights)` estimates `log Z`, and the weights
-    normalized to one give expectations under the model.
+    for any `phi`, and the model `exp(-energy) / Z` last moved under. So
+    `log_partition + log_mean_exp(log_weights)` estimates `log Z`, and the normalized
+    weights give expectations. The walkers are in blocks, consecutive and of equal size.
+    Each block fulfills the identity and is resampled by itself: an island, independent
+    of the others. The mean of the blocks' `Z` is the estimate, their spread its error.
 
-    The walkers are in one block or more, consecutive and of equal size. Each block
-    fulfills the identity by itself, with its own `log_partition`, and is resampled by
-    itself: an island, independent of the others. The average of the blocks' `Z` is
-    their estimate together, and their spread tells its error.
+    Attributes:
+        positions: Shape `(walkers, *shape)`.
+        energies: Those of the model last seen, shape `(walkers,)`.
+        gradients: Those of that energy, shape `(walkers, *shape)`.
+        log_weights: Since the last resampling, shape `(walkers,)`.
+        roots: Which of its block's first walkers each descends from, `(walkers,)`.
+        log_partition: `log Z` as booked at the last resampling, shape `(blocks,)`.
+        least_ess: The least share of a block that one change has left, `(blocks,)`.
+        step_size: Of the next move, one number.
+        acceptance: The mean share of the last move's proposals that were accepted.
+        walls: The box that they cannot leave, `(low, high)`, or `None`; fixed.
 
-    **Attributes:**
-
-    - `positions`, `(walkers, *shape)`.
-    - `energies`, `(walkers,)`, and `gradients`, `(walkers, *shape)`: of the model that
-      the walkers last saw, at their positions; carried to save an evaluation.
-    - `log_weights`, `(walkers,)`: since they were last resampled.
-    - `roots`, `(walkers,)`: which of the first walkers of its block each one descends
-      from.
-    - `log_partition`, `(blocks,)`: `log Z` as booked at the last resampling.
-    - `least_ess`, `(blocks,)`: the least share of the block's walkers that one change
-      of the model has left (`conditional_ess`), since the start.
-    - `step_size`, `()`, of the next move, and `acceptance`, `()`, the mean share of the
-      last one's proposals that were accepted.
-    - `walls`, fixed: the box that they cannot leave, if there is one.
-
-    **Source:** Carbone et al. (2023), Proposition 1 and section 3; Verge et al. (2015)
-    for islands.
+    Source:
+        Carbone et al. (2023), section 3; Verge et al. (2015) for islands.
     """
 
     positions: Float[Array, "walkers *shape"]
@@ -94,15 +86,19 @@ class Walkers(eqx.Module):
         scale: float = 1.0,
         coordinates: AbstractCoordinates | None = None,
     ) -> "Walkers":
-        """Draw `num` walkers from a Gaussian, whose `log Z` is known.
+        """Draw walkers from a Gaussian, whose `log Z` is known.
 
-        The energy is `|x|^2 / (2 scale^2)`, its `log Z = (d / 2) log(2 pi scale^2)`, in
-        `coordinates`, if there are any; the walkers then are in the units of `x`. A
-        `ConfinedEnergy` of the same scale is exactly this before training; for any
-        other, `trainer.init` gives the walkers importance weights, which are exact too
-        and the better the closer the two are.
+            energy = |x|^2 / (2 scale^2),  log Z = (d / 2) log(2 pi scale^2)
 
-        **Raises:** `ValueError` for fewer than 2 walkers, or a scale not positive.
+        A `ConfinedEnergy` of the same scale is this at first; by any other energy,
+        `trainer.init` weighs the walkers exactly.
+
+        Arguments:
+            key: The randomness of the draw.
+            num: How many walkers, 2 or more.
+            shape: The shape of one example.
+            scale: The standard deviation, above 0, in `coordinates`, if there are any.
+            coordinates: Such as `Standardized.of(data)`; positions stay in data units.
         """
         check_walker_count(num)
         check_shape(shape)
@@ -120,11 +116,14 @@ class Walkers(eqx.Module):
         low: float = 0.0,
         high: float = 1.0,
     ) -> "Walkers":
-        """Draw `num` walkers from a box, whose `log Z` is known.
+        """Draw walkers from a box: energy 0 and `log Z = d log(high - low)`.
 
-        The energy is 0 inside, its `log Z = d log(high - low)`: for `ReflectedMALA`.
-
-        **Raises:** `ValueError` for fewer than 2 walkers, or walls without a room.
+        Arguments:
+            key: The randomness of the draw.
+            num: How many walkers, 2 or more.
+            shape: The shape of one example.
+            low: The lower wall, the same for every coordinate.
+            high: The upper wall, above `low`, likewise; as `ReflectedMALA` has them.
         """
         check_walker_count(num)
         check_shape(shape)
@@ -136,12 +135,14 @@ class Walkers(eqx.Module):
     def from_bernoulli(
         cls, key: PRNGKeyArray, num: int, logits: Float[Array, "*shape"]
     ) -> "Walkers":
-        """Draw `num` walkers of zeros and ones, independent, from `sigmoid(logits)`.
+        """Draw walkers of zeros and ones, independent, from `sigmoid(logits)`.
 
-        The energy is `-sum(logits * x)`, its `log Z = sum(softplus(logits))`: that of
-        an `RBM` whose weights are zero, but for a constant that `trainer.init` adds.
+            energy = -sum(logits * x),  log Z = sum(softplus(logits))
 
-        **Raises:** `ValueError` for fewer than 2 walkers.
+        Arguments:
+            key: The randomness of the draw.
+            num: How many walkers, 2 or more.
+            logits: Of the shape of an example; as an `RBM` without weights has them.
         """
         check_walker_count(num)
         return bernoulli(key, as_rows("logits", logits), num, _started)
@@ -154,15 +155,16 @@ class Walkers(eqx.Module):
         *,
         walls: tuple[float, float] | None = None,
     ) -> "Walkers":
-        """Start at `positions`, samples of a normalized `log_density`.
+        """Start at `positions`, samples of a normalized density.
 
-        Without a density (walkers started at data), weights have no meaning: only
-        trainers that use none, such as `PCDTrainer`, accept such walkers.
+        Arguments:
+            positions: The samples, shape `(walkers, *shape)`, 2 or more, finite.
+            log_density: At each, in nats, shape `(walkers,)`. Without it weights mean
+                nothing: trainers that use them, unlike `PCDTrainer`, refuse it.
+            walls: `(low, high)`, of a box that they are to stay in.
 
-        **Arguments:** `walls`, `(low, high)`, of a box that they are to stay in.
-
-        **Raises:** `ValueError` if the two differ in their number, are too few, or are
-        not finite.
+        Raises:
+            ValueError: If the two differ in number, are too few, or are not finite.
         """
         positions = as_rows("positions", positions)
         num = positions.shape[0]
@@ -240,16 +242,17 @@ class Walkers(eqx.Module):
         return jnp.std(self._values(), ddof=1)
 
     def estimate(self) -> Estimate:
-        """Return `log Z` of the model last moved under, and its standard error.
+        """Return `log Z` of the model last moved under, and its error, in nats.
 
             values = log_partition + log_mean_exp(log_weights), block by block
             log Z = log_mean_exp(values)
 
-        Of 8 blocks or more, which are independent, the error is that of their spread
-        (`spread_error`): twice the error holds the truth in 95 % of runs. Of fewer
-        blocks, it follows the walkers' genealogy: relatives count as one.
+        Of 8 blocks or more, the error is that of their spread (`spread_error`): twice
+        the error holds the truth in 95 % of runs. Of fewer blocks, it follows the
+        walkers' genealogy: relatives count as one.
 
-        **Source:** Chan and Lai (2013), and Lee and Whiteley (2018), for the genealogy.
+        Source:
+            Chan and Lai (2013), and Lee and Whiteley (2018), for the genealogy.
         """
         log_weights, roots = map(self.by_block, (self.log_weights, self.roots))
         return combined(self._values(), log_weights, roots)
@@ -257,8 +260,11 @@ class Walkers(eqx.Module):
     def in_blocks(self, num_blocks: int) -> "Walkers":
         """Return the same walkers in `num_blocks` blocks, none of them resampled yet.
 
-        **Raises:** `ValueError` if the blocks do not divide the walkers evenly, or the
-        walkers are in blocks already, or relatives.
+        Arguments:
+            num_blocks: A divisor of the number of walkers.
+
+        Raises:
+            ValueError: If it is no divisor, or for walkers in blocks, or relatives.
         """
         if self.num_blocks > 1 or num_blocks < 1 or self.num % num_blocks:
             raise ValueError(
@@ -282,10 +288,10 @@ class Walkers(eqx.Module):
     def reweighted(self, energy: Energy) -> "Walkers":
         """Return the walkers, where they are, as weighted samples of `energy`.
 
-            log_weights += energies - energy(positions)
+            log_weights += energies - energy(positions), exact for any change
 
-        exact for any change of energy: the move is the identity, which leaves every
-        distribution invariant. A walker whose new energy is not finite gets weight 0.
+        Arguments:
+            energy: The new energy; a walker where it is not finite gets weight 0.
         """
         seen = Particles.of(energy, self.positions)
         return followed_from(self, self.weighed(seen, self.energies - seen.energies))
@@ -297,6 +303,10 @@ class Walkers(eqx.Module):
 
         Where these are not finite, a walker stays where it was with weight zero. That
         is exact: a region of infinite energy has no mass. Resampling replaces it.
+
+        Arguments:
+            particles: Where the walkers go, with energies and gradients there.
+            increments: What is added to the log-weights, shape `(walkers,)`.
         """
         finite = jnp.isfinite(increments)
         log_weights = jnp.where(finite, self.log_weights + increments, -jnp.inf)
@@ -323,8 +333,10 @@ class Walkers(eqx.Module):
     ) -> "Walkers":
         """Return equally weighted walkers, each kept in proportion to its weight.
 
-        Block by block: all, or those where `blocks` is true. `log Z` since the last
-        resampling is booked; every array that belongs to a walker moves with it.
+        Arguments:
+            key: The randomness of the draw.
+            blocks: Which ones to resample, shape `(blocks,)`; `None` for all. Their
+                `log Z` since the last resampling is booked.
         """
         num = self.num_blocks
         chosen = jnp.ones(num, bool) if blocks is None else blocks
@@ -346,10 +358,7 @@ class Walkers(eqx.Module):
         )
 
     def arranged(self, change: Callable[..., Array], *others: "Walkers") -> "Walkers":
-        """Return the walkers with a `change` of every array of theirs or of blocks.
-
-        The kernel's state is no such array, and stays.
-        """
+        """Return the walkers with a `change` of every array but the kernel's state."""
         none: Any = None
         apart = [x.moving(KernelState(none, none)) for x in (self, *others)]
         return jax.tree.map(change, *apart).moving(self.kernel_state)
