@@ -162,9 +162,7 @@ class Posterior(eqx.Module):
         num_paths: int = 1_000,
         inputs: ArrayLike | None = None,
     ) -> Components:
-        """Return each part's share in the values, of a `Structure`.
-
-        Of a `Decoder` with a `Readout` they are shares of the likelihood's parameter.
+        """Return each part's share in the values, or in a likelihood's parameter.
 
         Arguments:
             times: As of `paths`.
@@ -284,9 +282,8 @@ class Posterior(eqx.Module):
                 are the prior anchor's; all are weighed by the mean of both densities.
 
         Warns:
-            RunWarning: Where fewer than 10 paths count, paths are not finite, or the
-                bound is above the evidence at half the step by more than Monte Carlo
-                error, since `dt` is too long for the drift.
+            RunWarning: Where fewer than 10 paths count, paths are not finite, or `dt`
+                is too long: the bound is above the evidence at half of it.
         """
         found = self._evidence(self.model, key, num_paths)
         if not is_exact(self.model):
@@ -324,8 +321,6 @@ class Posterior(eqx.Module):
         self, *, key: PRNGKeyArray, num_paths: int = 1_000, resample_below: float = 0.5
     ) -> Smoothed:
         """Return a twisted particle filter's paths and estimate of `log p(y)`.
-
-        Its particles know the future. Use it where the `ess` of `evidence` is small.
 
         Arguments:
             key: A random key.
@@ -379,12 +374,12 @@ def posterior(
 ) -> Posterior:
     """Return the posterior of one series, `(obs,)`, or of a batch, `(series, obs)`.
 
-    Nothing is trained. Of pandas' frames answers keep the names. Under `jit`, `vmap` and
-    `grad` the times must be known: NumPy arrays.
+    Nothing is trained. Under `jit`, `vmap` and `grad` times must be NumPy arrays.
 
     Arguments:
         model: A `LatentSDE`, fitted or trained.
-        ts: Times in order: numbers, or dates as `datetime64` or an index of pandas.
+        ts: Times in order: numbers, or dates as `datetime64` or an index of pandas,
+            which answers keep.
         ys: Values, shape `(obs,)` or `(obs, *shape)`, a batch's with an axis before.
         mask: Where there is a value, of the shape of `ts` or `ys`. NaN are missing too.
         inputs: Held from each time to the next, shape `(obs, inputs)`.
@@ -394,8 +389,7 @@ def posterior(
         unit: The unit in which the model counts dates, one of NumPy's.
 
     Raises:
-        ValueError: For times that are not finite or sorted, naming where, and shapes or
-            values that do not fit the model.
+        ValueError: For times that are not finite or sorted, or what does not fit.
         TypeError: For traced times, what is no model, and values that are no numbers.
 
     Warns:
