@@ -154,7 +154,8 @@ def fit_hierarchy(
 def _getter(model: LatentSDE, name: str) -> Callable[[LatentSDE], Array]:
     """Return what reads a parameter from a model.
 
-    **Raises:** `ValueError` for a name of nothing, or of no array.
+    Raises:
+        ValueError: For a name of nothing, or of no array.
     """
     if isinstance(model.linear, Structure) and name in model.linear.parameters:
         part, _, own = name.partition(".")

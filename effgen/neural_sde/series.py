@@ -155,7 +155,7 @@ def merge_sensors(
     are NaN are missing.
 
     Arguments:
-        sensors: For each sensor `(ts, ys)`, numbers, with one value a time, in any order.
+        sensors: For each sensor `(ts, ys)`, with one value a time, in any order.
 
     Returns:
         `ts`, shape `(obs,)`, sorted, and `ys`, shape `(obs, sensors)`.

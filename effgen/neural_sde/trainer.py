@@ -89,7 +89,7 @@ class LatentSDETrainer(AbstractTrainer):
 
         Arguments:
             model: The latent SDE to train.
-            memory: Not used.
+            memory: Kept in the state; this trainer does not use it.
 
         Returns:
             The state of step 0.

@@ -36,8 +36,9 @@ class Smoothed(NamedTuple):
     """Paths given all observations; all count alike.
 
     Attributes:
-        evidence: The logarithm of an unbiased estimate of `p(y)`. Its error is from the
-            spread within each stretch between resamplings, as if these were independent.
+        evidence: The logarithm of an unbiased estimate of `p(y)`. Its error is from
+            the spread within each stretch between resamplings, as if the stretches
+            were independent.
         positions: States at the grid's nodes, shape `(nodes, paths, state)`.
         ess: The effective number of paths at each node, by how many of them share a
             particle there; after the last observation, that at it. Shape `(nodes,)`.
