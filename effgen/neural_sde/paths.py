@@ -21,8 +21,8 @@ class Paths(NamedTuple):
     Attributes:
         positions: At each node.
         elbo: Each path's `log_evidence` of the linear model, plus the sum over its
-            steps of the expected log-weight given where the step starts: its mean is the
-            bound.
+            steps of the expected log-weight given where the step starts. Its mean is
+            the bound.
         log_weights: The same with the log-weights themselves, `log p(y, x) / q(x)`.
     """
 
