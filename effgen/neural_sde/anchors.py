@@ -74,7 +74,17 @@ class PriorAnchor(AbstractAnchor):
     def __call__(
         self, model: AbstractLatentSDE, series: Series, grid: Grid, *, parallel: bool
     ) -> Anchored:
-        """Return the guide of one series: see `AbstractAnchor`."""
+        """Return the guide of one series.
+
+        Arguments:
+            model: The latent SDE.
+            series: One series, with `ts` of shape `(obs,)`.
+            grid: The grid of its steps.
+            parallel: Whether messages run in a depth of `log(steps)`.
+
+        Returns:
+            The anchor given the observations, and the prior's steps that it guides.
+        """
         transitions = prior_transitions(model, series, grid)
         found, sites = _conditioned(model, series, grid, transitions, parallel)
         anchored = Anchored(found, sites, found.steps, None, None, None)
@@ -111,7 +121,17 @@ class GivenAnchor(AbstractAnchor):
     def __call__(
         self, model: AbstractLatentSDE, series: Series, grid: Grid, *, parallel: bool
     ) -> Anchored:
-        """Return the guide of one series: see `AbstractAnchor`."""
+        """Return the guide of one series.
+
+        Arguments:
+            model: The latent SDE.
+            series: One series, with `ts` of shape `(obs,)`.
+            grid: The grid of its steps.
+            parallel: Whether messages run in a depth of `log(steps)`.
+
+        Returns:
+            The anchor given the observations, and the prior's steps that it guides.
+        """
         num_steps = grid.starts.shape[0]
         about = jax.lax.stop_gradient((self.matrix, self.bias))
         matrices, biases = jax.tree.map(
@@ -141,7 +161,17 @@ class RelinearizedAnchor(AbstractAnchor):
     def __call__(
         self, model: AbstractLatentSDE, series: Series, grid: Grid, *, parallel: bool
     ) -> Anchored:
-        """Return the guide of one series: see `AbstractAnchor`."""
+        """Return the guide of one series.
+
+        Arguments:
+            model: The latent SDE.
+            series: One series, with `ts` of shape `(obs,)`.
+            grid: The grid of its steps.
+            parallel: Whether messages run in a depth of `log(steps)`.
+
+        Returns:
+            The anchor given the observations, and the prior's steps that it guides.
+        """
         found = PriorAnchor()(model, series, grid, parallel=parallel)
         inputs = step_inputs(series, grid)
         for _ in range(self.num_sweeps):

@@ -63,7 +63,22 @@ class PlainELBO(AbstractObjective):
         parallel: bool,
         key: PRNGKeyArray,
     ) -> Bound:
-        """Return the bound of one series: see `AbstractObjective`."""
+        """Return the bound of one series.
+
+        Arguments:
+            model: The latent SDE, with a `dt`.
+            series: One series, with `ts` of shape `(obs,)`.
+            num_steps: The size of the grid: the most steps that a series may need.
+            num_paths: The number of paths.
+            parallel: Not used.
+            key: A random key.
+
+        Returns:
+            The bound, estimated by `num_paths` paths, in nats.
+
+        Raises:
+            ValueError: For a model that has no `dt` yet, or no `control`.
+        """
         plain, contexts = _plain(model, series)
         grid = grid_of(model, series, num_steps)
         prior = model.linear.initial
@@ -117,7 +132,22 @@ class DiffraxELBO(AbstractObjective):
         parallel: bool,
         key: PRNGKeyArray,
     ) -> Bound:
-        """Return the bound of one series, without log-weights of its paths."""
+        """Return the bound of one series, without log-weights of its paths.
+
+        Arguments:
+            model: The latent SDE, with a `dt` and a `control`.
+            series: One series, with `ts` of shape `(obs,)`.
+            num_steps: The solver takes at most `num_steps + 8` steps.
+            num_paths: The number of paths.
+            parallel: Not used.
+            key: A random key.
+
+        Returns:
+            The bound, estimated by `num_paths` paths, in nats.
+
+        Raises:
+            ValueError: For a model that has no `dt` yet, or no `control`.
+        """
         plain, contexts = _plain(model, series)
         prior = model.linear.initial
         initial = plain.initial(contexts[0], prior)

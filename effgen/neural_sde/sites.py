@@ -88,7 +88,17 @@ class LinearizedSites(AbstractSites):
         series: Series,
         smoother: Smoother,
     ) -> Site:
-        """Return the sites at the mode: see `AbstractSites`."""
+        """Return the sites at the mode.
+
+        Arguments:
+            network: From a state to parameters of the shape of one observation.
+            likelihood: The law of each entry given its parameter.
+            series: One series, with `ys` of shape `(obs, *shape)`.
+            smoother: From sites to the linear model's means and covariances.
+
+        Returns:
+            The factors, stacked along `obs`.
+        """
         fixed = jax.lax.stop_gradient
         arrays, static = eqx.partition((network, likelihood), eqx.is_array)
         held_network, held_likelihood = eqx.combine(fixed(arrays), static)
@@ -269,7 +279,17 @@ class EncodedSites(AbstractSites):
         series: Series,
         smoother: Smoother,
     ) -> Site:
-        """Return the encoder's sites: see `AbstractSites`."""
+        """Return the encoder's sites.
+
+        Arguments:
+            network: Not used.
+            likelihood: Not used.
+            series: One series, with `ys` of shape `(obs, *shape)`.
+            smoother: Not used.
+
+        Returns:
+            The factors, stacked along `obs`.
+        """
         return jax.vmap(self._site)(series.ys)
 
     def _site(self, y: Array) -> Site:
