@@ -48,7 +48,7 @@ class AbstractLinearSDE(eqx.Module):
 
         Returns:
             `matrix`, shape `(state, state)`, `bias`, shape `(state,)`, and `diffusion`,
-            shape `(state, brownian)`.
+                shape `(state, brownian)`.
         """
 
     @abc.abstractmethod

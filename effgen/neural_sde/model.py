@@ -95,7 +95,7 @@ class LatentSDE(AbstractLatentSDE):
 
         Returns:
             The model with `None` for all that is not trained, and with `None` for all
-            that is. Arrays of which only entries are frozen are in the first.
+                that is. Arrays of which only entries are frozen are in the first.
         """
         spec = jax.tree_util.tree_map_with_path(_is_trained, self)
         for part in self._fixed_parts():

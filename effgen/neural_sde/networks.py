@@ -134,7 +134,7 @@ def residual_network(
 
     Returns:
         The network, from `num_features` numbers to the control `v` of each normal
-        variable of a step.
+            variable of a step.
     """
     size = linear.initial.mean.shape[0]
     seen = num_features(size, num_inputs)

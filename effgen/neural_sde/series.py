@@ -113,7 +113,7 @@ def pad_series(
 
     Returns:
         `(ts, ys, mask)` or `(ts, ys, mask, inputs)`, arrays with a leading axis of
-        series, ready for `effgen.Minibatches`.
+            series, ready for `effgen.Minibatches`.
 
     Raises:
         ValueError: If there is no series, or one has unequal lengths or no times.
