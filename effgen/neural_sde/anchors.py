@@ -23,11 +23,14 @@ class Anchored(NamedTuple):
     The prior's own steps make the chain, whatever the anchor; its messages only propose
     where they lead.
 
-    **Attributes:** `guided`, the anchor given the observations; `sites`, of these;
-    `chain`, the prior's linear steps, stacked, given the anchor's messages; `mismatch`,
-    what the message back through such a step is times the anchor's own, or `None` where
-    the anchor is the prior; `slopes`, `(steps, state, state)`, and `biases`, `(steps,
-    state)`: the prior's linear drift less the anchor's, or `None` likewise.
+    Attributes:
+        guided: The anchor given the observations.
+        sites: The Gaussian factors of these, stacked.
+        chain: The prior's linear steps given the anchor's messages, stacked.
+        mismatch: The message back through a step of the prior over that through a step
+            of the anchor, or `None` where the anchor is the prior.
+        slopes: The prior's linear drift less the anchor's: its matrices, or `None`.
+        biases: The same, of the biases.
     """
 
     guided: Guided
@@ -39,22 +42,49 @@ class Anchored(NamedTuple):
 
 
 class AbstractAnchor(eqx.Module):
-    """A rule that chooses the guide. Any gives a bound; a near one, a tighter bound."""
+    """A rule that chooses the linear SDE that guides the posterior.
+
+    Any choice gives a bound on `log p(y)`. The nearer the linear SDE is to the
+    posterior, the tighter is the bound.
+    """
 
     @abc.abstractmethod
     def __call__(
         self, model: AbstractLatentSDE, series: Series, grid: Grid, *, parallel: bool
     ) -> Anchored:
-        """Return the guide of one series."""
+        """Return the guide of one series.
+
+        Arguments:
+            model: The latent SDE.
+            series: One series, with `ts` of shape `(obs,)`.
+            grid: The grid of its steps.
+            parallel: Whether messages run in a depth of `log(steps)`.
+
+        Returns:
+            The anchor given the observations, and the prior's steps that it guides.
+        """
 
 
 class PriorAnchor(AbstractAnchor):
-    """The prior's own linear part, which is learned with it."""
+    """The prior's own linear part as the anchor: the default.
+
+    It is learned with the prior.
+    """
 
     def __call__(
         self, model: AbstractLatentSDE, series: Series, grid: Grid, *, parallel: bool
     ) -> Anchored:
-        """Return the guide of one series."""
+        """Return the guide of one series.
+
+        Arguments:
+            model: The latent SDE.
+            series: One series, with `ts` of shape `(obs,)`.
+            grid: The grid of its steps.
+            parallel: Whether messages run in a depth of `log(steps)`.
+
+        Returns:
+            The anchor given the observations, and the prior's steps that it guides.
+        """
         transitions = prior_transitions(model, series, grid)
         found, sites = _conditioned(model, series, grid, transitions, parallel)
         anchored = Anchored(found, sites, found.steps, None, None, None)
@@ -62,16 +92,25 @@ class PriorAnchor(AbstractAnchor):
 
 
 class GivenAnchor(AbstractAnchor):
-    """A linear drift `matrix X + bias` that is not the prior's, with its noise.
+    """A given linear drift as the anchor, with the prior's noise.
+
+        dX = (matrix X + bias) dt + sigma dW
 
     It is not trained.
+
+    Arguments:
+        matrix: `A`, shape `(state, state)`, one over the unit of time.
+        bias: `b`, shape `(state,)`, units of the state over the unit of time.
+
+    Raises:
+        ValueError: For shapes that do not agree.
     """
 
     matrix: Float[Array, "state state"]
     bias: Float[Array, " state"]
 
     def __init__(self, matrix: ArrayLike, bias: ArrayLike) -> None:
-        """Raise `ValueError` for shapes that do not agree."""
+        """Check the shapes."""
         self.matrix, self.bias = as_float(matrix), as_float(bias)
         if self.matrix.shape != self.bias.shape * 2:
             raise ValueError(
@@ -82,7 +121,17 @@ class GivenAnchor(AbstractAnchor):
     def __call__(
         self, model: AbstractLatentSDE, series: Series, grid: Grid, *, parallel: bool
     ) -> Anchored:
-        """Return the guide of one series."""
+        """Return the guide of one series.
+
+        Arguments:
+            model: The latent SDE.
+            series: One series, with `ts` of shape `(obs,)`.
+            grid: The grid of its steps.
+            parallel: Whether messages run in a depth of `log(steps)`.
+
+        Returns:
+            The anchor given the observations, and the prior's steps that it guides.
+        """
         num_steps = grid.starts.shape[0]
         about = jax.lax.stop_gradient((self.matrix, self.bias))
         matrices, biases = jax.tree.map(
@@ -94,11 +143,17 @@ class GivenAnchor(AbstractAnchor):
 class RelinearizedAnchor(AbstractAnchor):
     """The prior's drift linearized about the current posterior, step by step.
 
-    `A = E d drift / dx` and `b = E drift - A E x` under the linear posterior's law at
-    the start of each step, by cubature; then the posterior anew, `num_sweeps` times.
-    No gradient flows through `A` and `b`.
+        A = E d drift / dx,    b = E drift - A E x
 
-    **Source:** Archambeau, Cornford, Opper and Shawe-Taylor (2007), equation 13.
+    The means are over the linear posterior's law at the start of each step, by
+    cubature. Then the posterior is computed anew. After the last observation the
+    prior's own linear part is kept. No gradient flows through `A` and `b`.
+
+    Arguments:
+        num_sweeps: How often the drift is linearized and the posterior computed.
+
+    Source:
+        Archambeau, Cornford, Opper and Shawe-Taylor (2007), equation 13.
     """
 
     num_sweeps: int = 2
@@ -106,7 +161,17 @@ class RelinearizedAnchor(AbstractAnchor):
     def __call__(
         self, model: AbstractLatentSDE, series: Series, grid: Grid, *, parallel: bool
     ) -> Anchored:
-        """Return the guide of one series."""
+        """Return the guide of one series.
+
+        Arguments:
+            model: The latent SDE.
+            series: One series, with `ts` of shape `(obs,)`.
+            grid: The grid of its steps.
+            parallel: Whether messages run in a depth of `log(steps)`.
+
+        Returns:
+            The anchor given the observations, and the prior's steps that it guides.
+        """
         found = PriorAnchor()(model, series, grid, parallel=parallel)
         inputs = step_inputs(series, grid)
         for _ in range(self.num_sweeps):

@@ -12,9 +12,11 @@ from .frames import Labels
 class Draws(NamedTuple):
     """Paths at the times asked for. A batch has one more leading axis on each.
 
-    **Attributes:** `ts`; `positions`; `log_weights`, equal for all paths: each is an
-    estimate of `log p(y)`; `ess`, how many independent paths they are worth at each
-    time.
+    Attributes:
+        ts: The times, shape `(times,)`, as they were asked for.
+        positions: States, shape `(paths, times, state)`. All paths count alike.
+        log_weights: Shape `(paths,)`, equal for all paths: an estimate of `log p(y)`.
+        ess: How many independent paths they are worth at each time, shape `(times,)`.
     """
 
     ts: Float[Array, " times"]
@@ -26,8 +28,11 @@ class Draws(NamedTuple):
 class Marginals(NamedTuple):
     """The law of the state at each time, and how many paths it rests on.
 
-    **Attributes:** `mean`; `scale`, the standard deviation; `ess`, the effective number
-    of paths at each time, infinite where both are exact.
+    Attributes:
+        mean: Shape `(times, state)`.
+        scale: The standard deviation, shape `(times, state)`.
+        ess: The effective number of paths at each time, shape `(times,)`, infinite
+            where mean and scale are exact.
     """
 
     mean: Float[Array, "times state"]
@@ -36,11 +41,17 @@ class Marginals(NamedTuple):
 
 
 class Bands(NamedTuple):
-    """Quantiles of what is observed.
+    """Quantiles of what is observed. A batch has one more leading axis on each.
 
-    **Attributes:** `ts`; `mean`; `quantiles`, one row for each of `levels`; `samples`,
-    whole records drawn; `ess`, how many independent paths mean and quantiles rest on at
-    each time, infinite where they are exact; `labels`, the names of the record.
+    Attributes:
+        ts: The times, shape `(times,)`, as they were asked for.
+        mean: Shape `(times, *shape)`, in units of the data.
+        levels: The probabilities of the quantiles.
+        quantiles: One row for each of `levels`, shape `(levels, times, *shape)`.
+        samples: Whole records drawn, shape `(paths, times, *shape)`.
+        ess: How many independent paths mean and quantiles rest on at each time, shape
+            `(times,)`, infinite where they are exact.
+        labels: The names of the record.
     """
 
     ts: Float[Array, " times"]
@@ -52,13 +63,17 @@ class Bands(NamedTuple):
     labels: Labels = Labels()
 
     def to_pandas(self) -> Any:
-        """Return mean and quantiles as a `pandas.DataFrame`, on the record's own index.
+        """Return mean and quantiles as a frame on the record's own index.
 
         Columns are "mean", "5%", ...; of several sensors each has these, by two levels
         of names. Of a batch the index has the series' number before the time.
 
-        **Raises:** `ImportError`, with the command to install it, without pandas;
-        `ValueError` for observations that are no columns of numbers.
+        Returns:
+            A `pandas.DataFrame`.
+
+        Raises:
+            ImportError: Without pandas, with the command to install it.
+            ValueError: For observations that are no columns of numbers.
         """
         batch = self.ess.ndim == 2
         rows = [
@@ -71,12 +86,15 @@ class Bands(NamedTuple):
         )
 
     def plot(self) -> Any:
-        """Draw median or mean and bands of each sensor against time.
+        """Draw the mean of each sensor, and bands, against time.
 
-        **Returns:** a `matplotlib` figure, one panel a sensor.
+        Returns:
+            A `matplotlib` figure, one panel a sensor.
 
-        **Raises:** `ImportError`, with the command to install it, without matplotlib;
-        `ValueError` for a batch, or more than 12 sensors.
+        Raises:
+            ImportError: Without matplotlib, with the command to install it.
+            ValueError: For a batch, more than 12 sensors, or observations that are no
+                columns of numbers.
         """
         needed("matplotlib", by="Bands.plot()", extra="plots")
         from .pictures import bands

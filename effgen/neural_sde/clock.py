@@ -24,10 +24,11 @@ _FIRST, _LAST = np.datetime64("1678-01-01"), np.datetime64("2262-01-01")
 class Clock(NamedTuple):
     """How times become numbers: `(ts - origin) / unit`, in float64 on the host.
 
-    **Attributes:** `origin`, a number, for dates of `resolution` since 1970; `unit`, of
-    dates, `"s"` or any other of NumPy's, `None` for times that are numbers;
-    `resolution`, nanoseconds, or microseconds for dates that these do not reach;
-    `zone`, the record's time zone, if it has one.
+    Attributes:
+        origin: A number, for dates of `resolution` since 1970.
+        unit: Of dates, `"s"` or another of NumPy's; `None` for times that are numbers.
+        resolution: Nanoseconds, or microseconds for dates that these do not reach.
+        zone: The record's time zone, if it has one.
     """
 
     origin: float | int
@@ -38,8 +39,10 @@ class Clock(NamedTuple):
     def numbers(self, ts: Any) -> np.ndarray:
         """Return times since the origin.
 
-        **Raises:** `TypeError` for numbers where the record has dates, or the converse,
-        and for dates without a time zone where the record has one, or the converse.
+        Raises:
+            TypeError: For numbers where the record has dates, or the converse, and for
+                dates without a time zone where the record has one, or the converse.
+            ValueError: For dates that are missing.
         """
         named, zone = _zone_of(ts)
         ts = as_times(ts)
@@ -76,7 +79,8 @@ class Clock(NamedTuple):
 def as_times(ts: Any) -> np.ndarray:
     """Return times as NumPy's: pandas' too, in UTC, and the starts of its periods.
 
-    **Raises:** `TypeError` for objects that are no dates without a time zone.
+    Raises:
+        TypeError: For objects that are no dates without a time zone.
     """
     ts = _of_pandas(ts)
     if isinstance(ts, list | tuple) and any(hasattr(t, "to_datetime64") for t in ts):
@@ -119,7 +123,8 @@ def clock_of(ts: Any, unit: str) -> Clock | None:
     Dates need one, and numbers whose gaps the working precision would round by more
     than a thousandth: Unix seconds in float32, which are 128 s apart.
 
-    **Raises:** `ValueError` for dates that are missing, or a unit that has no length.
+    Raises:
+        ValueError: For dates that are missing, or a unit that has no length.
     """
     if isinstance(ts, jax.Array):
         return None

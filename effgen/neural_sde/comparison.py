@@ -16,10 +16,13 @@ from .posterior import posterior
 class Comparison(NamedTuple):
     """Held-out log scores, the best model first.
 
-    **Attributes:** `names`; `log_scores`, sums of one-step-ahead log-densities in nats;
-    `behind`, how far below the first; `standard_errors`, of `behind`: a difference of
-    less than two of them says little; `scores`, at each held-out time, those of series
-    one after the other.
+    Attributes:
+        names: The models' names.
+        log_scores: Sums of one-step-ahead log-densities, shape `(models,)`, in nats.
+        behind: How far below the first, shape `(models,)`, in nats.
+        standard_errors: Of `behind`. A difference of less than two of them says little.
+        scores: At each held-out time, those of series one after the other, shape
+            `(models, held_out)`.
     """
 
     names: tuple[str, ...]
@@ -29,9 +32,13 @@ class Comparison(NamedTuple):
     scores: Float[np.ndarray, "models held_out"]
 
     def to_pandas(self) -> Any:
-        """Return a `pandas.DataFrame`, a row for each model.
+        """Return the comparison as a frame, a row for each model.
 
-        **Raises:** `ImportError`, with the command to install it, without pandas.
+        Returns:
+            A `pandas.DataFrame`.
+
+        Raises:
+            ImportError: Without pandas, with the command to install it.
         """
         pd = needed("pandas", by="Comparison.to_pandas()", extra="plots")
         columns = ("log_scores", "behind", "standard_errors")
@@ -60,15 +67,28 @@ def compare(
     before `since` alone. The error of a difference is from the differences time by
     time, which may be dependent.
 
-    **Arguments:** `models` by name; the whole record, and `unit`, as `posterior`;
-    `since`, the first time held out, as in `held_out_evidence`; `key` and `num_paths`,
-    of the filters of nonlinear models.
+    Arguments:
+        models: Models by name.
+        ts: All times of the record, shape `(obs,)` or `(series, obs)`.
+        ys: Values, shape `(obs,)` or `(obs, *shape)`, a batch's with an axis before.
+        mask: Where there is a value, of the shape of `ts` or `ys`. NaN are missing too.
+        inputs: Held from each time to the next, shape `(obs, inputs)`.
+        since: The first time held out, a number or a date, as `ts` are.
+        key: A random key for the filters of nonlinear models, by default
+            `jax.random.key(0)`.
+        num_paths: How many particles these filters have.
+        unit: The unit in which the models count dates, one of NumPy's.
 
-    **Raises:** `ValueError` for no model, or fewer than two held-out times with values;
-    `TypeError` for models without names.
+    Returns:
+        Scores of all models, the best first.
 
-    **Source:** Gneiting and Raftery (2007); of the error, Diebold and Mariano (1995),
-    with the weights of Newey and West (1987).
+    Raises:
+        ValueError: For no model, or fewer than two held-out times with values.
+        TypeError: For models without names, or no `since`.
+
+    Source:
+        Gneiting and Raftery (2007); of the error, Diebold and Mariano (1995), with the
+        weights of Newey and West (1987).
     """
     if not isinstance(models, Mapping):
         raise TypeError('`models` have no names: pass {"linear": model, ...}.')

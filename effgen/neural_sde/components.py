@@ -17,8 +17,14 @@ from .structure import Structure
 class Components(NamedTuple):
     """The law of each part's share in the values, `reads . X` of the part.
 
-    **Attributes:** `ts`; `names`, of the parts; `mean` and `scale`, its standard
-    deviation; `ess`, as of `Marginals`; `labels`, the names of the record.
+    Attributes:
+        ts: The times, shape `(times,)`, as they were asked for.
+        names: The names of the parts.
+        mean: Shape `(times, parts)`, in units of the data.
+        scale: The standard deviation, shape `(times, parts)`.
+        ess: The effective number of paths at each time, shape `(times,)`, infinite
+            where mean and scale are exact.
+        labels: The names of the record.
     """
 
     ts: Float[Array, " times"]
@@ -31,7 +37,11 @@ class Components(NamedTuple):
     def to_pandas(self) -> Any:
         """Return mean and deviation of each part as a frame on the record's index.
 
-        **Raises:** `ImportError`, with the command to install it, without pandas.
+        Returns:
+            A `pandas.DataFrame`.
+
+        Raises:
+            ImportError: Without pandas, with the command to install it.
         """
         labels = Labels(
             self.names,
@@ -45,10 +55,12 @@ class Components(NamedTuple):
     def plot(self) -> Any:
         """Draw each part with bands of 50 and 90 %, one panel below the other.
 
-        **Returns:** a `matplotlib` figure.
+        Returns:
+            A `matplotlib` figure.
 
-        **Raises:** `ImportError`, with the command to install it, without matplotlib;
-        `ValueError` for a batch.
+        Raises:
+            ImportError: Without matplotlib, with the command to install it.
+            ValueError: For a batch, or more than 12 parts.
         """
         needed("matplotlib", by="Components.plot()", extra="plots")
         from .pictures import components
@@ -61,7 +73,8 @@ def readings(
 ) -> tuple[tuple[str, ...], Float[Array, "parts state"]]:
     """Return the parts' names, and the rows that read each from the state.
 
-    **Raises:** `ValueError` for a model that is no sum of parts.
+    Raises:
+        ValueError: For a model that is no sum of parts.
     """
     linear = model.linear
     if not isinstance(linear, Structure):

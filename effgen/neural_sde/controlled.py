@@ -19,16 +19,17 @@ from .transitions import safe_sqrt
 
 
 class PathELBO(AbstractObjective):
-    """The paper's own: the linear control at each step's start, and the residual.
+    """The paper's bound: the linear control at each step's start, and the residual.
 
         elbo = E [sum log p(y | X) - sum |u|^2 dt / 2] - KL(q(x0) | p(x0)),  u = u_L + v
         X' = X + (prior drift + sigma u) dt + sigma sqrt(dt) noise
 
-    A bound for the chain of Euler and Maruyama's steps, but not exact for linear models
-    before the limit of small steps, and never free of variance. The noise may not
-    depend on the state.
+    It is a bound for the chain of Euler and Maruyama's steps. For linear models it is
+    exact in the limit of small steps alone, and its estimate has variance. It is meant
+    for noise that does not depend on the state.
 
-    **Source:** Daems, Opper, Crevecoeur and Birdal (2025).
+    Source:
+        Daems, Opper, Crevecoeur and Birdal (2025).
     """
 
     def __call__(
@@ -41,7 +42,22 @@ class PathELBO(AbstractObjective):
         parallel: bool,
         key: PRNGKeyArray,
     ) -> Bound:
-        """Return the bound of one series."""
+        """Return the bound of one series.
+
+        Arguments:
+            model: The latent SDE, with a `dt`.
+            series: One series, with `ts` of shape `(obs,)`.
+            num_steps: The size of the grid: the most steps that a series may need.
+            num_paths: The number of paths.
+            parallel: Whether messages run in a depth of `log(steps)`.
+            key: A random key.
+
+        Returns:
+            The bound, estimated by `num_paths` paths, in nats.
+
+        Raises:
+            ValueError: For a model that has no `dt` yet.
+        """
         anchored, grid = anchored_on_grid(
             model, series, num_steps=num_steps, parallel=parallel
         )

@@ -10,44 +10,80 @@ from .stirling import deviance, stirling_error
 
 
 class Poisson(AbstractLikelihood):
-    """Counts of mean `exp(parameter)`.
+    """Counts of mean `exp(parameter)`, with Poisson's law.
 
-    Digits are kept at counts of any size: the log-density is that of the mean at the
-    count, less half the deviance.
+    The log-density is that of the mean at the count, less half the deviance: so digits
+    are kept at counts of any size.
 
-    **Source:** Loader (2000).
+    Source:
+        Loader (2000).
     """
 
     def log_prob(self, parameter: Entries, y: Entries) -> Entries:
-        """Return `y parameter - exp(parameter) - log y!`."""
+        """Return `y parameter - exp(parameter) - log y!`.
+
+        Arguments:
+            parameter: The parameter of each entry, any shape.
+            y: The values, of the same shape.
+
+        Returns:
+            The log-density or log-probability of each entry, in nats.
+        """
         some = jnp.where(y > 0, y, 1)
         logs = -stirling_error(some) - 0.5 * jnp.log(2 * jnp.pi * some)
         logs = logs - deviance(some, parameter - jnp.log(some))
         return _of_counts(y, jnp.where(y > 0, logs, -jnp.exp(parameter)))
 
     def mean(self, parameter: Entries) -> Entries:
-        """Return `exp(parameter)`."""
+        """Return `exp(parameter)`.
+
+        Arguments:
+            parameter: The parameter of each entry, any shape.
+
+        Returns:
+            The mean of each entry, of the same shape, in units of `y`.
+        """
         return jnp.exp(parameter)
 
     def sample(self, parameter: Entries, *, key: PRNGKeyArray) -> Entries:
-        """Draw each count."""
+        """Draw each count.
+
+        Arguments:
+            parameter: The parameter of each entry, any shape.
+            key: A random key.
+
+        Returns:
+            Values of the same shape, in units of `y`.
+        """
         counts = jax.random.poisson(key, jnp.exp(parameter))
         return counts.astype(parameter.dtype)
 
     def information(self, parameter: Entries) -> Entries:
-        """Return `exp(parameter)`."""
+        """Return `exp(parameter)`.
+
+        Arguments:
+            parameter: The parameter of each entry, any shape.
+
+        Returns:
+            The Fisher information of each parameter, of the same shape.
+        """
         return jnp.exp(parameter)
 
 
 class NegativeBinomial(AbstractLikelihood):
     """Counts of mean `m = exp(parameter)` and variance `m + m^2 / concentration`.
 
-    A Poisson's whose mean is itself drawn from a gamma law; a large `concentration` is
-    Poisson's. It is learned by its logarithm.
+    The law is Poisson's with a mean that is drawn from a gamma law. It goes to the
+    former as `concentration` grows. `concentration` is learned by its logarithm.
 
-    **Raises:** `ValueError` for a `concentration` that is not positive.
+    Arguments:
+        concentration: What the squared mean is divided by in the variance, one number.
 
-    **Source:** Hilbe (2011), NB2; digits are kept as in Loader (2000).
+    Raises:
+        ValueError: For a `concentration` that is not positive.
+
+    Source:
+        Hilbe (2011), NB2; digits are kept as in Loader (2000).
     """
 
     log_concentration: Float[Array, ""]
@@ -67,7 +103,15 @@ class NegativeBinomial(AbstractLikelihood):
         return jnp.exp(self.log_concentration)
 
     def log_prob(self, parameter: Entries, y: Entries) -> Entries:
-        """Return `log p(y)`, of `y` failures before `concentration` successes."""
+        """Return `log p(y)`, of `y` failures before `concentration` successes.
+
+        Arguments:
+            parameter: The parameter of each entry, any shape.
+            y: The values, of the same shape.
+
+        Returns:
+            The log-density or log-probability of each entry, in nats.
+        """
         r = self.concentration
         away = parameter - self.log_concentration
         # Logarithms of `r / (r + m)` and `m / (r + m)`.
@@ -83,11 +127,26 @@ class NegativeBinomial(AbstractLikelihood):
         return _of_counts(y, jnp.where(y > 0, logs, r * success))
 
     def mean(self, parameter: Entries) -> Entries:
-        """Return `exp(parameter)`."""
+        """Return `exp(parameter)`.
+
+        Arguments:
+            parameter: The parameter of each entry, any shape.
+
+        Returns:
+            The mean of each entry, of the same shape, in units of `y`.
+        """
         return jnp.exp(parameter)
 
     def sample(self, parameter: Entries, *, key: PRNGKeyArray) -> Entries:
-        """Draw each count."""
+        """Draw each count.
+
+        Arguments:
+            parameter: The parameter of each entry, any shape.
+            key: A random key.
+
+        Returns:
+            Values of the same shape, in units of `y`.
+        """
         keys = jax.random.split(key)
         r = self.concentration.astype(parameter.dtype)
         ratio = jax.random.loggamma(keys[0], r, parameter.shape, parameter.dtype)
@@ -95,7 +154,14 @@ class NegativeBinomial(AbstractLikelihood):
         return jax.random.poisson(keys[1], means).astype(parameter.dtype)
 
     def information(self, parameter: Entries) -> Entries:
-        """Return `m / (1 + m / concentration)`."""
+        """Return `m / (1 + m / concentration)`.
+
+        Arguments:
+            parameter: The parameter of each entry, any shape.
+
+        Returns:
+            The Fisher information of each parameter, of the same shape.
+        """
         away = parameter - self.log_concentration
         return self.concentration * jax.nn.sigmoid(away)
 

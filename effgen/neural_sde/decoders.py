@@ -21,55 +21,105 @@ State = Float[Array, " state"]
 
 
 class AbstractDecoder(eqx.Module):
-    """How a state is observed.
+    """How a state is observed: `p(y | x)`, and the Gaussian factors that stand for it.
 
-    `sites` stand for the observations in the linear model; where they are not the
-    likelihood itself (`exact`), the bound has `log p(y | x) - log s(x)` for each.
+    `sites` stand for the observations in the linear model. Where they are not the
+    likelihood itself, each observation adds `log p(y | x) - log s(x)` to the bound.
+
+    Attributes:
+        exact: Whether `sites` are the likelihood itself.
     """
 
     exact: eqx.AbstractClassVar[bool]
 
     @abc.abstractmethod
     def sites(self, series: Series, smoother: Smoother) -> Site:
-        """Return one Gaussian factor for each observation, stacked.
+        """Return one Gaussian factor for each observation.
 
-        `smoother(sites)` gives the law of the linear model's states at the observations
-        given sites, and the prior's given `None`.
+        Arguments:
+            series: One series, with `ys` of shape `(obs, *shape)`.
+            smoother: From sites to the linear model's means, `(obs, state)`, and
+                covariances, `(obs, state, state)`, at the observations. `None` in
+                place of sites gives the prior's.
+
+        Returns:
+            The factors, stacked along `obs`.
         """
 
     @abc.abstractmethod
     def log_prob(
         self, x: State, y: Float[Array, "*shape"], mask: Bool[Array, "*shape"]
     ) -> Float[Array, ""]:
-        """Return `log p(y | x)` of the entries that are there."""
+        """Return `log p(y | x)` of the entries that are there.
+
+        Arguments:
+            x: A state, shape `(state,)`.
+            y: One observation, any shape.
+            mask: Where `y` has a value, of the same shape.
+
+        Returns:
+            The log-density or log-probability, a scalar, in nats.
+        """
 
     @abc.abstractmethod
     def mean(self, x: State) -> Float[Array, "*shape"]:
-        """Return the mean of `y` given `x`."""
+        """Return the mean of `y` given `x`.
+
+        Arguments:
+            x: A state, shape `(state,)`.
+
+        Returns:
+            `E[y | x]`, of the shape and units of `y`.
+        """
 
     @abc.abstractmethod
     def sample(self, x: State, *, key: PRNGKeyArray) -> Float[Array, "*shape"]:
-        """Draw `y` given `x`."""
+        """Draw `y` given `x`.
+
+        Arguments:
+            x: A state, shape `(state,)`.
+            key: A random key.
+
+        Returns:
+            One observation, of the shape and units of `y`.
+        """
 
     @abc.abstractmethod
     def check_shape(self, shape: tuple[int, ...], num_states: int) -> None:
-        """Raise `ValueError` if one observation cannot have this shape."""
+        """Check the shape of one observation before any compute.
+
+        Arguments:
+            shape: The shape of `ys` at one time.
+            num_states: The number of components of the state.
+
+        Raises:
+            ValueError: If one observation cannot have this shape.
+        """
 
 
 class LinearDecoder(AbstractDecoder):
-    """`y = matrix x + offset + noise`, `noise ~ N(0, R)`.
+    """A linear reading of the state with normal noise: all is exact.
 
-    `scale` is the noise's standard deviation, a number or one for each sensor, or a
-    square root of `R`, `(sensors, sensors)`. It is learned by logarithms. All entries
-    may be missing one by one, under correlated noise too.
+        y = matrix x + offset + noise,    noise ~ N(0, R)
 
-    `matrix` and `offset` stay as they are given: data can't tell them apart from the
-    scale and the level of the state. `learned=("matrix",)` trains what it names, of
-    "matrix" and "offset".
+    The noise is learned, positive numbers by their logarithms. `matrix` and `offset`
+    stay as they are given: data cannot tell them apart from the scale and the level of
+    the state. Any entries of `y` may be missing, under correlated noise too.
 
-    **Raises:** `ValueError` for shapes that do not agree, or a `scale` that is not
-    positive. Exact observations are a small `scale`: the messages stay accurate, and
-    in float32 `LatentSDE(message_dtype=jnp.float64)` keeps their digits.
+    For exact observations pass a small `scale`: the messages stay accurate, and in
+    float32 `LatentSDE(message_dtype=jnp.float64)` keeps their digits.
+
+    Arguments:
+        matrix: Shape `(sensors, state)`.
+        scale: The noise's standard deviation, one number or shape `(sensors,)`, or a
+            square root of `R`, shape `(sensors, sensors)`, in units of `y`.
+        offset: Shape `(sensors,)`, or one number for all sensors, in units of `y`.
+        learned: Which of "matrix" and "offset" are trained, as a tuple.
+
+    Raises:
+        ValueError: For shapes that do not agree, a `matrix` or `offset` that is not
+            finite, a `scale` that is not positive or a singular root, and other names
+            in `learned`.
     """
 
     exact: ClassVar[bool] = True
@@ -133,13 +183,27 @@ class LinearDecoder(AbstractDecoder):
         return joined_root(self.lower, self.log_scale)
 
     def sites(self, series: Series, smoother: Smoother) -> Site:
-        """Return the likelihood itself as a function of the state."""
+        """Return the likelihood itself as a function of the state.
+
+        Arguments:
+            series: One series, with `ys` of shape `(obs, sensors)`.
+            smoother: Not used.
+
+        Returns:
+            The factors, stacked along `obs`.
+        """
         return jax.vmap(self.site)(series.ys, series.mask, series.errors)
 
     def site(self, y: Array, mask: Array, errors: Array | None = None) -> Site:
         """Return `p(y | x)` of the entries that are there, as a function of `x`.
 
-        `errors` multiply the noise of each entry.
+        Arguments:
+            y: One observation, shape `(sensors,)`.
+            mask: Where `y` has a value, shape `(sensors,)`.
+            errors: What multiplies each sensor's noise, shape `(sensors,)`, or `None`.
+
+        Returns:
+            A Gaussian factor of the state.
         """
         whiten = self._whitener(mask, y.dtype, errors)
         matrix = whiten(self.matrix.astype(y.dtype))
@@ -167,17 +231,25 @@ class LinearDecoder(AbstractDecoder):
         )
 
     def log_prob(self, x: State, y: Array, mask: Array) -> Float[Array, ""]:
-        """Return `log p(y | x)` of the entries that are there."""
+        """Return `log p(y | x)` of the entries that are there: see the base."""
         return self.site(jnp.where(mask, y, 0), mask).log_value(x)
 
     def mean(self, x: State) -> Float[Array, " sensors"]:
-        """Return `matrix x + offset`."""
+        """Return `matrix x + offset`, shape `(sensors,)`."""
         return self.matrix @ x + self.offset
 
     def observed(self, mask: Array, errors: Array | None) -> tuple[Array, Array]:
         """Return the rows of `matrix` that are there, and the noise's covariance.
 
-        What is missing has a row of zeros and a noise of one, apart from the others.
+        A missing entry has a row of zeros, and a noise of one that is independent of
+        the others.
+
+        Arguments:
+            mask: Which sensors have a value, shape `(sensors,)`.
+            errors: What multiplies each sensor's noise, shape `(sensors,)`, or `None`.
+
+        Returns:
+            The rows, shape `(sensors, state)`, and the covariance.
         """
         root = self._root() if errors is None else errors[:, None] * self._root()
         both = mask[:, None] & mask[None]
@@ -190,7 +262,16 @@ class LinearDecoder(AbstractDecoder):
         covariance: Float[Array, "state state"],
         errors: Float[Array, " sensors"] | None = None,
     ) -> tuple[Float[Array, " sensors"], Float[Array, " sensors"]]:
-        """Return each sensor's mean and variance where `x ~ N(mean, covariance)`."""
+        """Return each sensor's mean and variance where `x ~ N(mean, covariance)`.
+
+        Arguments:
+            mean: Shape `(state,)`.
+            covariance: Shape `(state, state)`.
+            errors: What multiplies each sensor's noise, shape `(sensors,)`, or `None`.
+
+        Returns:
+            Means and variances, noise included, each of shape `(sensors,)`.
+        """
         noise = self.scale if errors is None else self.scale * errors
         spread = jnp.einsum("ij,jk,ik->i", self.matrix, covariance, self.matrix)
         return self.mean(mean), jnp.maximum(spread, 0) + noise**2
@@ -198,13 +279,22 @@ class LinearDecoder(AbstractDecoder):
     def sample(
         self, x: State, *, key: PRNGKeyArray, errors: Array | None = None
     ) -> Float[Array, " sensors"]:
-        """Draw `y` given `x`."""
+        """Draw `y` given `x`.
+
+        Arguments:
+            x: A state, shape `(state,)`.
+            key: A random key.
+            errors: What multiplies each sensor's noise, shape `(sensors,)`, or `None`.
+
+        Returns:
+            One observation, shape `(sensors,)`.
+        """
         noise = jax.random.normal(key, self.offset.shape, self.offset.dtype)
         noise = self._root() @ noise
         return self.mean(x) + (noise if errors is None else errors * noise)
 
     def check_shape(self, shape: tuple[int, ...], num_states: int) -> None:
-        """Raise `ValueError` unless the shapes are those of `matrix`."""
+        """Raise `ValueError` unless the shapes are those of `matrix`: see the base."""
         if self.matrix.shape[1] != num_states:
             raise ValueError(
                 f"the decoder's `matrix` has shape {self.matrix.shape} and the linear "
@@ -218,13 +308,21 @@ class LinearDecoder(AbstractDecoder):
 
 
 class Readout(eqx.Module):
-    """`matrix x + offset`, for the network of a `Decoder`: parameters linear in `x`."""
+    """A linear function for the network of a `Decoder`: `matrix x + offset`.
+
+    Arguments:
+        matrix: Shape `(sensors, state)`.
+        offset: Shape `(sensors,)`, or one number for all sensors.
+
+    Raises:
+        ValueError: For shapes that do not agree, or an `offset` that is not finite.
+    """
 
     matrix: Float[Array, "sensors state"]
     offset: Float[Array, " sensors"]
 
     def __init__(self, matrix: ArrayLike, offset: ArrayLike = 0.0) -> None:
-        """Raise `ValueError` for shapes that do not agree."""
+        """Check the shapes."""
         self.matrix = as_float(matrix)
         if self.matrix.ndim != 2:
             raise ValueError(
@@ -233,16 +331,25 @@ class Readout(eqx.Module):
         self.offset = as_vector("offset", offset, self.matrix.shape[:1])
 
     def __call__(self, x: State) -> Float[Array, " sensors"]:
-        """Return the parameter of each sensor."""
+        """Return the parameter of each sensor.
+
+        Arguments:
+            x: A state, shape `(state,)`.
+
+        Returns:
+            Shape `(sensors,)`.
+        """
         return self.matrix @ x + self.offset
 
 
 class Decoder(AbstractDecoder):
-    """`y ~ likelihood(network(x))`, entry by entry, for any network.
+    """Any network and any likelihood: `y ~ likelihood(network(x))`, entry by entry.
 
-    **Attributes:** `network`, from a state to parameters of `y`'s shape, such as a
-    `Readout`; `likelihood`; `proposal`, which makes the sites: `LinearizedSites()` or
-    `EncodedSites(encoder)`.
+    Arguments:
+        network: From a state, shape `(state,)`, to parameters of the shape of `y` at
+            one time, such as a `Readout`. It is trained.
+        likelihood: The law of each entry given its parameter.
+        proposal: What makes the sites: `LinearizedSites()` or `EncodedSites(encoder)`.
     """
 
     exact: ClassVar[bool] = False
@@ -252,7 +359,7 @@ class Decoder(AbstractDecoder):
     proposal: AbstractSites = LinearizedSites()
 
     def sites(self, series: Series, smoother: Smoother) -> Site:
-        """Return the proposal's sites; of times without an entry they are one."""
+        """Return the proposal's sites; at a time without values they are one."""
         sites = self.proposal(self.network, self.likelihood, series, smoother)
         seen = series.seen
         return jax.tree.map(
@@ -260,20 +367,20 @@ class Decoder(AbstractDecoder):
         )
 
     def log_prob(self, x: State, y: Array, mask: Array) -> Float[Array, ""]:
-        """Return `log p(y | x)` of the entries that are there."""
+        """Return `log p(y | x)` of the entries that are there: see the base."""
         logs = self.likelihood.log_prob(self.network(x), y)
         return jnp.sum(jnp.where(mask, logs, 0))
 
     def mean(self, x: State) -> Float[Array, "*shape"]:
-        """Return the mean of `y` given `x`."""
+        """Return the mean of `y` given `x`: see the base."""
         return self.likelihood.mean(self.network(x))
 
     def sample(self, x: State, *, key: PRNGKeyArray) -> Float[Array, "*shape"]:
-        """Draw `y` given `x`."""
+        """Draw `y` given `x`: see the base."""
         return self.likelihood.sample(self.network(x), key=key)
 
     def check_shape(self, shape: tuple[int, ...], num_states: int) -> None:
-        """Raise `ValueError` unless the network returns this shape."""
+        """Raise `ValueError` unless the network returns this shape: see the base."""
         found = eqx.filter_eval_shape(self.network, jnp.zeros(num_states)).shape
         if found != shape:
             raise ValueError(

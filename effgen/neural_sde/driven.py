@@ -18,14 +18,20 @@ from .structure import Structure
 
 
 class DrivenDrift(eqx.Module):
-    """`drift(t, x) = sigma v((x - center) / scale)`, `v` zero at first.
+    """A neural drift beside a linear fit, zero at first, for `LatentSDE(drift=...)`.
 
-    `v` sees the components `sees` and moves the noise of those in `moves`, each in
-    units of its own; so it changes nothing that noise does not, and a fit in other
-    units is the same.
+        drift(t, x) = sigma v((x[sees] - center) / scale)
 
-    **Attributes:** `layers`, the network; `sigma`, `center` and `scale`, of the linear
-    fit, which are not trained.
+    `v` moves the columns of the fit's noise, and sees components in units of their own.
+    So it changes nothing that noise does not, and a fit in other units is the same.
+
+    Arguments:
+        layers: The network `v`.
+        sigma: The columns of the fit's noise that it moves, shape `(state, moves)`.
+        center: What is taken off the components seen, shape `(sees,)`.
+        scale: What these are divided by, shape `(sees,)`. `sigma`, `center` and `scale`
+            are not trained.
+        sees: The numbers of the components that it sees.
     """
 
     layers: eqx.nn.MLP
@@ -37,7 +43,16 @@ class DrivenDrift(eqx.Module):
     def __call__(
         self, t: Float[Array, ""], x: Float[Array, " state"], u: Array | None = None
     ) -> Float[Array, " state"]:
-        """Return the drift beside the linear one."""
+        """Return the drift beside the linear one.
+
+        Arguments:
+            t: The time, which is not used.
+            x: A state, shape `(state,)`.
+            u: The inputs, which are not used.
+
+        Returns:
+            Shape `(state,)`, units of the state over the unit of time.
+        """
         sigma, center, scale = jax.lax.stop_gradient(
             (self.sigma, self.center, self.scale)
         )
@@ -62,12 +77,22 @@ def with_network(
     Both are zero at first: training begins at the fit. Train it with
     `LatentSDETrainer`, by Adam at 5e-3 falling to zero over some hundred steps.
 
-    **Arguments:** `model`, a linear fit, `fit_linear(...).model`; its record; `sees`
-    and `moves`, names of parts of its `Structure` that the network sees and moves, all
-    by default; `width_size` and `depth`, of both networks.
+    Arguments:
+        model: A linear fit without inputs, `fit_linear(...).model`.
+        ts: The times of its record, shape `(obs,)` or `(series, obs)`.
+        ys: Values, shape `(obs,)` or `(obs, sensors)`, a batch's with an axis before.
+        mask: Where there is a value, of the shape of `ts` or `ys`. NaN are missing too.
+        key: A random key.
+        sees: Names of the parts of its `Structure` that the network sees; `None`: all.
+        moves: Names of the parts that it moves; `None`: all.
+        width_size: The width of each hidden layer of both networks.
+        depth: The number of hidden layers of both.
 
-    **Raises:** `ValueError` for a model that is not linear, and names that are none of
-    its parts.
+    Returns:
+        The model with `drift` and `residual`.
+
+    Raises:
+        ValueError: For a model that is not linear, and names of none of its parts.
     """
     place = seen_and_moved(model, ts, ys, mask, sees, moves)
     keys = jax.random.split(key)
@@ -93,9 +118,13 @@ def with_network(
 class Place(NamedTuple):
     """What a drift sees and moves of a linear fit, and where the record has led it.
 
-    **Attributes:** `sees`, components; `sigma`, the noise's columns that are moved;
-    `center` and `scale`, of the components seen; `means` and `scales`, of the linear
-    posterior at each time until the last value.
+    Attributes:
+        sees: Components.
+        sigma: The noise's columns that are moved.
+        center: Of the components seen.
+        scale: Of the components seen.
+        means: Of the linear posterior at each time until the last value.
+        scales: Its standard deviations there.
     """
 
     sees: tuple[int, ...]
@@ -116,8 +145,8 @@ def seen_and_moved(
 ) -> Place:
     """Return where a drift begins that is beside a linear fit.
 
-    **Raises:** `ValueError` for a model that is not linear, and names that are none of
-    its parts.
+    Raises:
+        ValueError: For a model that is not linear, and names of none of its parts.
     """
     if not isinstance(model, LatentSDE) or not is_exact(model):
         raise ValueError("`model` must be linear and observed linearly: a linear fit.")

@@ -20,9 +20,11 @@ Diffusion = Callable[[Float[Array, ""], Float[Array, " state"]], Array]
 
 
 class AbstractLatentSDE(eqx.Module):
-    """`dX = (A X + b + C u + drift(t, X)) dt + sigma dW`, observed by a decoder.
+    """A latent SDE as anchors, bounds, filters and answers see it.
 
-    **Attributes:** as of `LatentSDE`.
+        dX = (A X + b + C u + drift(t, X)) dt + sigma dW
+
+    `LatentSDE` describes its attributes.
     """
 
     linear: eqx.AbstractVar[AbstractLinearSDE]
@@ -49,7 +51,16 @@ class AbstractLatentSDE(eqx.Module):
     def prior_drift(
         self, t: Float[Array, ""], x: Float[Array, " state"], u: Array | None = None
     ) -> Float[Array, " state"]:
-        """Return the whole drift of the prior."""
+        """Return the whole drift of the prior.
+
+        Arguments:
+            t: The time, a scalar.
+            x: A state, shape `(state,)`.
+            u: The inputs, shape `(inputs,)`, or `None`.
+
+        Returns:
+            Shape `(state,)`, units of the state over the unit of time.
+        """
         matrix, bias, _ = self.linear.coefficients(t)
         linear = matrix @ x + forced(bias, self.linear.input_matrix, u)
         return linear if self.drift is None else linear + self.nonlinear_drift(t, x, u)
@@ -57,7 +68,16 @@ class AbstractLatentSDE(eqx.Module):
     def nonlinear_drift(
         self, t: Float[Array, ""], x: Float[Array, " state"], u: Array | None
     ) -> Float[Array, " state"]:
-        """Return the drift beside the linear one."""
+        """Return the drift beside the linear one, zero where there is none.
+
+        Arguments:
+            t: The time, a scalar.
+            x: A state, shape `(state,)`.
+            u: The inputs, shape `(inputs,)`, or `None`.
+
+        Returns:
+            Shape `(state,)`, units of the state over the unit of time.
+        """
         if self.drift is None:
             return jnp.zeros_like(x)
         return self.drift(t, x) if u is None else self.drift(t, x, u)
@@ -65,7 +85,15 @@ class AbstractLatentSDE(eqx.Module):
     def prior_diffusion(
         self, t: Float[Array, ""], x: Float[Array, " state"]
     ) -> Float[Array, "state brownian"]:
-        """Return `sigma(t, x)`."""
+        """Return `sigma(t, x)`.
+
+        Arguments:
+            t: The time, a scalar.
+            x: A state, shape `(state,)`.
+
+        Returns:
+            Shape `(state, brownian)`, units of the state over the root of that of time.
+        """
         if self.diffusion is None:
             return self.linear.coefficients(t).diffusion
         sigma = self.diffusion(t, x)

@@ -23,17 +23,17 @@ from .series import Series
 
 
 class Evidence(NamedTuple):
-    """What is known of one series' `log p(y)`, each with a standard error.
+    """What is known of one series' `log p(y)`, in nats, with standard errors.
 
-    **Attributes:**
-
-    - `elbo`: the bound; minus infinity where a path was not finite.
-    - `evidence`: `log p(y)` itself by importance weights (a bound too, on average,
-      that rises to it with the number of paths).
-    - `gap`: `evidence - elbo`, how far training is from the exact posterior.
-    - `ess`: the effective number of paths; the estimate is good where it is large.
-    - `linear`: the exact `log p(y)` of the anchored linear model.
-    - `num_lost`: how many paths were not finite; they have no weight.
+    Attributes:
+        elbo: The bound; minus infinity where a path was not finite.
+        evidence: `log p(y)` itself by importance weights. On average it is a bound too,
+            which rises to `log p(y)` with the number of paths.
+        gap: `evidence - elbo`, how far training is from the exact posterior.
+        ess: The effective number of paths. The estimate is good where it is large;
+            where it is small use `Posterior.smoother`.
+        linear: The exact `log p(y)` of the anchored linear model.
+        num_lost: How many paths were not finite; they have no weight.
     """
 
     elbo: Estimate
@@ -44,7 +44,14 @@ class Evidence(NamedTuple):
     num_lost: Float[Array, ""]
 
     def weighed_by(self, log_weights: Float[Array, " paths"]) -> "Evidence":
-        """Return the bound beside the evidence that other paths' weights give."""
+        """Return the bound beside the evidence that other paths' weights give.
+
+        Arguments:
+            log_weights: `log p(y, path) / q(path)` of these, shape `(paths,)`.
+
+        Returns:
+            The same bound, with their evidence, gap and effective number.
+        """
         found = log_mean_exp(log_weights)
         error = jnp.hypot(self.elbo.standard_error, found.standard_error)
         return self._replace(
@@ -61,7 +68,8 @@ def weighted_evidence(
 ) -> Evidence:
     """Return the evidence by importance weights, `log mean exp(log_weights)`.
 
-    **Source:** Burda, Grosse and Salakhutdinov (2016), equation 8.
+    Source:
+        Burda, Grosse and Salakhutdinov (2016), equation 8.
     """
     num = elbo.shape[0]
     log_weights = without_lost(log_weights)
@@ -99,12 +107,11 @@ def mixture_weights(
 
     `log_weights = log p(y, path) - log mean_g q_g(path)`: at most `guides` times what
     any one of them would give, so that a guide which misses a part of the posterior
-    does no harm. Densities are of the steps' normal variables, which all share.
+    does no harm. Densities are of the steps' normal variables, which all share. Each of
+    `guides` is a model with its anchor and residual, and its `Anchored`.
 
-    **Arguments:** `guides`, each a model with its anchor and residual, and its
-    `Anchored`.
-
-    **Source:** Veach and Guibas (1995); Owen and Zhou (2000).
+    Source:
+        Veach and Guibas (1995); Owen and Zhou (2000).
     """
     keys = jax.random.split(key, len(guides))
     each = -(-num_paths // len(guides))

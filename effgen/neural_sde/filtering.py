@@ -28,12 +28,17 @@ from .twisted import finite, met_at, weighting
 class Filtered(NamedTuple):
     """The law of the state given what was seen until each node.
 
-    **Attributes:** `evidence`, `log p(y)`; `positions`, particles at the grid's nodes,
-    observations at a node included; `log_weights`, zero, since all count alike; `ess`,
-    the effective number of particles at each observation, before they are resampled;
-    `predicted`, particles at each observation given those before it; `scores`, at each
-    observation the log-density of all that is seen at its time given all before, at the
-    first of equal times (their sum is the evidence).
+    Attributes:
+        evidence: `log p(y)`, in nats, with its standard error, 0 where it is exact.
+        positions: Particles at the grid's nodes, observations at a node included, shape
+            `(nodes, paths, state)`.
+        log_weights: Zero, since all count alike, shape `(paths,)`.
+        ess: The effective number of particles at each observation, before they are
+            resampled, shape `(obs,)`.
+        predicted: Particles at each observation given those before it, shape `(obs,
+            paths, state)`.
+        scores: The log-density of all that is seen at a time given all before, at the
+            first of equal times, shape `(obs,)`. Their sum is `evidence`.
     """
 
     evidence: Estimate
@@ -85,7 +90,8 @@ def particle_filter(
     goes on by the prior's chain, which gives what was known between and before, and the
     other is led to the next.
 
-    **Source:** Doucet, Godsill and Andrieu (2000); Pitt and Shephard (1999).
+    Source:
+        Doucet, Godsill and Andrieu (2000); Pitt and Shephard (1999).
     """
     num_nodes = len(grid.starts) + 1
     dtype = series.ys.dtype

@@ -27,11 +27,16 @@ from .structure import Structure
 class Fitted(NamedTuple):
     """A linear model at the maximum of its posterior density.
 
-    **Attributes:** `model`, with the step that its record needs; `log_evidence`,
-    `log p(y)` there; `log_prior`, of the logarithms about their start values;
-    `parameters`, by name, in units of time and data; `standard_errors`, of these, from
-    the curvature, NaN where the data and the prior do not hold one; `num_steps` of the
-    optimizer; `converged`.
+    Attributes:
+        model: The fitted model, with the step that its record needs.
+        log_evidence: `log p(y)` there, of all series together, in nats.
+        log_prior: The log prior density there, up to a constant, in nats.
+        parameters: By name, in units of time and data: those of a `Structure`, and
+            "observation.scale".
+        standard_errors: Of these, from the curvature; NaN where the data and the prior
+            do not hold one.
+        num_steps: How many steps the optimizer took.
+        converged: Whether it converged.
     """
 
     model: LatentSDE
@@ -59,19 +64,33 @@ def fit_linear(
 
         maximize  sum log p(y) - sum (log p - log p_start)^2 / (2 prior_scale^2)
 
-    over all that `model.trainable()` names, by BFGS; the second sum is over parameters
+    over all that `model.trainable()` names, by BFGS. The second sum is over parameters
     that are kept by logarithms, rates and scales: it keeps damping and noise off zero.
 
-    **Arguments:** `model`, linear and observed linearly, such as `structural`'s; the
-    rest as `posterior`; `prior_scale`, in units of the natural logarithm; `max_steps`,
-    the most steps of the optimizer.
+    Arguments:
+        model: A linear model, observed linearly, such as `structural`'s.
+        ts: Times in order, shape `(obs,)` or `(series, obs)`, numbers or dates.
+        ys: Values, shape `(obs,)` or `(obs, sensors)`, a batch's with an axis before.
+        mask: Where there is a value, of the shape of `ts` or `ys`. NaN are missing too.
+        inputs: Held from each time to the next, shape `(obs, inputs)`.
+        errors: The standard error of each value, of the shape of `ys`, which the
+            decoder's `scale` multiplies.
+        unit: The unit in which the model counts dates, one of NumPy's.
+        prior_scale: The prior's standard deviation of a natural logarithm.
+        max_steps: The most steps of the optimizer.
 
-    **Raises:** `ValueError` for a model that is not linear, or whose evidence is not
-    finite at the start.
+    Returns:
+        The fitted model, with parameters and their standard errors.
 
-    **Warns:** `RunWarning` where the optimizer does not converge.
+    Raises:
+        ValueError: For a model that is not linear, a `prior_scale` that is not
+            positive, or an evidence that is not finite at the start.
 
-    **Source:** Särkkä and Solin (2019), chapter 12; the prior, Gelman (2008).
+    Warns:
+        RunWarning: Where the optimizer does not converge.
+
+    Source:
+        Särkkä and Solin (2019), chapter 12; the prior, Gelman (2008).
     """
     peak = maximum(
         model,
@@ -107,8 +126,14 @@ def fit_linear(
 class Maximum(NamedTuple):
     """Where the posterior density of a linear model is highest, in float64.
 
-    **Attributes:** `model`, in the working precision; the rest as of `Fitted`; `x`, the
-    maximum of `problem` as one array.
+    Attributes:
+        model: In the working precision.
+        log_evidence: As of `Fitted`.
+        log_prior: As of `Fitted`.
+        num_steps: As of `Fitted`.
+        converged: As of `Fitted`.
+        problem: What was maximized.
+        x: Its maximum as one array.
     """
 
     model: LatentSDE

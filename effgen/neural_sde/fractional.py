@@ -18,23 +18,35 @@ _NUM_QUADRATURE = 64
 
 
 class FractionalSDE(AbstractLinearSDE):
-    """`dX = (matrix X + bias + C u) dt + scale dB^H`, `B^H` by Markov approximation.
+    """A linear SDE driven by fractional Brownian motion, by Markov approximation.
 
-    `B^H_i = sum_k weights_k (Y_ik - Y_ik(0))`, `dY_ik = -speeds_k Y_ik dt + dW_i`: the
-    state is `(X, Y)`, `X` first and then each component's `Y`, and one Brownian motion
+        dX = (matrix X + bias + C u) dt + scale dB^H
+        B^H_i = sum_k weights_k (Y_ik - Y_ik(0)),    dY_ik = -speeds_k Y_ik dt + dW_i
+
+    The state is `(X, Y)`, `X` first and then each component's `Y`. One Brownian motion
     drives a component's `X` and all its `Y`. `weights` minimize the mean square error
     over `[0, horizon]`. `speeds` are a geometric sequence from `1 / largest_speed` to
     `largest_speed`. The Hurst index is learned with the rest, kept by its logit.
 
-    With `stationary=True` (type I, the fractional Brownian motion of Mandelbrot and Van
-    Ness) the `Y` begin in equilibrium; otherwise (type II, Riemann and Liouville) at
-    zero.
+    Arguments:
+        matrix: Shape `(x, x)`, one over the unit of time.
+        bias: Shape `(x,)` or one number.
+        scale: Shape `(x,)` or one number, positive. It is kept by its logarithm.
+        initial: The law of `X` alone at the first time.
+        hurst: The Hurst index at the start, in (0, 1).
+        horizon: How long the approximation is to hold, in the unit of time.
+        num_processes: How many `Y` each component has.
+        largest_speed: The largest of `speeds`, one over the unit of time.
+        stationary: Whether the `Y` begin in equilibrium (type I, Mandelbrot and Van
+            Ness), or at zero (type II, Riemann and Liouville).
+        input_matrix: `C`, shape `(x, inputs)`, or `None` for no inputs.
 
-    **Arguments:** `initial`, the law of `X` alone.
+    Raises:
+        ValueError: For shapes that do not agree, a `bias` or `scale` that is not
+            finite, or `hurst` outside (0, 1).
 
-    **Raises:** `ValueError` for shapes that do not agree or `hurst` outside (0, 1).
-
-    **Source:** Daems, Opper, Crevecoeur and Birdal (2024), propositions 1 and 5.
+    Source:
+        Daems, Opper, Crevecoeur and Birdal (2024), propositions 1 and 5.
     """
 
     time_invariant: ClassVar[bool] = True
@@ -119,7 +131,14 @@ class FractionalSDE(AbstractLinearSDE):
         return Gaussian(mean, jax.scipy.linalg.block_diag(self.start.root, root_of_y))
 
     def coefficients(self, t: Float[Array, ""]) -> Coefficients:
-        """Return `A`, `b` and `sigma` of `(X, Y)`."""
+        """Return `A`, `b` and `sigma` of `(X, Y)`.
+
+        Arguments:
+            t: The time, which is not used.
+
+        Returns:
+            `matrix`, `bias` and `diffusion` of all components, which are constant.
+        """
         size, dtype = self.matrix.shape[0], self.matrix.dtype
         eye = jnp.eye(size, dtype=dtype)
         speeds = jnp.asarray(self.speeds, dtype)
@@ -141,7 +160,16 @@ class FractionalSDE(AbstractLinearSDE):
     def transition(
         self, t: Float[Array, ""], dt: Float[Array, ""], inputs: Inputs | None = None
     ) -> Transition:
-        """Return the exact step of length `dt`."""
+        """Return the exact step of length `dt`.
+
+        Arguments:
+            t: The time at which the step starts, which is not used.
+            dt: The length of the step, not negative.
+            inputs: `u`, shape `(inputs,)`, held constant over the step, or `None`.
+
+        Returns:
+            The law of `(X, Y)` at `t + dt` given that at `t`.
+        """
         coefficients = self.coefficients(t)
         force = forced(coefficients.bias, self.input_matrix, inputs)
         return constant_transition(coefficients, dt, force)
@@ -165,7 +193,8 @@ def optimal_weights(
     They solve `A w = b`, `A_ij = E int Y_i Y_j dt` and `b_i = E int B^H Y_i dt`, whose
     integrals over time are Gauss sums in `sqrt(t)`.
 
-    **Source:** Daems et al. (2024), proposition 5.
+    Source:
+        Daems et al. (2024), proposition 5.
     """
     nodes, quadrature = np.polynomial.legendre.leggauss(_NUM_QUADRATURE)
     root = jnp.asarray((nodes + 1) / 2, speeds.dtype)
@@ -205,12 +234,21 @@ def _scaled_tail(order: Float[Array, ""], x: Array) -> Array:
 
 
 def fractional_variance(hurst: ArrayLike, t: ArrayLike, *, stationary: bool) -> Array:
-    """Return the exact variance of `B^H(t)` in this normalization.
+    """Return the exact variance of `B^H(t)`, in the normalization of `FractionalSDE`.
 
-    `t^(2H) / (2 H Gamma(H + 1/2)^2)` for type II, and with the past of type I
-    `t^(2H) Gamma(2 - 2H) cos(pi H) / (pi H (1 - 2H))`.
+        type II:  t^(2H) / (2 H Gamma(H + 1/2)^2)
+        type I:   t^(2H) Gamma(2 - 2H) cos(pi H) / (pi H (1 - 2H))
 
-    **Source:** Mandelbrot and Van Ness (1968), section 3 and equation 6.1.
+    Arguments:
+        hurst: The Hurst index, in (0, 1), any shape that broadcasts with `t`.
+        t: Times since the start, not negative.
+        stationary: Whether the motion has a past (type I) or begins at zero (type II).
+
+    Returns:
+        The variances, of the broadcast shape.
+
+    Source:
+        Mandelbrot and Van Ness (1968), section 3 and equation 6.1.
     """
     hurst, t = as_float(hurst), as_float(t)
     if not stationary:

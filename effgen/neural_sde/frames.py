@@ -12,8 +12,12 @@ from effgen.core.extras import needed
 class Labels(eqx.Module):
     """What a record's frame calls its times and columns, given back with answers.
 
-    **Attributes:** `columns`; `name`, of the index; `zone`, its time zone; `unit`, its
-    resolution; `period`, the frequency of an index of periods.
+    Attributes:
+        columns: The names of the columns.
+        name: The index's name.
+        zone: Its time zone.
+        unit: Its resolution.
+        period: The frequency of an index of periods.
     """
 
     columns: tuple[Any, ...] | None = eqx.field(static=True, default=None)
@@ -41,7 +45,8 @@ class Labels(eqx.Module):
         Of several columns of the record each has its own statistics, by two levels of
         names. Of a batch the index has the series' number before the time.
 
-        **Raises:** `ValueError` for values that are no numbers of columns, as pictures.
+        Raises:
+            ValueError: For values that are no numbers of columns, as pictures.
         """
         pd = needed("pandas", by="to_pandas()", extra="plots")
         ts = np.asarray(ts)
@@ -71,7 +76,8 @@ class Labels(eqx.Module):
 def labels_of(ts: Any, ys: Any) -> Labels:
     """Return the names of a record that is pandas'.
 
-    **Raises:** `ValueError` for an index of times and values of other times.
+    Raises:
+        ValueError: For an index of times and values of other times.
     """
     columns = None
     if hasattr(ys, "to_numpy"):

@@ -12,8 +12,9 @@ import equinox as eqx
 class Part(NamedTuple):
     """A part of a model, or entries of one of its arrays.
 
-    **Attributes:** `name`, with dots; `entries`, an index of NumPy's, or `None` for the
-    whole part.
+    Attributes:
+        name: With dots.
+        entries: An index of NumPy's, or `None` for the whole part.
     """
 
     name: str
@@ -27,7 +28,8 @@ class Part(NamedTuple):
 def as_part(name: str) -> Part:
     """Return what `"linear.matrix[0, 1:]"` names.
 
-    **Raises:** `ValueError` for an index that is none of whole numbers and slices.
+    Raises:
+        ValueError: For an index that is none of whole numbers and slices.
 
     >>> as_part("linear.matrix[0, 1:]")
     Part(name='linear.matrix', entries=(0, slice(1, None, None)))

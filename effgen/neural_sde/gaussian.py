@@ -11,7 +11,12 @@ from jaxtyping import Array, ArrayLike, Float
 class Gaussian(eqx.Module):
     """`N(mean, root root^T)`; `root` may have fewer columns than rows, or zeros.
 
-    **Attributes:** `mean`; `root`.
+    Arguments:
+        mean: Shape `(state,)`.
+        root: A root of the covariance, shape `(state, noise)`.
+
+    Raises:
+        ValueError: For shapes that do not agree, and values that are not finite.
 
     >>> import jax.numpy as jnp
     >>> Gaussian.independent(jnp.zeros(2), 3.0).covariance.tolist()
@@ -22,7 +27,7 @@ class Gaussian(eqx.Module):
     root: Float[Array, "state noise"]
 
     def __init__(self, mean: ArrayLike, root: ArrayLike) -> None:
-        """Raise `ValueError` for shapes that do not agree."""
+        """Check the shapes."""
         mean, root = as_float(mean), as_float(root)
         if mean.ndim != 1 or root.ndim != 2 or root.shape[0] != mean.shape[0]:
             raise ValueError(
@@ -36,7 +41,18 @@ class Gaussian(eqx.Module):
 
     @classmethod
     def independent(cls, mean: ArrayLike, scale: ArrayLike) -> "Gaussian":
-        """Return independent components of these standard deviations (or of one)."""
+        """Return independent components of these standard deviations.
+
+        Arguments:
+            mean: Shape `(state,)`.
+            scale: The standard deviations, shape `(state,)`, or one for all.
+
+        Returns:
+            The law, with a diagonal root.
+
+        Raises:
+            ValueError: For a negative `scale`, and values that are not finite.
+        """
         mean = as_float(mean)
         if is_known(as_float(scale)) and bool(jnp.any(as_float(scale) < 0)):
             raise ValueError(f"`scale` is {scale}: no standard deviation is negative.")
@@ -57,7 +73,15 @@ class Gaussian(eqx.Module):
         )
 
     def sample(self, num: int, *, key: Array) -> Float[Array, "num state"]:
-        """Draw `num` independent points."""
+        """Draw independent points.
+
+        Arguments:
+            num: How many.
+            key: A random key.
+
+        Returns:
+            The points, shape `(num, state)`.
+        """
         noise = jax.random.normal(key, (num, self.root.shape[1]), self.mean.dtype)
         return self.mean[None] + noise @ self.root.T
 

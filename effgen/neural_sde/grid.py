@@ -15,15 +15,17 @@ _SLACK = 1e-4
 class Grid(NamedTuple):
     """`steps` steps between `steps + 1` nodes; past the series' end, of length zero.
 
-    **Attributes:**
-
-    - `starts`, `lengths`: of each step.
-    - `gap`: the gap between observations that each step lies in (`obs` past the end).
-    - `gap_starts`, `gap_lengths`: of a step in each gap, with one more of length 0.
-    - `nodes`: the node of each observation.
-    - `until_next`: time from each step's start to the next observation that has values;
-      zero after the last.
-    - `fits`: whether `steps` are enough for `dt`; if not, steps are longer at the end.
+    Attributes:
+        starts: Of each step.
+        lengths: Of each step.
+        gap: The gap between observations that each step lies in (`obs` past the end).
+        gap_starts: Of a step in each gap.
+        gap_lengths: Of a step in each gap, with one more of length 0.
+        nodes: The node of each observation.
+        until_next: Time from each step's start to the next observation that has values;
+            zero after the last.
+        fits: Whether `steps` are enough for `dt`; if not, later observations are put at
+            the last node.
     """
 
     starts: Float[Array, " steps"]

@@ -27,10 +27,21 @@ def held_out_evidence(
     there is has less. Exact for a linear model observed linearly; for others by twisted
     particle filters, whose errors it carries.
 
-    **Arguments:** one series, as for `posterior`; `since`, the first time held out.
+    Arguments:
+        model: A model without inputs.
+        ts: All times of one series, numbers, shape `(obs,)`.
+        ys: All values, shape `(obs,)` or `(obs, sensors)`.
+        mask: Where there is a value, of the shape of `ts` or `ys`. NaN are missing too.
+        since: The first time held out, a number.
+        key: A random key, for models that are not exact.
+        num_paths: How many particles these have.
 
-    **Raises:** `ValueError` where nothing is on one side of `since`; `TypeError` for
-    what is no model, and `since` that is no number.
+    Returns:
+        The log-density, in nats, with its standard error.
+
+    Raises:
+        ValueError: For a batch, and where nothing is on one side of `since`.
+        TypeError: For what is no model, and a `since` that is no number.
     """
     if not isinstance(model, LatentSDE):
         raise TypeError(f"`model` is a {type(model).__name__}: pass a `LatentSDE`.")

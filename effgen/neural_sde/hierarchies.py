@@ -31,11 +31,17 @@ class Hierarchy(NamedTuple):
 
     Positive parameters are told by their logarithms, as they are kept.
 
-    **Attributes:** `model`, at the mean of the shared law; `names`, of what varies, one
-    for each number; `mean` and `scale`, standard deviation, of the shared law; `each`
-    and `each_scale`, mean and standard deviation of each series' own, given its data;
-    `log_evidence`, of all series, what varies integrated out by Laplace's method;
-    `num_rounds`; `converged`.
+    Attributes:
+        model: The model at the mean of the shared law.
+        names: The name of each number that varies.
+        mean: The mean of the shared law, shape `(parameters,)`.
+        scale: Its standard deviation, shape `(parameters,)`.
+        each: The mean of each series' own given its data, shape `(series, parameters)`.
+        each_scale: The standard deviation of each, of the same shape.
+        log_evidence: `log p(y)` of all series, what varies integrated out by Laplace's
+            method, in nats.
+        num_rounds: How many rounds there were.
+        converged: Whether the law stands.
     """
 
     model: LatentSDE
@@ -49,7 +55,14 @@ class Hierarchy(NamedTuple):
     converged: bool
 
     def of(self, i: int) -> LatentSDE:
-        """Return the model of series `i`, for `posterior` and its forecasts."""
+        """Return the model of one series, for `posterior` and its forecasts.
+
+        Arguments:
+            i: The number of the series.
+
+        Returns:
+            The model at the mean of the series' own parameters.
+        """
         varies = tuple(dict.fromkeys(name.split("[")[0] for name in self.names))
         return _with(self.model, varies, self.each[i])
 
@@ -73,16 +86,28 @@ def fit_hierarchy(
     offsets. Series with few values are drawn to the others. What does not vary stays as
     `model` has it: fit it before, by `fit_linear` of all series.
 
-    **Arguments:** `model`, linear and observed linearly; the record, of several series;
-    `varies`, names such as "decoder.offset", "linear.log_scale", or of a `Structure`'s
-    `parameters`, "level.noise"; `scale`, where the shared spread starts; `max_rounds`.
+    Arguments:
+        model: A linear model without inputs, observed linearly.
+        ts: Times of several series, numbers, shape `(series, obs)`.
+        ys: Values, shape `(series, obs)` or `(series, obs, sensors)`.
+        mask: Where there is a value, of the shape of `ts` or `ys`. NaN are missing too.
+        varies: Names such as "decoder.offset", "linear.log_scale", or of the
+            `parameters` of a `Structure`, "level.noise".
+        scale: Where the shared standard deviation starts.
+        max_rounds: The most rounds of the algorithm.
 
-    **Raises:** `ValueError` for a model that is not linear, fewer than two series, and
-    names of nothing.
+    Returns:
+        The shared law, and each series' own parameters.
 
-    **Warns:** `RunWarning` where the rounds end before the law stands.
+    Raises:
+        ValueError: For a model that is not linear, fewer than two series, and names of
+            nothing.
 
-    **Source:** Dempster, Laird and Rubin (1977); Laird and Ware (1982).
+    Warns:
+        RunWarning: Where the rounds end before the law stands.
+
+    Source:
+        Dempster, Laird and Rubin (1977); Laird and Ware (1982).
     """
     if not isinstance(model, LatentSDE) or not is_exact(model):
         raise ValueError("`model` must be linear and observed linearly.")
@@ -129,7 +154,8 @@ def fit_hierarchy(
 def _getter(model: LatentSDE, name: str) -> Callable[[LatentSDE], Array]:
     """Return what reads a parameter from a model.
 
-    **Raises:** `ValueError` for a name of nothing, or of no array.
+    Raises:
+        ValueError: For a name of nothing, or of no array.
     """
     if isinstance(model.linear, Structure) and name in model.linear.parameters:
         part, _, own = name.partition(".")

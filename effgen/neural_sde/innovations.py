@@ -15,8 +15,13 @@ class Innovation(NamedTuple):
 
     The prior's `z` is `N(0, I)`; a guide's has `factor^T z - center ~ N(0, I)`.
 
-    **Attributes:** `factor`, lower triangular, of one path or of each; `spread`, `T`,
-    the noise of each path relative to the linear one, or `None` where they are equal.
+    Attributes:
+        ahead: Where the step leads where `z` is zero.
+        factor: Lower triangular, of one path or of each.
+        center: Of each path.
+        spread: `T`, the noise of each path relative to the linear one, or `None` where
+            they are equal.
+        root: The linear noise's root.
     """
 
     ahead: Float[Array, "paths state"]

@@ -16,9 +16,12 @@ from .posterior import Posterior
 class Intervention(NamedTuple):
     """Forecasts under two courses of the inputs.
 
-    **Attributes:** `planned` and `changed`, what will be observed; `effect`, the
-    difference between what is observed on average, path by path: both courses have the
-    same past and the same noise, so its bands are of the effect alone.
+    Attributes:
+        planned: What will be observed under the first.
+        changed: What will be observed under the other.
+        effect: The difference between what is observed on average, path by path. Both
+            courses have the same past and the same noise, so its bands are of the
+            effect alone.
     """
 
     planned: Bands
@@ -43,13 +46,24 @@ def intervention(
     The model must say what inputs do: by an `input_matrix` or a drift `(t, x, u)`. The
     answer is causal as far as the model is.
 
-    **Arguments:** `times`, after the last observation; `inputs` and `instead`, `(times,
-    inputs)` or `(series, times, inputs)`; the rest as `Posterior.forecast`.
+    Arguments:
+        posterior: The posterior of a record with inputs.
+        times: At or after the last observation, shape `(times,)` or `(series, times)`.
+        inputs: As planned, shape `(times, inputs)` or `(series, times, inputs)`.
+        instead: Others, of the same shape.
+        key: A random key.
+        num_paths: How many whole records are drawn.
+        levels: Probabilities of the quantiles, in (0, 1).
 
-    **Raises:** `ValueError` for a model that does not see inputs, times that are not
-    after a series' last, and inputs of another shape, or of a series that has none.
+    Returns:
+        Both forecasts, and the effect of the change.
 
-    **Source:** Pearl (2009), definition 3.2.1, `do(u)`.
+    Raises:
+        ValueError: For a model that does not see inputs, times before a series' last,
+            and inputs of another shape, or of a series that has none.
+
+    Source:
+        Pearl (2009), definition 3.2.1, `do(u)`.
     """
     _check_inputs_matter(posterior.model)
     both = [

@@ -22,9 +22,12 @@ from .transitions import Transition, covariance_root
 class KalmanLaws(NamedTuple):
     """Means and covariances of a linear model at each node: exact.
 
-    **Attributes:** `mean` and `covariance`, given what was seen until the node;
-    `predicted_mean` and `predicted_covariance`, before what is seen at it; `scores`,
-    the log-density of this given all before.
+    Attributes:
+        mean: Given what was seen until the node.
+        covariance: Given the same.
+        predicted_mean: Before what is seen at the node.
+        predicted_covariance: Before the same.
+        scores: The log-density of what is seen at the node given all before.
     """
 
     mean: Float[Array, "nodes state"]
@@ -85,7 +88,8 @@ def evidence_by_innovations(
     constant. No term is larger than an innovation: digits are kept where values are far
     from the offset, or the noise is small, and the sum over messages would lose them.
 
-    **Source:** Schweppe (1965); the covariance's update, Bucy and Joseph (1968).
+    Source:
+        Schweppe (1965); the covariance's update, Bucy and Joseph (1968).
     """
     decoder = model.decoder
     assert isinstance(decoder, LinearDecoder)

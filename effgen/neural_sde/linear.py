@@ -25,10 +25,14 @@ Inputs = Float[Array, " inputs"]
 
 
 class AbstractLinearSDE(eqx.Module):
-    """A linear SDE in the narrow sense: `sigma` depends on the time alone.
+    """A linear SDE whose `sigma` does not depend on the state.
 
-    **Attributes:** `initial`, the law of `X` at the first time; `input_matrix`, `C`, or
-    `None` where there are no inputs.
+        dX = (A(t) X + b(t) + C u) dt + sigma(t) dW
+
+    Attributes:
+        initial: The law of `X` at the first time.
+        input_matrix: `C`, shape `(state, inputs)`, or `None` where there are no inputs.
+        time_invariant: Whether `A`, `b` and `sigma` are constant.
     """
 
     initial: eqx.AbstractVar[Gaussian]
@@ -37,7 +41,15 @@ class AbstractLinearSDE(eqx.Module):
 
     @abc.abstractmethod
     def coefficients(self, t: Float[Array, ""]) -> Coefficients:
-        """Return `A`, `b` and `sigma` at `t`."""
+        """Return `A`, `b` and `sigma` at `t`.
+
+        Arguments:
+            t: The time, a scalar.
+
+        Returns:
+            `matrix`, shape `(state, state)`, `bias`, shape `(state,)`, and `diffusion`,
+                shape `(state, brownian)`.
+        """
 
     @abc.abstractmethod
     def transition(
@@ -46,27 +58,47 @@ class AbstractLinearSDE(eqx.Module):
         dt: Float[Array, ""],
         inputs: Inputs | None = None,
     ) -> Transition:
-        """Return the exact step from `t` to `t + dt`, `inputs` held constant."""
+        """Return the exact step from `t` to `t + dt`.
+
+        Arguments:
+            t: The time at which the step starts, a scalar.
+            dt: The length of the step, not negative, in the unit of time.
+            inputs: `u`, shape `(inputs,)`, held constant over the step, or `None`.
+
+        Returns:
+            The law of `X(t + dt)` given `X(t)`.
+        """
 
 
 class LinearSDE(AbstractLinearSDE):
-    """`dX = (matrix X + bias + input_matrix u) dt + diffusion dW`, all constant.
+    """A linear SDE with constant coefficients.
 
-    `diffusion` with as many columns as rows must have full rank; it is kept as the
+        dX = (matrix X + bias + input_matrix u) dt + diffusion dW
+
+    A `diffusion` with as many columns as rows must have full rank. It is kept as the
     Cholesky root of `diffusion diffusion^T`, which has the same law, by the logarithms
-    of its diagonal, so that training never makes it singular. With fewer columns, the
-    noise drives few directions and the drift carries it to others (positions by
-    velocities, say).
+    of its diagonal, so that training never makes it singular. With fewer columns the
+    noise drives few directions, and the drift carries it to others.
 
     A step is exact to rounding for rates times `dt` up to 3e10, fast components beside
     slow ones, and units of any size. In float32 a slow component that is mixed with a
     fast one is good to 1e-7 times the ratio of their rates.
 
-    **Raises:** `ValueError` for shapes that do not agree or a square `diffusion` that
-    is singular.
+    Arguments:
+        matrix: `A`, shape `(state, state)`, one over the unit of time.
+        bias: `b`, shape `(state,)`, units of the state over the unit of time.
+        diffusion: `sigma`, shape `(state, brownian)`, at most `state` columns, units of
+            the state over the root of the unit of time.
+        initial: The law of `X` at the first time.
+        input_matrix: `C`, shape `(state, inputs)`, or `None` for no inputs.
 
-    **Source:** `Phi - I`, `int Phi ds` and the covariance, `S' = A S + S A^T + Q`, by
-    Taylor's series of a short step, and doubling: `S(2h) = Phi S Phi^T + S`.
+    Raises:
+        ValueError: For shapes that do not agree, values that are not finite, or a
+            square `diffusion` that is singular.
+
+    Source:
+        `Phi - I`, `int Phi ds` and the covariance, `S' = A S + S A^T + Q`, by Taylor's
+        series of a short step, and doubling: `S(2h) = Phi S Phi^T + S`.
     """
 
     time_invariant: ClassVar[bool] = True
@@ -105,13 +137,29 @@ class LinearSDE(AbstractLinearSDE):
         return joined_root(self.lower, self.log_diagonal)
 
     def coefficients(self, t: Float[Array, ""]) -> Coefficients:
-        """Return `A`, `b` and `sigma`, which are constant."""
+        """Return `A`, `b` and `sigma`, which are constant.
+
+        Arguments:
+            t: The time, which is not used.
+
+        Returns:
+            `matrix`, `bias` and `diffusion`.
+        """
         return Coefficients(self.matrix, self.bias, self.diffusion)
 
     def transition(
         self, t: Float[Array, ""], dt: Float[Array, ""], inputs: Inputs | None = None
     ) -> Transition:
-        """Return the exact step of length `dt`."""
+        """Return the exact step of length `dt`.
+
+        Arguments:
+            t: The time at which the step starts, which is not used.
+            dt: The length of the step, not negative.
+            inputs: `u`, shape `(inputs,)`, held constant over the step, or `None`.
+
+        Returns:
+            The law of `X(t + dt)` given `X(t)`.
+        """
         return constant_transition(
             self.coefficients(t), dt, forced(self.bias, self.input_matrix, inputs)
         )
@@ -120,12 +168,21 @@ class LinearSDE(AbstractLinearSDE):
 class DiagonalSDE(AbstractLinearSDE):
     """Independent Ornstein-Uhlenbeck processes, or Brownian motions at rate zero.
 
-    `dX_i = (-rates_i X_i + bias_i + (input_matrix u)_i) dt + scale_i dW_i`.
+        dX_i = (-rates_i X_i + bias_i + (input_matrix u)_i) dt + scale_i dW_i
 
     `scale` is kept by its logarithm, so that training leaves it positive.
 
-    **Raises:** `ValueError` for shapes that do not agree or a `scale` that is not
-    positive.
+    Arguments:
+        rates: Shape `(state,)` or one number for all, one over the unit of time.
+        bias: Shape `(state,)` or one number, units of the state over the unit of time.
+        scale: Shape `(state,)` or one number, positive, units of the state over the
+            root of the unit of time.
+        initial: The law of `X` at the first time, which gives the number of components.
+        input_matrix: `C`, shape `(state, inputs)`, or `None` for no inputs.
+
+    Raises:
+        ValueError: For shapes that do not agree, values that are not finite, or a
+            `scale` that is not positive.
     """
 
     time_invariant: ClassVar[bool] = True
@@ -166,13 +223,29 @@ class DiagonalSDE(AbstractLinearSDE):
         return jnp.exp(self.log_scale)
 
     def coefficients(self, t: Float[Array, ""]) -> Coefficients:
-        """Return `A`, `b` and `sigma`, which are constant."""
+        """Return `A`, `b` and `sigma`, which are constant.
+
+        Arguments:
+            t: The time, which is not used.
+
+        Returns:
+            `-diag(rates)`, `bias` and `diag(scale)`.
+        """
         return Coefficients(jnp.diag(-self.rates), self.bias, jnp.diag(self.scale))
 
     def transition(
         self, t: Float[Array, ""], dt: Float[Array, ""], inputs: Inputs | None = None
     ) -> Transition:
-        """Return the exact step, `Phi = exp(-rates dt)`, by `expm1`."""
+        """Return the exact step, `Phi = exp(-rates dt)`, by `expm1`.
+
+        Arguments:
+            t: The time at which the step starts, which is not used.
+            dt: The length of the step, not negative.
+            inputs: `u`, shape `(inputs,)`, held constant over the step, or `None`.
+
+        Returns:
+            The law of `X(t + dt)` given `X(t)`.
+        """
         force = forced(self.bias, self.input_matrix, inputs)
         mean_weight = relative_growth(-self.rates * dt)  # int Phi ds / dt
         spread = self.scale * jnp.sqrt(relative_growth(-2 * self.rates * dt))

@@ -17,7 +17,8 @@ class Matern(AbstractPart):
     Its covariance is that of Gaussian processes, `scale^2 k(|t - s| / length)`; of
     smoothness 1/2 it is Ornstein and Uhlenbeck's, `exp(-|t - s| / length)`.
 
-    **Source:** Hartikainen and Särkkä (2010).
+    Source:
+        Hartikainen and Särkkä (2010).
     """
 
     kind: ClassVar[str] = "matern"
@@ -86,7 +87,8 @@ class Autoregression(AbstractPart):
     Its characteristic polynomial is a product of `s^2 + damping s + stiffness`, and of
     `s + rate` where `p` is odd. `scale` is its standard deviation.
 
-    **Source:** Kelly, Becker, Sobolewska, Siemiginowska and Uttley (2014).
+    Source:
+        Kelly, Becker, Sobolewska, Siemiginowska and Uttley (2014).
     """
 
     kind: ClassVar[str] = "car"

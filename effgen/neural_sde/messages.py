@@ -15,29 +15,57 @@ from .transitions import MOST_ELIMINATED, Transition
 
 
 class Site(NamedTuple):
-    """A Gaussian factor, `log s(x) = constant + shift . x - x . precision x / 2`."""
+    """A Gaussian factor, `log s(x) = constant + shift . x - x . precision x / 2`.
+
+    Attributes:
+        precision: Shape `(state, state)`. It may be singular.
+        shift: Shape `(state,)`.
+        constant: A scalar, in nats.
+    """
 
     precision: Float[Array, "state state"]
     shift: Float[Array, " state"]
     constant: Float[Array, ""]
 
     def log_value(self, x: Float[Array, " state"]) -> Float[Array, ""]:
-        """Return `log s(x)`."""
+        """Return `log s(x)`.
+
+        Arguments:
+            x: A state, shape `(state,)`.
+
+        Returns:
+            A scalar, in nats.
+        """
         return self.constant + self.shift @ x - 0.5 * x @ self.precision @ x
 
 
 class Guide(NamedTuple):
     """One step of the linear SDE given all that is observed after it.
 
-    `X' = matrix X + offset + reduction move + root z`, `z` standard normal, where the
-    prior has `X' = prior(X) + move + root_prior e`, `e` standard normal: given the
-    future, `e` has mean `control X + control_offset - feedback move`, which is the
-    optimal linear control of the step. `move = push g` is that of a drift `g` beside
-    the linear one, which changes the likelihood of the future by `move . (score - slope
-    X - curvature move / 2)`, exactly.
+        X' = matrix X + offset + reduction move + root z,    z ~ N(0, I)
+        E e = control X + control_offset - feedback move
 
-    `square` is the precision of `e`, `half_log` half the logarithm of its determinant,
-    and `gain` takes `g` to the mean of `e` that makes its move.
+    The prior has `X' = prior(X) + move + prior_root e`, `e ~ N(0, I)`. Given the future
+    `e` has the mean above, which is the optimal linear control of the step. `move =
+    push g` is that of a drift `g` beside the linear one. It changes the log-likelihood
+    of the future by `move . (score - slope X - curvature move / 2)`, exactly.
+
+    Attributes:
+        matrix: Shape `(state, state)`.
+        offset: Shape `(state,)`.
+        root: Shape `(state, noise)`.
+        control: Shape `(noise, state)`.
+        control_offset: Shape `(noise,)`.
+        gain: From `g` to the mean of `e` that makes its move, shape `(noise, state)`.
+        prior_root: The prior's root, shape `(state, noise)`.
+        square: The precision of `e` given the future, shape `(noise, noise)`.
+        half_log: Half the logarithm of its determinant.
+        push: From `g` to its move, shape `(state, state)`.
+        reduction: Shape `(state, state)`.
+        feedback: Shape `(noise, state)`.
+        score: Shape `(state,)`.
+        slope: Shape `(state, state)`.
+        curvature: Shape `(state, state)`.
     """
 
     matrix: Float[Array, "state state"]
@@ -60,9 +88,12 @@ class Guide(NamedTuple):
 class Guided(NamedTuple):
     """The linear SDE given the observations: exact, and the guide of everything else.
 
-    **Attributes:** `log_evidence`, `log p(y)` of the linear model; `initial`, the law
-    of `X` at the first node; `steps`, a stacked `Guide`; `messages`, one for each node,
-    the node's own site included; `before`, one for each step's start, without it.
+    Attributes:
+        log_evidence: `log p(y)` of the linear model, in nats.
+        initial: The law of `X` at the first node given the observations.
+        steps: A `Guide` for each step, stacked.
+        messages: A `Site` for each node, the node's own site included.
+        before: A `Site` for the start of each step, without the node's own.
     """
 
     log_evidence: Float[Array, ""]
@@ -197,12 +228,19 @@ def condition(
 ) -> Guided:
     """Condition a linear SDE on sites, exactly.
 
-    **Arguments:** `initial`, the law at the first node; `transitions`, stacked,
-    `steps`; `sites`, stacked, one for each of the `steps + 1` nodes; `parallel`,
-    whether to run in a depth of `log(steps)` (for GPUs), at several times the work.
+    Arguments:
+        initial: The law of `X` at the first node.
+        transitions: The steps, stacked along `steps`.
+        sites: A factor for each of the `steps + 1` nodes, stacked.
+        parallel: Whether to run in a depth of `log(steps)` (for GPUs), at several times
+            the work.
 
-    **Source:** the recursion is the backward information filter; in parallel,
-    Särkkä and García-Fernández (2021), section IV.
+    Returns:
+        The linear SDE given the sites.
+
+    Source:
+        The backward information filter; in parallel, Särkkä and García-Fernández
+        (2021), section IV.
     """
     messages, added = (_in_parallel if parallel else _in_sequence)(transitions, sites)
     constants = jnp.cumsum((added + sites.constant[1:])[::-1])[::-1]
@@ -317,7 +355,15 @@ def multiplied(first: Site, second: Site) -> Site:
 def marginals(
     guided: Guided, *, parallel: bool = False
 ) -> tuple[Float[Array, "nodes state"], Float[Array, "nodes state state"]]:
-    """Return mean and covariance of `X` at each node given all observations."""
+    """Return mean and covariance of `X` at each node given all observations.
+
+    Arguments:
+        guided: The linear SDE given the observations, from `condition`.
+        parallel: Whether to run in a depth of `log(steps)` (for GPUs).
+
+    Returns:
+        Means, shape `(nodes, state)`, and covariances, shape `(nodes, state, state)`.
+    """
     steps = guided.steps
     noise = steps.root @ jnp.swapaxes(steps.root, -1, -2)
     start = (guided.initial.mean, guided.initial.covariance)

@@ -23,36 +23,43 @@ def _is_trained(path: Any, leaf: Any) -> bool:
 
 
 class LatentSDE(AbstractLatentSDE):
-    """`dX = (A X + b + C u + drift(t, X)) dt + sigma dW`, observed by a decoder.
+    """A latent SDE, linear but for what networks add, observed by a decoder.
+
+        dX = (A X + b + C u + drift(t, X)) dt + sigma dW,    y ~ decoder(X)
 
     The posterior has the same `sigma` and the drift `+ sigma (u_L + v)`: `u_L`, the
     optimal control of the linear part, in closed form, and `v = residual(features)`,
     learned.
 
-    **Attributes:**
+    Arguments:
+        linear: The linear part; it also has the law of `X` at the first time.
+        decoder: A `LinearDecoder`, or a `Decoder` of any network and likelihood.
+        drift: From `(t, x)`, or `(t, x, u)` where series have inputs, to a drift beside
+            the linear one, shape `(state,)`, any Equinox module. `None`: the model is
+            linear, and all is exact where it is observed linearly.
+        residual: From `features` to `noise_size` numbers, zero at first: see
+            `residual_network`. `None`: the control is the linear one.
+        diffusion: From `(t, x)` to `sigma`, shape `(state,)` or `(state, state)`, where
+            it depends on the state. That of `linear` is then the guide's alone.
+        control: A posterior without a linear part, for the baselines `PlainELBO` and
+            `DiffraxELBO`.
+        anchor: The linear SDE that guides the posterior, by default the prior's own.
+        t0: When the law of `linear.initial` holds; `None`: at each series' first time.
+        frozen: Names of what is not trained, such as `("linear", "decoder.matrix")`, or
+            of entries, as NumPy indexes them: `"linear.matrix[0]"`,
+            `"linear.matrix[:, 1]"`. A `LinearDecoder` also keeps what its `learned`
+            does not name.
+        message_dtype: The precision of the messages. `jnp.float64` (with
+            `jax_enable_x64`) is for small observation noise; `None`: that of the data.
+        dt: The longest step, in the unit of time. `trainer.init` sets it to the
+            trainer's, and it is saved with the model. Zero: none yet.
 
-    - `linear`: the linear part; it also has the law of `X` at the first time.
-    - `decoder`: `LinearDecoder`, or `Decoder` of any network and likelihood.
-    - `drift`: `(t, x)`, or `(t, x, u)` where series have inputs, to a drift beside the
-      linear one, any Equinox module; `None`: the model is linear and everything exact.
-    - `residual`: a function of `features` to `noise_size` numbers, zero at first:
-      see `residual_network`. `None`: the control is the linear one.
-    - `diffusion`: `(t, x)` to `sigma`, `(state,)` or `(state, state)`, where it depends
-      on the state; `linear`'s is then only the guide's.
-    - `control`: a posterior without a linear part, for the baselines `PlainELBO` and
-      `DiffraxELBO`.
-    - `anchor`: about which linear SDE the guide is computed; the prior's own by
-      default.
-    - `t0`: when the law of `linear.initial` holds; `None`: at each series' first time.
-    - `frozen`: names of what is not trained, such as `("linear", "decoder.matrix")`, or
-      of entries, as NumPy indexes them: `"linear.matrix[0]"`, `"linear.matrix[:, 1]"`.
-      A `LinearDecoder` names more by its `learned`.
-    - `message_dtype`: `jnp.float64` (with `jax_enable_x64`) for small observation
-      noise.
-    - `dt`: the longest step; `trainer.init` sets it to the trainer's, and it is saved
-      with the model. Zero: none yet.
+    Raises:
+        ValueError: For names of nothing in `frozen`, a `message_dtype` that JAX does
+            not compute in, and a `diffusion` beside a `linear` whose own is not square.
 
-    **Source:** Daems, Opper, Crevecoeur and Birdal (2025).
+    Source:
+        Daems, Opper, Crevecoeur and Birdal (2025).
     """
 
     linear: AbstractLinearSDE
@@ -68,7 +75,7 @@ class LatentSDE(AbstractLatentSDE):
     dt: float = eqx.field(converter=lambda dt: float(dt or 0), default=0.0)
 
     def __check_init__(self) -> None:
-        """Raise `TypeError` or `ValueError` for parts that do not fit together."""
+        """Check that the parts fit together."""
         check_frozen(self, self.frozen)
         if self.message_dtype is not None:
             dtype = jnp.dtype(self.message_dtype)
@@ -84,7 +91,12 @@ class LatentSDE(AbstractLatentSDE):
             )
 
     def trainable(self) -> tuple["LatentSDE", "LatentSDE"]:
-        """Return the model with what is trained alone, and with the rest alone."""
+        """Split the model into what is trained and the rest.
+
+        Returns:
+            The model with `None` for all that is not trained, and with `None` for all
+                that is. Arrays of which only entries are frozen are in the first.
+        """
         spec = jax.tree_util.tree_map_with_path(_is_trained, self)
         for part in self._fixed_parts():
             if part.entries is None:
@@ -93,7 +105,14 @@ class LatentSDE(AbstractLatentSDE):
         return eqx.partition(self, spec)
 
     def retrained(self, trained: "LatentSDE") -> "LatentSDE":
-        """Return this model with what was trained, frozen entries as they were."""
+        """Return this model with what was trained, frozen entries as they were.
+
+        Arguments:
+            trained: As the first of `trainable()`, after training.
+
+        Returns:
+            The whole model.
+        """
         model = eqx.combine(trained, self.trainable()[1])
         for part in self._fixed_parts():
             if part.entries is not None:

@@ -21,10 +21,12 @@ from .transitions import covariance_root
 class Bound(NamedTuple):
     """A bound on one series' `log p(y)`.
 
-    **Attributes:** `values`, one for each path, whose mean is the bound;
-    `log_weights`, `log p(y, path) / q(path)`, whose mean is the bound too, or `None`
-    where no path is followed; `log_evidence`, of the anchored linear model; `fits`,
-    whether the steps were enough.
+    Attributes:
+        values: One for each path, shape `(paths,)`, in nats. Their mean is the bound.
+        log_weights: `log p(y, path) / q(path)`, shape `(paths,)`, whose mean is the
+            bound too, or `None` where no path is followed.
+        log_evidence: `log p(y)` of the anchored linear model.
+        fits: Whether the steps were enough.
     """
 
     values: Float[Array, " paths"]
@@ -34,7 +36,7 @@ class Bound(NamedTuple):
 
 
 class AbstractObjective(eqx.Module):
-    """A bound to maximize."""
+    """A bound on `log p(y)` to maximize."""
 
     @abc.abstractmethod
     def __call__(
@@ -47,7 +49,22 @@ class AbstractObjective(eqx.Module):
         parallel: bool,
         key: PRNGKeyArray,
     ) -> Bound:
-        """Return the bound of one series."""
+        """Return the bound of one series.
+
+        Arguments:
+            model: The latent SDE, with a `dt`.
+            series: One series, with `ts` of shape `(obs,)`.
+            num_steps: The size of the grid: the most steps that a series may need.
+            num_paths: The number of paths.
+            parallel: Whether messages run in a depth of `log(steps)`.
+            key: A random key.
+
+        Returns:
+            The bound, estimated by `num_paths` paths, in nats.
+
+        Raises:
+            ValueError: For a model that has no `dt` yet, or lacks what the bound needs.
+        """
 
 
 def anchored_on_grid(
@@ -81,10 +98,11 @@ class AnchoredELBO(AbstractObjective):
         elbo = log p_linear(y)
                + E sum_k [move . (score - slope X - curvature move / 2) - |w|^2 / 2]
 
-    in the notation of `effgen.neural_sde.Guide`: the model is the chain of exponential
-    Euler steps `X' = Phi X + mu + move + noise`, `move = push drift(X)`, and the
-    posterior its linear-optimal step shifted by the residual. The drift may be in any
-    direction, driven by noise or not.
+    The notation is that of `effgen.neural_sde.Guide`. The model is the chain of
+    exponential Euler steps `X' = Phi X + mu + move + noise`, `move = push drift(X)`.
+    The posterior is its linear-optimal step shifted by the residual. The drift may be
+    in any direction, driven by noise or not. Where sites are not the likelihood, each
+    observation adds `E [log p(y | X) - log s(X)]`.
     """
 
     def __call__(
@@ -97,7 +115,22 @@ class AnchoredELBO(AbstractObjective):
         parallel: bool,
         key: PRNGKeyArray,
     ) -> Bound:
-        """Return the bound of one series."""
+        """Return the bound of one series.
+
+        Arguments:
+            model: The latent SDE, with a `dt`.
+            series: One series, with `ts` of shape `(obs,)`.
+            num_steps: The size of the grid: the most steps that a series may need.
+            num_paths: The number of paths.
+            parallel: Whether messages run in a depth of `log(steps)`.
+            key: A random key.
+
+        Returns:
+            The bound, estimated by `num_paths` paths, in nats.
+
+        Raises:
+            ValueError: For a model that has no `dt` yet.
+        """
         anchored, grid = anchored_on_grid(
             model, series, num_steps=num_steps, parallel=parallel
         )
@@ -110,19 +143,24 @@ class AnchoredELBO(AbstractObjective):
 class MarginalELBO(AbstractObjective):
     """Simulation-free: the posterior is the anchor's, and steps are drawn at random.
 
-    With no residual and no push, paths of the linear posterior have known Gaussian
-    laws at every node: a few steps, drawn at random, estimate the sum over all of
-    `a . pull - |a|^2 / 2`, with nothing done in sequence but the messages. The same
-    chain as `AnchoredELBO`, so the bounds can be compared; this one is looser, and
-    needs a drift that the noise can make.
+    Without a residual, paths of the linear posterior have known Gaussian laws at every
+    node. A few steps, drawn at random, estimate the sum over all of `push . (pull -
+    push / 2)`, where `push` shifts a step's noise as the drift does, and `pull` as the
+    linear control does. Only the messages are computed in sequence. The chain is that
+    of `AnchoredELBO`, so that the bounds can be compared. This one is looser, and needs
+    a drift that the noise can make: for others it raises `ValueError`.
 
-    **Attributes:** `num_times`, how many steps of each series.
+    Arguments:
+        num_times: How many steps of each series are drawn.
+
+    Raises:
+        ValueError: For fewer than one.
     """
 
     num_times: int = 16
 
     def __check_init__(self) -> None:
-        """Raise `ValueError` for no times."""
+        """Check the number."""
         if self.num_times < 1:
             raise ValueError(f"`num_times` is {self.num_times}: pass at least 1.")
 
@@ -136,7 +174,23 @@ class MarginalELBO(AbstractObjective):
         parallel: bool,
         key: PRNGKeyArray,
     ) -> Bound:
-        """Return the bound of one series."""
+        """Return the bound of one series.
+
+        Arguments:
+            model: The latent SDE, with a `dt`.
+            series: One series, with `ts` of shape `(obs,)`.
+            num_steps: The size of the grid: the most steps that a series may need.
+            num_paths: The number of paths.
+            parallel: Whether messages run in a depth of `log(steps)`.
+            key: A random key.
+
+        Returns:
+            The bound, estimated by `num_paths` paths, in nats.
+
+        Raises:
+            ValueError: For a model that has no `dt` yet, or a drift that the noise
+                cannot make.
+        """
         _check_driven(model)
         keys = jax.random.split(key, 3)
         anchored, grid = anchored_on_grid(

@@ -15,8 +15,10 @@ from .gaussian import as_float
 class Measures(NamedTuple):
     """What start values are taken from, in the units of time and data.
 
-    **Attributes:** `span`, of the times; `gap`, the median time between observations;
-    `spread`, the standard deviation of the values.
+    Attributes:
+        span: Of the times.
+        gap: The median time between observations.
+        spread: The standard deviation of the values.
     """
 
     span: float

@@ -18,13 +18,12 @@ from .transitions import safe_sqrt
 class Paths(NamedTuple):
     """Paths drawn from the posterior.
 
-    **Attributes:**
-
-    - `positions`: at each node.
-    - `elbo`: each path's `log_evidence` of the linear model, plus the sum over its
-      steps of the expected log-weight given where the step starts: its mean is the
-      bound.
-    - `log_weights`: the same with the log-weights themselves, `log p(y, x) / q(x)`.
+    Attributes:
+        positions: At each node.
+        elbo: Each path's `log_evidence` of the linear model, plus the sum over its
+            steps of the expected log-weight given where the step starts. Its mean is
+            the bound.
+        log_weights: The same with the log-weights themselves, `log p(y, x) / q(x)`.
     """
 
     positions: Float[Array, "nodes paths state"]

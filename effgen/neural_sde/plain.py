@@ -47,7 +47,10 @@ class PlainELBO(AbstractObjective):
 
         elbo = E [sum log p(y | X) - sum |u|^2 dt / 2] - KL(q(x0) | p(x0))
 
-    **Source:** Li, Wong, Chen and Duvenaud (2020), equation 10.
+    It raises `ValueError` for a model without a `control`.
+
+    Source:
+        Li, Wong, Chen and Duvenaud (2020), equation 10.
     """
 
     def __call__(
@@ -60,7 +63,22 @@ class PlainELBO(AbstractObjective):
         parallel: bool,
         key: PRNGKeyArray,
     ) -> Bound:
-        """Return the bound of one series."""
+        """Return the bound of one series.
+
+        Arguments:
+            model: The latent SDE, with a `dt`.
+            series: One series, with `ts` of shape `(obs,)`.
+            num_steps: The size of the grid: the most steps that a series may need.
+            num_paths: The number of paths.
+            parallel: Not used.
+            key: A random key.
+
+        Returns:
+            The bound, estimated by `num_paths` paths, in nats.
+
+        Raises:
+            ValueError: For a model that has no `dt` yet, or no `control`.
+        """
         plain, contexts = _plain(model, series)
         grid = grid_of(model, series, num_steps)
         prior = model.linear.initial
@@ -91,11 +109,14 @@ class DiffraxELBO(AbstractObjective):
     """The baseline through `diffrax.diffeqsolve`, with a virtual Brownian tree.
 
     The state has the control's cost beside `X`. Observations between steps are
-    interpolated.
+    interpolated. It raises `ValueError` for a model without a `control`.
 
-    **Attributes:** `solver` and `adjoint`, diffrax's.
+    Arguments:
+        solver: diffrax's solver of SDEs in the sense of Itô.
+        adjoint: diffrax's rule of differentiation.
 
-    **Source:** as `PlainELBO`.
+    Source:
+        Li, Wong, Chen and Duvenaud (2020), equation 10.
     """
 
     solver: diffrax.AbstractSolver = diffrax.Euler()
@@ -111,7 +132,22 @@ class DiffraxELBO(AbstractObjective):
         parallel: bool,
         key: PRNGKeyArray,
     ) -> Bound:
-        """Return the bound of one series."""
+        """Return the bound of one series, without log-weights of its paths.
+
+        Arguments:
+            model: The latent SDE, with a `dt` and a `control`.
+            series: One series, with `ts` of shape `(obs,)`.
+            num_steps: The solver takes at most `num_steps + 8` steps.
+            num_paths: The number of paths.
+            parallel: Not used.
+            key: A random key.
+
+        Returns:
+            The bound, estimated by `num_paths` paths, in nats.
+
+        Raises:
+            ValueError: For a model that has no `dt` yet, or no `control`.
+        """
         plain, contexts = _plain(model, series)
         prior = model.linear.initial
         initial = plain.initial(contexts[0], prior)
@@ -199,12 +235,21 @@ def plain_paths(
 
     After the last observation the control is zero and paths are the prior's.
 
-    **Arguments:** `series`, `(ts, ys, mask, inputs)` of one series, the last two
-    optional; `ts`, sorted; `inputs`, `(times, inputs)`, those from each of `ts` on
-    after the last observation: by default the last known are held.
+    Arguments:
+        model: A trained model with a `control`.
+        series: `(ts, ys, mask, inputs)` of one series, the last two optional.
+        ts: The times at which paths are wanted, sorted, shape `(times,)`.
+        num: The number of paths.
+        key: A random key.
+        inputs: Those from each of `ts` on after the last observation, shape `(times,
+            inputs)`. By default the last known are held.
 
-    **Raises:** `ValueError` for inputs of another shape, or given where the series has
-    none.
+    Returns:
+        The paths, shape `(num, times, state)`.
+
+    Raises:
+        ValueError: For a model without a `dt` or a `control`, and inputs of another
+            shape or of a series that has none.
     """
     require_step(model)
     series = as_series(series)

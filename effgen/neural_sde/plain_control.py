@@ -13,9 +13,22 @@ from .series import Series
 class PlainControl(eqx.Module):
     """A posterior whose whole control is learned, and the law that it begins from.
 
-    A recurrent network reads the observations backward; its state at the next
-    observation is the `context` of the control, and the one at the first gives mean and
-    scale of `X` there. It is what the torchsde example does.
+    A recurrent network reads the observations backward. Its state at the next
+    observation is the `context` of the control. Its state at the first gives mean and
+    scale of `X` there. It is what the torchsde example does. The control is zero at
+    first.
+
+    Arguments:
+        num_states: The number of components of the state.
+        num_sensors: The number of entries of one observation.
+        key: A random key.
+        num_brownian: The number of columns of `sigma`, by default `num_states`.
+        width_size: The width of each hidden layer of the control's network.
+        depth: The number of its hidden layers.
+        context_size: The size of the recurrent network's state.
+        learn_start: Whether the first law is learned. Otherwise it is the prior's,
+            which may be singular.
+        num_inputs: The number of inputs that the control sees, 0 for none.
     """
 
     network: eqx.nn.MLP
@@ -36,11 +49,7 @@ class PlainControl(eqx.Module):
         learn_start: bool = True,
         num_inputs: int = 0,
     ) -> None:
-        """Make the networks; the control is zero at first.
-
-        Without `learn_start` paths begin by the prior's law, which may be singular.
-        With `num_inputs` the control sees the inputs, beside the prior's drift.
-        """
+        """Make the networks."""
         keys = jax.random.split(key, 3)
         brownian = num_states if num_brownian is None else num_brownian
         seen = 1 + num_states + context_size + num_inputs
@@ -58,14 +67,31 @@ class PlainControl(eqx.Module):
         context: Float[Array, " context"],
         u: Float[Array, " inputs"] | None,
     ) -> Float[Array, " brownian"]:
-        """Return the control."""
+        """Return the control.
+
+        Arguments:
+            since_first: The time since the first observation, a scalar.
+            x: A state, shape `(state,)`.
+            context: The recurrent network's state at the next observation.
+            u: The inputs, shape `(inputs,)`, or `None`.
+
+        Returns:
+            `u` of the bound, shape `(brownian,)`.
+        """
         parts = [since_first[None], x, context]
         if self.num_inputs and u is not None:
             parts.append(u)
         return self.network(jnp.concatenate(parts))
 
     def contexts(self, series: Series) -> Float[Array, "obs context"]:
-        """Return the recurrent network's state at each observation."""
+        """Return the recurrent network's state at each observation.
+
+        Arguments:
+            series: One series, with `ts` of shape `(obs,)`.
+
+        Returns:
+            Shape `(obs, context)`.
+        """
         ys = series.ys.reshape(len(series.ts), -1)
         mask = series.mask.reshape(len(series.ts), -1).astype(ys.dtype)
         gaps = jnp.diff(series.ts, append=series.ts[-1:])[:, None]
@@ -79,7 +105,15 @@ class PlainControl(eqx.Module):
         return jax.lax.scan(back, zero, rows, reverse=True)[1]
 
     def initial(self, context: Float[Array, " context"], prior: Gaussian) -> Gaussian:
-        """Return the law of `X` at the first time."""
+        """Return the law of `X` at the first time.
+
+        Arguments:
+            context: The recurrent network's state at the first observation.
+            prior: The prior's law, which is the answer where none is learned.
+
+        Returns:
+            A Gaussian of `state` components.
+        """
         if self.start is None:
             return prior
         mean, raw = jnp.split(self.start(context), 2)

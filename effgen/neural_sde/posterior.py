@@ -41,16 +41,17 @@ _LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 class Posterior(eqx.Module):
-    """The posterior of one series, or of a batch of them.
+    """The posterior of one series, or of a batch of them; `posterior` makes it.
 
-    Made by `posterior`. Times are in the units of `ts`, or dates where these are;
-    results of a batch have a leading axis of series, and `times` may be one list for
-    all series or one for each. A single time is a list of one.
+    A linear model observed linearly is answered by closed forms: `marginals`,
+    `components`, `predictions`, mean and quantiles of `observations` are exact. Others
+    are answered by a particle filter that knows the linear messages: paths are drawn
+    back through its particles, and after the last observation by the prior's chain. All
+    answers raise and warn as `paths` does.
 
-    A linear model observed linearly is answered by closed forms. Others are answered by
-    a particle filter that knows the linear messages: paths are drawn back through its
-    particles and count alike; after the last observation they go on by the prior's
-    chain. An answer that rests on fewer than one in twenty of its paths warns.
+    Attributes:
+        model: The model, with its step.
+        record: The series, and how answers return to the user's times and names.
     """
 
     model: LatentSDE
@@ -63,7 +64,7 @@ class Posterior(eqx.Module):
 
     @property
     def log_evidence(self) -> Float[Array, "*series"]:
-        """`log p(y)` of the anchored linear model, exact."""
+        """`log p(y)` of the anchored linear model, exact, one number a series."""
         return self.record.out(linear_evidence(self.model, self.series, self._steps()))
 
     def paths(
@@ -74,15 +75,23 @@ class Posterior(eqx.Module):
         times: ArrayLike | None = None,
         inputs: ArrayLike | None = None,
     ) -> Draws:
-        """Draw paths, at `times` or at the observations' own.
+        """Draw paths, `(num, times, state)`, for a batch with an axis of series before.
 
-        Times past the last observation are a forecast; `inputs` are those from each of
-        `times` on, where the model has inputs.
+        Arguments:
+            num: How many. Those at times past the last observation are a forecast.
+            key: A random key.
+            times: Sorted, `(times,)` or `(series, times)`; `None`: the observations'.
+            inputs: From each of `times` on, shape `(times, inputs)` or with an axis of
+                series before; `None`: the last known are held.
 
-        **Raises:** `ValueError` for times that are not sorted or before the first.
+        Raises:
+            ValueError: For times that are not sorted or before the first, inputs that
+                do not fit, and no paths.
+            TypeError: For what is no key, and times that are traced or of another kind.
 
-        **Warns:** `RunWarning` where fewer than one in twenty paths are distinct, where
-        paths are not finite, and where the last known inputs are held.
+        Warns:
+            RunWarning: Where fewer than one in twenty paths are distinct, where paths
+                are not finite, and where the last known inputs are held.
         """
         found = self._draws(num, key, *self.record.merged(times, inputs, self.model.t0))
         return self.record.out(found._replace(ts=self.record.asked(times, found.ts)))
@@ -123,9 +132,13 @@ class Posterior(eqx.Module):
         num_paths: int = 1_000,
         inputs: ArrayLike | None = None,
     ) -> Marginals:
-        """Return mean and standard deviation of the state at `times`.
+        """Return mean and standard deviation of the state, each `(times, state)`.
 
-        Exact for a linear model observed linearly; for others by paths, as `paths`.
+        Arguments:
+            times: As of `paths`.
+            key: A random key, by default `jax.random.key(0)`.
+            num_paths: How many paths are drawn where the answer is not exact.
+            inputs: As of `paths`.
         """
         if is_exact(self.model):
             series, at = self.record.merged(times, inputs, self.model.t0)
@@ -149,12 +162,16 @@ class Posterior(eqx.Module):
         num_paths: int = 1_000,
         inputs: ArrayLike | None = None,
     ) -> Components:
-        """Return each part's share in the values at `times`, of a `Structure`.
+        """Return each part's share in the values, or in a likelihood's parameter.
 
-        Exact for a linear model observed linearly; for others by paths, as `paths`. Of
-        a `Decoder` with a `Readout` they are shares of the likelihood's parameter.
+        Arguments:
+            times: As of `paths`.
+            key: A random key, by default `jax.random.key(0)`.
+            num_paths: How many paths are drawn where the answer is not exact.
+            inputs: As of `paths`.
 
-        **Raises:** `ValueError` for a model whose linear part is no sum of parts.
+        Raises:
+            ValueError: For a model whose linear part is no sum of parts.
         """
         names, rows = readings(self.model)
         series, at = self.record.merged(times, inputs, self.model.t0)
@@ -182,7 +199,16 @@ class Posterior(eqx.Module):
     ) -> Bands:
         """Return quantiles of what would be observed at `times`, noise included.
 
-        Mean and quantiles are exact for a linear model observed linearly.
+        Arguments:
+            times: As of `paths`.
+            key: A random key.
+            num_paths: How many whole records are drawn.
+            levels: Probabilities of the quantiles, in (0, 1).
+            inputs: As of `paths`.
+
+        Raises:
+            ValueError: For `levels` that are no probabilities.
+            TypeError: For `levels` that are no tuple.
         """
         _check_levels(levels)
         self.record.keys(key, num_paths)
@@ -217,9 +243,17 @@ class Posterior(eqx.Module):
         levels: tuple[float, ...] = _LEVELS,
         inputs: ArrayLike | None = None,
     ) -> Bands:
-        """Return quantiles of what will be observed at `times`, after the last time.
+        """Return quantiles of what will be observed at `times`, noise included.
 
-        **Raises:** `ValueError` for times that are not after a series' last.
+        Arguments:
+            times: As of `paths`, at or after each series' last time.
+            key: A random key.
+            num_paths: How many whole records are drawn.
+            levels: Probabilities of the quantiles, in (0, 1).
+            inputs: As of `paths`.
+
+        Raises:
+            ValueError: For times before a series' last, and as `observations`.
         """
         self.record.check_later(times)
         return self.observations(
@@ -229,7 +263,12 @@ class Posterior(eqx.Module):
     def impute(
         self, *, key: PRNGKeyArray, num_paths: int = 1_000
     ) -> Float[Array, "*batch_and_shape"]:
-        """Return the observations with the posterior mean where they are missing."""
+        """Return the observations with the posterior mean where they are missing.
+
+        Arguments:
+            key: A random key.
+            num_paths: How many paths are drawn where the mean is not exact.
+        """
         found = self.observations(key=key, num_paths=num_paths, levels=(0.5,)).mean
         ys, mask = self.record.out((self.series.ys, self.series.mask))
         return jnp.where(mask, ys, found)
@@ -237,14 +276,14 @@ class Posterior(eqx.Module):
     def evidence(self, *, key: PRNGKeyArray, num_paths: int = 1_000) -> Evidence:
         """Return the bound, `log p(y)` by importance weights, and the gap between.
 
-        With an anchor that is not the prior's, half of the paths are the prior anchor's
-        and all are weighed by the mean of both densities: what one misses, the other
-        finds.
+        Arguments:
+            key: A random key.
+            num_paths: How many paths. Where the anchor is not the prior's, half of them
+                are the prior anchor's; all are weighed by the mean of both densities.
 
-        **Warns:** `RunWarning` where fewer than 10 paths count, where paths are not
-        finite, naming the step by which they are, and where the bound is above the
-        evidence at half the step by more than Monte Carlo error: then `dt` is too long
-        for the drift.
+        Warns:
+            RunWarning: Where fewer than 10 paths count, paths are not finite, or `dt`
+                is too long: the bound is above the evidence at half of it.
         """
         found = self._evidence(self.model, key, num_paths)
         if not is_exact(self.model):
@@ -266,9 +305,10 @@ class Posterior(eqx.Module):
     ) -> Filtered:
         """Return what was known at each time from what was seen until then.
 
-        `positions` are at the grid's nodes. Drawn from exact laws for a linear model
-        observed linearly; for others by a particle filter whose particles are led to
-        the next observation alone.
+        Arguments:
+            key: A random key.
+            num_paths: How many particles, whose positions are at the grid's nodes.
+            resample_below: The share of effective particles below which it resamples.
         """
         keys, steps = self.record.keys(key, num_paths), self._steps()
         found = filtered(
@@ -282,8 +322,10 @@ class Posterior(eqx.Module):
     ) -> Smoothed:
         """Return a twisted particle filter's paths and estimate of `log p(y)`.
 
-        Its particles know the future. Better than `evidence` where its `ess` is small.
-        `positions` are at the grid's nodes.
+        Arguments:
+            key: A random key.
+            num_paths: How many particles, whose positions are at the grid's nodes.
+            resample_below: The share of effective particles below which it resamples.
         """
         keys, steps = self.record.keys(key, num_paths), self._steps()
         found = smoothed(
@@ -296,7 +338,9 @@ class Posterior(eqx.Module):
     ) -> Predictions:
         """Return what was expected of each observation from those before its time.
 
-        Exact for a linear model observed linearly; for others by `filter`.
+        Arguments:
+            key: A random key, by default `jax.random.key(0)`.
+            num_paths: How many particles `filter` has where the answer is not exact.
         """
         key = jax.random.key(0) if key is None else key
         keys = self.record.keys(key, num_paths)
@@ -330,20 +374,26 @@ def posterior(
 ) -> Posterior:
     """Return the posterior of one series, `(obs,)`, or of a batch, `(series, obs)`.
 
-    Nothing is trained: of a new series the linear control is computed at once, and the
-    network, if the model has one, refines it. Under `jit`, `vmap` and `grad` the times
-    must be known: NumPy arrays.
+    Nothing is trained. Under `jit`, `vmap` and `grad` times must be NumPy arrays.
 
-    **Arguments:** as a batch of `LatentSDETrainer`, of NumPy, JAX or pandas: answers to
-    a frame have its names and its index by their `to_pandas()`; `errors`, the standard
-    error of each value, of `ys`'s shape, which the `scale` of a `LinearDecoder`
-    multiplies (make it 1 for errors that are known); `dt`, the longest step; the
-    model's own, from its trainer, by default, and a 200th of the longest series where
-    it has none; `unit`, in which the model counts time where `ts` are dates
-    (`datetime64`, or pandas' index), one of NumPy's.
+    Arguments:
+        model: A `LatentSDE`, fitted or trained.
+        ts: Times in order: numbers, or dates as `datetime64` or an index of pandas,
+            which answers keep.
+        ys: Values, shape `(obs,)` or `(obs, *shape)`, a batch's with an axis before.
+        mask: Where there is a value, of the shape of `ts` or `ys`. NaN are missing too.
+        inputs: Held from each time to the next, shape `(obs, inputs)`.
+        errors: The standard error of each value, of the shape of `ys`. The `scale` of a
+            `LinearDecoder` multiplies it: make it 1 for errors that are known.
+        dt: The longest step; `None`: the model's, or a 200th of the longest series.
+        unit: The unit in which the model counts dates, one of NumPy's.
 
-    **Raises:** `ValueError` for times that are not finite or sorted, naming the series
-    and the index, or shapes that do not fit the model. `TypeError` for traced times.
+    Raises:
+        ValueError: For times that are not finite or sorted, or what does not fit.
+        TypeError: For traced times, what is no model, and values that are no numbers.
+
+    Warns:
+        RunWarning: Where digits are lost, or a drift sees the time from a new origin.
     """
     model, record = recorded(model, ts, ys, mask, inputs, errors, dt=dt, unit=unit)
     return Posterior(model, record)

@@ -17,12 +17,18 @@ from .series import Series
 class Predictions(NamedTuple):
     """What was expected of each observation from those before its time.
 
-    **Attributes:** `ts`; `mean` and `scale`, standard deviation, of the prediction;
-    `residuals`, normal scores of the values under it, `(y - mean) / scale` where it is
-    Gaussian: if the model is right, standard normal and independent in time; NaN where
-    a value is missing; `scores`, the log-density of all that is seen at a time, at the
-    first of equal times; `ess`, the effective number of particles; `labels`, the names
-    of the record.
+    Attributes:
+        ts: The times of the record, shape `(obs,)`.
+        mean: The mean of the prediction, shape `(obs, *shape)`, in units of the data.
+        scale: Its standard deviation, noise included, of the same shape.
+        residuals: Normal scores of the values under it, `(y - mean) / scale` where it
+            is Gaussian; NaN where a value is missing. If the model is right, they are
+            standard normal and independent in time.
+        scores: The log-density of all that is seen at a time, at the first of equal
+            times, shape `(obs,)`, in nats.
+        ess: The effective number of particles, shape `(obs,)`, infinite where the
+            prediction is exact.
+        labels: The names of the record.
     """
 
     ts: Float[Array, " obs"]
@@ -36,8 +42,12 @@ class Predictions(NamedTuple):
     def to_pandas(self) -> Any:
         """Return mean, scale and residuals as a frame on the record's own index.
 
-        **Raises:** `ImportError`, with the command to install it, without pandas;
-        `ValueError` for observations that are no columns of numbers.
+        Returns:
+            A `pandas.DataFrame`.
+
+        Raises:
+            ImportError: Without pandas, with the command to install it.
+            ValueError: For observations that are no columns of numbers.
         """
         names = ("mean", "scale", "residuals")
         return self.labels.table(self.ts, {name: getattr(self, name) for name in names})
@@ -45,13 +55,18 @@ class Predictions(NamedTuple):
     def plot(self, sensor: int = 0) -> Any:
         """Draw a sensor's residuals: in time, against a normal law, and by lag.
 
-        If the model is right they are standard normal and independent: 95 % of the
-        points and of the bars lie within the shades, and the middle is a straight line.
+        If the model is right, 95 % of the points and of the bars lie within the shades,
+        and the middle is a straight line.
 
-        **Returns:** a `matplotlib` figure.
+        Arguments:
+            sensor: The number of the sensor.
 
-        **Raises:** `ImportError`, with the command to install it, without matplotlib;
-        `ValueError` for a batch, or fewer than two values.
+        Returns:
+            A `matplotlib` figure.
+
+        Raises:
+            ImportError: Without matplotlib, with the command to install it.
+            ValueError: For a batch, or fewer than two values.
         """
         needed("matplotlib", by="Predictions.plot()", extra="plots")
         from .pictures import predictions
@@ -67,7 +82,8 @@ def predictions(
     A value's rank among draws of it, ties broken at random, is uniform if the model is
     right; `residuals` are the ranks' normal scores.
 
-    **Source:** Dawid (1984); Dunn and Smyth (1996).
+    Source:
+        Dawid (1984); Dunn and Smyth (1996).
     """
     num = found.predicted.shape[1]
     keys = jax.random.split(key)

@@ -22,8 +22,13 @@ def prior_terms(
 ) -> diffrax.MultiTerm:
     """Return the prior as diffrax's terms, for `diffrax.diffeqsolve`.
 
-    **Arguments:** `brownian`, a path of as many components as `sigma` has columns;
-    `inputs`, a path whose value at `t` is `u`.
+    Arguments:
+        model: The latent SDE.
+        brownian: A path of as many components as `sigma` has columns.
+        inputs: A path whose value at `t` is `u`, or `None` for no inputs.
+
+    Returns:
+        The drift as an ODE's term, and the diffusion as a control's.
     """
 
     def drift(t: Any, x: Any, _: Any) -> Array:
@@ -49,13 +54,25 @@ def sample_prior(
 ) -> Float[Array, "num times state"]:
     """Draw paths of the prior at `ts`; the first is where `linear.initial` holds.
 
-    **Arguments:** `dt`, the step, by default the model's, or a 200th of the times where
-    it has none; `solver`, Euler's by default. Solvers in the sense of
-    Stratonovich give the same law where `sigma` does not depend on the state. Those
-    that need Levy areas get them.
+    Solvers in the sense of Stratonovich give the same law where `sigma` does not depend
+    on the state. Those that need Lévy areas get them.
 
-    **Raises:** `ValueError` for times that are not sorted or fewer than two, and no
-    paths; `TypeError` for what is no model or no key.
+    Arguments:
+        model: The latent SDE.
+        ts: Two or more increasing times, shape `(times,)`.
+        num: The number of paths.
+        key: A random key.
+        dt: The step; `None`: the model's, or a 200th of the times where it has none.
+        solver: diffrax's solver; `None`: Euler's.
+        inputs: A path whose value at `t` is `u`, or `None` for no inputs.
+
+    Returns:
+        States, shape `(num, times, state)`.
+
+    Raises:
+        ValueError: For times that do not increase or are fewer than two, no paths, and
+            a `dt` that is not positive.
+        TypeError: For what is no model or no key.
     """
     if not isinstance(model, LatentSDE):
         raise TypeError(f"`model` is a {type(model).__name__}: pass a `LatentSDE`.")

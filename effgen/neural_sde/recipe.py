@@ -52,13 +52,25 @@ def forecaster(
        its earlier one. A priori the network has one half, and the structures share the
        other in proportion to `exp(criterion)`, as averaging by evidence would.
 
-    **Arguments:** one series with times as numbers; `horizon`, how many times ahead;
-    `season_period`, where the record has a season; `structures`, by default
-    `candidates`; `num_steps`, of training.
+    Arguments:
+        ts: Times of one series, numbers in order, shape `(obs,)`.
+        ys: Values, shape `(obs,)` or `(obs, sensors)`.
+        mask: Where there is a value, of the shape of `ts` or `ys`. NaN are missing too.
+        horizon: How many times ahead forecasts are to reach.
+        key: A random key.
+        season_period: The season's period in the unit of time, or `None` for no season.
+        structures: What is tried; `None`: those of `candidates`.
+        num_steps: How many steps the network is trained.
 
-    **Raises:** `ValueError` for a record shorter than two horizons, or dates.
+    Returns:
+        The models with their weights, which forecast together.
 
-    **Source:** Hoeting, Madigan, Raftery and Volinsky (1999), of the shares.
+    Raises:
+        ValueError: For a record shorter than two horizons, dates, and no structures.
+        TypeError: For what are no structures, and what is no key.
+
+    Source:
+        Hoeting, Madigan, Raftery and Volinsky (1999), of the shares.
     """
     check_key(key)
     check_count("num_steps", num_steps)

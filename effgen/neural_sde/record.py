@@ -25,9 +25,13 @@ _DEFAULT_STEPS = 200
 class Record(eqx.Module):
     """Series as a batch, and how answers return to what the user has.
 
-    **Attributes:** `series`; `single`, whether the user has one, without a leading
-    axis; `clock`, `None` where times are numbers as they are; `own`, the times as the
-    user has them, where there is a clock or an index of pandas; `labels`.
+    Attributes:
+        series: The batch, at times that the model sees.
+        single: Whether the user has one series, without a leading axis.
+        clock: `None` where times are numbers as they are.
+        own: The times as the user has them, where there is a clock or an index of
+            pandas.
+        labels: The names of times and columns.
     """
 
     series: Series
@@ -57,7 +61,9 @@ class Record(eqx.Module):
     def keys(self, key: Array, num_paths: int) -> Array:
         """Return a key for each series.
 
-        **Raises:** `TypeError` for no key; `ValueError` for no paths.
+        Raises:
+            TypeError: For no key.
+            ValueError: For no paths.
         """
         check_key(key)
         check_count("num_paths", num_paths)
@@ -66,8 +72,9 @@ class Record(eqx.Module):
     def rows(self, times: Any) -> np.ndarray:
         """Return times asked for as numbers, `(series, times)`.
 
-        **Raises:** `TypeError` for traced times; `ValueError` for ones that are not
-        finite, or of a shape that does not fit.
+        Raises:
+            TypeError: For traced times, and ones of another kind than the record's.
+            ValueError: For ones that are not finite, or of a shape that does not fit.
         """
         if isinstance(times, Tracer):
             raise TypeError("`times` are traced: pass them as NumPy arrays.")
@@ -104,10 +111,12 @@ class Record(eqx.Module):
     ) -> tuple[Series, np.ndarray]:
         """Return the series with rows for `times`, and where these are.
 
-        **Raises:** `ValueError` for times that are not sorted or before the first, and
-        inputs that do not fit.
+        Raises:
+            ValueError: For times that are not sorted or before the first, and inputs
+                that do not fit.
 
-        **Warns:** `RunWarning` where the last known inputs are held.
+        Warns:
+            RunWarning: Where the last known inputs are held.
         """
         series = self.series
         num, length = series.ts.shape
@@ -140,7 +149,7 @@ def recorded(
 ) -> tuple[LatentSDE, Record]:
     """Return the model with its step, on the record's clock, and the record, checked.
 
-    **Raises:** as `posterior`.
+    It raises and warns as `posterior`.
     """
     if isinstance(ts, Tracer) or isinstance(dt, Tracer):
         name = "ts" if isinstance(ts, Tracer) else "dt"
@@ -177,7 +186,8 @@ def recorded(
 def _array(name: str, values: Any) -> Array | None:
     """Return values as an array.
 
-    **Raises:** `TypeError` for what are no numbers.
+    Raises:
+        TypeError: For what are no numbers.
     """
     if values is None or isinstance(values, jax.Array):
         return values

@@ -26,11 +26,22 @@ from .series import Series
 class Switching(eqx.Module):
     """Linear models of one state, and the rates at which one gives way to another.
 
-    From each time to the next one regime holds, `P(next | now) = expm(Q gap)`, with
-    `Q` of off-diagonal `rates`; the first has the chain's own law. The state goes on
-    through a switch.
+        P(next regime | now) = expm(Q gap)
 
-    **Attributes:** `models`; `names`; `log_rates`, learned, the diagonal unused.
+    One regime holds from each time to the next. `Q` has the off-diagonal `rates`. The
+    first regime has the chain's own law. The state goes on through a switch. Rates are
+    learned by their logarithms.
+
+    Arguments:
+        models: Models by name, linear and observed linearly, of equal numbers of states
+            and of sensors, without inputs and with constant coefficients.
+        rates: From each regime (row) to each, shape `(regimes, regimes)`, one over the
+            mean time until the switch; or one number for all. The diagonal is not
+            used.
+
+    Raises:
+        TypeError: For fewer than two models, or models without names.
+        ValueError: For models that do not fit together, and rates not positive.
     """
 
     models: tuple[LatentSDE, ...]
@@ -38,15 +49,7 @@ class Switching(eqx.Module):
     log_rates: Float[Array, "regimes regimes"]
 
     def __init__(self, models: Mapping[str, LatentSDE], rates: ArrayLike) -> None:
-        """Check the models.
-
-        **Arguments:** `models` by name, linear and observed linearly, of states and
-        sensors alike; `rates`, `(regimes, regimes)`, from each (row) to each, one over
-        the time that is spent in one before; or one number for all.
-
-        **Raises:** `TypeError` or `ValueError` for models that do not fit together, and
-        rates that are not positive.
-        """
+        """Check the models."""
         if not isinstance(models, Mapping) or len(models) < 2:
             raise TypeError('`models` must be two or more, {"calm": model, ...}.')
         self.models, self.names = tuple(models.values()), tuple(models)
@@ -90,12 +93,25 @@ class Switching(eqx.Module):
         """Return which regime held when, and the law of the state.
 
         Each history of regimes has a Kalman filter of its own. All are followed while
-        there are no more than `num_histories`, then the most probable ones: so
-        `log_evidence` is exact at first, and a bound that `dropped` says how good of.
+        there are no more than `num_histories`, then the most probable ones. From there
+        on `log_evidence` is a lower bound, and `dropped` says what was left out.
 
-        **Raises:** as `posterior`; `ValueError` for a batch of series.
+        Arguments:
+            ts: Times of one series in order, numbers or dates, shape `(obs,)`.
+            ys: Values, shape `(obs,)` or `(obs, sensors)`.
+            mask: Where there is a value, of the shape of `ts` or `ys`.
+            num_histories: The most histories, at least as many as regimes.
+            unit: The unit in which the models count dates, one of NumPy's.
 
-        **Source:** Tugnait (1982); Ghahramani and Hinton (2000).
+        Returns:
+            The probabilities of the regimes, and what forecasts need.
+
+        Raises:
+            ValueError: For a batch of series, fewer histories than regimes, and what
+                `posterior` refuses.
+
+        Source:
+            Tugnait (1982); Ghahramani and Hinton (2000).
         """
         if num_histories < len(self.names):
             raise ValueError(f"`num_histories` is {num_histories}: pass more.")
@@ -109,11 +125,19 @@ class Switching(eqx.Module):
 class Regimes(NamedTuple):
     """Regimes of one series.
 
-    **Attributes:** `log_evidence`; `filtered`, the probability of each regime at each
-    time given what was seen until then; `smoothed`, given all; `dropped`, the share of
-    probability that was left out, at each time; `means`, `covariances`, `log_weights`
-    and `last`: each history's law of the last state, its probability, and its regime;
-    `names`; `record`; `model`.
+    Attributes:
+        log_evidence: `log p(y)` in nats, a lower bound where histories were left out.
+        filtered: The probability of each regime at each time given what was seen until
+            then, shape `(obs, regimes)`.
+        smoothed: The same given all.
+        dropped: The share of probability left out at each time, shape `(obs,)`.
+        means: Each history's mean of the last state, shape `(histories, state)`.
+        covariances: Its covariance, shape `(histories, state, state)`.
+        log_weights: Its log-probability, shape `(histories,)`.
+        last: Its last regime, shape `(histories,)`.
+        names: The names of the regimes.
+        record: The series, and how answers return to the user's times and names.
+        model: The regimes' models and rates.
     """
 
     log_evidence: Float[Array, ""]
@@ -131,7 +155,11 @@ class Regimes(NamedTuple):
     def to_pandas(self) -> Any:
         """Return the smoothed probabilities as a frame on the record's own index.
 
-        **Raises:** `ImportError`, with the command to install it, without pandas.
+        Returns:
+            A `pandas.DataFrame`, a column for each regime.
+
+        Raises:
+            ImportError: Without pandas, with the command to install it.
         """
         ts = self.record.asked(None, self.record.series.ts)[0]
         labels = self.record.labels
@@ -149,7 +177,17 @@ class Regimes(NamedTuple):
     ) -> Bands:
         """Return quantiles of what will be observed, regimes to come drawn as well.
 
-        **Raises:** `ValueError` for times that are not sorted and after the last.
+        Arguments:
+            times: Sorted, at or after the last time, shape `(times,)`.
+            key: A random key.
+            num_paths: How many whole records are drawn.
+            levels: Probabilities of the quantiles, in (0, 1).
+
+        Returns:
+            Mean, quantiles and whole records.
+
+        Raises:
+            ValueError: For times that are not sorted, or before the last.
         """
         self.record.check_later(times)
         rows = self.record.rows(times)[0]
@@ -196,9 +234,21 @@ def fit_regimes(
     logarithms. Names of regimes are interchangeable: their start values tell which is
     which.
 
-    **Arguments:** as `Switching.filter` and `fit_linear`.
+    Arguments:
+        model: The regimes at their start values.
+        ts: Times of one series in order, numbers or dates, shape `(obs,)`.
+        ys: Values, shape `(obs,)` or `(obs, sensors)`.
+        mask: Where there is a value, of the shape of `ts` or `ys`.
+        prior_scale: The prior's standard deviation of a natural logarithm.
+        num_histories: The most histories, as of `Switching.filter`.
+        max_steps: The most steps of the optimizer.
+        unit: The unit in which the models count dates, one of NumPy's.
 
-    **Raises:** `ValueError` where the evidence is not finite at the start.
+    Returns:
+        The fitted regimes, and `log p(y)` in nats.
+
+    Raises:
+        ValueError: For a batch of series, and an evidence that is not finite.
     """
     dtype = model.log_rates.dtype
     with jax.enable_x64(True):  # noqa: FBT003

@@ -15,8 +15,10 @@ from .structure import Structure, cycle, level, ou, season, structural, trend
 class Candidate(NamedTuple):
     """A structure that was fitted, and its evidence less half a log of n a parameter.
 
-    **Attributes:** `structure`; `model`, fitted; `criterion`,
-    `log p(y) - parameters log(values) / 2`, of which the most is best.
+    Attributes:
+        structure: As it was given.
+        model: The fitted model.
+        criterion: `log p(y) - parameters log(values) / 2`, in nats. The most is best.
     """
 
     structure: Structure
@@ -33,10 +35,23 @@ def candidates(
 ) -> tuple[Structure, ...]:
     """Return the structures that a record is usually thought to have.
 
-    A level, a process that returns to its mean, both, a trend with the latter, one or
-    two cycles with it; a season of two harmonics beside each where `season_period` is
-    given. The first cycle begins at the record's strongest period, once a line and the
-    season are taken off, the second at half of it.
+    They are a level, a process that returns to its mean, both, a trend with the latter,
+    and one or two cycles with it. The first cycle begins at the record's strongest
+    period, once a line and the season are taken off, the second at half of it.
+
+    Arguments:
+        ts: Times of one series, numbers, shape `(obs,)`.
+        ys: Values, shape `(obs,)` or `(obs, sensors)`.
+        mask: Where there is a value, of the shape of `ts` or `ys`. NaN are missing too.
+        season_period: The period of a season of two harmonics that is added to each, in
+            the unit of time, or `None` for no season.
+
+    Returns:
+        Six structures, not yet started from the data.
+
+    Raises:
+        ValueError: For values at fewer than three times, or times that are not finite
+            or not sorted.
     """
     period = strongest_period(ts, ys, mask, season_period=season_period)
     turn = cycle(period)
@@ -63,7 +78,8 @@ def ranked(
 
         criterion = log p(y) - parameters log(values) / 2
 
-    **Source:** Schwarz (1978).
+    Source:
+        Schwarz (1978).
     """
     series = as_series((ts, ys, mask))
     count = max(int(np.sum(series.mask)), 2)

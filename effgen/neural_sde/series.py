@@ -14,11 +14,16 @@ from .clock import loses_gaps
 class Series(NamedTuple):
     """One series, or a batch of them with one more leading axis.
 
-    **Attributes:** `ts`, times in order; `ys`, values, zero where missing; `mask`,
-    where there is a value; `inputs`, held constant from each time to the next, or
-    `None`; `errors`, what multiplies the decoder's `scale` at each value (1 where
-    missing), or `None` where all are 1. A batch whose series have `ts` and `mask` in
-    common may have one of each.
+    A batch whose series have `ts` and `mask` in common may have one of each.
+
+    Attributes:
+        ts: Times in order, shape `(obs,)`.
+        ys: Values, zero where missing, shape `(obs, *shape)`.
+        mask: Where there is a value, of the shape of `ys`.
+        inputs: Held constant from each time to the next, shape `(obs, inputs)`, or
+            `None`.
+        errors: What multiplies the decoder's `scale` at each value, of the shape of
+            `ys`, 1 where missing, or `None` where all are 1.
     """
 
     ts: Float[Array, " obs"]
@@ -103,12 +108,15 @@ def pad_series(
 
     Padding repeats a series' last time and has no values, and changes no result.
 
-    **Arguments:** `series`, of `(ts, ys)` or `(ts, ys, inputs)`.
+    Arguments:
+        series: For each series `(ts, ys)` or `(ts, ys, inputs)`, of one length.
 
-    **Returns:** `(ts, ys, mask)` or `(ts, ys, mask, inputs)`, arrays with a leading
-    axis of series, ready for `effgen.Minibatches`.
+    Returns:
+        `(ts, ys, mask)` or `(ts, ys, mask, inputs)`, arrays with a leading axis of
+            series, ready for `effgen.Minibatches`.
 
-    **Raises:** `ValueError` if there is no series, or one has unequal lengths.
+    Raises:
+        ValueError: If there is no series, or one has unequal lengths or no times.
 
     >>> ts, ys, mask = pad_series([(np.arange(3.0), np.ones(3)), (np.zeros(1), [2.0])])
     >>> ts.tolist(), mask[1, :, 0].tolist()
@@ -141,14 +149,20 @@ def _padded(rows: np.ndarray, num: int) -> np.ndarray:
 def merge_sensors(
     sensors: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return sensors with their own times as one series `(ts, ys)`, NaN where missing.
-
-    **Arguments:** `sensors`, each `(ts, ys)` with one value a time.
+    """Return sensors with their own times as one series, NaN where missing.
 
     A sensor's readings of one time stay apart, in rows of equal times. Readings that
     are NaN are missing.
 
-    **Raises:** `ValueError` for no sensor, or one with unequal lengths.
+    Arguments:
+        sensors: For each sensor `(ts, ys)`, with one value a time, in any order.
+
+    Returns:
+        `ts`, shape `(obs,)`, sorted, and `ys`, shape `(obs, sensors)`.
+
+    Raises:
+        ValueError: For no sensor, one with unequal lengths, and times that are not
+            finite.
 
     >>> ts, ys = merge_sensors([(np.array([0.0, 2.0]), [1.0, 3.0]), ([1.0], [5.0])])
     >>> ts.tolist(), ys[:, 1].tolist()
@@ -180,9 +194,14 @@ def merge_sensors(
 
 
 def check_times(ts: np.ndarray, t0: float | None) -> None:
-    """Raise `ValueError` for times that are not finite, not in order, or before `t0`.
+    """Check that times are finite, in order, and not before `t0`.
 
-    **Arguments:** `ts`, of shape `(obs,)` or `(series, obs)`.
+    Arguments:
+        ts: Shape `(obs,)` or `(series, obs)`.
+        t0: The first time that the model knows, or `None`.
+
+    Raises:
+        ValueError: Where they are not, naming the series and the index.
     """
     ts = np.atleast_2d(np.asarray(ts))
     if loses_gaps(ts):

@@ -22,7 +22,11 @@ Smoother = Callable[[Site | None], tuple[Array, Array]]
 
 
 class AbstractSites(eqx.Module):
-    """A rule that makes one site for each observation."""
+    """A rule that makes one Gaussian factor for each observation.
+
+    Any factors give a bound on `log p(y)`. The nearer they are to the likelihood, the
+    tighter is the bound.
+    """
 
     @abc.abstractmethod
     def __call__(
@@ -32,30 +36,48 @@ class AbstractSites(eqx.Module):
         series: Series,
         smoother: Smoother,
     ) -> Site:
-        """Return the sites, stacked."""
+        """Return the sites.
+
+        Arguments:
+            network: From a state to parameters of the shape of one observation.
+            likelihood: The law of each entry given its parameter.
+            series: One series, with `ys` of shape `(obs, *shape)`.
+            smoother: From sites to the linear model's means, `(obs, state)`, and
+                covariances, `(obs, state, state)`, at the observations. `None` in
+                place of sites gives the prior's.
+
+        Returns:
+            The factors, stacked along `obs`.
+        """
 
 
 class LinearizedSites(AbstractSites):
     """The decoder linearized about the mode of the whole path.
 
-    At a state `m`, with `J` the network's Jacobian and `W` the Fisher information (of
-    Student's law, the weights of iterated least squares), `precision = J^T W J` and
-    `shift = J^T score + precision m`. Each sweep is Gauss and Newton's step to the
-    mode, shortened until the path's log-density rises; sweeps end where no state moves
-    by more than 1e-3 of its posterior standard deviation (4e-8 in float64). They begin
-    where each observation is, linearized at the prior's mean. The mode's derivatives
-    are exact there: one sweep more, of Newton's, carries them.
+        precision = J^T W J,    shift = J^T score + precision m
 
-    **Attributes:** `num_sweeps`, the most sweeps.
+    `m` is a state, `J` the network's Jacobian, `W` the Fisher information (of Student's
+    law, the weights of iterated least squares). Each sweep is a step of Gauss and
+    Newton to the mode, shortened until the path's log-density rises. Sweeps end where
+    no state moves by more than 1e-3 of its posterior standard deviation (4e-8 in
+    float64). They begin where each observation is, linearized at the prior's mean. The
+    mode's derivatives are exact there: one sweep more, of Newton's, carries them.
 
-    **Source:** Bell (1994); with all paths at once, Särkkä and Svensson (2020); of the
-    derivatives, the implicit function theorem.
+    Arguments:
+        num_sweeps: The most sweeps.
+
+    Raises:
+        ValueError: For fewer than one sweep.
+
+    Source:
+        Bell (1994); with all paths at once, Särkkä and Svensson (2020); of the
+        derivatives, the implicit function theorem.
     """
 
     num_sweeps: int = 50
 
     def __check_init__(self) -> None:
-        """Raise `ValueError` for no sweeps."""
+        """Check the number."""
         if self.num_sweeps < 1:
             raise ValueError(f"`num_sweeps` is {self.num_sweeps}: pass at least 1.")
 
@@ -66,7 +88,17 @@ class LinearizedSites(AbstractSites):
         series: Series,
         smoother: Smoother,
     ) -> Site:
-        """Return the sites at the mode."""
+        """Return the sites at the mode.
+
+        Arguments:
+            network: From a state to parameters of the shape of one observation.
+            likelihood: The law of each entry given its parameter.
+            series: One series, with `ys` of shape `(obs, *shape)`.
+            smoother: From sites to the linear model's means and covariances.
+
+        Returns:
+            The factors, stacked along `obs`.
+        """
         fixed = jax.lax.stop_gradient
         arrays, static = eqx.partition((network, likelihood), eqx.is_array)
         held_network, held_likelihood = eqx.combine(fixed(arrays), static)
@@ -229,11 +261,12 @@ def _newton(
 
 
 class EncodedSites(AbstractSites):
-    """Sites from a network that sees one observation, `N(x; mean, 1 / precision)`.
+    """Sites from a network that sees one observation: `N(x; mean, 1 / precision)`.
 
-    **Attributes:** `encoder`, from `y` (zero where missing) to `2 * state` numbers: the
-    mean, and what softplus takes to the precision; `most`, the largest precision, a
-    trust region.
+    Arguments:
+        encoder: From `y`, zero where missing, to `2 * state` numbers: the mean, and
+            what softplus takes to the precision. It is trained.
+        most: The largest precision.
     """
 
     encoder: Callable[[Float[Array, "*shape"]], Float[Array, " two_states"]]
@@ -246,7 +279,17 @@ class EncodedSites(AbstractSites):
         series: Series,
         smoother: Smoother,
     ) -> Site:
-        """Return the encoder's sites."""
+        """Return the encoder's sites.
+
+        Arguments:
+            network: Not used.
+            likelihood: Not used.
+            series: One series, with `ys` of shape `(obs, *shape)`.
+            smoother: Not used.
+
+        Returns:
+            The factors, stacked along `obs`.
+        """
         return jax.vmap(self._site)(series.ys)
 
     def _site(self, y: Array) -> Site:

@@ -31,10 +31,14 @@ class Stack(eqx.Module):
 
     Made by `stack` or `forecaster`.
 
-    **Attributes:** `members`, by name, each of one model or of several that count
-    alike; `weights` of the mixture, by name; `held_out`, nats that each model of the
-    record's first part gave to the rest, with its error; `ts`, `ys` and `mask`, the
-    record.
+    Attributes:
+        members: By name, each one model, or several that count alike.
+        weights: Of the mixture, by name. They sum to one.
+        held_out: Nats that each member, fitted to the record's first part, gave to the
+            rest, with their error, by name.
+        ts: The record's times, shape `(obs,)`.
+        ys: Its values, as they were given.
+        mask: Where there is a value, or `None`.
     """
 
     members: dict[str, tuple[LatentSDE, ...]]
@@ -56,9 +60,17 @@ class Stack(eqx.Module):
 
         Whole records are drawn from the members in proportion to their weights.
 
-        **Raises:** `ValueError` for times that are not after the last.
+        Arguments:
+            times: Sorted, at or after the last time, shape `(times,)`.
+            key: A random key.
+            num_paths: How many whole records are drawn.
+            levels: Probabilities of the quantiles, in (0, 1).
 
-        **Warns:** as `Posterior.forecast`.
+        Returns:
+            Mean, quantiles and whole records.
+
+        Raises:
+            ValueError: For times before the last, and as `Posterior.forecast`.
         """
         keys = jax.random.split(key, len(self.members) + 1)
         found = [
@@ -122,23 +134,32 @@ def stack(
         sum over origins of mean_h log sum_k w_k p_k(y_h | y until the origin)
             + 2 sum_k shares_k log w_k
 
-    Times after one origin depend on each other and count as one observation; the second
-    term, a Dirichlet prior worth two origins, keeps every weight off zero: no member is
-    chosen alone. Then all are fitted on the whole record.
+    Times after one origin depend on each other and count as one observation. The second
+    term, a Dirichlet prior worth two origins, keeps every weight off zero. Then all are
+    fitted on the whole record.
 
-    **Arguments:**
+    Arguments:
+        fit: From `(ts, ys, mask, key)` to models by name, fitted to a record whose last
+            values may be NaN; under a name one model or several that count alike.
+        ts: Times of one series, numbers in order, shape `(obs,)`.
+        ys: Values, shape `(obs,)` or `(obs, sensors)`.
+        mask: Where there is a value, of the shape of `ts` or `ys`. NaN are missing too.
+        horizon: How many times ahead a forecast is to reach.
+        key: A random key.
+        num_origins: The most times from which forecasts of the past are judged.
+        num_paths: How many paths these have.
+        shares: By name, the weights before any forecast is judged; `None`: equal ones.
 
-    - `fit(ts, ys, mask, key)`: models by name, fitted to a record whose last values may
-      be NaN; under a name one model or several that count alike.
-    - `ts`, `ys`, `mask`: one series, as for `posterior`.
-    - `horizon`: how many times ahead a forecast is to reach.
-    - `num_paths`: by which forecasts of the past are judged.
-    - `shares`: by name, the weights before any forecast is judged; equal by default.
+    Returns:
+        The members fitted on the whole record, with their weights.
 
-    **Raises:** `ValueError` for a record shorter than two horizons, and `shares` that
-    are not of the members.
+    Raises:
+        ValueError: For a record shorter than two horizons, `shares` that are not of the
+            members, and a `fit` that gives other names the second time.
+        TypeError: For a `fit` that is no function or gives no models, and no key.
 
-    **Source:** Yao, Vehtari, Simpson and Gelman (2018).
+    Source:
+        Yao, Vehtari, Simpson and Gelman (2018).
     """
     if not callable(fit):
         raise TypeError(f"`fit` is a {type(fit).__name__}: pass a function to models.")
@@ -179,7 +200,8 @@ def stacking_weights(
     A value that is NaN is missing. A member with a density of zero has no weight: its
     forecasts were not finite.
 
-    **Raises:** `ValueError` where that is so of all.
+    Raises:
+        ValueError: Where that is so of all.
     """
     logs = np.asarray(log_densities, np.float64)
     there = ~np.any(np.isnan(logs), axis=-1)
@@ -195,7 +217,8 @@ def stacking_weights(
 def _prior_of(names: list[str], shares: Mapping[str, float] | None) -> np.ndarray:
     """Return the shares in the members' order, summing to one.
 
-    **Raises:** `ValueError` for shares that are not of the members, or not positive.
+    Raises:
+        ValueError: For shares that are not of the members, or not positive.
     """
     if shares is None:
         return np.full(len(names), 1 / len(names))
@@ -244,7 +267,8 @@ def values_of(
 ) -> Float[np.ndarray, "obs sensors"]:
     """Return the values of one series, NaN where they are missing.
 
-    **Raises:** `ValueError` for times that are no sorted numbers, naming where.
+    Raises:
+        ValueError: For times that are no sorted numbers, naming where.
     """
     if not np.issubdtype(ts.dtype, np.number):
         raise ValueError("`ts` must be numbers: pass dates as years or days since one.")
@@ -268,7 +292,8 @@ def _rows_before(origin: int, values: np.ndarray) -> np.ndarray:
 def origins_of(values: np.ndarray, horizon: int, num_origins: int) -> np.ndarray:
     """Return the first rows of the forecasts by which models are judged.
 
-    **Raises:** `ValueError` for a record shorter than two horizons.
+    Raises:
+        ValueError: For a record shorter than two horizons.
     """
     seen = np.flatnonzero(np.isfinite(values).any(axis=1))
     last = int(seen[-1]) + 1 if len(seen) else 0

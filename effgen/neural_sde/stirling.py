@@ -18,7 +18,8 @@ _HALF_LOG = 0.5 * math.log(2 * math.pi)
 def stirling_error(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Return `log x! - (x + 1/2) log x + x - log(2 pi) / 2`, `x` positive.
 
-    **Source:** Loader (2000), equation 3.
+    Source:
+        Loader (2000), equation 3.
     """
     far, near = jnp.maximum(x, _FAR), jnp.minimum(x, _FAR)
     square = 1 / far**2

@@ -24,10 +24,16 @@ from .transitions import Coefficients, Transition, constant_transition
 class Structure(AbstractLinearSDE):
     """Parts side by side, `level() + season(1.0)`: values are the sum of all shown.
 
-    Parameters stay positive and stable in training. Those that are not given have start
-    values for times and data of unit size, until `structural` takes them from the data.
+    Parameters stay positive and stable in training. Numbers that are given are their
+    start values. The others start from data and times of unit size, until `structural`
+    takes them from the data.
 
-    **Attributes:** `parts`; `input_matrix`.
+    Arguments:
+        parts: What `level()`, `trend()`, ... hold, as a tuple.
+        input_matrix: `C`, shape `(state, inputs)`, or `None` for no inputs.
+
+    Raises:
+        TypeError: For what is no part.
     """
 
     time_invariant: ClassVar[bool] = True
@@ -38,7 +44,7 @@ class Structure(AbstractLinearSDE):
     def __init__(
         self, parts: tuple[AbstractPart, ...], *, input_matrix: ArrayLike | None = None
     ) -> None:
-        """Raise `TypeError` for what is no part."""
+        """Check the parts."""
         for part in parts:
             if not isinstance(part, AbstractPart):
                 raise TypeError(f"{type(part).__name__} is no part of a structure.")
@@ -46,7 +52,7 @@ class Structure(AbstractLinearSDE):
         self.input_matrix = as_input_matrix(input_matrix)
 
     def __add__(self, other: "Structure") -> "Structure":
-        """Return both side by side."""
+        """Return both side by side, or raise `TypeError` for what is no structure."""
         if not isinstance(other, Structure):
             raise TypeError(
                 f"a structure is the sum of `level()`, `trend()`, ..., and not of a "
@@ -102,12 +108,12 @@ class Structure(AbstractLinearSDE):
 
     @property
     def initial(self) -> Gaussian:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The law at the first time: wide for a level, stationary for the others."""
+        """The law at the first time: stationary, but wide for level, trend, season."""
         root = jax.scipy.linalg.block_diag(*(law.root for law in self._laws()))
         return Gaussian(jnp.zeros(len(root), root.dtype), root)
 
     def coefficients(self, t: Float[Array, ""]) -> Coefficients:
-        """Return `A`, a `b` of zero, and `sigma`."""
+        """Return `A`, a `b` of zero, and `sigma`: see `AbstractLinearSDE`."""
         laws = self._laws()
         matrix = jax.scipy.linalg.block_diag(*(law.matrix for law in laws))
         diffusion = jax.scipy.linalg.block_diag(*(law.diffusion for law in laws))
@@ -116,14 +122,21 @@ class Structure(AbstractLinearSDE):
     def transition(
         self, t: Float[Array, ""], dt: Float[Array, ""], inputs: Inputs | None = None
     ) -> Transition:
-        """Return the exact step of length `dt`."""
+        """Return the exact step of length `dt`: see `AbstractLinearSDE`."""
         found = self.coefficients(t)
         return constant_transition(
             found, dt, forced(found.bias, self.input_matrix, inputs)
         )
 
     def started(self, measures: Measures) -> "Structure":
-        """Return the structure with start values where none were given."""
+        """Return the structure with start values where none were given.
+
+        Arguments:
+            measures: The record's span and median gap, and the values' spread.
+
+        Returns:
+            The same parts.
+        """
         return Structure(
             tuple(part.started(measures) for part in self.parts),
             input_matrix=self.input_matrix,
@@ -134,35 +147,82 @@ class Structure(AbstractLinearSDE):
     ) -> LinearDecoder:
         """Return the decoder that reads the sum of the parts.
 
-        **Arguments:** `scale`, the noise's standard deviation; `offset`; `loadings`,
-        how much of the sum each sensor shows, one number a sensor.
+        Arguments:
+            scale: The noise's standard deviation, as of `LinearDecoder`.
+            offset: Shape `(sensors,)`, or one number for all sensors.
+            loadings: How much of the sum each sensor shows, shape `(sensors,)`, or one
+                number for one sensor.
+
+        Returns:
+            A linear decoder with normal noise.
         """
         rows = jnp.atleast_1d(jnp.asarray(loadings, self.reads.dtype))
         matrix = rows[:, None] * self.reads[None]
         return LinearDecoder(matrix, scale, offset=offset)
 
     def readout(self, *, offset: ArrayLike = 0.0, loadings: ArrayLike = 1.0) -> Readout:
-        """Return the sum of the parts as a function, for the network of a `Decoder`."""
+        """Return the sum of the parts as a function, for the network of a `Decoder`.
+
+        Arguments:
+            offset: Shape `(sensors,)`, or one number for all sensors.
+            loadings: How much of the sum each sensor shows, as of `decoder`.
+
+        Returns:
+            A linear function of the state.
+        """
         rows = jnp.atleast_1d(jnp.asarray(loadings, self.reads.dtype))
         return Readout(rows[:, None] * self.reads[None], offset)
 
 
 def level(*, noise: float | None = None) -> Structure:
-    """Return a random walk, `dX = noise dW`; `noise` in data units per root of time."""
+    """Return a random walk, `dX = noise dW`.
+
+    Arguments:
+        noise: In data units per root of time; `None`: started from the data.
+
+    Returns:
+        A structure of one part.
+
+    Raises:
+        ValueError: For a number that is not positive.
+    """
     return Structure((Level(noise, UNIT),))
 
 
 def trend(*, noise: float | None = None, slope_noise: float | None = None) -> Structure:
-    """Return a level with a slope, `dX = slope dt + noise dW`, whose slope wanders."""
+    """Return a level with a slope that wanders.
+
+        dX = slope dt + noise dW,    dslope = slope_noise dV
+
+    Arguments:
+        noise: In data units per root of time; `None`: started from the data.
+        slope_noise: In units of the slope per root of time; `None`: as `noise`.
+
+    Returns:
+        A structure of one part.
+
+    Raises:
+        ValueError: For a number that is not positive.
+    """
     return Structure((Trend(noise, slope_noise, UNIT),))
 
 
 def cycle(
     period: float, *, damping: float | None = None, scale: float | None = None
 ) -> Structure:
-    """Return a damped turn of about `period`, with standard deviation `scale`.
+    """Return a damped turn of about `period`, all of whose parameters are trained.
 
-    `damping` is the rate at which a turn is forgotten. All three are trained.
+    Arguments:
+        period: Its start value, in units of time.
+        damping: The rate at which a turn is forgotten, one over the unit of time;
+            `None`: a tenth of the rate of turning.
+        scale: The standard deviation, in data units; `None`: started from the data.
+
+    Returns:
+        A structure of one part.
+
+    Raises:
+        ValueError: For a number that is not positive.
     """
     return Structure((Cycle(period, damping, scale, UNIT),))
 
@@ -172,25 +232,69 @@ def season(
 ) -> Structure:
     """Return turns of exactly `period / k`, `k = 1 ... harmonics`, undamped.
 
-    Their amplitudes wander by `noise`, in data units per root of time.
+    Arguments:
+        period: In units of time. It is not trained.
+        harmonics: How many turns there are.
+        noise: How much their amplitudes wander, in data units per root of time;
+            `None`: started from the data.
+
+    Returns:
+        A structure of one part.
+
+    Raises:
+        ValueError: For a number that is not positive, or `harmonics` that is not whole.
     """
     return Structure((Season(period, harmonics, noise, UNIT),))
 
 
 def ou(*, length: float | None = None, scale: float | None = None) -> Structure:
-    """Return an Ornstein-Uhlenbeck process of rate `1 / length`, deviation `scale`."""
+    """Return an Ornstein-Uhlenbeck process of rate `1 / length`.
+
+    Arguments:
+        length: In units of time; `None`: started from the data.
+        scale: The standard deviation, in data units; `None`: started from the data.
+
+    Returns:
+        A structure of one part, which `names` calls "matern".
+
+    Raises:
+        ValueError: For a number that is not positive.
+    """
     return matern(0.5, length=length, scale=scale)
 
 
 def matern(
     smoothness: float = 1.5, *, length: float | None = None, scale: float | None = None
 ) -> Structure:
-    """Return a Matérn process of smoothness 1/2, 3/2 or 5/2."""
+    """Return a Matérn process, whose covariance is that of Gaussian processes.
+
+    Arguments:
+        smoothness: 0.5, 1.5 or 2.5.
+        length: In units of time; `None`: started from the data.
+        scale: The standard deviation, in data units; `None`: started from the data.
+
+    Returns:
+        A structure of one part.
+
+    Raises:
+        ValueError: For another smoothness, or a number that is not positive.
+    """
     return Structure((Matern(smoothness, length, scale, UNIT),))
 
 
 def car(order: int, *, scale: float | None = None) -> Structure:
-    """Return a continuous autoregression of an order up to 8, always stable."""
+    """Return a continuous autoregression, always stable.
+
+    Arguments:
+        order: A whole number from 1 to 8.
+        scale: The standard deviation, in data units; `None`: started from the data.
+
+    Returns:
+        A structure of one part.
+
+    Raises:
+        ValueError: For another order, or a `scale` that is not positive.
+    """
     return Structure((Autoregression(order, scale, UNIT),))
 
 
@@ -206,16 +310,28 @@ def structural(
 ) -> LatentSDE:
     """Return a structural model with start values from a record's span and spread.
 
-    The offset is the values' mean; the noise starts at 0.3 of their deviation.
+    The offset is the values' mean. The noise starts at 0.3 of their standard deviation.
+    A model with a `likelihood` is trained by `LatentSDETrainer`, not by `fit_linear`.
 
-    **Arguments:** as `posterior`; `loadings`, one a sensor, where there are several;
-    `likelihood`, of the values given the sum of the parts, such as
-    `NegativeBinomial()`, in place of normal noise: of counts the sum is the logarithm
-    of their mean. Such a model is trained by `LatentSDETrainer`, not by `fit_linear`.
-    `unit`, of dates, as `posterior`: periods and lengths are in it.
+    Arguments:
+        structure: A sum of parts, such as `level() + season(1.0)`.
+        ts: Times, shape `(obs,)` or `(series, obs)`, numbers or dates.
+        ys: Values, shape `(obs,)`, `(obs, sensors)` or with an axis of series before.
+        mask: Where there is a value, of the shape of `ts` or `ys`. NaN are missing too.
+        loadings: How much of the sum each sensor shows, shape `(sensors,)`, or one
+            number for all.
+        likelihood: The law of the values given the sum of the parts, such as
+            `NegativeBinomial()`, by default normal noise. Of counts the sum is the
+            logarithm of their mean.
+        unit: The unit of time where `ts` are dates: periods and lengths are in it.
 
-    **Raises:** `ValueError` for a record without two values; `TypeError` for a first
-    argument that is no sum of parts.
+    Returns:
+        The model, not yet fitted.
+
+    Raises:
+        ValueError: For fewer than two values, a sensor without any, and times or shapes
+            that do not fit together.
+        TypeError: For a first argument that is no sum of parts.
     """
     if not isinstance(structure, Structure):
         raise TypeError(

@@ -28,34 +28,41 @@ _MOST_STEPS = 1024
 class LatentSDETrainer(AbstractTrainer):
     """Maximum likelihood of a latent SDE by a bound on `log p(y)`.
 
-    One step: `loss = -mean over series of E[elbo]`, its gradient, the optimizer. There
-    is no memory: the linear control is a closed form of the parameters and the data.
+        loss = -mean over series of E[elbo]
+
+    A step takes its gradient and the optimizer's update. There is no memory: the linear
+    control is a closed form of the parameters and the data.
 
     Batches are `(ts, ys, mask, inputs, errors)`, the last three optional or `None`,
     arrays whose leading axis is series: see `pad_series`. Values that are NaN, or false
     in `mask`, are missing; `errors`, of `ys`'s shape, multiply a `LinearDecoder`'s
     `scale` at each value.
 
-    **Attributes:**
+    Arguments:
+        optim: Any optax transformation. A line search sees the bound of the batch with
+            the step's own noise.
+        dt: The longest step, in the units of `ts`. Each gap between times is cut into
+            equal steps. The bound holds at any; two to five steps a gap are often
+            enough.
+        num_paths: How many paths of each series a step draws.
+        objective: The bound, by default `AnchoredELBO()`.
+        parallel: Whether messages run in a depth of `log(steps)` (for GPUs).
+        max_steps: The most steps of `dt` that a series may need. `None`: what the data
+            need where `train` is given arrays (`effgen.Minibatches`), else 1,024.
+        shared_times: Whether all series have the same times and the same entries
+            missing: matrices are then computed once for the whole batch. `None`: what
+            the data say where `train` is given arrays, else no.
 
-    - `optim`: any optax transformation. A line search sees the bound of the batch with
-      the step's own noise.
-    - `dt`: the longest step, in the units of `ts`. Each gap between times is cut into
-      equal steps. The bound holds at any; two to five steps a gap are often enough.
-    - `num_paths`: paths of each series.
-    - `objective`: `AnchoredELBO()` by default.
-    - `parallel`: whether messages run in logarithmic depth (for GPUs).
-    - `max_steps`: the most steps a series may need. `None`: what the data need where
-      `train` is given arrays (`effgen.Minibatches`), else 1,024.
-    - `shared_times`: whether all series have the same times and the same entries
-      missing: matrices are then computed once for the whole batch. `None`: what the
-      data say where `train` is given arrays, else no.
+    Metrics:
+        `loss`; `elbo`, its negative; `log_evidence`, of the linear model alone;
+        `elbo_std`, of a series' paths, zero where the bound is exact; `grad_norm`.
 
-    **Metrics:** `loss`; `elbo`, its negative; `log_evidence`, of the linear model
-    alone; `elbo_std`, of a series' paths, zero if the model is linear; `grad_norm`.
+    Raises:
+        ValueError: For a `dt`, `num_paths` or `max_steps` that is not positive.
 
-    **Source:** Daems, Opper, Crevecoeur and Birdal (2025); the bound is derived in
-    `docs/neural_sde.md`.
+    Source:
+        Daems, Opper, Crevecoeur and Birdal (2025); the bound is derived in
+        `docs/neural_sde.md`.
     """
 
     watched: ClassVar[tuple[str, ...]] = ("loss", "elbo_std")
@@ -80,8 +87,18 @@ class LatentSDETrainer(AbstractTrainer):
     def init(self, model: LatentSDE, memory: Any = None) -> TrainState:
         """Return the first state; the model takes this trainer's `dt`.
 
-        **Raises:** `TypeError` or `ValueError` for a model that is none, whose drift is
-        not finite near the initial mean.
+        Arguments:
+            model: The latent SDE to train.
+            memory: Kept in the state; this trainer does not use it.
+
+        Returns:
+            The state of step 0.
+
+        Raises:
+            TypeError: For what is no model, a `drift` that cannot be called, and an
+                `optim` that is no optax transformation.
+            ValueError: For a `drift` of another shape, or not finite near the initial
+                mean.
         """
         if not isinstance(model, LatentSDE):
             raise TypeError(f"`model` is a {type(model).__name__}: pass a `LatentSDE`.")
@@ -93,7 +110,16 @@ class LatentSDETrainer(AbstractTrainer):
     def step(
         self, state: TrainState, batch: PyTree, *, key: PRNGKeyArray
     ) -> tuple[TrainState, Metrics]:
-        """Take one gradient step on the bound."""
+        """Take one gradient step on the bound.
+
+        Arguments:
+            state: From `init` or the last step.
+            batch: Series, as above.
+            key: A random key.
+
+        Returns:
+            The state after the step, and the metrics.
+        """
         whole = as_series(batch)
         series = share_times(whole) if self.shared_times else whole
         trained, _ = state.model.trainable()
@@ -134,7 +160,15 @@ class LatentSDETrainer(AbstractTrainer):
         return state.advance(model, opt_state, state.memory), metrics
 
     def for_data(self, state: TrainState, data: Any) -> "LatentSDETrainer":
-        """Return this trainer with what the data say of `None`s among its settings."""
+        """Return this trainer with what the data say of `None`s among its settings.
+
+        Arguments:
+            state: The state of the run.
+            data: Its data, with `arrays` where they are known.
+
+        Returns:
+            A trainer with `max_steps` and `shared_times`, or this one.
+        """
         arrays = getattr(data, "arrays", None)
         if not isinstance(arrays, tuple | list) or not 2 <= len(arrays) <= 5:
             return self  # `check` tells what is wrong
@@ -149,7 +183,18 @@ class LatentSDETrainer(AbstractTrainer):
         return dataclasses.replace(self, max_steps=num, shared_times=shared)
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
-        """Raise on series that this trainer cannot use."""
+        """Check the series before any compute.
+
+        Arguments:
+            state: The state of the run.
+            batch: Shapes and dtypes of a batch.
+            source: The data as they were given.
+
+        Raises:
+            ValueError: For a state of another trainer, arrays that do not fit together
+                or the model, and series that need more than `max_steps`.
+            TypeError: For a batch that is no tuple of series, and what are no numbers.
+        """
         model = state.model
         if not isinstance(model, LatentSDE) or model.dt != self.dt:
             raise ValueError(

@@ -18,13 +18,20 @@ MOST_ELIMINATED = 16  # larger matrices are left to a library
 
 
 class Transition(eqx.Module):
-    """One step of length `dt`, `X' = matrix X + offset + push g + root noise`.
+    """One step of a linear SDE, `X' = matrix X + offset + push g + root noise`.
 
-    `noise` is standard normal; `g`, a drift beside the linear one that is held over the
-    step, moves the mean by `push g`, `push = int Phi ds`. Where the noise can make that
-    move, `root gain g = push g`, and `|gain g|^2` is the control energy it takes.
-    Nothing is divided by a variance that may be zero; at `dt = 0` the step is the
-    identity.
+    `noise` is standard normal. `g` is a drift beside the linear one that is held over
+    the step. Where the noise can make its move, `root gain g = push g`, and the control
+    energy it takes is `|gain g|^2`. Nothing is divided by a variance that may be zero.
+    At `dt = 0` the step is the identity.
+
+    Arguments:
+        matrix: `Phi`, shape `(state, state)`.
+        offset: `int Phi (b + C u) ds`, shape `(state,)`.
+        root: A root of the noise's covariance, shape `(state, noise)`.
+        gain: From `g` to the mean of the noise that makes its move, shape `(noise,
+            state)`.
+        push: `int Phi ds`, shape `(state, state)`.
     """
 
     matrix: Matrix
@@ -190,7 +197,8 @@ def _doubled(
 def _balanced_norm(matrix: Matrix) -> Array:
     """Return the norm of `D^-1 matrix D`, `D` a diagonal that makes it small.
 
-    **Source:** Osborne (1960), all rows at once.
+    Source:
+        Osborne (1960), all rows at once.
     """
     sizes = jnp.abs(matrix)
     outer = sizes * (1 - jnp.eye(sizes.shape[0], dtype=sizes.dtype))

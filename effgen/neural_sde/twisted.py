@@ -35,11 +35,15 @@ _NUM_CANDIDATES = 32
 class Smoothed(NamedTuple):
     """Paths given all observations; all count alike.
 
-    **Attributes:** `evidence`, an unbiased estimate's logarithm (its error from the
-    spread within each stretch between resamplings, as if they were independent);
-    `positions`; `ess`, the effective number of paths at each node, by how many of them
-    share a particle there (after the last observation, at that); `num_resampled`, how
-    often; `num_lost`, how many particles were not finite before the last observation.
+    Attributes:
+        evidence: The logarithm of an unbiased estimate of `p(y)`. Its error is from
+            the spread within each stretch between resamplings, as if the stretches
+            were independent.
+        positions: States at the grid's nodes, shape `(nodes, paths, state)`.
+        ess: The effective number of paths at each node, by how many of them share a
+            particle there; after the last observation, that at it. Shape `(nodes,)`.
+        num_resampled: How often particles were resampled.
+        num_lost: How many particles were not finite before the last observation.
     """
 
     evidence: Estimate
@@ -88,8 +92,9 @@ def twisted_filter(
     next. Where the noise drives fewer directions than there are states no other
     particle leads there, and paths are their ancestors'.
 
-    **Source:** Whiteley and Lee (2014); Guarniero, Johansen and Lee (2017); backward,
-    Dau and Chopin (2023).
+    Source:
+        Whiteley and Lee (2014); Guarniero, Johansen and Lee (2017); backward, Dau and
+        Chopin (2023).
     """
     keys = jax.random.split(key, 3)
     end, cloud = _forward(

@@ -18,14 +18,23 @@ _NUM_NODES = 8
 
 
 class VaryingSDE(AbstractLinearSDE):
-    """`dX = (A(t) X + b(t) + C u) dt + sigma(t) dW`.
+    """A linear SDE whose coefficients vary with time.
 
-    `evaluate(t)` returns `A (state, state)`, `b (state,)` and `sigma (state,
-    brownian)`, and may be any Equinox module.
+        dX = (A(t) X + b(t) + C u) dt + sigma(t) dW
 
     `W(s) = Phi(t + dt, s)`, `dW/ds = -W A(s)`, is solved backward through the Gauss
-    nodes of the step, one Dormand and Prince step of order 8 from each to the next;
-    mean and covariance are sums over the nodes.
+    nodes of the step, by one step of Dormand and Prince's method of order 8 from each
+    node to the next. Mean and covariance are sums over the nodes.
+
+    Arguments:
+        evaluate: From `t`, a scalar, to `A`, shape `(state, state)`, `b`, shape
+            `(state,)`, and `sigma`, shape `(state, brownian)`. It may be any Equinox
+            module, whose arrays are trained.
+        initial: The law of `X` at the first time.
+        input_matrix: `C`, shape `(state, inputs)`, or `None` for no inputs.
+
+    Raises:
+        ValueError: For shapes that do not agree.
     """
 
     time_invariant: ClassVar[bool] = False
@@ -41,10 +50,7 @@ class VaryingSDE(AbstractLinearSDE):
         *,
         input_matrix: ArrayLike | None = None,
     ) -> None:
-        """Check the shapes at time zero.
-
-        **Raises:** `ValueError` for shapes that do not agree.
-        """
+        """Check the shapes at time zero."""
         self.evaluate = evaluate
         self.initial = initial
         self.input_matrix = as_input_matrix(input_matrix)
@@ -57,13 +63,29 @@ class VaryingSDE(AbstractLinearSDE):
             )
 
     def coefficients(self, t: Float[Array, ""]) -> Coefficients:
-        """Return `A`, `b` and `sigma` at `t`."""
+        """Return `A`, `b` and `sigma` at `t`.
+
+        Arguments:
+            t: The time, a scalar.
+
+        Returns:
+            What `evaluate(t)` returns.
+        """
         return Coefficients(*self.evaluate(t))
 
     def transition(
         self, t: Float[Array, ""], dt: Float[Array, ""], inputs: Inputs | None = None
     ) -> Transition:
-        """Return the step from `t` to `t + dt`, exact to the order of its nodes."""
+        """Return the step from `t` to `t + dt`, exact to the order of its nodes.
+
+        Arguments:
+            t: The time at which the step starts, a scalar.
+            dt: The length of the step, not negative.
+            inputs: `u`, shape `(inputs,)`, held constant over the step, or `None`.
+
+        Returns:
+            The law of `X(t + dt)` given `X(t)`.
+        """
         nodes, weights = gauss_nodes(dt.dtype)
         flows = _flows_to_end(lambda s: self.coefficients(t + s * dt).matrix, dt, nodes)
         at_nodes = jax.vmap(lambda s: self.coefficients(t + s * dt))(nodes)
