@@ -68,9 +68,17 @@ class Samples(NamedTuple):
 
 
 def uniform_edges(problem: Problem, intervals: int) -> list[np.ndarray]:
-    """Return `intervals` equal intervals for the longest trajectory, as long in others.
+    """Return edges of intervals that are equal over all trajectories, up to rounding.
 
-    **Raises:** `ValueError` unless `intervals` is a positive integer.
+    Arguments:
+        problem: The problem whose trajectories are cut.
+        intervals: How many intervals the longest trajectory has.
+
+    Returns:
+        One array of edges, `(edges,)`, for each trajectory, in units of time.
+
+    Raises:
+        ValueError: Unless `intervals` is a positive integer.
     """
     whole = isinstance(intervals, int | np.integer) and not isinstance(intervals, bool)
     if not whole or intervals < 1:
@@ -82,7 +90,16 @@ def uniform_edges(problem: Problem, intervals: int) -> list[np.ndarray]:
 
 
 def aligned_edges(problem: Problem, every: int = 1) -> list[np.ndarray]:
-    """Return edges at each `every`-th sample, so that samples fall on nodes."""
+    """Return edges at each `every`-th sample, so that samples fall on nodes.
+
+    Arguments:
+        problem: The problem whose samples are taken.
+        every: From how many samples to the next edge; a positive integer.
+
+    Returns:
+        One array of edges, `(edges,)`, for each trajectory, in units of time. The ends
+        of the span are among them.
+    """
     edges = []
     for trajectory in problem.data:
         inside = np.unique(np.concatenate([trajectory.ts[::every], _span(trajectory)]))
