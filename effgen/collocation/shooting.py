@@ -244,8 +244,8 @@ class ShootingTrainer(AbstractTrainer):
             key: Not used.
 
         Returns:
-            The next state, and the metrics `loss`, `misfit`, `gap` (the root mean square
-            of the jumps) and `grad_norm`.
+            The next state, and the metrics `loss`, `misfit`, `gap` (the root mean
+            square of the jumps) and `grad_norm`.
         """
         (loss, parts), gradients = eqx.filter_value_and_grad(self._loss, has_aux=True)(
             state.model, batch
@@ -331,7 +331,7 @@ def integrated(
     inputs: Any,
     stops: tuple[Array, Array] | None = None,
 ) -> Float[Array, "ts state"]:
-    """Solve to the last of `ts`; NaN if that fails. Steps end at `stops`, as at a pulse."""
+    """Solve to the last of `ts`; NaN if that fails. Steps end at `stops` (pulses)."""
     controller = diffrax.PIDController(integration.rtol, integration.atol)
     if stops is not None:
         steps, jumps = (part if len(part) else None for part in stops)
@@ -369,7 +369,7 @@ def integrate(
     rtol: float = 1e-8,
     atol: float = 1e-8,
 ) -> Float[Array, "ts state"]:
-    """Return what `simulate` does, for JAX's transformations; NaN where the solver fails.
+    """Return what `simulate` does, for JAX to transform; NaN where the solver fails.
 
     Arguments:
         problem: The problem whose law is integrated.
