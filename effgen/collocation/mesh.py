@@ -22,12 +22,20 @@ class Mesh(eqx.Module):
 
     The nodes of a trajectory are its start and the stages of its intervals in turn.
 
-    **Attributes:** `edges`, of each trajectory's intervals; `stages`; `left` and
-    `inner`, the nodes where each interval starts, and of its stages; `lengths`;
-    `starts` and `ends`, the first and last node of each trajectory; `links`, the last
-    node of a trajectory and the first of the one that follows it; `ts` and `inputs`,
-    at the nodes: where an interval ends, of just before; `shifts`, what doses add to
-    the state where each interval starts.
+    Attributes:
+        edges: The edges of each trajectory's intervals, `(edges,)`, in units of time.
+        stages: The number of stages of each interval.
+        left: The node where each interval starts, `(intervals,)`.
+        inner: The nodes of its stages, `(intervals, stages)`.
+        lengths: The intervals' lengths, `(intervals,)`.
+        starts: The first node of each trajectory, `(trajectories,)`.
+        ends: The last node of each trajectory, `(trajectories,)`.
+        links: The last node of a trajectory and the first of the one that follows it,
+            `(links, 2)`.
+        ts: The nodes' times, `(nodes,)`; where an interval ends, of just before.
+        inputs: The inputs there, `(nodes, inputs)`.
+        shifts: What doses add to the state where each interval starts,
+            `(intervals, state)`.
     """
 
     edges: tuple[Float[np.ndarray, " edges"], ...]
