@@ -75,9 +75,6 @@ class DerivativeMatchingTrainer(AbstractTrainer):
         scale: The slopes' standard deviation, one number for each state, in the
             states' units by time.
 
-    Metrics:
-        `loss` and `grad_norm`.
-
     Source:
         Varah (1982); with networks, Roesch, Rackauckas and Stumpf (2021).
     """
@@ -123,7 +120,7 @@ class DerivativeMatchingTrainer(AbstractTrainer):
             key: Not used.
 
         Returns:
-            The state one step later, and the metrics.
+            The state one step later, and the metrics `loss` and `grad_norm`.
         """
         loss, gradients = eqx.filter_value_and_grad(self._loss)(state.model, batch)
         model, opt_state = apply_gradients(
