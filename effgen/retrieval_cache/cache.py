@@ -360,7 +360,8 @@ def block_size(capacity: int) -> int:
     """Return how many rows make a block: about the root of all, a power of two.
 
     Arguments:
-        capacity: Rows in all; a block has 16 to 32,768 of them, or all where they are few.
+        capacity: Rows in all; a block has 16 to 32,768 of them, or all where they are
+            few.
     """
     root = 1 << (max(capacity, 1).bit_length() - 1) // 2
     return min(max(root, _LEAST_BLOCK), _MOST_BLOCK, capacity)

@@ -281,7 +281,7 @@ def answers(corpus: Corpus) -> Relevant:
 
 
 def graded(corpus: Corpus) -> Relevant:
-    """Return what `evaluate` is to find for nDCG: partial answers too, with their gains.
+    """Return what `evaluate` is to find for nDCG: partial answers too, and their gains.
 
     Arguments:
         corpus: The corpus. Measures other than nDCG take any gain for an answer.
