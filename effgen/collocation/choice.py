@@ -159,7 +159,8 @@ def choose(
 
     Raises:
         TrainingError: If the law without networks cannot be fitted.
-        ValueError: For a model without networks.
+        ValueError: For a model without networks, or a weight decay that is not one
+            number.
 
     Source:
         MacKay (1992).

@@ -164,7 +164,8 @@ def pretrain(
         transcription: The problem on its mesh.
         key: The JAX random key of the minibatches.
         num_steps: The number of gradient steps.
-        rate: The first step size, in parts of the size of each parameter.
+        rate: The first step size, in parts of the size of each parameter; weights of
+            networks count as of size one.
 
     Returns:
         The fitted model.

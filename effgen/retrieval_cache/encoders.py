@@ -148,8 +148,8 @@ class Transformer(eqx.Module):
         compute: The type that products are computed in.
 
     Raises:
-        ValueError: For sizes below 1, heads that do not divide the width, or a dropout
-            that is no share below 1.
+        ValueError: For `num_words` or `length` below 1, heads that do not divide the
+            width, or a dropout that is no share below 1.
     """
 
     words: Float[Array, "words width"]
