@@ -144,7 +144,7 @@ def linear_solvers() -> tuple[str, ...]:
 
     Returns:
         Names for `Ipopt(linear_solver=...)`: some of `ma57`, `ma27`, `ma97`, `ma86` and
-        `mumps`.
+            `mumps`.
 
     Raises:
         ImportError: Without cyipopt.

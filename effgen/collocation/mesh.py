@@ -106,7 +106,7 @@ def aligned_edges(problem: Problem, every: int = 1) -> list[np.ndarray]:
 
     Returns:
         One array of edges, `(edges,)`, for each trajectory, in units of time. The ends
-        of the span are among them.
+            of the span are among them.
     """
     edges = []
     for trajectory in problem.data:

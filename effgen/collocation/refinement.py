@@ -48,7 +48,7 @@ def residuals(
 
     Returns:
         The residuals, `(ts, state)`, by time; of algebraic components in their own
-        units.
+            units.
 
     Raises:
         ValueError: For times outside of the trajectory, or a trajectory that is not
@@ -99,7 +99,7 @@ def accuracy(transcription: Transcription, state: TrainState) -> MeshError | Non
 
     Returns:
         The error of the mesh; `None` where it cannot be told: residuals that are not
-        finite between nodes, or equations that do not determine the states.
+            finite between nodes, or equations that do not determine the states.
 
     Raises:
         ValueError: For a state of another mesh.

@@ -245,7 +245,7 @@ class ShootingTrainer(AbstractTrainer):
 
         Returns:
             The next state, and the metrics `loss`, `misfit`, `gap` (the root mean
-            square of the jumps) and `grad_norm`.
+                square of the jumps) and `grad_norm`.
         """
         (loss, parts), gradients = eqx.filter_value_and_grad(self._loss, has_aux=True)(
             state.model, batch
@@ -378,8 +378,7 @@ def integrate(
         ts: Times that rise, `(ts,)`.
         inputs: A function of the time to `(inputs,)` that JAX can trace.
         solver: Diffrax's; `Tsit5` by default, `Kvaerno5()` for stiff models.
-        adjoint: Diffrax's; by default `RecursiveCheckpointAdjoint`, for derivatives in
-            reverse. `ForwardMode()` is for forward ones, as of `propagated`.
+        adjoint: Diffrax's; by default reverse, `ForwardMode()` for forward derivatives.
         rtol: The relative tolerance.
         atol: The absolute tolerance, in the states' units.
 

@@ -118,7 +118,7 @@ class Solution(eqx.Module):
 
         Returns:
             The states, `(rows, stages + 1, state)`, in their units; the start's after a
-            dose there.
+                dose there.
         """
         counts = np.array([len(e) - 1 for e in self.edges])
         owner = np.searchsorted(np.cumsum(counts), intervals, side="right")

@@ -136,13 +136,13 @@ class CollocationTrainer(AbstractHostTrainer):
 
         Returns:
             The state one step later, and the metrics: `loss`, the objective; `status`,
-            Ipopt's code, and `iterations`; `primal_infeasibility` and
-            `dual_infeasibility` at the end; `seconds` of the solve, `evaluating`, of
-            these in our functions, and `copied_bytes` between device and host;
-            `variables`, `constraints`, `jacobian_entries`, `hessian_entries`; `trace`,
-            `(max_iter + 1, 7)`, of each iteration, NaN past the end: the objective, the
-            primal and dual infeasibility, the barrier, the norm and size of the step,
-            and the regularization; `result`.
+                Ipopt's code, and `iterations`; `primal_infeasibility` and
+                `dual_infeasibility` at the end; `seconds` of the solve, `evaluating`,
+                of these in our functions, and `copied_bytes` between device and host;
+                `variables`, `constraints`, `jacobian_entries`, `hessian_entries`;
+                `trace`, `(max_iter + 1, 7)`, of each iteration, NaN past the end: the
+                objective, the primal and dual infeasibility, the barrier, the norm and
+                size of the step, and the regularization; `result`.
 
         Raises:
             RuntimeError: If a stored derivative is not the function's.

@@ -76,7 +76,7 @@ def covariance(
 
     Returns:
         The covariance of the model, and the standard deviations of states and
-        residuals.
+            residuals.
 
     Raises:
         ValueError: If the state is of another mesh; if the data leave a direction open,

@@ -221,7 +221,8 @@ class CrossBatchTrainer(AbstractTrainer):
 
         Returns:
             The next state, and the metrics `loss`, in nats, `scale`, `grad_norm`, and
-            the queue's `coverage`, `age` and `oldest`, as of `NegativeCacheTrainer`.
+                the queue's `coverage`, `age` and `oldest`, as of
+                `NegativeCacheTrainer`.
         """
         pairs, cache = as_pairs(batch), state.memory
         keys, found = jax.random.split(key, 3), marks(as_pairs(batch))
@@ -330,7 +331,7 @@ class FullSoftmaxTrainer(AbstractTrainer):
 
         Returns:
             The next state, and the metrics `loss`, in nats, `scale`, `grad_norm`, and
-            `differing`, as of `NegativeCacheTrainer`.
+                `differing`, as of `NegativeCacheTrainer`.
         """
 
         def loss(model: PyTree) -> tuple[Array, None]:

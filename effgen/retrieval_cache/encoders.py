@@ -67,7 +67,7 @@ class HashedBag(eqx.Module):
 
         Returns:
             The embeddings, `(batch, size)`; NaN of a text with a token past the
-            vocabulary.
+                vocabulary.
 
         Raises:
             TypeError: For what is no array of tokens.
@@ -199,7 +199,7 @@ class Transformer(eqx.Module):
 
         Returns:
             The embeddings, `(batch, size)`; NaN of a text with a token past the
-            vocabulary.
+                vocabulary.
 
         Raises:
             TypeError: For what is no array of tokens.

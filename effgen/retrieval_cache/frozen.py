@@ -121,9 +121,9 @@ class FrozenDocumentsTrainer(AbstractTrainer):
 
         Returns:
             The next state, and the metrics `loss`, in nats; `positive`, the mean share
-            of the softmax that positives have; `scale`; `missing`, -1, or the number
-            of a document that the index has not, and then the step is refused;
-            `grad_norm`.
+                of the softmax that positives have; `scale`; `missing`, -1, or the
+                number of a document that the index has not, and then the step is
+                refused; `grad_norm`.
         """
         pairs, index = _checked(batch), state.memory
         own, excluded = answering(index, pairs)

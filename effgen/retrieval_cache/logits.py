@@ -252,7 +252,7 @@ def cache_logit(
 
     Returns:
         The logits, as of `pseudo_logit`; the draws; their embeddings now, to be written
-        back.
+            back.
 
     Raises:
         ValueError: Without `batch` and `known`, for a query's own document would count

@@ -241,13 +241,12 @@ class PositivesIn(AbstractRefresh):
     already is embedded anew in its place. The cache then holds documents as often as
     they are asked for. `frequencies` corrects for that: a row's scores are lowered by
     the logarithm of the chance `1 - exp(-frequency * turnover)` that it is there,
-    `turnover` the age of the oldest row in steps. Rows that are drawn and written back
-    stay longer than that.
+    `turnover` the age of the oldest row in steps. Rows written back stay longer.
 
     Arguments:
         frequencies: How often each document number is in a batch per step, in
-            expectation, `(corpus,)`; by default no correction. A document past its end,
-            or without a number, counts as asked for as often as the mean.
+            expectation, `(corpus,)`; by default no correction. Of a document past its
+            end, or without a number, the mean counts.
     """
 
     replaces: ClassVar[bool] = True

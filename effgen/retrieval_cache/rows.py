@@ -171,8 +171,8 @@ class ByteRows(AbstractRows):
             queries: Embeddings, `(queries, size)`.
 
         Returns:
-            `(queries, rows)`, summed in float32. Factors are bfloat16, and float32 on
-            a CPU.
+            `(queries, rows)`, summed in float32. Factors are bfloat16, and float32 on a
+                CPU.
         """
         products = jnp.matmul(
             queries.astype(_narrow()),
@@ -190,8 +190,8 @@ class ByteRows(AbstractRows):
             weights: `(queries, rows)`.
 
         Returns:
-            `(queries, size)`, summed in float32. Factors are bfloat16, and float32 on
-            a CPU.
+            `(queries, size)`, summed in float32. Factors are bfloat16, and float32 on a
+                CPU.
         """
         return jnp.matmul(
             (weights * self.scale[None]).astype(_narrow()),

@@ -145,7 +145,7 @@ def top_k(
 
     Returns:
         The scores, best first, and their rows, both `(queries, k)`. Scores are `-inf`
-        where a query has fewer than `k` negatives.
+            where a query has fewer than `k` negatives.
 
     Raises:
         ValueError: For a `k` below 1, or more than there are rows.

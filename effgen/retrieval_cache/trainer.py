@@ -151,20 +151,21 @@ class NegativeCacheTrainer(AbstractTrainer):
 
         Returns:
             The next state, and the metrics: `loss`, an estimate of the mean
-            cross-entropy over the corpus, in nats; `positive`, the mean share of the
-            softmax that positives have; `beyond_batch`, that of all documents outside
-            the batch: where it is small, a batch's own negatives tell as much for less
-            (`GumbelMax`: of all but the positive); `cache_loss`, the mean
-            log-partition over the cache; `scale`, one over the temperature;
-            `staleness`, `score_drift` and `ess`, of the draws (`Corrected`);
-            `possible_bias`, about how far the gradient's mean may be off, as a share
-            of its length: above 0.2, lower the learning rate, refresh more rows, draw
-            more negatives, or let a batch begin; `coverage`, the share of the rows
-            that hold a document (`fill` makes a few rows more than documents); `age`,
-            the mean of these in steps, and `oldest`; `refused`, embeddings not finite
-            and so not written; `differing`, -1, or the number of a document that the
-            cache has other content of, and then the step is refused
-            (`RESULTS.documents_differ`), not with `PositivesIn`; `grad_norm`.
+                cross-entropy over the corpus, in nats; `positive`, the mean share of
+                the softmax that positives have; `beyond_batch`, that of all documents
+                outside the batch: where it is small, a batch's own negatives tell as
+                much for less (`GumbelMax`: of all but the positive); `cache_loss`, the
+                mean log-partition over the cache; `scale`, one over the temperature;
+                `staleness`, `score_drift` and `ess`, of the draws (`Corrected`);
+                `possible_bias`, about how far the gradient's mean may be off, as a
+                share of its length: above 0.2, lower the learning rate, refresh more
+                rows, draw more negatives, or let a batch begin; `coverage`, the share
+                of the rows that hold a document (`fill` makes a few rows more than
+                documents); `age`, the mean of these in steps, and `oldest`; `refused`,
+                embeddings not finite and so not written; `differing`, -1, or the number
+                of a document that the cache has other content of, and then the step is
+                refused (`RESULTS.documents_differ`), not with `PositivesIn`;
+                `grad_norm`.
         """
         pairs, keys = as_pairs(batch), jax.random.split(key)
 
