@@ -49,7 +49,7 @@ Table = Array | np.ndarray
 class Problem(eqx.Module):
     """A physics-enhanced neural ODE and its data.
 
-        minimize   mean of ((y - observe(t, x, u, p, nets)) / scale)^2 / 2 over all values
+        minimize   mean of ((y - observe(t, x, u, p, nets)) / scale)^2 / 2 over values
                    + sum over trajectories of (integral of lagrange dt + mayer)
                    + penalty(p, nets) + weight_decay |nets|^2 / 2
         subject to dx/dt = vector_field(t, x, u, p, nets)
@@ -64,8 +64,8 @@ class Problem(eqx.Module):
         num_algebraic: How many of the states, the last ones, are algebraic.
         scale: What a residual of each output is divided by, a number or `(outputs,)`,
             in its units. With the noise's standard deviation, the misfit is a
-            log-likelihood. By default the fit estimates the outputs' noise: `scale` begins
-            at their standard deviations in the data, keeps the geometric mean of
+            log-likelihood. By default the fit estimates the outputs' noise: `scale`
+            begins at their standard deviations in the data, keeps the geometric mean of
             these, and takes the ratios of the noise.
         nominal: The size of each state, a number or `(state,)`, in its units. The
             solver sees states divided by it. By default the largest absolute value in
