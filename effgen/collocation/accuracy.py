@@ -34,10 +34,13 @@ _AT_LEAST = 0.2  # of the largest interval's part: an interval that matters
 class MeshError(NamedTuple):
     """The error that a mesh makes, for a model and starts as they are.
 
-    **Attributes:** `ratio`, by output, the root mean square of the error at samples,
-    divided by the residuals' own; `share`, by output, divided by the output's standard
-    deviation in the data; `local`, what each interval adds to the states, divided by
-    `nominal`.
+    Attributes:
+        ratio: The root mean square of the error at samples, divided by the residuals'
+            own, `(outputs,)`.
+        share: The same, divided by the output's standard deviation in the data,
+            `(outputs,)`.
+        local: What each interval adds to the states, divided by `nominal`,
+            `(intervals,)`.
     """
 
     ratio: Float[np.ndarray, " outputs"]
@@ -51,7 +54,11 @@ class MeshError(NamedTuple):
         return float(np.max(allowed, initial=0.0))
 
     def guilty(self) -> np.ndarray:
-        """Return the intervals that make most of the error, the worst first."""
+        """Return the intervals that make most of the error, the worst first.
+
+        Returns:
+            Their indices, counted over all trajectories.
+        """
         order = np.argsort(-self.local)
         return order[self.local[order] >= _AT_LEAST * self.local.max(initial=0.0)]
 
@@ -69,7 +76,8 @@ def mesh_error(
     error `e` follows from `e(t) = e(start) + integral of (d vector_field / dx) e + q`,
     solved on the mesh itself.
 
-    **Source:** Zadunaisky (1976); Dutt, Greengard and Rokhlin (2000).
+    Source:
+        Zadunaisky (1976); Dutt, Greengard and Rokhlin (2000).
     """
     problem, mesh = transcription.problem, transcription.mesh
     z = nlp.joined(np.asarray(solution.positions))

@@ -27,12 +27,20 @@ _SETTLED = 0.1
 
 
 class Deviation(eqx.Module):
-    """A network that is zero where its weights are: `law + deviation` is `law` then.
+    """A network whose last weights at zero make it zero: `law + deviation` is `law`.
 
         last @ tanh(first (x - center) / scale + bias)
 
-    **Attributes:** `center` and `scale` of the inputs, numbers or `(inputs,)`, are not
-    trained.
+    The weights `first`, `bias` and `last` are drawn at random and trained.
+
+    Arguments:
+        inputs: The number of inputs of the network.
+        width: The number of hidden units.
+        center: What is subtracted from the inputs, a number or `(inputs,)`, in their
+            units; not trained.
+        scale: What the inputs are divided by, a number or `(inputs,)`, in their units;
+            not trained.
+        key: The JAX random key of the weights.
     """
 
     first: Float[Array, "width inputs"]
@@ -61,7 +69,14 @@ class Deviation(eqx.Module):
         self.center, self.scale = full(center), full(scale)
 
     def __call__(self, x: Float[Array, " inputs"]) -> Float[Array, ""]:
-        """Return the deviation at one input."""
+        """Return the deviation at one input.
+
+        Arguments:
+            x: The input, `(inputs,)`, or a scalar for one input.
+
+        Returns:
+            A scalar, in the units of what it is added to.
+        """
         unit = (jnp.reshape(x, -1) - jnp.array(self.center)) / jnp.array(self.scale)
         return self.last @ jnp.tanh(self.first @ unit + self.bias)
 
@@ -78,11 +93,15 @@ class Without(eqx.Module):
 
 
 class Choice(NamedTuple):
-    """The law that was chosen.
+    """The law that was chosen, as `choose` returns it.
 
-    **Attributes:** `state` and `transcription`, for `covariance`, `simulate` and the
-    like; `evidence`, of the law with its networks, and `plain`, without; `network`,
-    whether it has them.
+    Attributes:
+        state: The trained state, for `simulate`, `covariance` and the like.
+        transcription: The transcription that `state` was solved on.
+        evidence: The evidence of the law with its networks; `None` where no fit with
+            them succeeded.
+        plain: The evidence of the law without networks.
+        network: Whether the chosen law has its networks.
     """
 
     state: TrainState
@@ -122,16 +141,29 @@ def choose(
 ) -> Choice:
     """Fit the law without its networks and with them; keep what the evidence prefers.
 
-    Without: all weights zero, so that networks should be a deviation from a law that
-    the parameters have, such as `Deviation`. With: begun at that solution, the weights'
-    prior by MacKay's fixed point, `alpha <- gamma / |w|^2`, in at most `turns` warm
-    solves; a step in `log(alpha)` that lowers the evidence is halved, and the best is
-    kept. Where residuals are correlated, data count by as much less.
+    Without: all weights are held at zero. So the networks should be a deviation from a
+    law that the parameters have, such as `Deviation`. With: the fit begins at that
+    solution. The weights' prior follows MacKay's fixed point, `alpha <- gamma / |w|^2`.
+    A step in `log(alpha)` that lowers the evidence is halved, and the best is kept.
+    Where residuals are correlated by `rho`, each counts for `(1 - rho) / (1 + rho)`.
 
-    **Raises:** `TrainingError` if the law without networks cannot be fitted;
-    `ValueError` for a model without networks.
+    Arguments:
+        trainer: The trainer of both fits.
+        model: A `Model`, a pair `(parameters, networks)`, or networks alone.
+        transcription: The problem on its mesh.
+        key: A JAX random key for `fit`.
+        turns: The most solves in each search for the weights' prior.
 
-    **Source:** MacKay (1992).
+    Returns:
+        The chosen law, with the evidence of both.
+
+    Raises:
+        TrainingError: If the law without networks cannot be fitted.
+        ValueError: For a model without networks, or a weight decay that is not one
+            number.
+
+    Source:
+        MacKay (1992).
     """
     model = as_trained(model)
     if not jax.tree.leaves(eqx.filter(model.networks, eqx.is_inexact_array)):

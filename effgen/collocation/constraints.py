@@ -12,7 +12,14 @@ from .trajectories import Trajectory
 
 
 class PathConstraint(NamedTuple):
-    """`lower <= function(t, x, u, p, nets) <= upper` at every node."""
+    """`lower <= function(t, x, u, p, nets) <= upper` at every node.
+
+    Arguments:
+        function: `(t, x, u, p, nets)` to a number or a vector.
+        lower: The lower bound, a number or one of each value; `-inf` for none.
+        upper: The upper bound, likewise; `inf` for none.
+        name: What messages call it.
+    """
 
     function: Callable[..., Array]
     lower: ArrayLike
@@ -21,7 +28,14 @@ class PathConstraint(NamedTuple):
 
 
 class BoundaryConstraint(NamedTuple):
-    """`lower <= function(x_start, x_end, p, nets) <= upper` on every trajectory."""
+    """`lower <= function(x_start, x_end, p, nets) <= upper` on every trajectory.
+
+    Arguments:
+        function: `(x_start, x_end, p, nets)` to a number or a vector.
+        lower: The lower bound, a number or one of each value; `-inf` for none.
+        upper: The upper bound, likewise; `inf` for none.
+        name: What messages call it.
+    """
 
     function: Callable[..., Array]
     lower: ArrayLike
@@ -30,7 +44,14 @@ class BoundaryConstraint(NamedTuple):
 
 
 class ModelConstraint(NamedTuple):
-    """`lower <= function(p, nets) <= upper`, such as a network's zero crossing."""
+    """`lower <= function(p, nets) <= upper`, such as a network's zero crossing.
+
+    Arguments:
+        function: `(p, nets)` to a number or a vector.
+        lower: The lower bound, a number or one of each value; `-inf` for none.
+        upper: The upper bound, likewise; `inf` for none.
+        name: What messages call it.
+    """
 
     function: Callable[..., Array]
     lower: ArrayLike
@@ -42,6 +63,12 @@ class LinkConstraint(NamedTuple):
     """`lower <= function(x_end, x_start, p, nets) <= upper` between two phases.
 
     `x_end` is where a trajectory ends, `x_start` where the one that follows it begins.
+
+    Arguments:
+        function: `(x_end, x_start, p, nets)` to a number or a vector.
+        lower: The lower bound, a number or one of each value; `-inf` for none.
+        upper: The upper bound, likewise; `inf` for none.
+        name: What messages call it.
     """
 
     function: Callable[..., Array]

@@ -14,10 +14,18 @@ def windows(
     """Return problems of the first part of every trajectory, growing to the whole.
 
     Each ends at a sample. Their transcriptions are the data of one run: a level begins
-    from the states and multipliers of the window before, and past it from the smoothed
-    data. Scales are those of all data.
+    from the states and multipliers of the window before. Past that window it begins
+    from the smoothed data. Scales are those of all data.
 
-    **Raises:** `ValueError` unless `shares` grow to 1.
+    Arguments:
+        problem: The problem of the whole trajectories.
+        shares: Which parts of each trajectory's span, growing, the last one 1.
+
+    Returns:
+        One problem for each share.
+
+    Raises:
+        ValueError: Unless `shares` are positive and grow to 1.
     """
     if list(shares) != sorted(set(shares)) or not 0 < shares[0] or shares[-1] != 1:
         raise ValueError(f"`shares` is {list(shares)}: pass growing numbers up to 1.")

@@ -15,9 +15,12 @@ from .derivatives import (
 class AbstractCurvature(eqx.Module):
     """A choice of the Lagrangian's second derivatives.
 
-    `blocks(nlp, z, multipliers, factor, pairs)` are they, or `None` where Ipopt makes
-    its own approximation; `lagrangian(nlp, z, at, multipliers)` has them as its Hessian
-    at `at`, for a check; `name` is for messages.
+    Attributes:
+        blocks: `(nlp, z, multipliers, factor, pairs)` to the second derivatives, or
+            `None` where Ipopt makes its own approximation.
+        lagrangian: `(nlp, z, at, multipliers)` to a function's value whose Hessian at
+            `at` is these derivatives, for a check; or `None`.
+        name: What messages call it.
     """
 
     blocks: eqx.AbstractClassVar[Any]
@@ -26,7 +29,13 @@ class AbstractCurvature(eqx.Module):
 
 
 class ExactHessian(AbstractCurvature):
-    """The Lagrangian's own Hessian: the fewest iterations."""
+    """The Lagrangian's own Hessian: the fewest iterations. It has no arguments.
+
+    Attributes:
+        blocks: The exact second derivatives.
+        lagrangian: The Lagrangian.
+        name: `"exact Hessian"`.
+    """
 
     blocks: ClassVar[Any] = staticmethod(exact_blocks)
     lagrangian: ClassVar[Any] = staticmethod(exact_lagrangian)
@@ -34,7 +43,15 @@ class ExactHessian(AbstractCurvature):
 
 
 class GaussNewton(AbstractCurvature):
-    """The misfit's with linearized residuals, and the costs'; none of constraints."""
+    """The curvature of linearized residuals and of costs, none of constraints.
+
+    It has no arguments.
+
+    Attributes:
+        blocks: The second derivatives of Gauss and Newton.
+        lagrangian: The function that has them as its Hessian.
+        name: `"Gauss and Newton"`.
+    """
 
     blocks: ClassVar[Any] = staticmethod(gauss_newton_blocks)
     lagrangian: ClassVar[Any] = staticmethod(gauss_newton_lagrangian)
@@ -42,7 +59,16 @@ class GaussNewton(AbstractCurvature):
 
 
 class LimitedMemory(AbstractCurvature):
-    """Ipopt's quasi-Newton updates: cheap for many parameters, more iterations."""
+    """Ipopt's quasi-Newton updates: cheap for many parameters, more iterations.
+
+    It has no arguments. With it the trainer does not estimate the ratios of the
+    outputs' noise, and `covariance` refuses it.
+
+    Attributes:
+        blocks: `None`.
+        lagrangian: `None`.
+        name: `"limited memory"`.
+    """
 
     blocks: ClassVar[Any] = None
     lagrangian: ClassVar[Any] = None

@@ -28,7 +28,8 @@ def derivative_pattern(
 
     True for all values of `x` and `rest`: a branch that is not taken counts as well.
 
-    **Source:** Walther (2012), of dependence by propagation; Hill and Dalle (2025).
+    Source:
+        Walther (2012), of dependence by propagation; Hill and Dalle (2025).
     """
 
     def along(v: Array, x: Array, *rest: Array) -> Array:

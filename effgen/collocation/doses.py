@@ -14,7 +14,8 @@ def checked_doses(
 ) -> tuple[tuple[float, np.ndarray], ...]:
     """Return times and amounts in order of the time.
 
-    **Raises:** `ValueError` for times outside of the span, or that stand twice.
+    Raises:
+        ValueError: For times outside of the span, or that stand twice.
     """
     found = []
     for dose in doses:

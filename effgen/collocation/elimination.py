@@ -21,10 +21,15 @@ _AT_ONCE = 64
 class Eliminated(NamedTuple):
     """`dz = P df`: what the linearized equations make of the free numbers `f`.
 
-    **Attributes:** `free`, the model's numbers and the differential states at starts,
-    but for what is held fixed; `rest`, the variables that follow from them; `fixed`;
-    `factors`, of the equations by the rest; `by_free`, of these by the free; `rows`,
-    the Jacobian of all other constraints.
+    Attributes:
+        free: The model's numbers and the differential states at starts, but for what is
+            held fixed.
+        rest: The variables that follow from them.
+        fixed: Those of the rest that are held fixed.
+        factors: Of the equations by the rest.
+        by_free: The equations' derivatives by the free.
+        rows: The Jacobian of all other constraints.
+        size: The number of variables.
     """
 
     free: Int[np.ndarray, " free"]
@@ -57,7 +62,8 @@ def eliminated(
 ) -> Eliminated:
     """Return the map of what is free to all variables.
 
-    **Raises:** `ValueError` if the equations do not determine the states.
+    Raises:
+        ValueError: If the equations do not determine the states.
     """
     size, problem = len(z), nlp.problem
     num_equations = sum(int(np.prod(s)) for s in constraint_shapes(nlp)[:2])

@@ -26,13 +26,18 @@ _MOST_CORRELATED = 0.8
 
 
 class Evidence(NamedTuple):
-    """What a fit says of itself.
+    """The evidence of a fit and what it was computed from, as `evidence` returns it.
 
-    **Attributes:** `log_evidence`, of the data, but for a constant that laws of the
-    same parameters share; `effective`, how many weights of the networks the data
-    decide, `gamma`; `precision`, of the weights' prior, `alpha`; `noise`, the standard
-    deviation of each output in its own units; `correlation` of neighboring residuals;
-    `deviations`, of the model's numbers, with their `names`.
+    Attributes:
+        log_evidence: The log probability of the data, but for a constant that laws of
+            the same parameters share.
+        effective: `gamma`, how many weights of the networks the data decide.
+        precision: `alpha`, the precision of the weights' prior.
+        noise: The standard deviation of each output in its own units, `(outputs,)`.
+        correlation: The correlation of neighboring residuals.
+        deviations: The standard deviation of each number of the raveled model,
+            `(model,)`; zero for what is not free.
+        names: The names of these numbers.
     """
 
     log_evidence: float
@@ -52,17 +57,26 @@ def evidence(
         log p = -tau (SS / (2 sigma^2) + n log sigma) - alpha |w|^2 / 2
                 + k log(alpha) / 2 - logdet(H) / 2
 
-    `H = tau J^T J / sigma^2 + alpha` over model and free starts, trajectories
-    eliminated (Gauss and Newton's); `tau = (1 - rho) / (1 + rho)` for residuals
-    correlated by `rho`; `alpha = tau n weight_decay / sigma^2`; and `sigma^2 = tau SS /
-    (tau n - leverage)`.
+    `H = tau J^T J / sigma^2 + alpha` over model and free starts, by Gauss and Newton,
+    with the states eliminated. For residuals correlated by `rho`,
+    `tau = (1 - rho) / (1 + rho)`. Further, `alpha = tau n weight_decay / sigma^2` and
+    `sigma^2 = tau SS / (tau n - leverage)`.
 
-    **Arguments:** `correlation`, `rho`: that of the residuals is in the result.
+    Arguments:
+        transcription: The transcription that `state` was solved on.
+        state: The trained state of a `CollocationTrainer`.
+        correlation: `rho`, in `[0, 1)`. That of the residuals is in the result.
 
-    **Raises:** `ValueError` for a state of another mesh, a weight decay that is not one
-    number, or one of zero with networks.
+    Returns:
+        The evidence, the noise, and what the data decide.
 
-    **Source:** MacKay (1992).
+    Raises:
+        ValueError: For a state of another mesh, a `correlation` out of range, a weight
+            decay that is not one number, or one of zero with networks; where the
+            equations do not determine the states, or the point is no minimum.
+
+    Source:
+        MacKay (1992).
     """
     if not same_mesh(state.memory, transcription.mesh) or state.opt_state is None:
         raise ValueError(OTHER_MESH)

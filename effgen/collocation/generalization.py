@@ -27,8 +27,16 @@ from .transcription import Transcription
 def held_out(problem: Problem, indices: Sequence[int]) -> tuple[Problem, Problem]:
     """Return the problem without some trajectories, and one of these alone.
 
-    **Raises:** `IndexError` for trajectories that are not there; `ValueError` if none
-    is left.
+    Arguments:
+        problem: The problem of all trajectories.
+        indices: Which trajectories to hold out, counted from 0.
+
+    Returns:
+        The problem of the other trajectories, and the problem of those held out.
+
+    Raises:
+        IndexError: For trajectories that are not there.
+        ValueError: If none is held out, or none is left.
     """
     num = len(problem.data)
     if not all(0 <= i < num for i in indices):
@@ -52,11 +60,14 @@ def _of(problem: Problem, indices: list[int]) -> Problem:
 class Extrapolation(NamedTuple):
     """How simulations of a trained model fare on a problem's trajectories.
 
-    **Attributes:** `errors`, the root mean square of `(y - outputs) / scale` of each
-    trajectory and output, NaN where the simulation fails or
-    nothing is measured; `distances`, how far each
-    simulation went from the nearest node of training, states divided by their spread
-    there; `states`, each trajectory's simulation at its samples.
+    Attributes:
+        errors: The root mean square of `(y - outputs) / scale`,
+            `(trajectories, outputs)`. NaN where the simulation fails or nothing is
+            measured.
+        distances: How far each simulation went from the nearest node of training,
+            `(trajectories,)`, states divided by their standard deviation there.
+        states: Each trajectory's simulation at its samples, `(obs, state)`, in the
+            states' units; NaN where the solver fails.
     """
 
     errors: Float[np.ndarray, "trajectories outputs"]
@@ -73,9 +84,16 @@ def extrapolation(
 ) -> Extrapolation:
     """Simulate every trajectory of a problem from its start, and compare.
 
-    **Arguments:** `visited`, the solution of the training problem; `starts`,
-    `(trajectories, state)`: by default what `initial` says, else the smoothed data;
-    `solver`, diffrax's.
+    Arguments:
+        problem: The problem of the trajectories to simulate, such as `held_out`'s.
+        model: The trained model.
+        visited: The solution of the training problem.
+        starts: The states at the starts, `(trajectories, state)`, in their units. By
+            default what `initial` says, else the smoothed data.
+        solver: Diffrax's solver; by default `Tsit5`.
+
+    Returns:
+        The errors, the distances from the training data, and the simulated states.
     """
     model = as_model(model)
     solver = diffrax.Tsit5() if solver is None else solver
@@ -119,13 +137,25 @@ def ensemble(
     *,
     key: PRNGKeyArray,
 ) -> list[TrainState]:
-    """Train each of `models`, such as one network of many seeds, on the same levels.
+    """Train each of several models on the same levels, such as a network of many seeds.
 
     How far their laws and simulations are apart is what the data leave open and the
-    start decides. Returns the states in order of their final objectives; a training
-    that fails is left out with a warning.
+    start decides.
 
-    **Raises:** the last `TrainingError` if all fail.
+    Arguments:
+        trainer: The trainer of all.
+        models: The models to begin from.
+        levels: The transcriptions of one run. The guess is that of the first.
+        key: A JAX random key for `fit`.
+
+    Returns:
+        The trained states in order of their final objectives, the lowest first.
+
+    Raises:
+        TrainingError: If all trainings fail; the last of their errors.
+
+    Warns:
+        RunWarning: For a training that fails, and is left out.
     """
     found, failure = [], None
     for i, model in enumerate(models):

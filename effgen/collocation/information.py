@@ -29,10 +29,13 @@ _NAMED = 0.1
 class Information(NamedTuple):
     """The objective's curvature over what is free, factored.
 
-    **Attributes:** `eliminated`; `roots`, `L` with `L L^T` the inverse of the curvature
-    in the directions that are told; `open`, directions that are not, each scaled to
-    the sizes of what it moves; `slopes`, `J P L` of the samples' residuals;
-    `residuals`, these.
+    Attributes:
+        eliminated: The map of what is free to all variables.
+        roots: `L` with `L L^T` the inverse of the curvature in the directions that are
+            told.
+        open: Directions that are not, each scaled to the sizes of what it moves.
+        slopes: `J P L` of the samples' residuals.
+        residuals: The samples' residuals.
     """
 
     eliminated: Eliminated
@@ -53,8 +56,8 @@ def information(evaluator: Evaluator, limits: Limits, point: Point) -> Informati
     bound is active where the solution without it would pass it: its multiplier times
     the inverse curvature there is larger than the distance.
 
-    **Raises:** `ValueError` without second derivatives, or where the point is no
-    minimum.
+    Raises:
+        ValueError: Without second derivatives, or where the point is no minimum.
     """
     nlp, functions = evaluator.nlp, evaluator.functions()
     if functions.hessian is None or functions.hessian_pattern is None:

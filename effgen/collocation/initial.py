@@ -9,9 +9,17 @@ import numpy as np
 class Initial(eqx.Module):
     """What is known of the states where trajectories start.
 
-    **Attributes:** `values`, `(state,)` or `(trajectories, state)`, NaN where free;
-    `scale`: `None` holds them fixed; a number or `(state,)`, penalizes
-    `((x - values) / scale)^2 / 2`.
+        objective + sum over trajectories and states of ((x - values) / scale)^2 / 2
+
+    With a `scale`. As the misfit is a mean over measured values, a prior of standard
+    deviation `s` has `scale = s sqrt(number of measured values)`, where the problem's
+    `scale` is the noise.
+
+    Arguments:
+        values: The states, `(state,)` or `(trajectories, state)`, in their units; NaN
+            where free.
+        scale: `None` holds them fixed; a number, `(state,)` or `(trajectories, state)`
+            penalizes what is away from them, in their units.
     """
 
     values: Any

@@ -41,17 +41,18 @@ _STRATEGIES = ("monotone", "adaptive")
 class Ipopt(eqx.Module):
     """Ipopt's own settings; tolerance and limits are the trainer's.
 
-    **Attributes:**
+    Arguments:
+        linear_solver: One of Ipopt's, by its name; by default the first of
+            `linear_solvers()`.
+        mu_strategy: How the barrier falls, `"monotone"` or `"adaptive"`.
+        options: Any other of Ipopt's options, by name.
 
-    - `linear_solver`: one of Ipopt's, by its name; by default the best of
-      `linear_solvers()`.
-    - `mu_strategy`: how the barrier falls, `"monotone"` or `"adaptive"`.
-    - `options`: any other of Ipopt's, by name.
+    Raises:
+        ValueError: For another `mu_strategy`, for `options` that are no mapping, or for
+            an option that the trainer or this class sets.
 
-    **Raises:** `ValueError` for a setting that Ipopt does not have here: of another
-    name, or, when a run begins, one that its build does not know.
-
-    **Source:** Wächter and Biegler (2006); Ipopt's list of options.
+    Source:
+        Wächter and Biegler (2006); Ipopt's list of options.
     """
 
     linear_solver: str | None = None
@@ -71,7 +72,13 @@ class Ipopt(eqx.Module):
                 raise ValueError(f"`options` has {name!r}: set {_OWN[name]} instead.")
 
     def check(self) -> None:
-        """Raise `ValueError` for what this machine's Ipopt does not know."""
+        """Check the settings against this machine's Ipopt.
+
+        Raises:
+            ValueError: For a linear solver that cannot be loaded, or an option that
+                Ipopt does not know.
+            ImportError: Without cyipopt.
+        """
         solver = self.linear_solver
         if solver is not None and not can_load(solver):
             raise ValueError(
@@ -85,7 +92,15 @@ class Ipopt(eqx.Module):
             problem.close()
 
     def chosen(self, *, tol: float, max_iter: int) -> dict[str, Any]:
-        """Return all that Ipopt is told."""
+        """Return all that Ipopt is told.
+
+        Arguments:
+            tol: The tolerance on the scaled optimality conditions.
+            max_iter: The most iterations.
+
+        Returns:
+            Ipopt's options, by name.
+        """
         own = {
             "tol": float(tol),
             "max_iter": int(max_iter),
@@ -109,7 +124,8 @@ def result_of(status: int) -> Any:
 def load() -> ModuleType:
     """Return cyipopt.
 
-    **Raises:** `ImportError` with the commands that install it.
+    Raises:
+        ImportError: Without it; the message has the commands that install it.
     """
     try:
         import cyipopt
@@ -124,7 +140,15 @@ def load() -> ModuleType:
 
 
 def linear_solvers() -> tuple[str, ...]:
-    """Return the common linear solvers that this machine's Ipopt loads, best first."""
+    """Return the common linear solvers that this machine's Ipopt loads, best first.
+
+    Returns:
+        Names for `Ipopt(linear_solver=...)`: some of `ma57`, `ma27`, `ma97`, `ma86` and
+            `mumps`.
+
+    Raises:
+        ImportError: Without cyipopt.
+    """
     return tuple(name for name in (*_HSL, "mumps") if can_load(name))
 
 
@@ -233,7 +257,8 @@ def solve(
     `stop` is asked at every iteration, with the trace up to it, and ends the solve at
     the iterate at hand.
 
-    **Raises:** `ValueError` for an option that Ipopt does not know, by name.
+    Raises:
+        ValueError: For an option that Ipopt does not know, by name.
     """
     cyipopt = load()
     kind = _Caller if functions.hessian is None else _CallerWithHessian

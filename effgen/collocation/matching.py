@@ -29,7 +29,14 @@ _OFF = 1e-3  # how far inside of bounds, in parts of a size or of the width
 
 
 class Slopes(NamedTuple):
-    """Rows to fit: times, states, inputs, and the states' derivatives."""
+    """Rows to fit: times, states, inputs, and the states' derivatives.
+
+    Attributes:
+        ts: The times, `(rows,)`.
+        states: The states, `(rows, state)`, in their units.
+        inputs: The known inputs, `(rows, inputs)`; no columns without inputs.
+        slopes: The states' derivatives by time, `(rows, state)`.
+    """
 
     ts: Float[Array, " rows"]
     states: Float[Array, "rows state"]
@@ -38,7 +45,15 @@ class Slopes(NamedTuple):
 
 
 def slopes_of(solution: Solution, mesh: Mesh) -> Slopes:
-    """Return the nodes of a solution with its polynomials' derivatives."""
+    """Return the nodes of a solution with its polynomials' derivatives.
+
+    Arguments:
+        solution: The states, such as `transcription.guess()`.
+        mesh: The mesh of the solution, such as `transcription.mesh`.
+
+    Returns:
+        One row for each node of all trajectories.
+    """
     slopes = [solution.derivative(ts, i) for i, ts in enumerate(mesh.times)]
     parts = (mesh.ts, np.asarray(solution.positions), mesh.inputs)
     return Slopes(*(jnp.asarray(part) for part in (*parts, np.concatenate(slopes))))
@@ -48,14 +63,20 @@ class DerivativeMatchingTrainer(AbstractTrainer):
     """The baseline without an ODE: `vector_field` fitted to estimated slopes.
 
         loss = mean |(slopes - vector_field(t, x, u, p, nets)) / scale|^2 / 2
-               + penalties of the problem
+               + weight_decay |nets|^2 / 2
 
-    over the differential components, `scale` the slopes' standard deviation. It is
-    biased where data are noisy or states are not measured, and a good first guess.
+    over the differential components. It is biased where data are noisy or states are
+    not measured, and a good first guess. Costs, constraints, bounds and `penalty` of
+    the problem are not used.
 
-    **Metrics:** `loss` and `grad_norm`.
+    Arguments:
+        optim: The optax optimizer.
+        problem: The problem, of which the batches replace the data.
+        scale: The slopes' standard deviation, one number for each state, in the
+            states' units by time.
 
-    **Source:** Varah (1982); with networks, Roesch, Rackauckas and Stumpf (2021).
+    Source:
+        Varah (1982); with networks, Roesch, Rackauckas and Stumpf (2021).
     """
 
     optim: optax.GradientTransformation
@@ -73,14 +94,34 @@ class DerivativeMatchingTrainer(AbstractTrainer):
         self.problem = problem.without_data()
 
     def init(self, model: PyTree, memory: Any = None) -> TrainState:
-        """Return the first state."""
+        """Return the first state.
+
+        Arguments:
+            model: A `Model`, a pair `(parameters, networks)`, or networks alone.
+            memory: Kept as it is; the trainer does not use it.
+
+        Returns:
+            The state at step 0.
+
+        Raises:
+            TypeError: For complex parameters.
+        """
         model = as_numbers(model)
         return TrainState.start(model, init_opt_state(self.optim, model), memory)
 
     def step(
         self, state: TrainState, batch: Slopes, *, key: PRNGKeyArray
     ) -> tuple[TrainState, Metrics]:
-        """Take one gradient step."""
+        """Take one gradient step.
+
+        Arguments:
+            state: The state before.
+            batch: The rows to fit.
+            key: Not used.
+
+        Returns:
+            The state one step later, and the metrics `loss` and `grad_norm`.
+        """
         loss, gradients = eqx.filter_value_and_grad(self._loss)(state.model, batch)
         model, opt_state = apply_gradients(
             self.optim,
@@ -114,9 +155,24 @@ def pretrain(
 ) -> Model:
     """Return the model fitted to the slopes of the default guess, in float64.
 
-    Adam with a cosine schedule, in steps of `rate` times the size of each parameter,
-    inside of the problem's bounds. Use it where all states are measured: networks that
-    begin near the law leave Ipopt few iterations.
+    The optimizer is Adam with a cosine schedule. The model stays inside of the
+    problem's bounds. Use it where all states are measured: networks that begin near the
+    law leave Ipopt few iterations.
+
+    Arguments:
+        model: A `Model`, a pair `(parameters, networks)`, or networks alone.
+        transcription: The problem on its mesh.
+        key: The JAX random key of the minibatches.
+        num_steps: The number of gradient steps.
+        rate: The first step size, in parts of the size of each parameter; weights of
+            networks count as of size one.
+
+    Returns:
+        The fitted model.
+
+    Raises:
+        TypeError: For complex parameters.
+        ValueError: For `parameter_bounds` that cross or are not like the parameters.
     """
     solution = transcription.guess()
     rows = slopes_of(solution, transcription.mesh)

@@ -22,12 +22,20 @@ class Mesh(eqx.Module):
 
     The nodes of a trajectory are its start and the stages of its intervals in turn.
 
-    **Attributes:** `edges`, of each trajectory's intervals; `stages`; `left` and
-    `inner`, the nodes where each interval starts, and of its stages; `lengths`;
-    `starts` and `ends`, the first and last node of each trajectory; `links`, the last
-    node of a trajectory and the first of the one that follows it; `ts` and `inputs`,
-    at the nodes: where an interval ends, of just before; `shifts`, what doses add to
-    the state where each interval starts.
+    Attributes:
+        edges: The edges of each trajectory's intervals, `(edges,)`, in units of time.
+        stages: The number of stages of each interval.
+        left: The node where each interval starts, `(intervals,)`.
+        inner: The nodes of its stages, `(intervals, stages)`.
+        lengths: The intervals' lengths, `(intervals,)`.
+        starts: The first node of each trajectory, `(trajectories,)`.
+        ends: The last node of each trajectory, `(trajectories,)`.
+        links: The last node of a trajectory and the first of the one that follows it,
+            `(links, 2)`.
+        ts: The nodes' times, `(nodes,)`; where an interval ends, of just before.
+        inputs: The inputs there, `(nodes, inputs)`.
+        shifts: What doses add to the state where each interval starts,
+            `(intervals, state)`.
     """
 
     edges: tuple[Float[np.ndarray, " edges"], ...]
@@ -68,9 +76,17 @@ class Samples(NamedTuple):
 
 
 def uniform_edges(problem: Problem, intervals: int) -> list[np.ndarray]:
-    """Return `intervals` equal intervals for the longest trajectory, as long in others.
+    """Return edges of intervals that are equal over all trajectories, up to rounding.
 
-    **Raises:** `ValueError` unless `intervals` is a positive integer.
+    Arguments:
+        problem: The problem whose trajectories are cut.
+        intervals: How many intervals the longest trajectory has.
+
+    Returns:
+        One array of edges, `(edges,)`, for each trajectory, in units of time.
+
+    Raises:
+        ValueError: Unless `intervals` is a positive integer.
     """
     whole = isinstance(intervals, int | np.integer) and not isinstance(intervals, bool)
     if not whole or intervals < 1:
@@ -82,7 +98,16 @@ def uniform_edges(problem: Problem, intervals: int) -> list[np.ndarray]:
 
 
 def aligned_edges(problem: Problem, every: int = 1) -> list[np.ndarray]:
-    """Return edges at each `every`-th sample, so that samples fall on nodes."""
+    """Return edges at each `every`-th sample, so that samples fall on nodes.
+
+    Arguments:
+        problem: The problem whose samples are taken.
+        every: From how many samples to the next edge; a positive integer.
+
+    Returns:
+        One array of edges, `(edges,)`, for each trajectory, in units of time. The ends
+            of the span are among them.
+    """
     edges = []
     for trajectory in problem.data:
         inside = np.unique(np.concatenate([trajectory.ts[::every], _span(trajectory)]))

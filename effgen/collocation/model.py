@@ -12,7 +12,9 @@ from jaxtyping import Array, PyTree
 class Model(eqx.Module):
     """What is trained: physical parameters and networks, two pytrees.
 
-    **Attributes:** `parameters`, in their own units; `networks`, any Equinox modules.
+    Arguments:
+        parameters: The physical parameters, in their own units.
+        networks: Any Equinox modules.
     """
 
     parameters: PyTree
@@ -41,7 +43,8 @@ def as_numbers(model: Any) -> Model:
     Of the parameters, integers too: `{"rate": 1}` is a number like any other. In
     networks an integer is a size or an index, and stays.
 
-    **Raises:** `TypeError` for complex parameters.
+    Raises:
+        TypeError: For complex parameters.
     """
     given = as_model(model)
     parameters = jax.tree.map(_number, given.parameters)

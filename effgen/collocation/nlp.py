@@ -41,10 +41,10 @@ class NLP(eqx.Module):
         subject to D (x_inner - x_left) - h f(x_inner) = 0     defects
                    lower <= constraint functions <= upper
 
-    **Attributes:** `problem`, without its data; `template`, a model of the shapes;
-    `points`, the nodes of each interval, its start first; `shifts`, of scaled states,
-    what doses add where an interval starts; `counted`, by how many
-    entries the misfit is divided; `num`, how many numbers constraints are.
+    `problem` is without its data, `template` a model of the shapes. `points` are the
+    nodes of each interval, its start first. `shifts`, of scaled states, is what doses
+    add where an interval starts. The misfit is divided by `counted` entries. `num` is
+    how many numbers constraints are.
     """
 
     problem: Problem

@@ -35,7 +35,8 @@ def estimated(
 
     An output without samples has the pooled noise.
 
-    **Raises:** `ValueError` if an output has no degrees of freedom left.
+    Raises:
+        ValueError: If an output has no degrees of freedom left.
     """
     effective, counts = leverages(found, nlp)
     if known is not None:

@@ -11,15 +11,24 @@ def smoothness(
     function: Callable[[Float[Array, " inputs"]], Array],
     points: Float[Array, "points inputs"],
 ) -> Float[Array, ""]:
-    """Return the mean of `|second derivatives of function|^2` over points.
+    """Return the mean over points of the sum of squared second derivatives.
 
-    The curvature of a learned law where it is to be smooth, such as on a grid over its
-    range: `penalty=lambda p, nets: 1e-4 * smoothness(nets, grid)`. Zero for what is
-    linear, which physics often is nearly. Networks have to be smooth themselves.
+    It is for a learned law that is to be smooth, such as on a grid over its range:
+    `penalty=lambda p, nets: 1e-4 * smoothness(nets, grid)`. It is zero for a linear
+    law. Networks have to be twice differentiable.
 
-    **Raises:** `ValueError` unless `points` is a matrix.
+    Arguments:
+        function: The law, `(inputs,)` to a number or an array.
+        points: Where it is to be smooth, `(points, inputs)`.
 
-    **Source:** Wahba (1990), of splines; Bishop (1993), of networks.
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: Unless `points` is a matrix.
+
+    Source:
+        Wahba (1990), of splines; Bishop (1993), of networks.
     """
     if jnp.ndim(points) != 2:
         raise ValueError(

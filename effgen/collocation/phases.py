@@ -26,9 +26,12 @@ _GRID = 9
 class Switch(NamedTuple):
     """A time that is a parameter: where the law switches, or one phase follows another.
 
-    **Attributes:** `time`, `p` to the time; `near`, a first guess between two samples
-    (also, of phases, where their `span` ends and begins on the mesh). The time stays
-    between these two samples.
+    The time stays between the two samples around `near`.
+
+    Arguments:
+        time: `p`, the parameters, to the time.
+        near: A first guess between two samples; of phases, where their `span` ends and
+            begins on the mesh.
     """
 
     time: Callable[[PyTree], Any]
@@ -94,8 +97,9 @@ def brackets_of(
 ) -> tuple[Bracket, ...]:
     """Return the switches with the samples around them, in order.
 
-    **Raises:** `ValueError` for a switch that is at a sample or outside of all, that
-    shares its samples with another, or near which inputs move.
+    Raises:
+        ValueError: For a switch that is at a sample or outside of all, that shares its
+            samples with another, or near which inputs move.
     """
     found = sorted((_bracket(s, data) for s in switches), key=lambda b: b.at)
     for one, other in itertools.pairwise(found):

@@ -49,45 +49,51 @@ Table = Array | np.ndarray
 class Problem(eqx.Module):
     """A physics-enhanced neural ODE and its data.
 
-        minimize   mean over samples of |(y - observe(t, x, u, p, nets)) / scale|^2 / 2
+        minimize   mean of ((y - observe(t, x, u, p, nets)) / scale)^2 / 2 over values
                    + sum over trajectories of (integral of lagrange dt + mayer)
                    + penalty(p, nets) + weight_decay |nets|^2 / 2
         subject to dx/dt = vector_field(t, x, u, p, nets)
 
-    **Attributes:**
+    Arguments:
+        vector_field: `(t, x, u, p, nets)` to `dx/dt`, `(state,)`. The last
+            `num_algebraic` of its values are residuals, `0 = g`, of a DAE of index 1
+            (also 2 and 3, with less order: see docs/collocation.md).
+        data: `(ts, ys)`, `(ts, ys, inputs)`, a `Trajectory`, or a list of these.
+        observe: `(t, x, u, p, nets)` to what is measured, `(outputs,)`; by default `x`.
+        num_states: The number of states; needed where `observe` is given.
+        num_algebraic: How many of the states, the last ones, are algebraic.
+        scale: What a residual of each output is divided by, a number or `(outputs,)`,
+            in its units. With the noise's standard deviation, the misfit is a
+            log-likelihood. By default the fit estimates the outputs' noise: `scale`
+            begins at their standard deviations in the data, keeps the geometric mean of
+            these, and takes the ratios of the noise.
+        nominal: The size of each state, a number or `(state,)`, in its units. The
+            solver sees states divided by it. By default the largest absolute value in
+            the data, or 1 where `observe` is given.
+        initial: What is known of the starts; by default they are free.
+        state_bounds: Lower and upper bounds of the states, numbers or `(state,)`.
+        parameter_bounds: Lower and upper bounds, numbers or pytrees like `parameters`;
+            a number in them is for all of its part.
+        constraints: Path, boundary, model and link constraints.
+        lagrange: `(t, x, u, p, nets)` to a cost by time, a number.
+        mayer: `(x_start, x_end, p, nets)` to a cost, a number.
+        penalty: `(p, nets)` to a cost, a number.
+        weight_decay: Of the networks, a number or a pytree of numbers for their parts.
+        hold: How sampled inputs go on between samples, `"linear"` or `"previous"`; a
+            `Trajectory` may have its own. `None` is linear, but refuses inputs that
+            move in steps.
+        parameter_nominal: The size of each parameter, a number or a pytree like
+            `parameters`; by default that of the guess. The solver sees parameters
+            divided by it where it is far from one.
+        switches: Times that are parameters, where the law or a phase ends. The law, and
+            what depends on `t`, is on the mesh's clock between the samples around one.
 
-    - `vector_field`: `(t, x, u, p, nets)` to `dx/dt`, `(state,)`; the last
-      `num_algebraic` of its values are residuals, `0 = g`, which hold for the last
-      components of `x`, the algebraic ones (a DAE of index 1; also 2 and 3, with less
-      order: see docs/collocation.md).
-    - `data`: `(ts, ys)`, `(ts, ys, inputs)`, a `Trajectory`, or a list of these.
-    - `observe`: `(t, x, u, p, nets)` to what is measured; by default `x` itself.
-    - `num_states`: needed where `observe` is given.
-    - `scale`: what a residual of each output is divided by. By default in the ratios of
-      the outputs' noise, which is estimated in the fit, and with the geometric mean of
-      their standard deviations in the data, from which it begins. With the noise's own,
-      the misfit is a log-likelihood.
-    - `initial`: an `Initial`; by default the start is free.
-    - `state_bounds`, `parameter_bounds`: pairs; the latter of pytrees like
-      `parameters`, or numbers for all of a part.
-    - `constraints`: path, boundary, model and link constraints.
-    - `switches`: `Switch`es, times that are parameters, where the law or a phase ends.
-      The law, and what depends on `t`, is on the mesh's clock between the samples
-      around one of them.
-    - `lagrange`, `(t, x, u, p, nets)`, and `mayer`, `(x_start, x_end, p, nets)`, costs.
-    - `penalty`: `(p, nets)` to a number; `weight_decay`: of the networks, a
-      number or a pytree of numbers, for parts of their tree.
-    - `parameter_nominal`: the size of each parameter, a pytree like `parameters` or a
-      number; by default that of the guess. The solver sees parameters divided by it
-      where it is far from one.
-    - `hold`: how sampled inputs go on between samples, `"linear"` by default or
-      `"previous"`; a `Trajectory` may have its own.
-    - `nominal`: the size of each state in its units; by default from the data where
-      states are measured directly, else 1. The solver sees states divided by it.
+    Raises:
+        TypeError: For functions, data or constraints of another type.
+        ValueError: For data or settings that cannot be, named by trajectory.
 
-    **Raises:** `ValueError` for data or settings that cannot be, named by trajectory.
-
-    **Source:** Langenkamp, Hannebohm and Bachmann (2025).
+    Source:
+        Langenkamp, Hannebohm and Bachmann (2025).
     """
 
     vector_field: Callable[..., Array]
@@ -189,11 +195,22 @@ class Problem(eqx.Module):
         self.weight_decay = jax.tree.map(_weight, weight_decay)
 
     def without_data(self) -> "Problem":
-        """Return the problem's functions and scales alone, which can be compiled."""
+        """Return the problem's functions and scales alone, which can be compiled.
+
+        Returns:
+            The problem with `data` empty.
+        """
         return eqx.tree_at(lambda p: p.data, self, ())
 
     def decay(self, networks: PyTree) -> Float[Array, ""]:
-        """Return `weight_decay |networks|^2 / 2`."""
+        """Return `weight_decay |networks|^2 / 2`.
+
+        Arguments:
+            networks: The networks, a pytree.
+
+        Returns:
+            A scalar.
+        """
         arrays = eqx.filter(networks, eqx.is_inexact_array)
         decays = jax.tree.leaves(jax.tree.broadcast(self.weight_decay, arrays))
         pairs = zip(decays, jax.tree.leaves(arrays), strict=True)
@@ -202,7 +219,18 @@ class Problem(eqx.Module):
     def outputs(
         self, t: Table, x: Array, u: Table, p: PyTree, nets: PyTree
     ) -> Float[Array, " outputs"]:
-        """Return what is measured at a state."""
+        """Return what is measured at a state.
+
+        Arguments:
+            t: The time.
+            x: The state, `(state,)`, in its units.
+            u: The known inputs, `(inputs,)`.
+            p: The parameters.
+            nets: The networks.
+
+        Returns:
+            The outputs, `(outputs,)`, in the units of `ys`.
+        """
         if self.observe is None:
             return x
         return jnp.atleast_1d(jnp.asarray(self.observe(t, x, u, p, nets)))
@@ -258,7 +286,8 @@ def flat_bounds(
 ) -> tuple[Float[np.ndarray, " flat"], Float[np.ndarray, " flat"]]:
     """Return lower and upper bounds of the raveled parameters.
 
-    **Raises:** `ValueError` for bounds that cross or are not like `parameters`.
+    Raises:
+        ValueError: For bounds that cross or are not like `parameters`.
     """
     leaves = jax.tree.leaves(eqx.filter(parameters, eqx.is_inexact_array))
     if not leaves:

@@ -15,17 +15,23 @@ from numpy.polynomial.legendre import legvander
 class Radau(NamedTuple):
     """The flipped Legendre-Gauss-Radau scheme (Radau IIA) on `[0, 1]`.
 
-    **Attributes:** `nodes`, `c`, the roots of `P_m(2c - 1) - P_{m-1}(2c - 1)`, of which
-    the last is 1; `weights`, `b`; `integration`, `A_jk`, the integral of the `k`-th
-    Lagrange polynomial of the nodes from 0 to `c_j`; `differentiation`, `D_jk`, the
-    derivative at `c_j` of the `k`-th Lagrange polynomial of the points `0, c_1, ...,
-    c_m`, the first column that of 0 (the rest is `A^-1`); `barycentric`, the weights of
-    interpolation through these points.
-
     A polynomial of degree `m` through the start and the stages solves the ODE at the
     nodes; the error at the interval's end is of order `2m - 1`.
 
-    **Source:** Hairer and Wanner, *Solving ordinary differential equations II*, IV.5.
+    Attributes:
+        nodes: `c`, `(stages,)`, the roots of `P_m(2c - 1) - P_{m-1}(2c - 1)`, of which
+            the last is 1.
+        weights: `b`, `(stages,)`, of the integral over `[0, 1]`.
+        integration: `A_jk`, `(stages, stages)`, the integral of the `k`-th Lagrange
+            polynomial of the nodes from 0 to `c_j`.
+        differentiation: `D_jk`, `(stages, stages + 1)`, the derivative at `c_j` of the
+            `k`-th Lagrange polynomial of the points `0, c_1, ..., c_m`. The first
+            column is that of 0, the rest is `A^-1`.
+        barycentric: The weights of interpolation through these points,
+            `(stages + 1,)`, the largest of size 1.
+
+    Source:
+        Hairer and Wanner, *Solving ordinary differential equations II*, IV.5.
     """
 
     nodes: Float[np.ndarray, " stages"]
@@ -40,7 +46,14 @@ class Radau(NamedTuple):
         return np.concatenate([[0.0], self.nodes])
 
     def basis(self, at: ArrayLike) -> Float[np.ndarray, "at points"]:
-        """Return the Lagrange polynomials of the points, at numbers in `[0, 1]`."""
+        """Return the Lagrange polynomials of the points, at numbers in `[0, 1]`.
+
+        Arguments:
+            at: Where, a number or `(at,)`.
+
+        Returns:
+            One row for each number and one column for each point, `(at, stages + 1)`.
+        """
         at = np.atleast_1d(np.asarray(at, np.float64))
         away = at[:, None] - self.points
         hit = away == 0
@@ -54,7 +67,14 @@ class Radau(NamedTuple):
 def radau(stages: int) -> Radau:
     """Return the scheme of so many stages.
 
-    **Raises:** `ValueError` unless `stages` is a positive integer.
+    Arguments:
+        stages: The number of stages.
+
+    Returns:
+        Nodes, weights and matrices in float64.
+
+    Raises:
+        ValueError: Unless `stages` is a positive integer.
 
     >>> radau(2).nodes.round(4).tolist(), radau(2).weights.round(4).tolist()
     ([0.3333, 1.0], [0.75, 0.25])

@@ -17,9 +17,14 @@ _LYNXES = (
 def pelts() -> tuple[Float[np.ndarray, " years"], Float[np.ndarray, "years 2"]]:
     """Return the years 1900 to 1920, and the pelts of hares and lynxes in thousands.
 
-    What the Hudson's Bay Company took in, of which the literature makes populations.
+    The Hudson's Bay Company took these pelts in. The literature reads them as the sizes
+    of the populations.
 
-    **Source:** Elton and Nicholson (1942), as tabulated by Howard (2009).
+    Returns:
+        The years, `(21,)`, and the counts, `(21, 2)`: hares, then lynxes.
+
+    Source:
+        Elton and Nicholson (1942), as tabulated by Howard (2009).
 
     >>> years, counts = pelts()
     >>> counts[years == 1904].tolist()

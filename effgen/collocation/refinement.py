@@ -36,8 +36,23 @@ def residuals(
 ) -> Float[np.ndarray, "ts state"]:
     """Return `(dx/dt - vector_field(t, x, u, p, nets)) / nominal` at any times.
 
-    Zero at the nodes; between them the certificate of the solution's error. Algebraic
+    It is zero at the nodes. Between them it tells the error of the solution. Algebraic
     components have their own residual, `-g`.
+
+    Arguments:
+        problem: The problem that was solved.
+        model: The trained model.
+        solution: The states, the `memory` of the trained state.
+        ts: Times within the trajectory, a number or `(ts,)`.
+        trajectory: Which trajectory, counted from 0.
+
+    Returns:
+        The residuals, `(ts, state)`, by time; of algebraic components in their own
+            units.
+
+    Raises:
+        ValueError: For times outside of the trajectory, or a trajectory that is not
+            there.
     """
     ts = np.atleast_1d(np.asarray(ts, np.float64))
     states = solution(ts, trajectory)
@@ -53,7 +68,19 @@ def residuals(
 def interval_errors(
     problem: Problem, model: PyTree, solution: Solution, trajectory: int = 0
 ) -> Float[np.ndarray, " intervals"]:
-    """Return `h max |residuals|` of each interval, halfway between its points."""
+    """Return `h max |residuals|` of each interval, halfway between its points.
+
+    `h` is the length of the interval.
+
+    Arguments:
+        problem: The problem that was solved.
+        model: The trained model.
+        solution: The states, the `memory` of the trained state.
+        trajectory: Which trajectory, counted from 0.
+
+    Returns:
+        One number for each interval, `(intervals,)`, relative to `nominal`.
+    """
     edges = np.asarray(solution.edges[trajectory])
     points = radau(solution.stages).points
     middle = (points[1:] + points[:-1]) / 2
@@ -66,10 +93,16 @@ def interval_errors(
 def accuracy(transcription: Transcription, state: TrainState) -> MeshError | None:
     """Return how large the mesh's error is beside the noise, by output.
 
-    `None` where it cannot be told: residuals that are not finite between nodes, or
-    equations that do not determine the states.
+    Arguments:
+        transcription: The transcription that `state` was solved on.
+        state: The trained state of a `CollocationTrainer`.
 
-    **Raises:** `ValueError` for a state of another mesh.
+    Returns:
+        The error of the mesh; `None` where it cannot be told: residuals that are not
+            finite between nodes, or equations that do not determine the states.
+
+    Raises:
+        ValueError: For a state of another mesh.
     """
     if not same_mesh(state.memory, transcription.mesh):
         raise ValueError(OTHER_MESH)
@@ -92,11 +125,20 @@ def refine(
 
     By default those that make most of the mesh's error, where that is above a tenth of
     the noise; with `tol`, those whose `interval_errors` are above it. Each is cut into
-    as many parts as bring an error of order `stages + 1` below it, four at most; where
-    the law switches inside of one, edges are put there. The same mesh is returned where
-    none is. `train(trainer, state, [finer])` then starts warm.
+    as many parts as bring an error of order `stages + 1` below it, four at most. Where
+    the law switches inside of one, edges are put there.
+    `train(trainer, state, [finer])` then starts warm.
 
-    **Raises:** `ValueError` unless `tol` is positive.
+    Arguments:
+        transcription: The transcription that `state` was solved on.
+        state: The trained state of a `CollocationTrainer`.
+        tol: The largest error of an interval, relative to `nominal`.
+
+    Returns:
+        The finer transcription, or one on the same mesh where no interval is cut.
+
+    Raises:
+        ValueError: Unless `tol` is positive; without it, for a state of another mesh.
     """
     if tol is not None and not tol > 0:
         raise ValueError(f"`tol` is {tol}: pass a positive relative error.")
@@ -158,11 +200,24 @@ def fit_refined(
 ) -> tuple[TrainState, Transcription]:
     """Solve, and cut the mesh until its error is below a tenth of the noise.
 
-    Each round is one step of `trainer` on a mesh of `refine`, begun warm. Returns the
-    state and its transcription, for `covariance` and the like. Where the error is still
-    above after `rounds`, a warning says by how much.
+    Each round is one step of `trainer` on a mesh of `refine`, begun warm.
 
-    **Raises:** `TrainingError` if a solve fails; `ValueError` for rounds below one.
+    Arguments:
+        trainer: The trainer of all rounds.
+        state: The state to begin from, such as `trainer.init(model, guess)`.
+        transcription: The problem on its first mesh.
+        key: A JAX random key for `fit`.
+        rounds: The most rounds.
+
+    Returns:
+        The trained state and its transcription, for `covariance` and the like.
+
+    Raises:
+        TrainingError: If a solve fails.
+        ValueError: For rounds below one.
+
+    Warns:
+        RunWarning: Where the error is above a tenth of the noise after all rounds.
     """
     if rounds < 1:
         raise ValueError(f"`rounds` is {rounds}: pass a positive integer.")

@@ -54,9 +54,16 @@ def no_inputs(t: Array) -> Float[Array, " 0"]:
 class Segments(NamedTuple):
     """Pieces of trajectories, each integrated from a start of its own.
 
-    **Attributes:** `first` and `last`, times; `ts`, `ys`, `mask`, the samples in them,
-    padded; `grid` and `inputs`, between which inputs are linear; `trajectory`;
-    `joined`, whether the next segment goes on where this one ends.
+    Attributes:
+        first: The time at which each begins, `(segments,)`.
+        last: The time at which each ends, `(segments,)`.
+        ts: The times of its samples, `(segments, obs)`, padded by `last`.
+        ys: The samples, `(segments, obs, outputs)`; zero where there is none.
+        mask: Whether a value is measured, `(segments, obs, outputs)`.
+        grid: Times between which inputs are linear, `(segments, grid)`.
+        inputs: The inputs at these, `(segments, grid, inputs)`.
+        trajectory: The trajectory of each, `(segments,)`.
+        joined: Whether the next one goes on where it ends, `(segments,)`.
     """
 
     first: Float[Array, " segments"]
@@ -71,9 +78,17 @@ class Segments(NamedTuple):
 
 
 def segments_of(problem: Problem, per_trajectory: int = 1) -> Segments:
-    """Cut every trajectory into as many equal segments.
+    """Cut every trajectory into as many segments of equal length.
 
-    **Raises:** `ValueError` for none, or for a problem with algebraic states.
+    Arguments:
+        problem: The problem with its data.
+        per_trajectory: How many segments a trajectory has.
+
+    Returns:
+        The segments of all trajectories in turn.
+
+    Raises:
+        ValueError: For fewer than one segment, algebraic states, or doses.
     """
     if per_trajectory < 1:
         raise ValueError(f"`per_trajectory` is {per_trajectory}: pass at least 1.")
@@ -119,7 +134,12 @@ def _padded(parts: Any, fill: np.ndarray) -> Any:
 
 
 class Shot(eqx.Module):
-    """What is trained: the model, and each segment's start divided by `nominal`."""
+    """What `ShootingTrainer` trains: the model, and where the segments start.
+
+    Attributes:
+        model: The model.
+        starts: Each segment's start divided by `nominal`, `(segments, state)`.
+    """
 
     model: Model
     starts: Float[Array, "segments state"]
@@ -128,22 +148,25 @@ class Shot(eqx.Module):
 class ShootingTrainer(AbstractTrainer):
     """The baseline with an ODE solver in the loop, single or multiple shooting.
 
-        loss = misfit of the problem
+        loss = misfit of the problem + weight_decay |nets|^2 / 2
                + continuity * mean |(end of a segment - start of the next) / nominal|^2
-               + weight_decay |nets|^2 / 2
 
-    Starts of the segments are trained with the model, but for what `initial` fixes.
-    Batches are `segments_of(problem, per_trajectory)`, as in `[segments] * 1_000`; one
-    segment a trajectory is single shooting.
+    Batches are `[segments_of(problem, n)] * num_steps`; with `n = 1` it is single
+    shooting. Starts are trained with the model, but for what `initial` fixes. Costs,
+    constraints, bounds, `penalty` and the scale of `initial` are not used.
 
-    **Attributes:** `optim`; `problem`; `continuity`; diffrax's `solver`, `adjoint`,
-    `rtol`, `atol` and `max_steps`.
+    Arguments:
+        optim: The optax optimizer.
+        problem: The problem, of which the batches replace the data.
+        continuity: The weight of the jumps between segments.
+        solver: Diffrax's solver; by default `Tsit5`.
+        adjoint: Diffrax's adjoint; by default `RecursiveCheckpointAdjoint`.
+        rtol: The relative tolerance of the solver.
+        atol: The absolute tolerance, in the states' units.
+        max_steps: The most steps of one solve; past them the loss is NaN.
 
-    **Metrics:** `loss`; `misfit`; `gap`, the jumps' root mean square; `grad_norm`.
-    A solve that fails makes the loss NaN, and the run stops by that name.
-
-    **Source:** Chen, Rubanova, Bettencourt and Duvenaud (2018); multiple shooting, Bock
-    and Plitt (1984).
+    Source:
+        Chen, Rubanova, Bettencourt and Duvenaud (2018); Bock and Plitt (1984).
     """
 
     watched: ClassVar[tuple[str, ...]] = ("loss", "gap")
@@ -185,9 +208,17 @@ class ShootingTrainer(AbstractTrainer):
     def init(
         self, model: PyTree, memory: tuple[Segments, Solution] | None = None
     ) -> TrainState:
-        """Return the first state; `memory` is `(segments, guess)`, for the starts.
+        """Return the first state, with the segments' starts from a guess.
 
-        **Raises:** `TypeError` without it.
+        Arguments:
+            model: A `Model`, a pair `(parameters, networks)`, or networks alone.
+            memory: `(segments, guess)`, the guess a `Solution`.
+
+        Returns:
+            The state at step 0, whose model is a `Shot`.
+
+        Raises:
+            TypeError: Without `memory`.
         """
         if memory is None:
             raise TypeError(
@@ -205,7 +236,17 @@ class ShootingTrainer(AbstractTrainer):
     def step(
         self, state: TrainState, batch: Segments, *, key: PRNGKeyArray
     ) -> tuple[TrainState, Metrics]:
-        """Take one gradient step through the solver."""
+        """Take one gradient step through the solver.
+
+        Arguments:
+            state: The state before.
+            batch: All segments.
+            key: Not used.
+
+        Returns:
+            The next state, and the metrics `loss`, `misfit`, `gap` (the root mean
+                square of the jumps) and `grad_norm`.
+        """
         (loss, parts), gradients = eqx.filter_value_and_grad(self._loss, has_aux=True)(
             state.model, batch
         )
@@ -222,7 +263,16 @@ class ShootingTrainer(AbstractTrainer):
         return state.advance(shot, opt_state, None), metrics
 
     def check(self, state: TrainState, batch: Segments, source: Any) -> None:
-        """Raise `ValueError` unless a batch is all segments, as the starts are."""
+        """Raise unless a batch is all segments, as the starts are.
+
+        Arguments:
+            state: The state of the run.
+            batch: A batch, or its shapes.
+            source: Not used.
+
+        Raises:
+            ValueError: For another number of segments.
+        """
         if len(batch.first) != len(state.model.starts):
             raise ValueError(
                 f"a batch has {len(batch.first)} segments and the state "
@@ -281,11 +331,7 @@ def integrated(
     inputs: Any,
     stops: tuple[Array, Array] | None = None,
 ) -> Float[Array, "ts state"]:
-    """Solve from `first` to the last of `ts`; NaN where the solver fails.
-
-    `stops` are times that steps end at, and those at which inputs jump. Without them a
-    step from rest could pass over a pulse.
-    """
+    """Solve to the last of `ts`; NaN if that fails. Steps end at `stops` (pulses)."""
     controller = diffrax.PIDController(integration.rtol, integration.atol)
     if stops is not None:
         steps, jumps = (part if len(part) else None for part in stops)
@@ -323,13 +369,24 @@ def integrate(
     rtol: float = 1e-8,
     atol: float = 1e-8,
 ) -> Float[Array, "ts state"]:
-    """Return what `simulate` does, NaN where the solver fails.
+    """Return what `simulate` does, for JAX to transform; NaN where the solver fails.
 
-    To be compiled, mapped over models or starts, and differentiated: in reverse by
-    default, forward (as `propagated` does) with `adjoint=diffrax.ForwardMode()`.
-    `solver` is `Tsit5` by default; `diffrax.Kvaerno5()` is for stiff models.
+    Arguments:
+        problem: The problem whose law is integrated.
+        model: The trained model.
+        start: The state at the first time, `(state,)`, in its units.
+        ts: Times that rise, `(ts,)`.
+        inputs: A function of the time to `(inputs,)` that JAX can trace.
+        solver: Diffrax's; `Tsit5` by default, `Kvaerno5()` for stiff models.
+        adjoint: Diffrax's; by default reverse, `ForwardMode()` for forward derivatives.
+        rtol: The relative tolerance.
+        atol: The absolute tolerance, in the states' units.
 
-    **Raises:** `ValueError` for a problem with algebraic states.
+    Returns:
+        The states at `ts`, `(ts, state)`.
+
+    Raises:
+        ValueError: For a problem with algebraic states.
     """
     if problem.num_algebraic:
         raise ValueError(NO_ALGEBRAIC)

@@ -34,19 +34,36 @@ def simulate(
 ) -> Float[Array, "ts state"]:
     """Return the states at `ts` of a trained model, from `start` at the first of them.
 
-    `inputs` is a function of the time, traceable by JAX; steps end at `ts`, so a pulse
-    that is longer than their gaps is not passed over. `doses` are pairs of a time and
-    an amount, `(state,)`, which is added at once. `solver` is diffrax's: by default
-    `Tsit5`, and where that does not reach the end, `Kvaerno5`, for stiff models.
     Algebraic states are simulated by steps of Radau's scheme, of index 1, 2 or 3, with
     the error of the differential states below the tolerances. The start's algebraic
-    states are solved for, and stay as given where its equations do not tell them, as of
-    index 2 and 3; the differential ones have to fit the constraint and its derivatives.
+    states are solved for. They stay as given where the start's equations do not tell
+    them, as of index 2 and 3; the differential ones then have to fit the constraint and
+    its derivatives.
 
-    **Raises:** `RuntimeError` if the solver fails, with what to do; `ValueError` or
-    `TypeError` for a start, times or inputs that cannot be.
+    Arguments:
+        problem: The problem whose law is simulated.
+        model: The trained model.
+        start: The state at the first time, `(state,)`, in its units.
+        ts: Two or more times that rise, `(ts,)`.
+        inputs: A function of the time to `(inputs,)` that JAX can trace. Steps end at
+            `ts`, so a pulse that is longer than their gaps is not passed over.
+        doses: Pairs of a time and an amount, `(state,)`, that is added at once.
+        solver: Diffrax's solver; by default `Tsit5`, and where that does not reach the
+            end `Kvaerno5`, for stiff models. Not used with algebraic states.
+        rtol: The relative tolerance.
+        atol: The absolute tolerance, in the states' units; with algebraic states in
+            units of `nominal`.
 
-    **Source:** Hairer, Lubich and Roche (1989), of Radau's scheme for algebraic states.
+    Returns:
+        The states at `ts`, `(ts, state)`; at the time of a dose those of just before.
+
+    Raises:
+        RuntimeError: If the solver fails, with what to do.
+        TypeError: For `inputs` that JAX cannot trace.
+        ValueError: For a start, times or doses that cannot be.
+
+    Source:
+        Hairer, Lubich and Roche (1989), of Radau's scheme for algebraic states.
     """
     x, times = np.asarray(start, float), np.asarray(ts, float)
     if x.shape != (problem.num_states,):

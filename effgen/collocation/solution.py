@@ -19,13 +19,19 @@ OTHER_MESH = (
 
 
 class Solution(eqx.Module):
-    """A trajectory's states as polynomials, one for each interval.
+    """All trajectories' states as polynomials, one for each interval.
 
-    **Attributes:** `edges`, of each trajectory's intervals; `positions`, at the nodes
-    of all trajectories, in their own units; `stages`; `scale`, what residuals of each
-    output were divided by, where it was estimated; `shifts`, what doses add where an
-    interval starts, if there are any. At the time of a dose the states are those of
-    just before.
+    At the time of a dose the states are those of just before.
+
+    Attributes:
+        edges: The edges of each trajectory's intervals, `(edges,)`, in units of time.
+        positions: The states at the nodes of all trajectories, `(nodes, state)`, in
+            their own units.
+        stages: The number of stages of each interval.
+        scale: What residuals of each output were divided by, `(outputs,)`, where it was
+            estimated; else `None`.
+        shifts: What doses add where an interval starts, `(intervals, state)`; `None`
+            without doses.
     """
 
     edges: tuple[Float[Table, " edges"], ...]
@@ -40,9 +46,18 @@ class Solution(eqx.Module):
         """Return the states at `ts`.
 
         Between nodes the error is of order `stages + 1` in the interval's length, at
-        its end `2 stages - 1`.
+        its end of order `2 stages - 1`.
 
-        **Raises:** `ValueError` for times outside of the trajectory.
+        Arguments:
+            ts: Times within the trajectory, a number or `(ts,)`.
+            trajectory: Which trajectory, counted from 0.
+
+        Returns:
+            The states, `(ts, state)`, in their units.
+
+        Raises:
+            ValueError: For times outside of the trajectory, or a trajectory that is not
+                there.
         """
         ts = np.atleast_1d(np.asarray(ts, np.float64))
         edges = self._edges_of(trajectory)
@@ -59,7 +74,19 @@ class Solution(eqx.Module):
     def derivative(
         self, ts: ArrayLike, trajectory: int = 0
     ) -> Float[np.ndarray, "ts state"]:
-        """Return the polynomials' derivatives at `ts`."""
+        """Return the polynomials' derivatives at `ts`.
+
+        Arguments:
+            ts: Times, a number or `(ts,)`. Outside of the trajectory the first or last
+                polynomial goes on.
+            trajectory: Which trajectory, counted from 0.
+
+        Returns:
+            The derivatives, `(ts, state)`, in the states' units by time.
+
+        Raises:
+            ValueError: For a trajectory that is not there.
+        """
         ts = np.atleast_1d(np.asarray(ts, np.float64))
         self._edges_of(trajectory)
         interval, basis, lengths = self._at(trajectory, ts)
@@ -68,13 +95,31 @@ class Solution(eqx.Module):
         return np.einsum("tl,tln->tn", slopes, self.at_points(interval))
 
     def nodes(self, trajectory: int = 0) -> Float[np.ndarray, " nodes"]:
-        """Return the times of a trajectory's nodes."""
+        """Return the times of a trajectory's nodes.
+
+        Arguments:
+            trajectory: Which trajectory, counted from 0.
+
+        Returns:
+            The times, `(nodes,)`: the start, and the stages of each interval in turn.
+
+        Raises:
+            ValueError: For a trajectory that is not there.
+        """
         return node_times(self._edges_of(trajectory), self.stages)
 
     def at_points(
         self, intervals: Int[np.ndarray, " rows"]
     ) -> Float[np.ndarray, "rows points state"]:
-        """Return the states at the points of intervals, counted over trajectories."""
+        """Return the states at the points of intervals: the start and the stages.
+
+        Arguments:
+            intervals: Indices of intervals, `(rows,)`, counted over all trajectories.
+
+        Returns:
+            The states, `(rows, stages + 1, state)`, in their units; the start's after a
+                dose there.
+        """
         counts = np.array([len(e) - 1 for e in self.edges])
         owner = np.searchsorted(np.cumsum(counts), intervals, side="right")
         first = intervals * self.stages + owner  # each trajectory has a start besides
@@ -118,6 +163,18 @@ class Multipliers(NamedTuple):
     """Ipopt's multipliers of everything, in the shapes of what they belong to.
 
     `costate = defects / weights`, an adjoint of the ODE, is a function of the time.
+
+    Attributes:
+        defects: Of the equations at the stages, `(intervals, stages, state)`.
+        starts: Of the algebraic equations at starts, `(trajectories, algebraic)`.
+        path: Of the path constraints, `(nodes, path)`.
+        boundary: Of the boundary constraints, `(trajectories, boundary)`.
+        model: Of the model constraints, `(rows,)`.
+        links: Of the link constraints, `(links, link)`.
+        lower: Of the states' lower bounds, `(nodes, state)`.
+        upper: Of the states' upper bounds, `(nodes, state)`.
+        model_lower: Of the raveled model's lower bounds, `(model,)`.
+        model_upper: Of the raveled model's upper bounds, `(model,)`.
     """
 
     defects: Float[Table, "intervals stages state"]

@@ -21,8 +21,10 @@ _STAYS, _LEAST, _SMALL = 0.5, 1e-3, 1e-6
 class Switches(NamedTuple):
     """Times at which a law jumps along a trajectory's states.
 
-    **Attributes:** `ts`, the first time after each jump; `timed`, whether the time
-    alone makes it, or the state's way across a surface, which moves with the model.
+    Attributes:
+        ts: The first time after each jump.
+        timed: Whether the time alone makes it, or the state's way across a surface,
+            which moves with the model.
     """
 
     ts: np.ndarray

@@ -61,22 +61,21 @@ class CollocationTrainer(AbstractHostTrainer):
     model, the states and the multipliers of the last step, carried to its mesh. The
     memory is the `Solution`, the optimizer's state its `Multipliers`.
 
-    **Attributes:**
+    Arguments:
+        tol: Ipopt's tolerance on the scaled optimality conditions.
+        max_iter: The most iterations of one attempt; one step may take several.
+        max_seconds: The most seconds of the whole step, by the clock on the wall. It
+            then ends with the iterate at hand and a warning.
+        curvature: `ExactHessian()`, `GaussNewton()`, or `LimitedMemory()` where
+            parameters are many.
+        solver: `Ipopt(...)`, with its linear solver and its other settings.
 
-    - `tol`: Ipopt's, on the scaled optimality conditions.
-    - `max_iter`, of one attempt, and `max_seconds`, by the clock on the wall, of the
-      whole step: it ends with the iterate at hand and a warning.
-    - `curvature`: `ExactHessian()`, `GaussNewton()`, or `LimitedMemory()` where
-      parameters are many.
-    - `solver`: `Ipopt(...)`, with its linear solver and its other settings.
+    Raises:
+        TypeError: For a `solver` that is no `Ipopt(...)`.
+        ValueError: For a tolerance or limit out of range.
 
-    **Metrics:** `loss`, the objective; `status`, Ipopt's code, and `iterations`;
-    `primal_infeasibility` and `dual_infeasibility` at the end; `seconds` of the solve,
-    `evaluating`, of these in our functions, and `copied_bytes` between device and host;
-    `variables`, `constraints`, `jacobian_entries`, `hessian_entries`; `trace`, of each
-    iteration, `(max_iter + 1, 7)`: the columns of `Trace`, NaN past the end.
-
-    **Source:** Langenkamp, Hannebohm and Bachmann (2025).
+    Source:
+        Langenkamp, Hannebohm and Bachmann (2025).
     """
 
     watched: ClassVar[tuple[str, ...]] = ("loss", "iterations", "dual_infeasibility")
@@ -105,12 +104,17 @@ class CollocationTrainer(AbstractHostTrainer):
     def init(self, model: PyTree, memory: Solution | None = None) -> TrainState:
         """Return the first state.
 
-        **Arguments:** `model`, a `Model`, a pair `(parameters, networks)`, or networks
-        alone; in float64 from here on. `memory`, a guess, such as
-        `transcription.guess()`.
+        Arguments:
+            model: A `Model`, a pair `(parameters, networks)`, or networks alone; in
+                float64 from here on.
+            memory: A guess of the states, such as `transcription.guess()`.
 
-        **Raises:** `RuntimeError` if JAX computes in float32; `TypeError` without a
-        guess.
+        Returns:
+            The state at step 0.
+
+        Raises:
+            RuntimeError: If JAX computes in float32.
+            TypeError: Without a guess, or for complex parameters.
         """
         check_double()
         if not isinstance(memory, Solution):
@@ -123,7 +127,34 @@ class CollocationTrainer(AbstractHostTrainer):
     def step(
         self, state: TrainState, batch: Transcription, *, key: PRNGKeyArray
     ) -> tuple[TrainState, Metrics]:
-        """Solve one program."""
+        """Solve one program.
+
+        Arguments:
+            state: The state before.
+            batch: The transcription to solve.
+            key: Not used.
+
+        Returns:
+            The state one step later, and the metrics: `loss`, the objective; `status`,
+                Ipopt's code, and `iterations`; `primal_infeasibility` and
+                `dual_infeasibility` at the end; `seconds` of the solve, `evaluating`,
+                of these in our functions, and `copied_bytes` between device and host;
+                `variables`, `constraints`, `jacobian_entries`, `hessian_entries`;
+                `trace`, `(max_iter + 1, 7)`, of each iteration, NaN past the end: the
+                objective, the primal and dual infeasibility, the barrier, the norm and
+                size of the step, and the regularization; `result`.
+
+        Raises:
+            RuntimeError: If a stored derivative is not the function's.
+            TypeError: For a function of the problem that JAX cannot trace, that returns
+                complex numbers, or that asks for parameters the model has not.
+            ValueError: For a function of another shape, or not finite at the guess; for
+                bounds that do not fit; for derivatives that do not fit into memory.
+
+        Warns:
+            RunWarning: Where Ipopt ends without an optimum; on the last transcription
+                also where the mesh is too coarse, or the data leave parameters open.
+        """
         mesh, solution = batch.mesh, state.memory
         multipliers = state.opt_state
         if not same_mesh(solution, mesh):
@@ -179,8 +210,22 @@ class CollocationTrainer(AbstractHostTrainer):
     def batches(self, state: TrainState, data: Any) -> Any:
         """Return the levels that are left to a state that has taken steps.
 
-        Of a list that the state is in the midst of, its entry of the last step being
-        on the state's mesh, those after it; of any other, all. Nothing left is told.
+        A state is in the midst of a list if the list's entry of its last step is on its
+        mesh. Then those after it are left; else all are.
+
+        Arguments:
+            state: The state that the run begins from.
+            data: A list of transcriptions, or any other iterable, which is left as it
+                is.
+
+        Returns:
+            The data of the run.
+
+        Raises:
+            ValueError: For an empty list.
+
+        Warns:
+            RunWarning: If no level is left.
         """
         step = int(state.step)
         if not isinstance(data, list):
@@ -205,7 +250,20 @@ class CollocationTrainer(AbstractHostTrainer):
         return iter(data)
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
-        """Raise on data that are no transcriptions."""
+        """Raise on data that are no transcriptions.
+
+        Arguments:
+            state: The state that the run begins from.
+            batch: The first of the data.
+            source: Not used.
+
+        Raises:
+            RuntimeError: If JAX computes in float32.
+            TypeError: For data that are no transcriptions.
+            ValueError: For another number of trajectories than the state's, or settings
+                that this machine's Ipopt does not know.
+            ImportError: Without cyipopt.
+        """
         check_double()
         if not isinstance(batch, Transcription):
             raise TypeError(

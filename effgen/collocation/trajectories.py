@@ -13,16 +13,20 @@ _FEWEST, _MOSTLY, _FEW = 8, 0.5, 0.25
 class Trajectory(NamedTuple):
     """One measured trajectory.
 
-    **Attributes:** `ts`, `(obs,)`, in order; `ys`, `(obs, outputs)`, NaN where missing;
-    `inputs`, known `u`, `(obs, inputs)`, or a function of `t` to `(inputs,)`, or
-    `None`; `span`, the first and the last time of the trajectory, those of `ts` by
-    default; `hold`, how inputs go on between `ts`: `"linear"`, or `"previous"`, which
-    stays until the next sample; `jumps`, times at which inputs or the law jump, where
-    intervals end. A sample time that stands twice is a jump as well, and so is one of
-    a function `u` that is found between samples. `doses`, pairs of a time and an
-    amount, `(state,)`, that is added to the state at once; samples at that time are of
-    just before. `follows`, whether it goes on from the trajectory before it
-    in the list, as a `LinkConstraint` says.
+    Arguments:
+        ts: The times of the samples, `(obs,)`, in order. A time that stands twice is a
+            jump of the inputs.
+        ys: The samples, `(obs, outputs)`, NaN where missing.
+        inputs: Known `u`, `(obs, inputs)`, or a function of `t` to `(inputs,)`, or
+            `None`. Jumps of a function are looked for, between samples too.
+        span: The first and the last time of the trajectory; by default those of `ts`.
+        hold: How sampled inputs go on between `ts`: `"linear"`, or `"previous"`, which
+            stays until the next sample; by default that of the problem.
+        jumps: Times at which inputs or the law jump. Intervals end there.
+        doses: Pairs of a time and an amount, `(state,)`, that is added to the state at
+            once. Samples at that time are of just before.
+        follows: Whether it goes on from the trajectory before it in the list, as a
+            `LinkConstraint` says.
     """
 
     ts: Float[np.ndarray, " obs"]
@@ -38,8 +42,10 @@ class Trajectory(NamedTuple):
 def as_trajectories(data: Any, hold: str | None = None) -> tuple[Trajectory, ...]:
     """Return data as trajectories, checked; `hold` is that of those without their own.
 
-    **Raises:** `ValueError`, naming the trajectory and the index; for sampled inputs
-    that move in steps, without a `hold`.
+    Raises:
+        TypeError: For data of another type.
+        ValueError: For data that cannot be, naming the trajectory and the index; for
+            sampled inputs that move in steps, without a `hold`.
     """
     if not isinstance(data, list | tuple):
         raise TypeError(

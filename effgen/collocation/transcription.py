@@ -37,10 +37,14 @@ from .solution import Multipliers, Solution, solution_on
 
 
 class Transcription(eqx.Module):
-    """A problem on a mesh.
+    """A problem on a mesh, as `transcribe` returns it.
 
-    **Attributes:** `problem`; `mesh`; `samples`, where they lie in it; `final`, whether
-    no finer one is to follow, so that a mesh which is too coarse is told.
+    Attributes:
+        problem: The problem.
+        mesh: The intervals of all trajectories, and their nodes.
+        samples: The data, and where they lie in the mesh.
+        final: Whether no finer mesh is to follow. If so, a mesh that is too coarse is
+            warned of.
     """
 
     problem: Problem
@@ -49,15 +53,25 @@ class Transcription(eqx.Module):
     final: bool = True
 
     def before_finer(self) -> "Transcription":
-        """Return the transcription as one that is not the last."""
+        """Return the transcription as one that is not the last.
+
+        Returns:
+            The same with `final` false.
+        """
         return dataclasses.replace(self, final=False)
 
     def guess(self, model: PyTree | None = None) -> Solution:
         """Return the default guess: the data, smoothed, at the nodes.
 
-        States that are not measured begin at their initial or nominal values; with a
-        `model`, where its law says so, at those that `observe` and the slopes of
-        measured states ask for.
+        States that are not measured begin at their initial or nominal values. With a
+        `model`, they begin at those that `observe` and the slopes of measured states
+        ask for, where its law says so.
+
+        Arguments:
+            model: The untrained model, for states that are not measured.
+
+        Returns:
+            The states on the mesh, for `trainer.init(model, guess)`.
         """
         if model is None:
             return solution_on(self.mesh, interpolated(self.problem, self.mesh))
@@ -68,16 +82,31 @@ class Transcription(eqx.Module):
     ) -> Solution:
         """Return the guess that an untrained model's own simulations are.
 
-        From the data's start, by diffrax's `solver` (an implicit one where the problem
-        is stiff). For states that are not measured, of which the data say nothing:
-        those that are, and what is not reached, are as in `guess`.
+        They begin at the data's start. It is for states that are not measured, of
+        which the data say nothing. Those that are measured, and what is not reached,
+        are as in `guess`.
+
+        Arguments:
+            model: The untrained model.
+            solver: Diffrax's solver, `Tsit5` by default; an implicit one for stiff
+                problems.
+
+        Returns:
+            The states on the mesh, for `trainer.init(model, guess)`.
         """
         solver = diffrax.Tsit5() if solver is None else solver
         found = simulated(self.problem, self.mesh, model, solver)
         return solution_on(self.mesh, found)
 
     def program(self, model: Model) -> NLP:
-        """Return the nonlinear program for models of this shape."""
+        """Return the nonlinear program for models of this shape.
+
+        Arguments:
+            model: A model of the shapes to be solved for.
+
+        Returns:
+            The program's functions.
+        """
         return NLP.of(self.problem, self.mesh, self.samples, model)
 
 
@@ -90,13 +119,25 @@ def transcribe(
 ) -> Transcription:
     """Put a problem on a mesh.
 
-    **Arguments:** `intervals`, how many equal ones the longest trajectory has (shorter
-    ones have as long ones); or `edges`, each trajectory's own, such as
-    `aligned_edges(problem)`; by default an interval from each sample to the next.
-    `stages`, of Radau's scheme in each interval: order `2 stages - 1`. Where inputs or
-    the law jump an interval ends, whatever the mesh, so that the order is kept.
+    By default an interval reaches from each sample to the next. Where inputs or the law
+    jump an interval ends, whatever the mesh, so that the order is kept.
 
-    **Raises:** `ValueError` for settings out of range.
+    Arguments:
+        problem: The problem.
+        intervals: How many equal intervals the longest trajectory has. Shorter ones
+            have intervals that are as long.
+        stages: The stages of Radau's scheme in each interval; its order is
+            `2 stages - 1`.
+        edges: Each trajectory's own edges, `(edges,)`, such as
+            `aligned_edges(problem)`; in the place of `intervals`.
+
+    Returns:
+        The transcription.
+
+    Raises:
+        TypeError: For what is no `Problem`.
+        ValueError: For both `intervals` and `edges`; for `intervals` or `stages` that
+            are no positive integers; for edges that do not rise through the spans.
     """
     if not isinstance(problem, Problem):
         raise TypeError(
@@ -125,7 +166,8 @@ def weighed(transcription: Transcription, solution: Solution) -> Transcription:
 def limits_of(transcription: Transcription, nlp: NLP) -> Limits:
     """Return the bounds of variables and constraints.
 
-    **Raises:** `ValueError` for bounds that do not fit what they bound.
+    Raises:
+        ValueError: For bounds that do not fit what they bound.
     """
     problem, mesh = transcription.problem, transcription.mesh
     shape = (mesh.num_nodes, problem.num_states)

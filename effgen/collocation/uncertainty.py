@@ -26,12 +26,17 @@ from .transcription import Transcription, limits_of, packed, weighed
 class Covariance(NamedTuple):
     """Second moments of what was estimated, for small noise.
 
-    **Attributes:** `model`, of the raveled parameters and networks, parameters first;
-    `states`, the standard deviation at each node, in units of the states; `noise`, the
-    standard deviation of residuals in units of `problem.scale`, a number for one output
-    and `(outputs,)` for more, NaN where an output is not measured; `effective`, how
-    many of the samples' degrees of freedom the estimate takes, by output; `names`, of
-    the model's numbers, in the order of `model`.
+    Attributes:
+        model: The covariance of the raveled parameters and networks, parameters first,
+            `(model, model)`.
+        states: The standard deviation at each node, `(nodes, state)`, in the states'
+            units.
+        noise: The standard deviation of residuals in units of `problem.scale`, a number
+            for one output and `(outputs,)` for more; NaN where an output is not
+            measured.
+        effective: How many of the samples' degrees of freedom the estimate takes,
+            `(outputs,)`.
+        names: The names of the model's numbers, in the order of `model`.
     """
 
     model: Float[np.ndarray, "model model"]
@@ -50,31 +55,36 @@ def covariance(
 ) -> Covariance:
     """Return the covariance of model and states at a solution.
 
-    With `P` how all variables follow from what is free, the model and the starts, and
-    `K = (P^T H P)^-1` where equations and active bounds hold, `H` the objective's
-    curvature:
-
         cov = P K (sum over outputs of noise^2 J^T J + rest) K P^T / count
+        noise^2 = sum of squared residuals / (samples - effective)    of an output
 
-    `J` the residuals' derivatives, `rest` what is left of the curvature, of priors such
-    as weight decay, times the pooled `noise^2`. Of equal noise it is
-    `noise^2 K / count`, the Cramer-Rao bound of the linearized problem. The noise of an
-    output is
+    `P` is how all variables follow from what is free, the model and the starts.
+    `K = (P^T H P)^-1` where equations and active bounds hold, `H` the objective's
+    curvature. `J` are the residuals' derivatives. `rest` is what is left of the
+    curvature, of priors such as weight decay, times the pooled `noise^2`. `effective`
+    is the trace of `K J^T J`, and `count` the number of measured values. Starts, and
+    what priors hold, take as many degrees of freedom as the data decide. Of equal
+    noise the result is `noise^2 K / count`, the Cramer-Rao bound of the linearized
+    problem.
 
-        noise^2 = sum of squared residuals / (samples - effective)
+    Arguments:
+        transcription: The transcription that `state` was solved on.
+        state: The trained state of a `CollocationTrainer`.
+        noise: The standard deviation of the residuals divided by `problem.scale`, a
+            number or `(outputs,)`; by default estimated.
+        curvature: `GaussNewton()` or `ExactHessian()`.
 
-    `effective` the trace of `K J^T J`, in which starts and what priors hold count by as
-    much as the data decide.
+    Returns:
+        The covariance of the model, and the standard deviations of states and
+            residuals.
 
-    **Arguments:** `noise`, of the residuals divided by `problem.scale`, a number or
-    `(outputs,)`; by default estimated.
+    Raises:
+        ValueError: If the state is of another mesh; if the data leave a direction open,
+            with the names of what it moves; if no sample is left to estimate a noise
+            from; if the point is no minimum; for `LimitedMemory()`.
 
-    **Raises:** `ValueError` if the state is of another mesh; if the data leave a
-    direction open, with the names of what it moves; if no sample is left to estimate a
-    noise from.
-
-    **Source:** Bock, Kostina and Schlöder (2007); Pirnay, López-Negrete and Biegler
-    (2012).
+    Source:
+        Bock, Kostina and Schlöder (2007); Pirnay, López-Negrete and Biegler (2012).
     """
     if not same_mesh(state.memory, transcription.mesh) or state.opt_state is None:
         raise ValueError(OTHER_MESH)
@@ -139,8 +149,19 @@ def propagated(
 ) -> Float[np.ndarray, "..."]:
     """Return the standard deviations of `function(model)`: bands of what is predicted.
 
-    `sqrt(diag(J covariance J^T))`, `J` the function's Jacobian at the estimate (the
-    delta method), such as of a learned law, or of `integrate` beyond the data.
+        sqrt(diag(J covariance J^T))
+
+    `J` is the function's Jacobian at the estimate (the delta method).
+
+    Arguments:
+        function: A `Model` to an array, such as a learned law at some inputs, or
+            `integrate` beyond the data. JAX differentiates it forward.
+        model: The trained model.
+        covariance: That of the raveled model, `(model, model)`, such as
+            `covariance(...).model`.
+
+    Returns:
+        The standard deviations, in the shape and units of `function(model)`.
     """
     flat = ravel(model)
     at = lambda flat: jnp.asarray(function(unravel(model, flat)))

@@ -29,8 +29,10 @@ _REMEDY = "bound the states, or start from another guess."
 def check_shapes(batch: Transcription, model: Model) -> None:
     """Raise where a function of the problem returns what it must not, by name.
 
-    **Raises:** `ValueError` for a shape, `TypeError` for no numbers, or for functions
-    that JAX cannot trace or that ask for parameters the model has not.
+    Raises:
+        ValueError: For a shape.
+        TypeError: For no numbers, or for functions that JAX cannot trace or that ask
+            for parameters the model has not.
     """
     problem, mesh = batch.problem, batch.mesh
     given = (model.parameters, model.networks)

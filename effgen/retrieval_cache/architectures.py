@@ -41,11 +41,14 @@ _DISTILLED = {
 class Architecture(NamedTuple):
     """How an encoder differs from BERT.
 
-    **Attributes:** `prefix`, which its tensors' names may begin with; `usual`, of its
-    `config.json`, where that says nothing; `called`, names there that are others than
-    BERT's; `parts`, of its tensors' names, and BERT's; `is_shifted`, whether places
-    are counted from behind the padding's; `has_types`; `is_relative`, whether attention
-    has a bias by distance.
+    Attributes:
+        prefix: What its tensors' names may begin with.
+        usual: The values of its `config.json` where that says nothing.
+        called: Names there that are others than BERT's.
+        parts: Parts of its tensors' names, and BERT's.
+        is_shifted: Whether places are counted from behind the padding's.
+        has_types: Whether it tells two texts apart.
+        is_relative: Whether attention has a bias by distance.
     """
 
     prefix: str = "bert."

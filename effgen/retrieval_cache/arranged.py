@@ -21,17 +21,27 @@ _ROUNDS, _FITTED = 4, 30_000
 class ArrangedMinibatches(AbstractHostBatches):
     """Minibatches of pairs, half of each in groups of one cluster.
 
-    What is alike is a hard negative of each other: a group's documents are, at no cost
-    but that of the order. The other half of a batch is as it comes, and so are pairs of
-    clusters too small for a group. Each epoch visits every pair at most once, and all
-    but `rows % batch_size`, in an order drawn from the run's key and the epoch: a
-    resumed run is exact, given the same `labels`.
+    Documents that are alike are hard negatives of each other's queries. A group has
+    them at no cost but that of the order. The other half of a batch is as it comes, and
+    so are pairs of clusters too small for a group. Each epoch visits every pair at most
+    once, and all but `rows % batch_size`, in an order drawn from the run's key and the
+    epoch. A resumed run is exact, given the same `labels`.
 
-    **Attributes:** `arrays`, such as `Pairs`, which stay on the host or on disk;
-    `batch_size`; `labels`, the cluster of each pair; `group`, pairs of a group.
+    Arguments:
+        arrays: A pytree of arrays, such as `Pairs`, which stay on the host or on disk.
+        batch_size: Pairs in a batch.
+        labels: The cluster of each pair, integers, `(rows,)`, such as
+            `clusters(embeddings, key=key)[pairs.ids]`.
+        group: Pairs in a group.
 
-    **Source:** Hofstätter et al. (2021), topic-aware sampling, by documents and for
-    half of a batch.
+    Raises:
+        TypeError: For labels that are no integers, or arrays that are no numbers.
+        ValueError: For arrays of different lengths, a `batch_size` out of range, labels
+            of another number than rows, or groups that half of a batch does not hold.
+
+    Source:
+        Hofstätter et al. (2021), topic-aware sampling, by documents and for half of a
+        batch.
     """
 
     def __init__(
@@ -42,14 +52,7 @@ class ArrangedMinibatches(AbstractHostBatches):
         *,
         group: int = 64,
     ) -> None:
-        """Keep references to `arrays`; nothing is copied.
-
-        **Arguments:** `labels`, such as `clusters(embeddings, key=key)[pairs.ids]`.
-
-        **Raises:** as `effgen.Minibatches`; `ValueError` for labels of another number
-        than rows, or groups that half of a batch does not hold; `TypeError` for labels
-        that are no integers.
-        """
+        """Keep references to `arrays`; nothing is copied."""
         check_rows(arrays, batch_size)
         self.labels = _checked(labels, num_rows(arrays))
         check_positive("group", group)
@@ -62,7 +65,15 @@ class ArrangedMinibatches(AbstractHostBatches):
         self._order: tuple[Any, np.ndarray] = (None, np.zeros((0, 0), np.int64))
 
     def batch_at(self, step: int, *, key: PRNGKeyArray) -> PyTree:
-        """Return the batch of `step` as numpy arrays."""
+        """Return the batch of a step.
+
+        Arguments:
+            step: The number of the step, from 0 on.
+            key: The run's key, which the order is drawn from.
+
+        Returns:
+            The arrays' rows, as numpy arrays, in the order that they are stored in.
+        """
         per_epoch = num_rows(self.arrays) // self.batch_size
         order = self._epoch_order(step // per_epoch, key)
         # Sorted rows are read in the order they lie on disk; a batch is a set.
@@ -110,13 +121,21 @@ def clusters(
 ) -> Int[np.ndarray, " documents"]:
     """Return the cluster of each document, by k-means on some 30,000 of them.
 
-    For `ArrangedMinibatches`, anew every epoch or so, as towers change. A cache has
-    embeddings at hand: `rows.embeddings()`, row by row, of the documents in `ids`.
+    It is for `ArrangedMinibatches`, anew every epoch or so, as towers change. A cache
+    has embeddings: `rows.embeddings()`, row by row, of the documents in `ids`.
 
-    **Arguments:** `num`, of clusters; the root of the number of documents by default.
+    Arguments:
+        embeddings: One row a document, `(documents, size)`.
+        num: How many clusters; by default the root of the number of documents.
+        key: A JAX random key: of the documents that are fitted, and where clusters
+            begin.
 
-    **Raises:** `ValueError` for embeddings that are not finite or no matrix, and for
-    more clusters than documents.
+    Returns:
+        The number of each document's cluster, `(documents,)`.
+
+    Raises:
+        ValueError: For embeddings that are not finite or no matrix, and for more
+            clusters than documents, or than 30,000.
     """
     from scipy.cluster.vq import kmeans2, vq  # takes time to import
 

@@ -50,20 +50,25 @@ class InBatchTrainer(AbstractTrainer):
 
         loss = logsumexp(scores in batch) - positive
 
-    With `frequencies`, a score is lowered by `log(frequency)` of its document: where
-    documents are in batches as often as they are asked for, popular ones are else too
-    often negatives, as those of a recommender (Yi et al., 2019).
+    With `frequencies`, a score is lowered by `log(frequency)` of its document: popular
+    ones are otherwise too often negatives, as of a recommender (Yi et al., 2019).
 
-    **Attributes:** `optim`; `temperature` and `label_smoothing`, as in
-    `NegativeCacheTrainer`; `chunks`, into how many the batch is cut for its embedding,
-    each computed once more in the backward pass: the memory of one chunk, whatever the
-    batch, for a third more compute. The gradient is that of the whole batch.
-    `frequencies`, of each document number, how often it is in a batch, in any unit,
-    such as `np.bincount(ids)`; without it, no correction.
+    Arguments:
+        optim: The optax optimizer.
+        temperature: A number, an optax schedule, or `None` for the model's own.
+        label_smoothing: The share, below 1, spread over the batch's documents.
+        chunks: Into how many chunks the batch is cut for its embedding. Each is
+            computed once more in the backward pass: the memory is one chunk's, for a
+            third more compute. The gradient is that of the whole batch.
+        frequencies: How often each document number is in a batch, `(corpus,)`, in any
+            unit, such as `np.bincount(ids)`; by default no correction.
 
-    **Metrics:** `loss`, `scale`, `grad_norm`.
+    Raises:
+        TypeError: For what is no temperature.
+        ValueError: For settings out of range.
 
-    **Source:** Henderson et al. (2017); with `chunks`, Gao et al. (2021).
+    Source:
+        Henderson et al. (2017); with `chunks`, Gao et al. (2021).
     """
 
     watched: ClassVar[tuple[str, ...]] = ("loss", "scale")
@@ -82,14 +87,35 @@ class InBatchTrainer(AbstractTrainer):
         check_positive("chunks", self.chunks)
 
     def init(self, model: PyTree, memory: Any = None) -> TrainState:
-        """Return the first state; there is no memory."""
+        """Return the first state; there is no memory.
+
+        Arguments:
+            model: The towers, such as `TwoTowers`.
+            memory: Not used.
+
+        Returns:
+            The state at step 0.
+
+        Raises:
+            TypeError: For a model without towers.
+            ValueError: For `temperature=None` and a model without one.
+        """
         check_model(self.temperature, model)
         return TrainState.start(model, init_opt_state(self.optim, model), None)
 
     def step(
         self, state: TrainState, batch: PyTree, *, key: PRNGKeyArray
     ) -> tuple[TrainState, Metrics]:
-        """Take one step on the batch's softmax."""
+        """Take one step on the batch's softmax.
+
+        Arguments:
+            state: The state before.
+            batch: `Pairs`, or a tuple or dict of their fields.
+            key: The step's key, for dropout.
+
+        Returns:
+            The next state, and the metrics `loss`, in nats, `scale` and `grad_norm`.
+        """
         pairs = as_pairs(batch)
         keys = jax.random.split(key)
 
@@ -110,7 +136,18 @@ class InBatchTrainer(AbstractTrainer):
         return state.advance(model, opt_state, None), metrics
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
-        """Raise on batches that the towers cannot use."""
+        """Raise on batches that the towers cannot use.
+
+        Arguments:
+            state: The state that the run begins from.
+            batch: The shapes of a batch.
+            source: The data, whose document numbers are looked up in `frequencies`.
+
+        Raises:
+            TypeError: For a batch that is no `Pairs`, or numbers that are no integers.
+            ValueError: For shapes that do not fit, chunks that do not divide the
+                batch, or documents without a frequency.
+        """
         pairs = as_pairs(batch)
         check_pairs(state.model, None, pairs)
         check_chunks(self.chunks, num_pairs(pairs), num_documents(pairs))
@@ -123,14 +160,20 @@ class CrossBatchTrainer(AbstractTrainer):
 
         loss = logsumexp([scores in batch, stale scores of the queue]) - positive
 
-    **Attributes:** `optim`; `temperature` and `label_smoothing`, as in
-    `NegativeCacheTrainer`; `warm_up`, steps with the batch alone, while the queue fills
-    and the towers find their way: from nothing they change so fast that it pays more to
-    run away from stale documents than to find any.
+    Arguments:
+        optim: The optax optimizer.
+        temperature: A number, an optax schedule, or `None` for the model's own.
+        label_smoothing: The share, below 1, spread over the batch's documents.
+        warm_up: Steps with the batch alone, while the queue fills. Untrained towers
+            change so fast that the queue's documents are too stale to learn from.
+        mesh: The queue's mesh; `train` sets it.
 
-    **Metrics:** `loss`, `scale`, `coverage`, `age`, `oldest`, `grad_norm`.
+    Raises:
+        TypeError: For what is no temperature.
+        ValueError: For settings out of range.
 
-    **Source:** Wang et al. (2020), cross-batch memory.
+    Source:
+        Wang et al. (2020), cross-batch memory.
     """
 
     watched: ClassVar[tuple[str, ...]] = ("loss", "scale", "coverage")
@@ -151,13 +194,36 @@ class CrossBatchTrainer(AbstractTrainer):
             )
 
     def init(self, model: PyTree, memory: NegativeCache | None = None) -> TrainState:
-        """Return the first state; `memory`, a cache, empty or full."""
+        """Return the first state.
+
+        Arguments:
+            model: The towers, such as `TwoTowers`.
+            memory: The queue, a `NegativeCache`, empty or full.
+
+        Returns:
+            The state at step 0.
+
+        Raises:
+            TypeError: For a model without towers, or what is no cache.
+            ValueError: For towers that do not fit the cache, or lack a temperature.
+        """
         return first_state(self, model, memory)
 
     def step(
         self, state: TrainState, batch: PyTree, *, key: PRNGKeyArray
     ) -> tuple[TrainState, Metrics]:
-        """Take one step, then queue the batch's documents."""
+        """Take one step, then queue the batch's documents.
+
+        Arguments:
+            state: The state before.
+            batch: `Pairs`, or a tuple or dict of their fields.
+            key: The step's key, for dropout.
+
+        Returns:
+            The next state, and the metrics `loss`, in nats, `scale`, `grad_norm`, and
+                the queue's `coverage`, `age` and `oldest`, as of
+                `NegativeCacheTrainer`.
+        """
         pairs, cache = as_pairs(batch), state.memory
         keys, found = jax.random.split(key, 3), marks(as_pairs(batch))
 
@@ -182,26 +248,48 @@ class CrossBatchTrainer(AbstractTrainer):
         return state.advance(model, opt_state, new), metrics
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
-        """Raise on batches that the towers or the queue cannot use."""
+        """Raise on batches that the towers or the queue cannot use.
+
+        Arguments:
+            state: The state that the run begins from.
+            batch: The shapes of a batch.
+            source: Not used.
+
+        Raises:
+            TypeError: For a batch that is no `Pairs`, or numbers that are no integers.
+            ValueError: For shapes that do not fit, or a queue smaller than a batch.
+        """
         pairs = as_pairs(batch)
         check_pairs(state.model, state.memory, pairs)
         PositivesIn().check(state.memory, num_documents(pairs))
 
     def for_data(self, state: TrainState, data: Any) -> "CrossBatchTrainer":
-        """Return the trainer with the queue's mesh."""
+        """Return the trainer with the queue's mesh.
+
+        Arguments:
+            state: The state that the run begins from.
+            data: Not used.
+
+        Returns:
+            The trainer.
+        """
         return dataclasses.replace(self, mesh=mesh_of(state.memory))
 
 
 class FullSoftmaxTrainer(AbstractTrainer):
     """Softmax over the whole corpus, every document embedded at every step.
 
-    What a cache would do if it were never stale and drew everything: for corpora small
-    enough. Its memory is the corpus, a `NegativeCache` whose embeddings are not used.
+    It is a cache that is never stale and draws everything, for small corpora. Its
+    memory is the corpus, a `NegativeCache` whose embeddings are not used.
 
-    **Attributes:** as in `InBatchTrainer`.
+    Arguments:
+        optim: The optax optimizer.
+        temperature: A number, an optax schedule, or `None` for the model's own.
+        label_smoothing: The share, below 1, spread over the batch's documents.
 
-    **Metrics:** `loss`, `scale`, `differing` (as in `NegativeCacheTrainer`),
-    `grad_norm`.
+    Raises:
+        TypeError: For what is no temperature.
+        ValueError: For settings out of range.
     """
 
     watched: ClassVar[tuple[str, ...]] = ("loss", "scale")
@@ -216,13 +304,35 @@ class FullSoftmaxTrainer(AbstractTrainer):
         check_smoothing(self.label_smoothing)
 
     def init(self, model: PyTree, memory: NegativeCache | None = None) -> TrainState:
-        """Return the first state; `memory`, a cache of the corpus."""
+        """Return the first state.
+
+        Arguments:
+            model: The towers, such as `TwoTowers`.
+            memory: A `NegativeCache` of the corpus.
+
+        Returns:
+            The state at step 0.
+
+        Raises:
+            TypeError: For a model without towers, or what is no cache.
+            ValueError: For towers that do not fit the cache, or lack a temperature.
+        """
         return first_state(self, model, memory)
 
     def step(
         self, state: TrainState, batch: PyTree, *, key: PRNGKeyArray
     ) -> tuple[TrainState, Metrics]:
-        """Take one step on the whole corpus' softmax."""
+        """Take one step on the whole corpus' softmax.
+
+        Arguments:
+            state: The state before.
+            batch: `Pairs`, or a tuple or dict of their fields.
+            key: The step's key, for dropout.
+
+        Returns:
+            The next state, and the metrics `loss`, in nats, `scale`, `grad_norm`, and
+                `differing`, as of `NegativeCacheTrainer`.
+        """
 
         def loss(model: PyTree) -> tuple[Array, None]:
             scale = scale_of(self.temperature, state, model)
@@ -236,7 +346,17 @@ class FullSoftmaxTrainer(AbstractTrainer):
         return state.advance(model, opt_state, state.memory), metrics
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
-        """Raise on batches that the towers or the corpus cannot use."""
+        """Raise on batches that the towers or the corpus cannot use.
+
+        Arguments:
+            state: The state that the run begins from.
+            batch: The shapes of a batch.
+            source: The data, whose first documents are compared with the corpus.
+
+        Raises:
+            TypeError: For a batch that is no `Pairs`, or numbers that are no integers.
+            ValueError: For shapes that do not fit, or documents of another number.
+        """
         check_pairs(state.model, state.memory, as_pairs(batch))
         check_contents(state.memory, source)
 

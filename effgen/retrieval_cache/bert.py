@@ -46,7 +46,7 @@ class Affine(eqx.Module):
 class Dense(eqx.Module):
     """A layer of embeddings, `activation(weight @ x + bias)`.
 
-    **Attributes:** `activation`, `"identity"` or `"tanh"`.
+    `activation` is `"identity"` or `"tanh"`.
     """
 
     weight: Float[Array, "out in"]
@@ -62,8 +62,8 @@ class Dense(eqx.Module):
 class Layers(eqx.Module):
     """Attention and a layer of units, each added to its input and normed after.
 
-    **Attributes:** stacked over layers: `qkv`, queries, keys and values in one; `out`,
-    of attention; `up` and `down`, of the units; `out_norm` and `down_norm`.
+    All are stacked over layers. `qkv` makes queries, keys and values in one, `out` is
+    of attention, `up` and `down` are of the units.
     """
 
     qkv: Affine
@@ -85,25 +85,32 @@ class Bert(eqx.Module):
         embedding = normalized(dense(mean(x)))
 
     A scan runs over the layers, so that it compiles as fast as one. Parameters are
-    float32, and norms, softmax, pooling and embeddings are computed so.
+    float32, and norms, softmax, pooling and embeddings are computed so. `Bert.load` and
+    `Bert.random` make one, and `dataclasses.replace` changes any of its attributes.
 
-    **Attributes:**
+    Attributes:
+        words: The vectors of tokens, `(words, width)`.
+        places: The vectors of their places, `(places, width)`.
+        types: In which of two texts they are, `(types, width)`; all are in the first.
+        norm: The norm of their sum.
+        layers: The layers, stacked.
+        dropout: On that sum and on what layers add, when there is a key; not on
+            attention weights.
+        num_heads: The heads of attention.
+        pooling: `"mean"` over tokens, or `"cls"`, the first.
+        is_normalized: Whether embeddings have length one.
+        padding: The token that is none.
+        epsilon: What the norms add to variances.
+        compute: The type that layers are computed in.
+        recompute: Whether gradients compute each layer once more instead of keeping
+            what is inside: about a third more time, and little more memory than one
+            layer takes.
+        relative: Of MPNet, what attention adds by how far tokens are apart,
+            `(buckets, heads)`.
+        dense: Layers of embeddings.
 
-    - `words`, `places`, `types`: what tokens are, where, and in which of two texts (all
-      are of the first); `norm`, of their sum; `layers`.
-    - `dropout`: on that sum and on what layers add, when there is a key; not on
-      attention weights.
-    - `num_heads`, of attention; `pooling`, `"mean"` over tokens or `"cls"`, the first;
-      `is_normalized`, whether embeddings have length one.
-    - `padding`: the token that is none; `epsilon`, of the norms.
-    - `compute`: the type that layers are computed in.
-    - `relative`: of MPNet, what attention adds by how far tokens are apart, one number
-      each for `buckets` of distances and heads.
-    - `dense`: layers of embeddings.
-    - `recompute`: whether gradients compute each layer once more instead of keeping
-      what is inside: about a third more time, and little more memory than one takes.
-
-    `dataclasses.replace` changes any of them.
+    Raises:
+        ValueError: For another pooling, or heads that do not divide the width.
     """
 
     words: Float[Array, "words width"]
@@ -144,15 +151,22 @@ class Bert(eqx.Module):
     ) -> "Bert":
         """Return the encoder of a folder of sentence-transformers or Hugging Face.
 
-        Needs the extra `text`.
+        DistilBERT, RoBERTa, XLM-R and MPNet are loaded too, with layers after the
+        pooling. It needs the extra `text`.
 
-        **Arguments:** `compute`, `dropout` and `recompute`, as of the class.
+        Arguments:
+            folder: The path of the folder.
+            compute: The type that layers are computed in.
+            dropout: The share that is dropped in training.
+            recompute: Whether gradients compute each layer once more.
 
-        Of DistilBERT, RoBERTa, XLM-R and MPNet too, with layers after the pooling.
+        Returns:
+            The encoder.
 
-        **Raises:** `FileNotFoundError` for a file that is not there, `ValueError` for
-        an encoder of another kind or that lacks tensors, `ImportError` without
-        safetensors.
+        Raises:
+            FileNotFoundError: For a file that is not there.
+            ValueError: For an encoder of another kind, or one that lacks tensors.
+            ImportError: Without safetensors.
         """
         said = described(folder)
         config = said.config
@@ -192,10 +206,24 @@ class Bert(eqx.Module):
         num_types: int = 2,
         dropout: float = 0.0,
     ) -> "Bert":
-        """Return one of random weights, for sequences of up to `length` tokens.
+        """Return an encoder of random weights.
 
-        **Arguments:** `width`, of a token's vector; `depth`, how many layers;
-        `inner_size`, units of a layer.
+        Arguments:
+            num_words: The tokens of the vocabulary.
+            length: The most tokens of a text.
+            key: The JAX random key of the weights.
+            width: The numbers of a token's vector.
+            depth: How many layers.
+            num_heads: The heads of attention, which divide the width.
+            inner_size: The units of a layer.
+            num_types: How many texts are told apart; embeddings are of the first.
+            dropout: The share that is dropped in training.
+
+        Returns:
+            The encoder.
+
+        Raises:
+            ValueError: For heads that do not divide the width.
         """
         keys = jax.random.split(key, 7)
         normal = lambda key, *shape: 0.02 * jax.random.normal(key, shape)
@@ -226,7 +254,15 @@ class Bert(eqx.Module):
     ) -> Float[Array, "batch size"]:
         """Return the embeddings of a batch of token sequences, filled up with padding.
 
-        **Raises:** `ValueError` for another shape, or more tokens than places.
+        Arguments:
+            tokens: Integers, `(batch, length)`.
+            key: A key for dropout; without one there is none.
+
+        Returns:
+            The embeddings, `(batch, size)`.
+
+        Raises:
+            ValueError: For another shape, or more tokens than places.
         """
         self._check_tokens(tokens)
         tokens = tokens.astype(jnp.int32)

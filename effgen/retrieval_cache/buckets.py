@@ -15,7 +15,7 @@ class Bucketed(eqx.Module):
     """An encoder that is given short texts as short sequences.
 
     A batch's texts are sorted by length and cut into chunks, each of which is encoded
-    at the least of a few lengths that holds its texts: the embeddings and their
+    at the least of a few lengths that holds its texts. The embeddings and their
     gradient are those of the encoder to rounding, for part of the tokens
     (`token_share`). It is an encoder itself, and so serves training, refreshing,
     filling and evaluation: `TwoTowers.tied(Bucketed(bert))`.
@@ -25,14 +25,16 @@ class Bucketed(eqx.Module):
     let the trainer cut batches into `chunks`. Several devices take the chunks one after
     the other, not side by side.
 
-    **Attributes:**
+    Arguments:
+        encoder: From `(batch, length)` tokens to embeddings, which padding at the end
+            of a text does not change, such as `Bert`, `Transformer` and `HashedBag`.
+        lengths: To which a text may be padded, beside the batch's length; by default a
+            quarter, a half and three quarters of that. Each is compiled on its own.
+        chunk: How many texts are encoded at once.
+        padding: The token that fills up; by default the encoder's `padding`, else 0.
 
-    - `encoder`, from `(batch, length)` tokens to embeddings, which padding at the end
-      of a text does not change, such as `Bert`, `Transformer` and `HashedBag`.
-    - `lengths`, to which a text may be padded, beside that of a batch; by default a
-      quarter, a half and three quarters of that. Each is compiled on its own.
-    - `chunk`, how many texts are encoded at once.
-    - `padding`, the token that fills up; by default the encoder's `padding`, else 0.
+    Raises:
+        ValueError: For lengths or a chunk below 1.
     """
 
     hands_key_on: ClassVar[bool] = True
@@ -50,10 +52,7 @@ class Bucketed(eqx.Module):
         chunk: int = 16,
         padding: int | None = None,
     ) -> None:
-        """Return one of an encoder.
-
-        **Raises:** `ValueError` for lengths or a chunk below 1.
-        """
+        """Keep the encoder, and its padding where none is given."""
         for name, values in (("lengths", lengths or ()), ("chunk", (chunk,))):
             if any(value < 1 for value in values):
                 raise ValueError(f"`{name}` has {min(values)}: pass 1 or more.")
@@ -68,7 +67,15 @@ class Bucketed(eqx.Module):
     ) -> Float[Array, "batch size"]:
         """Return the embeddings of a batch of token sequences.
 
-        **Raises:** `TypeError` for what is no array of tokens.
+        Arguments:
+            tokens: Integers, `(batch, length)`.
+            key: A key for dropout; without one there is none.
+
+        Returns:
+            The embeddings, `(batch, size)`.
+
+        Raises:
+            TypeError: For what is no array of tokens.
         """
         _check_tokens(tokens)
         lengths = self._lengths(tokens.shape[1])
@@ -89,7 +96,17 @@ class Bucketed(eqx.Module):
         return found[jnp.zeros(len(tokens), jnp.int32).at[order].max(turns)]
 
     def token_share(self, tokens: Integer[Array, "batch length"]) -> Float[Array, ""]:
-        """Return how many tokens are encoded, as a share of the batch's, padding in."""
+        """Return how many tokens are encoded, as a share of the batch's, padding in.
+
+        Arguments:
+            tokens: Integers, `(batch, length)`.
+
+        Returns:
+            The share; above one where chunks are filled up.
+
+        Raises:
+            TypeError: For what is no array of tokens.
+        """
         _check_tokens(tokens)
         lengths = jnp.asarray(self._lengths(tokens.shape[1]))
         rows, which = self._chunks(tokens)

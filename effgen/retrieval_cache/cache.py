@@ -31,18 +31,17 @@ class NegativeCache(eqx.Module):
     """Documents, their embeddings of some steps ago, and when these were made.
 
     One row a document: every leaf has the axis `rows` first, so that the core's mesh
-    rule splits the cache over devices.
+    rule splits the cache over devices. `fill` and `empty` make one.
 
-    **Attributes:**
-
-    - `items`: what the document tower reads, a pytree of arrays.
-    - `rows`: the embeddings, `(rows, size)`, as floats or bytes.
-    - `ids`: the documents' numbers; -1 where a row is free.
-    - `digests`: of their content.
-    - `stamps`: the step at which each embedding was made.
-    - `offsets`: what is added to a row's scores, such as a correction for popularity.
-    - `repeats`: whether two documents may be of one content: then what is not to be a
-      negative is looked for by content too, where it is much (`Excluded`).
+    Attributes:
+        items: What the document tower reads, a pytree of arrays.
+        rows: The embeddings, `(rows, size)`, as floats or bytes.
+        ids: The documents' numbers; -1 where a row is free.
+        digests: Digests of their content.
+        stamps: The step at which each embedding was made.
+        offsets: What is added to a row's scores, such as a correction for popularity.
+        repeats: Whether two documents may be of one content. Then what is not to be a
+            negative is looked for by content too, where it is much (`Excluded`).
     """
 
     items: PyTree
@@ -67,22 +66,22 @@ class NegativeCache(eqx.Module):
     ) -> "NegativeCache":
         """Return a cache of a whole corpus, embedded now.
 
-        **Arguments:**
+        Arguments:
+            encode: A batch of documents to embeddings, such as `encoder.document`;
+                called without a key, so without dropout.
+            items: The corpus, a pytree of arrays that share their leading axis.
+            ids: The documents' numbers, `0 .. documents - 1` by default.
+            capacity: Rows in all; by default a few more than documents, so that blocks
+                and up to eight devices divide them.
+            dtype: Of the embeddings: `jnp.float32`, `jnp.bfloat16`, `jnp.int8`.
+            step: That it is embedded at: `int(state.step)` of a run that goes on.
+            batch_size: Documents embedded at once; by default 1,024, and 64 on a CPU.
 
-        - `encode`, a batch of documents to embeddings, such as `encoder.document`;
-          called without a key, so without dropout.
-        - `items`, the corpus: a pytree of arrays that share their leading axis.
-        - `ids`, the documents' numbers, `0 .. documents - 1` by default.
-        - `capacity`, rows in all; by default a few more than documents, so that blocks
-          and up to eight devices divide them.
-        - `dtype`, of the embeddings: `jnp.float32`, `jnp.bfloat16`, `jnp.int8`.
-        - `step`, that it is embedded at: `int(state.step)` of a run that goes on.
-        - `batch_size`, documents embedded at once; by default 1,024, and 64 on a CPU,
-          where the intermediates of more leave its caches.
-
-        **Raises:** `ValueError` for an empty corpus, leaves of different lengths,
-        repeated or negative ids, a capacity too small, or embeddings that are not
-        finite or all zero.
+        Raises:
+            TypeError: For items that are text, or another `encode` or `dtype`.
+            ValueError: For an empty corpus, leaves of different lengths, repeated or
+                negative ids, a capacity too small, a negative step, or embeddings that
+                are not finite or all zero.
         """
         num = num_items(items)
         capacity = default_capacity(num) if capacity is None else capacity
@@ -106,10 +105,15 @@ class NegativeCache(eqx.Module):
     ) -> "NegativeCache":
         """Return a cache with all rows free, for documents like those of `example`.
 
-        **Arguments:** `example`, one or more documents, with the leading axis; `size`,
-        of an embedding; `capacity`, rows.
+        Arguments:
+            example: One or more documents, with the leading axis.
+            size: The numbers of an embedding.
+            capacity: The rows.
+            dtype: Of the embeddings, as of `fill`.
 
-        **Raises:** `ValueError` for a capacity or a size below 1.
+        Raises:
+            TypeError: For another `dtype`.
+            ValueError: For a capacity or a size below 1.
         """
         for name, value in (("capacity", capacity), ("size", size)):
             check_positive(name, value)
@@ -140,13 +144,18 @@ class NegativeCache(eqx.Module):
         return block_size(self.capacity)
 
     def documents(self, slots: Int[Array, " taken"]) -> PyTree:
-        """Return the documents of some rows."""
+        """Return the documents of some rows.
+
+        Arguments:
+            slots: The rows, `(taken,)`.
+        """
         return jax.tree.map(lambda x: x[slots], self.items)
 
     def find(self, marks: Marks) -> Int[Array, " documents"]:
         """Return the row of each document, `capacity` for one that is not here.
 
-        By number where it has one, else by content.
+        Arguments:
+            marks: The documents' numbers, or, of those without one, their content.
         """
         near = jnp.clip(marks.ids, 0, self.capacity - 1).astype(jnp.int32)
         direct = self.ids[near] == marks.ids
@@ -164,7 +173,11 @@ class NegativeCache(eqx.Module):
         return jax.lax.cond(jnp.all(direct & (marks.ids >= 0)), lambda: near, searched)
 
     def places(self, ids: Int[Array, "*any"]) -> Int[Array, "*any"]:
-        """Return documents' rows by number, `capacity` of one that is not here."""
+        """Return documents' rows by number, `capacity` of one that is not here.
+
+        Arguments:
+            ids: The numbers, of any shape.
+        """
         flat = ids.reshape(-1)
         if not flat.shape[0]:
             return ids
@@ -178,13 +191,18 @@ class NegativeCache(eqx.Module):
         return found.reshape(ids.shape)
 
     def contents(self, ids: Int[Array, "*any"]) -> Int[Array, "*any"]:
-        """Return the digests of documents by number, -1 of one that is not here."""
+        """Return the digests of documents by number, -1 of one that is not here.
+
+        Arguments:
+            ids: The numbers, of any shape.
+        """
         return self.digests.at[self.places(ids)].get(mode="fill", fill_value=-1)
 
     def differing(self, marks: Marks) -> Int[Array, ""]:
         """Return the number of a document that has other content here, -1 if none has.
 
-        So is a number that no document can have.
+        Arguments:
+            marks: The documents' numbers and content; a number past 2^30 differs.
         """
         here = self.contents(marks.ids)
         wrong = (marks.ids >= 0) & (here >= 0) & (here != marks.digests)
@@ -199,8 +217,12 @@ class NegativeCache(eqx.Module):
     ) -> "NegativeCache":
         """Return the cache with new embeddings in some rows.
 
-        A slot past the end is left out, and so are a free row and an embedding that is
-        not finite.
+        A slot past the end, a free row, or an embedding not finite is left out.
+
+        Arguments:
+            slots: The rows, `(put,)`.
+            embeddings: Their embeddings, `(put, size)`.
+            step: The step at which these were made.
         """
         held = self.valid.at[slots].get(mode="fill", fill_value=False)
         sound = jnp.all(jnp.isfinite(embeddings), axis=1) & held
@@ -225,6 +247,13 @@ class NegativeCache(eqx.Module):
         """Return the cache with other documents in some rows.
 
         Documents without a number are given one of their content, past 2^30.
+
+        Arguments:
+            slots: The rows, `(put,)`; one past the end is left out.
+            items: The documents.
+            marks: Their numbers and content.
+            embeddings: Their embeddings, `(put, size)`; one not finite is left out.
+            step: The step at which these were made.
         """
         sound = jnp.all(jnp.isfinite(embeddings), axis=1)
         slots = jnp.where(sound, slots, self.capacity)
@@ -241,7 +270,11 @@ class NegativeCache(eqx.Module):
         )
 
     def removed(self, ids: Int[Any, " documents"]) -> "NegativeCache":
-        """Return the cache with the rows of some documents free."""
+        """Return the cache with the rows of some documents free.
+
+        Arguments:
+            ids: The documents' numbers.
+        """
         gone = jnp.isin(self.ids, jnp.asarray(ids))
         free = lambda x: jnp.where(gone, -1, x)
         return eqx.tree_at(
@@ -259,7 +292,13 @@ class NegativeCache(eqx.Module):
     ) -> "NegativeCache":
         """Return the cache with every document embedded anew.
 
-        **Raises:** `ValueError` for embeddings that are not finite.
+        Arguments:
+            encode: A batch of documents to embeddings, as of `fill`.
+            step: That it is embedded at.
+            batch_size: Documents embedded at once.
+
+        Raises:
+            ValueError: For embeddings that are not finite.
         """
         found = embedded(encode, self.items, batch_size)
         # What free rows hold, an encoder may have no embedding of.
@@ -273,6 +312,9 @@ class NegativeCache(eqx.Module):
         """Return a cache of another capacity, such as for another number of devices.
 
         Free rows go first, then the oldest.
+
+        Arguments:
+            capacity: Rows in all.
         """
         order = jnp.argsort(-self.stamps, stable=True)
         keep = jnp.sort(order[: min(capacity, self.capacity)])
@@ -315,7 +357,12 @@ def _filled(
 
 
 def block_size(capacity: int) -> int:
-    """Return how many rows make a block: about the root of all, a power of two."""
+    """Return how many rows make a block: about the root of all, a power of two.
+
+    Arguments:
+        capacity: Rows in all; a block has 16 to 32,768 of them, or all where they are
+            few.
+    """
     root = 1 << (max(capacity, 1).bit_length() - 1) // 2
     return min(max(root, _LEAST_BLOCK), _MOST_BLOCK, capacity)
 
@@ -329,7 +376,8 @@ def default_capacity(num: int) -> int:
 def checked_ids(ids: Any, num: int) -> Int[Array, " documents"]:
     """Return documents' numbers, by default in order.
 
-    **Raises:** `ValueError` for what are no distinct numbers, one a document.
+    Raises:
+        ValueError: For what are no distinct numbers, one a document.
     """
     if ids is None:
         return jnp.arange(num, dtype=jnp.int32)

@@ -21,18 +21,23 @@ Numbers = Sequence[tuple[int, ...]]
 class Corpus:
     """Texts to search, and queries whose answers are known.
 
-    **Attributes:**
+    Arguments:
+        name: What the corpus is called.
+        license: What the texts may be used for.
+        documents: Texts; their places are their numbers.
+        queries: Texts; their places are their numbers.
+        relevant: For each query, the numbers of the documents that answer it.
+        gains: How well each of these does, one everywhere by default. Below `full_gain`
+            it answers in part: it is not trained on, and no negative either.
+        negatives: For each query, the numbers of documents that look like answers and
+            are none.
+        full_gain: From which gain on a document answers in full. By default half of the
+            largest of all gains, and one at least: of grades 0 to 3 what has a 2 or a
+            3, as TREC's deep learning tracks count.
 
-    - `name`, and `license`: what the texts may be used for.
-    - `documents`, `queries`: texts; their places are their numbers.
-    - `relevant`: for each query, the numbers of the documents that answer it.
-    - `gains`: how well each of these does, one everywhere by default. Below `full_gain`
-      it answers in part: it is not trained on, and no negative either.
-    - `negatives`: for each query, the numbers of documents that look like answers and
-      are none.
-    - `full_gain`: from which gain on a document answers in full. By default half of the
-      largest of all gains, and one at least: of grades 0 to 3 what has a 2 or a 3, as
-      TREC's deep learning tracks count.
+    Raises:
+        TypeError: For what are no texts, or no numbers.
+        ValueError: For fields that do not fit each other.
     """
 
     name: str
@@ -78,12 +83,21 @@ class Corpus:
     ) -> "Corpus":
         """Return a corpus of texts by any keys, and judgments of pairs of them.
 
-        **Arguments:** `judgments`, each a query's key, a document's, and a gain: above
-        zero it answers, else it is a negative. The best of repeated ones counts, and
-        queries that nothing answers are left out. `full_gain`, as of the class.
+        Queries that nothing answers are left out. Of repeated judgments the best
+        counts.
 
-        **Raises:** `KeyError` for a judgment of a text that is not there; `ValueError`
-        if no query is left, or nothing answers one in full.
+        Arguments:
+            documents: Texts by key.
+            queries: Texts by key.
+            judgments: Each a query's key, a document's, and a gain. Above zero the
+                document answers, else it is a negative.
+            name: What the corpus is called.
+            license: What the texts may be used for.
+            full_gain: As of the class.
+
+        Raises:
+            KeyError: For a judgment of a text that is not there.
+            ValueError: If no query is left, or nothing answers one in full.
         """
         numbers = {key: i for i, key in enumerate(documents)}
         gains: dict[Key, dict[int, float]] = {key: {} for key in queries}
@@ -119,10 +133,15 @@ class Corpus:
     ) -> "Corpus":
         """Return a corpus of judged texts, equal ones taken for one.
 
-        **Arguments:** `judgments`, of a query, a document, and a gain, as of `judged`;
-        `documents`, more of them, which come first; `full_gain`, as of the class.
+        Arguments:
+            judgments: Each a query, a document, and a gain, as of `judged`.
+            documents: More documents, which come first.
+            name: What the corpus is called.
+            license: What the texts may be used for.
+            full_gain: As of the class.
 
-        **Raises:** as `judged`.
+        Raises:
+            ValueError: As `judged`.
         """
         judgments = list(judgments)
         found = dict.fromkeys(documents) | dict.fromkeys(d for _, d, _ in judgments)
@@ -152,9 +171,10 @@ class Corpus:
         return [tuple(i for i, g in zip(*row) if g >= least) for row in rows]
 
     def digest(self) -> str:
-        """Return the SHA-256 of all but name and license, in hexadecimal digits.
+        """Return the SHA-256 of all but name and license, which tells corpora apart.
 
-        It tells what a measurement was made on.
+        Returns:
+            Hexadecimal digits.
         """
         fields = (self.documents, self.queries, self.relevant, self.gains)
         # One is the usual, and was no part of a digest before there were others.
@@ -168,10 +188,14 @@ def split(
 ) -> tuple[Corpus, Corpus]:
     """Return a corpus to train on and one to test on: other queries, all documents.
 
-    Which queries are held out depends on their text and the seed alone: the same on
-    every machine, and nearly the same for a corpus that has grown.
+    Arguments:
+        corpus: The corpus.
+        held_out: How many queries to test on.
+        seed: Which these are depends on their text and the seed alone: the same on
+            every machine, and nearly the same for a corpus that has grown.
 
-    **Raises:** `ValueError` unless both have a query.
+    Raises:
+        ValueError: Unless both have a query.
     """
     whole = isinstance(held_out, int | np.integer)
     if not whole or not 1 <= held_out < len(corpus.queries):
@@ -187,9 +211,13 @@ def split(
 def subset(corpus: Corpus, num_documents: int, seed: int = 0) -> Corpus:
     """Return a corpus of some documents, and of the queries that these answer in full.
 
-    Which documents depends on their text and the seed alone, as of `split`.
+    Arguments:
+        corpus: The corpus.
+        num_documents: How many documents to keep.
+        seed: Which are kept depends on their text and the seed alone, as of `split`.
 
-    **Raises:** `ValueError` for more documents than there are, or if no query is left.
+    Raises:
+        ValueError: For more documents than there are, or if no query is left.
     """
     whole = isinstance(num_documents, int | np.integer)
     if not whole or not 1 <= num_documents <= len(corpus.documents):
@@ -213,9 +241,15 @@ def subset(corpus: Corpus, num_documents: int, seed: int = 0) -> Corpus:
 
 
 def with_negatives(corpus: Corpus, numbers: Int[Any, "queries any"]) -> Corpus:
-    """Return the corpus with negatives such as `mined` gives; -1 stands for none.
+    """Return the corpus with other negatives.
 
-    **Raises:** `ValueError` for anything but one row of documents' numbers a query.
+    Arguments:
+        corpus: The corpus.
+        numbers: Documents' numbers, `(queries, any)`, as of `mined`; -1 is none.
+
+    Raises:
+        TypeError: For what are no numbers.
+        ValueError: For another number of rows, or numbers of no document.
     """
     rows = np.asarray(numbers).tolist()
     found = [tuple(i for i in row if i != -1) for row in rows]
@@ -227,23 +261,30 @@ def known_of(
 ) -> Int[np.ndarray, "queries any"]:
     """Return rows of numbers as one array, filled up with -1.
 
-    **Arguments:** `width`, of a row; by default that of the longest.
+    Arguments:
+        relevant: Numbers for each query, such as `corpus.relevant`.
+        width: The numbers of a row; by default those of the longest.
 
-    **Raises:** `ValueError` for a width that would cut a row: what is left out would
-    count as a negative.
+    Raises:
+        ValueError: For a width that would cut a row, and make an answer a negative.
     """
     return _filled(relevant, width, -1, np.int32)
 
 
 def answers(corpus: Corpus) -> Relevant:
-    """Return what `evaluate` is to find: the documents that answer in full."""
+    """Return what `evaluate` is to find: the documents that answer in full.
+
+    Arguments:
+        corpus: The corpus.
+    """
     return Relevant(known_of(corpus.full))  # pyright: ignore[reportArgumentType]
 
 
 def graded(corpus: Corpus) -> Relevant:
-    """Return what `evaluate` is to find, with partial answers and their gains.
+    """Return what `evaluate` is to find for nDCG: partial answers too, and their gains.
 
-    For nDCG: the other measures take any gain for an answer.
+    Arguments:
+        corpus: The corpus. Measures other than nDCG take any gain for an answer.
     """
     if corpus.gains is None:
         return answers(corpus)

@@ -18,17 +18,27 @@ _CONTINUED = " "
 def descriptions(path: str | os.PathLike[str], *, max_broken: int = 0) -> Corpus:
     """Return the task to find a package's long description by its short one.
 
-    Some 45,000 pairs. Packages of one source are near-duplicates. Of several with the
-    same short or the same long description the first is taken.
+    There are some 45,000 pairs. Packages of one source are near-duplicates. Of several
+    with the same short or the same long description the first is taken. The lists
+    change from day to day: record the `digest`. To have them on Debian, without being
+    root: `mkdir -p DIR/partial`, then `apt-get -o Acquire::Languages=en
+    -o Dir::State::Lists=DIR update`.
 
-    **Arguments:** `path`, of apt's lists, or one of their `*Translation-en*` files,
-    packed or not, or what `apt-cache dumpavail` prints. To have them on Debian, without
-    being root: `mkdir -p DIR/partial`, then `apt-get -o Acquire::Languages=en
-    -o Dir::State::Lists=DIR update`. `max_broken`, how many broken lines of a file to
-    leave out, with a warning, before it is an error.
+    Arguments:
+        path: Apt's lists, or one of their `*Translation-en*` files, packed or not, or
+            what `apt-cache dumpavail` prints.
+        max_broken: How many broken lines of a file to leave out, with a warning, before
+            it is an error.
 
-    **Raises:** `FileNotFoundError`; `ValueError` for files without long descriptions,
-    and for a broken line, named. They change from day to day: record the `digest`.
+    Returns:
+        The corpus.
+
+    Raises:
+        FileNotFoundError: For a file that is not there.
+        ValueError: For files without long descriptions, and for a broken line, named.
+
+    Warns:
+        UserWarning: For broken lines that are left out.
     """
     path = Path(path)
     files = sorted(path.glob("*Translation-en*")) if path.is_dir() else [path]
@@ -45,9 +55,11 @@ def descriptions(path: str | os.PathLike[str], *, max_broken: int = 0) -> Corpus
 def paragraphs(lines: Iterable[tuple[str, str]]) -> Iterator[dict[str, list[str]]]:
     """Yield the paragraphs of a control file: fields by name, each of its lines.
 
-    **Arguments:** `lines`, as of `line_of`.
+    Arguments:
+        lines: As of `line_of`.
 
-    **Source:** Debian Policy, section 5.1.
+    Source:
+        Debian Policy, section 5.1.
 
     >>> lines = [b"Package: a", b"Description: b", b" c", b" .", b"", b"", b"X:y"]
     >>> list(paragraphs(map(line_of, lines)))
@@ -73,7 +85,8 @@ def line_of(line: bytes) -> tuple[str, str]:
 
     Neither, of a line that ends a paragraph.
 
-    **Raises:** `ValueError` for a line that is nothing of these.
+    Raises:
+        ValueError: For a line that is nothing of these.
 
     >>> line_of(b"Package: a"), line_of(b" of a kind"), line_of(b"")
     (('Package', 'a'), (' ', 'of a kind'), ('', ''))

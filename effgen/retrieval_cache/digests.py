@@ -11,9 +11,13 @@ def content_digests(items: PyTree) -> Int[Array, " items"]:
     """Return a number in `0 .. 2^31 - 1` for each item, of its content alone.
 
     Two items of equal arrays have equal digests, whatever integer type their tokens are
-    stored in; of two that differ, one pair in two thousand million has.
+    stored in. Of two that differ, one pair in 2,000,000,000 has equal ones.
 
-    **Arguments:** `items`, a pytree of arrays that share their leading axis.
+    Arguments:
+        items: A pytree of arrays that share their leading axis.
+
+    Returns:
+        The digests, `(items,)`.
     """
     leaves = jax.tree.leaves(items)
     total = jnp.zeros(leaves[0].shape[0], jnp.uint32)

@@ -19,9 +19,11 @@ from .scan import Passed, Scored, passed
 class Beside(NamedTuple):
     """Documents of a batch that nobody drew, which stand for draws of any document.
 
-    **Attributes:** `slots`, where the cache has them, past its end if it has not;
-    `negatives`, of which query each is one; `frequencies`, of each document number, how
-    often it is in a batch, in any unit: without, all are taken to be equally often.
+    Attributes:
+        slots: Where the cache has them, past its end if it has not.
+        negatives: Of which query each is one.
+        frequencies: How often each document number is in a batch, in any unit; without,
+            all are taken to be equally often.
     """
 
     slots: Int[Array, " documents"]
@@ -32,11 +34,16 @@ class Beside(NamedTuple):
 class Sample(NamedTuple):
     """Rows drawn for a batch, and what the pass over the cache left.
 
-    **Attributes:** `slots`, the rows, in turn for each query; `owners`, whose they are;
-    `stale`, their embeddings in the cache, and then those of the documents beside;
-    `scores`, of all queries at both, `-inf` where one is no negative of a query;
-    `log_partition` and `mean`, as in `Passed`; `population`, documents of the cache;
-    `often`, how often each of `stale` is in a batch, over the mean of all documents.
+    Attributes:
+        slots: The rows, in turn for each query.
+        owners: Whose they are.
+        stale: Their embeddings in the cache, and then those of the documents beside.
+        offsets: What is added to the scores of both.
+        scores: Of all queries at both, `-inf` where one is no negative of a query.
+        log_partition: As in `Passed`.
+        mean: As in `Passed`.
+        population: The number of documents of the cache.
+        often: How often each of `stale` is in a batch, over the mean of all documents.
     """
 
     slots: Int[Array, " draws"]
@@ -53,8 +60,13 @@ class Sample(NamedTuple):
 class Anchor(NamedTuple):
     """Where an estimate was made: what its draws and their weights go by.
 
-    **Attributes:** `queries`; `positives`, the scores of their own documents; `fresh`,
-    the drawn documents and those beside; `scale`; all without gradient.
+    All are without gradient.
+
+    Attributes:
+        queries: The queries, embedded.
+        positives: The scores of their own documents.
+        fresh: The drawn documents and those beside, embedded.
+        scale: One over the temperature.
     """
 
     queries: Float[Array, "queries size"]
@@ -166,7 +178,8 @@ def shared_weights(
     for what is outside of batches, so for itself as often as a batch is without it.
     Zero for queries without negatives.
 
-    **Source:** Veach and Guibas (1995); Hesterberg (1995) for the even part.
+    Source:
+        Veach and Guibas (1995); Hesterberg (1995) for the even part.
     """
     num, draws = len(sample.log_partition), len(sample.slots)
     beside = sample.scores.shape[1] - draws

@@ -77,7 +77,9 @@ def check_positive(name: str, value: Any) -> None:
 def num_items(items: PyTree) -> int:
     """Return how many documents there are.
 
-    **Raises:** `ValueError` for none, or leaves of different lengths.
+    Raises:
+        TypeError: For text, or what is no numbers.
+        ValueError: For none, or leaves of different lengths.
     """
     leaves = jax.tree.leaves(items)
     kind_of = lambda x: getattr(getattr(x, "dtype", None), "kind", None)

@@ -18,9 +18,20 @@ class HashedBag(eqx.Module):
 
         embedding = normalized(tanh(head(mean(table[tokens]))))
 
-    Token 0 is padding. Fast, and as good as its words: for tests and baselines.
+    Token 0 is padding. It is fast, for tests and baselines. The vectors begin at random
+    with about length one: much longer ones would hardly turn at the learning rates that
+    the head needs.
 
-    **Attributes:** `table`, `(words, width)`; `head`, linear; `dropout`, of words.
+    Arguments:
+        num_words: The tokens of the vocabulary.
+        width: The numbers of a word's vector.
+        size: The numbers of an embedding.
+        key: The JAX random key of the weights.
+        dropout: The share of a text's tokens that each training step leaves out, others
+            each time. Past a few epochs it keeps texts from being learned by heart.
+
+    Raises:
+        ValueError: For sizes below 1, or a dropout that is no share below 1.
     """
 
     table: Float[Array, "words width"]
@@ -36,14 +47,7 @@ class HashedBag(eqx.Module):
         key: PRNGKeyArray,
         dropout: float = 0.0,
     ) -> None:
-        """Return one of random vectors, of about length one.
-
-        Much longer ones hardly turn at the rates that the head wants.
-
-        **Arguments:** `dropout`, the share of a text's tokens that each training step
-        leaves out, others each time: past a few epochs it keeps texts from being
-        learned by heart.
-        """
+        """Draw the weights."""
         for name, value in (("num_words", num_words), ("width", width), ("size", size)):
             check_positive(name, value)
         _check_dropout(dropout)
@@ -55,7 +59,19 @@ class HashedBag(eqx.Module):
     def __call__(
         self, tokens: Int[Array, "batch length"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "batch size"]:
-        """Return the embeddings of a batch of token sequences."""
+        """Return the embeddings of a batch of token sequences.
+
+        Arguments:
+            tokens: Integers, `(batch, length)`.
+            key: A key for dropout; without one there is none.
+
+        Returns:
+            The embeddings, `(batch, size)`; NaN of a text with a token past the
+                vocabulary.
+
+        Raises:
+            TypeError: For what is no array of tokens.
+        """
         check_tokens(tokens)
         tokens = tokens.astype(jnp.int32)
         there = (tokens != 0).astype(self.table.dtype)
@@ -118,10 +134,22 @@ class Block(eqx.Module):
 class Transformer(eqx.Module):
     """A compact transformer: mean of its last layer over the words, of length one.
 
-    Token 0 is padding. Parameters are float32; `compute` is what products are in.
+    Token 0 is padding. Parameters are float32 and random at first.
 
-    **Attributes:** `words`, `(words, width)`; `places`, `(length, width)`; `blocks`;
-    `norm`; `head`, linear.
+    Arguments:
+        num_words: The tokens of the vocabulary.
+        length: The most tokens of a text.
+        key: The JAX random key of the weights.
+        width: The numbers of a token's vector.
+        depth: How many blocks.
+        num_heads: The heads of attention, which divide the width.
+        size: The numbers of an embedding.
+        dropout: The share that is dropped in training.
+        compute: The type that products are computed in.
+
+    Raises:
+        ValueError: For `num_words` or `length` below 1, heads that do not divide the
+            width, or a dropout that is no share below 1.
     """
 
     words: Float[Array, "words width"]
@@ -144,7 +172,7 @@ class Transformer(eqx.Module):
         dropout: float = 0.0,
         compute: Any = jnp.float32,
     ) -> None:
-        """Return one of random weights, for sequences of up to `length` tokens."""
+        """Draw the weights."""
         for name, value in (("num_words", num_words), ("length", length)):
             check_positive(name, value)
         _check_dropout(dropout)
@@ -163,7 +191,20 @@ class Transformer(eqx.Module):
     def __call__(
         self, tokens: Int[Array, "batch length"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "batch size"]:
-        """Return the embeddings of a batch of token sequences."""
+        """Return the embeddings of a batch of token sequences.
+
+        Arguments:
+            tokens: Integers, `(batch, length)`.
+            key: A key for dropout; without one there is none.
+
+        Returns:
+            The embeddings, `(batch, size)`; NaN of a text with a token past the
+                vocabulary.
+
+        Raises:
+            TypeError: For what is no array of tokens.
+            ValueError: For more tokens than places.
+        """
         check_tokens(tokens, len(self.places))
         tokens = tokens.astype(jnp.int32)
         there = tokens != 0
@@ -240,8 +281,8 @@ def attention(
 ) -> Float[Array, "batch length width"]:
     """Return what each token reads off those that are there, by `num_heads` heads.
 
-    **Arguments:** `qkv`, queries, keys and values, one after the other; `bias`, what is
-    added to their products.
+    `qkv` are queries, keys and values, one after the other; `bias` is added to their
+    products.
     """
     batch, length, triple = qkv.shape
     given = qkv.dtype
@@ -263,7 +304,8 @@ def by_distance(
     Half of the buckets are of what comes before. Of those, half are of one distance
     each, and the others widen by the logarithm up to 128.
 
-    **Source:** Raffel et al. (2020), as MPNet has it.
+    Source:
+        Raffel et al. (2020), as MPNet has it.
     """
     side, each, most = len(relative) // 2, len(relative) // 4, 128
     apart = np.arange(length)[None] - np.arange(length)[:, None]

@@ -19,8 +19,12 @@ from .towers import in_chunks
 class Embedded(NamedTuple):
     """A batch's estimate, the draws, and the embeddings that were made for it.
 
-    **Attributes:** `documents`, of the batch; `fresh`, of the draws; no gradient;
-    `anchor`, all that the estimate was made of.
+    Attributes:
+        estimated: The losses.
+        sample: The draws.
+        documents: The embeddings of the batch's documents, without gradient.
+        fresh: Those of the draws, without gradient.
+        anchor: All that the estimate was made of.
     """
 
     estimated: Estimated
@@ -46,9 +50,8 @@ def estimate(
 ) -> Embedded:
     """Return the losses of a batch against a cache, to be differentiated by `model`.
 
-    The batch's documents and the drawn ones go through their tower as one.
-
-    **Arguments:** as of the trainer.
+    The batch's documents and the drawn ones go through their tower as one. Arguments
+    are as of the trainer.
     """
     found, own = marks(pairs), num_pairs(pairs)
     keys = jax.random.split(key, 3)

@@ -19,10 +19,12 @@ from .pairs import Marks, Pairs, num_pairs
 class Estimated(NamedTuple):
     """What an estimator makes of a batch.
 
-    **Attributes:** `surrogate`, whose gradient is the estimate; `losses`, the estimate
-    of the losses themselves, in nats; `positives`, each positive's share of the
-    softmax; `beyond`, that of all that the batch does not score; `corrected`, how well
-    the draws did.
+    Attributes:
+        surrogate: Its gradient is the estimate, `(batch,)`.
+        losses: The estimate of the losses themselves, `(batch,)`, in nats.
+        positives: Each positive's share of the softmax, `(batch,)`.
+        beyond: The share of all that the batch does not score, `(batch,)`.
+        corrected: How well the draws did.
     """
 
     surrogate: Float[Array, " batch"]
@@ -33,7 +35,10 @@ class Estimated(NamedTuple):
 
 
 class AbstractEstimator(eqx.Module):
-    """From draws of the cache to losses: `PseudoLogit` or `GumbelMax`."""
+    """From draws of the cache to losses: `PseudoLogit` or `GumbelMax`.
+
+    A subclass has `__call__`, and may override `excluded` and `check`.
+    """
 
     @abc.abstractmethod
     def __call__(
@@ -48,9 +53,19 @@ class AbstractEstimator(eqx.Module):
     ) -> Estimated:
         """Return the batch's losses, to be differentiated.
 
-        **Arguments:** `fresh`, the drawn documents and those of the batch that answer;
-        `anchor`, for line searches: where draws, weights and shares were found, which
-        are held, so that `surrogate` is a function of the rest.
+        Arguments:
+            queries: The queries, embedded, `(batch, size)`.
+            scores: The scores of queries and documents of the batch.
+            fresh: The drawn documents and those of the batch that answer, embedded now,
+                `(known, size)`.
+            sample: The draws.
+            scale: One over the temperature.
+            label_smoothing: The share that is spread over the batch's documents.
+            anchor: For line searches, where draws, weights and shares were found. These
+                are held, so that `surrogate` is a function of the rest.
+
+        Returns:
+            The surrogate and the losses, with shares of the softmax.
         """
 
     def excluded(
@@ -62,12 +77,28 @@ class AbstractEstimator(eqx.Module):
     ) -> Excluded:
         """Return what is not drawn: what the losses have already, and what answers.
 
-        **Arguments:** `slots`, where the cache has the queries' own documents.
+        Arguments:
+            pairs: The batch.
+            documents: By what the batch's documents are recognized.
+            cache: The cache that is drawn from.
+            slots: Where the cache has the queries' own documents, `(batch,)`.
+
+        Returns:
+            The documents that are no negatives, of all queries and of each.
         """
         return excluded_by(pairs, documents, cache)
 
     def check(self, num_negatives: int, pairs: Pairs, label_smoothing: float) -> None:
-        """Raise `ValueError` for settings that the estimator has no use for."""
+        """Raise for settings that the estimator has no use for; by default none.
+
+        Arguments:
+            num_negatives: Documents drawn for the whole batch.
+            pairs: The batch, or its shapes.
+            label_smoothing: The share that is spread over the batch's documents.
+
+        Raises:
+            ValueError: For such settings.
+        """
         return
 
 
@@ -76,12 +107,13 @@ class PseudoLogit(AbstractEstimator):
 
         loss = logsumexp([positive, others in batch, pseudo_logit]) - positive
 
-    The draws serve all queries, staleness is corrected by the ratios of fresh to stale
-    scores, and the queries' expectation is exact over stale rows (`pseudo_logit`). Its
-    value is readable: an estimate of the cross-entropy over the whole corpus.
+    The draws serve all queries. Staleness is corrected by the ratios of fresh to stale
+    scores, and the queries' expectation is exact over stale rows (`pseudo_logit`). The
+    loss estimates the cross-entropy over the whole corpus.
 
-    **Attributes:** `max_log_ratio`, at which the ratios are cut; 0 leaves staleness
-    uncorrected.
+    Arguments:
+        max_log_ratio: At which log-ratios are cut, in nats; 0 leaves staleness
+            uncorrected.
     """
 
     max_log_ratio: float = 5.0
@@ -96,7 +128,21 @@ class PseudoLogit(AbstractEstimator):
         label_smoothing: float = 0.0,
         anchor: Anchor | None = None,
     ) -> Estimated:
-        """Return the batch's losses, to be differentiated."""
+        """Return the batch's losses, to be differentiated.
+
+        Arguments:
+            queries: The queries, embedded, `(batch, size)`.
+            scores: The scores of queries and documents of the batch.
+            fresh: The drawn documents and those of the batch that answer, embedded now,
+                `(known, size)`.
+            sample: The draws.
+            scale: One over the temperature.
+            label_smoothing: The share that is spread over the batch's documents.
+            anchor: For line searches, where draws, weights and shares were found.
+
+        Returns:
+            The surrogate, here the losses themselves, with shares of the softmax.
+        """
         logit, corrected = pseudo_logit(
             queries,
             fresh,
@@ -117,10 +163,11 @@ class GumbelMax(AbstractEstimator):
         surrogate = (1 - p) (mean(fresh scores of its draws) - positive)
         loss = -log(p),    p = softmax([positive, stale scores])[0]
 
-    Unbiased with a fresh cache. A draw by Gumbel-max has the softmax's law, which the
-    two-level draws have too.
+    It is unbiased with a fresh cache. A draw by Gumbel-max has the softmax's law, which
+    the two-level draws have too. It has no arguments.
 
-    **Source:** Lindgren, Reddi, Guo and Kumar (2021), Algorithm 1.
+    Source:
+        Lindgren, Reddi, Guo and Kumar (2021), Algorithm 1.
     """
 
     def __call__(
@@ -133,7 +180,21 @@ class GumbelMax(AbstractEstimator):
         label_smoothing: float = 0.0,
         anchor: Anchor | None = None,
     ) -> Estimated:
-        """Return the batch's losses, to be differentiated."""
+        """Return the batch's losses, to be differentiated.
+
+        Arguments:
+            queries: The queries, embedded, `(batch, size)`.
+            scores: The scores of queries and documents of the batch.
+            fresh: The drawn documents and those of the batch that answer, embedded now,
+                `(known, size)`.
+            sample: The draws, as many for each query.
+            scale: One over the temperature.
+            label_smoothing: Not used.
+            anchor: For line searches, where draws and shares were found.
+
+        Returns:
+            The surrogate and the losses, with shares of the softmax.
+        """
         num, fixed = queries.shape[0], jax.lax.stop_gradient
         held = scores.positives if anchor is None else anchor.positives
         draws = len(sample.slots)
@@ -161,6 +222,15 @@ class GumbelMax(AbstractEstimator):
         """Return that a query's own document is not drawn, nor what else answers.
 
         Others of the batch are drawn like all, for the losses do not have them.
+
+        Arguments:
+            pairs: The batch.
+            documents: By what the batch's documents are recognized.
+            cache: The cache that is drawn from.
+            slots: Not used.
+
+        Returns:
+            The documents that are no negatives of each query.
         """
         num, none = num_pairs(pairs), jnp.zeros(0, jnp.int32)
         found = excluded_by(pairs, documents, cache)
@@ -170,7 +240,17 @@ class GumbelMax(AbstractEstimator):
         return found._replace(ids=none, digests=none, known=known, contents=contents)
 
     def check(self, num_negatives: int, pairs: Pairs, label_smoothing: float) -> None:
-        """Raise `ValueError` for settings that the estimator has no use for."""
+        """Raise for settings that the estimator has no use for.
+
+        Arguments:
+            num_negatives: Documents drawn for the whole batch.
+            pairs: The batch, or its shapes.
+            label_smoothing: The share that is spread over the batch's documents.
+
+        Raises:
+            ValueError: For draws that are no multiple of the queries, a batch with
+                `negatives`, or label smoothing.
+        """
         batch_size = num_pairs(pairs)
         if num_negatives % batch_size:
             raise ValueError(

@@ -40,12 +40,16 @@ def save_embeddings(
 ) -> None:
     """Write the embeddings of documents, in float32.
 
-    **Arguments:** `index`, or embeddings, whose numbers then are those of their rows;
-    `path`, of a `.safetensors` file of `embeddings` and `ids`, or of a `.npy` file of
-    embeddings alone, row by number.
+    Arguments:
+        index: An `Index`, or embeddings, `(documents, size)`, whose numbers then are
+            those of their rows.
+        path: A `.safetensors` file of `embeddings` and `ids`, or a `.npy` file of
+            embeddings alone, row by number.
 
-    **Raises:** `ValueError` for another ending, or for a `.npy` file if the numbers are
-    not `0 .. documents - 1`; `ImportError` without safetensors.
+    Raises:
+        ValueError: For another ending, embeddings that are not finite or no matrix, or
+            for a `.npy` file if the numbers are not `0 .. documents - 1`.
+        ImportError: Without safetensors, for its files.
     """
     rows, ids = _documents(index)
     ending = Path(path).suffix
@@ -66,9 +70,16 @@ def save_embeddings(
 def faiss_index(index: Index | Float[Any, "documents size"]) -> Any:
     """Return an index of faiss that finds what `Index.search` does, by their numbers.
 
-    It is a `faiss.IndexIDMap2` of an `IndexFlatIP`, in float32.
+    Arguments:
+        index: An `Index`, or embeddings, `(documents, size)`, whose numbers then are
+            those of their rows.
 
-    **Raises:** `ImportError` with the command that installs faiss.
+    Returns:
+        A `faiss.IndexIDMap2` of an `IndexFlatIP`, in float32.
+
+    Raises:
+        ImportError: Without faiss; the message has the command that installs it.
+        ValueError: For embeddings that are not finite or no matrix.
     """
     try:
         import faiss  # pyright: ignore[reportMissingImports]
@@ -89,14 +100,19 @@ def save_sentence_transformer(
 
     A report that a pooler is missing means nothing: no embedding is made with it.
 
-    **Arguments:** `bert`, or a model of one for queries and documents,
-    `TwoTowers.tied(bert)`, `Bucketed` or not; `tokenizer_folder`, which it was loaded
-    from, for its tokenizer, length of texts and prompts; `folder`, which is made, with
-    those above it.
+    Arguments:
+        bert: A `Bert`, or a model of one for queries and documents,
+            `TwoTowers.tied(bert)`, `Bucketed` or not.
+        tokenizer_folder: The folder it was loaded from, for its tokenizer, length of
+            texts and prompts.
+        folder: The path of the folder, which is made, with those above it.
 
-    **Raises:** `TypeError` for another encoder, `ValueError` for an MPNet, whose
-    attention no BERT has, `FileExistsError` for a folder that is not empty,
-    `FileNotFoundError` without a tokenizer, `ImportError` without safetensors.
+    Raises:
+        TypeError: For another encoder.
+        ValueError: For an MPNet, whose attention no BERT has.
+        FileExistsError: For a file, or a folder that is not empty.
+        FileNotFoundError: Without a tokenizer.
+        ImportError: Without safetensors.
     """
     bert = _encoder_of(bert)
     if Path(folder).is_file() or (
@@ -161,7 +177,15 @@ def save_triples(
     With `ids` from `mined`, `negatives` is
     `[[texts[i] for i in row if i >= 0] for row in ids]`.
 
-    **Raises:** `ValueError` for different numbers of queries, positives and negatives.
+    Arguments:
+        path: The file to write.
+        queries: Texts.
+        positives: A text that answers each.
+        negatives: Texts that do not, a list for each query.
+
+    Raises:
+        TypeError: For what are no texts.
+        ValueError: For different numbers of queries, positives and negatives.
     """
     if not len(queries) == len(positives) == len(negatives):
         raise ValueError(

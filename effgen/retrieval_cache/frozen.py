@@ -60,14 +60,18 @@ class FrozenDocumentsTrainer(AbstractTrainer):
     `None`. What is no negative goes by number: of documents that are equal, name all as
     `known`.
 
-    **Attributes:** `optim`; `temperature`, as in `NegativeCacheTrainer`; `chunks`, into
-    how many a step's queries are cut for their embedding, each computed once more in
-    the backward pass; `drawn`, how many of the index's rows a step looks at, others in
-    each, none twice; `None`, for all.
+    Arguments:
+        optim: The optax optimizer.
+        temperature: A number, an optax schedule, or `None` for the model's own.
+        chunks: Into how many chunks a step's queries are cut for their embedding. Each
+            is computed once more in the backward pass.
+        drawn: How many of the index's rows a step looks at, others in each, none twice;
+            `None` for all.
+        mesh: The index's mesh; `train` sets it.
 
-    **Metrics:** `loss`, in nats; `positive`, the mean share of the softmax that
-    positives have; `scale`; `missing`, -1, or the number of a document that the index
-    has not, and then the step is refused; `grad_norm`.
+    Raises:
+        TypeError: For what is no temperature.
+        ValueError: For settings out of range.
     """
 
     watched: ClassVar[tuple[str, ...]] = ("loss", "positive", "scale")
@@ -90,10 +94,16 @@ class FrozenDocumentsTrainer(AbstractTrainer):
     ) -> TrainState[PyTree, Index]:
         """Return the first state.
 
-        **Arguments:** `model`, with a tower `query`; `memory`, the documents, such as
-        `Index.from_embeddings(embeddings)`.
+        Arguments:
+            model: A model with a tower `query`.
+            memory: The documents, such as `Index.from_embeddings(embeddings)`.
 
-        **Raises:** `TypeError` for a model without `query`, or what is no `Index`.
+        Returns:
+            The state at step 0.
+
+        Raises:
+            TypeError: For a model without `query`, or what is no `Index`.
+            ValueError: For `temperature=None` and a model without one.
         """
         check_frozen(self.temperature, model, memory)
         assert isinstance(memory, Index)
@@ -102,7 +112,19 @@ class FrozenDocumentsTrainer(AbstractTrainer):
     def step(
         self, state: TrainState[PyTree, Index], batch: PyTree, *, key: PRNGKeyArray
     ) -> tuple[TrainState[PyTree, Index], Metrics]:
-        """Take one step on the whole corpus' softmax."""
+        """Take one step on the whole corpus' softmax.
+
+        Arguments:
+            state: The state before.
+            batch: `Pairs`, or a tuple or dict of their fields, with `ids`.
+            key: The step's key, for dropout and for what is drawn.
+
+        Returns:
+            The next state, and the metrics `loss`, in nats; `positive`, the mean share
+                of the softmax that positives have; `scale`; `missing`, -1, or the
+                number of a document that the index has not, and then the step is
+                refused; `grad_norm`.
+        """
         pairs, index = _checked(batch), state.memory
         own, excluded = answering(index, pairs)
         keys = jax.random.split(key)
@@ -129,7 +151,19 @@ class FrozenDocumentsTrainer(AbstractTrainer):
         return state.advance(model, opt_state, index), metrics
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
-        """Raise on batches that the tower or the index cannot use."""
+        """Raise on batches that the tower or the index cannot use.
+
+        Arguments:
+            state: The state that the run begins from.
+            batch: The shapes of a batch.
+            source: The data, whose document numbers are looked up in the index.
+
+        Raises:
+            TypeError: For a batch that is no `Pairs`, or numbers that are no integers.
+            ValueError: For a batch without `ids` or with `negatives`, shapes that do
+                not fit, numbers that the index has not, or more `drawn` than it has
+                rows.
+        """
         pairs = _checked(batch)
         check_frozen_pairs(state.model, state.memory, pairs)
         check_chunks(self.chunks, num_pairs(pairs), num_pairs(pairs))
@@ -142,7 +176,15 @@ class FrozenDocumentsTrainer(AbstractTrainer):
             )
 
     def for_data(self, state: TrainState, data: Any) -> "FrozenDocumentsTrainer":
-        """Return the trainer with the index's mesh."""
+        """Return the trainer with the index's mesh.
+
+        Arguments:
+            state: The state that the run begins from.
+            data: Not used.
+
+        Returns:
+            The trainer.
+        """
         return dataclasses.replace(self, mesh=mesh_of(state.memory))
 
 
@@ -173,8 +215,8 @@ def corpus_losses(
 ) -> Float[Array, " batch"]:
     """Return the cross-entropies over rows of an index, with their gradient by queries.
 
-    **Arguments:** `own`, the rows of the queries' documents in `index`; `scored`, the
-    rows that are negatives.
+    `own` are the rows of the queries' documents in `index`, `scored` the rows that are
+    negatives.
     """
     last = index.ids.shape[0] - 1
     answers = index.rows.take(jnp.minimum(own, last)).embeddings()

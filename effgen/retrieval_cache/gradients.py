@@ -22,9 +22,12 @@ from .towers import embed
 class GradientQuality(NamedTuple):
     """An estimated gradient against the exact one, relative to the latter's length.
 
-    **Attributes:** `bias`, `|mean - exact| / |exact|`, of which `bias_error` is to be
-    expected of a finite number of draws alone; `spread`, the root mean square distance
-    of single estimates from their mean; `loss` and `exact_loss`.
+    Attributes:
+        bias: `|mean - exact| / |exact|`.
+        bias_error: How much of it a finite number of draws alone makes.
+        spread: The root mean square distance of single estimates from their mean.
+        loss: The mean estimate of the loss, in nats.
+        exact_loss: The exact loss, in nats.
     """
 
     bias: Float[Array, ""]
@@ -52,8 +55,16 @@ def full_softmax_loss(
 ) -> Float[Array, ""]:
     """Return the mean cross-entropy with every document of a cache embedded now.
 
-    **Arguments:** as in `check_gradients`; `scale`, one over the temperature; `key`,
-    for dropout.
+    Arguments:
+        model: The towers.
+        batch: `Pairs`, or a tuple or dict of their fields.
+        cache: A cache of the corpus, whose embeddings are not used.
+        scale: One over the temperature.
+        label_smoothing: The share that is spread over the batch's documents.
+        key: A key for dropout; without one there is none.
+
+    Returns:
+        The loss, a scalar, in nats.
     """
     pairs = as_pairs(batch)
     found, scale = marks(pairs), jnp.asarray(scale)
@@ -89,12 +100,24 @@ def check_gradients(
     For a corpus small enough to be embedded whole. A fresh cache leaves no bias but
     that by chance; a stale one shows what the estimator makes of it.
 
-    **Arguments:** `model`, the towers; `batch`, as the trainer takes it; `cache`, of
-    the corpus; `num_draws`, estimates made; `of`, from a gradient to the part looked
-    at, such as `lambda model: model.query`.
+    Arguments:
+        model: The towers.
+        batch: As the trainer takes it.
+        cache: A cache of the corpus.
+        key: The JAX random key of the draws.
+        estimator: The estimator that is compared.
+        num_negatives: Documents drawn for each estimate.
+        temperature: A number.
+        num_draws: How many estimates are made.
+        of: From a gradient to the part looked at, such as `lambda model: model.query`.
 
-    **Raises:** `ValueError` for what the estimator has no use for, or for documents
-    that the cache has others of by their number.
+    Returns:
+        The bias and the spread of the estimates, and both losses.
+
+    Raises:
+        TypeError: For what is no temperature.
+        ValueError: For what the estimator has no use for, settings out of range, or
+            documents that the cache has others of by their number.
 
     >>> print(check_gradients(model, batch, cache, key=key))    # doctest: +SKIP
     bias 0.0051 (of 0.0049 by chance), spread 0.1090; loss 4.3912, exact 4.3912

@@ -21,7 +21,9 @@ class Rows(NamedTuple):
     def of(cls, name: str, ids: Any, gains: Any) -> "Rows":
         """Return them of what is given.
 
-        **Raises:** `ValueError` for what are no numbers, one or several a query.
+        Raises:
+            TypeError: For what is no array and no list.
+            ValueError: For what are no numbers, one or several a query.
         """
         if not hasattr(ids, "shape") and not isinstance(ids, list | tuple):
             raise TypeError(

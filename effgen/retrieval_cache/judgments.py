@@ -51,16 +51,29 @@ def beir(
 ) -> Corpus:
     """Return a data set in BEIR's format: all documents, the queries of one split.
 
-    A document is its title and its text. What is judged not to answer is a negative.
+    A document is its title and its text. What is judged not to answer is a negative. A
+    judgment of a text that is not there is a broken line.
 
-    **Arguments:** `folder`, with `corpus.jsonl`, `queries.jsonl` and `qrels/*.tsv`,
-    which may be packed (`.gz`); `split`, which of the last; `max_broken`, how many
-    broken lines of a file to leave out, with a warning, before it is an error. A
-    judgment of a text that is not there is broken. `full_gain`, as of `Corpus`.
+    Arguments:
+        folder: With `corpus.jsonl`, `queries.jsonl` and `qrels/*.tsv`, which may be
+            packed (`.gz`).
+        split: Which of the last.
+        max_broken: How many broken lines of a file to leave out, with a warning, before
+            it is an error.
+        full_gain: From which gain on a document answers in full, as of `Corpus`.
 
-    **Raises:** `FileNotFoundError`; `ValueError` that names file and line.
+    Returns:
+        The corpus.
 
-    **Source:** Thakur et al. (2021).
+    Raises:
+        FileNotFoundError: For a file that is not there.
+        ValueError: For a broken line, with file and line.
+
+    Warns:
+        UserWarning: For broken lines that are left out.
+
+    Source:
+        Thakur et al. (2021).
     """
     folder = Path(folder)
     documents = _texts(_file(folder, "corpus.jsonl"), max_broken)
@@ -85,23 +98,35 @@ def triples(
 ) -> Corpus:
     """Return a corpus from rows of a query, what answers it, and what does not.
 
-    Equal texts are taken for one, and a query's rows are joined.
+    Equal texts are taken for one, and a query's rows are joined. A text may be a record
+    of a `title` and a `text`. A row may also be a list, `[query, positive, negative,
+    ...]`, as in TSV files whose first line is one of texts: MS MARCO's triples.
 
-    **Arguments:** `source`, the path of JSON lines, of JSON (`.json`), of CSV or TSV
-    (`.csv`, `.tsv`), all of which may be packed (`.gz`), or of Parquet (`.parquet`, for
-    which pyarrow is needed); or a data frame of pandas, or any iterable of rows;
-    `columns`, how these are called: the second and the third hold a text or several,
-    the third may be missing. Each may be numbered or not, and one or several:
-    `negatives`, `negative`, and `negative_1`, `negative_2`, ... are read together. Left
-    as they are, rows of Tevatron (`positive_passages`, `negative_passages`), of DPR
-    (`question`, `positive_ctxs`, `negative_ctxs`, `hard_negative_ctxs`) and of
-    sentence-transformers (`anchor`) are read too. A text may be a record of a `title`
-    and a `text`. A row may also be a list, `[query, positive, negative, ...]`, as in
-    TSV files whose first line is one of texts: MS MARCO's triples. `max_broken`, as of
-    `beir`.
+    Arguments:
+        source: The path of JSON lines, of JSON (`.json`), of CSV or TSV (`.csv`,
+            `.tsv`), all of which may be packed (`.gz`), or of Parquet (`.parquet`); or
+            a data frame of pandas, or any iterable of rows.
+        columns: How these are called. The second and the third hold a text or several;
+            the third may be missing. Each may be numbered or not, and one or several:
+            `negatives`, `negative`, and `negative_1`, `negative_2`, ... are read
+            together. By default, rows of Tevatron (`positive_passages`,
+            `negative_passages`), of DPR (`question`, `positive_ctxs`, `negative_ctxs`,
+            `hard_negative_ctxs`) and of sentence-transformers (`anchor`) are read too.
+        max_broken: How many broken rows to leave out, with a warning, before it is an
+            error.
 
-    **Raises:** `FileNotFoundError`; `ValueError` that names file and row, also for a
-    column of negatives by another name, which would be left out.
+    Returns:
+        The corpus.
+
+    Raises:
+        FileNotFoundError: For a file that is not there.
+        IsADirectoryError: For a folder.
+        ImportError: Without pyarrow, for Parquet.
+        ValueError: For a broken row, with file and row; also for a column of negatives
+            by another name, which would be left out.
+
+    Warns:
+        UserWarning: For broken rows that are left out.
     """
     named = _named(columns)
     parse, name = functools.partial(_row, named), "rows"
@@ -167,7 +192,8 @@ def _texts(path: Path, max_broken: int) -> dict[str, str]:
 def by_key(path: Path, rows: list[tuple[str, str]]) -> dict[str, str]:
     """Return the texts of a file's rows by their ids.
 
-    **Raises:** `ValueError` for two of one id.
+    Raises:
+        ValueError: For two of one id.
     """
     found = dict(rows)
     if len(found) < len(rows):
@@ -207,7 +233,8 @@ def known_judgment(
 ) -> Judgment:
     """Return a judgment of texts that are there.
 
-    **Raises:** `ValueError` for a text that is not, or what is no gain.
+    Raises:
+        ValueError: For a text that is not, or what is no gain.
     """
     for name, key, known in (("query", query, queries), ("doc", document, documents)):
         if key not in known:

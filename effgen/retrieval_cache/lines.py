@@ -28,11 +28,15 @@ def parsed(
 
     Blank lines are left out, and those of which it makes `None`.
 
-    **Arguments:** `path`, of UTF-8 text, plain or packed as in `opened`; `parse`, which
-    raises `ValueError`, `LookupError` or `TypeError` for a broken line; `max_broken`,
-    how many of these to leave out, with a warning, before it is an error.
+    Arguments:
+        path: A file of UTF-8 text, plain or packed as in `opened`.
+        parse: It raises `ValueError`, `LookupError` or `TypeError` for a broken line.
+        max_broken: How many of these to leave out, with a warning, before it is an
+            error.
 
-    **Raises:** `FileNotFoundError`; `ValueError` that names file and line.
+    Raises:
+        FileNotFoundError: Without the file.
+        ValueError: For a broken line, with file and line.
     """
     with opened(path) as file:
         numbered = enumerate(file, 1)
@@ -69,8 +73,9 @@ def sound(
 def opened(path: Place) -> IO[bytes]:
     """Return a file to read, unpacked if it ends in `.gz`, `.bz2`, `.xz` or `.lz4`.
 
-    **Raises:** `FileNotFoundError`, also for the command `lz4` where it is needed;
-    `ValueError` for what is not packed as its name says.
+    Raises:
+        FileNotFoundError: Without it; also for the command `lz4` where it is needed.
+        ValueError: For what is not packed as its name says.
     """
     if isinstance(path, zipfile.Path):
         return path.open("rb")  # pyright: ignore[reportReturnType]

@@ -34,6 +34,13 @@ def merged(corpus: Corpus, tokenize: Tokenize) -> Corpus:
 
     Where a tokenizer cuts, documents that begin alike are the same to a model: it is
     not to be asked which of them answers.
+
+    Arguments:
+        corpus: The corpus.
+        tokenize: From texts to a pytree of arrays, `(texts, ...)`.
+
+    Returns:
+        The corpus, its documents numbered anew.
     """
     rows = jax.tree.leaves(tokenize(corpus.documents))
     contents = [b"".join(parts) for parts in zip(*(map(_bytes, x) for x in rows))]
@@ -61,12 +68,19 @@ def pairs_of(
     For `effgen.Minibatches(pairs_of(corpus, tokenize), batch_size)`, or
     `effgen.HostMinibatches`, which leaves the arrays where they are.
 
-    **Arguments:** `tokenize`, from texts to a pytree of arrays, `(texts, ...)`;
-    `tokenize_queries`, the same by default; `num_negatives`, how many of a query's
-    negatives go with each of its pairs, its first. A query that has fewer is filled up
-    with the document that answers, which counts as nothing.
+    Arguments:
+        corpus: The corpus.
+        tokenize: From texts to a pytree of arrays, `(texts, ...)`.
+        tokenize_queries: The same for queries; by default `tokenize`.
+        num_negatives: How many of a query's negatives go with each of its pairs, its
+            first. A query that has fewer is filled up with the document that answers,
+            which counts as nothing.
 
-    **Raises:** `ValueError` if no query has as many negatives.
+    Returns:
+        All pairs, with what is `known` to answer each query.
+
+    Raises:
+        ValueError: If no query has as many negatives.
     """
     _check_negatives(corpus, num_negatives)
     examples = [
@@ -95,10 +109,22 @@ def grain_pairs(
     that answer it and some of its negatives, drawn anew. A batch depends on the seed
     and its place alone, so that runs resume exactly at any step.
 
-    **Arguments:** as of `pairs_of`; `seed`, below 2^32.
+    Arguments:
+        corpus: The corpus.
+        tokenize: From texts to a pytree of arrays, `(texts, ...)`.
+        batch_size: Queries in a batch.
+        tokenize_queries: The same for queries; by default `tokenize`.
+        num_negatives: How many of a query's negatives go with each of its pairs, filled
+            up as of `pairs_of`.
+        seed: Of the order and what is drawn, below 2^32.
 
-    **Raises:** `ValueError` for fewer queries than `batch_size`, or if no query has
-    `num_negatives` negatives; `ImportError` without grain.
+    Returns:
+        A dataset of `Pairs`.
+
+    Raises:
+        ValueError: For fewer queries than `batch_size`, or if no query has
+            `num_negatives` negatives.
+        ImportError: Without grain.
     """
     module = needed("grain", by="grain_pairs", extra="data")
     _check_negatives(corpus, num_negatives)

@@ -22,12 +22,15 @@ from .pairs import as_pairs, marks, num_pairs
 
 
 class Corrected(NamedTuple):
-    """How well the draws did.
+    """How well the draws did; all are means.
 
-    **Attributes:** `drift`, the standard deviation of a score since its row was
-    embedded; `ess`, of the corrected weights, as a share of the draws that count for a
-    query; `staleness`, `|stale - fresh|^2 / |fresh|^2`; all of them means;
-    `possible_bias`, about how far the gradient's mean may be off (`possible_bias`).
+    Attributes:
+        drift: The standard deviation of a score since its row was embedded, in nats.
+        ess: The effective sample size of the corrected weights, as a share of the draws
+            that count for a query.
+        staleness: `|stale - fresh|^2 / |fresh|^2`.
+        possible_bias: About how far the gradient's mean may be off, as a share of its
+            length (`possible_bias`).
     """
 
     drift: Float[Array, ""]
@@ -50,7 +53,7 @@ def pseudo_logit(
         logit_i ~ log sum_j exp(scale <query_i, fresh_j> + offset_j)
 
     The value is the sum over stale rows, corrected by the ratios fresh to stale of the
-    draws; the gradient is the softmax's expectation, exact over stale rows for the
+    draws. The gradient is the softmax's expectation: exact over stale rows for the
     queries, and over the draws for documents and for what staleness changes:
 
         weights  = shared * ratio / R,  R_i = mean of ratio, by shared (see below),
@@ -65,10 +68,19 @@ def pseudo_logit(
     `R_i` counts the batch's mean as one draw more: of a query's single draw, its own
     ratio would cancel.
 
-    **Arguments:** `fresh`, the drawn documents and those beside, embedded now, with
-    gradient; `max_log_ratio`, at which ratios of draws are cut, 0 to leave staleness
-    as it is; `anchor`, of an estimate whose value, weights and mean are held, so that
-    the logit moves from there by its slope: for line searches.
+    Arguments:
+        queries: The queries, embedded with gradient, `(queries, size)`.
+        fresh: The drawn documents and those beside, embedded now with gradient,
+            `(draws, size)`.
+        sample: The draws.
+        scale: One over the temperature.
+        max_log_ratio: At which log-ratios of draws are cut, in nats; 0 leaves staleness
+            as it is.
+        anchor: Of an estimate whose value, weights and mean are held, so that the logit
+            moves from there by its slope: for line searches.
+
+    Returns:
+        The logits, `(queries,)`, in nats, and how well the draws did.
     """
     fixed = jax.lax.stop_gradient
     held = fixed((queries, fresh, scale))
@@ -223,20 +235,28 @@ def cache_logit(
 
     with `q` the queries embedded, and `scores` theirs with the batch's documents.
 
-    **Arguments:** `queries`, embedded with gradient; `encode`, documents of the cache
-    to embeddings, with gradient; `batch`, as a trainer takes it, whose documents the
-    loss scores itself: the cache leaves them out, for all queries, and so what it says
-    is `known`; `num_negatives`, how many are drawn for the whole batch; `scale`, one
-    over the temperature; `known`, `(queries, any)`, numbers of documents that are no
-    negatives of a query, filled up with -1: without a `batch`, such as where the loss
-    is of `[positives, logit]`, a query's own among them; `mesh`, over whose first axis
-    the cache is split, if it is.
+    Arguments:
+        queries: The queries, embedded with gradient, `(queries, size)`.
+        cache: The cache.
+        encode: Documents of the cache to embeddings, with gradient.
+        key: The JAX random key of the draws.
+        batch: As a trainer takes it, whose documents the loss scores itself: the cache
+            leaves them out, for all queries, and so what it says is `known`.
+        num_negatives: How many documents are drawn for the whole batch.
+        scale: One over the temperature.
+        known: Numbers of documents that are no negatives of a query, `(queries, any)`,
+            filled up with -1. Without a `batch`, such as where the loss is of
+            `[positives, logit]`, a query's own is among them.
+        max_log_ratio: As of `pseudo_logit`.
+        mesh: Over whose first axis the cache is split, if it is.
 
-    **Returns:** the logits, as in `pseudo_logit`; the draws; their embeddings now, to
-    be written back.
+    Returns:
+        The logits, as of `pseudo_logit`; the draws; their embeddings now, to be written
+            back.
 
-    **Raises:** `ValueError` without `batch` and `known`, for a query's own document
-    would count as its negative; or if they have another number of rows.
+    Raises:
+        ValueError: Without `batch` and `known`, for a query's own document would count
+            as its negative; or if they have another number of rows.
     """
     num, scale = queries.shape[0], jnp.asarray(scale, queries.dtype)
     excluded = _left_out(cache, batch, known, num)

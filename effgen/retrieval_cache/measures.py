@@ -14,8 +14,9 @@ from jaxtyping import Array, Bool, Float, Int
 class Relevant(NamedTuple):
     """Which documents answer each query, and how well.
 
-    **Attributes:** `ids`, `(queries, any)`, filled up with -1; `gains`, above zero
-    where a document answers; by default one.
+    Arguments:
+        ids: Numbers of documents, `(queries, any)`, filled up with -1.
+        gains: Above zero where a document answers, `(queries, any)`; by default one.
     """
 
     ids: Int[Array, "queries any"]
@@ -27,7 +28,12 @@ def reciprocal_rank(
 ) -> Float[Array, " queries"]:
     """Return `1 / rank` of the first relevant document among `k`, or zero.
 
-    Its mean is MRR@k. NaN for a query without judgments.
+    Arguments:
+        ranked: Numbers of documents, best first, `(queries, k)`.
+        relevant: What answers each query.
+
+    Returns:
+        `(queries,)`, NaN for a query without judgments. Its mean is MRR@k.
     """
     judged = _judged(relevant)
     hit = _gained(ranked, judged) > 0
@@ -40,7 +46,12 @@ def recall(
 ) -> Float[Array, " queries"]:
     """Return the share of the relevant documents that are among the `k`.
 
-    NaN for a query without judgments.
+    Arguments:
+        ranked: Numbers of documents, best first, `(queries, k)`.
+        relevant: What answers each query.
+
+    Returns:
+        `(queries,)`, NaN for a query without judgments.
     """
     judged = _judged(relevant)
     found = jnp.sum(_gained(ranked, judged) > 0, axis=1)
@@ -55,9 +66,17 @@ def discounted_gain(
 
         dcg = sum_r gain_r / log2(r + 1),    r = 1 .. k,
 
-    over that of the best ranking. NaN for a query without judgments.
+    over that of the best ranking.
 
-    **Source:** Järvelin and Kekäläinen (2002).
+    Arguments:
+        ranked: Numbers of documents, best first, `(queries, k)`.
+        relevant: What answers each query, and how well.
+
+    Returns:
+        `(queries,)`, NaN for a query without judgments.
+
+    Source:
+        Järvelin and Kekäläinen (2002).
     """
     judged, k = _judged(relevant), ranked.shape[1]
     discounts = 1 / jnp.log2(jnp.arange(2, k + 2))

@@ -25,11 +25,17 @@ _FEW = 16
 class Excluded(NamedTuple):
     """Documents that are no negatives: of all queries, and of each.
 
-    **Attributes:** `ids` and `digests`, of all queries; `known`, `(queries, any)`, each
-    query's own; `contents`, the digests of these; `rows`, more of each query's, in the
-    order of their rows in the cache, and past its end where there are no more;
-    `repeated`, the contents of these in order, looked at where `repeats`: where others
-    may have them too. What is -1 excludes nothing.
+    What is -1 excludes nothing.
+
+    Attributes:
+        ids: The numbers of those of all queries, `(all,)`.
+        digests: Their digests, `(all,)`.
+        known: The numbers of each query's own, `(queries, any)`.
+        contents: The digests of these.
+        rows: More of each query's, as rows of the cache in order, `(queries, many)`,
+            and past its end where there are no more.
+        repeated: The contents of these in order.
+        repeats: Whether others may have these contents; then they are looked at.
     """
 
     ids: Int[Array, " all"]
@@ -42,12 +48,26 @@ class Excluded(NamedTuple):
 
     @classmethod
     def nothing(cls, num: int) -> "Excluded":
-        """Return that all documents are negatives of `num` queries."""
+        """Return that all documents are negatives of all queries.
+
+        Arguments:
+            num: The number of queries.
+
+        Returns:
+            What excludes nothing.
+        """
         none = jnp.zeros(0, jnp.int32)
         return cls(none, none, jnp.zeros((num, 0), jnp.int32))
 
     def of(self, query: Int[Array, ""]) -> "Excluded":
-        """Return what is excluded of one query, as of a batch of one."""
+        """Return what is excluded of one query, as of a batch of one.
+
+        Arguments:
+            query: The place of the query.
+
+        Returns:
+            What is excluded of it.
+        """
         own = (self.known, self.contents, self.rows, self.repeated)
         known, contents, *many = jax.tree.map(lambda x: x[query][None], own)
         rows, repeated = many
@@ -56,9 +76,13 @@ class Excluded(NamedTuple):
         )
 
     def negatives(self, documents: Marks) -> Bool[Array, "queries documents"]:
-        """Return which documents are negatives; of one row where it is one for all.
+        """Return which documents are negatives, by all but `rows`.
 
-        By all but `rows`.
+        Arguments:
+            documents: By what the documents are recognized.
+
+        Returns:
+            `(queries, documents)`, or `(1, documents)` where it is one for all.
         """
         found = jnp.ones((1, documents.ids.shape[0]), bool)
         if self.ids.shape[0]:
@@ -74,7 +98,15 @@ class Excluded(NamedTuple):
     def joined(
         self, known: Int[Array, "queries any"], cache: NegativeCache
     ) -> "Excluded":
-        """Return it with what is known to answer each query."""
+        """Return it with what is known to answer each query.
+
+        Arguments:
+            known: Numbers of documents, `(queries, any)`, filled up with -1.
+            cache: The cache, which knows their contents and rows.
+
+        Returns:
+            What is excluded with these.
+        """
         known = known.astype(jnp.int32)
         if known.shape[1] > _FEW:
             rows = cache.places(known)
@@ -96,6 +128,13 @@ class Excluded(NamedTuple):
 
         A query's are next to each other, and marked one after the other: as often as
         the query has them that has most in the piece.
+
+        Arguments:
+            start: The first row of the piece.
+            num: How many rows it has.
+
+        Returns:
+            `(queries, num)`.
         """
         rows = self.rows
         assert rows is not None
@@ -115,7 +154,15 @@ class Excluded(NamedTuple):
     def unlike(
         self, found: Bool[Array, "queries any"], digests: Int[Array, " any"]
     ) -> Bool[Array, "queries any"]:
-        """Return which are found of contents that are not among those of `rows`."""
+        """Return which are found of contents that are not among those of `rows`.
+
+        Arguments:
+            found: Which are negatives otherwise, `(queries, any)`.
+            digests: Their digests, `(any,)`.
+
+        Returns:
+            Which still are, `(queries, any)`.
+        """
         repeated, repeats = self.repeated, self.repeats
         if repeated is None or repeats is None:
             return found
@@ -126,7 +173,14 @@ class Excluded(NamedTuple):
         )
 
     def without(self, rows: Int[Array, " taken"]) -> Bool[Array, "queries taken"]:
-        """Return which of some rows are none of `rows`."""
+        """Return which of some rows are none of `rows`.
+
+        Arguments:
+            rows: Rows of the cache, `(taken,)`.
+
+        Returns:
+            `(queries, taken)`.
+        """
         assert self.rows is not None
         return ~among(self.rows, rows)
 
@@ -158,7 +212,7 @@ def negatives_in_batch(
 ) -> Bool[Array, "batch documents"]:
     """Return which documents of a batch are negatives of which query.
 
-    **Arguments:** `cache`, if there is one, which knows the content of what is `known`.
+    A cache, if there is one, knows the content of what is `known`.
     """
     num = num_pairs(pairs)
     answers = same(Marks(documents.ids[:num], documents.digests[:num]), documents)

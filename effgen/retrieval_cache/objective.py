@@ -12,8 +12,10 @@ from .negatives import negatives_in_batch as negatives_in_batch
 class BatchScores(NamedTuple):
     """Scores of a batch's queries and documents.
 
-    **Attributes:** `positives`, of each query's own document; `others`, `(batch,
-    documents)`, `-inf` where a document is the query's own or no negative of it.
+    Attributes:
+        positives: Of each query's own document, `(batch,)`.
+        others: Of all, `(batch, documents)`, `-inf` where a document is the query's own
+            or no negative of it.
     """
 
     positives: Float[Array, " batch"]

@@ -17,20 +17,21 @@ MOST_NUMBER = 1 << 30
 class Pairs(NamedTuple):
     """Queries and a document that answers each.
 
-    **Attributes:**
-
-    - `queries`, `documents`: pytrees of arrays that share their leading axis, `batch`.
-    - `ids`: the documents' numbers in the corpus, from 0 up to 2^30; without them, or
-      where one is below zero, documents are told by their content. One that the cache
-      does not have is a document that is not in it (yet).
-    - `known`, `(batch, any)`: numbers of all documents that answer a query, filled up
-      with -1; they are no negatives. Of all pairs of some data, `effgen.core.ragged`'s
-      `Ragged` has them without filling, as `pairs_of` makes it.
-    - `negatives`: documents that do not answer, a pytree of `(batch, each, ...)`, and
-      their numbers, `negative_ids`. They are negatives of every query.
-
     A document that a batch has more than once counts once: where queries have unequally
     many negatives, fill up with the document that answers.
+
+    Arguments:
+        queries: A pytree of arrays with the leading axis `batch`.
+        documents: The same of documents.
+        ids: The documents' numbers in the corpus, `(batch,)`, from 0 up to 2^30.
+            Without them, or where one is below zero, documents are told by their
+            content. One that the cache does not have is a document not in it (yet).
+        known: Numbers of all documents that answer a query, `(batch, any)`, filled up
+            with -1; they are no negatives. Of all pairs of some data,
+            `effgen.core.ragged`'s `Ragged` has them without filling, as of `pairs_of`.
+        negatives: Documents that do not answer, a pytree of `(batch, each, ...)`. They
+            are negatives of every query.
+        negative_ids: Their numbers, `(batch, each)`.
     """
 
     queries: PyTree
@@ -42,7 +43,12 @@ class Pairs(NamedTuple):
 
 
 class Marks(NamedTuple):
-    """How a document is recognized: by its number, -1 if unknown, and its content."""
+    """How a document is recognized: by its number and its content.
+
+    Attributes:
+        ids: The numbers, `(documents,)`, -1 if unknown.
+        digests: The digests of the content, `(documents,)`, as of `content_digests`.
+    """
 
     ids: Int[Array, " documents"]
     digests: Int[Array, " documents"]
@@ -51,7 +57,8 @@ class Marks(NamedTuple):
 def as_pairs(batch: Any) -> Pairs:
     """Return a batch of `Pairs`, from a tuple in their order or a dict of their names.
 
-    **Raises:** `TypeError` for anything else.
+    Raises:
+        TypeError: For anything else.
     """
     pairs = None
     if isinstance(batch, Pairs):

@@ -30,10 +30,12 @@ _ACTIVATIONS = {"Identity": "identity", "Tanh": "tanh"}
 class Description(NamedTuple):
     """What a folder says of its encoder.
 
-    **Attributes:** `config`, the numbers of `config.json`, by BERT's names for them;
-    `pooling`, `"mean"` or `"cls"`; `is_normalized`, whether embeddings have length
-    one; `kind`, in what it differs from BERT; `dense`, layers of embeddings: a weight,
-    a bias and an activation each.
+    Attributes:
+        config: The numbers of `config.json`, by BERT's names for them.
+        pooling: `"mean"` or `"cls"`.
+        is_normalized: Whether embeddings have length one.
+        kind: In what it differs from BERT.
+        dense: Layers of embeddings: a weight, a bias and an activation each.
     """
 
     config: dict[str, Any]
@@ -49,8 +51,9 @@ def described(folder: Folder) -> Description:
     Without `modules.json`, as a folder of Hugging Face's is, embeddings are means of
     tokens and not normalized: as sentence-transformers takes it.
 
-    **Raises:** `FileNotFoundError` for a file that is not there, `ValueError` for an
-    encoder of another kind.
+    Raises:
+        FileNotFoundError: For a file that is not there.
+        ValueError: For an encoder of another kind.
     """
     modules = _modules(Path(folder))
     path = _first(modules, "Transformer") / "config.json"
@@ -72,7 +75,8 @@ def described(folder: Folder) -> Description:
 def architecture(path: Path, config: dict[str, Any]) -> Architecture:
     """Return in what the encoder of a `config.json` differs from BERT.
 
-    **Raises:** `ValueError` for another.
+    Raises:
+        ValueError: For another.
     """
     kind = config.get("model_type")
     if kind not in ARCHITECTURES:
@@ -101,10 +105,14 @@ def tensors(
     Names may begin with the encoder's own, such as `bert.`, and norms may have a
     `gamma` and a `beta`. Poolers, heads and position numbers are left out.
 
-    **Arguments:** `shapes`, of the tensors that there should be, by name.
+    Arguments:
+        folder: The path of the folder.
+        shapes: Of the tensors that there should be, by name.
 
-    **Raises:** `FileNotFoundError` without the file; `ValueError` for tensors that are
-    missing, of another shape, or part of no BERT; `ImportError` without safetensors.
+    Raises:
+        FileNotFoundError: Without the file.
+        ValueError: For tensors that are missing, of another shape, or part of no BERT.
+        ImportError: Without safetensors.
     """
     path = encoder_folder(folder) / "model.safetensors"
     if not path.exists():
@@ -123,7 +131,8 @@ def tensors(
 def read_json(path: Path) -> Any:
     """Return what a JSON file holds.
 
-    **Raises:** `FileNotFoundError` without it.
+    Raises:
+        FileNotFoundError: Without it.
     """
     if not path.exists():
         raise FileNotFoundError(
@@ -136,7 +145,8 @@ def read_json(path: Path) -> Any:
 def safetensors(by: str) -> ModuleType:
     """Return `safetensors.numpy`, which `by` needs.
 
-    **Raises:** `ImportError` with the command that installs it.
+    Raises:
+        ImportError: Without it; the message has the command that installs it.
     """
     return needed("safetensors", by=by, extra="text", module="safetensors.numpy")
 

@@ -16,10 +16,9 @@ from .pairs import Marks
 class Seen(NamedTuple):
     """What a step has embedded anyway, without dropout.
 
-    **Attributes:** `slots` and `fresh`, rows drawn from the cache; `documents`,
-    `marks` and `embeddings`, of the batch; `queries`, how many queries were embedded;
-    `drift`, the standard deviation of scores since their rows were embedded; `chunk`,
-    how many documents are embedded at once.
+    `slots` and `fresh` are rows drawn from the cache, `documents`, `marks` and
+    `embeddings` are of the batch. `queries` were embedded, `chunk` documents at once.
+    `drift` is the standard deviation of scores since their rows were embedded.
     """
 
     slots: Int[Array, " draws"]
@@ -38,7 +37,8 @@ Encode = Callable[[PyTree], Float[Array, "batch size"]]
 class AbstractRefresh(eqx.Module):
     """A policy. Several are applied in turn: `(WriteBack(), OldestFirst(0.01))`.
 
-    `replaces` says whether a batch's documents take the place of those of their number.
+    Attributes:
+        replaces: Whether a batch's documents take the place of those of their number.
     """
 
     replaces: ClassVar[bool] = False
@@ -53,10 +53,23 @@ class AbstractRefresh(eqx.Module):
         *,
         key: PRNGKeyArray,
     ) -> NegativeCache:
-        """Return the cache after a step."""
+        """Return the cache after a step.
+
+        Arguments:
+            cache: The cache before.
+            seen: What the step has embedded.
+            encode: Documents to embeddings, by the model after the step.
+            step: The number of steps taken.
+            key: A JAX random key.
+        """
 
     def check(self, cache: NegativeCache, num_documents: int) -> None:
-        """Raise `ValueError` for a cache that the policy cannot refresh."""
+        """Raise `ValueError` for a cache that the policy cannot refresh; default: none.
+
+        Arguments:
+            cache: The cache.
+            num_documents: The documents of a batch.
+        """
         return
 
 
@@ -75,7 +88,15 @@ class WriteBack(AbstractRefresh):
         *,
         key: PRNGKeyArray,
     ) -> NegativeCache:
-        """Return the cache after a step."""
+        """Return the cache after a step.
+
+        Arguments:
+            cache: The cache before.
+            seen: What the step has embedded.
+            encode: Not used.
+            step: The number of steps taken.
+            key: Not used.
+        """
         cache = cache.written(seen.slots, seen.fresh, step)
         return cache.written(cache.find(seen.marks), seen.embeddings, step)
 
@@ -83,8 +104,13 @@ class WriteBack(AbstractRefresh):
 class OldestFirst(AbstractRefresh):
     """Embed the share `rate` of the rows anew, those embedded longest ago.
 
-    No row is older than `1 / rate` steps. A row costs about a third of a trained
-    document, having no gradient.
+    No row is older than `1 / rate` steps; one costs about a third of a trained one.
+
+    Arguments:
+        rate: The share of the rows, above 0 and at most 1.
+
+    Raises:
+        ValueError: For a rate that is no share.
     """
 
     rate: float
@@ -102,13 +128,28 @@ class OldestFirst(AbstractRefresh):
         *,
         key: PRNGKeyArray,
     ) -> NegativeCache:
-        """Return the cache after a step."""
+        """Return the cache after a step.
+
+        Arguments:
+            cache: The cache before.
+            seen: What the step has embedded.
+            encode: Documents to embeddings, by the model after the step.
+            step: The number of steps taken.
+            key: Not used.
+        """
         slots = oldest(cache, _count(self.rate, cache))
         return _renewed(cache, slots, encode, step, seen.chunk)
 
 
 class RandomRows(AbstractRefresh):
-    """Embed rows drawn evenly, the share `rate` of all, anew."""
+    """Embed rows drawn evenly, the share `rate` of all, anew.
+
+    Arguments:
+        rate: The share of the rows, above 0 and at most 1.
+
+    Raises:
+        ValueError: For a rate that is no share.
+    """
 
     rate: float
 
@@ -125,21 +166,33 @@ class RandomRows(AbstractRefresh):
         *,
         key: PRNGKeyArray,
     ) -> NegativeCache:
-        """Return the cache after a step."""
+        """Return the cache after a step.
+
+        Arguments:
+            cache: The cache before.
+            seen: What the step has embedded.
+            encode: Documents to embeddings, by the model after the step.
+            step: The number of steps taken.
+            key: The JAX random key of the rows.
+        """
         num = _count(self.rate, cache)
         slots = jax.random.randint(key, (num,), 0, cache.capacity)
         return _renewed(cache, slots, encode, step, seen.chunk)
 
 
 class Budget(AbstractRefresh):
-    """Spend the share `share` of a step's embedding on the oldest rows, where it pays.
+    """Spend a share of a step's embedding on the oldest rows, where it pays.
 
-    Rows are embedded anew while scores drift by more than `drift`, in nats, between
-    their embedding and their next draw; as many as the share pays for, a row without
-    gradient at a third of one with.
+    Rows are embedded anew while scores drift by more than `drift` between their
+    embedding and their next draw. A row counts as a third of one with gradient.
 
-    **Attributes:** `share`, below 1; `drift`, the standard deviation that is left
-    alone: the softmax is then at most about half of it off, in total variation.
+    Arguments:
+        share: The share of the step's embedding, between 0 and 1.
+        drift: The standard deviation of scores that is left alone, in nats. The softmax
+            is then at most about half of it off, in total variation.
+
+    Raises:
+        ValueError: For settings out of range.
     """
 
     share: float = 0.05
@@ -161,7 +214,15 @@ class Budget(AbstractRefresh):
         *,
         key: PRNGKeyArray,
     ) -> NegativeCache:
-        """Return the cache after a step."""
+        """Return the cache after a step.
+
+        Arguments:
+            cache: The cache before.
+            seen: What the step has embedded.
+            encode: Documents to embeddings, by the model after the step.
+            step: The number of steps taken.
+            key: Not used.
+        """
         trained = seen.queries + len(seen.slots) + len(seen.embeddings)
         num = max(1, round(3 * trained * self.share / (1 - self.share)))
         slots = oldest(cache, min(num, cache.capacity))
@@ -178,15 +239,14 @@ class PositivesIn(AbstractRefresh):
 
     For corpora larger than the cache, or without an end. A document that is there
     already is embedded anew in its place. The cache then holds documents as often as
-    they are asked for: `frequencies` corrects for that.
+    they are asked for. `frequencies` corrects for that: a row's scores are lowered by
+    the logarithm of the chance `1 - exp(-frequency * turnover)` that it is there,
+    `turnover` the age of the oldest row in steps. Rows written back stay longer.
 
-    **Attributes:** `frequencies`, of each document number, how often it is in a batch
-    per step, in expectation; then a row's scores are lowered by the logarithm of the
-    chance `1 - exp(-frequency * turnover)` that it is in the cache, `turnover` being
-    the age of the oldest row in steps: a document is there if it was met since. Rows
-    that are drawn and written back stay longer than that. A document past its end, or
-    without a number, counts as asked for as often as the mean. Without it, no
-    correction.
+    Arguments:
+        frequencies: How often each document number is in a batch per step, in
+            expectation, `(corpus,)`; by default no correction. Of a document past its
+            end, or without a number, the mean counts.
     """
 
     replaces: ClassVar[bool] = True
@@ -202,7 +262,15 @@ class PositivesIn(AbstractRefresh):
         *,
         key: PRNGKeyArray,
     ) -> NegativeCache:
-        """Return the cache after a step."""
+        """Return the cache after a step.
+
+        Arguments:
+            cache: The cache before.
+            seen: What the step has embedded.
+            encode: Not used.
+            step: The number of steps taken.
+            key: Not used.
+        """
         num = len(seen.embeddings)
         slots = _places(cache, seen.marks, num)
         new = cache.inserted(slots, seen.documents, seen.marks, seen.embeddings, step)
@@ -216,7 +284,15 @@ class PositivesIn(AbstractRefresh):
         return eqx.tree_at(lambda c: c.offsets, new, -jnp.log(chance))
 
     def check(self, cache: NegativeCache, num_documents: int) -> None:
-        """Raise `ValueError` for a cache smaller than a batch's documents."""
+        """Raise for a cache smaller than a batch's documents.
+
+        Arguments:
+            cache: The cache.
+            num_documents: The documents of a batch.
+
+        Raises:
+            ValueError: For such a cache.
+        """
         if cache.capacity < num_documents:
             raise ValueError(
                 f"the cache has {cache.capacity} rows and a batch {num_documents} "
@@ -305,7 +381,8 @@ def _check_rate(rate: float) -> None:
 def policies_of(refresh: object) -> tuple[AbstractRefresh, ...]:
     """Return policies from a rate, one policy, or several.
 
-    **Raises:** `TypeError` for anything else.
+    Raises:
+        TypeError: For anything else.
     """
     if isinstance(refresh, AbstractRefresh):
         return (refresh,)

@@ -52,7 +52,11 @@ class AbstractRows(eqx.Module):
 
 
 class FloatRows(AbstractRows):
-    """Rows of floats: float32, bfloat16, float16 or float64."""
+    """Rows of floats: float32, bfloat16, float16 or float64.
+
+    Arguments:
+        values: The embeddings, `(rows, size)`.
+    """
 
     values: Float[Array, "rows size"]
 
@@ -64,7 +68,14 @@ class FloatRows(AbstractRows):
     def scores(
         self, queries: Float[Array, "queries size"]
     ) -> Float[Array, "queries rows"]:
-        """Return the inner products `queries @ rows.T`."""
+        """Return the inner products `queries @ rows.T`.
+
+        Arguments:
+            queries: Embeddings, `(queries, size)`.
+
+        Returns:
+            `(queries, rows)`, summed in float32 or wider.
+        """
         return jnp.matmul(
             queries.astype(self.values.dtype),
             self.values.T,
@@ -74,7 +85,14 @@ class FloatRows(AbstractRows):
     def combined(
         self, weights: Float[Array, "queries rows"]
     ) -> Float[Array, "queries size"]:
-        """Return `weights @ rows`."""
+        """Return `weights @ rows`.
+
+        Arguments:
+            weights: `(queries, rows)`.
+
+        Returns:
+            `(queries, size)`, summed in float32 or wider.
+        """
         return jnp.matmul(
             weights.astype(self.values.dtype),
             self.values,
@@ -82,27 +100,59 @@ class FloatRows(AbstractRows):
         )
 
     def take(self, slots: Int[Array, " taken"]) -> "FloatRows":
-        """Return rows by their number."""
+        """Return rows by their number.
+
+        Arguments:
+            slots: The numbers, `(taken,)`.
+
+        Returns:
+            These rows.
+        """
         return FloatRows(self.values[slots])
 
     def window(self, start: Int[Array, ""], num: int) -> "FloatRows":
-        """Return `num` rows in a piece."""
+        """Return rows in a piece.
+
+        Arguments:
+            start: The first row.
+            num: How many rows.
+
+        Returns:
+            These rows.
+        """
         return FloatRows(jax.lax.dynamic_slice_in_dim(self.values, start, num))
 
     def put(
         self, slots: Int[Array, " put"], embeddings: Float[Array, "put size"]
     ) -> "FloatRows":
-        """Return the rows with some replaced; a slot past the end is left out."""
+        """Return the rows with some replaced.
+
+        Arguments:
+            slots: The rows' numbers, `(put,)`; one past the end is left out.
+            embeddings: What they are to hold, `(put, size)`.
+
+        Returns:
+            All rows.
+        """
         new = embeddings.astype(self.values.dtype)
         return FloatRows(self.values.at[slots].set(new, mode="drop"))
 
     def embeddings(self) -> Float[Array, "rows size"]:
-        """Return what the rows stand for."""
+        """Return what the rows stand for.
+
+        Returns:
+            `(rows, size)`, in float32 or wider.
+        """
         return self.values.astype(_sums(self.values.dtype))
 
 
 class ByteRows(AbstractRows):
-    """Rows of bytes, `row = scale * values`, a quarter of float32's memory."""
+    """Rows of bytes, `row = scale * values`, a quarter of float32's memory.
+
+    Arguments:
+        values: Integers of 8 bits, `(rows, size)`.
+        scale: `(rows,)`.
+    """
 
     values: Int8[Array, "rows size"]
     scale: Float[Array, " rows"]
@@ -115,7 +165,15 @@ class ByteRows(AbstractRows):
     def scores(
         self, queries: Float[Array, "queries size"]
     ) -> Float[Array, "queries rows"]:
-        """Return the inner products `queries @ rows.T`."""
+        """Return the inner products `queries @ rows.T`.
+
+        Arguments:
+            queries: Embeddings, `(queries, size)`.
+
+        Returns:
+            `(queries, rows)`, summed in float32. Factors are bfloat16, and float32 on a
+                CPU.
+        """
         products = jnp.matmul(
             queries.astype(_narrow()),
             self.values.T.astype(_narrow()),
@@ -126,7 +184,15 @@ class ByteRows(AbstractRows):
     def combined(
         self, weights: Float[Array, "queries rows"]
     ) -> Float[Array, "queries size"]:
-        """Return `weights @ rows`."""
+        """Return `weights @ rows`.
+
+        Arguments:
+            weights: `(queries, rows)`.
+
+        Returns:
+            `(queries, size)`, summed in float32. Factors are bfloat16, and float32 on a
+                CPU.
+        """
         return jnp.matmul(
             (weights * self.scale[None]).astype(_narrow()),
             self.values.astype(_narrow()),
@@ -134,18 +200,41 @@ class ByteRows(AbstractRows):
         )
 
     def take(self, slots: Int[Array, " taken"]) -> "ByteRows":
-        """Return rows by their number."""
+        """Return rows by their number.
+
+        Arguments:
+            slots: The numbers, `(taken,)`.
+
+        Returns:
+            These rows.
+        """
         return ByteRows(self.values[slots], self.scale[slots])
 
     def window(self, start: Int[Array, ""], num: int) -> "ByteRows":
-        """Return `num` rows in a piece."""
+        """Return rows in a piece.
+
+        Arguments:
+            start: The first row.
+            num: How many rows.
+
+        Returns:
+            These rows.
+        """
         cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, num)
         return ByteRows(cut(self.values), cut(self.scale))
 
     def put(
         self, slots: Int[Array, " put"], embeddings: Float[Array, "put size"]
     ) -> "ByteRows":
-        """Return the rows with some replaced; a slot past the end is left out."""
+        """Return the rows with some replaced.
+
+        Arguments:
+            slots: The rows' numbers, `(put,)`; one past the end is left out.
+            embeddings: What they are to hold, `(put, size)`, rounded to bytes.
+
+        Returns:
+            All rows.
+        """
         values, scale = _as_bytes(embeddings)
         return ByteRows(
             self.values.at[slots].set(values, mode="drop"),
@@ -153,7 +242,11 @@ class ByteRows(AbstractRows):
         )
 
     def embeddings(self) -> Float[Array, "rows size"]:
-        """Return what the rows stand for."""
+        """Return what the rows stand for.
+
+        Returns:
+            `(rows, size)`, in float32.
+        """
         return self.values.astype(jnp.float32) * self.scale[:, None]
 
 

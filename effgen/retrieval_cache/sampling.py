@@ -31,8 +31,18 @@ def drawn(
 
     which is the softmax over all rows exactly. A query without negatives draws any row.
 
-    **Arguments:** `passed`, from the same `scored`, `queries`, `scale`, `block` and
-    `mesh`; `owners`, of which query each draw is.
+    Arguments:
+        scored: The rows, and what is excluded.
+        passed: From the same `scored`, `queries`, `scale`, `block` and `mesh`.
+        queries: The queries, embedded, `(queries, size)`.
+        scale: One over the temperature.
+        owners: Of which query each draw is, `(draws,)`.
+        block: Rows a block.
+        key: The JAX random key of the draws.
+        mesh: Over whose data axes the rows are split, if they are.
+
+    Returns:
+        The rows, `(draws,)`.
     """
     keys = jax.random.split(key)
     starts, fresh, size = _bounds(scored.ids.shape[0], len(queries), block, mesh)
@@ -124,11 +134,21 @@ def top_k(
     k: int,
     block: int,
 ) -> tuple[Float[Array, "queries k"], Int[Array, "queries k"]]:
-    """Return the `k` best scores and their rows, exactly, a tile of rows at a time.
+    """Return the best scores and their rows, exactly, a tile of rows at a time.
 
-    Scores are `-inf` where a query has fewer than `k` negatives.
+    Arguments:
+        scored: The rows, and what is excluded.
+        queries: The queries, embedded, `(queries, size)`.
+        scale: One over the temperature.
+        k: How many rows of each query.
+        block: Rows a block.
 
-    **Raises:** `ValueError` if there are fewer than `k` rows.
+    Returns:
+        The scores, best first, and their rows, both `(queries, k)`. Scores are `-inf`
+            where a query has fewer than `k` negatives.
+
+    Raises:
+        ValueError: For a `k` below 1, or more than there are rows.
     """
     return _best(scored, queries, scale, k, block, lambda scores, start: scores)
 
@@ -142,12 +162,26 @@ def gumbel_top_k(
     *,
     key: PRNGKeyArray,
 ) -> tuple[Float[Array, "queries k"], Int[Array, "queries k"]]:
-    """Return `k` distinct rows, drawn from the softmax without replacement, in order.
+    """Return distinct rows, drawn from the softmax without replacement, in order.
 
-    The scores returned have Gumbel noise added. This draws a number for each query and
-    row; `drawn`, with replacement, does not.
+    This draws a number for each query and row; `drawn`, with replacement, does not.
 
-    **Source:** Kool, van Hoof and Welling (2019).
+    Arguments:
+        scored: The rows, and what is excluded.
+        queries: The queries, embedded, `(queries, size)`.
+        scale: One over the temperature.
+        k: How many rows of each query.
+        block: Rows a block.
+        key: The JAX random key of the draws.
+
+    Returns:
+        The scores with Gumbel noise added, and their rows, both `(queries, k)`.
+
+    Raises:
+        ValueError: For a `k` below 1, or more than there are rows.
+
+    Source:
+        Kool, van Hoof and Welling (2019).
     """
 
     def noisy(scores: Array, start: Array) -> Array:

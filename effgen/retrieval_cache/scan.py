@@ -30,8 +30,10 @@ _TILE_SCORES_ELSEWHERE = 1 << 24
 class Passed(NamedTuple):
     """What a pass leaves.
 
-    **Attributes:** `blocks`, the log-sum-exp of each block's scores; `log_partition`,
-    of all; `mean`, `sum_j softmax(scores)_j row_j`.
+    Attributes:
+        blocks: The log-sum-exp of each block's scores, `(queries, blocks)`.
+        log_partition: That of all, `(queries,)`.
+        mean: `sum_j softmax(scores)_j row_j`, `(queries, size)`.
     """
 
     blocks: Float[Array, "queries blocks"]
@@ -46,8 +48,15 @@ class Scored(eqx.Module):
 
     and `-inf` where `j` is free or excluded.
 
-    **Attributes:** as of a cache; `at`, which rows of it these are, where that is asked
-    for: where `excluded` has rows; `is_run`, whether they are next to each other.
+    Attributes:
+        rows: The embeddings, `(rows, size)`.
+        ids: The documents' numbers, `(rows,)`; -1 where a row is free.
+        digests: The digests of their content, `(rows,)`.
+        offsets: What is added to a row's scores, `(rows,)`.
+        excluded: What is no negative.
+        at: Which rows of the cache these are, `(rows,)`; given where `excluded` has
+            rows.
+        is_run: Whether they are next to each other.
     """
 
     rows: AbstractRows
@@ -60,12 +69,28 @@ class Scored(eqx.Module):
 
     @classmethod
     def of(cls, cache: NegativeCache, excluded: Excluded) -> "Scored":
-        """Return the scored part of a cache."""
+        """Return the scored part of a cache.
+
+        Arguments:
+            cache: The cache.
+            excluded: What is no negative.
+
+        Returns:
+            All rows of the cache.
+        """
         given = cache.rows, cache.ids, cache.digests, cache.offsets, excluded
         return cls(*given, numbered(excluded, cache.capacity))
 
     def window(self, start: Int[Array, ""], num: int) -> "Scored":
-        """Return `num` rows in a piece."""
+        """Return rows in a piece.
+
+        Arguments:
+            start: The first row.
+            num: How many rows.
+
+        Returns:
+            These rows.
+        """
         cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, num)
         return Scored(
             self.rows.window(start, num),
@@ -78,7 +103,14 @@ class Scored(eqx.Module):
         )
 
     def take(self, slots: Int[Array, " taken"]) -> "Scored":
-        """Return rows by their number."""
+        """Return rows by their number.
+
+        Arguments:
+            slots: The numbers, `(taken,)`.
+
+        Returns:
+            These rows.
+        """
         return Scored(
             self.rows.take(slots),
             self.ids[slots],
@@ -92,12 +124,24 @@ class Scored(eqx.Module):
     def scores(
         self, queries: Float[Array, "queries size"], scale: Float[Array, ""]
     ) -> Float[Array, "queries rows"]:
-        """Return all scores; `-inf` where there is no negative."""
+        """Return all scores; `-inf` where there is no negative.
+
+        Arguments:
+            queries: The queries, embedded, `(queries, size)`.
+            scale: One over the temperature.
+
+        Returns:
+            `(queries, rows)`.
+        """
         found = scale * self.rows.scores(queries) + self.offsets[None]
         return jnp.where(self.negative(), found, -jnp.inf)
 
     def negative(self) -> Array:
-        """Return which rows are negatives, `(queries, rows)` or `(1, rows)`."""
+        """Return which rows are negatives.
+
+        Returns:
+            `(queries, rows)`, or `(1, rows)` where it is one for all.
+        """
         found = self.excluded.negatives(Marks(self.ids, self.digests))
         if self.at is not None and self.excluded.rows is not None:
             by = self.excluded
@@ -162,11 +206,19 @@ def passed(
 ) -> Passed:
     """Return log-sum-exps and the mean embedding, in one pass over the rows.
 
-    **Arguments:** `block`, rows a block; `mesh`, over whose data axes the rows are
-    split, if they are: each device passes over its own.
-
     Temporary memory is a tile's and `queries * rows / block` numbers, which with blocks
     of `block_size` grow by the root of the rows.
+
+    Arguments:
+        scored: The rows, and what is excluded.
+        queries: The queries, embedded, `(queries, size)`.
+        scale: One over the temperature.
+        block: Rows a block.
+        mesh: Over whose data axes the rows are split, if they are: each device passes
+            over its own.
+
+    Returns:
+        The log-sum-exp of each block and of all, and the mean embedding.
     """
     if mesh is None:
         return _gathered(*_swept(scored, queries, scale, block), None)

@@ -21,10 +21,11 @@ from .scan import Scored, numbered
 
 
 class Index(eqx.Module):
-    """A corpus as it is searched: embeddings and numbers.
+    """A corpus as it is searched; `of`, `from_embeddings` and `from_cache` make one.
 
-    **Attributes:** `rows`, the embeddings; `ids`, the documents' numbers, -1 where a
-    row is free.
+    Attributes:
+        rows: The embeddings, `(rows, size)`.
+        ids: The documents' numbers, `(rows,)`, -1 where a row is free.
     """
 
     rows: AbstractRows
@@ -40,10 +41,19 @@ class Index(eqx.Module):
         dtype: Any = jnp.float32,
         batch_size: int | None = None,
     ) -> "Index":
-        """Return an index of a corpus, embedded now; arguments as of a cache.
+        """Return an index of a corpus, embedded now.
 
-        **Raises:** `ValueError` for an empty corpus, leaves of different lengths,
-        repeated or negative ids, or embeddings that are not finite.
+        Arguments:
+            encode: A batch of documents to embeddings, such as `model.document`.
+            items: The corpus, a pytree of arrays that share their leading axis.
+            ids: The documents' numbers, `0 .. documents - 1` by default.
+            dtype: Of the embeddings: `jnp.float32`, `jnp.bfloat16`, `jnp.int8`.
+            batch_size: Documents embedded at once; by default 1,024, and 64 on a CPU.
+
+        Raises:
+            TypeError: For items that are text, or another `encode` or `dtype`.
+            ValueError: For an empty corpus, leaves of different lengths, repeated or
+                negative ids, or embeddings that are not finite.
         """
         numbers = checked_ids(ids, num_items(items))
         found = embedded(encode, items, batch_size)
@@ -60,11 +70,14 @@ class Index(eqx.Module):
     ) -> "Index":
         """Return an index of embeddings that were made elsewhere, one a document.
 
-        **Arguments:** `embeddings`, of length one if the queries' are; `ids` and
-        `dtype`, as of a cache.
+        Arguments:
+            embeddings: `(documents, size)`, of length one if the queries' are.
+            ids: The documents' numbers, `0 .. documents - 1` by default.
+            dtype: Of the embeddings, as of `of`.
 
-        **Raises:** `ValueError` for none, repeated or negative ids, or embeddings that
-        are not finite.
+        Raises:
+            TypeError: For another `dtype`.
+            ValueError: For none, repeated or negative ids, or embeddings not finite.
         """
         if np.ndim(embeddings) != 2:
             raise ValueError(
@@ -82,11 +95,22 @@ class Index(eqx.Module):
 
     @classmethod
     def from_cache(cls, cache: NegativeCache) -> "Index":
-        """Return an index of a cache's embeddings, as stale as they are."""
+        """Return an index of a cache's embeddings, as stale as they are.
+
+        Arguments:
+            cache: The cache.
+        """
         return cls(cache.rows, cache.ids)
 
     def scored(self, excluded: Excluded) -> Scored:
-        """Return what scores come from; what is excluded goes by number or row."""
+        """Return what scores come from; what is excluded goes by number or row.
+
+        Arguments:
+            excluded: What is no negative.
+
+        Returns:
+            All rows of the index.
+        """
         nothing, offsets = jnp.full_like(self.ids, -1), jnp.zeros(self.ids.shape)
         at = numbered(excluded, self.ids.shape[0])
         return Scored(self.rows, self.ids, nothing, offsets, excluded, at)
@@ -100,13 +124,19 @@ class Index(eqx.Module):
     ) -> "Ranked":
         """Return the `k` best documents of each query, best first, exactly.
 
-        A query that is not finite finds nothing.
+        Arguments:
+            queries: The queries, embedded, `(queries, size)`. One that is not finite
+                finds nothing.
+            k: How many documents.
+            known: Numbers of documents to leave out of a query's ranking, as
+                `relevant` of `evaluate`.
 
-        **Arguments:** `known`, numbers of documents to leave out of a query's ranking,
-        as `relevant` of `evaluate`.
+        Returns:
+            Numbers and scores of documents.
 
-        **Raises:** `ValueError` for sizes that differ, or fewer documents than `k`;
-        `TypeError` for queries that are not embedded.
+        Raises:
+            TypeError: For queries that are not embedded.
+            ValueError: For sizes that differ, or fewer rows than `k`.
         """
         size = self.rows.shape[1]
         queries = jnp.asarray(queries)
@@ -129,7 +159,12 @@ class Index(eqx.Module):
 
 
 class Ranked(NamedTuple):
-    """Documents by score, best first; -1 where there are no more."""
+    """Documents by score, best first, as `Index.search` returns them.
+
+    Attributes:
+        ids: Numbers of documents, `(queries, k)`; -1 where there are no more.
+        scores: Inner products, `(queries, k)`; `-inf` where there are no more.
+    """
 
     ids: Int[Array, "queries k"]
     scores: Float[Array, "queries k"]
@@ -152,9 +187,12 @@ def _searched(
 
 
 class Evaluation(NamedTuple):
-    """Measures of each query, from its `k` best documents.
+    """Measures of each query, from its `k` best documents, as `evaluate` returns them.
 
-    They are NaN of queries without judgments, which `means` leaves out.
+    Attributes:
+        mrr: The reciprocal rank, `(queries,)`; NaN without judgments, as the others.
+        recall: The share of what answers that is found, `(queries,)`.
+        ndcg: The normalized discounted gain, `(queries,)`.
     """
 
     mrr: Float[Array, " queries"]
@@ -164,7 +202,11 @@ class Evaluation(NamedTuple):
     def means(self) -> dict[str, float]:
         """Return the measures' means over the queries that have judgments.
 
-        **Raises:** `ValueError` if none has.
+        Returns:
+            The means by name.
+
+        Raises:
+            ValueError: If no query has a judgment.
         """
         judged = ~np.isnan(np.asarray(self.mrr))
         if not judged.any():
@@ -216,17 +258,28 @@ def evaluate(
 
     Memory is that of `batch_size` queries at a time, beside what is given.
 
-    **Arguments:** `model`, with a tower `query`; `queries`, a pytree of arrays;
-    `relevant`, the numbers of what answers each: `(queries,)`, or `(queries, any)`
-    filled up with -1, or rows of any length, or `Relevant` with gains; `index`, of the
-    corpus by the same model; `k`, how deep rankings are looked at, or several depths,
-    such as `(1, 10, 100)`. One past the corpus is that of the whole corpus; `known`,
-    numbers of documents left out of a query's ranking, such as what a user has seen.
+    Arguments:
+        model: A model with a tower `query`.
+        queries: A pytree of arrays.
+        relevant: The numbers of what answers each: `(queries,)`, or `(queries, any)`
+            filled up with -1, or rows of any length, or `Relevant` with gains.
+        index: Of the corpus by the same model.
+        k: How deep rankings are looked at, or several depths, such as
+            `(1, 10, 100)`. One past the corpus is that of the whole corpus.
+        known: Numbers of documents left out of a query's ranking, such as what a user
+            has seen.
+        batch_size: Queries at a time.
 
-    **Returns:** measures of each query; for several depths, by depth.
+    Returns:
+        Measures of each query; for several depths, by depth.
 
-    **Raises:** `ValueError` for numbers of rows that differ, what are no numbers, or a
-    `k` below 1.
+    Raises:
+        TypeError: For a model without `query`, what is no `Index`, or no numbers.
+        ValueError: For numbers of rows that differ, what are no numbers, or a `k`
+            below 1.
+
+    Warns:
+        UserWarning: If no document of `relevant` is in the index.
     """
     depths = _depths(k)
     check_positive("batch_size", batch_size)
@@ -279,14 +332,24 @@ def mined(
 ) -> Int[Array, "queries k"]:
     """Return hard negatives: the `k` best documents that do not answer a query.
 
-    By the cache's embeddings as they are, so without embedding a document.
+    They are found by the cache's embeddings as they are, without embedding a document.
 
-    **Arguments:** `known`, numbers of the documents that answer, as in `evaluate`;
-    `skip`, how many of the best to leave out, which may answer without being known to.
+    Arguments:
+        model: A model with a tower `query`.
+        queries: A pytree of arrays.
+        cache: The cache of the corpus.
+        k: How many documents.
+        known: Numbers of the documents that answer, as in `evaluate`.
+        skip: How many of the best to leave out, which may answer without being known
+            to.
+        batch_size: Queries at a time.
 
-    **Returns:** numbers of documents, -1 where there are no more.
+    Returns:
+        Numbers of documents, `(queries, k)`, -1 where there are no more.
 
-    **Raises:** `ValueError` for numbers of rows that differ, or what are no numbers.
+    Raises:
+        TypeError: For a model without `query`.
+        ValueError: For numbers of rows that differ, or what are no numbers.
     """
     check_positive("k", k)
     check_positive("batch_size", batch_size)

