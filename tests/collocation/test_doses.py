@@ -50,14 +50,26 @@ def solved():
         level = co.transcribe(problem(), intervals=24, stages=4)
         trainer = co.CollocationTrainer(tol=1e-11)
         model = co.Model({"ka": 1.0, "ke": 1.0}, None)
-        state = trainer.init(model, level.guess())
+        state = trainer.init(model, level.guess(model))
         state, _ = eg.fit(trainer, state, [level], key=jax.random.key(0))
         return level, state
 
 
-@pytest.mark.slow
 def test_rates_are_exact_from_blood_alone(solved):
     _, state = solved
+    np.testing.assert_allclose(state.model.parameters["ka"], 1.5, rtol=1e-7)
+    np.testing.assert_allclose(state.model.parameters["ke"], 0.4, rtol=1e-7)
+
+
+@pytest.mark.parametrize("start", [(1.2, 0.8), (0.3, 3.0)])
+def test_guesses_by_the_law_need_few_iterations_from_any_start(solved, start):
+    """Depots at zero instead, as `guess()` has them, end elsewhere or nowhere."""
+    level, _ = solved
+    trainer = co.CollocationTrainer(tol=1e-11, max_iter=12)
+    model = co.Model(dict(zip(("ka", "ke"), start)), None)
+    with jax.enable_x64(True):
+        state = trainer.init(model, level.guess(model))
+        state, _ = eg.fit(trainer, state, [level], key=jax.random.key(0))
     np.testing.assert_allclose(state.model.parameters["ka"], 1.5, rtol=1e-7)
     np.testing.assert_allclose(state.model.parameters["ke"], 0.4, rtol=1e-7)
 
