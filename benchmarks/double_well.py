@@ -118,7 +118,7 @@ def trained(name, rate, num_seeds, last):
     """Train seeds side by side; return their bounds on the way, and an end's judge."""
     objective, anchor = CONTESTANTS[name]
     trainer = ns.LatentSDETrainer(
-        optax.adam(rate), DT, NUM_PATHS, objective, max_steps=200
+        optax.adam(rate), DT, num_paths=NUM_PATHS, objective=objective, max_steps=200
     )
     _, _, batch = problem()
     series = as_series(batch)
@@ -159,7 +159,7 @@ def timed(name):
     """Return a run's seconds to compile and take one step, and a step's after."""
     objective, anchor = CONTESTANTS[name]
     trainer = ns.LatentSDETrainer(
-        optax.adam(1e-3), DT, NUM_PATHS, objective, max_steps=200
+        optax.adam(1e-3), DT, num_paths=NUM_PATHS, objective=objective, max_steps=200
     )
     batch = problem()[2]
     state = trainer.init(model(jax.random.key(0), anchor))

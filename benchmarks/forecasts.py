@@ -88,7 +88,7 @@ def plain_vi(past: Past, key: Any) -> dict[str, np.ndarray]:
     )
     # Euler's steps let undamped turns grow: a season needs more of them.
     dt = step_length(past.ts) / (4 if past.season else 2)
-    trainer = ns.LatentSDETrainer(optim, dt, 4, ns.PlainELBO())
+    trainer = ns.LatentSDETrainer(optim, dt, num_paths=4, objective=ns.PlainELBO())
     ts, ys = np.asarray(past.ts, np.float32), np.asarray(past.ys, np.float32)
     data = eg.Minibatches((ts[None], ys[None]), 1)
     state, _ = eg.fit(

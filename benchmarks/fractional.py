@@ -96,7 +96,9 @@ def judged(model, series, objective, key):
 def curve(objective, model, seed):
     ts, ys = data()
     batch = (jnp.asarray(ts, jnp.float32)[None], jnp.asarray(ys, jnp.float32)[None])
-    trainer = ns.LatentSDETrainer(optax.adam(RATE), 0.01, 32, objective)
+    trainer = ns.LatentSDETrainer(
+        optax.adam(RATE), 0.01, num_paths=32, objective=objective
+    )
     state = trainer.init(model)
     rows = {}
     for checkpoint in CHECKPOINTS:

@@ -95,7 +95,9 @@ def _series(sizes: Sizes) -> dict[str, Any]:
     }
     steppers = {}
     for name, objective in objectives.items():
-        trainer = ns.LatentSDETrainer(optax.adam(1e-3), lorenz.DT, 1, objective)
+        trainer = ns.LatentSDETrainer(
+            optax.adam(1e-3), lorenz.DT, num_paths=1, objective=objective
+        )
         state = trainer.init(lorenz.model(jax.random.key(SEED)))
         trainer = trainer.for_data(state, source)
         steppers[name] = stepper(trainer, state, source, sizes.steps)

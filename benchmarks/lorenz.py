@@ -91,7 +91,7 @@ def stepper(name, batch):
     objective, dt = CONTESTANTS[name]
     shared = False if "as if" in name else None
     trainer = ns.LatentSDETrainer(
-        optax.adam(1e-3), dt, 1, objective, shared_times=shared
+        optax.adam(1e-3), dt, num_paths=1, objective=objective, shared_times=shared
     )
     state = trainer.init(model(jax.random.key(0)))
     trainer = trainer.for_data(state, eg.Minibatches(batch, BATCH))
@@ -200,7 +200,7 @@ def torch_training(ts, ys):
 
 
 def our_training(ts, ys, rate=3e-3):
-    trainer = ns.LatentSDETrainer(optax.adam(rate), DT, 1)
+    trainer = ns.LatentSDETrainer(optax.adam(rate), DT, num_paths=1)
     state = trainer.init(model(jax.random.key(0)))
     train = eg.Minibatches((ts[:NUM_SERIES], ys[:NUM_SERIES]), BATCH)
     held_out = tuple(jnp.asarray(x[NUM_SERIES:]) for x in (ts, ys))

@@ -241,7 +241,9 @@ def derivative_matching() -> Case:
     problem = decaying()
 
     def trainer():
-        return collocation.DerivativeMatchingTrainer(optax.adam(1e-2), problem, (1.0,))
+        return collocation.DerivativeMatchingTrainer(
+            optax.adam(1e-2), problem, scale=(1.0,)
+        )
 
     level = collocation.transcribe(problem, stages=2)
     rows = collocation.slopes_of(level.guess(), level.mesh)

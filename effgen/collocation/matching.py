@@ -87,6 +87,7 @@ class DerivativeMatchingTrainer(AbstractTrainer):
         self,
         optim: optax.GradientTransformation,
         problem: Problem,
+        *,
         scale: tuple[float, ...],
     ) -> None:
         """Keep the problem without its data, which the batches have."""
@@ -186,7 +187,7 @@ def pretrain(
         optax.adam(optax.cosine_decay_schedule(rate, num_steps)), trained, size, inside
     )
     trained = unravel(trained, jnp.clip(ravel(trained), *inside))
-    trainer = DerivativeMatchingTrainer(optim, problem, scale.tolist())
+    trainer = DerivativeMatchingTrainer(optim, problem, scale=scale.tolist())
     data = Minibatches(rows, min(len(rows.ts), _MOST_ROWS))
     state, _ = fit(
         trainer,

@@ -184,6 +184,7 @@ class ShootingTrainer(AbstractTrainer):
         self,
         optim: optax.GradientTransformation,
         problem: Problem,
+        *,
         continuity: float = 1.0,
         solver: diffrax.AbstractSolver | None = None,
         adjoint: diffrax.AbstractAdjoint | None = None,

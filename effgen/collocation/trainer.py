@@ -82,9 +82,9 @@ class CollocationTrainer(AbstractHostTrainer):
 
     tol: float = 1e-8
     max_iter: int = 1_000
-    max_seconds: float | None = None
-    curvature: AbstractCurvature = ExactHessian()
-    solver: ipopt.Ipopt = ipopt.Ipopt()
+    max_seconds: float | None = eqx.field(default=None, kw_only=True)
+    curvature: AbstractCurvature = eqx.field(default=ExactHessian(), kw_only=True)
+    solver: ipopt.Ipopt = eqx.field(default=ipopt.Ipopt(), kw_only=True)
 
     def __check_init__(self) -> None:
         """Raise `ValueError` for settings out of range."""

@@ -69,11 +69,11 @@ class LatentSDETrainer(AbstractTrainer):
 
     optim: optax.GradientTransformation
     dt: float
-    num_paths: int = 8
-    objective: AbstractObjective = AnchoredELBO()
-    parallel: bool = False
-    max_steps: int | None = None
-    shared_times: bool | None = None
+    num_paths: int = eqx.field(default=8, kw_only=True)
+    objective: AbstractObjective = eqx.field(default=AnchoredELBO(), kw_only=True)
+    parallel: bool = eqx.field(default=False, kw_only=True)
+    max_steps: int | None = eqx.field(default=None, kw_only=True)
+    shared_times: bool | None = eqx.field(default=None, kw_only=True)
 
     def __check_init__(self) -> None:
         """Raise `ValueError` for settings out of range."""

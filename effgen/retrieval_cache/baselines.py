@@ -75,8 +75,8 @@ class InBatchTrainer(AbstractTrainer):
 
     optim: optax.GradientTransformation
     temperature: Temperature = 0.05
-    label_smoothing: float = 0.0
-    chunks: int = 1
+    label_smoothing: float = eqx.field(default=0.0, kw_only=True)
+    chunks: int = eqx.field(default=1, kw_only=True)
     frequencies: Float[Array, " corpus"] | None = eqx.field(default=None, kw_only=True)
 
     def __check_init__(self) -> None:
@@ -180,8 +180,8 @@ class CrossBatchTrainer(AbstractTrainer):
 
     optim: optax.GradientTransformation
     temperature: Temperature = 0.05
-    label_smoothing: float = 0.0
-    warm_up: int = 0
+    label_smoothing: float = eqx.field(default=0.0, kw_only=True)
+    warm_up: int = eqx.field(default=0, kw_only=True)
     mesh: Mesh | None = eqx.field(default=None, static=True, kw_only=True)
 
     def __check_init__(self) -> None:
@@ -296,7 +296,7 @@ class FullSoftmaxTrainer(AbstractTrainer):
 
     optim: optax.GradientTransformation
     temperature: Temperature = 0.05
-    label_smoothing: float = 0.0
+    label_smoothing: float = eqx.field(default=0.0, kw_only=True)
 
     def __check_init__(self) -> None:
         """Raise for settings out of range."""

@@ -78,7 +78,7 @@ class FrozenDocumentsTrainer(AbstractTrainer):
 
     optim: optax.GradientTransformation
     temperature: Temperature = 0.05
-    chunks: int = 1
+    chunks: int = eqx.field(default=1, kw_only=True)
     drawn: int | None = eqx.field(default=None, kw_only=True)
     mesh: Mesh | None = eqx.field(default=None, static=True, kw_only=True)
 

@@ -91,14 +91,13 @@ class NegativeCacheTrainer(AbstractTrainer):
 
     optim: optax.GradientTransformation
     num_negatives: int = 64
-    temperature: Temperature = 0.05
-    refresh: float | AbstractRefresh | tuple[AbstractRefresh, ...] = (
-        WriteBack(),
-        Budget(),
+    temperature: Temperature = eqx.field(default=0.05, kw_only=True)
+    refresh: float | AbstractRefresh | tuple[AbstractRefresh, ...] = eqx.field(
+        default=(WriteBack(), Budget()), kw_only=True
     )
-    estimator: AbstractEstimator = PseudoLogit()
-    label_smoothing: float = 0.0
-    chunks: int = 1
+    estimator: AbstractEstimator = eqx.field(default=PseudoLogit(), kw_only=True)
+    label_smoothing: float = eqx.field(default=0.0, kw_only=True)
+    chunks: int = eqx.field(default=1, kw_only=True)
     frequencies: Float[Array, " corpus"] | None = eqx.field(default=None, kw_only=True)
     mesh: Mesh | None = eqx.field(default=None, static=True, kw_only=True)
 

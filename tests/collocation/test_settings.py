@@ -45,7 +45,7 @@ def test_baselines_train_what_is_given_as_a_number():
     state = shooting.init(co.Model({"k": 1}, None), (segments, level.guess()))
     state, _ = eg.fit(shooting, state, [segments] * 5, key=KEY)
     assert state.model.model.parameters["k"] < 0.9
-    matching = co.DerivativeMatchingTrainer(optax.adam(0.05), problem, (1.0,))
+    matching = co.DerivativeMatchingTrainer(optax.adam(0.05), problem, scale=(1.0,))
     rows = co.slopes_of(level.guess(), level.mesh)
     state = matching.init(co.Model({"k": 1}, None))
     state, _ = eg.fit(matching, state, [rows] * 5, key=KEY)
