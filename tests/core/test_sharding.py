@@ -178,7 +178,7 @@ def check_bytes(state, compiled, parts):
     assert held == pytest.approx(model + opt_state / parts + memory + data, rel=0.05)
 
 
-@pytest.mark.one_case("jarzynski-2-optimizer0")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "groups", "optimizer"),
     [

@@ -97,7 +97,6 @@ def test_energies_of_other_kinds_have_their_closed_form(energy, size, log_z):
     assert abs(value - log_z) < 4 * error < 0.3
 
 
-@pytest.mark.slow
 def test_both_sides_close_in_on_the_truth():
     model = path()[-1]
     keys = jax.random.split(jax.random.key(0), 4)

@@ -99,7 +99,6 @@ def trained(x, scale=1.0):
     return eg.fit(trainer, state, data, key=jax.random.key(2), num_steps=1)
 
 
-@pytest.mark.one_case("<lambda>-1.0-20 different rows in 200")
 @pytest.mark.parametrize(
     ("change", "scale", "said"),
     [

@@ -40,7 +40,6 @@ def test_a_turn_comes_back_as_it_went(active):
     np.testing.assert_array_equal(after.positions, whole.due(jnp.array(2)).positions)
 
 
-@pytest.mark.slow
 def test_a_step_touches_the_due_block_alone():
     trainer = ebm.JarzynskiTrainer(optax.sgd(0.05), kernel=ebm.ULA(0.1))
     walkers = ebm.Walkers.from_gaussian(jax.random.key(0), 256, (SIZE,))

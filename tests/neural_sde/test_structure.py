@@ -40,7 +40,6 @@ def test_matern_has_its_covariance(smoothness, length):
     np.testing.assert_allclose(covariance(part, lags), exact, rtol=2e-5)
 
 
-@pytest.mark.one_case("part0")
 @pytest.mark.parametrize(
     "part",
     [
@@ -127,7 +126,7 @@ def test_a_local_level_is_that_of_statsmodels():
     )
 
 
-@pytest.mark.one_case("1000000.0")
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", [1e-6, 1e6])
 def test_fits_are_the_same_in_any_unit(unit):
     fit = lambda ts, ys: ns.fit_linear(

@@ -109,7 +109,7 @@ def stepped(trainer, tower, corpus):
     return eqx.filter_jit(trainer.step)(state, pairs(8), key=jax.random.key(0))
 
 
-@pytest.mark.one_case("InBatchTrainer-1")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "chunks"), [(NegativeCacheTrainer, 2), (InBatchTrainer, 1)]
 )

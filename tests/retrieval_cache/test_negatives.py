@@ -156,7 +156,7 @@ def test_what_has_the_content_of_many_known_documents_is_left_out_too():
     np.testing.assert_array_equal(scored.take(slots).negative(), wanted[:, slots])
 
 
-@pytest.mark.one_case("estimator0")
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [rc.PseudoLogit(), rc.GumbelMax()])
 def test_estimates_with_many_known_documents_are_the_full_softmax_s(estimator):
     model = towers()
