@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .anchors import step_inputs
+from .decoders import LinearDecoder
 from .dynamics import AbstractLatentSDE
 from .gaussian import Gaussian
 from .grid import Grid
@@ -151,6 +152,13 @@ def likelihood(
     model: AbstractLatentSDE, series: Series, positions: Float[Array, "obs paths state"]
 ) -> Float[Array, " paths"]:
     """Return `sum log p(y | X)` over the observations."""
-    over_paths = jax.vmap(model.decoder.log_prob, in_axes=(0, None, None))
-    logs = jax.vmap(over_paths)(positions, series.ys, series.mask)
+    decoder = model.decoder
+
+    def at(x: Array, y: Array, mask: Array, errors: Array | None) -> Array:
+        if errors is None:
+            return jax.vmap(decoder.log_prob, (0, None, None))(x, y, mask)
+        assert isinstance(decoder, LinearDecoder)
+        return jax.vmap(decoder.site(y, mask, errors).log_value)(x)
+
+    logs = jax.vmap(at)(positions, series.ys, series.mask, series.errors)
     return jnp.sum(jnp.where(series.seen[:, None], logs, 0), axis=0)
