@@ -265,6 +265,11 @@ def noise_size(linear: AbstractLinearSDE) -> int:
     return eqx.filter_eval_shape(linear.transition, zero, zero).root.shape[1]
 
 
+def num_brownian(linear: AbstractLinearSDE) -> int:
+    """Return the number of columns of `sigma`."""
+    return eqx.filter_eval_shape(linear.coefficients, jnp.zeros(())).diffusion.shape[1]
+
+
 def driven_fully(linear: AbstractLinearSDE) -> bool:
     """Return whether there are as many Brownian motions as components."""
     sigma = eqx.filter_eval_shape(linear.coefficients, jnp.zeros(())).diffusion

@@ -126,6 +126,31 @@ def test_without_simulation_the_noise_must_drive_all_states():
     model = ns.LatentSDE(linear, ns.LinearDecoder([[1.0, 0.0]], 0.1), lambda t, x: -x)
     with pytest.raises(ValueError, match="use `AnchoredELBO`"):
         train(series(), model, objective=ns.MarginalELBO())
+    other = ns.GivenAnchor(-np.eye(2), np.zeros(2))
+    model = dataclasses.replace(model, drift=None, anchor=other)
+    with pytest.raises(ValueError, match="use `AnchoredELBO`"):
+        train(series(), model, objective=ns.MarginalELBO())
+
+
+def test_bounds_refuse_what_they_do_not_see():
+    noisy = double_well(diffusion=lambda t, x: 0.1 + jnp.abs(x))
+    with pytest.raises(ValueError, match="does not see the model's `diffusion`"):
+        train(series(), noisy, objective=ns.MarginalELBO())
+    linear = ns.LinearSDE(np.zeros((2, 2)), np.zeros(2), [[0.0], [1.0]], LAW)
+    model = ns.LatentSDE(
+        linear,
+        ns.LinearDecoder([[1.0, 0.0]], 0.1),
+        residual=ns.residual_network(linear, key=KEY),
+        control=ns.PlainControl(2, 1, key=KEY),
+    )
+    for objective, said in (
+        (ns.MarginalELBO(), "does not see the model's `residual`"),
+        (ns.PathELBO(), r"`residual` returns shape \(2,\) and .* 1 columns"),
+        (ns.PlainELBO(), "`control` gives 2 numbers .* num_brownian=1"),
+        (ns.DiffraxELBO(), "`control` gives 2 numbers"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            train(series(), model, objective=objective)
 
 
 @pytest.mark.parametrize(
