@@ -15,6 +15,7 @@ from jaxtyping import Array, ArrayLike, Float
 from effgen.core.results import RunWarning
 
 from .anchors import cast
+from .checks import check_count, check_positive
 from .clock import clock_of
 from .decoders import LinearDecoder
 from .draws import is_exact, linear_evidence, num_steps_of
@@ -163,8 +164,8 @@ def maximum(
             "`model` must be a `LatentSDE` that is linear and observed linearly: no "
             "`drift`, no `diffusion`, a `LinearDecoder`."
         )
-    if not (np.isfinite(prior_scale) and prior_scale > 0):
-        raise ValueError(f"`prior_scale` is {prior_scale}: pass a positive number.")
+    check_positive("prior_scale", prior_scale)
+    check_count("max_steps", max_steps)
     dtype = jnp.result_type(float)
     with jax.enable_x64(True):  # noqa: FBT003
         wide = cast(dataclasses.replace(model, message_dtype=None), jnp.float64)

@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from . import cautions
 from .answers import Bands, Draws, Marginals
+from .checks import check_levels
 from .components import Components, readings, shares_of
 from .draws import (
     draws_of,
@@ -210,7 +211,7 @@ class Posterior(eqx.Module):
             ValueError: For `levels` that are no probabilities.
             TypeError: For `levels` that are no tuple.
         """
-        _check_levels(levels)
+        check_levels(levels)
         self.record.keys(key, num_paths)
         keys = jax.random.split(key)
         series, at = self.record.merged(times, inputs, self.model.t0)
@@ -352,13 +353,6 @@ class Posterior(eqx.Module):
 
     def _steps(self) -> int:
         return num_steps_of(self.model, self.series)
-
-
-def _check_levels(levels: tuple[float, ...]) -> None:
-    if not isinstance(levels, tuple | list):
-        raise TypeError(f"`levels` is {levels!r}: pass a tuple, such as (0.05, 0.95).")
-    if not len(levels) or not all(0 < level < 1 for level in levels):
-        raise ValueError(f"`levels` are {levels}: pass probabilities in (0, 1).")
 
 
 def posterior(
