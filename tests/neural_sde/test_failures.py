@@ -153,11 +153,54 @@ def test_bounds_refuse_what_they_do_not_see():
             train(series(), model, objective=objective)
 
 
+def fractional(scale=1.0, **settings):
+    settings = {"hurst": 0.7, "horizon": 1.0} | settings
+    return ns.FractionalSDE(-np.eye(2), 0.0, scale, LAW, **settings)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: ns.DiagonalSDE(1.0, 0.0, 0.0, LAW), "`scale` is .* positive"),
         (lambda: ns.DiagonalSDE(np.ones(3), 0.0, 1.0, LAW), "`rates` has shape"),
+        (
+            lambda: ns.DiagonalSDE(1.0, 0.0, 1.0, LAW, input_matrix=np.ones((3, 1))),
+            r"`input_matrix` has shape \(3, 1\): pass \(2, inputs\)",
+        ),
+        (
+            lambda: ns.DiagonalSDE(1.0, 0.0, 1.0, LAW, input_matrix=np.ones(2)),
+            "`input_matrix` has shape",
+        ),
+        (
+            lambda: ns.LinearSDE(
+                np.eye(2), np.zeros(2), np.eye(2), LAW, input_matrix=[[1.0], [np.nan]]
+            ),
+            "`input_matrix` is not finite",
+        ),
+        (
+            lambda: ns.VaryingSDE(
+                lambda t: (np.eye(2), np.zeros(2), np.eye(2)),
+                LAW,
+                input_matrix=np.ones((1, 2)),
+            ),
+            "`input_matrix` has shape",
+        ),
+        (
+            lambda: ns.Structure(ns.level().parts, input_matrix=np.ones((2, 1))),
+            r"`input_matrix` has shape .* pass \(1, inputs\)",
+        ),
+        (
+            lambda: (
+                ns.Structure(ns.level().parts, input_matrix=np.ones((1, 1)))
+                + ns.Structure(ns.ou().parts, input_matrix=np.ones((1, 2)))
+            ),
+            r"`input_matrix` of \[1, 2\] columns",
+        ),
+        (lambda: fractional(scale=-1.0), "`scale` is .* positive"),
+        (lambda: fractional(input_matrix=np.ones((12, 1))), "`input_matrix` has"),
+        (lambda: fractional(horizon=0.0), "`horizon` is"),
+        (lambda: fractional(num_processes=0), "`num_processes` is 0"),
+        (lambda: fractional(largest_speed=0.5), "`largest_speed` is"),
         (
             lambda: ns.LinearSDE(np.eye(2), np.zeros(2), np.ones((2, 2)), LAW),
             "`diffusion` is square and singular",
