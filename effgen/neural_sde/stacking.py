@@ -322,6 +322,8 @@ def _checked(members: Any) -> dict[str, tuple[LatentSDE, ...]]:
         models = (models,) if isinstance(models, LatentSDE) else tuple(models)
         if not models or not all(isinstance(m, LatentSDE) for m in models):
             raise TypeError(f"member {name!r} of `fit` is no `LatentSDE`, nor several.")
+        if any(m.linear.input_matrix is not None for m in models):
+            raise ValueError(f"member {name!r} has inputs: stacks take none.")
         found[str(name)] = models
     return found
 
