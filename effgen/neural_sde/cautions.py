@@ -1,4 +1,4 @@
-"""What answers warn of: few paths, paths that are not finite, steps too long."""
+"""What fits and answers warn of: few paths, paths not finite, steps long or many."""
 
 import warnings
 from typing import Any
@@ -14,6 +14,8 @@ from .evidence import Evidence
 
 
 _FEWEST = 0.05
+_MANY = 10**9  # steps of paths: minutes
+_TOO_MANY = 10**11  # numbers that are held: 400 GB in float32
 
 
 def _known(*values: Any) -> bool:
@@ -37,6 +39,48 @@ def of_few(ess: Array, num_paths: int, ts: Any) -> None:
             f"{num_paths} paths, and its error is that of so few. Train longer, draw "
             "more paths, or lower `dt`."
         )
+
+
+def of_many_steps(dt: float, steps: int, num_paths: int, size: int) -> None:
+    """Warn of an answer that takes minutes, before it is computed.
+
+    Arguments:
+        dt: The step.
+        steps: How many there are of one path.
+        num_paths: The number of paths of all series.
+        size: How many numbers are kept of each path at each step.
+
+    Raises:
+        ValueError: For more numbers than any machine holds.
+    """
+    work = steps * num_paths
+    if work < _MANY:
+        return
+    what = (
+        f"the answer takes {steps:,} steps of `dt` {dt:.3g} of each of {num_paths:,} "
+        "paths"
+    )
+    remedy = (
+        "Ask for nearer `times` or fewer paths, or pass a longer `dt` to `posterior`."
+    )
+    if work * size > _TOO_MANY:
+        raise ValueError(f"{what}, more than can be held. {remedy}")
+    _warn(f"{what}, which is slow. {remedy}")
+
+
+def of_constants(ys: Array, mask: Array) -> None:
+    """Warn of sensors whose values are all the same: nothing tells their scales."""
+    if not _known(ys, mask):
+        return
+    values = np.where(np.asarray(mask), np.asarray(ys, np.float64), np.nan)
+    for i, column in enumerate(values.reshape(-1, values.shape[-1]).T):
+        there = column[np.isfinite(column)]
+        if len(there) > 1 and np.ptp(there) <= 1e-12 * np.max(np.abs(there)):
+            _warn(
+                f"`ys` is {there[0]:.6g} at all times in column {i}: nothing tells its "
+                "scales, and the fit makes them vanish. Leave it out, or fix them by "
+                'the model\'s `frozen`, such as "decoder.log_scale".'
+            )
 
 
 def lost(positions: Array) -> bool:

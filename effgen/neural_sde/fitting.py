@@ -14,6 +14,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from effgen.core.results import RunWarning
 
+from . import cautions
 from .anchors import cast
 from .checks import check_count, check_positive
 from .clock import clock_of
@@ -88,7 +89,8 @@ def fit_linear(
             positive, or an evidence that is not finite at the start.
 
     Warns:
-        RunWarning: Where the optimizer does not converge.
+        RunWarning: Where the optimizer does not converge, and where all values of a
+            sensor are the same.
 
     Source:
         Särkkä and Solin (2019), chapter 12; the prior, Gelman (2008).
@@ -173,6 +175,7 @@ def maximum(
         sizes = None if errors is None else np.asarray(errors, np.float64)
         wide = dataclasses.replace(wide, dt=longest_gap(ts, unit))
         found = posterior(wide, ts, values, mask, inputs, errors=sizes, unit=unit)
+        cautions.of_constants(found.series.ys, found.series.mask)
         result = _maximum(found.model, found.series, prior_scale, max_steps)
     narrow = cast(result.model, dtype)
     narrow = dataclasses.replace(narrow, message_dtype=model.message_dtype, t0=model.t0)

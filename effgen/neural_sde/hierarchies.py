@@ -15,6 +15,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from effgen.core.results import RunWarning
 
+from . import cautions
 from .anchors import cast
 from .checks import check_count, check_positive
 from .clock import as_times
@@ -136,6 +137,7 @@ def fit_hierarchy(
         values = np.asarray(ys, np.float64)
         gap = longest_gap(times, unit)
         found = posterior(wide, times, values, mask, inputs, dt=gap, unit=unit)
+        cautions.of_constants(found.series.ys, found.series.mask)
         steps = num_steps_of(found.model, found.series)
         start = _values(found.model, varies)
         result = _fitted(

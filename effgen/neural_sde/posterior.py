@@ -28,6 +28,7 @@ from .draws import (
     observations_of,
     predicted,
     smoothed,
+    steps_of_paths,
 )
 from .evidence import Evidence
 from .filtering import Filtered
@@ -103,7 +104,8 @@ class Posterior(eqx.Module):
         keys = self.record.keys(key, num)
         drawn = futures_of if is_future(series, at) else draws_of
         model = from_time_to_time(self.model)
-        found = drawn(model, series, at, num_steps_of(model, series), num, keys)
+        steps = steps_of_paths(model, series, num)
+        found = drawn(model, series, at, steps, num, keys)
         if cautions.lost(found.positions):
             cautions.of_lost(self.model.dt, self._holding(series, at, keys))
         else:
@@ -311,7 +313,8 @@ class Posterior(eqx.Module):
             num_paths: How many particles, whose positions are at the grid's nodes.
             resample_below: The share of effective particles below which it resamples.
         """
-        keys, steps = self.record.keys(key, num_paths), self._steps()
+        keys = self.record.keys(key, num_paths)
+        steps = steps_of_paths(self.model, self.series, num_paths)
         found = filtered(
             self.model, self.series, steps, num_paths, resample_below, keys
         )
@@ -328,7 +331,8 @@ class Posterior(eqx.Module):
             num_paths: How many particles, whose positions are at the grid's nodes.
             resample_below: The share of effective particles below which it resamples.
         """
-        keys, steps = self.record.keys(key, num_paths), self._steps()
+        keys = self.record.keys(key, num_paths)
+        steps = steps_of_paths(self.model, self.series, num_paths)
         found = smoothed(
             self.model, self.series, steps, num_paths, resample_below, keys
         )

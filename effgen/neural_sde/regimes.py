@@ -14,6 +14,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from effgen.core.results import RunWarning
 
+from . import cautions
 from .anchors import cast
 from .answers import Bands
 from .checks import check_count, check_levels, check_positive
@@ -273,6 +274,7 @@ def fit_regimes(
     with jax.enable_x64(True):  # noqa: FBT003
         wide = cast(model, jnp.float64)
         series = _one(_record(wide, ts, np.asarray(ys, float), mask, unit).series)
+        cautions.of_constants(series.ys, series.mask)
         found, value, converged = _fitted(
             wide, series, prior_scale, num_histories, max_steps
         )

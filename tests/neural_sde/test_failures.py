@@ -10,6 +10,8 @@ import pytest
 
 import effgen as eg
 from effgen import neural_sde as ns
+from effgen.neural_sde import cautions
+from effgen.neural_sde.fitting import maximum
 from tests.neural_sde.cases import double_well
 
 
@@ -232,6 +234,26 @@ def fractional(scale=1.0, **settings):
 def test_bad_settings_name_the_remedy(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_answers_of_too_many_steps_are_named_before_any_compute():
+    found = ns.posterior(double_well(), np.arange(1.0, 4.0), np.zeros(3), dt=0.1)
+    with pytest.raises(
+        ValueError, match=r"steps of `dt` 0\.1 .* more than can be held"
+    ):
+        found.forecast([1e9], key=KEY)
+    with pytest.warns(eg.RunWarning, match="nearer `times`"):
+        cautions.of_many_steps(0.1, 10**7, 1_000, 1)
+    cautions.of_many_steps(0.1, 10**5, 1_000, 1)
+
+
+def test_a_record_that_does_not_vary_is_named():
+    ys = np.stack([np.arange(6.0), np.full(6, 0.3)], axis=1)
+    ys[2, 1] = np.nan
+    structure = ns.level(noise=0.5)
+    model = ns.LatentSDE(structure, structure.decoder([0.3, 0.3], loadings=[1.0, 1.0]))
+    with pytest.warns(eg.RunWarning, match=r"`ys` is 0\.3 at all times in column 1"):
+        maximum(model, np.arange(6.0), ys, max_steps=1)
 
 
 def test_a_state_of_another_step_is_refused():
