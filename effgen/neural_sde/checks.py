@@ -188,11 +188,6 @@ def check_model(model: LatentSDE, num_inputs: int | None = None) -> None:
             f"`drift` could not be called as `drift(t, x{', u' * (u is not None)})`: "
             f"{error}"
         ) from error
-    if drift.shape != x.shape:
-        raise ValueError(
-            f"`drift` returns shape {drift.shape[1:]}: pass a function to "
-            f"{x.shape[1:]}."
-        )
     if not bool(jnp.all(jnp.isfinite(drift))):
         raise ValueError(
             "`drift` is not finite near the initial mean: check its scale."

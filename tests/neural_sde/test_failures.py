@@ -11,7 +11,6 @@ import pytest
 import effgen as eg
 from effgen import neural_sde as ns
 from effgen.neural_sde import cautions
-from effgen.neural_sde.fitting import maximum
 from tests.neural_sde.cases import double_well
 
 
@@ -121,6 +120,25 @@ def test_drifts_that_cannot_be():
             trainer.init(double_well(drift=drift))
     with pytest.raises(TypeError, match="could not be called as `drift"):
         trainer.init(double_well(drift=lambda x: x))
+
+
+def test_functions_of_a_model_have_its_shapes():
+    linear = ns.DiagonalSDE(1.0, 0.0, 1.0, LAW)
+    make = lambda **parts: ns.LatentSDE(
+        linear, ns.LinearDecoder(np.eye(2), 0.1), dt=1.0, **parts
+    )
+    times = np.arange(2.0)
+    for model, said in (
+        (make(drift=lambda t, x: x[:1]), r"`drift` returns shape \(1,\): .* \(2,\)"),
+        (make(diffusion=lambda t, x: x[0]), r"`diffusion` returns shape \(\)"),
+        (make(diffusion=lambda t, x: x[:, None]), r"shape \(2, 1\).* or \(2, 2\)"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            ns.sample_prior(model, times, 2, key=KEY)
+    # One number would move both variables, and its cost be counted once.
+    model = make(drift=lambda t, x: -x, residual=lambda z: z[:1])
+    with pytest.raises(ValueError, match=r"`residual` returns .* 2 normal variables"):
+        ns.posterior(model, times, np.zeros((2, 2))).evidence(key=KEY, num_paths=2)
 
 
 def test_without_simulation_the_noise_must_drive_all_states():
@@ -252,8 +270,9 @@ def test_a_record_that_does_not_vary_is_named():
     ys[2, 1] = np.nan
     structure = ns.level(noise=0.5)
     model = ns.LatentSDE(structure, structure.decoder([0.3, 0.3], loadings=[1.0, 1.0]))
-    with pytest.warns(eg.RunWarning, match=r"`ys` is 0\.3 at all times in column 1"):
-        maximum(model, np.arange(6.0), ys, max_steps=1)
+    # Warnings are errors here: nothing is compiled.
+    with pytest.raises(eg.RunWarning, match=r"`ys` is 0\.3 at all times in column 1"):
+        ns.fit_linear(model, np.arange(6.0), ys)
 
 
 def test_a_state_of_another_step_is_refused():
