@@ -69,18 +69,26 @@ def of_many_steps(dt: float, steps: int, num_paths: int, size: int) -> None:
 
 
 def of_constants(ys: Array, mask: Array) -> None:
-    """Warn of sensors whose values are all the same: nothing tells their scales."""
+    """Warn of sensors that do not vary in any series: nothing tells their scales.
+
+    Arguments:
+        ys: Values, shape `(obs, sensors)` or `(series, obs, sensors)`.
+        mask: Where there is a value, of the same shape.
+    """
     if not _known(ys, mask):
         return
-    values = np.where(np.asarray(mask), np.asarray(ys, np.float64), np.nan)
-    for i, column in enumerate(values.reshape(-1, values.shape[-1]).T):
-        there = column[np.isfinite(column)]
-        if len(there) > 1 and np.ptp(there) <= 1e-12 * np.max(np.abs(there)):
-            _warn(
-                f"`ys` is {there[0]:.6g} at all times in column {i}: nothing tells its "
-                "scales, and the fit makes them vanish. Leave it out, or fix them by "
-                'the model\'s `frozen`, such as "decoder.log_scale".'
-            )
+    values, there = np.asarray(ys, np.float64), np.asarray(mask)
+    low = np.min(values, axis=-2, initial=np.inf, where=there)
+    high = np.max(values, axis=-2, initial=-np.inf, where=there)
+    size = np.maximum(np.abs(low), np.abs(high))
+    several = np.atleast_2d(np.sum(there, axis=-2) > 1)
+    varies = np.atleast_2d(high - low > 1e-12 * size) & several
+    for i in np.flatnonzero(several.any(0) & ~varies.any(0)):
+        _warn(
+            f"`ys` does not vary in time in column {i}: nothing tells its scales, and "
+            "the fit makes them vanish. Leave the column out, or fix its scales by the "
+            'model\'s `frozen`, such as "decoder.log_scale".'
+        )
 
 
 def lost(positions: Array) -> bool:

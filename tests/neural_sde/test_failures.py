@@ -271,8 +271,14 @@ def test_a_record_that_does_not_vary_is_named():
     structure = ns.level(noise=0.5)
     model = ns.LatentSDE(structure, structure.decoder([0.3, 0.3], loadings=[1.0, 1.0]))
     # Warnings are errors here: nothing is compiled.
-    with pytest.raises(eg.RunWarning, match=r"`ys` is 0\.3 at all times in column 1"):
+    with pytest.raises(eg.RunWarning, match="`ys` does not vary in time in column 1"):
         ns.fit_linear(model, np.arange(6.0), ys)
+    levels = np.array([0.3, 1e9])[:, None] * np.ones((2, 6))
+    with pytest.raises(eg.RunWarning, match="does not vary in time in column 0"):
+        cautions.of_constants(levels[..., None], np.ones((2, 6, 1), bool))
+    cautions.of_constants(levels[:, :1, None], np.ones((2, 1, 1), bool))
+    levels[0, 0] = 0.4
+    cautions.of_constants(levels[..., None], np.ones((2, 6, 1), bool))
 
 
 def test_a_state_of_another_step_is_refused():
