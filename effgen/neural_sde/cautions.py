@@ -1,4 +1,4 @@
-"""What answers warn of: few paths, paths that are not finite, steps too long."""
+"""What fits and answers warn of: few paths, paths not finite, steps long or many."""
 
 import warnings
 from typing import Any
@@ -14,6 +14,8 @@ from .evidence import Evidence
 
 
 _FEWEST = 0.05
+_MANY = 10**9  # steps of paths: minutes
+_TOO_MANY = 10**11  # numbers that are held: 400 GB in float32
 
 
 def _known(*values: Any) -> bool:
@@ -36,6 +38,56 @@ def of_few(ess: Array, num_paths: int, ts: Any) -> None:
             f"at {time} in series {i} the answer rests on {sizes[i, j]:.1f} of its "
             f"{num_paths} paths, and its error is that of so few. Train longer, draw "
             "more paths, or lower `dt`."
+        )
+
+
+def of_many_steps(dt: float, steps: int, num_paths: int, size: int) -> None:
+    """Warn of an answer that takes minutes, before it is computed.
+
+    Arguments:
+        dt: The step.
+        steps: How many there are of one path.
+        num_paths: The number of paths of all series.
+        size: How many numbers are kept of each path at each step.
+
+    Raises:
+        ValueError: For more numbers than any machine holds.
+    """
+    work = steps * num_paths
+    if work < _MANY:
+        return
+    what = (
+        f"the answer takes {steps:,} steps of `dt` {dt:.3g} of each of {num_paths:,} "
+        "paths"
+    )
+    remedy = (
+        "Ask for nearer `times` or fewer paths, or pass a longer `dt` to `posterior`."
+    )
+    if work * size > _TOO_MANY:
+        raise ValueError(f"{what}, more than can be held. {remedy}")
+    _warn(f"{what}, which is slow. {remedy}")
+
+
+def of_constants(ys: Array, mask: Array) -> None:
+    """Warn of sensors that do not vary in any series: nothing tells their scales.
+
+    Arguments:
+        ys: Values, shape `(obs, sensors)` or `(series, obs, sensors)`.
+        mask: Where there is a value, of the same shape.
+    """
+    if not _known(ys, mask):
+        return
+    values, there = np.asarray(ys, np.float64), np.asarray(mask)
+    low = np.min(values, axis=-2, initial=np.inf, where=there)
+    high = np.max(values, axis=-2, initial=-np.inf, where=there)
+    size = np.maximum(np.abs(low), np.abs(high))
+    several = np.atleast_2d(np.sum(there, axis=-2) > 1)
+    varies = np.atleast_2d(high - low > 1e-12 * size) & several
+    for i in np.flatnonzero(several.any(0) & ~varies.any(0)):
+        _warn(
+            f"`ys` does not vary in time in column {i}: nothing tells its scales, and "
+            "the fit makes them vanish. Leave the column out, or fix its scales by the "
+            'model\'s `frozen`, such as "decoder.log_scale".'
         )
 
 

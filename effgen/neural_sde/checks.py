@@ -83,6 +83,21 @@ def check_count(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` is {value!r}: pass a positive integer.")
 
 
+def check_levels(levels: tuple[float, ...]) -> None:
+    """Raise `TypeError` or `ValueError` for what are no probabilities."""
+    if not isinstance(levels, tuple | list):
+        raise TypeError(f"`levels` is {levels!r}: pass a tuple, such as (0.05, 0.95).")
+    if not len(levels) or not all(0 < level < 1 for level in levels):
+        raise ValueError(f"`levels` are {levels}: pass probabilities in (0, 1).")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raise `ValueError` for what is no positive finite number."""
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not (number and np.isfinite(value) and value > 0):
+        raise ValueError(f"`{name}` is {value!r}: pass a positive number.")
+
+
 def check_series(model: LatentSDE, batch: Any) -> None:
     """Raise `ValueError` for times or values that cannot be used, naming where."""
     ts, ys, mask, inputs, errors = (*batch, None, None, None)[:5]
@@ -173,11 +188,6 @@ def check_model(model: LatentSDE, num_inputs: int | None = None) -> None:
             f"`drift` could not be called as `drift(t, x{', u' * (u is not None)})`: "
             f"{error}"
         ) from error
-    if drift.shape != x.shape:
-        raise ValueError(
-            f"`drift` returns shape {drift.shape[1:]}: pass a function to "
-            f"{x.shape[1:]}."
-        )
     if not bool(jnp.all(jnp.isfinite(drift))):
         raise ValueError(
             "`drift` is not finite near the initial mean: check its scale."

@@ -3,16 +3,20 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .anchors import step_inputs
+from .decoders import LinearDecoder
 from .dynamics import AbstractLatentSDE
 from .gaussian import Gaussian
 from .grid import Grid
+from .linear import num_brownian
 from .messages import Guided
-from .objectives import AbstractObjective, Bound, anchored_on_grid
+from .networks import num_features
+from .objectives import AbstractObjective, Bound, anchored_on_grid, require_step
 from .paths import features
 from .series import Series
 from .transitions import safe_sqrt
@@ -26,7 +30,9 @@ class PathELBO(AbstractObjective):
 
     It is a bound for the chain of Euler and Maruyama's steps. For linear models it is
     exact in the limit of small steps alone, and its estimate has variance. It is meant
-    for noise that does not depend on the state.
+    for noise that does not depend on the state. A `residual` must give one number for
+    each column of the linear part's diffusion: that of `residual_network` does where
+    the diffusion is square.
 
     Source:
         Daems, Opper, Crevecoeur and Birdal (2025).
@@ -56,8 +62,11 @@ class PathELBO(AbstractObjective):
             The bound, estimated by `num_paths` paths, in nats.
 
         Raises:
-            ValueError: For a model that has no `dt` yet.
+            ValueError: For a model that has no `dt` yet, or a `residual` of another
+                size than the noise.
         """
+        require_step(model)
+        _check_residual(model, series)
         anchored, grid = anchored_on_grid(
             model, series, num_steps=num_steps, parallel=parallel
         )
@@ -77,6 +86,22 @@ class PathELBO(AbstractObjective):
         values = paths.values - _initial_divergence(guided)
         weights = paths.values - paths.integral - logs
         return Bound(values, weights, guided.log_evidence, grid.fits)
+
+
+def _check_residual(model: AbstractLatentSDE, series: Series) -> None:
+    """Raise `ValueError` for a residual that is not of the Brownian motions' size."""
+    if model.residual is None:
+        return
+    inputs = 0 if series.inputs is None else series.inputs.shape[-1]
+    seen = jnp.zeros(num_features(model.num_states, inputs))
+    found = eqx.filter_eval_shape(model.residual, seen).shape
+    wanted = num_brownian(model.linear)
+    if found != (wanted,):
+        raise ValueError(
+            f"`residual` returns shape {found} and the linear part's diffusion has "
+            f"{wanted} columns: `PathELBO` needs one number for each. Use "
+            "`AnchoredELBO`, or another `residual`."
+        )
 
 
 def _linear_control(model: AbstractLatentSDE) -> Callable:
@@ -120,7 +145,7 @@ def simulated(
 ) -> Simulated:
     """Draw paths by Euler's steps."""
     keys = jax.random.split(key)
-    brownian = model.linear.coefficients(series.ts[0]).diffusion.shape[1]
+    brownian = num_brownian(model.linear)
     shape = (grid.starts.shape[0], num_paths, brownian)
     noise = jax.random.normal(keys[1], shape, series.ys.dtype)
     x = initial.sample(num_paths, key=keys[0])
@@ -151,6 +176,13 @@ def likelihood(
     model: AbstractLatentSDE, series: Series, positions: Float[Array, "obs paths state"]
 ) -> Float[Array, " paths"]:
     """Return `sum log p(y | X)` over the observations."""
-    over_paths = jax.vmap(model.decoder.log_prob, in_axes=(0, None, None))
-    logs = jax.vmap(over_paths)(positions, series.ys, series.mask)
+    decoder = model.decoder
+
+    def at(x: Array, y: Array, mask: Array, errors: Array | None) -> Array:
+        if errors is None:
+            return jax.vmap(decoder.log_prob, (0, None, None))(x, y, mask)
+        assert isinstance(decoder, LinearDecoder)
+        return jax.vmap(decoder.site(y, mask, errors).log_value)(x)
+
+    logs = jax.vmap(at)(positions, series.ys, series.mask, series.errors)
     return jnp.sum(jnp.where(series.seen[:, None], logs, 0), axis=0)

@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from effgen.core.weights import resample
 
+from . import cautions
 from .anchors import PriorAnchor
 from .answers import Draws
 from .decoders import LinearDecoder
@@ -61,6 +62,14 @@ def _guides(model: LatentSDE) -> tuple[LatentSDE, ...]:
 def num_steps_of(model: LatentSDE, series: Series) -> int:
     """Return how many steps the longest series needs."""
     return steps_needed(np.asarray(series.ts), dt=model.dt, t0=model.t0)
+
+
+def steps_of_paths(model: LatentSDE, series: Series, num_paths: int) -> int:
+    """Return how many steps the longest series needs; refuse too many of all paths."""
+    steps = num_steps_of(model, series)
+    paths = num_paths * len(series.ts)
+    cautions.of_many_steps(model.dt, steps, paths, model.num_states)
+    return steps
 
 
 @eqx.filter_jit

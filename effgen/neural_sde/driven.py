@@ -65,8 +65,10 @@ def with_network(
     ts: ArrayLike,
     ys: ArrayLike,
     mask: ArrayLike | None = None,
+    inputs: ArrayLike | None = None,
     *,
     key: PRNGKeyArray,
+    unit: str = "s",
     sees: Sequence[str] | None = None,
     moves: Sequence[str] | None = None,
     width_size: int = 32,
@@ -78,11 +80,15 @@ def with_network(
     `LatentSDETrainer`, by Adam at 5e-3 falling to zero over some hundred steps.
 
     Arguments:
-        model: A linear fit without inputs, `fit_linear(...).model`.
-        ts: The times of its record, shape `(obs,)` or `(series, obs)`.
+        model: A linear fit, `fit_linear(...).model`.
+        ts: The times of its record, numbers or dates, shape `(obs,)` or `(series,
+            obs)`.
         ys: Values, shape `(obs,)` or `(obs, sensors)`, a batch's with an axis before.
         mask: Where there is a value, of the shape of `ts` or `ys`. NaN are missing too.
+        inputs: Held from each time to the next, shape `(obs, inputs)`. The control
+            sees them, and the drift does not.
         key: A random key.
+        unit: The unit in which the model counts dates, one of NumPy's.
         sees: Names of the parts of its `Structure` that the network sees; `None`: all.
         moves: Names of the parts that it moves; `None`: all.
         width_size: The width of each hidden layer of both networks.
@@ -94,7 +100,7 @@ def with_network(
     Raises:
         ValueError: For a model that is not linear, and names of none of its parts.
     """
-    place = seen_and_moved(model, ts, ys, mask, sees, moves)
+    place = seen_and_moved(model, ts, ys, mask, inputs, unit, sees, moves)
     keys = jax.random.split(key)
     dtype = place.sigma.dtype
     drift = DrivenDrift(
@@ -107,7 +113,11 @@ def with_network(
         place.sees,
     )
     residual = residual_network(
-        model.linear, key=keys[1], width_size=width_size, depth=depth
+        model.linear,
+        key=keys[1],
+        width_size=width_size,
+        depth=depth,
+        num_inputs=0 if inputs is None else np.shape(inputs)[-1],
     )
     kept = tuple(f"drift.{name}" for name in ("sigma", "center", "scale"))
     return dataclasses.replace(
@@ -140,6 +150,8 @@ def seen_and_moved(
     ts: ArrayLike,
     ys: ArrayLike,
     mask: ArrayLike | None,
+    inputs: ArrayLike | None,
+    unit: str,
     sees: Sequence[str] | None,
     moves: Sequence[str] | None,
 ) -> Place:
@@ -153,7 +165,7 @@ def seen_and_moved(
     seen, moved = (
         _components(model, n, x) for n, x in (("sees", sees), ("moves", moves))
     )
-    found = posterior(model, ts, ys, mask)
+    found = posterior(model, ts, ys, mask, inputs, unit=unit)
     law = found.marginals()
     # Rows after the last value are a forecast: they say nothing of the record's spread.
     there = np.atleast_2d(found.series.seen)

@@ -77,10 +77,19 @@ class AbstractLatentSDE(eqx.Module):
 
         Returns:
             Shape `(state,)`, units of the state over the unit of time.
+
+        Raises:
+            ValueError: For a `drift` of another shape.
         """
         if self.drift is None:
             return jnp.zeros_like(x)
-        return self.drift(t, x) if u is None else self.drift(t, x, u)
+        found = self.drift(t, x) if u is None else self.drift(t, x, u)
+        if jnp.shape(found) != x.shape:
+            raise ValueError(
+                f"`drift` returns shape {jnp.shape(found)}: pass a function to "
+                f"{x.shape}."
+            )
+        return found
 
     def prior_diffusion(
         self, t: Float[Array, ""], x: Float[Array, " state"]
@@ -93,8 +102,16 @@ class AbstractLatentSDE(eqx.Module):
 
         Returns:
             Shape `(state, brownian)`, units of the state over the root of that of time.
+
+        Raises:
+            ValueError: For a `diffusion` of another shape.
         """
         if self.diffusion is None:
             return self.linear.coefficients(t).diffusion
         sigma = self.diffusion(t, x)
+        if sigma.shape not in (x.shape, x.shape * 2):
+            raise ValueError(
+                f"`diffusion` returns shape {sigma.shape}: pass a function to "
+                f"{x.shape} or {x.shape * 2}."
+            )
         return jnp.diag(sigma) if sigma.ndim == 1 else sigma

@@ -14,7 +14,9 @@ from jaxtyping import Array, ArrayLike, Float
 
 from effgen.core.results import RunWarning
 
+from . import cautions
 from .anchors import cast
+from .checks import check_count, check_positive
 from .clock import clock_of
 from .decoders import LinearDecoder
 from .draws import is_exact, linear_evidence, num_steps_of
@@ -87,7 +89,8 @@ def fit_linear(
             positive, or an evidence that is not finite at the start.
 
     Warns:
-        RunWarning: Where the optimizer does not converge.
+        RunWarning: Where the optimizer does not converge, and where all values of a
+            sensor are the same.
 
     Source:
         Särkkä and Solin (2019), chapter 12; the prior, Gelman (2008).
@@ -163,8 +166,8 @@ def maximum(
             "`model` must be a `LatentSDE` that is linear and observed linearly: no "
             "`drift`, no `diffusion`, a `LinearDecoder`."
         )
-    if not (np.isfinite(prior_scale) and prior_scale > 0):
-        raise ValueError(f"`prior_scale` is {prior_scale}: pass a positive number.")
+    check_positive("prior_scale", prior_scale)
+    check_count("max_steps", max_steps)
     dtype = jnp.result_type(float)
     with jax.enable_x64(True):  # noqa: FBT003
         wide = cast(dataclasses.replace(model, message_dtype=None), jnp.float64)
@@ -172,6 +175,7 @@ def maximum(
         sizes = None if errors is None else np.asarray(errors, np.float64)
         wide = dataclasses.replace(wide, dt=longest_gap(ts, unit))
         found = posterior(wide, ts, values, mask, inputs, errors=sizes, unit=unit)
+        cautions.of_constants(found.series.ys, found.series.mask)
         result = _maximum(found.model, found.series, prior_scale, max_steps)
     narrow = cast(result.model, dtype)
     narrow = dataclasses.replace(narrow, message_dtype=model.message_dtype, t0=model.t0)

@@ -9,7 +9,7 @@ import numpy as np
 from jax.scipy.special import gammainc, gammaincc, gammaln, logit
 from jaxtyping import Array, ArrayLike, Float
 
-from .gaussian import Gaussian, as_float
+from .gaussian import Gaussian, all_positive, as_float, check_finite
 from .linear import AbstractLinearSDE, Inputs, as_input_matrix, as_vector, forced
 from .transitions import Coefficients, Transition, constant_transition
 
@@ -42,8 +42,9 @@ class FractionalSDE(AbstractLinearSDE):
         input_matrix: `C`, shape `(x, inputs)`, or `None` for no inputs.
 
     Raises:
-        ValueError: For shapes that do not agree, a `bias` or `scale` that is not
-            finite, or `hurst` outside (0, 1).
+        ValueError: For shapes that do not agree, values that are not finite, a `scale`,
+            `horizon` or `num_processes` that is not positive, a `largest_speed` of 1
+            or less, or `hurst` outside (0, 1).
 
     Source:
         Daems, Opper, Crevecoeur and Birdal (2024), propositions 1 and 5.
@@ -85,11 +86,18 @@ class FractionalSDE(AbstractLinearSDE):
             raise ValueError(
                 f"`matrix` has shape {self.matrix.shape}: pass {shape * 2}."
             )
+        check_finite("matrix", self.matrix)
         self.bias = as_vector("bias", bias, shape)
-        self.log_scale = jnp.log(as_vector("scale", scale, shape))
+        scale = as_vector("scale", scale, shape)
+        if not all_positive(scale):
+            raise ValueError(
+                f"`scale` is {np.asarray(scale).tolist()}: pass positive numbers."
+            )
+        _check_processes(horizon, num_processes, largest_speed)
+        self.log_scale = jnp.log(scale)
         self.hurst_logit = logit(as_float(hurst))
         self.start = initial
-        given = as_input_matrix(input_matrix)
+        given = as_input_matrix(input_matrix, shape[0])
         self.input_matrix = None if given is None else _padded(given, num_processes)
         self.num_processes = num_processes
         self.largest_speed = largest_speed
@@ -173,6 +181,16 @@ class FractionalSDE(AbstractLinearSDE):
         coefficients = self.coefficients(t)
         force = forced(coefficients.bias, self.input_matrix, inputs)
         return constant_transition(coefficients, dt, force)
+
+
+def _check_processes(horizon: float, num: int, largest_speed: float) -> None:
+    """Raise `ValueError` for what makes no sum of processes."""
+    if not (np.isfinite(horizon) and horizon > 0):
+        raise ValueError(f"`horizon` is {horizon}: pass a positive length of time.")
+    if not isinstance(num, int | np.integer) or num < 1:
+        raise ValueError(f"`num_processes` is {num!r}: pass a positive integer.")
+    if not (np.isfinite(largest_speed) and largest_speed > 1):
+        raise ValueError(f"`largest_speed` is {largest_speed}: pass a number above 1.")
 
 
 def _padded(rows: Array, num_processes: int) -> Array:

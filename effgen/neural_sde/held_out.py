@@ -9,6 +9,7 @@ from effgen.core.weights import Estimate
 from .draws import is_exact
 from .model import LatentSDE
 from .posterior import posterior
+from .series import check_shapes
 
 
 def held_out_evidence(
@@ -16,6 +17,7 @@ def held_out_evidence(
     ts: ArrayLike,
     ys: ArrayLike,
     mask: ArrayLike | None = None,
+    inputs: ArrayLike | None = None,
     *,
     since: float,
     key: PRNGKeyArray,
@@ -28,10 +30,12 @@ def held_out_evidence(
     particle filters, whose errors it carries.
 
     Arguments:
-        model: A model without inputs.
+        model: A `LatentSDE`, fitted or trained.
         ts: All times of one series, numbers, shape `(obs,)`.
-        ys: All values, shape `(obs,)` or `(obs, sensors)`.
+        ys: All values, shape `(obs,)` or `(obs, *shape)`.
         mask: Where there is a value, of the shape of `ts` or `ys`. NaN are missing too.
+        inputs: Held from each time to the next, shape `(obs, inputs)`: those from
+            `since` on are known.
         since: The first time held out, a number.
         key: A random key, for models that are not exact.
         num_paths: How many particles these have.
@@ -40,7 +44,7 @@ def held_out_evidence(
         The log-density, in nats, with its standard error.
 
     Raises:
-        ValueError: For a batch, and where nothing is on one side of `since`.
+        ValueError: For a batch, dates, and where nothing is on one side of `since`.
         TypeError: For what is no model, and a `since` that is no number.
     """
     if not isinstance(model, LatentSDE):
@@ -52,16 +56,23 @@ def held_out_evidence(
         raise ValueError(
             f"`ts` has shape {ts.shape} and `ys` {ys.shape}: pass one series."
         )
-    values = ys.reshape(len(ts), -1)
+    if not np.issubdtype(ts.dtype, np.number):
+        raise ValueError("`ts` must be numbers: pass dates as years or days since one.")
+    over = lambda rows: rows.reshape(rows.shape + (1,) * (ys.ndim - rows.ndim))
+    values = ys
     if mask is not None:
-        values = np.where(np.asarray(mask, bool).reshape(len(ts), -1), values, np.nan)
-    later = (ts >= since)[:, None] & np.isfinite(values)
-    if not later.any() or not (np.isfinite(values) & ~later).any():
+        check_shapes(ts, ys, np.asarray(mask), None)
+        values = np.where(over(np.asarray(mask, bool)), ys, np.nan)
+    there = np.isfinite(values)
+    later = over(ts >= since) & there
+    if not later.any() or not (there & ~later).any():
         raise ValueError(
             f"`since` is {since}: there must be values before it and from it on."
         )
     both = np.stack([values, np.where(later, np.nan, values)])
-    found = posterior(model, np.broadcast_to(ts, (2, len(ts))), both)
+    twice = None if inputs is None else np.stack([np.asarray(inputs)] * 2)
+    times = np.broadcast_to(ts, (2, len(ts)))
+    found = posterior(model, times, both, inputs=twice)
     if is_exact(model):
         logs = found.log_evidence
         return Estimate(logs[0] - logs[1], jnp.zeros((), logs.dtype))

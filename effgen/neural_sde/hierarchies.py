@@ -15,14 +15,17 @@ from jaxtyping import Array, ArrayLike, Float
 
 from effgen.core.results import RunWarning
 
+from . import cautions
 from .anchors import cast
+from .checks import check_count, check_positive
+from .clock import as_times
 from .decoders import LinearDecoder
 from .draws import is_exact, linear_evidence, num_steps_of
 from .fitting import longest_gap
 from .frozen import as_part
 from .model import LatentSDE
 from .posterior import posterior
-from .series import Series
+from .series import Series, check_times
 from .structure import Structure
 
 
@@ -72,10 +75,12 @@ def fit_hierarchy(
     ts: ArrayLike,
     ys: ArrayLike,
     mask: ArrayLike | None = None,
+    inputs: ArrayLike | None = None,
     *,
     varies: Sequence[str],
     scale: float = 0.5,
     max_rounds: int = 500,
+    unit: str = "s",
 ) -> Hierarchy:
     """Fit the law of parameters that differ by series, in float64.
 
@@ -87,21 +92,23 @@ def fit_hierarchy(
     `model` has it: fit it before, by `fit_linear` of all series.
 
     Arguments:
-        model: A linear model without inputs, observed linearly.
-        ts: Times of several series, numbers, shape `(series, obs)`.
+        model: A linear model, observed linearly.
+        ts: Times of several series, numbers or dates, shape `(series, obs)`.
         ys: Values, shape `(series, obs)` or `(series, obs, sensors)`.
         mask: Where there is a value, of the shape of `ts` or `ys`. NaN are missing too.
+        inputs: Held from each time to the next, shape `(series, obs, inputs)`.
         varies: Names such as "decoder.offset", "linear.log_scale", or of the
             `parameters` of a `Structure`, "level.noise".
         scale: Where the shared standard deviation starts.
         max_rounds: The most rounds of the algorithm.
+        unit: The unit in which the model counts dates, one of NumPy's.
 
     Returns:
         The shared law, and each series' own parameters.
 
     Raises:
-        ValueError: For a model that is not linear, fewer than two series, and names of
-            nothing.
+        ValueError: For a model that is not linear, fewer than two series, names of
+            nothing, and a `scale` or `max_rounds` that is not positive.
 
     Warns:
         RunWarning: Where the rounds end before the law stands.
@@ -113,17 +120,24 @@ def fit_hierarchy(
         raise ValueError("`model` must be linear and observed linearly.")
     if isinstance(varies, str) or not varies:
         raise ValueError(f'`varies` is {varies!r}: pass names, ["decoder.offset"].')
+    check_positive("scale", scale)
+    check_count("max_rounds", max_rounds)
     varies = tuple(varies)
     names = _names(model, varies)
     with jax.enable_x64(True):  # noqa: FBT003
         wide = cast(dataclasses.replace(model, message_dtype=None), jnp.float64)
-        times = np.asarray(ts, np.float64)
+        times = as_times(ts)
         if times.ndim != 2 or len(times) < 2:
             raise ValueError(
                 f"`ts` has shape {times.shape}: pass two or more series, (series, obs)."
             )
+        if np.issubdtype(times.dtype, np.number):
+            check_times(times, model.t0)
+            times = times.astype(np.float64)
         values = np.asarray(ys, np.float64)
-        found = posterior(wide, times, values, mask, dt=longest_gap(times, "s"))
+        gap = longest_gap(times, unit)
+        found = posterior(wide, times, values, mask, inputs, dt=gap, unit=unit)
+        cautions.of_constants(found.series.ys, found.series.mask)
         steps = num_steps_of(found.model, found.series)
         start = _values(found.model, varies)
         result = _fitted(

@@ -123,9 +123,9 @@ class LinearSDE(AbstractLinearSDE):
         self.matrix = as_float(matrix)
         self.bias = as_float(bias)
         self.initial = initial
-        self.input_matrix = as_input_matrix(input_matrix)
         diffusion = as_float(diffusion)
-        check_linear(self.matrix, self.bias, diffusion, initial, self.input_matrix)
+        check_linear(self.matrix, self.bias, diffusion, initial)
+        self.input_matrix = as_input_matrix(input_matrix, len(self.bias))
         if diffusion.shape[0] == diffusion.shape[1]:
             self.lower, self.log_diagonal = split_root(diffusion)
         else:
@@ -215,7 +215,7 @@ class DiagonalSDE(AbstractLinearSDE):
             )
         self.log_scale = jnp.log(scale)
         self.initial = initial
-        self.input_matrix = as_input_matrix(input_matrix)
+        self.input_matrix = as_input_matrix(input_matrix, shape[0])
 
     @property
     def scale(self) -> Vector:
@@ -263,6 +263,11 @@ def noise_size(linear: AbstractLinearSDE) -> int:
     """Return the number of normal variables of one step."""
     zero = jnp.zeros(())
     return eqx.filter_eval_shape(linear.transition, zero, zero).root.shape[1]
+
+
+def num_brownian(linear: AbstractLinearSDE) -> int:
+    """Return the number of columns of `sigma`."""
+    return eqx.filter_eval_shape(linear.coefficients, jnp.zeros(())).diffusion.shape[1]
 
 
 def driven_fully(linear: AbstractLinearSDE) -> bool:
@@ -319,9 +324,21 @@ def as_vector(name: str, value: ArrayLike, shape: tuple[int, ...]) -> Array:
     return jnp.broadcast_to(array, shape)
 
 
-def as_input_matrix(value: ArrayLike | None) -> Array | None:
-    """Return the input matrix as an array, if there is one."""
-    return None if value is None else as_float(value)
+def as_input_matrix(value: ArrayLike | None, num_states: int) -> Array | None:
+    """Return the input matrix as an array of a row a component, if there is one.
+
+    Raises:
+        ValueError: For another shape, or values that are not finite.
+    """
+    if value is None:
+        return None
+    matrix = as_float(value)
+    if matrix.ndim != 2 or len(matrix) != num_states:
+        raise ValueError(
+            f"`input_matrix` has shape {matrix.shape}: pass ({num_states}, inputs)."
+        )
+    check_finite("input_matrix", matrix)
+    return matrix
 
 
 def check_linear(
@@ -329,7 +346,6 @@ def check_linear(
     bias: Array,
     diffusion: Array,
     initial: Gaussian,
-    input_matrix: Array | None,
 ) -> None:
     """Raise `ValueError` for shapes that do not agree."""
     size = initial.mean.shape[0]
@@ -346,8 +362,4 @@ def check_linear(
         raise ValueError(
             f"`diffusion` has shape {diffusion.shape}: pass ({size}, noise) with at "
             f"most {size} columns."
-        )
-    if input_matrix is not None and input_matrix.shape[:1] != (size,):
-        raise ValueError(
-            f"`input_matrix` has shape {input_matrix.shape}: pass ({size}, inputs)."
         )

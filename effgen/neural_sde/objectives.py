@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from .anchors import Anchored
+from .anchors import Anchored, PriorAnchor
 from .dynamics import AbstractLatentSDE
 from .grid import Grid, make_grid
 from .linear import driven_fully
@@ -148,7 +148,8 @@ class MarginalELBO(AbstractObjective):
     push / 2)`, where `push` shifts a step's noise as the drift does, and `pull` as the
     linear control does. Only the messages are computed in sequence. The chain is that
     of `AnchoredELBO`, so that the bounds can be compared. This one is looser, and needs
-    a drift that the noise can make: for others it raises `ValueError`.
+    a drift that the noise can make and noise that does not depend on the state: for
+    others, and for a model with a `residual`, it raises `ValueError`.
 
     Arguments:
         num_times: How many steps of each series are drawn.
@@ -188,10 +189,10 @@ class MarginalELBO(AbstractObjective):
             The bound, estimated by `num_paths` paths, in nats.
 
         Raises:
-            ValueError: For a model that has no `dt` yet, or a drift that the noise
-                cannot make.
+            ValueError: For a model that has no `dt` yet, that has a `residual` or a
+                `diffusion`, or a drift that the noise cannot make.
         """
-        _check_driven(model)
+        _check_marginal(model)
         keys = jax.random.split(key, 3)
         anchored, grid = anchored_on_grid(
             model, series, num_steps=num_steps, parallel=parallel
@@ -214,8 +215,17 @@ class MarginalELBO(AbstractObjective):
         return Bound(values, None, anchored.guided.log_evidence, grid.fits)
 
 
-def _check_driven(model: AbstractLatentSDE) -> None:
-    if model.drift is not None and not driven_fully(model.linear):
+def _check_marginal(model: AbstractLatentSDE) -> None:
+    """Raise `ValueError` for a model of another bound."""
+    for name in ("residual", "diffusion"):
+        if getattr(model, name) is not None:
+            raise ValueError(
+                f"`MarginalELBO` does not see the model's `{name}`: use "
+                "`AnchoredELBO`, or leave it out."
+            )
+    # An anchor of its own differs from the prior by a drift.
+    drifts = model.drift is not None or not isinstance(model.anchor, PriorAnchor)
+    if drifts and not driven_fully(model.linear):
         raise ValueError(
             "`MarginalELBO` compares drifts by the noise that hides them, and here it "
             "drives fewer directions than there are states: use `AnchoredELBO`."

@@ -150,7 +150,14 @@ def control_of(
     )(x, guiding)
     # After the last observation the posterior is the prior, whatever a network says.
     size = jnp.where(step.until_next > 0, safe_sqrt(step.length), 0)
-    return size * jax.vmap(model.residual)(seen)
+    found = jax.vmap(model.residual)(seen)
+    if found.shape != pull.shape:
+        raise ValueError(
+            f"`residual` returns shape {found.shape[1:]} and a step has "
+            f"{pull.shape[1]} normal variables: pass a function to {pull.shape[1:]}, "
+            "such as `residual_network(linear)`."
+        )
+    return size * found
 
 
 def features(

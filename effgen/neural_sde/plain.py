@@ -14,6 +14,7 @@ from .controlled import likelihood, simulated
 from .dynamics import AbstractLatentSDE
 from .gaussian import Gaussian
 from .grid import steps_needed
+from .linear import num_brownian
 from .objectives import AbstractObjective, Bound, grid_of, require_step
 from .plain_control import PlainControl
 from .rows import with_rows
@@ -101,6 +102,12 @@ def _plain(model: AbstractLatentSDE, series: Series) -> tuple[PlainControl, Arra
         raise ValueError(
             "this objective learns the whole control: give the model a "
             "`control=PlainControl(...)`."
+        )
+    size, wanted = plain.network.out_size, num_brownian(model.linear)
+    if size != wanted:
+        raise ValueError(
+            f"`control` gives {size} numbers and the linear part's diffusion has "
+            f"{wanted} columns: pass `PlainControl(..., num_brownian={wanted})`."
         )
     return plain, plain.contexts(series)
 
@@ -196,7 +203,7 @@ def _solved(
         zero = jnp.zeros((1, sigma.shape[1]), x.dtype)
         return lineax.MatrixLinearOperator(jnp.concatenate([sigma, zero]))
 
-    brownian = model.linear.coefficients(first).diffusion.shape[1]
+    brownian = num_brownian(model.linear)
     tree = diffrax.VirtualBrownianTree(
         first, last, tol=model.dt / 2, shape=(brownian,), key=key
     )

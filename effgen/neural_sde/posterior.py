@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from . import cautions
 from .answers import Bands, Draws, Marginals
+from .checks import check_levels
 from .components import Components, readings, shares_of
 from .draws import (
     draws_of,
@@ -27,6 +28,7 @@ from .draws import (
     observations_of,
     predicted,
     smoothed,
+    steps_of_paths,
 )
 from .evidence import Evidence
 from .filtering import Filtered
@@ -102,7 +104,8 @@ class Posterior(eqx.Module):
         keys = self.record.keys(key, num)
         drawn = futures_of if is_future(series, at) else draws_of
         model = from_time_to_time(self.model)
-        found = drawn(model, series, at, num_steps_of(model, series), num, keys)
+        steps = steps_of_paths(model, series, num)
+        found = drawn(model, series, at, steps, num, keys)
         if cautions.lost(found.positions):
             cautions.of_lost(self.model.dt, self._holding(series, at, keys))
         else:
@@ -210,7 +213,7 @@ class Posterior(eqx.Module):
             ValueError: For `levels` that are no probabilities.
             TypeError: For `levels` that are no tuple.
         """
-        _check_levels(levels)
+        check_levels(levels)
         self.record.keys(key, num_paths)
         keys = jax.random.split(key)
         series, at = self.record.merged(times, inputs, self.model.t0)
@@ -310,7 +313,8 @@ class Posterior(eqx.Module):
             num_paths: How many particles, whose positions are at the grid's nodes.
             resample_below: The share of effective particles below which it resamples.
         """
-        keys, steps = self.record.keys(key, num_paths), self._steps()
+        keys = self.record.keys(key, num_paths)
+        steps = steps_of_paths(self.model, self.series, num_paths)
         found = filtered(
             self.model, self.series, steps, num_paths, resample_below, keys
         )
@@ -327,7 +331,8 @@ class Posterior(eqx.Module):
             num_paths: How many particles, whose positions are at the grid's nodes.
             resample_below: The share of effective particles below which it resamples.
         """
-        keys, steps = self.record.keys(key, num_paths), self._steps()
+        keys = self.record.keys(key, num_paths)
+        steps = steps_of_paths(self.model, self.series, num_paths)
         found = smoothed(
             self.model, self.series, steps, num_paths, resample_below, keys
         )
@@ -352,13 +357,6 @@ class Posterior(eqx.Module):
 
     def _steps(self) -> int:
         return num_steps_of(self.model, self.series)
-
-
-def _check_levels(levels: tuple[float, ...]) -> None:
-    if not isinstance(levels, tuple | list):
-        raise TypeError(f"`levels` is {levels!r}: pass a tuple, such as (0.05, 0.95).")
-    if not len(levels) or not all(0 < level < 1 for level in levels):
-        raise ValueError(f"`levels` are {levels}: pass probabilities in (0, 1).")
 
 
 def posterior(

@@ -1,5 +1,6 @@
 """One-step-ahead predictions, and how the values compare with them."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from effgen.core.extras import needed
 
+from .decoders import LinearDecoder
 from .dynamics import AbstractLatentSDE
 from .filtering import Filtered
 from .frames import Labels
@@ -88,8 +90,9 @@ def predictions(
     num = found.predicted.shape[1]
     keys = jax.random.split(key)
     each = jax.random.split(keys[0], (len(series.ts), num))
-    draw = jax.vmap(jax.vmap(lambda x, key: model.decoder.sample(x, key=key)))
-    draws = draw(found.predicted, each)
+    draws = jax.vmap(jax.vmap(partial(_drawn, model), (0, 0, None)))(
+        found.predicted, each, series.errors
+    )
     mean = jax.vmap(jax.vmap(model.decoder.mean))(found.predicted).mean(1)
     scale = draws.std(1)
     ties = jax.random.uniform(keys[1], series.ys.shape, series.ys.dtype)
@@ -100,3 +103,14 @@ def predictions(
     scores = jax.scipy.stats.norm.ppf(jnp.clip(rank, least, 1 - least))
     residuals = jnp.where(series.mask, scores, jnp.nan)
     return Predictions(series.ts, mean, scale, residuals, found.scores, found.ess)
+
+
+def _drawn(
+    model: AbstractLatentSDE, x: Array, key: PRNGKeyArray, errors: Array | None
+) -> Array:
+    """Draw an observation, of a noise that the record's errors multiply."""
+    decoder = model.decoder
+    if errors is None:
+        return decoder.sample(x, key=key)
+    assert isinstance(decoder, LinearDecoder)
+    return decoder.sample(x, key=key, errors=errors)

@@ -10,6 +10,7 @@ import lineax
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
+from . import cautions
 from .checks import check_count, check_key
 from .model import LatentSDE
 
@@ -84,6 +85,8 @@ def sample_prior(
     step = (model.dt or (times[-1] - times[0]) / 200) if dt is None else dt
     if not (np.isfinite(step) and step > 0):
         raise ValueError(f"`dt` is {dt}: pass a positive length of time.")
+    steps = int(np.ceil((times[-1] - times[0]) / step))
+    cautions.of_many_steps(step, steps, num, 0)
     return _sampled(model, jnp.asarray(ts), num, key, step, solver, inputs)
 
 

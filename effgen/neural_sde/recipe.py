@@ -109,6 +109,11 @@ def check_structures(structures: Any) -> None:
         )
     if not structures:
         raise ValueError("`structures` are empty: pass at least one.")
+    if any(x.input_matrix is not None for x in structures):
+        raise ValueError(
+            "`structures` have an `input_matrix`, and forecasters take no inputs: use "
+            "`fit_linear` and `with_network`, which do."
+        )
 
 
 def supported(found: Sequence[Candidate]) -> Sequence[Candidate]:

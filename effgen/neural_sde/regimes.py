@@ -1,5 +1,6 @@
 """Regime switches: a record that goes from one linear model to another and back."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,8 +12,12 @@ import optimistix
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
+from effgen.core.results import RunWarning
+
+from . import cautions
 from .anchors import cast
 from .answers import Bands
+from .checks import check_count, check_levels, check_positive
 from .draws import is_exact
 from .fitting import kept_by_logarithms
 from .frames import Labels
@@ -41,7 +46,8 @@ class Switching(eqx.Module):
 
     Raises:
         TypeError: For fewer than two models, or models without names.
-        ValueError: For models that do not fit together, and rates not positive.
+        ValueError: For models that do not fit together, that vary with time or have a
+            `t0`, and rates not positive.
     """
 
     models: tuple[LatentSDE, ...]
@@ -59,6 +65,7 @@ class Switching(eqx.Module):
                     f"the model of {name!r} must be a `LatentSDE` that is linear and "
                     "observed linearly."
                 )
+            _check_regime(name, model)
         shapes = {(m.num_states, observed_by(m).matrix.shape[0]) for m in self.models}
         if len(shapes) > 1:
             raise ValueError(
@@ -113,8 +120,7 @@ class Switching(eqx.Module):
         Source:
             Tugnait (1982); Ghahramani and Hinton (2000).
         """
-        if num_histories < len(self.names):
-            raise ValueError(f"`num_histories` is {num_histories}: pass more.")
+        _check_histories(self, num_histories)
         record = _record(self, ts, ys, mask, unit)
         found = filtered(
             self.models, self.generator, _one(record.series), num_histories
@@ -187,8 +193,12 @@ class Regimes(NamedTuple):
             Mean, quantiles and whole records.
 
         Raises:
-            ValueError: For times that are not sorted, or before the last.
+            ValueError: For times that are not sorted, or before the last, `levels`
+                that are no probabilities, and no paths.
+            TypeError: For what is no key, and `levels` that are no tuple.
         """
+        check_levels(levels)
+        self.record.keys(key, num_paths)
         self.record.check_later(times)
         rows = self.record.rows(times)[0]
         if np.any(np.diff(rows) < 0):
@@ -248,22 +258,42 @@ def fit_regimes(
         The fitted regimes, and `log p(y)` in nats.
 
     Raises:
-        ValueError: For a batch of series, and an evidence that is not finite.
+        ValueError: For a batch of series, an evidence that is not finite, and settings
+            that are not positive.
+        TypeError: For what are no regimes.
+
+    Warns:
+        RunWarning: Where the optimizer does not converge.
     """
+    if not isinstance(model, Switching):
+        raise TypeError(f"`model` is a {type(model).__name__}: pass a `Switching`.")
+    check_positive("prior_scale", prior_scale)
+    check_count("max_steps", max_steps)
+    _check_histories(model, num_histories)
     dtype = model.log_rates.dtype
     with jax.enable_x64(True):  # noqa: FBT003
         wide = cast(model, jnp.float64)
         series = _one(_record(wide, ts, np.asarray(ys, float), mask, unit).series)
-        found, value = _fitted(wide, series, prior_scale, num_histories, max_steps)
+        cautions.of_constants(series.ys, series.mask)
+        found, value, converged = _fitted(
+            wide, series, prior_scale, num_histories, max_steps
+        )
         if not np.isfinite(float(value)):
             raise ValueError("the evidence is not finite: check the start values.")
+    if not converged:
+        warnings.warn(
+            f"the fit has not converged in {max_steps} steps: raise `max_steps`, or "
+            "leave out a regime that the data do not need.",
+            RunWarning,
+            stacklevel=2,
+        )
     return cast(found, dtype), float(value)
 
 
 @eqx.filter_jit
 def _fitted(
     model: Switching, series: Series, prior_scale: float, num: int, max_steps: int
-) -> tuple[Switching, Array]:
+) -> tuple[Switching, Array, Array]:
     trained = (model.log_rates, [m.trainable()[0] for m in model.models])
     start, unravel = ravel_pytree(trained)
     marks = jnp.ones_like(model.log_rates), [kept_by_logarithms(m) for m in trained[1]]
@@ -283,7 +313,32 @@ def _fitted(
     solver = optimistix.BFGS(rtol=1e-6, atol=1e-6)
     found = optimistix.minimise(loss, solver, start, max_steps=max_steps, throw=False)
     best = made(found.value)
-    return best, _evidence(best, series, num)
+    converged = found.result == optimistix.RESULTS.successful
+    return best, _evidence(best, series, num), converged
+
+
+def _check_regime(name: str, model: LatentSDE) -> None:
+    """Raise `ValueError` for a model whose law is not the same at all times."""
+    if not model.linear.time_invariant:
+        raise ValueError(
+            f"the model of {name!r} varies with time: pass one of constant "
+            "coefficients, such as a `LinearSDE`."
+        )
+    if model.t0 is not None:
+        raise ValueError(
+            f"the model of {name!r} has `t0` {model.t0}: leave it out. The law of "
+            "`linear.initial` is that at the first time of the record."
+        )
+
+
+def _check_histories(model: Switching, num: int) -> None:
+    """Raise `ValueError` for fewer histories than regimes."""
+    check_count("num_histories", num)
+    if num < len(model.names):
+        raise ValueError(
+            f"`num_histories` is {num}: pass at least {len(model.names)}, one for each "
+            "regime."
+        )
 
 
 def _evidence(model: Switching, series: Series, num: int) -> Array:

@@ -103,6 +103,8 @@ def strongest_period(
     Periods are from four gaps to the span; multiples of the season's frequency are
     fitted beside.
     """
+    if not np.issubdtype(np.asarray(ts).dtype, np.number):
+        raise ValueError("`ts` must be numbers: pass dates as years or days since one.")
     check_times(np.asarray(ts), None)
     series = as_series((ts, ys, mask))
     seen = np.asarray(series.mask).any(axis=1)

@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 from effgen.core.weights import Estimate
 
 from .answers import Bands
-from .checks import check_key
+from .checks import check_count, check_key, check_levels
 from .held_out import held_out_evidence
 from .model import LatentSDE
 from .posterior import posterior
@@ -72,6 +72,9 @@ class Stack(eqx.Module):
         Raises:
             ValueError: For times before the last, and as `Posterior.forecast`.
         """
+        check_key(key)
+        check_count("num_paths", num_paths)
+        check_levels(levels)
         keys = jax.random.split(key, len(self.members) + 1)
         found = [
             self._of(models, times, num_paths, levels, key)
@@ -319,6 +322,8 @@ def _checked(members: Any) -> dict[str, tuple[LatentSDE, ...]]:
         models = (models,) if isinstance(models, LatentSDE) else tuple(models)
         if not models or not all(isinstance(m, LatentSDE) for m in models):
             raise TypeError(f"member {name!r} of `fit` is no `LatentSDE`, nor several.")
+        if any(m.linear.input_matrix is not None for m in models):
+            raise ValueError(f"member {name!r} has inputs: stacks take none.")
         found[str(name)] = models
     return found
 

@@ -34,6 +34,7 @@ class Structure(AbstractLinearSDE):
 
     Raises:
         TypeError: For what is no part.
+        ValueError: For an `input_matrix` of another shape.
     """
 
     time_invariant: ClassVar[bool] = True
@@ -49,10 +50,17 @@ class Structure(AbstractLinearSDE):
             if not isinstance(part, AbstractPart):
                 raise TypeError(f"{type(part).__name__} is no part of a structure.")
         self.parts = tuple(parts)
-        self.input_matrix = as_input_matrix(input_matrix)
+        self.input_matrix = None
+        if input_matrix is not None:
+            self.input_matrix = as_input_matrix(input_matrix, len(self.reads))
 
     def __add__(self, other: "Structure") -> "Structure":
-        """Return both side by side, or raise `TypeError` for what is no structure."""
+        """Return both side by side, of inputs that they share.
+
+        Raises:
+            TypeError: For what is no structure.
+            ValueError: For an `input_matrix` of another number of inputs.
+        """
         if not isinstance(other, Structure):
             raise TypeError(
                 f"a structure is the sum of `level()`, `trend()`, ..., and not of a "
@@ -62,9 +70,14 @@ class Structure(AbstractLinearSDE):
             return Structure(self.parts + other.parts)
         sizes = [s.reads.shape[0] for s in (self, other)]
         matrices = [s.input_matrix for s in (self, other)]
-        width = next(m.shape[1] for m in matrices if m is not None)
+        widths = sorted({m.shape[1] for m in matrices if m is not None})
+        if len(widths) > 1:
+            raise ValueError(
+                f"parts have `input_matrix` of {widths} columns: pass one column for "
+                "each input of the series, the same of all parts."
+            )
         rows = [
-            jnp.zeros((n, width)) if m is None else m
+            jnp.zeros((n, widths[0])) if m is None else m
             for m, n in zip(matrices, sizes, strict=True)
         ]
         whole = jnp.concatenate(rows)

@@ -53,8 +53,8 @@ class VaryingSDE(AbstractLinearSDE):
         """Check the shapes at time zero."""
         self.evaluate = evaluate
         self.initial = initial
-        self.input_matrix = as_input_matrix(input_matrix)
         size = initial.mean.shape[0]
+        self.input_matrix = as_input_matrix(input_matrix, size)
         shapes = [x.shape for x in jax.eval_shape(evaluate, jnp.zeros(()))]
         if shapes[:2] != [(size, size), (size,)] or shapes[2][:1] != (size,):
             raise ValueError(

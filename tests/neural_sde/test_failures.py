@@ -10,6 +10,7 @@ import pytest
 
 import effgen as eg
 from effgen import neural_sde as ns
+from effgen.neural_sde import cautions
 from tests.neural_sde.cases import double_well
 
 
@@ -121,11 +122,60 @@ def test_drifts_that_cannot_be():
         trainer.init(double_well(drift=lambda x: x))
 
 
+def test_functions_of_a_model_have_its_shapes():
+    linear = ns.DiagonalSDE(1.0, 0.0, 1.0, LAW)
+    make = lambda **parts: ns.LatentSDE(
+        linear, ns.LinearDecoder(np.eye(2), 0.1), dt=1.0, **parts
+    )
+    times = np.arange(2.0)
+    for model, said in (
+        (make(drift=lambda t, x: x[:1]), r"`drift` returns shape \(1,\): .* \(2,\)"),
+        (make(diffusion=lambda t, x: x[0]), r"`diffusion` returns shape \(\)"),
+        (make(diffusion=lambda t, x: x[:, None]), r"shape \(2, 1\).* or \(2, 2\)"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            ns.sample_prior(model, times, 2, key=KEY)
+    # One number would move both variables, and its cost be counted once.
+    model = make(drift=lambda t, x: -x, residual=lambda z: z[:1])
+    with pytest.raises(ValueError, match=r"`residual` returns .* 2 normal variables"):
+        ns.posterior(model, times, np.zeros((2, 2))).evidence(key=KEY, num_paths=2)
+
+
 def test_without_simulation_the_noise_must_drive_all_states():
     linear = ns.LinearSDE(np.zeros((2, 2)), np.zeros(2), [[0.0], [1.0]], LAW)
     model = ns.LatentSDE(linear, ns.LinearDecoder([[1.0, 0.0]], 0.1), lambda t, x: -x)
     with pytest.raises(ValueError, match="use `AnchoredELBO`"):
         train(series(), model, objective=ns.MarginalELBO())
+    other = ns.GivenAnchor(-np.eye(2), np.zeros(2))
+    model = dataclasses.replace(model, drift=None, anchor=other)
+    with pytest.raises(ValueError, match="use `AnchoredELBO`"):
+        train(series(), model, objective=ns.MarginalELBO())
+
+
+def test_bounds_refuse_what_they_do_not_see():
+    noisy = double_well(diffusion=lambda t, x: 0.1 + jnp.abs(x))
+    with pytest.raises(ValueError, match="does not see the model's `diffusion`"):
+        train(series(), noisy, objective=ns.MarginalELBO())
+    linear = ns.LinearSDE(np.zeros((2, 2)), np.zeros(2), [[0.0], [1.0]], LAW)
+    model = ns.LatentSDE(
+        linear,
+        ns.LinearDecoder([[1.0, 0.0]], 0.1),
+        residual=ns.residual_network(linear, key=KEY),
+        control=ns.PlainControl(2, 1, key=KEY),
+    )
+    for objective, said in (
+        (ns.MarginalELBO(), "does not see the model's `residual`"),
+        (ns.PathELBO(), r"`residual` returns shape \(2,\) and .* 1 columns"),
+        (ns.PlainELBO(), "`control` gives 2 numbers .* num_brownian=1"),
+        (ns.DiffraxELBO(), "`control` gives 2 numbers"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            train(series(), model, objective=objective)
+
+
+def fractional(scale=1.0, **settings):
+    settings = {"hurst": 0.7, "horizon": 1.0} | settings
+    return ns.FractionalSDE(-np.eye(2), 0.0, scale, LAW, **settings)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +183,44 @@ def test_without_simulation_the_noise_must_drive_all_states():
     [
         (lambda: ns.DiagonalSDE(1.0, 0.0, 0.0, LAW), "`scale` is .* positive"),
         (lambda: ns.DiagonalSDE(np.ones(3), 0.0, 1.0, LAW), "`rates` has shape"),
+        (
+            lambda: ns.DiagonalSDE(1.0, 0.0, 1.0, LAW, input_matrix=np.ones((3, 1))),
+            r"`input_matrix` has shape \(3, 1\): pass \(2, inputs\)",
+        ),
+        (
+            lambda: ns.DiagonalSDE(1.0, 0.0, 1.0, LAW, input_matrix=np.ones(2)),
+            "`input_matrix` has shape",
+        ),
+        (
+            lambda: ns.LinearSDE(
+                np.eye(2), np.zeros(2), np.eye(2), LAW, input_matrix=[[1.0], [np.nan]]
+            ),
+            "`input_matrix` is not finite",
+        ),
+        (
+            lambda: ns.VaryingSDE(
+                lambda t: (np.eye(2), np.zeros(2), np.eye(2)),
+                LAW,
+                input_matrix=np.ones((1, 2)),
+            ),
+            "`input_matrix` has shape",
+        ),
+        (
+            lambda: ns.Structure(ns.level().parts, input_matrix=np.ones((2, 1))),
+            r"`input_matrix` has shape .* pass \(1, inputs\)",
+        ),
+        (
+            lambda: (
+                ns.Structure(ns.level().parts, input_matrix=np.ones((1, 1)))
+                + ns.Structure(ns.ou().parts, input_matrix=np.ones((1, 2)))
+            ),
+            r"`input_matrix` of \[1, 2\] columns",
+        ),
+        (lambda: fractional(scale=-1.0), "`scale` is .* positive"),
+        (lambda: fractional(input_matrix=np.ones((12, 1))), "`input_matrix` has"),
+        (lambda: fractional(horizon=0.0), "`horizon` is"),
+        (lambda: fractional(num_processes=0), "`num_processes` is 0"),
+        (lambda: fractional(largest_speed=0.5), "`largest_speed` is"),
         (
             lambda: ns.LinearSDE(np.eye(2), np.zeros(2), np.ones((2, 2)), LAW),
             "`diffusion` is square and singular",
@@ -164,6 +252,33 @@ def test_without_simulation_the_noise_must_drive_all_states():
 def test_bad_settings_name_the_remedy(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_answers_of_too_many_steps_are_named_before_any_compute():
+    found = ns.posterior(double_well(), np.arange(1.0, 4.0), np.zeros(3), dt=0.1)
+    with pytest.raises(
+        ValueError, match=r"steps of `dt` 0\.1 .* more than can be held"
+    ):
+        found.forecast([1e9], key=KEY)
+    with pytest.warns(eg.RunWarning, match="nearer `times`"):
+        cautions.of_many_steps(0.1, 10**7, 1_000, 1)
+    cautions.of_many_steps(0.1, 10**5, 1_000, 1)
+
+
+def test_a_record_that_does_not_vary_is_named():
+    ys = np.stack([np.arange(6.0), np.full(6, 0.3)], axis=1)
+    ys[2, 1] = np.nan
+    structure = ns.level(noise=0.5)
+    model = ns.LatentSDE(structure, structure.decoder([0.3, 0.3], loadings=[1.0, 1.0]))
+    # Warnings are errors here: nothing is compiled.
+    with pytest.raises(eg.RunWarning, match="`ys` does not vary in time in column 1"):
+        ns.fit_linear(model, np.arange(6.0), ys)
+    levels = np.array([0.3, 1e9])[:, None] * np.ones((2, 6))
+    with pytest.raises(eg.RunWarning, match="does not vary in time in column 0"):
+        cautions.of_constants(levels[..., None], np.ones((2, 6, 1), bool))
+    cautions.of_constants(levels[:, :1, None], np.ones((2, 1, 1), bool))
+    levels[0, 0] = 0.4
+    cautions.of_constants(levels[..., None], np.ones((2, 6, 1), bool))
 
 
 def test_a_state_of_another_step_is_refused():

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
@@ -104,6 +105,37 @@ def test_held_out_evidence_is_the_density_of_what_came_later():
     for since in (-1.0, 40.0):
         with pytest.raises(ValueError, match="`since` is"):
             ns.held_out_evidence(model, TS, ys, since=since, key=KEY)
+    days = TS.astype("datetime64[D]")
+    with pytest.raises(ValueError, match="`ts` must be numbers"):
+        ns.held_out_evidence(model, days, ys, since=30.0, key=KEY)
+
+
+def pulled(bias, input_matrix=None, decoder=None):
+    law = ns.Gaussian.independent(np.zeros(1), 1.0)
+    linear = ns.DiagonalSDE(0.1, bias, 1.0, law, input_matrix=input_matrix)
+    decoder = decoder or ns.LinearDecoder([[1.0], [2.0]], 0.5)
+    return ns.LatentSDE(linear, decoder, dt=1.0)
+
+
+TWO = np.stack([YS[:8], 2 * YS[:8] + 0.1], axis=1)
+
+
+def test_held_out_evidence_takes_inputs():
+    settings = {"since": 5.0, "key": KEY}
+    right = ns.held_out_evidence(pulled(0.6), TS[:8], TWO, **settings)
+    forced, inputs = pulled(0.0, [[0.3]]), np.full((8, 1), 2.0)
+    found = ns.held_out_evidence(forced, TS[:8], TWO, None, inputs, **settings)
+    np.testing.assert_allclose(found.value, right.value, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_held_out_values_may_be_images():
+    settings = {"since": 5.0, "key": KEY, "num_paths": 20}
+    right = ns.held_out_evidence(pulled(0.6), TS[:8], TWO, **settings)
+    image = ns.Decoder(lambda x: jnp.stack([x, 2 * x]), ns.Normal(0.5))
+    shaped = pulled(0.6, decoder=image)
+    found = ns.held_out_evidence(shaped, TS[:8], TWO[..., None], **settings)
+    np.testing.assert_allclose(found.value, right.value, rtol=1e-3)
 
 
 def test_a_stack_weighs_by_what_was_foretold():
@@ -165,6 +197,11 @@ def test_structures_without_a_mean_have_no_network():
     assert recipe.step_length(TS / 12) >= 1 / 12
     with pytest.raises(ValueError, match="`ts` must be numbers"):
         ns.forecaster(TS.astype("datetime64[D]"), YS, horizon=3, key=KEY)
+    forced = ns.Structure(ns.level().parts, input_matrix=[[1.0]])
+    with pytest.raises(ValueError, match="forecasters take no inputs"):
+        ns.forecaster(TS, YS, horizon=3, key=KEY, structures=[forced])
+    with pytest.raises(ValueError, match="`ts` must be numbers"):
+        ns.candidates(TS.astype("datetime64[D]"), YS)
     with pytest.raises(ValueError, match="`horizon` is 30"):
         ns.forecaster(TS, YS, horizon=30, key=KEY)
 

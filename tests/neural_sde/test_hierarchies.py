@@ -59,6 +59,29 @@ def test_offsets_have_the_law_of_largest_evidence():
     np.testing.assert_allclose(found.each[3, 0], right, rtol=1e-6)
     np.testing.assert_allclose(found.each_scale[3, 0], precision**-0.5, rtol=1e-6)
     np.testing.assert_allclose(found.of(3).decoder.offset[0], right, rtol=1e-5)
+    # Dates are times in the unit that is named.
+    days = np.datetime64("2024-01-01", "ns") + (ts * 86_400e9).astype(int)
+    dated = ns.fit_hierarchy(model(), days, ys, varies=["decoder.offset"], unit="D")
+    np.testing.assert_allclose(dated.log_evidence, found.log_evidence, rtol=1e-8)
+
+
+def test_inputs_of_series_move_their_states():
+    ts, ys = records(4, 5)
+    law = ns.Gaussian.independent(np.zeros(1), 0.5)
+    make = lambda c: ns.LatentSDE(
+        ns.DiagonalSDE(1.0, 0.0, 0.5 * np.sqrt(2), law, input_matrix=[[c]]),
+        ns.LinearDecoder(np.eye(1), 0.1),
+    )
+    force = np.ones((4, 5, 1))
+    found = ns.fit_hierarchy(
+        make(1.0), ts, ys, None, force, varies=["linear.bias"], max_rounds=1_000
+    )
+    bare = ns.fit_hierarchy(
+        make(0.0), ts, ys, None, force, varies=["linear.bias"], max_rounds=1_000
+    )
+    np.testing.assert_allclose(found.each, bare.each - 1, rtol=1e-4)
+    with pytest.raises(ValueError, match="has an `input_matrix` and the series no"):
+        ns.fit_hierarchy(make(1.0), ts, ys, varies=["linear.bias"])
 
 
 def test_parameters_of_a_structure_vary_by_name():
@@ -87,3 +110,12 @@ def test_names_of_nothing_are_refused():
             ns.fit_hierarchy(model(), ts, ys, varies=wrong)
     with pytest.raises(ValueError, match="two or more series"):
         ns.fit_hierarchy(model(), ts[0], ys[0], varies=["decoder.offset"])
+    for settings, said in (
+        ({"scale": 0.0}, r"`scale` is 0\.0"),
+        ({"scale": np.nan}, "`scale` is nan"),
+        ({"max_rounds": 0}, "`max_rounds` is 0"),
+        ({"unit": "M"}, "`unit` is 'M'"),
+    ):
+        dates = np.datetime64("2024-01-01", "s") + (ts * 86_400).astype(int)
+        with pytest.raises(ValueError, match=said):
+            ns.fit_hierarchy(model(), dates, ys, varies=["decoder.offset"], **settings)

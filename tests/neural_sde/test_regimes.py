@@ -1,12 +1,15 @@
 """Regime switches against all histories, one by one, in float64."""
 
+import dataclasses
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
 
+import effgen as eg
 from effgen import neural_sde as ns
 
 
@@ -83,6 +86,42 @@ def test_what_is_no_set_of_regimes_is_refused():
         ns.Switching({"calm": one, "wild": one}, -1.0)
     with pytest.raises(ValueError, match="pass one series"):
         switching().filter(TS[None], YS[None])
+
+
+def test_models_whose_law_is_not_the_same_at_all_times_are_refused():
+    one = switching().models[0]
+    evaluate = lambda t: (-jnp.eye(1), jnp.sin(t)[None], jnp.eye(1))
+    varying = dataclasses.replace(
+        one, linear=ns.VaryingSDE(evaluate, one.linear.initial)
+    )
+    with pytest.raises(ValueError, match="model of 'wild' varies with time"):
+        ns.Switching({"calm": one, "wild": varying}, 1.0)
+    with pytest.raises(ValueError, match=r"model of 'wild' has `t0` 0\.0: leave"):
+        ns.Switching({"calm": one, "wild": dataclasses.replace(one, t0=0.0)}, 1.0)
+
+
+def test_settings_of_regimes_are_refused_by_name():
+    with pytest.raises(ValueError, match="`num_histories` is 1: pass at least 2"):
+        switching().filter(TS, YS, num_histories=1)
+    with pytest.raises(ValueError, match="`prior_scale` is 0"):
+        ns.fit_regimes(switching(), TS, YS, prior_scale=0)
+    with pytest.raises(ValueError, match="`max_steps` is 0"):
+        ns.fit_regimes(switching(), TS, YS, max_steps=0)
+    found = switching().filter(TS, YS, num_histories=64)
+    key = jax.random.key(0)
+    for settings, error, said in (
+        ({"key": None}, TypeError, "`key` is None"),
+        ({"key": key, "num_paths": 0}, ValueError, "`num_paths` is 0"),
+        ({"key": key, "levels": 0.9}, TypeError, "pass a tuple"),
+        ({"key": key, "levels": (1.5,)}, ValueError, "probabilities"),
+    ):
+        with pytest.raises(error, match=said):
+            found.forecast([5.0], **settings)
+
+
+def test_a_fit_of_regimes_that_has_not_converged_says_so():
+    with pytest.warns(eg.RunWarning, match="not converged in 1 steps"):
+        ns.fit_regimes(switching(), TS, YS, num_histories=2, max_steps=1)
 
 
 @pytest.mark.slow

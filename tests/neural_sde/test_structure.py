@@ -233,3 +233,15 @@ def test_a_network_begins_at_the_fit_and_moves_what_it_may():
             ns.with_network(fitted, YEARS, FLOW, key=jax.random.key(0), sees=wrong)
     with pytest.raises(ValueError, match="a linear fit"):
         ns.with_network(model, YEARS, FLOW, key=jax.random.key(0))
+
+
+def test_a_network_begins_at_a_fit_with_inputs():
+    linear = ns.Structure(ns.ou(length=5.0, scale=1.0).parts, input_matrix=[[1.0]])
+    fitted = ns.LatentSDE(linear, linear.decoder(0.3))
+    ts, ys, key = np.arange(6.0), np.sin(np.arange(6.0)), jax.random.key(0)
+    found = ns.with_network(fitted, ts, ys, None, np.ones((6, 2))[:, :1], key=key)
+    assert found.residual.layers.in_size == ns.num_features(1, 1)
+    moved = ns.with_network(fitted, ts, ys, None, np.zeros((6, 1)), key=key)
+    assert not np.allclose(found.drift.center, moved.drift.center)
+    with pytest.raises(ValueError, match="has an `input_matrix` and the series no"):
+        ns.with_network(fitted, ts, ys, key=key)
