@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from effgen.core.checkpoint import restore, saved_steps
+from effgen.core.keys import check_key
 from effgen.core.state import TrainState
 from effgen.core.weights import Estimate, conditional_ess
 
@@ -110,8 +111,8 @@ def annealed(
     Raises:
         ValueError: For no models, walkers of unknown density, settings out of range, or
             a first model that the kernel refuses.
-        TypeError: If `models` are no energies, `walkers` no walkers, or `kernel` no
-            kernel.
+        TypeError: If `models` are no energies, `walkers` no walkers, `kernel` no
+            kernel, or `key` no key.
 
     Source:
         Neal (2001); Carbone et al. (2023), Proposition 1, with a given path; Zhou,
@@ -120,6 +121,7 @@ def annealed(
     check_energies_in(models)
     check_walkers("walkers", walkers)
     check_kernel(kernel)
+    check_key(key)
     check_share("radius", radius)
     check_count("num_between", num_between)
     check_count("num_moves", num_moves)
@@ -286,6 +288,7 @@ def sandwich(
     """
     check_energies_in(models)
     check_walkers("walkers", walkers)
+    check_key(key)
     data, models = as_rows("data", data), list(models)
     check_batch(data, walkers.positions.shape[1:])
     check_finite("data", data)

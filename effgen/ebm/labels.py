@@ -11,7 +11,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .arguments import as_rows, check_count, check_shape
+from effgen.core.keys import check_key
+
+from .arguments import as_rows, check_count, check_draw, check_shape
 from .checks import check_continuous
 from .data_checks import check_columns, rows_at_hand
 from .energies import VectorNetwork, check_sizes, vector_network
@@ -141,9 +143,10 @@ def labeled_mlp_energy(
         The energy; its logits are a multilayer perceptron, zero at first.
 
     Raises:
-        TypeError: If `shape` is no shape.
+        TypeError: If `shape` is no shape, or `key` no key.
         ValueError: For sizes, a scale or a number of labels not positive.
     """
+    check_key(key)
     check_shape(shape)
     check_count("num_labels", num_labels)
     check_sizes(width_size, depth, scale)
@@ -199,11 +202,12 @@ def labeled_walkers(
         Walkers of known density, whose positions are rows, shape `(num, size + 1)`.
 
     Raises:
-        TypeError: If `shape` is no shape.
+        TypeError: If `shape` is no shape, or `key` no key.
         ValueError: For fewer than 2 walkers, or a scale or a number of labels not
             positive.
     """
     check_count("num_labels", num_labels)
+    check_draw(key, num, shape)
     keys = jax.random.split(key)
     x = Walkers.from_gaussian(keys[0], num, shape, scale=scale)
     labels = jax.random.randint(keys[1], (num,), 0, num_labels)
