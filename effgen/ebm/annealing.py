@@ -1,5 +1,6 @@
 """The likelihood of a run that is over: fresh walkers along its checkpoints."""
 
+import dataclasses
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -279,8 +280,8 @@ def sandwich(
         Both estimates with one standard error each, in nats.
 
     Raises:
-        ValueError: As `annealed`, and for data that are not finite or not of the
-            walkers' shape.
+        ValueError: As `annealed`, and for data that are not finite, not of the
+            walkers' shape, or of infinite energy.
         TypeError: As `annealed`, and for data that are no numbers.
 
     Source:
@@ -302,6 +303,15 @@ def sandwich(
     forward = annealed(models, walkers, key=keys[0], **settings)
     start = _estimate(reweighted(walkers, models[0]))
     samples = _as_exact(models[-1], data)
+    if outside := int(jnp.sum(jnp.isneginf(samples.log_weights))):
+        raise ValueError(
+            f"`data` has {outside} row(s) to which the last of `models` gives an "
+            "energy that is not finite, so that it never draws them: leave them out, "
+            "or mend their labels."
+        )
+    # Weights of one for the last model, whose log Z is the unknown: here, zero.
+    even = jnp.zeros_like(samples.log_weights)
+    samples = dataclasses.replace(samples, log_weights=even)
     backward = annealed(models[::-1], samples, key=keys[1], **settings)
     back = _estimate(backward)
     error = jnp.hypot(back.standard_error, start.standard_error)
@@ -313,8 +323,4 @@ _estimate = jax.jit(Walkers.estimate)
 
 @eqx.filter_jit
 def _as_exact(model: Energy, data: Float[Array, "examples *shape"]) -> Walkers:
-    # Weights of one for the last model, whose log Z is the unknown: here, zero.
-    walkers = Walkers.from_samples(data, jnp.zeros(data.shape[0])).reweighted(model)
-    return eqx.tree_at(
-        lambda w: w.log_weights, walkers, jnp.zeros_like(walkers.log_weights)
-    )
+    return Walkers.from_samples(data, jnp.zeros(data.shape[0])).reweighted(model)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from effgen.core.keys import check_key
 
-from .discrete import check_bits, check_bits_of
+from .discrete import are_bits, check_bits, check_bits_of
 from .evaluation import Energy
 from .kernels import AbstractKernel
 from .particles import Particles
@@ -188,6 +188,16 @@ class BlockGibbs(AbstractKernel):
             The `RBM` at `share`.
         """
         return jax.tree.map(lambda a, b: a + share * (b - a), old, new)
+
+    def admits(self, model: Energy, batch: Float[Array, "batch visible"]) -> Array:
+        """Return whether a batch is of zeros and ones, one bool.
+
+        Arguments:
+            model: Not used.
+            batch: The data of a step.
+        """
+        del model
+        return are_bits(batch)
 
     def check(self, model: Energy, walkers: Walkers) -> None:
         """Raise unless `model` is an `RBM` and the walkers are zeros and ones.

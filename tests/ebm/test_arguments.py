@@ -282,7 +282,7 @@ def test_one_row_is_no_density():
     ],
 )
 def test_what_is_no_key_is_named(call, key):
-    with pytest.raises(TypeError, match="(?s)`key` is .*: pass one random key"):
+    with pytest.raises(TypeError, match=r"(?s)`key` is .*: pass one random key"):
         call(key)
 
 
