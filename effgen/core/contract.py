@@ -15,6 +15,16 @@ from .state import Metrics, TrainState, is_key, named_arrays
 from .static import Static
 
 
+# What trainers report of a batch itself.
+_OF_DATA = (
+    RESULTS.too_many_steps,
+    RESULTS.times_out_of_order,
+    RESULTS.documents_differ,
+    RESULTS.document_missing,
+    RESULTS.data_outside,
+)
+
+
 def counted_state(old: TrainState, new: Any) -> TrainState:
     """Return `new` one step after `old`, whatever the step made of the count.
 
@@ -77,13 +87,20 @@ def checked_metrics(metrics: Any) -> Metrics:
 
 
 def result_code(metrics: Metrics) -> Int[Array, ""]:
-    """Return the code of the step's result: `nonfinite` if loss or gradient are not."""
+    """Return the code of the step's result: `nonfinite` if loss or gradient are not.
+
+    A fault of the batch, where the trainer names one, is why they are not.
+    """
     finite = jnp.ones((), bool)
     for name in ("loss", "grad_norm"):
         if name in metrics:
             finite &= jnp.isfinite(metrics[name]).all()
     reported = metrics.get("result", RESULTS.successful)
-    (value,) = jax.tree.leaves(RESULTS.where(finite, reported, RESULTS.nonfinite))
+    explained = jnp.zeros((), bool)
+    for fault in _OF_DATA:
+        explained |= reported == fault
+    result = RESULTS.where(finite | explained, reported, RESULTS.nonfinite)
+    (value,) = jax.tree.leaves(result)
     return jnp.asarray(value, jnp.int32)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
+from .keys import check_key
 from .ragged import Ragged, is_ragged, whole
 from .shuffle import shuffled
 from .stream import Stream
@@ -107,6 +108,7 @@ class Minibatches(AbstractBatches):
         Returns:
             A pytree like `arrays`, with leaves `(batch_size, ...)`.
         """
+        check_key(key)
         return self.batch_at(jnp.zeros((), jnp.int32), key=key)
 
 

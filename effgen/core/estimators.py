@@ -131,8 +131,7 @@ class Extrapolation(NamedTuple):
         now: The fitted loss at the last step of the run.
         gain: `now - value`.
         most_gain: `now - low`.
-        rate: `c` of a power; of an exponential, `c` times the mean step of the first
-            block.
+        rate: `c`: of a power a pure number, of an exponential one over steps.
         shape: Which of `"power"` and `"exponential"` fits better.
     """
 
@@ -310,6 +309,6 @@ def _carried(fit: _Fit, steps: np.ndarray, at: int, confidence: float) -> Extrap
         now=float(now),
         gain=float(now - value),
         most_gain=float(now - value + width),
-        rate=fit.rate,
+        rate=fit.rate / (1.0 if fit.shape == "power" else fit.scale),
         shape=fit.shape,
     )

@@ -35,7 +35,7 @@ class HostDriver:
         self.checked = False
         self.block: Block | None = None
         self.attempt: tuple[TrainState, Metrics] | None = None
-        self._spared = _unsound(job.state)
+        self._spared = unsound(job.state)
         self._batch_at = _by_step(job.source, self.data_key)
 
     def place(self, block: Block) -> None:
@@ -53,7 +53,7 @@ class HostDriver:
         """Take one step; return its metrics, how many were sound, and if one failed."""
         new, metrics = jax.block_until_ready(self._stepped(self._batch(index)))
         self.attempt = new, metrics
-        if int(result_code(metrics)) or _unsound(new) - self._spared:
+        if int(result_code(metrics)) or unsound(new) - self._spared:
             return {}, 0, True
         self.state = new
         return jax.tree.map(lambda x: np.asarray(x)[None], metrics), 1, False
@@ -108,7 +108,7 @@ def _by_step(source: Any, key: PRNGKeyArray) -> Callable[[Any], PyTree]:
     return lambda step: batch_at(arrays, step)
 
 
-def _unsound(state: TrainState) -> frozenset[str]:
+def unsound(state: TrainState) -> frozenset[str]:
     """Return the arrays that hold what they should not: as `Step.kept_sound` has it."""
     shapes = shapes_of_parameters(state.model)
     found = []

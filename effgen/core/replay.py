@@ -2,15 +2,17 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .data import AbstractBatches, Stream, as_source
+from .data import AbstractBatches, Source, Stream
+from .host_run import unsound
 from .job import run_keys
 from .state import Metrics, TrainState
-from .train import fit
-from .trainer import AbstractTrainer
+from .train import drain, train
+from .trainer import AbstractHostTrainer, AbstractTrainer
 
 
 def replay(
@@ -21,12 +23,16 @@ def replay(
     key: PRNGKeyArray,
     step: int | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """Take the step after `step` again, eagerly; raise where a NaN first appears.
+    """Take the step after `step` again, and find the operation that made it fail.
+
+    A step whose loss, gradient and state are sound is returned. Any other is taken once
+    more, eagerly: where a NaN first appears, it raises; where none does, the first
+    infinity raises. It may be one that is meant, as in a mask: look further if so.
 
     Batches and noise depend on `key` and the step alone, so this is the very step that
     failed, with a Python traceback to the operation. With a checkpoint from before the
     failure, the steps up to `step` are first trained as they were. JAX's caches of
-    compiled programs are cleared.
+    compiled programs are cleared if it fails again.
 
     ```python
     try:
@@ -43,12 +49,13 @@ def replay(
         step: The step to train to from `state` first; `None` for no training.
 
     Returns:
-        The next state and the metrics of the step, if nothing is NaN or infinite.
+        The next state and the metrics of the step, if it does not fail.
 
     Raises:
         FloatingPointError: From the operation that made the NaN or infinity.
-        ValueError: If `step` is before `state`'s, or if `data` is taken in turn and
-            is not known to stand at this step.
+        TypeError: As `train`.
+        ValueError: If `step` is before `state`'s, if `data` ends before it, or if they
+            are taken in turn and are not known to stand at this step.
         TrainingError: If a step before `step` fails.
     """
     ahead = 0 if step is None else step - int(state.step)
@@ -57,23 +64,66 @@ def replay(
             f"`step` is {step}, before the state's {int(state.step)}: restore an "
             "earlier checkpoint."
         )
+    run = train(trainer, state, data, key=key, num_steps=ahead, every=None)
+    trainer, source = run.job.trainer, run.job.source  # told of the data, as in a run
     if ahead:
-        state, _ = fit(trainer, state, data, key=key, num_steps=ahead)
+        state, _ = drain(run)
     data_key, noise_key = run_keys(key)
-    batch = jax.tree.map(jnp.asarray, _batch(data, state, data_key))
+    batch = _batch(source, state, data_key)
+    if not isinstance(trainer, AbstractHostTrainer):
+        batch = jax.tree.map(jnp.asarray, batch)
     step_key = jax.random.fold_in(noise_key, state.step)
+    new, metrics = _as_it_was(trainer, state, batch, step_key)
+    # NaN and infinity may be meant, as in a mask: they are looked for only where one
+    # is left in the end, and infinities where no NaN is met.
+    for infs in (False, True):
+        if _nonfinite(metrics) or unsound(new) - unsound(state):
+            new, metrics = _eagerly(trainer, state, batch, step_key, infs=infs)
+    return new, metrics
+
+
+def _as_it_was(
+    trainer: AbstractTrainer, state: TrainState, batch: PyTree, key: Any
+) -> tuple[TrainState, Metrics]:
+    """Take the step as runs do: in one program, or on the host by calls."""
+    host = isinstance(trainer, AbstractHostTrainer)
+    with jax.debug_nans(False), jax.debug_infs(False):  # noqa: FBT003
+        step = _step if host else eqx.filter_jit(_step)
+        return step(trainer, state, batch, key)
+
+
+def _step(
+    trainer: AbstractTrainer, state: TrainState, batch: PyTree, key: Any
+) -> tuple[TrainState, Metrics]:
+    return trainer.step(state, batch, key=key)
+
+
+def _eagerly(
+    trainer: AbstractTrainer, state: TrainState, batch: PyTree, key: Any, *, infs: bool
+) -> tuple[TrainState, Metrics]:
     # Operations compiled before, without the check, would be taken from JAX's cache.
     jax.clear_caches()
-    with jax.disable_jit(), jax.debug_nans(True), jax.debug_infs(True):  # noqa: FBT003
-        return trainer.step(state, batch, key=step_key)
+    with jax.disable_jit(), jax.debug_nans(True), jax.debug_infs(infs):  # noqa: FBT003
+        return _step(trainer, state, batch, key)
 
 
-def _batch(data: Any, state: TrainState, key: PRNGKeyArray) -> PyTree:
-    source = as_source(data)
+def _nonfinite(metrics: Metrics) -> bool:
+    watched = [metrics[name] for name in ("loss", "grad_norm") if name in metrics]
+    return not all(bool(jnp.isfinite(x).all()) for x in watched)
+
+
+def _batch(source: Source, state: TrainState, key: PRNGKeyArray) -> PyTree:
     if isinstance(source, Stream):
         return _next_of(source, int(state.step))
-    step = state.step if isinstance(source, AbstractBatches) else int(state.step)
-    return source.batch_at(step, key=key)  # pyright: ignore[reportArgumentType]
+    if isinstance(source, AbstractBatches):
+        return source.batch_at(state.step, key=key)
+    try:
+        return source.batch_at(int(state.step), key=key)
+    except IndexError:
+        raise ValueError(
+            f"`data` has no batch of step {int(state.step)}: pass the data of the run "
+            "that failed, and a state from before its end."
+        ) from None
 
 
 def _next_of(stream: Stream, step: int) -> PyTree:

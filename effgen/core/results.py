@@ -34,6 +34,7 @@ class RESULTS(eqx.Enumeration):
         times_out_of_order: A series has times that are not in order.
         documents_differ: A batch's document is not that of its number in the cache.
         document_missing: A batch's document is not in the index.
+        data_outside: A batch has rows where the walkers can never be.
         infeasible: Ipopt found no point where all constraints hold.
         diverging: Ipopt's iterates grew without bound.
         evaluation_failed: Ipopt was given a value or derivative that is not finite.
@@ -109,6 +110,13 @@ class RESULTS(eqx.Enumeration):
     document_missing = (
         "a batch's document has a number that the index has no document of: the metric "
         "`missing` says which. Number documents as the index was made."
+    )
+    data_outside = (
+        "a batch of `data` has rows where the kernel's walkers can never be: other "
+        "values than 0 and 1 (`ebm.GibbsWithGradients`, `ebm.BlockGibbs`), values "
+        "outside of `low` and `high` (`ebm.ReflectedMALA`), or labels that are no "
+        "integers from 0 to `num_labels - 1` (`ebm.LabelGibbs`). Threshold, rescale or "
+        "renumber them where the batches are made."
     )
     infeasible = (
         "Ipopt found no point where all constraints hold. `metrics` and the warning "

@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
@@ -11,6 +10,7 @@ from .data import AbstractBatches, as_source
 from .guard import Stop
 from .history import History
 from .job import MOST_STEPS, Job
+from .keys import check_key
 from .results import TrainingError
 from .run import Run, history_of
 from .state import TrainState, check_kind
@@ -70,7 +70,7 @@ def train(
     _check_state(state)
     data = trainer.batches(state, data)
     source = as_source(data)
-    _check_key(key)
+    check_key(key)
     _check_count("num_steps", num_steps, 0)
     _check_count("every", every, 1)
     _check_room(state, num_steps)
@@ -175,17 +175,6 @@ def _check_room(state: TrainState, num_steps: int | None) -> None:
             f"`num_steps` is {num_steps} from step {step}: steps are counted in 32 "
             f"bits, up to {MOST_STEPS}. Ask for fewer, or begin the count anew by "
             "`trainer.init(state.model, state.memory)`."
-        )
-
-
-def _check_key(key: Any) -> None:
-    typed = isinstance(key, jax.Array) and jnp.issubdtype(
-        key.dtype, jax.dtypes.prng_key
-    )
-    raw = isinstance(key, jax.Array) and key.dtype == np.uint32 and key.ndim == 1
-    if not raw and not (typed and key.ndim == 0):
-        raise TypeError(
-            f"`key` is {key!r}: pass one random key, such as `jax.random.key(0)`."
         )
 
 

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from .keys import check_key
+
 
 class Estimate(NamedTuple):
     """A Monte Carlo estimate with one standard error, printed as `value ± error`.
@@ -154,6 +156,7 @@ def resample(
 
     Raises:
         ValueError: If there are no walkers.
+        TypeError: For what is no key.
 
     Source:
         Carpenter, Clifford and Fearnhead (1999); `blackjax.smc.resampling`.
@@ -161,6 +164,7 @@ def resample(
     # Imported here: blackjax is as heavy as JAX and most of the core does without it.
     from blackjax.smc import resampling
 
+    check_key(key)
     index = resampling.systematic(key, normalized(log_weights), num)
     return jnp.clip(index, 0, log_weights.shape[0] - 1)
 

@@ -38,21 +38,17 @@ from .energies import (
     mlp_energy as mlp_energy,
     residual_energy as residual_energy,
 )
-from .kernels import (
-    MALA as MALA,
-    ULA as ULA,
-    AbstractKernel as AbstractKernel,
-    ReweightFirst as ReweightFirst,
-)
+from .kernels import MALA as MALA, ULA as ULA, AbstractKernel as AbstractKernel
+from .label_moves import LabelGibbs as LabelGibbs
 from .labels import (
     LabeledEnergy as LabeledEnergy,
-    LabelGibbs as LabelGibbs,
     labeled_mlp_energy as labeled_mlp_energy,
     labeled_walkers as labeled_walkers,
     with_labels as with_labels,
 )
 from .natural_gradient import minsr as minsr
 from .noise_contrast import NCETrainer as NCETrainer
+from .orders import ReweightFirst as ReweightFirst
 from .populations import Audited as Audited
 from .rbm import RBM as RBM, BlockGibbs as BlockGibbs
 from .reflected import ReflectedMALA as ReflectedMALA

@@ -1,5 +1,6 @@
 """The likelihood of a run that is over: fresh walkers along its checkpoints."""
 
+import dataclasses
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from effgen.core.checkpoint import restore, saved_steps
+from effgen.core.keys import check_key
 from effgen.core.state import TrainState
 from effgen.core.weights import Estimate, conditional_ess
 
@@ -110,8 +112,8 @@ def annealed(
     Raises:
         ValueError: For no models, walkers of unknown density, settings out of range, or
             a first model that the kernel refuses.
-        TypeError: If `models` are no energies, `walkers` no walkers, or `kernel` no
-            kernel.
+        TypeError: If `models` are no energies, `walkers` no walkers, `kernel` no
+            kernel, or `key` no key.
 
     Source:
         Neal (2001); Carbone et al. (2023), Proposition 1, with a given path; Zhou,
@@ -120,6 +122,7 @@ def annealed(
     check_energies_in(models)
     check_walkers("walkers", walkers)
     check_kernel(kernel)
+    check_key(key)
     check_share("radius", radius)
     check_count("num_between", num_between)
     check_count("num_moves", num_moves)
@@ -277,8 +280,8 @@ def sandwich(
         Both estimates with one standard error each, in nats.
 
     Raises:
-        ValueError: As `annealed`, and for data that are not finite or not of the
-            walkers' shape.
+        ValueError: As `annealed`, and for data that are not finite, not of the
+            walkers' shape, or of infinite energy.
         TypeError: As `annealed`, and for data that are no numbers.
 
     Source:
@@ -286,6 +289,7 @@ def sandwich(
     """
     check_energies_in(models)
     check_walkers("walkers", walkers)
+    check_key(key)
     data, models = as_rows("data", data), list(models)
     check_batch(data, walkers.positions.shape[1:])
     check_finite("data", data)
@@ -299,6 +303,15 @@ def sandwich(
     forward = annealed(models, walkers, key=keys[0], **settings)
     start = _estimate(reweighted(walkers, models[0]))
     samples = _as_exact(models[-1], data)
+    if outside := int(jnp.sum(jnp.isneginf(samples.log_weights))):
+        raise ValueError(
+            f"`data` has {outside} row(s) to which the last of `models` gives an "
+            "energy that is not finite, so that it never draws them: leave them out, "
+            "or mend their labels."
+        )
+    # Weights of one for the last model, whose log Z is the unknown: here, zero.
+    even = jnp.zeros_like(samples.log_weights)
+    samples = dataclasses.replace(samples, log_weights=even)
     backward = annealed(models[::-1], samples, key=keys[1], **settings)
     back = _estimate(backward)
     error = jnp.hypot(back.standard_error, start.standard_error)
@@ -310,8 +323,4 @@ _estimate = jax.jit(Walkers.estimate)
 
 @eqx.filter_jit
 def _as_exact(model: Energy, data: Float[Array, "examples *shape"]) -> Walkers:
-    # Weights of one for the last model, whose log Z is the unknown: here, zero.
-    walkers = Walkers.from_samples(data, jnp.zeros(data.shape[0])).reweighted(model)
-    return eqx.tree_at(
-        lambda w: w.log_weights, walkers, jnp.zeros_like(walkers.log_weights)
-    )
+    return Walkers.from_samples(data, jnp.zeros(data.shape[0])).reweighted(model)

@@ -10,6 +10,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from effgen.core.keys import check_key
+
 
 def check_share(name: str, value: Any) -> None:
     """Raise `ValueError` unless `0 < value < 1`."""
@@ -43,10 +45,12 @@ def check_count(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` is {value!r}: pass a positive integer.")
 
 
-def check_walker_count(value: Any) -> None:
-    """Raise `ValueError` unless `value` is a whole number of 2 or more."""
-    if not isinstance(value, Integral) or value < 2:
-        raise ValueError(f"`num` is {value!r}: weights need at least 2 walkers.")
+def check_draw(key: Any, num: Any, shape: Any) -> None:
+    """Raise for what is no key, fewer than 2 walkers, or what is no shape of one."""
+    check_key(key)
+    if not isinstance(num, Integral) or num < 2:
+        raise ValueError(f"`num` is {num!r}: weights need at least 2 walkers.")
+    check_shape(shape)
 
 
 def check_shape(shape: Any) -> None:

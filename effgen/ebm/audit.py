@@ -8,11 +8,17 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from effgen.core.state import Metrics, TrainState
 
-from .checks import check_batch
 from .evaluation import Energy
 from .islands import resampled_below
 from .kernels import AbstractKernel
-from .learning import check_data, check_known, check_memory, followed, started
+from .learning import (
+    check_data,
+    check_known,
+    check_memory,
+    check_values,
+    followed,
+    started,
+)
 from .particles import KernelState
 from .populations import (
     Audited,
@@ -113,11 +119,11 @@ def watch(
 
 
 def check_watched_data(
-    kernel: AbstractKernel, memory: Audited, batch: Any, source: Any
+    kernel: AbstractKernel, state: TrainState, batch: Any, source: Any
 ) -> None:
     """Raise on data that are no rows, or not of the watching walkers' shape."""
-    if memory.audit is None:
-        check_batch(batch, tuple(getattr(batch, "shape", ())[1:]))
-        kernel.check_data(batch, source)
+    if state.memory.audit is None:
+        shape = tuple(getattr(batch, "shape", ())[1:])
+        check_values(kernel, state.model, shape, batch, source)
     else:
-        check_data(kernel, memory, batch, source)
+        check_data(kernel, state, batch, source)

@@ -173,7 +173,7 @@ class PCDTrainer(AbstractTrainer):
         moved = self._moved(due, model, state, keys[:2])
         metrics |= moved_by(moved.kernel_state)
         metrics["result"] = soundness(
-            self.kernel, model, due, metrics["energy_gap"], state.step
+            self.kernel, model, due, metrics["energy_gap"], state.step, batch
         )
         memory: Memory = put(population, state.step, moved)
         audit = audit_population(state.memory)
@@ -231,7 +231,7 @@ class PCDTrainer(AbstractTrainer):
             ValueError: For rows of another shape or scale than the walkers, or as
                 `kernel.check_data`.
         """
-        check_data(self.kernel, state.memory, batch, source)
+        check_data(self.kernel, state, batch, source)
 
 
 class CDTrainer(AbstractTrainer):
@@ -345,7 +345,7 @@ class CDTrainer(AbstractTrainer):
             key=watch_key,
         )
         metrics["result"] = soundness(
-            self.kernel, model, chains, metrics["energy_gap"], state.step
+            self.kernel, model, chains, metrics["energy_gap"], state.step, batch
         )
         metrics |= moved_by(chains.kernel_state)
         memory = Audited(chains.kernel_state, audit)
@@ -378,4 +378,4 @@ class CDTrainer(AbstractTrainer):
             ValueError: For rows of another shape or scale than the watching walkers,
                 or as `kernel.check_data`.
         """
-        check_watched_data(self.kernel, state.memory, batch, source)
+        check_watched_data(self.kernel, state, batch, source)

@@ -20,27 +20,49 @@ _FARTHEST = 30.0
 _NARROWER, _NARROWEST = 30.0, 1000.0
 
 
-def check_continuous_data(batch: Any, source: Any) -> None:
-    """Raise on data without a density: integers, or a column that is constant."""
+def check_continuous_data(batch: Any, source: Any, last: int | None = None) -> None:
+    """Raise on data without a density: integers, or a column that is constant.
+
+    Arguments:
+        batch: The first batch, or its shape and dtype.
+        source: The data of the run.
+        last: Where the columns that are looked at end, in rows that are vectors.
+    """
     if not jnp.issubdtype(batch.dtype, jnp.floating):
         raise TypeError(
             f"`data` has dtype {batch.dtype}: energies need floats; convert and scale "
             "it, as in `x.astype('float32') / 255`."
         )
     if isinstance(source, Minibatches):
-        check_columns("data", source.arrays)
+        check_columns("data", _columns_to(last, source.arrays))
         return
     # Of data that are read as they are needed, some: they may be larger than memory.
     rows = rows_at_hand(batch, source)
     if isinstance(rows, np.ndarray | jax.Array) and not isinstance(rows, Tracer):
         if len(rows) >= _LEAST_ROWS:
-            check_columns("data", rows[:_MOST_ROWS])
+            check_columns("data", _columns_to(last, rows[:_MOST_ROWS]))
+
+
+def _columns_to(last: int | None, rows: Any) -> Any:
+    return rows if last is None else rows[:, :last]
 
 
 def rows_at_hand(batch: Any, source: Any) -> Any:
     """Return all the data of a `source` that holds them as one array, else `batch`."""
     arrays = getattr(source, "arrays", None)
     return arrays if hasattr(arrays, "shape") else batch
+
+
+def values_at_hand(batch: Any, source: Any) -> Any:
+    """Return what data are at hand as numbers: all, or the first batch; else `None`.
+
+    Of data from a function or an iterable only the shape is known before a step.
+    """
+    rows = rows_at_hand(batch, source)
+    if isinstance(rows, jax.ShapeDtypeStruct) and isinstance(source, list | tuple):
+        rows = source[0]
+    known = isinstance(rows, np.ndarray | jax.Array) and not isinstance(rows, Tracer)
+    return rows if known else None
 
 
 def check_columns(name: str, rows: Any) -> None:

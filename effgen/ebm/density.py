@@ -3,24 +3,20 @@
 import os
 import warnings
 from functools import partial
-from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from effgen.core.keys import check_key
 from effgen.core.results import RunWarning
 from effgen.core.state import TrainState
 from effgen.core.weights import Estimate, resample
 
 from .arguments import as_rows, check_count, check_energy, check_finite
-from .blocks import FEWEST_BLOCKS
 from .checks import traced
-from .diagnostics import imbalance, pareto_k
 from .evaluation import Energy, energies_at
-from .importance import second_opinion
 from .islands import check_walkers
 from .populations import (
     Memory,
@@ -32,26 +28,10 @@ from .populations import (
     knows_partition,
     reweighted,
 )
+from .reliability import LARGEST_SPREAD, LEAST_ESS, Told, doubts, told_by
 from .reservoir import Reservoir
 from .stored import read, written
 from .walkers import Walkers
-
-
-# Where importance weights stop telling their own error: Vehtari et al. (2024).
-_LARGEST_K = 0.7
-_LEAST_ESS = 0.1
-# With fewer walkers the tail's shape cannot be told, nor with fewer still any error.
-_FEWEST_FOR_K = 256
-_FEWEST = 64
-# Nats between islands past which one of them outweighs the others. The bar itself
-# holds at any spread of normal `log Z`s, and a lower bound would keep just the runs
-# whose islands happen to agree: of those below 1 nat, at a true spread of 1.25, two
-# bars hold the truth in 71 % (`test_walkers.py`).
-_LARGEST_SPREAD = 2.5
-# What one change of the model must leave of an island.
-_LEAST_SHARE = 0.3
-# Ancestors that a genealogy needs to tell an error.
-_FEWEST_ROOTS = 16
 
 
 class NormalizedEnergy(eqx.Module):
@@ -170,7 +150,7 @@ class NormalizedEnergy(eqx.Module):
         Arguments:
             path: The file.
         """
-        told = _Told(*(jnp.asarray(getattr(self, name)) for name in _Told._fields))
+        told = Told(*(jnp.asarray(getattr(self, name)) for name in Told._fields))
         written(path, (self.energy, told), self.shape)
 
     @classmethod
@@ -184,7 +164,7 @@ class NormalizedEnergy(eqx.Module):
         Raises:
             ValueError: If the file is damaged, of another format, or of another energy.
         """
-        blank = _Told(*(jnp.zeros(()) for _ in _Told._fields))
+        blank = Told(*(jnp.zeros(()) for _ in Told._fields))
         energy, told, shape = read(path, energy, blank)
         return cls(energy=energy, shape=shape, **told._asdict())
 
@@ -196,13 +176,13 @@ def _density(energy: Energy, walkers: Walkers) -> NormalizedEnergy:
             "`state.memory` does not know `log Z`: its walkers carry no weights. "
             "Train with `JarzynskiTrainer`, or give the trainer `Audited` walkers."
         )
-    told = _told(walkers)
+    told = told_by(walkers)
     if not bool(jnp.isfinite(told.log_partition)):
         raise ValueError(
             "`walkers` have no weight left under `energy`: it is not finite where "
             "they are. Follow it by `ebm.annealed`."
         )
-    reasons = _doubts(told, walkers) + _contradicted(told, energy, walkers)
+    reasons = doubts(told, energy, walkers)
     if reasons:
         warnings.warn(
             f"unreliable: {'; '.join(reasons)}. `log Z` may be off by more than "
@@ -248,6 +228,7 @@ def sample(
     Warns:
         RunWarning: If samples are more than walkers, or few walkers hold the weight.
     """
+    check_key(key)
     check_count("num", num)
     chosen = _population(state, population)
     walkers = _evaluated(chosen, state)
@@ -266,7 +247,7 @@ def sample(
 
 def _warn_of_copies(walkers: Walkers) -> None:
     share, spread = _shared(walkers)
-    if share >= _LEAST_ESS and not spread > _LARGEST_SPREAD:
+    if share >= LEAST_ESS and not spread > LARGEST_SPREAD:
         return
     warnings.warn(
         f"samples are of few walkers: a share of {share:.2f} of their weights counts, "
@@ -286,70 +267,6 @@ def _drawn(walkers: Walkers, num: int, key: PRNGKeyArray) -> Float[Array, "num *
     drawn = resample(walkers.joint_log_weights, num, key=key)
     # Systematic resampling returns relatives side by side: mix them.
     return jax.random.permutation(key, walkers.positions[drawn])
-
-
-class _Told(NamedTuple):
-    log_partition: Array
-    standard_error: Array
-    ess: Array
-    pareto_k: Array
-    spread: Array
-    least_share: Array
-    survivors: Array
-    imbalance: Array
-
-
-@jax.jit
-def _told(walkers: Walkers) -> _Told:
-    value, error = walkers.estimate()
-    return _Told(
-        log_partition=value,
-        standard_error=error,
-        ess=walkers.ess,
-        pareto_k=pareto_k(walkers.joint_log_weights),
-        spread=walkers.spread,
-        least_share=walkers.least_share,
-        survivors=walkers.num_roots / walkers.num,
-        imbalance=imbalance(walkers),
-    )
-
-
-def _doubts(told: _Told, walkers: Walkers) -> list[str]:
-    """Return what speaks against an error bar."""
-    num, roots = walkers.num, round(float(told.survivors) * walkers.num)
-    size = max(1, walkers.positions[0].size)
-    alone = walkers.num_blocks < FEWEST_BLOCKS
-    doubts = {
-        f"{num} walkers are too few to tell an error": num < _FEWEST,
-        f"of the walkers' weights a share of {told.ess:.2f} counts": told.ess
-        < _LEAST_ESS,
-        f"their tail has a Pareto shape of {told.pareto_k:.2f}": num >= _FEWEST_FOR_K
-        and told.pareto_k > _LARGEST_K,
-        f"the islands' `log Z` differ by {told.spread:.1f} nats": not told.spread
-        <= _LARGEST_SPREAD,
-        f"one update left a share of {told.least_share:.3f} of an island": (
-            told.least_share < _LEAST_SHARE
-        ),
-        f"the walkers are {told.imbalance:.1f} standard errors from equilibrium": (
-            told.imbalance > np.sqrt(2 * np.log(100 * size))
-        ),
-        f"{roots} of {num} first walkers have descendants": alone
-        and roots < _FEWEST_ROOTS,
-    }
-    return [reason for reason, holds in doubts.items() if holds]
-
-
-def _contradicted(told: _Told, energy: Energy, walkers: Walkers) -> list[str]:
-    """Return what a second opinion has against `log Z`."""
-    opinion = None if traced(walkers) else second_opinion(energy, walkers)
-    if opinion is None or not opinion.counts:
-        return []
-    value, error = opinion.estimate
-    apart = value - told.log_partition
-    # Out of two bars for all that the draws' own error allows: a bar may be zero.
-    if abs(apart) <= 2 * told.standard_error + 4 * error:
-        return []
-    return [f"draws about the walkers tell a `log Z` that is {apart:+.2f} nats off"]
 
 
 _energies_at = eqx.filter_jit(energies_at)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from effgen.core.keys import check_key
 from effgen.core.loops import repeat
 from effgen.core.weights import Estimate
 
@@ -255,12 +256,13 @@ def long_run(
     Raises:
         ValueError: For counts that are not positive, or positions that are not finite
             or fewer than 2.
-        TypeError: For what is no energy, no kernel, or no numbers.
+        TypeError: For what is no energy, no kernel, no key, or no numbers.
     """
     check_count("num_steps", num_steps)
     check_count("num_records", num_records)
     check_energy("model", model)
     check_kernel(kernel)
+    check_key(key)
     positions = as_rows("positions", positions)
     check_finite("positions", positions)
     walkers = kernel.begun(_started(model, positions), model)

@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from .data_checks import values_at_hand
 from .evaluation import Energy
 from .kernels import AbstractKernel, metropolized
 from .particles import Particles
@@ -69,6 +69,16 @@ class GibbsWithGradients(AbstractKernel):
         moved, acceptance = metropolized(walkers, new, ratios, key=decide)
         return dataclasses.replace(moved, acceptance=acceptance)
 
+    def admits(self, model: Energy, batch: Float[Array, "batch *shape"]) -> Array:
+        """Return whether a batch is of zeros and ones, one bool.
+
+        Arguments:
+            model: Not used.
+            batch: The data of a step.
+        """
+        del model
+        return are_bits(batch)
+
     def check(self, model: Energy, walkers: Walkers) -> None:
         """Raise unless the walkers are zeros and ones.
 
@@ -105,7 +115,7 @@ def _logits(
 def check_bits(walkers: Walkers) -> None:
     """Raise `ValueError` unless the walkers are zeros and ones."""
     x = walkers.positions
-    if not isinstance(x, Tracer) and not bool(jnp.all((x == 0) | (x == 1))):
+    if not isinstance(x, Tracer) and not bool(are_bits(x)):
         raise ValueError(
             "`memory` has walkers that are not zeros and ones: draw them by "
             "`ebm.Walkers.from_bernoulli`."
@@ -114,13 +124,14 @@ def check_bits(walkers: Walkers) -> None:
 
 def check_bits_of(batch: Any, source: Any) -> None:
     """Raise `ValueError` unless the data, as far as they are at hand, are bits."""
-    arrays = jax.tree.leaves(getattr(source, "arrays", None)) or [batch]
-    for array in arrays:
-        if isinstance(array, Tracer):
-            continue
-        values = np.asarray(array)
-        if not np.all((values == 0) | (values == 1)):
-            raise ValueError(
-                "`data` has values that are not zeros and ones: this is a model of "
-                "binary data; threshold it, as in `(x > 0.5).astype('float32')`."
-            )
+    values = values_at_hand(batch, source)
+    if values is not None and not bool(are_bits(values)):
+        raise ValueError(
+            "`data` has values that are not zeros and ones: this is a model of "
+            "binary data; threshold it, as in `(x > 0.5).astype('float32')`."
+        )
+
+
+def are_bits(x: Any) -> Any:
+    """Return whether all of `x` are zeros and ones, one bool."""
+    return ((x == 0) | (x == 1)).all()

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from effgen.core.keys import check_key
+
 from .arguments import check_count, check_energy, check_positive, check_shape
 from .coordinates import AbstractCoordinates, check_coordinates
 
@@ -205,9 +207,10 @@ def mlp_energy(
         coordinates: As of `ConfinedEnergy`.
 
     Raises:
-        TypeError: If `shape` is no shape, or `coordinates` are none.
+        TypeError: If `shape` is no shape, `key` no key, or `coordinates` are none.
         ValueError: For sizes or a scale not positive, or coordinates of another size.
     """
+    check_key(key)
     check_shape(shape)
     check_coordinates(coordinates, tuple(shape))
     check_sizes(width_size, depth, scale)
@@ -272,13 +275,14 @@ def image_energy(
         coordinates: As of `ConfinedEnergy`.
 
     Raises:
-        TypeError: If `shape` is no shape, or `coordinates` are none.
+        TypeError: If `shape` is no shape, `key` no key, or `coordinates` are none.
         ValueError: For a shape that is no image's, a scale not positive, or coordinates
             of another size.
 
     Source:
         After the image network of Carbone et al. (2023), section 4.2.
     """
+    check_key(key)
     _check_image(shape, coordinates, scale)
     network = _image_network((shape[0], shape[1], shape[2]), channels, scale, key)
     return ConfinedEnergy(network, scale, coordinates)
@@ -337,12 +341,13 @@ def residual_energy(
         coordinates: As of `ConfinedEnergy`.
 
     Raises:
-        TypeError: If `shape` is no shape, or `coordinates` are none.
+        TypeError: If `shape` is no shape, `key` no key, or `coordinates` are none.
         ValueError: As `image_energy`, or for an image too small for as many stages.
 
     Source:
         After the residual energies of Du and Mordatch (2019).
     """
+    check_key(key)
     _check_image(shape, coordinates, scale)
     if min(shape[1:]) < 2 ** (len(channels) - 1):
         raise ValueError(

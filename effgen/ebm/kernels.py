@@ -115,6 +115,18 @@ class AbstractKernel(eqx.Module):
         del model, walkers
         return jnp.ones((), bool)
 
+    def admits(self, model: Energy, batch: Float[Array, "batch *shape"]) -> Array:
+        """Return whether walkers could be at a batch's rows, one bool; by default, yes.
+
+        Every step asks it of its batch, in the compiled program.
+
+        Arguments:
+            model: The energy that is trained.
+            batch: The data of a step.
+        """
+        del model, batch
+        return jnp.ones((), bool)
+
     def check(self, model: Energy, walkers: Walkers) -> None:
         """Raise if this kernel cannot move `walkers` under `model`, by a self-test.
 
@@ -348,46 +360,6 @@ def _acceptance(
     begun, key = begun_with(walkers, h), jax.random.key(0)
     moved = kernel.move(begun, energy, jnp.zeros((), jnp.int32), key=key)
     return moved.acceptance
-
-
-class ReweightFirst(AbstractKernel):
-    """A kernel in the other exact order: the new weights first, then the move.
-
-        log_weights += energies - energy(positions), then `kernel.move`
-
-    One evaluation more a step, and a slightly larger effective sample size.
-
-    Arguments:
-        kernel: The kernel that moves the walkers.
-
-    Raises:
-        TypeError: If `kernel` is no kernel.
-    """
-
-    kernel: AbstractKernel
-
-    def __check_init__(self) -> None:
-        """Raise `TypeError` for what is no kernel."""
-        check_kernel(self.kernel)
-
-    def move(
-        self,
-        walkers: Walkers,
-        energy: Energy,
-        step: Int[Array, ""],
-        *,
-        key: PRNGKeyArray,
-    ) -> Walkers:
-        """Return the walkers after one of `kernel`'s moves."""
-        return self.kernel.move(walkers, energy, step, key=key)
-
-    def begun(self, walkers: Walkers, energy: Energy) -> Walkers:
-        """Return the walkers as `kernel` begins."""
-        return self.kernel.begun(walkers, energy)
-
-    def confined(self, model: Energy, walkers: Walkers) -> Bool[Array, ""]:
-        """Return whether the energy is confined, as `kernel` sees it."""
-        return self.kernel.confined(model, walkers)
 
 
 def check_kernel(kernel: Any) -> None:

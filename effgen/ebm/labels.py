@@ -1,23 +1,19 @@
-"""Models of examples with labels: energies, rows, walkers, and moves of both."""
+"""Models of examples with labels: energies, rows, and walkers."""
 
-import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .arguments import as_rows, check_count, check_shape
-from .checks import check_continuous
-from .data_checks import check_columns, rows_at_hand
+from effgen.core.keys import check_key
+
+from .arguments import as_rows, check_count, check_draw, check_shape
 from .energies import VectorNetwork, check_sizes, vector_network
-from .evaluation import Energy
-from .kernels import MALA, AbstractContinuousKernel, part_of
-from .particles import Particles
 from .walkers import Walkers
 
 
@@ -46,6 +42,20 @@ class LabeledEnergy(eqx.Module):
     def __check_init__(self) -> None:
         """Raise `ValueError` unless there are labels."""
         check_count("num_labels", self.num_labels)
+
+    @property
+    def size(self) -> int:
+        """How many numbers an example has."""
+        return math.prod(self.shape)
+
+    def check_rows(self, name: str, rows: Float[Array, "rows size_and_label"]) -> None:
+        """Raise `ValueError` for rows whose labels are none of the model's.
+
+        Arguments:
+            name: How the message calls them.
+            rows: Examples with labels, shape `(rows, size + 1)`.
+        """
+        check_labels(name, rows[:, -1], self.num_labels)
 
     def __call__(self, row: Float[Array, " size_and_label"]) -> Float[Array, ""]:
         """Return the energy of one row; infinite, if its label is none of them.
@@ -141,9 +151,10 @@ def labeled_mlp_energy(
         The energy; its logits are a multilayer perceptron, zero at first.
 
     Raises:
-        TypeError: If `shape` is no shape.
+        TypeError: If `shape` is no shape, or `key` no key.
         ValueError: For sizes, a scale or a number of labels not positive.
     """
+    check_key(key)
     check_shape(shape)
     check_count("num_labels", num_labels)
     check_sizes(width_size, depth, scale)
@@ -199,11 +210,12 @@ def labeled_walkers(
         Walkers of known density, whose positions are rows, shape `(num, size + 1)`.
 
     Raises:
-        TypeError: If `shape` is no shape.
+        TypeError: If `shape` is no shape, or `key` no key.
         ValueError: For fewer than 2 walkers, or a scale or a number of labels not
             positive.
     """
     check_count("num_labels", num_labels)
+    check_draw(key, num, shape)
     keys = jax.random.split(key)
     x = Walkers.from_gaussian(keys[0], num, shape, scale=scale)
     labels = jax.random.randint(keys[1], (num,), 0, num_labels)
@@ -211,160 +223,21 @@ def labeled_walkers(
     return Walkers.from_samples(with_labels(x.positions, labels), density)
 
 
-class LabelGibbs(AbstractContinuousKernel):
-    """Moves of an example given its label, and then of the label given the example.
-
-        x moves by `kernel` under energy(:, label)
-        label ~ softmax(-energy(x, :))
-
-    Both leave the `LabeledEnergy`'s model invariant, so the weights are exact.
-
-    Arguments:
-        kernel: A `MALA`, which moves examples; its `scale`, if any, is of the flat
-            example, shape `(size,)` or `(size, size)`.
-
-    Raises:
-        TypeError: If `kernel` is no `MALA`.
-    """
-
-    kernel: MALA
-
-    def __check_init__(self) -> None:
-        """Raise `TypeError` for a kernel that is no `MALA`."""
-        if not isinstance(self.kernel, MALA):
-            raise TypeError(f"`kernel` is {self.kernel!r}: pass `ebm.MALA(...)`.")
-
-    def move(
-        self,
-        walkers: Walkers,
-        energy: Energy,
-        step: Int[Array, ""],
-        *,
-        key: PRNGKeyArray,
-    ) -> Walkers:
-        """Return the walkers after one move of examples, and one of labels.
-
-        Arguments:
-            walkers: Rows, weighted for `energy`.
-            energy: The `LabeledEnergy` of the model that stays invariant.
-            step: The step of the training, from 0.
-            key: The randomness of the move.
-
-        Returns:
-            The walkers, their weights as they were.
-        """
-        labeled = _as_labeled(energy)
-        keys = jax.random.split(key)
-        kernel = self._of_examples(walkers)
-        walkers = kernel.move(walkers, energy, step, key=keys[0])
-        energies = jax.vmap(labeled.of_all)(walkers.positions)
-        labels = jax.random.categorical(keys[1], -energies, axis=1)
-        new = walkers.positions.at[:, -1].set(labels.astype(walkers.positions.dtype))
-        return walkers.at(Particles.of(energy, new))
-
-    def begun(self, walkers: Walkers, energy: Energy) -> Walkers:
-        """Return the walkers with the step size of their first move.
-
-        Arguments:
-            walkers: Rows, weighted for `energy`.
-            energy: The `LabeledEnergy` at the start.
-
-        Returns:
-            The walkers, with the step size that `kernel` begins with.
-        """
-        return self._of_examples(walkers).begun(walkers, energy)
-
-    def between(self, old: Energy, new: Energy, share: Float[Array, ""]) -> Energy:
-        """Return the geometric path, as an energy of examples with labels.
-
-        Arguments:
-            old: The `LabeledEnergy` at `share` 0.
-            new: The `LabeledEnergy` at `share` 1.
-            share: From 0 to 1, one number.
-
-        Returns:
-            The `LabeledEnergy` at `share`.
-        """
-        old, new = _as_labeled(old), _as_labeled(new)
-        return dataclasses.replace(new, energy=_Between(old.energy, new.energy, share))
-
-    def check(self, model: Energy, walkers: Walkers) -> None:
-        """Raise unless the walkers are rows of the `LabeledEnergy`'s shape.
-
-        Arguments:
-            model: The energy at the start.
-            walkers: The walkers at the start.
-
-        Raises:
-            TypeError: For a model that is no `LabeledEnergy`.
-            ValueError: For walkers of another shape or with other labels, or an energy
-                that is not finite, repeatable and confining.
-        """
-        labeled = _as_labeled(model)
-        size = int(np.prod(labeled.shape)) + 1
-        if walkers.positions.shape[1:] != (size,):
-            raise ValueError(
-                f"`memory` has walkers of shape {walkers.positions.shape[1:]}: rows of "
-                f"{labeled.shape} and a label have {size} entries; draw them by "
-                "`ebm.labeled_walkers`."
-            )
-        _check_labels("memory", walkers.positions[:, -1], labeled.num_labels)
-        check_continuous(model, walkers.positions)
-
-    def check_data(self, batch: Any, source: Any) -> None:
-        """Raise on examples that have no density, or labels that are none.
-
-        Arguments:
-            batch: The first batch of rows.
-            source: The data of the run.
-
-        Raises:
-            ValueError: For constant or repeated values, values that are not finite, or
-                labels that are no integers from 0.
-        """
-        rows = rows_at_hand(batch, source)
-        if not isinstance(rows, Tracer):
-            check_columns("data", jnp.asarray(rows)[:, :-1])
-            _check_labels("data", rows[:, -1], None)
-
-    def _of_examples(self, walkers: Walkers) -> MALA:
-        """Return the kernel that leaves the last entry, the label, where it is."""
-        size = walkers.positions.shape[1] - 1
-        scale = jnp.ones(size) if self.kernel.scale is None else self.kernel.scale
-        padding = [(0, 1)] * jnp.ndim(scale)
-        return dataclasses.replace(self.kernel, scale=jnp.pad(scale, padding))
-
-
-class _Between(eqx.Module):
-    """A model on the geometric path, of an example and its label."""
-
-    old: Callable[..., Float[Array, ""]]
-    new: Callable[..., Float[Array, ""]]
-    share: Float[Array, ""]
-
-    def __call__(self, x: Array, label: Int[Array, ""]) -> Float[Array, ""]:
-        """Return the energy."""
-        old, new = self.old(x, label), self.new(x, label)
-        return part_of(1 - self.share, old) + part_of(self.share, new)
-
-
-def _as_labeled(energy: Energy) -> LabeledEnergy:
-    if not isinstance(energy, LabeledEnergy):
-        raise TypeError(
-            f"`model` is a {type(energy).__name__}: `LabelGibbs` moves an "
-            "`ebm.LabeledEnergy`."
-        )
-    return energy
-
-
-def _check_labels(name: str, labels: Any, num: int | None) -> None:
+def check_labels(name: str, labels: Any, num: int | None) -> None:
+    """Raise `ValueError` for labels that are no integers from 0, up to a number."""
     if isinstance(labels, Tracer):
         return
-    labels = np.asarray(labels)
-    most = np.inf if num is None else num - 1
-    if not np.all((labels == np.round(labels)) & (labels >= 0) & (labels <= most)):
+    if not bool(are_labels(jnp.asarray(labels), num)):
+        most = "`num_labels - 1`" if num is None else f"{num - 1}, `num_labels` - 1"
         raise ValueError(
             f"`{name}` has labels from {labels.min():.3g} to {labels.max():.3g} in its "
-            "last column: pass integers from 0 to `num_labels - 1`, as "
+            f"last column: pass integers from 0 to {most}, as "
             "`ebm.with_labels(x, labels)` puts them there."
         )
+
+
+def are_labels(labels: Array, num: int | None) -> Array:
+    """Return whether all are integers from 0 to `num - 1`, one bool."""
+    most = jnp.inf if num is None else num - 1
+    whole = labels == jnp.round(labels)
+    return jnp.all(whole & (labels >= 0) & (labels <= most))

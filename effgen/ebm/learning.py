@@ -19,10 +19,11 @@ from effgen.core.weights import conditional_ess
 from .arguments import check_energy
 from .blocks import increments
 from .checks import check_batch, traced
-from .data_checks import check_scale_of, rows_at_hand
+from .data_checks import check_scale_of, rows_at_hand, values_at_hand
 from .evaluation import Energy, energies_at, takes_one_example
 from .islands import islands
 from .kernels import AbstractKernel
+from .labels import LabeledEnergy
 from .natural_gradient import Samples
 from .particles import KernelState
 from .populations import (
@@ -191,8 +192,9 @@ def soundness(
     walkers: Walkers,
     energy_gap: Float[Array, ""],
     step: Int[Array, ""],
+    batch: Float[Array, "batch *shape"],
 ) -> Any:
-    """Return what stops a training: a model without a density, or energies apart.
+    """Return what stops a training: no density, energies apart, or a batch outside.
 
     One step in 16 looks at the model, at the cost of 16 evaluations.
     """
@@ -203,7 +205,8 @@ def soundness(
     )
     apart = jnp.abs(energy_gap) > _APART * max(1, walkers.positions[0].size)
     together = RESULTS.where(apart, RESULTS.energies_apart, RESULTS.successful)
-    return RESULTS.where(seen, together, RESULTS.unconfined)
+    sound = RESULTS.where(seen, together, RESULTS.unconfined)
+    return RESULTS.where(kernel.admits(model, batch), sound, RESULTS.data_outside)
 
 
 def moved_by(state: KernelState) -> Metrics:
@@ -302,10 +305,27 @@ def _here(x: Any) -> Any:
     return x
 
 
-def check_data(kernel: AbstractKernel, memory: Memory, batch: Any, source: Any) -> None:
-    """Raise on data that the walkers cannot be compared with."""
-    check_batch(batch, example_shape(memory))
+def check_values(
+    kernel: AbstractKernel,
+    model: Energy,
+    shape: tuple[int, ...],
+    batch: Any,
+    source: Any,
+) -> None:
+    """Raise on data that are no rows of `shape`, or none of the kernel or the model."""
+    check_batch(batch, shape)
     kernel.check_data(batch, source)
+    values = values_at_hand(batch, source)
+    if isinstance(model, LabeledEnergy) and values is not None:
+        model.check_rows("data", values)
+
+
+def check_data(
+    kernel: AbstractKernel, state: TrainState, batch: Any, source: Any
+) -> None:
+    """Raise on data that the walkers cannot be compared with."""
+    check_values(kernel, state.model, example_shape(state.memory), batch, source)
+    memory = state.memory
     rows = rows_at_hand(batch, source)
     rows = rows if rows is batch else rows[:_LOOKED_AT]
     if isinstance(rows, np.ndarray | jax.Array) and not traced((rows, memory)):

@@ -158,7 +158,7 @@ class NCETrainer(AbstractTrainer):
             **more,
         }
         metrics["result"] = soundness(
-            self.kernel, model, looked, jnp.zeros(()), state.step
+            self.kernel, model, looked, jnp.zeros(()), state.step, batch
         )
         audit, more = watch(
             self.kernel,
@@ -210,7 +210,7 @@ class NCETrainer(AbstractTrainer):
             ValueError: For rows of another shape or scale than the watching walkers,
                 or as `kernel.check_data`.
         """
-        check_watched_data(self.kernel, state.memory, batch, source)
+        check_watched_data(self.kernel, state, batch, source)
 
 
 def _newton(

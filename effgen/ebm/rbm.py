@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .discrete import check_bits, check_bits_of
+from effgen.core.keys import check_key
+
+from .discrete import are_bits, check_bits, check_bits_of
 from .evaluation import Energy
 from .kernels import AbstractKernel
 from .particles import Particles
@@ -66,6 +68,7 @@ class RBM(eqx.Module):
         Raises:
             ValueError: If `num_hidden` is not positive, or a `scale` comes without a
                 key.
+            TypeError: For what is no key.
         """
         visible_bias = jnp.asarray(visible_bias)
         if num_hidden < 1:
@@ -74,6 +77,7 @@ class RBM(eqx.Module):
             raise ValueError("`scale` needs a `key`: pass `key=jax.random.key(0)`.")
         weights = jnp.zeros((visible_bias.size, num_hidden), visible_bias.dtype)
         if key is not None:
+            check_key(key)
             weights = scale * jax.random.normal(key, weights.shape, weights.dtype)
         return cls(weights, visible_bias, jnp.zeros(num_hidden, visible_bias.dtype))
 
@@ -184,6 +188,16 @@ class BlockGibbs(AbstractKernel):
             The `RBM` at `share`.
         """
         return jax.tree.map(lambda a, b: a + share * (b - a), old, new)
+
+    def admits(self, model: Energy, batch: Float[Array, "batch visible"]) -> Array:
+        """Return whether a batch is of zeros and ones, one bool.
+
+        Arguments:
+            model: Not used.
+            batch: The data of a step.
+        """
+        del model
+        return are_bits(batch)
 
     def check(self, model: Energy, walkers: Walkers) -> None:
         """Raise unless `model` is an `RBM` and the walkers are zeros and ones.

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .arguments import check_box
 from .checks import check_energies
-from .data_checks import check_continuous_data, rows_at_hand
+from .data_checks import check_continuous_data, values_at_hand
 from .evaluation import Energy
 from .kernels import AbstractKernel, begun_by_acceptance, metropolized
 from .langevin import check_langevin
@@ -112,6 +112,16 @@ class ReflectedMALA(AbstractKernel):
         """
         return begun_by_acceptance(self, self.step_size, walkers, energy)
 
+    def admits(self, model: Energy, batch: Float[Array, "batch *shape"]) -> Array:
+        """Return whether a batch is inside the box, one bool.
+
+        Arguments:
+            model: Not used.
+            batch: The data of a step.
+        """
+        del model
+        return jnp.all((batch >= self.low) & (batch <= self.high))
+
     def check(self, model: Energy, walkers: Walkers) -> None:
         """Raise unless the walkers are in the box, where the energy is finite.
 
@@ -146,13 +156,16 @@ class ReflectedMALA(AbstractKernel):
                 that are not finite.
         """
         check_continuous_data(batch, source)
-        self._check_inside("data", rows_at_hand(batch, source))
+        values = values_at_hand(batch, source)
+        if values is not None:
+            self._check_inside("data", values)
 
     def _check_inside(self, name: str, x: Any) -> None:
         if isinstance(x, Tracer):
             return
         lowest, highest = float(np.min(x)), float(np.max(x))
-        if not (self.low <= lowest and highest <= self.high):
+        low, high = np.asarray((self.low, self.high), x.dtype)  # rounded as they are
+        if not (low <= lowest and highest <= high):
             raise ValueError(
                 f"`{name}` goes from {lowest:.3g} to {highest:.3g}, outside of "
                 f"[{self.low}, {self.high}]: pass `low` and `high` around it, and "

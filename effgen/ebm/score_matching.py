@@ -136,7 +136,7 @@ class ScoreMatchingTrainer(AbstractTrainer):
         model, more = bounded(self.radius, state.model, model, looked, weighted=False)
         metrics |= more
         metrics["result"] = soundness(
-            self.kernel, model, looked, jnp.zeros(()), state.step
+            self.kernel, model, looked, jnp.zeros(()), state.step, batch
         )
         audit, more = watch(
             self.kernel,
@@ -163,4 +163,4 @@ class ScoreMatchingTrainer(AbstractTrainer):
             ValueError: For rows of another shape or scale than the watching walkers,
                 or as `kernel.check_data`.
         """
-        check_watched_data(self.kernel, state.memory, batch, source)
+        check_watched_data(self.kernel, state, batch, source)

@@ -209,7 +209,7 @@ class JarzynskiTrainer(AbstractTrainer):
             more["audit_gap"] = metrics["log_partition"] - more["log_partition"]
             metrics |= more
         metrics["loss"] = metrics.pop("cross_entropy")
-        metrics["result"] = self._result(due, moved, model, metrics, state.step)
+        metrics["result"] = self._result(due, moved, model, metrics, state.step, batch)
         return state.advance(model, opt_state, memory), metrics
 
     def _told(self, before: Walkers, moved: Walkers) -> Metrics:
@@ -232,11 +232,13 @@ class JarzynskiTrainer(AbstractTrainer):
         model: Energy,
         metrics: Metrics,
         step: Int[Array, ""],
+        batch: Float[Array, "batch *shape"],
     ) -> Any:
         held = _held(metrics["conditional_ess"], metrics["lost"], moved.num)
         gap = metrics["energy_gap"]
-        sound = soundness(self.kernel, model, before, gap, step)
-        return RESULTS.where(held == RESULTS.successful, sound, held)
+        sound = soundness(self.kernel, model, before, gap, step, batch)
+        first = (held == RESULTS.successful) | (sound == RESULTS.data_outside)
+        return RESULTS.where(first, sound, held)
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
         """Raise on data that the walkers cannot be compared with.
@@ -251,7 +253,7 @@ class JarzynskiTrainer(AbstractTrainer):
             ValueError: For rows of another shape or scale than the walkers, or as
                 `kernel.check_data`.
         """
-        check_data(self.kernel, state.memory, batch, source)
+        check_data(self.kernel, state, batch, source)
 
 
 def _held(conditional: Array, lost: Array, num: int) -> Any:

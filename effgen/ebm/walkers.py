@@ -9,27 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from effgen.core.weights import (
-    Estimate,
-    effective_sample_size,
-    normalized,
-)
+from effgen.core.keys import check_key
+from effgen.core.weights import Estimate, effective_sample_size, normalized
 
-from .arguments import (
-    as_rows,
-    check_box,
-    check_finite,
-    check_positive,
-    check_shape,
-    check_walker_count,
-)
-from .blocks import (
-    combined,
-    drawn_if,
-    log_mean,
-    num_roots,
-    share_left,
-)
+from .arguments import as_rows, check_box, check_draw, check_finite, check_positive
+from .blocks import combined, drawn_if, log_mean, num_roots, share_left
 from .checks import traced
 from .coordinates import AbstractCoordinates, check_coordinates
 from .evaluation import Energy
@@ -100,8 +84,7 @@ class Walkers(eqx.Module):
             scale: The standard deviation, above 0, in `coordinates`, if there are any.
             coordinates: Such as `Standardized.of(data)`; positions stay in data units.
         """
-        check_walker_count(num)
-        check_shape(shape)
+        check_draw(key, num, shape)
         check_positive("scale", scale)
         check_coordinates(coordinates, tuple(shape))
         return gaussian(key, scale, (num, *shape), coordinates, _started)
@@ -125,8 +108,7 @@ class Walkers(eqx.Module):
             low: The lower wall, the same for every coordinate.
             high: The upper wall, above `low`, likewise; as `ReflectedMALA` has them.
         """
-        check_walker_count(num)
-        check_shape(shape)
+        check_draw(key, num, shape)
         check_box(low, high)
         drawn = uniform(key, (num, *shape), low, high, _started)
         return dataclasses.replace(drawn, walls=(float(low), float(high)))
@@ -144,8 +126,9 @@ class Walkers(eqx.Module):
             num: How many walkers, 2 or more.
             logits: Of the shape of an example; as an `RBM` without weights has them.
         """
-        check_walker_count(num)
-        return bernoulli(key, as_rows("logits", logits), num, _started)
+        logits = as_rows("logits", logits)
+        check_draw(key, num, logits.shape)
+        return bernoulli(key, logits, num, _started)
 
     @classmethod
     def from_samples(
@@ -338,6 +321,7 @@ class Walkers(eqx.Module):
             blocks: Which ones to resample, shape `(blocks,)`; `None` for all. Their
                 `log Z` since the last resampling is booked.
         """
+        check_key(key)
         num = self.num_blocks
         chosen = jnp.ones(num, bool) if blocks is None else blocks
         keys = key[None] if num == 1 else jax.random.split(key, num)

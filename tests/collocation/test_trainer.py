@@ -241,6 +241,25 @@ def test_levels_are_saved_and_resumed_to_the_bit(tmp_path):
     assert eg.state_digest(end) == eg.state_digest(whole)
 
 
+def test_a_replay_takes_the_level_of_its_step():
+    ts = np.linspace(0, 1, 5)
+    problem = co.Problem(lambda t, x, u, p, nets: -p * x, (ts, np.exp(-ts)))
+    levels = [co.transcribe(problem, intervals=n) for n in (2, 3)]
+    trainer = co.CollocationTrainer()
+    start = trainer.init(co.Model(jnp.asarray(0.5), None), levels[0].guess())
+    first, _ = eg.fit(trainer, start, levels, key=KEY, num_steps=1)
+    whole, _ = eg.fit(trainer, first, levels, key=KEY)
+    for state, step in ((first, None), (start, 1)):
+        again, metrics = eg.replay(trainer, state, levels, key=KEY, step=step)
+        assert metrics["status"] == 0
+        assert eg.state_digest(again) == eg.state_digest(whole)
+    with (
+        pytest.warns(eg.RunWarning, match="no level is left"),
+        pytest.raises(ValueError, match="`data` has no batch of step 2"),
+    ):
+        eg.replay(trainer, whole, levels, key=KEY)
+
+
 @pytest.mark.slow
 def test_a_list_s_entry_belongs_to_its_step():
     """`[finer]` is the data of step 0 alone: past it a run would do nothing."""

@@ -33,6 +33,8 @@ def test_a_known_curve_is_found(shape, rate):
     truth = 0.5 + 2 * (6.0**-rate if shape == "power" else np.exp(-rate * 6))
     np.testing.assert_allclose(found.value, truth, rtol=2e-3)
     np.testing.assert_allclose(found.asymptote, 0.5, rtol=2e-2)
+    c = rate if shape == "power" else rate / 1000  # of `exp(-c n)`
+    np.testing.assert_allclose(found.rate, c, rtol=2e-2)
     assert found.low <= found.value <= found.high
 
 

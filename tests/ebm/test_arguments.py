@@ -258,3 +258,36 @@ def test_one_row_is_no_density():
     source = eg.Minibatches(data(64)[:1], 1)
     with pytest.raises(ValueError, match=r"`data` has 1 row\(s\)"):
         eg.fit(trainer(), state, source, key=KEY, num_steps=1)
+
+
+@pytest.mark.parametrize("key", [0, jax.random.split(KEY)])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda key: ebm.Walkers.from_gaussian(key, 16, (2,)),
+        lambda key: ebm.Walkers.from_uniform(key, 16, (2,)),
+        lambda key: ebm.Walkers.from_bernoulli(key, 16, jnp.zeros(2)),
+        lambda key: walkers().resampled(key),
+        lambda key: ebm.labeled_walkers(key, 16, (2,), 3),
+        lambda key: ebm.mlp_energy((2,), key=key),
+        lambda key: ebm.labeled_mlp_energy((2,), 3, key=key),
+        lambda key: ebm.image_energy((1, 8, 8), key=key),
+        lambda key: ebm.residual_energy((1, 8, 8), key=key),
+        lambda key: ebm.annealed([MODEL], walkers(), kernel=KERNEL, key=key),
+        lambda key: ebm.sandwich([MODEL], walkers(), data(8), kernel=KERNEL, key=key),
+        lambda key: ebm.long_run(MODEL, data(8), kernel=KERNEL, key=key, num_steps=1),
+        lambda key: ebm.sample(trainer().init(MODEL, walkers()), 4, key=key),
+        lambda key: eg.resample(jnp.zeros(4), 2, key=key),
+        lambda key: eg.Minibatches(np.zeros(4), 2)(key),
+    ],
+)
+def test_what_is_no_key_is_named(call, key):
+    with pytest.raises(TypeError, match=r"(?s)`key` is .*: pass one random key"):
+        call(key)
+
+
+def test_a_machine_s_key_is_one_or_none():
+    with pytest.raises(TypeError, match="`key` is 3: pass one random key"):
+        ebm.RBM.independent(jnp.zeros(4), 2, key=3, scale=0.1)
+    legacy = jax.random.PRNGKey(0)
+    assert ebm.Walkers.from_gaussian(legacy, 16, (2,)).num == 16

@@ -124,6 +124,21 @@ def test_what_is_not_zeros_and_ones_is_named():
     walkers = ebm.Walkers.from_bernoulli(jax.random.key(0), 64, BIAS)
     state = trainer.init(CHAIN, walkers)
     spins = np.where(np.arange(64 * SIZE).reshape(64, SIZE) % 2, 1.0, -1.0)
-    for data in (eg.Minibatches(spins, 16), lambda key: jnp.asarray(spins)):
+    for data in (eg.Minibatches(spins, 16), [spins]):
         with pytest.raises(ValueError, match="`data` has values that are not zeros"):
             eg.fit(trainer, state, data, key=jax.random.key(0), num_steps=1)
+    # Of these only the shape is known before the step, which tells.
+    for data in (iter([spins]), lambda key: jnp.asarray(spins, jnp.float32)):
+        with pytest.raises(eg.TrainingError, match="other values than 0 and 1"):
+            eg.fit(trainer, state, data, key=jax.random.key(0), num_steps=1)
+
+
+def test_zeros_and_ones_may_come_from_anywhere():
+    trainer = ebm.PCDTrainer(optax.sgd(0.1), kernel=ebm.GibbsWithGradients())
+    walkers = ebm.Walkers.from_bernoulli(jax.random.key(0), 64, BIAS)
+    state = trainer.init(CHAIN, walkers)
+    bits = np.float32(np.random.default_rng(0).integers(0, 2, (64, SIZE)))
+    drawn = lambda key: jax.random.bernoulli(key, 0.5, (64, SIZE)).astype(jnp.float32)
+    for data in ([bits], iter([bits]), drawn):
+        _, history = eg.fit(trainer, state, data, key=jax.random.key(0), num_steps=1)
+        assert np.isfinite(history["loss"]).all()

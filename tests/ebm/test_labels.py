@@ -108,10 +108,39 @@ def test_what_does_not_fit_is_named():
     noise = eg.Minibatches(np.random.default_rng(0).normal(size=(64, 3)), 16)
     with pytest.raises(ValueError, match="`data` has labels from"):
         eg.fit(trainer, state, noise, key=jax.random.key(0), num_steps=1)
-    beyond = eg.Minibatches(rows(64).at[:, -1].add(1), 64)
-    with pytest.raises(eg.TrainingError, match="data_energy"):
-        eg.fit(trainer, state, beyond, key=jax.random.key(0), num_steps=1)
+    beyond = rows(64).at[:, -1].add(1)
+    for data in (eg.Minibatches(beyond, 64), [np.asarray(beyond)]):
+        with pytest.raises(ValueError, match=r"has labels from 1 to 3 .* from 0 to 2"):
+            eg.fit(trainer, state, data, key=jax.random.key(0), num_steps=1)
+    # Of these only the shape is known before the step, which tells.
+    with pytest.raises(eg.TrainingError, match="labels that are no integers from"):
+        eg.fit(trainer, state, iter([np.asarray(beyond)]), key=jax.random.key(0))
+    eg.fit(trainer, state, iter([np.asarray(rows(64))]), key=jax.random.key(0))
     with pytest.raises(ValueError, match="`labels` have shape"):
         ebm.with_labels(jnp.zeros((4, 2)), jnp.zeros(3))
     with pytest.raises(TypeError, match="`kernel` is ULA"):
         ebm.LabelGibbs(ebm.ULA(0.1))
+
+
+def test_a_scale_may_be_of_the_example_s_shape():
+    model = ebm.LabeledEnergy(lambda x, label: jnp.sum(x**2) + label, (2, 2), 3)
+    walkers = ebm.labeled_walkers(jax.random.key(0), 16, (2, 2), 3).reweighted(model)
+    scale = jnp.array([[1.0, 0.5], [0.2, 2.0]])
+
+    def moved(scale):
+        kernel = ebm.LabelGibbs(ebm.MALA(0.1, scale=scale))
+        kernel.check(model, walkers)
+        return kernel.move(walkers, model, jnp.array(0), key=jax.random.key(1))
+
+    shaped, flat = (moved(s).positions for s in (scale, scale.ravel()))
+    np.testing.assert_array_equal(shaped, flat)
+    assert bool((shaped != walkers.positions).any())
+    with pytest.raises(ValueError, match=r"`scale` has shape \(3,\): pass an array of"):
+        moved(jnp.ones(3))
+
+
+def test_held_out_rows_of_other_labels_are_no_samples():
+    walkers = ebm.labeled_walkers(jax.random.key(0), 16, (2,), 3)
+    beyond = rows(64).at[0, -1].set(3)
+    with pytest.raises(ValueError, match="`data` has 1 row"):
+        ebm.sandwich([START], walkers, beyond, kernel=KERNEL, key=jax.random.key(1))

@@ -121,9 +121,27 @@ def test_what_is_outside_of_the_box_is_named():
     far = eg.Minibatches(jax.random.normal(jax.random.key(0), (64, 3)), 16)
     with pytest.raises(ValueError, match=r"`data` goes from .* outside of \[0.0, 1.0"):
         eg.fit(trainer, state, far, key=jax.random.key(0), num_steps=1)
+    rows = np.asarray(far.arrays)
+    with pytest.raises(ValueError, match=r"`data` goes from .* outside of \[0.0, 1.0"):
+        eg.fit(trainer, state, [rows], key=jax.random.key(0), num_steps=1)
+    # Of this only the shape is known before the step, which tells.
+    with pytest.raises(eg.TrainingError, match="outside of `low` and `high`"):
+        eg.fit(trainer, state, iter([rows]), key=jax.random.key(0), num_steps=1)
+    inside = np.clip(rows, 0, 1)
+    eg.fit(trainer, state, iter([inside]), key=jax.random.key(0), num_steps=1)
     with pytest.raises(ValueError, match="`low` is 1"):
         ebm.ReflectedMALA(0.01, low=1.0, high=0.0)
     with pytest.raises(ValueError, match="`low` is 1"):
         ebm.Walkers.from_uniform(jax.random.key(0), 64, (3,), low=1.0, high=1.0)
     with pytest.raises(ValueError, match="`TargetVariance`"):
         ebm.ReflectedMALA(ebm.TargetVariance(0.1))
+
+
+def test_a_wall_is_rounded_as_the_data_are():
+    kernel = ebm.ReflectedMALA(0.01, low=0.1, high=0.7)
+    rows = np.random.default_rng(0).uniform(0, 1, (64, 3)).clip(0.1, 0.7)
+    rows = rows[(rows != 0.7).sum(1) > 2].astype(np.float32)
+    rows[0] = 0.7  # above 0.7 in double precision or below, as it is rounded
+    rows[1] = 0.1
+    kernel.check_data(rows[:10], None)
+    assert bool(kernel.admits(Tilted(SLOPES), jnp.asarray(rows)))

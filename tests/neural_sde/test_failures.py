@@ -313,6 +313,15 @@ def test_steps_are_found_from_the_data():
     assert trainer.for_data(trainer.init(double_well()), data).max_steps == 104
 
 
+@pytest.mark.slow
+def test_a_replay_finds_the_steps_from_the_data():
+    trainer = ns.LatentSDETrainer(OPTIM, dt=0.5, num_paths=2)
+    state, data = trainer.init(double_well()), eg.Minibatches(series(length=2), 2)
+    _, history = eg.fit(trainer, state, data, key=KEY, num_steps=1)
+    _, metrics = eg.replay(trainer, state, data, key=KEY)
+    np.testing.assert_allclose(metrics["elbo"], history["elbo"][0], rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [

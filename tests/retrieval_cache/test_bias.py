@@ -142,3 +142,16 @@ def test_a_trainer_finds_how_often_documents_are_met():
     assert np.isfinite(history["possible_bias"]).all()
     with pytest.raises(ValueError, match="`frequencies` has shape"):
         rc.NegativeCacheTrainer(optax.adam(1e-2), 24, frequencies=jnp.ones((2, 2)))
+
+
+@pytest.mark.slow
+def test_a_replay_is_told_how_often_documents_are_met():
+    model, trainer = towers(), rc.NegativeCacheTrainer(optax.adam(1e-2), 24)
+    state = trainer.init(model, filled(model))
+    ids = jnp.asarray([3, 3, 3, 5, 7, 7])
+    data = eg.Minibatches(rc.Pairs(ids[:, None], ids[:, None], ids), 6)
+    _, history = eg.fit(trainer, state, data, key=KEY, num_steps=1)
+    _, metrics = eg.replay(trainer, state, data, key=KEY)
+    assert history["possible_bias"][0] > 0
+    for name in ("loss", "possible_bias", "grad_norm"):
+        np.testing.assert_allclose(metrics[name], history[name][0], rtol=1e-5)
