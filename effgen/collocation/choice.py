@@ -13,7 +13,7 @@ from effgen.core.results import TrainingError
 from effgen.core.state import TrainState
 from effgen.core.train import fit
 
-from .evidence import Evidence, evidence
+from .evidence import Evidence, check_one_prior, evidence
 from .model import Model, as_trained
 from .problem import Problem
 from .trainer import CollocationTrainer
@@ -171,6 +171,7 @@ def choose(
             "the model has no networks: pass `Model(parameters, networks)`, such as a "
             "`Deviation`, to choose with or without."
         )
+    check_one_prior(transcription.problem)
     level = transcription.before_finer()
     bare = without_networks(level, model)
     start = trainer.init(Model(model.parameters, None), bare.guess())

@@ -6,6 +6,7 @@ averaged over. A network that only follows the noise lowers it.
 
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -18,11 +19,16 @@ from .model import Model, names_of_model
 from .nlp import NLP, ravel
 from .noise import leverages
 from .points import Point
+from .problem import Problem
 from .solution import OTHER_MESH, same_mesh
 from .transcription import Transcription, limits_of, packed, weighed
 
 
 _MOST_CORRELATED = 0.8
+_ONE_PRIOR = (
+    "`weight_decay` is {}: the evidence is of networks whose weights have one prior; "
+    "pass a positive number."
+)
 
 
 class Evidence(NamedTuple):
@@ -78,6 +84,7 @@ def evidence(
     Source:
         MacKay (1992).
     """
+    check_one_prior(transcription.problem)
     if not same_mesh(state.memory, transcription.mesh) or state.opt_state is None:
         raise ValueError(OTHER_MESH)
     if not 0 <= correlation < 1:
@@ -92,11 +99,8 @@ def evidence(
     first = num_states + len(ravel(Model(state.model.parameters, None)))
     mine = found.eliminated.free >= first
     weights, num = np.asarray(nlp.flat())[first - num_states :], int(mine.sum())
-    if decay.ndim or (num and not decay > 0):
-        raise ValueError(
-            f"`weight_decay` is {decay}: the evidence is of networks whose weights "
-            "have one prior; pass a positive number."
-        )
+    if num and not decay > 0:
+        raise ValueError(_ONE_PRIOR.format(decay))
     count = float(nlp.counted)
     squares = count * float(np.sum(found.residuals**2))
     left = float(np.sum(found.roots[mine] ** 2)) * float(decay)
@@ -125,6 +129,14 @@ def evidence(
         deviations,
         tuple(names_of_model(nlp.template)),
     )
+
+
+def check_one_prior(problem: Problem) -> None:
+    """Raise `ValueError` for a weight decay that is not one number."""
+    decay = problem.weight_decay
+    if len(jax.tree.leaves(decay)) != 1 or jax.tree.leaves(decay)[0] is not decay:
+        shown = jax.tree.map(float, decay)
+        raise ValueError(_ONE_PRIOR.format(shown))
 
 
 def _correlation(nlp: NLP, residuals: np.ndarray, leverage: float) -> float:

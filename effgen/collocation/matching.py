@@ -63,7 +63,7 @@ def slopes_of(solution: Solution, mesh: Mesh) -> Slopes:
 class DerivativeMatchingTrainer(AbstractTrainer):
     """The baseline without an ODE: `vector_field` fitted to estimated slopes.
 
-        loss = mean |(slopes - vector_field(t, x, u, p, nets)) / scale|^2 / 2
+        loss = mean of ((slopes - vector_field(t, x, u, p, nets)) / scale)^2 / 2
                + penalty(p, nets) + weight_decay |nets|^2 / 2
 
     over the differential components. It is biased where data are noisy or states are

@@ -1,7 +1,7 @@
 """Meshes: intervals of every trajectory, their nodes, and where samples lie in them."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import numpy as np
@@ -88,9 +88,7 @@ def uniform_edges(problem: Problem, intervals: int) -> list[np.ndarray]:
     Raises:
         ValueError: Unless `intervals` is a positive integer.
     """
-    whole = isinstance(intervals, int | np.integer) and not isinstance(intervals, bool)
-    if not whole or intervals < 1:
-        raise ValueError(f"`intervals` is {intervals}: pass a positive integer.")
+    _check_count("intervals", intervals)
     spans = [_span(t) for t in problem.data]
     longest = max(b - a for a, b in spans)
     counts = [max(1, round(intervals * (b - a) / longest)) for a, b in spans]
@@ -107,7 +105,11 @@ def aligned_edges(problem: Problem, every: int = 1) -> list[np.ndarray]:
     Returns:
         One array of edges, `(edges,)`, for each trajectory, in units of time. The ends
             of the span are among them.
+
+    Raises:
+        ValueError: Unless `every` is a positive integer.
     """
+    _check_count("every", every)
     edges = []
     for trajectory in problem.data:
         inside = np.unique(np.concatenate([trajectory.ts[::every], _span(trajectory)]))
@@ -228,6 +230,12 @@ def make_samples(problem: Problem, mesh: Mesh) -> Samples:
             inputs = trajectory.inputs[seen]  # of a time that stands twice, its own
         columns.append((ts, np.where(mask, ys, 0), mask, inputs, interval, basis))
     return Samples(*(np.concatenate(parts) for parts in zip(*columns, strict=True)))
+
+
+def _check_count(name: str, value: Any) -> None:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < 1:
+        raise ValueError(f"`{name}` is {value}: pass a positive integer.")
 
 
 def _span(trajectory: Trajectory) -> tuple[float, float]:

@@ -98,5 +98,10 @@ def test_what_cannot_be_chosen_is_named(deviation):
     with pytest.raises(ValueError, match="the model has no networks"):
         co.choose(trainer, bare, level, key=KEY)
     state = trainer.init(co.Model({"rate": 1.0}, deviation), level.guess())
+    parts = level_of(3 * np.exp(-0.5 * TS), weight_decay={"first": 1.0, "last": 2.0})
+    with pytest.raises(ValueError, match=r"`weight_decay` is \{'first': 1.0"):
+        co.choose(trainer, co.Model({"rate": 1.0}, deviation), parts, key=KEY)
+    with pytest.raises(ValueError, match="whose weights have one prior"):
+        co.evidence(parts, state)
     with pytest.raises(ValueError, match="not solved on this transcription"):
         co.evidence(level, state)

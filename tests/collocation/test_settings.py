@@ -116,6 +116,12 @@ def test_trajectories_with_and_without_inputs_are_refused():
         co.Problem(decay, [DATA, (*DATA, TS)])
 
 
+@pytest.mark.parametrize("every", [0, -1, 1.5, True])
+def test_edges_at_no_number_of_samples_are_refused(every):
+    with pytest.raises(ValueError, match=r"`every` is .*: pass a positive integer"):
+        co.aligned_edges(co.Problem(decay, DATA), every)
+
+
 def test_numpy_integers_count_intervals():
     level = co.transcribe(co.Problem(decay, DATA), intervals=np.int64(7))
     assert len(level.mesh.lengths) == 7

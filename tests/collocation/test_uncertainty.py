@@ -39,6 +39,9 @@ def test_a_straight_line_has_the_covariance_of_least_squares(curvature):
     rows = np.stack([np.ones(len(nodes)), nodes], axis=1)
     bands = np.sqrt(np.einsum("ti,ij,tj->t", rows, exact, rows))
     np.testing.assert_allclose(found.states[:, 0], bands, rtol=1e-8)
+    for noise in (-0.3, 0.0, np.nan, [0.3, 0.3]):
+        with pytest.raises(ValueError, match="`noise` "):
+            co.covariance(transcription, state, noise=noise)
     free = co.covariance(transcription, state)
     left = ys - design @ np.linalg.lstsq(design, ys, rcond=None)[0]
     np.testing.assert_allclose(free.noise, np.sqrt(left @ left / 38), rtol=1e-8)
