@@ -16,7 +16,7 @@ from .curvature import GaussNewton
 from .evaluator import Evaluator
 from .information import information
 from .model import Model, names_of_model
-from .nlp import NLP, ravel
+from .nlp import NLP, costs_of, ravel
 from .noise import leverages
 from .points import Point
 from .problem import Problem
@@ -61,10 +61,11 @@ def evidence(
     """Return the evidence of a solution, with the weights' prior that it was solved by.
 
         log p = -tau (SS / (2 sigma^2) + n log sigma) - alpha |w|^2 / 2
-                + k log(alpha) / 2 - logdet(H) / 2
+                - tau n costs / sigma^2 + k log(alpha) / 2 - logdet(H) / 2
 
     `H = tau J^T J / sigma^2 + alpha` over model and free starts, by Gauss and Newton,
-    with the states eliminated. For residuals correlated by `rho`,
+    with the states eliminated. `costs` are what else the objective has, such as priors
+    of starts, whose curvature `H` has as well. For residuals correlated by `rho`,
     `tau = (1 - rho) / (1 + rho)`. Further, `alpha = tau n weight_decay / sigma^2` and
     `sigma^2 = tau SS / (tau n - leverage)`.
 
@@ -98,7 +99,7 @@ def evidence(
     num_states = len(nlp.ts) * nlp.problem.num_states
     first = num_states + len(ravel(Model(state.model.parameters, None)))
     mine = found.eliminated.free >= first
-    weights, num = np.asarray(nlp.flat())[first - num_states :], int(mine.sum())
+    num = int(mine.sum())
     if num and not decay > 0:
         raise ValueError(_ONE_PRIOR.format(decay))
     count = float(nlp.counted)
@@ -112,7 +113,8 @@ def evidence(
     logdet = told * np.log(tau * count / variance) - gram
     scales = np.asarray(nlp.samples.mask).sum(0) @ np.log(np.asarray(nlp.problem.scale))
     log = -tau * (squares / (2 * variance) + count * np.log(variance) / 2 + scales)
-    log -= precision * float(weights @ weights) / 2 + logdet / 2
+    # The weights' prior is one of the costs.
+    log -= tau * count / variance * costs_of(nlp, point.z) + logdet / 2
     log += num * np.log(precision) / 2 if num else 0.0
     moments = np.sum(found.roots**2, axis=1) * variance / (tau * count)
     deviations = np.zeros(len(nlp.flat()))

@@ -385,6 +385,16 @@ def _misfit(nlp: NLP, z: Array) -> Float[Array, ""]:
     return misfit(nlp, z)
 
 
+@eqx.filter_jit
+def _costs(nlp: NLP, z: Array) -> Float[Array, ""]:
+    return costs(nlp, z)
+
+
+def costs_of(nlp: NLP, z: Float[np.ndarray, " variables"]) -> float:
+    """Return the objective but for the misfit, compiled."""
+    return float(_costs(nlp, jnp.asarray(z)))
+
+
 def misfit_of(nlp: NLP, z: Float[np.ndarray, " variables"]) -> float:
     """Return the misfit, compiled."""
     return float(_misfit(nlp, jnp.asarray(z)))
