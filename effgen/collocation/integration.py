@@ -6,6 +6,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from .problem import Model, Problem, as_model
@@ -108,10 +109,15 @@ def integrate(
         The states at `ts`, `(ts, state)`.
 
     Raises:
-        ValueError: For a problem with algebraic states.
+        ValueError: For a problem with algebraic states, or a start of another shape.
     """
     if problem.num_algebraic:
         raise ValueError(NO_ALGEBRAIC)
+    if np.shape(start) != (problem.num_states,):
+        raise ValueError(
+            f"`start` has shape {np.shape(start)}: pass ({problem.num_states},), a "
+            "number for each state."
+        )
     known = no_inputs if inputs is None else inputs
     chosen = Integration().adjoint if adjoint is None else adjoint
     solver = Integration().solver if solver is None else solver

@@ -1,7 +1,7 @@
 """Meshes: intervals of every trajectory, their nodes, and where samples lie in them."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import numpy as np
@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from .doses import shifts_at
 from .inputs import inputs_at, jumps
 from .phases import followers
-from .problem import Problem, Table, Trajectory
+from .problem import Problem, Table, Trajectory, checked_count
 from .radau import radau
 
 
@@ -88,7 +88,7 @@ def uniform_edges(problem: Problem, intervals: int) -> list[np.ndarray]:
     Raises:
         ValueError: Unless `intervals` is a positive integer.
     """
-    _check_count("intervals", intervals)
+    checked_count("intervals", intervals)
     spans = [_span(t) for t in problem.data]
     longest = max(b - a for a, b in spans)
     counts = [max(1, round(intervals * (b - a) / longest)) for a, b in spans]
@@ -109,7 +109,7 @@ def aligned_edges(problem: Problem, every: int = 1) -> list[np.ndarray]:
     Raises:
         ValueError: Unless `every` is a positive integer.
     """
-    _check_count("every", every)
+    checked_count("every", every)
     edges = []
     for trajectory in problem.data:
         inside = np.unique(np.concatenate([trajectory.ts[::every], _span(trajectory)]))
@@ -230,12 +230,6 @@ def make_samples(problem: Problem, mesh: Mesh) -> Samples:
             inputs = trajectory.inputs[seen]  # of a time that stands twice, its own
         columns.append((ts, np.where(mask, ys, 0), mask, inputs, interval, basis))
     return Samples(*(np.concatenate(parts) for parts in zip(*columns, strict=True)))
-
-
-def _check_count(name: str, value: Any) -> None:
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < 1:
-        raise ValueError(f"`{name}` is {value}: pass a positive integer.")
 
 
 def _span(trajectory: Trajectory) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from effgen.core.update import apply_gradients, init_opt_state
 from .bounded import check_kept, in_bounds, started
 from .inputs import knots
 from .integration import NO_ALGEBRAIC, Integration, Sampled, integrated
-from .problem import Model, Problem, as_numbers
+from .problem import Model, Problem, as_numbers, checked_count
 from .solution import Solution
 
 
@@ -59,10 +59,9 @@ def segments_of(problem: Problem, per_trajectory: int = 1) -> Segments:
         The segments of all trajectories in turn.
 
     Raises:
-        ValueError: For fewer than one segment, algebraic states, or doses.
+        ValueError: For no number of segments, algebraic states, or doses.
     """
-    if per_trajectory < 1:
-        raise ValueError(f"`per_trajectory` is {per_trajectory}: pass at least 1.")
+    checked_count("per_trajectory", per_trajectory)
     if problem.num_algebraic:
         raise ValueError(NO_ALGEBRAIC)
     if any(trajectory.doses for trajectory in problem.data):
@@ -138,7 +137,8 @@ class ShootingTrainer(AbstractTrainer):
         max_steps: The most steps of one solve; past them the loss is NaN.
 
     Raises:
-        ValueError: For a problem with constraints, switches or bounds of states.
+        ValueError: For a problem with constraints, switches or bounds of states, and
+            for settings out of range.
 
     Source:
         Chen, Rubanova, Bettencourt and Duvenaud (2018); Bock and Plitt (1984).
@@ -174,7 +174,13 @@ class ShootingTrainer(AbstractTrainer):
         default = Integration()
         self.solver = default.solver if solver is None else solver
         self.adjoint = default.adjoint if adjoint is None else adjoint
-        self.rtol, self.atol, self.max_steps = rtol, atol, max_steps
+        for name, value in (("rtol", rtol), ("atol", atol)):
+            if not 0 < value < np.inf:
+                raise ValueError(f"`{name}` is {value}: pass a positive number.")
+        if not 0 <= continuity < np.inf:
+            raise ValueError(f"`continuity` is {continuity}: pass a number from 0 on.")
+        self.rtol, self.atol = rtol, atol
+        self.max_steps = checked_count("max_steps", max_steps)
 
     @property
     def integration(self) -> Integration:

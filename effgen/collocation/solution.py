@@ -137,6 +137,8 @@ class Solution(eqx.Module):
                 there.
         """
         times = np.atleast_1d(np.asarray(ts, np.float64))
+        if times.ndim != 1:
+            raise ValueError(f"`ts` has shape {times.shape}: pass a number, or (ts,).")
         edges = self._edges_of(trajectory)
         there, rate = mesh_times(self._switches(), times, edges[0])
         if not np.all((there >= edges[0]) & (there <= edges[-1])):

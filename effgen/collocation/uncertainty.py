@@ -18,7 +18,7 @@ from .information import Information, information, open_names
 from .nlp import NLP, ravel, unravel
 from .noise import estimated, leverages
 from .points import Point
-from .problem import Model, Problem, names_of_model
+from .problem import Model, Problem, as_numbers, names_of_model
 from .solution import OTHER_MESH, same_mesh
 from .transcription import Transcription, limits_of, packed, weighed
 
@@ -182,8 +182,22 @@ def propagated(
 
     Returns:
         The standard deviations, in the shape and units of `function(model)`.
+
+    Raises:
+        ValueError: For a `covariance` of another shape, or of negative variances.
     """
-    flat = ravel(model)
+    model = as_numbers(model)
+    flat, moments = ravel(model), np.asarray(covariance)
+    if moments.shape != (len(flat), len(flat)):
+        raise ValueError(
+            f"`covariance` has shape {moments.shape} and the model {len(flat)} "
+            "numbers: pass that of the raveled model, `covariance(...).model`."
+        )
+    if not (np.all(np.isfinite(moments)) and np.all(np.diag(moments) >= 0)):
+        raise ValueError(
+            "`covariance` has variances that are negative, or numbers that are not "
+            "finite: pass `covariance(...).model`."
+        )
     at = lambda flat: jnp.asarray(function(unravel(model, flat)))
     jacobian = eqx.filter_jit(jax.jacfwd(at))(flat)
     moments = jnp.einsum(
