@@ -11,9 +11,9 @@ import optax
 
 import effgen as eg
 from effgen import collocation as co
+from effgen.collocation.integration import Integration, integrated
 from effgen.collocation.nlp import constraints, objective
 from effgen.collocation.problem import in_double
-from effgen.collocation.shooting import Integration, integrated
 from effgen.collocation.transcription import limits_of
 
 

@@ -20,6 +20,7 @@ from .generalization import (
     extrapolation as extrapolation,
     held_out as held_out,
 )
+from .integration import integrate as integrate
 from .ipopt import Ipopt as Ipopt, linear_solvers as linear_solvers
 from .matching import (
     DerivativeMatchingTrainer as DerivativeMatchingTrainer,
@@ -53,7 +54,6 @@ from .shooting import (
     Segments as Segments,
     ShootingTrainer as ShootingTrainer,
     Shot as Shot,
-    integrate as integrate,
     segments_of as segments_of,
 )
 from .simulation import simulate as simulate

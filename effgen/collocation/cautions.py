@@ -12,7 +12,7 @@ from .elimination import Eliminated, SampleSlopes, eliminated, sample_slopes
 from .evaluator import Evaluator
 from .information import name_of_free
 from .model import Model, names_of_model
-from .nlp import NLP, ravel
+from .nlp import NLP, misfit_of, ravel
 from .pattern import unused
 from .points import Limits
 from .problem import Problem
@@ -22,6 +22,7 @@ from .transcription import Transcription, limits_of
 
 
 _AT_BOUND, _OPEN, _NAMED, _AT_SAMPLE = 1e-6, 1e-8, 0.1, 1e-4
+_FAR_FROM_NOISE = 3.0
 _MOST_FREE = 200
 _MOST_NAMES = 4
 
@@ -59,6 +60,7 @@ def warn_of_solution(
     error = mesh_error(batch, nlp, through, slopes, solution)
     if error is not None and error.excess > 1:
         _warn_of_mesh(batch, error, solution, model)
+    _warn_of_prior(nlp, z)
     if not _other_terms(batch.problem):
         never = len(z) - len(nlp.flat()) + unused(nlp, evaluator.depends)
         _warn_of_open(nlp, through, slopes, limits, z, never)
@@ -78,6 +80,24 @@ def _warn_of_switches(problem: Problem, model: Model) -> None:
             RunWarning,
             stacklevel=4,
         )
+
+
+def _warn_of_prior(nlp: NLP, z: np.ndarray) -> None:
+    """Warn of a prior of starts whose deviation is not beside that of the noise."""
+    initial, count = nlp.problem.initial, float(nlp.counted)
+    if initial is None or initial.scale is None:
+        return
+    taken = len(nlp.flat()) + len(nlp.starts) * nlp.problem.num_states
+    found = np.sqrt(2 * misfit_of(nlp, z) * count / max(count - taken, 1.0))
+    if taken > count / 2 or 1 / _FAR_FROM_NOISE < found < _FAR_FROM_NOISE:
+        return
+    warnings.warn(
+        f"the residuals are {found:.2g} of the problem's `scale`, so that "
+        f"`initial.scale` acts as a standard deviation of {found:.2g} times its size: "
+        "pass `scale`, the noise's standard deviation.",
+        RunWarning,
+        stacklevel=4,
+    )
 
 
 def _other_terms(problem: Problem) -> bool:

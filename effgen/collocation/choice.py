@@ -13,9 +13,9 @@ from effgen.core.results import TrainingError
 from effgen.core.state import TrainState
 from effgen.core.train import fit
 
-from .evidence import Evidence, evidence
+from .evidence import Evidence, check_one_prior, evidence
 from .model import Model, as_trained
-from .problem import Problem
+from .problem import Problem, checked_count
 from .trainer import CollocationTrainer
 from .transcription import Transcription
 
@@ -159,8 +159,8 @@ def choose(
 
     Raises:
         TrainingError: If the law without networks cannot be fitted.
-        ValueError: For a model without networks, or a weight decay that is not one
-            number.
+        ValueError: For a model without networks, a weight decay that is not one
+            number, or no number of turns.
 
     Source:
         MacKay (1992).
@@ -171,6 +171,8 @@ def choose(
             "the model has no networks: pass `Model(parameters, networks)`, such as a "
             "`Deviation`, to choose with or without."
         )
+    checked_count("turns", turns)
+    check_one_prior(transcription.problem)
     level = transcription.before_finer()
     bare = without_networks(level, model)
     start = trainer.init(Model(model.parameters, None), bare.guess())

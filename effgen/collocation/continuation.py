@@ -27,7 +27,8 @@ def windows(
     Raises:
         ValueError: Unless `shares` are positive and grow to 1.
     """
-    if list(shares) != sorted(set(shares)) or not 0 < shares[0] or shares[-1] != 1:
+    grow = list(shares) == sorted(set(shares)) and len(shares) > 0
+    if not grow or not 0 < shares[0] or shares[-1] != 1:
         raise ValueError(f"`shares` is {list(shares)}: pass growing numbers up to 1.")
     cut = lambda share: tuple(_first(t, share) for t in problem.data)
     return [eqx.tree_at(lambda p: p.data, problem, cut(share)) for share in shares]

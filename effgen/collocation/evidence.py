@@ -6,6 +6,7 @@ averaged over. A network that only follows the noise lowers it.
 
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -15,14 +16,19 @@ from .curvature import GaussNewton
 from .evaluator import Evaluator
 from .information import information
 from .model import Model, names_of_model
-from .nlp import NLP, ravel
+from .nlp import NLP, costs_of, ravel
 from .noise import leverages
 from .points import Point
+from .problem import Problem
 from .solution import OTHER_MESH, same_mesh
 from .transcription import Transcription, limits_of, packed, weighed
 
 
 _MOST_CORRELATED = 0.8
+_ONE_PRIOR = (
+    "`weight_decay` is {}: the evidence is of networks whose weights have one prior; "
+    "pass a positive number."
+)
 
 
 class Evidence(NamedTuple):
@@ -55,10 +61,11 @@ def evidence(
     """Return the evidence of a solution, with the weights' prior that it was solved by.
 
         log p = -tau (SS / (2 sigma^2) + n log sigma) - alpha |w|^2 / 2
-                + k log(alpha) / 2 - logdet(H) / 2
+                - tau n costs / sigma^2 + k log(alpha) / 2 - logdet(H) / 2
 
     `H = tau J^T J / sigma^2 + alpha` over model and free starts, by Gauss and Newton,
-    with the states eliminated. For residuals correlated by `rho`,
+    with the states eliminated. `costs` are what else the objective has, such as priors
+    of starts, whose curvature `H` has as well. For residuals correlated by `rho`,
     `tau = (1 - rho) / (1 + rho)`. Further, `alpha = tau n weight_decay / sigma^2` and
     `sigma^2 = tau SS / (tau n - leverage)`.
 
@@ -78,6 +85,7 @@ def evidence(
     Source:
         MacKay (1992).
     """
+    check_one_prior(transcription.problem)
     if not same_mesh(state.memory, transcription.mesh) or state.opt_state is None:
         raise ValueError(OTHER_MESH)
     if not 0 <= correlation < 1:
@@ -91,12 +99,9 @@ def evidence(
     num_states = len(nlp.ts) * nlp.problem.num_states
     first = num_states + len(ravel(Model(state.model.parameters, None)))
     mine = found.eliminated.free >= first
-    weights, num = np.asarray(nlp.flat())[first - num_states :], int(mine.sum())
-    if decay.ndim or (num and not decay > 0):
-        raise ValueError(
-            f"`weight_decay` is {decay}: the evidence is of networks whose weights "
-            "have one prior; pass a positive number."
-        )
+    num = int(mine.sum())
+    if num and not decay > 0:
+        raise ValueError(_ONE_PRIOR.format(decay))
     count = float(nlp.counted)
     squares = count * float(np.sum(found.residuals**2))
     left = float(np.sum(found.roots[mine] ** 2)) * float(decay)
@@ -108,7 +113,8 @@ def evidence(
     logdet = told * np.log(tau * count / variance) - gram
     scales = np.asarray(nlp.samples.mask).sum(0) @ np.log(np.asarray(nlp.problem.scale))
     log = -tau * (squares / (2 * variance) + count * np.log(variance) / 2 + scales)
-    log -= precision * float(weights @ weights) / 2 + logdet / 2
+    # The weights' prior is one of the costs.
+    log -= tau * count / variance * costs_of(nlp, point.z) + logdet / 2
     log += num * np.log(precision) / 2 if num else 0.0
     moments = np.sum(found.roots**2, axis=1) * variance / (tau * count)
     deviations = np.zeros(len(nlp.flat()))
@@ -125,6 +131,14 @@ def evidence(
         deviations,
         tuple(names_of_model(nlp.template)),
     )
+
+
+def check_one_prior(problem: Problem) -> None:
+    """Raise `ValueError` for a weight decay that is not one number."""
+    decay = problem.weight_decay
+    if len(jax.tree.leaves(decay)) != 1 or jax.tree.leaves(decay)[0] is not decay:
+        shown = jax.tree.map(float, decay)
+        raise ValueError(_ONE_PRIOR.format(shown))
 
 
 def _correlation(nlp: NLP, residuals: np.ndarray, leverage: float) -> float:

@@ -153,6 +153,7 @@ def ensemble(
 
     Raises:
         TrainingError: If all trainings fail; the last of their errors.
+        ValueError: For no models.
 
     Warns:
         RunWarning: For a training that fails, and is left out.
@@ -170,4 +171,6 @@ def ensemble(
         found.append((float(history["loss"][-1]), i, state))
     if not found and failure is not None:
         raise failure
+    if not found:
+        raise ValueError("`models` is empty: pass one or more to begin from.")
     return [state for _, _, state in sorted(found, key=lambda row: row[:2])]

@@ -12,9 +12,9 @@ from jaxtyping import Float, PyTree
 
 from .doses import pieces, with_doses
 from .inputs import jumps, knots
+from .integration import Integration, Sampled, integrated, no_inputs
 from .mesh import Mesh
 from .problem import Model, Problem, Trajectory, as_model
-from .shooting import Integration, Sampled, integrated, no_inputs
 from .simulation import traceable
 from .stepping import stepped
 

@@ -9,17 +9,17 @@ import numpy as np
 class Initial(eqx.Module):
     """What is known of the states where trajectories start.
 
-        objective + sum over trajectories and states of ((x - values) / scale)^2 / 2
+        objective + sum over trajectories and states of ((x - values) / scale)^2 / (2 n)
 
-    With a `scale`. As the misfit is a mean over measured values, a prior of standard
-    deviation `s` has `scale = s sqrt(number of measured values)`, where the problem's
-    `scale` is the noise.
+    With a `scale`, each start counts like one more of the `n` measured values. So
+    `scale` is a prior's standard deviation where the problem's `scale` is the noise's.
+    That has to be passed: by default a problem divides by more than the noise.
 
     Arguments:
         values: The states, `(state,)` or `(trajectories, state)`, in their units; NaN
             where free.
-        scale: `None` holds them fixed; a number, `(state,)` or `(trajectories, state)`
-            penalizes what is away from them, in their units.
+        scale: `None` holds them fixed. A number, `(state,)` or `(trajectories, state)`
+            is how far starts may be from them, a standard deviation in their units.
     """
 
     values: Any

@@ -16,9 +16,10 @@ from effgen.core.train import fit
 from effgen.core.trainer import AbstractTrainer
 from effgen.core.update import apply_gradients, init_opt_state
 
+from .bounded import check_kept, data_alone, in_bounds, started
 from .mesh import Mesh
 from .nlp import ravel, unravel
-from .problem import Model, Problem, as_numbers, as_trained, flat_bounds
+from .problem import Model, Problem, as_numbers, as_trained, checked_count, flat_bounds
 from .scaling import sizes_of
 from .solution import Solution
 from .transcription import Transcription
@@ -54,7 +55,7 @@ def slopes_of(solution: Solution, mesh: Mesh) -> Slopes:
     Returns:
         One row for each node of all trajectories.
     """
-    slopes = [solution.derivative(ts, i) for i, ts in enumerate(mesh.times)]
+    slopes = [solution.slopes_on_mesh(ts, i) for i, ts in enumerate(mesh.times)]
     parts = (mesh.ts, np.asarray(solution.positions), mesh.inputs)
     return Slopes(*(jnp.asarray(part) for part in (*parts, np.concatenate(slopes))))
 
@@ -62,18 +63,23 @@ def slopes_of(solution: Solution, mesh: Mesh) -> Slopes:
 class DerivativeMatchingTrainer(AbstractTrainer):
     """The baseline without an ODE: `vector_field` fitted to estimated slopes.
 
-        loss = mean |(slopes - vector_field(t, x, u, p, nets)) / scale|^2 / 2
-               + weight_decay |nets|^2 / 2
+        loss = mean of ((slopes - vector_field(t, x, u, p, nets)) / scale)^2 / 2
+               + penalty(p, nets) + weight_decay |nets|^2 / 2
 
     over the differential components. It is biased where data are noisy or states are
-    not measured, and a good first guess. Costs, constraints, bounds and `penalty` of
-    the problem are not used.
+    not measured, and a good first guess. After each step parameters are moved into
+    their bounds. No trajectory is solved, so that `state_bounds` and `initial` say
+    nothing of it.
 
     Arguments:
         optim: The optax optimizer.
         problem: The problem, of which the batches replace the data.
         scale: The slopes' standard deviation, one number for each state, in the
             states' units by time.
+
+    Raises:
+        ValueError: For a problem with constraints, switches, `lagrange` or `mayer`, or
+            a `scale` that is not one positive number for each state.
 
     Source:
         Varah (1982); with networks, Roesch, Rackauckas and Stumpf (2021).
@@ -91,7 +97,15 @@ class DerivativeMatchingTrainer(AbstractTrainer):
         scale: tuple[float, ...],
     ) -> None:
         """Keep the problem without its data, which the batches have."""
+        left_out = ("constraints", "switches", "lagrange", "mayer")
+        check_kept(problem, "DerivativeMatchingTrainer", left_out)
         self.optim, self.scale = optim, tuple(map(float, scale))
+        good = all(0 < s < np.inf for s in self.scale)
+        if len(self.scale) != problem.num_states or not good:
+            raise ValueError(
+                f"`scale` is {self.scale}: pass {problem.num_states} positive numbers, "
+                "one for each state."
+            )
         self.problem = problem.without_data()
 
     def init(self, model: PyTree, memory: Any = None) -> TrainState:
@@ -106,8 +120,9 @@ class DerivativeMatchingTrainer(AbstractTrainer):
 
         Raises:
             TypeError: For complex parameters.
+            ValueError: For `parameter_bounds` that cross or are not like parameters.
         """
-        model = as_numbers(model)
+        model = started(self.problem, as_numbers(model))
         return TrainState.start(model, init_opt_state(self.optim, model), memory)
 
     def step(
@@ -132,6 +147,7 @@ class DerivativeMatchingTrainer(AbstractTrainer):
             value=loss,
             value_fn=lambda model: self._loss(model, batch),
         )
+        model = in_bounds(self.problem, model)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
         return state.advance(model, opt_state, state.memory), metrics
 
@@ -143,6 +159,8 @@ class DerivativeMatchingTrainer(AbstractTrainer):
         num = problem.num_states - problem.num_algebraic
         error = (found - batch.slopes)[:, :num] / jnp.asarray(self.scale)[None, :num]
         loss = 0.5 * jnp.mean(error**2)
+        if problem.penalty is not None:
+            loss += jnp.reshape(problem.penalty(*given), ())
         return loss + problem.decay(model.networks)
 
 
@@ -157,8 +175,9 @@ def pretrain(
     """Return the model fitted to the slopes of the default guess, in float64.
 
     The optimizer is Adam with a cosine schedule. The model stays inside of the
-    problem's bounds. Use it where all states are measured: networks that begin near the
-    law leave Ipopt few iterations.
+    problem's bounds. Costs, `penalty` and constraints are left to what solves the
+    problem. Use it where all states are measured: networks that begin near the law
+    leave Ipopt few iterations.
 
     Arguments:
         model: A `Model`, a pair `(parameters, networks)`, or networks alone.
@@ -173,8 +192,12 @@ def pretrain(
 
     Raises:
         TypeError: For complex parameters.
-        ValueError: For `parameter_bounds` that cross or are not like the parameters.
+        ValueError: For `parameter_bounds` that cross or are not like the parameters, no
+            number of steps, or a rate that is not positive.
     """
+    checked_count("num_steps", num_steps)
+    if not 0 < rate < np.inf:
+        raise ValueError(f"`rate` is {rate}: pass a positive number.")
     solution = transcription.guess()
     rows = slopes_of(solution, transcription.mesh)
     spread = np.asarray(rows.slopes).std(0)
@@ -187,7 +210,9 @@ def pretrain(
         optax.adam(optax.cosine_decay_schedule(rate, num_steps)), trained, size, inside
     )
     trained = unravel(trained, jnp.clip(ravel(trained), *inside))
-    trainer = DerivativeMatchingTrainer(optim, problem, scale=scale.tolist())
+    trainer = DerivativeMatchingTrainer(
+        optim, data_alone(problem), scale=scale.tolist()
+    )
     data = Minibatches(rows, min(len(rows.ts), _MOST_ROWS))
     state, _ = fit(
         trainer,

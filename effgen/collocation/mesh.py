@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from .doses import shifts_at
 from .inputs import inputs_at, jumps
 from .phases import followers
-from .problem import Problem, Table, Trajectory
+from .problem import Problem, Table, Trajectory, checked_count
 from .radau import radau
 
 
@@ -88,9 +88,7 @@ def uniform_edges(problem: Problem, intervals: int) -> list[np.ndarray]:
     Raises:
         ValueError: Unless `intervals` is a positive integer.
     """
-    whole = isinstance(intervals, int | np.integer) and not isinstance(intervals, bool)
-    if not whole or intervals < 1:
-        raise ValueError(f"`intervals` is {intervals}: pass a positive integer.")
+    checked_count("intervals", intervals)
     spans = [_span(t) for t in problem.data]
     longest = max(b - a for a, b in spans)
     counts = [max(1, round(intervals * (b - a) / longest)) for a, b in spans]
@@ -107,7 +105,11 @@ def aligned_edges(problem: Problem, every: int = 1) -> list[np.ndarray]:
     Returns:
         One array of edges, `(edges,)`, for each trajectory, in units of time. The ends
             of the span are among them.
+
+    Raises:
+        ValueError: Unless `every` is a positive integer.
     """
+    checked_count("every", every)
     edges = []
     for trajectory in problem.data:
         inside = np.unique(np.concatenate([trajectory.ts[::every], _span(trajectory)]))

@@ -243,7 +243,10 @@ def constraint_shapes(nlp: NLP) -> list[tuple[int, ...]]:
 
 
 def initial_loss(nlp: NLP, x: Float[Array, "trajectories state"]) -> Float[Array, ""]:
-    """Return the penalty of starts away from where they are thought to be."""
+    """Return the penalty of starts away from where they are thought to be.
+
+    One counts as a measured value does, of which the misfit is the mean.
+    """
     initial = nlp.problem.initial
     if initial is None or initial.scale is None:
         return jnp.zeros(())
@@ -251,7 +254,7 @@ def initial_loss(nlp: NLP, x: Float[Array, "trajectories state"]) -> Float[Array
     scale = jnp.broadcast_to(jnp.asarray(initial.scale, x.dtype), x.shape)
     known = ~jnp.isnan(values)
     error = (x * nlp.problem.nominal[None] - jnp.where(known, values, 0)) / scale
-    return 0.5 * jnp.sum(jnp.where(known, error, 0) ** 2)
+    return 0.5 * jnp.sum(jnp.where(known, error, 0) ** 2) / nlp.counted
 
 
 def states_at_samples(nlp: NLP, x: Array) -> Float[Array, "samples state"]:
@@ -380,6 +383,16 @@ def terms(nlp: NLP, z: Float[Array, " variables"]) -> Float[Array, "nodes terms"
 @eqx.filter_jit
 def _misfit(nlp: NLP, z: Array) -> Float[Array, ""]:
     return misfit(nlp, z)
+
+
+@eqx.filter_jit
+def _costs(nlp: NLP, z: Array) -> Float[Array, ""]:
+    return costs(nlp, z)
+
+
+def costs_of(nlp: NLP, z: Float[np.ndarray, " variables"]) -> float:
+    """Return the objective but for the misfit, compiled."""
+    return float(_costs(nlp, jnp.asarray(z)))
 
 
 def misfit_of(nlp: NLP, z: Float[np.ndarray, " variables"]) -> float:

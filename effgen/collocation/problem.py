@@ -152,7 +152,9 @@ class Problem(eqx.Module):
         outputs = self.data[0].ys.shape[1]
         if num_states is None and observe is not None:
             raise ValueError("pass `num_states`, which `observe` does not tell.")
-        size = _count("num_states", outputs if num_states is None else num_states)
+        size = checked_count(
+            "num_states", outputs if num_states is None else num_states
+        )
         if observe is None and size != outputs:
             raise ValueError(
                 f"`ys` has {outputs} columns and there are {size} states: pass "
@@ -192,7 +194,9 @@ class Problem(eqx.Module):
         self.lagrange, self.mayer, self.penalty = lagrange, mayer, penalty
         if lagrange is None and mayer is None:
             _check_seen(self.data)
-        self.weight_decay = jax.tree.map(_weight, weight_decay)
+        self.weight_decay = jax.tree.map(
+            _weight, weight_decay, is_leaf=lambda leaf: leaf is None
+        )
 
     def without_data(self) -> "Problem":
         """Return the problem's functions and scales alone, which can be compiled.
@@ -244,7 +248,8 @@ def _check_seen(data: Sequence[Trajectory]) -> None:
         )
 
 
-def _count(name: str, value: Any) -> int:
+def checked_count(name: str, value: Any) -> int:
+    """Return a positive integer, or raise `ValueError` by name."""
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole or value < 1:
         raise ValueError(f"`{name}` is {value}: pass a positive integer.")
@@ -252,7 +257,9 @@ def _count(name: str, value: Any) -> int:
 
 
 def _weight(weight: Any) -> np.ndarray:
-    if not (np.ndim(weight) == 0 and np.isfinite(weight) and weight >= 0):
+    if weight is None or not (
+        np.ndim(weight) == 0 and np.isfinite(weight) and weight >= 0
+    ):
         raise ValueError(
             f"`weight_decay` is {weight}: pass a number of at least 0, or a pytree of "
             "such, like the networks or a part of their tree."

@@ -14,7 +14,7 @@ from .curvature import LimitedMemory
 from .elimination import eliminated, sample_slopes
 from .evaluator import Evaluator
 from .inputs import inputs_at
-from .problem import Problem, as_model
+from .problem import Model, Problem, as_model
 from .radau import radau
 from .solution import OTHER_MESH, Solution, same_mesh
 from .switches import Switches, switches
@@ -54,11 +54,25 @@ def residuals(
         ValueError: For times outside of the trajectory, or a trajectory that is not
             there.
     """
-    ts = np.atleast_1d(np.asarray(ts, np.float64))
-    states = solution(ts, trajectory)
+    there, rate = solution.mesh_times(ts, trajectory)
+    found = _on_mesh(problem, as_model(model), solution, there, trajectory)
+    num = problem.num_states - problem.num_algebraic
+    return np.where(np.arange(found.shape[1]) < num, found * rate[:, None], found)
+
+
+def _on_mesh(
+    problem: Problem, model: Model, solution: Solution, ts: np.ndarray, trajectory: int
+) -> Float[np.ndarray, "ts state"]:
+    """Return the residuals by the mesh's clock, at times on it.
+
+    At an edge those of the interval that ends there, with the law of just before.
+    """
+    states = solution.on_mesh(ts, trajectory)
     inputs = inputs_at(problem.data[trajectory], ts)
-    field = field_at(problem.vector_field, as_model(model), ts, states, inputs)
-    slopes = solution.derivative(ts, trajectory)
+    at_edge = np.isin(ts, np.asarray(solution.edges[trajectory])[1:])
+    just = np.where(at_edge, np.nextafter(ts, -np.inf), ts)
+    field = field_at(problem.vector_field, model, just, states, inputs)
+    slopes = solution.slopes_on_mesh(ts, trajectory)
     differential = problem.num_states - problem.num_algebraic
     slopes[:, differential:] = 0
     divisor = np.where(np.arange(problem.num_states) < differential, problem.nominal, 1)
@@ -86,7 +100,7 @@ def interval_errors(
     middle = (points[1:] + points[:-1]) / 2
     lengths = np.diff(edges)
     ts = edges[:-1, None] + lengths[:, None] * middle
-    found = residuals(problem, model, solution, ts.ravel(), trajectory)
+    found = _on_mesh(problem, as_model(model), solution, ts.ravel(), trajectory)
     return lengths * np.abs(found).max(axis=1).reshape(ts.shape).max(axis=1)
 
 

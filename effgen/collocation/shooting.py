@@ -1,5 +1,6 @@
-"""The solver in the loop: simulation by diffrax, and training through it."""
+"""The solver in the loop: trajectories cut into segments, and training through them."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import diffrax
@@ -8,47 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractTrainer
 from effgen.core.update import apply_gradients, init_opt_state
 
+from .bounded import check_kept, in_bounds, started
 from .inputs import knots
-from .problem import Model, Problem, as_model, as_numbers
+from .integration import NO_ALGEBRAIC, Integration, Sampled, integrated
+from .problem import Model, Problem, as_numbers, checked_count
 from .solution import Solution
-
-
-NO_ALGEBRAIC = (
-    "algebraic states are for collocation: there is no ODE solver for them. `simulate` "
-    "takes them."
-)
-
-
-class Integration(NamedTuple):
-    """How diffrax is to solve."""
-
-    solver: diffrax.AbstractSolver = diffrax.Tsit5()
-    adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint()
-    rtol: float = 1e-6
-    atol: float = 1e-6
-    max_steps: int = 4_096
-
-
-class Sampled(eqx.Module):
-    """Inputs as a function of the time, linear between samples."""
-
-    grid: Float[Array, " grid"]
-    values: Float[Array, "grid inputs"]
-
-    def __call__(self, t: Array) -> Float[Array, " inputs"]:
-        """Return the inputs at `t`."""
-        return jax.vmap(lambda u: jnp.interp(t, self.grid, u))(self.values.T)
-
-
-def no_inputs(t: Array) -> Float[Array, " 0"]:
-    """Return what a problem without inputs has of them."""
-    return jnp.zeros(0)
 
 
 class Segments(NamedTuple):
@@ -88,10 +59,9 @@ def segments_of(problem: Problem, per_trajectory: int = 1) -> Segments:
         The segments of all trajectories in turn.
 
     Raises:
-        ValueError: For fewer than one segment, algebraic states, or doses.
+        ValueError: For no number of segments, algebraic states, or doses.
     """
-    if per_trajectory < 1:
-        raise ValueError(f"`per_trajectory` is {per_trajectory}: pass at least 1.")
+    checked_count("per_trajectory", per_trajectory)
     if problem.num_algebraic:
         raise ValueError(NO_ALGEBRAIC)
     if any(trajectory.doses for trajectory in problem.data):
@@ -148,12 +118,13 @@ class Shot(eqx.Module):
 class ShootingTrainer(AbstractTrainer):
     """The baseline with an ODE solver in the loop, single or multiple shooting.
 
-        loss = misfit of the problem + weight_decay |nets|^2 / 2
+        loss = objective of the problem
                + continuity * mean |(end of a segment - start of the next) / nominal|^2
 
     Batches are `[segments_of(problem, n)] * num_steps`; with `n = 1` it is single
-    shooting. Starts are trained with the model, but for what `initial` fixes. Costs,
-    constraints, bounds, `penalty` and the scale of `initial` are not used.
+    shooting. Starts are trained with the model, but for what `initial` fixes. After
+    each step parameters are moved into their bounds. The integral of `lagrange` is one
+    more state of the solver.
 
     Arguments:
         optim: The optax optimizer.
@@ -164,6 +135,10 @@ class ShootingTrainer(AbstractTrainer):
         rtol: The relative tolerance of the solver.
         atol: The absolute tolerance, in the states' units.
         max_steps: The most steps of one solve; past them the loss is NaN.
+
+    Raises:
+        ValueError: For a problem with constraints, switches or bounds of states, and
+            for settings out of range.
 
     Source:
         Chen, Rubanova, Bettencourt and Duvenaud (2018); Bock and Plitt (1984).
@@ -193,12 +168,20 @@ class ShootingTrainer(AbstractTrainer):
         max_steps: int = 4_096,
     ) -> None:
         """Keep the problem without its data, which the batches have."""
+        left_out = ("constraints", "switches", "state_bounds")
+        check_kept(problem, "ShootingTrainer", left_out)
         self.optim, self.continuity = optim, continuity
         self.problem = problem.without_data()
         default = Integration()
         self.solver = default.solver if solver is None else solver
         self.adjoint = default.adjoint if adjoint is None else adjoint
-        self.rtol, self.atol, self.max_steps = rtol, atol, max_steps
+        for name, value in (("rtol", rtol), ("atol", atol)):
+            if not 0 < value < np.inf:
+                raise ValueError(f"`{name}` is {value}: pass a positive number.")
+        if not 0 <= continuity < np.inf:
+            raise ValueError(f"`continuity` is {continuity}: pass a number from 0 on.")
+        self.rtol, self.atol = rtol, atol
+        self.max_steps = checked_count("max_steps", max_steps)
 
     @property
     def integration(self) -> Integration:
@@ -220,6 +203,7 @@ class ShootingTrainer(AbstractTrainer):
 
         Raises:
             TypeError: Without `memory`.
+            ValueError: For `parameter_bounds` that cross or are not like parameters.
         """
         if memory is None:
             raise TypeError(
@@ -231,7 +215,8 @@ class ShootingTrainer(AbstractTrainer):
             guess(float(t), int(i))[0] / self.problem.nominal
             for t, i in zip(segments.first, segments.trajectory, strict=True)
         ]
-        shot = Shot(as_numbers(model), jnp.asarray(np.stack(starts)))
+        first = started(self.problem, as_numbers(model))
+        shot = Shot(first, jnp.asarray(np.stack(starts)))
         return TrainState.start(shot, init_opt_state(self.optim, shot), None)
 
     def step(
@@ -259,6 +244,7 @@ class ShootingTrainer(AbstractTrainer):
             value=loss,
             value_fn=lambda shot: self._loss(shot, batch)[0],
         )
+        shot = Shot(in_bounds(self.problem, shot.model), shot.starts)
         norm = optax.tree.norm(gradients)
         metrics = {"loss": loss, "misfit": parts[0], "gap": parts[1], "grad_norm": norm}
         return state.advance(shot, opt_state, None), metrics
@@ -284,117 +270,102 @@ class ShootingTrainer(AbstractTrainer):
         problem = self.problem
         nominal = jnp.asarray(problem.nominal)
         starts = self._starts(shot, batch) * nominal[None]
-        found, ends = jax.vmap(lambda x, row: self._solved(shot.model, x, row))(
+        found, ends, spent = jax.vmap(lambda x, row: self._solved(shot.model, x, row))(
             starts, batch
         )
         error = (found - batch.ys) / jnp.asarray(problem.scale)[None, None]
         error = jnp.where(batch.mask, error, 0)
-        misfit = 0.5 * jnp.sum(error**2) / jnp.maximum(jnp.sum(batch.mask), 1)
+        counted = jnp.maximum(jnp.sum(batch.mask), 1)
+        misfit = 0.5 * jnp.sum(error**2) / counted
         jumps = (ends - jnp.roll(starts, -1, axis=0)) / nominal[None]
         jumps = jnp.where(batch.joined[:, None], jumps, 0)
         gap = jnp.sum(jumps**2) / jnp.maximum(jnp.sum(batch.joined), 1)
-        loss = misfit + self.continuity * gap + problem.decay(shot.model.networks)
+        loss = misfit + self._prior(starts, batch) / counted + self.continuity * gap
+        loss += jnp.sum(spent) + self._costs(shot.model, starts, ends, batch)
         return loss, (misfit, jnp.sqrt(gap))
+
+    def _prior(self, starts: Array, batch: Segments) -> Float[Array, ""]:
+        """Return what `initial` with a scale says of where trajectories start."""
+        initial = self.problem.initial
+        if initial is None or initial.scale is None:
+            return jnp.zeros(())
+        values, scale = (
+            _by_segment(value, starts, batch)
+            for value in (initial.values, initial.scale)
+        )
+        known = _begins(batch)[:, None] & ~jnp.isnan(values)
+        error = jnp.where(known, (starts - jnp.where(known, values, 0)) / scale, 0)
+        return 0.5 * jnp.sum(error**2)
+
+    def _costs(
+        self, model: Model, starts: Array, ends: Array, batch: Segments
+    ) -> Float[Array, ""]:
+        """Return the costs but for the integral: of the model, and of the ends."""
+        problem = self.problem
+        given = (model.parameters, model.networks)
+        cost = problem.decay(model.networks)
+        if problem.penalty is not None:
+            cost += jnp.reshape(problem.penalty(*given), ())
+        if problem.mayer is None:
+            return cost
+        mayer = problem.mayer
+        same = batch.trajectory[:, None] == batch.trajectory[None]
+        first = jnp.argmax(same, axis=1)
+        last = len(same) - 1 - jnp.argmax(same[:, ::-1], axis=1)
+        each = jax.vmap(lambda x, y: jnp.reshape(mayer(x, y, *given), ()))
+        return cost + jnp.sum(each(starts[first], ends[last]) * ~batch.joined)
 
     def _starts(self, shot: Shot, batch: Segments) -> Float[Array, "segments state"]:
         initial = self.problem.initial
         if initial is None or initial.scale is not None:
             return shot.starts
-        values = jnp.asarray(initial.values, shot.starts.dtype)
-        rows = jnp.broadcast_to(
-            values if values.ndim == 1 else values[batch.trajectory], shot.starts.shape
-        )
-        first = jnp.concatenate([jnp.ones(1, bool), ~batch.joined[:-1]])
-        fixed = first[:, None] & ~jnp.isnan(rows)
+        rows = _by_segment(initial.values, shot.starts, batch)
+        fixed = _begins(batch)[:, None] & ~jnp.isnan(rows)
         held = rows / jnp.asarray(self.problem.nominal)[None]
         return jnp.where(fixed, jnp.where(fixed, held, 0), shot.starts)
 
-    def _solved(self, model: Model, x: Array, row: Segments) -> tuple[Array, Array]:
+    def _solved(
+        self, model: Model, x: Array, row: Segments
+    ) -> tuple[Array, Array, Array]:
+        """Return a segment's outputs, its last state, and its integral of costs."""
         inputs = Sampled(row.grid, row.inputs)
         ts = jnp.concatenate([row.ts, row.last[None]])
-        states = integrated(
-            self.problem, self.integration, model, x, row.first, ts, inputs
-        )
+        problem, size = self.problem, len(x)
+        if problem.lagrange is not None:
+            law = _WithCost(problem.vector_field, problem.lagrange)
+            problem = eqx.tree_at(lambda p: p.vector_field, problem, law)
+            x = jnp.concatenate([x, jnp.zeros(1, x.dtype)])
+        found = integrated(problem, self.integration, model, x, row.first, ts, inputs)
+        states, spent = found[:, :size], jnp.sum(found[-1, size:])
         given = (model.parameters, model.networks)
         outputs = jax.vmap(lambda t, x: self.problem.outputs(t, x, inputs(t), *given))(
             row.ts, states[:-1]
         )
-        return outputs, states[-1]
+        return outputs, states[-1], spent
 
 
-def integrated(
-    problem: Problem,
-    integration: Integration,
-    model: Model,
-    x: Array,
-    first: Array,
-    ts: Array,
-    inputs: Any,
-    stops: tuple[Array, Array] | None = None,
-) -> Float[Array, "ts state"]:
-    """Solve to the last of `ts`; NaN if that fails. Steps end at `stops` (pulses)."""
-    controller = diffrax.PIDController(integration.rtol, integration.atol)
-    if stops is not None:
-        steps, jumps = (part if len(part) else None for part in stops)
-        controller = diffrax.ClipStepSizeController(controller, steps, jumps)
-    given = (model.parameters, model.networks)
-    field = lambda t, x, args: problem.vector_field(t, x, inputs(t), *given)
-    solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(field),
-        integration.solver,
-        t0=first,
-        t1=ts[-1],
-        dt0=None,
-        y0=x,
-        saveat=diffrax.SaveAt(ts=ts),
-        stepsize_controller=controller,
-        adjoint=integration.adjoint,
-        max_steps=integration.max_steps + sum(map(len, stops or ())),
-        throw=False,
-    )
-    ys = solution.ys
-    assert ys is not None
-    good = solution.result == diffrax.RESULTS.successful
-    return jnp.where(good, ys, jnp.nan)
+class _WithCost(eqx.Module):
+    """A law with one more state, the integral of a cost by time."""
+
+    vector_field: Callable[..., Array]
+    lagrange: Callable[..., Array]
+
+    def __call__(self, t: Any, x: Array, *rest: Any) -> Array:
+        """Return the states' derivatives, and the cost by time."""
+        slopes = jnp.asarray(self.vector_field(t, x[:-1], *rest))
+        cost = jnp.reshape(self.lagrange(t, x[:-1], *rest), 1)
+        return jnp.concatenate([slopes, cost.astype(slopes.dtype)])
 
 
-def integrate(
-    problem: Problem,
-    model: PyTree,
-    start: ArrayLike,
-    ts: ArrayLike,
-    inputs: Any = None,
-    *,
-    solver: diffrax.AbstractSolver | None = None,
-    adjoint: diffrax.AbstractAdjoint | None = None,
-    rtol: float = 1e-8,
-    atol: float = 1e-8,
-) -> Float[Array, "ts state"]:
-    """Return what `simulate` does, for JAX to transform; NaN where the solver fails.
+def _begins(batch: Segments) -> Bool[Array, " segments"]:
+    """Return which segments begin a trajectory."""
+    return jnp.concatenate([jnp.ones(1, bool), ~batch.joined[:-1]])
 
-    Arguments:
-        problem: The problem whose law is integrated.
-        model: The trained model.
-        start: The state at the first time, `(state,)`, in its units.
-        ts: Times that rise, `(ts,)`.
-        inputs: A function of the time to `(inputs,)` that JAX can trace.
-        solver: Diffrax's; `Tsit5` by default, `Kvaerno5()` for stiff models.
-        adjoint: Diffrax's; by default reverse, `ForwardMode()` for forward derivatives.
-        rtol: The relative tolerance.
-        atol: The absolute tolerance, in the states' units.
 
-    Returns:
-        The states at `ts`, `(ts, state)`.
-
-    Raises:
-        ValueError: For a problem with algebraic states.
-    """
-    if problem.num_algebraic:
-        raise ValueError(NO_ALGEBRAIC)
-    known = no_inputs if inputs is None else inputs
-    chosen = Integration().adjoint if adjoint is None else adjoint
-    solver = Integration().solver if solver is None else solver
-    integration = Integration(solver, adjoint=chosen, rtol=rtol, atol=atol)
-    x, ts = jnp.asarray(start, float), jnp.asarray(ts, float)
-    stops = None if inputs is None else (ts, ts[:0])
-    return integrated(problem, integration, as_model(model), x, ts[0], ts, known, stops)
+def _by_segment(
+    value: Any, starts: Array, batch: Segments
+) -> Float[Array, "segments state"]:
+    """Return a number, `(state,)` or `(trajectories, state)`, of each segment."""
+    array = jnp.asarray(value, starts.dtype)
+    rows = array[batch.trajectory] if array.ndim == 2 and len(array) > 1 else array
+    return jnp.broadcast_to(rows, starts.shape)

@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from .doses import check_amount, checked_doses, with_doses
+from .integration import Integration, integrate, no_inputs
 from .model import as_model
 from .problem import Problem
-from .shooting import Integration, integrate, no_inputs
 from .stepping import stepped
 
 

@@ -7,6 +7,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int
 
+from .clocks import mesh_times, true_times
 from .mesh import Mesh, node_times, within
 from .problem import Table
 from .radau import radau
@@ -32,6 +33,9 @@ class Solution(eqx.Module):
             estimated; else `None`.
         shifts: What doses add where an interval starts, `(intervals, state)`; `None`
             without doses.
+        switches: The time of each switch, with the sample before, where it stands on
+            the mesh, and the sample after, `(switches, 4)`; `None` without switches.
+            `edges` are on the mesh's clock.
     """
 
     edges: tuple[Float[Table, " edges"], ...]
@@ -39,6 +43,7 @@ class Solution(eqx.Module):
     stages: int = eqx.field(static=True)
     scale: Float[Table, " outputs"] | None = None
     shifts: Float[Table, "intervals state"] | None = None
+    switches: Float[Table, "switches 4"] | None = None
 
     def __call__(
         self, ts: ArrayLike, trajectory: int = 0
@@ -59,13 +64,12 @@ class Solution(eqx.Module):
             ValueError: For times outside of the trajectory, or a trajectory that is not
                 there.
         """
-        ts = np.atleast_1d(np.asarray(ts, np.float64))
-        edges = self._edges_of(trajectory)
-        if not np.all((ts >= edges[0]) & (ts <= edges[-1])):
-            raise ValueError(
-                f"`ts` leaves the trajectory, from {edges[0]} to {edges[-1]}: simulate "
-                "the model to go beyond."
-            )
+        return self.on_mesh(self.mesh_times(ts, trajectory)[0], trajectory)
+
+    def on_mesh(
+        self, ts: Float[np.ndarray, " ts"], trajectory: int
+    ) -> Float[np.ndarray, "ts state"]:
+        """Return the states at times on the mesh's clock, which are inside of it."""
         interval, basis, _ = self._at(trajectory, ts)
         found = np.einsum("tk,tkn->tn", basis, self.at_points(interval))
         at_start = basis[:, 0] == 1  # of the first interval: else it is the end of one
@@ -77,18 +81,23 @@ class Solution(eqx.Module):
         """Return the polynomials' derivatives at `ts`.
 
         Arguments:
-            ts: Times, a number or `(ts,)`. Outside of the trajectory the first or last
-                polynomial goes on.
+            ts: Times within the trajectory, a number or `(ts,)`.
             trajectory: Which trajectory, counted from 0.
 
         Returns:
             The derivatives, `(ts, state)`, in the states' units by time.
 
         Raises:
-            ValueError: For a trajectory that is not there.
+            ValueError: For times outside of the trajectory, or a trajectory that is not
+                there.
         """
-        ts = np.atleast_1d(np.asarray(ts, np.float64))
-        self._edges_of(trajectory)
+        there, rate = self.mesh_times(ts, trajectory)
+        return self.slopes_on_mesh(there, trajectory) * rate[:, None]
+
+    def slopes_on_mesh(
+        self, ts: Float[np.ndarray, " ts"], trajectory: int
+    ) -> Float[np.ndarray, "ts state"]:
+        """Return the derivatives by the mesh's clock, at times on it."""
         interval, basis, lengths = self._at(trajectory, ts)
         table = full_slopes(self.stages) / lengths[:, None, None]
         slopes = np.einsum("tk,tkl->tl", basis, table)
@@ -106,7 +115,42 @@ class Solution(eqx.Module):
         Raises:
             ValueError: For a trajectory that is not there.
         """
-        return node_times(self._edges_of(trajectory), self.stages)
+        there = node_times(self._edges_of(trajectory), self.stages)
+        return true_times(self._switches(), there)
+
+    def mesh_times(
+        self, ts: ArrayLike, trajectory: int
+    ) -> tuple[Float[np.ndarray, " ts"], Float[np.ndarray, " ts"]]:
+        """Return times on the mesh's clock, and its rate there.
+
+        They differ around switches alone.
+
+        Arguments:
+            ts: Times within the trajectory, a number or `(ts,)`.
+            trajectory: Which trajectory, counted from 0.
+
+        Returns:
+            The times on the mesh, and the rate by time, each `(ts,)`.
+
+        Raises:
+            ValueError: For times outside of the trajectory, or a trajectory that is not
+                there.
+        """
+        times = np.atleast_1d(np.asarray(ts, np.float64))
+        if times.ndim != 1:
+            raise ValueError(f"`ts` has shape {times.shape}: pass a number, or (ts,).")
+        edges = self._edges_of(trajectory)
+        there, rate = mesh_times(self._switches(), times, edges[0])
+        if not np.all((there >= edges[0]) & (there <= edges[-1])):
+            first, last = true_times(self._switches(), edges[[0, -1]])
+            raise ValueError(
+                f"`ts` leaves the trajectory, from {first} to {last}: simulate the "
+                "model to go beyond."
+            )
+        return there, rate
+
+    def _switches(self) -> np.ndarray | None:
+        return None if self.switches is None else np.asarray(self.switches)
 
     def at_points(
         self, intervals: Int[np.ndarray, " rows"]
@@ -201,10 +245,11 @@ def solution_on(
     mesh: Mesh,
     positions: Float[Table, "nodes state"],
     scale: Float[Table, " outputs"] | None = None,
+    switches: Float[Table, "switches 4"] | None = None,
 ) -> Solution:
     """Return the solution that states at a mesh's nodes are."""
     shifts = mesh.shifts if np.any(mesh.shifts) else None
-    return Solution(mesh.edges, positions, mesh.stages, scale, shifts)
+    return Solution(mesh.edges, positions, mesh.stages, scale, shifts, switches)
 
 
 def prolonged(
@@ -220,7 +265,7 @@ def prolonged(
         positions[:] = np.asarray(guess().positions)
     for i in range(len(edges)):
         mine = known & (owner == i)
-        positions[mine] = solution(times[mine], i)
+        positions[mine] = solution.on_mesh(times[mine], i)
     return solution_on(mesh, positions, solution.scale)
 
 

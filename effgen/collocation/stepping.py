@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .integration import Integration
 from .model import Model
 from .problem import Problem
 from .radau import radau
-from .shooting import Integration
 
 
 _STAGES = 4

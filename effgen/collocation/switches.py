@@ -45,7 +45,7 @@ def switches(
         return nothing
 
     def law(ts: np.ndarray, at: np.ndarray | None = None) -> np.ndarray:
-        states = solution(ts if at is None else at, trajectory)
+        states = solution.on_mesh(ts if at is None else at, trajectory)
         inputs = inputs_at(problem.data[trajectory], ts if at is None else at)
         found = field_at(problem.vector_field, model, ts, states, inputs)
         return found / problem.nominal

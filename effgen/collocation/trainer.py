@@ -18,6 +18,7 @@ from effgen.core.trainer import AbstractHostTrainer
 
 from . import attempts, ipopt
 from .cautions import warn_of_solution, warn_of_unused
+from .clocks import switches_of
 from .curvature import AbstractCurvature, ExactHessian
 from .evaluator import Evaluator
 from .mesh import make_mesh
@@ -190,10 +191,12 @@ class CollocationTrainer(AbstractHostTrainer):
             scale, evaluator, solved = new_scale, other, attempts.after(solved, again)
         x, flat = nlp.split(jnp.asarray(solved.point.z))
         positions = np.asarray(x) * batch.problem.nominal
-        end = solution_on(mesh, positions, scale)
-        found = unpacked(shapes, solved.point)
-        arrays = jax.tree.map(jnp.asarray, (end, found))
-        new = state.advance(nlp.model(flat), arrays[1], arrays[0])
+        found = nlp.model(flat)
+        moved = switches_of(batch.problem.brackets, found.parameters)
+        end = solution_on(mesh, positions, scale, moved)
+        multipliers = unpacked(shapes, solved.point)
+        arrays = jax.tree.map(jnp.asarray, (end, multipliers))
+        new = state.advance(found, arrays[1], arrays[0])
         self._warn(solved, batch, nlp, limits)
         if batch.final and attempts.sound(solved) and time.perf_counter() < deadline:
             warn_of_solution(batch, evaluator, new.memory, new.model)

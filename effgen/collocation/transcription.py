@@ -9,6 +9,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import PyTree
 
+from .clocks import switches_of
 from .guesses import interpolated, simulated
 from .inference import inferred
 from .mesh import (
@@ -31,6 +32,7 @@ from .problem import (
     ModelConstraint,
     PathConstraint,
     Problem,
+    as_model,
     flat_bounds,
 )
 from .solution import Multipliers, Solution, solution_on
@@ -96,7 +98,8 @@ class Transcription(eqx.Module):
         """
         solver = diffrax.Tsit5() if solver is None else solver
         found = simulated(self.problem, self.mesh, model, solver)
-        return solution_on(self.mesh, found)
+        moved = switches_of(self.problem.brackets, as_model(model).parameters)
+        return solution_on(self.mesh, found, switches=moved)
 
     def program(self, model: Model) -> NLP:
         """Return the nonlinear program for models of this shape.

@@ -18,7 +18,7 @@ from .information import Information, information, open_names
 from .nlp import NLP, ravel, unravel
 from .noise import estimated, leverages
 from .points import Point
-from .problem import Model, names_of_model
+from .problem import Model, Problem, as_numbers, names_of_model
 from .solution import OTHER_MESH, same_mesh
 from .transcription import Transcription, limits_of, packed, weighed
 
@@ -79,7 +79,8 @@ def covariance(
             residuals.
 
     Raises:
-        ValueError: If the state is of another mesh; if the data leave a direction open,
+        ValueError: If the state is of another mesh; for a `noise` that is not positive
+            where an output is measured; if the data leave a direction open,
             with the names of what it moves; if no sample is left to estimate a noise
             from; if the point is no minimum; for `LimitedMemory()`.
 
@@ -88,6 +89,7 @@ def covariance(
     """
     if not same_mesh(state.memory, transcription.mesh) or state.opt_state is None:
         raise ValueError(OTHER_MESH)
+    known = None if noise is None else _checked(noise, transcription.problem)
     weighted = weighed(transcription, state.memory)
     nlp = weighted.program(state.model)
     evaluator = Evaluator(nlp, curvature)
@@ -101,7 +103,7 @@ def covariance(
             "Fix one of them, add a prior such as `weight_decay`, or pass more data."
         )
     asked = weighted.problem.scale / transcription.problem.scale
-    known = None if noise is None else np.asarray(noise, float) / asked
+    known = None if known is None else known / asked
     deviations, pooled = estimated(found, nlp, known)
     root = _root(found, deviations, pooled) / np.sqrt(float(nlp.counted))
     variances, block = _moments(found, root, nlp)
@@ -114,6 +116,24 @@ def covariance(
         leverages(found, nlp)[0],
         tuple(names_of_model(nlp.template)),
     )
+
+
+def _checked(noise: ArrayLike, problem: Problem) -> Float[np.ndarray, " outputs"]:
+    """Return the noise of each output, checked; one where nothing is measured."""
+    given = np.asarray(noise, float)
+    seen = np.any([np.any(~np.isnan(t.ys), axis=0) for t in problem.data], axis=0)
+    if given.shape not in ((), (1,), seen.shape):
+        raise ValueError(
+            f"`noise` has shape {given.shape}: pass a number or ({len(seen)},), one "
+            "for each output."
+        )
+    found = np.where(seen, np.broadcast_to(given, seen.shape), 1.0)
+    if not (np.all(np.isfinite(found)) and np.all(found > 0)):
+        raise ValueError(
+            f"`noise` is {given}: pass positive numbers, the standard deviation of "
+            "residuals divided by `problem.scale`, or `None` to estimate it."
+        )
+    return found
 
 
 def _root(found: Information, noise: np.ndarray, pooled: float) -> np.ndarray:
@@ -162,8 +182,22 @@ def propagated(
 
     Returns:
         The standard deviations, in the shape and units of `function(model)`.
+
+    Raises:
+        ValueError: For a `covariance` of another shape, or of negative variances.
     """
-    flat = ravel(model)
+    model = as_numbers(model)
+    flat, moments = ravel(model), np.asarray(covariance)
+    if moments.shape != (len(flat), len(flat)):
+        raise ValueError(
+            f"`covariance` has shape {moments.shape} and the model {len(flat)} "
+            "numbers: pass that of the raveled model, `covariance(...).model`."
+        )
+    if not (np.all(np.isfinite(moments)) and np.all(np.diag(moments) >= 0)):
+        raise ValueError(
+            "`covariance` has variances that are negative, or numbers that are not "
+            "finite: pass `covariance(...).model`."
+        )
     at = lambda flat: jnp.asarray(function(unravel(model, flat)))
     jacobian = eqx.filter_jit(jax.jacfwd(at))(flat)
     moments = jnp.einsum(

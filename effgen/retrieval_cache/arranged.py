@@ -122,7 +122,12 @@ def clusters(
     """Return the cluster of each document, by k-means on some 30,000 of them.
 
     It is for `ArrangedMinibatches`, anew every epoch or so, as towers change. A cache
-    has embeddings: `rows.embeddings()`, row by row, of the documents in `ids`.
+    has embeddings, in an order of its own and with rows that are free:
+
+        there = np.flatnonzero(np.asarray(cache.ids) >= 0)
+        labels = np.zeros(num_documents, np.int32)
+        embeddings = np.asarray(cache.rows.embeddings())[there]
+        labels[np.asarray(cache.ids)[there]] = clusters(embeddings, key=key)
 
     Arguments:
         embeddings: One row a document, `(documents, size)`.
@@ -136,6 +141,9 @@ def clusters(
     Raises:
         ValueError: For embeddings that are not finite or no matrix, and for more
             clusters than documents, or than 30,000.
+
+    Warns:
+        UserWarning: For rows of zeros, which a cache's free rows are.
     """
     from scipy.cluster.vq import kmeans2, vq  # takes time to import
 
@@ -146,6 +154,7 @@ def clusters(
             "`(documents, size)`."
         )
     check_finite(jnp.asarray(given))
+    _warn_of_zeros(given)
     num = max(1, math.isqrt(len(given))) if num is None else num
     if not 1 <= num <= min(len(given), _FITTED):
         raise ValueError(
@@ -159,6 +168,19 @@ def clusters(
         warnings.filterwarnings("ignore", message="One of the clusters is empty")
         centers, _ = kmeans2(some, num, iter=_ROUNDS, minit="points", rng=generator)
     return vq(given, centers)[0].astype(np.int32)
+
+
+def _warn_of_zeros(given: np.ndarray) -> None:
+    zeros = np.flatnonzero(~given.any(axis=1))
+    if len(zeros):
+        warnings.warn(
+            f"{len(zeros)} of {len(given)} `embeddings` are zeros, the first row "
+            f"{zeros[0]}: they are free rows of a cache, or documents that were never "
+            "embedded, and would be a cluster; pass the rows where `cache.ids >= 0`, "
+            "whose documents these are.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _grouped(

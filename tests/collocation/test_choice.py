@@ -92,11 +92,40 @@ def test_the_evidence_of_a_linear_law_is_a_closed_form():
     )
 
 
+def test_a_prior_of_the_start_has_its_part_in_the_evidence():
+    """The evidence of a straight line whose start has a prior, and flat its slope."""
+    ys, prior = 1 + 0.3 * TS + noise(), 0.02
+    field = lambda t, x, u, p, nets: p["slope"] * jnp.ones(1)
+    trainer, design = co.CollocationTrainer(tol=1e-12), np.stack([np.ones(41), TS], 1)
+    gaps = []
+    for mean in (1.0, 1.05):
+        initial = co.Initial([mean], prior)
+        problem = co.Problem(field, (TS, ys), scale=0.02, initial=initial)
+        level = co.transcribe(problem, intervals=2)
+        state = trainer.init(co.Model({"slope": 0.0}, None), level.guess())
+        state, _ = eg.fit(trainer, state, [level], key=KEY)
+        found = co.evidence(level, state)
+        variance = float(found.noise[0] ** 2)
+        width = variance * (prior / 0.02) ** 2  # as many noises as `scale` says
+        precision = design.T @ design / variance + np.diag([1 / width, 0])
+        right = design.T @ ys / variance + np.array([mean / width, 0])
+        square = ys @ ys / variance + mean**2 / width
+        square -= right @ np.linalg.solve(precision, right)
+        log = -(square + 41 * np.log(variance) + np.linalg.slogdet(precision)[1]) / 2
+        gaps.append(found.log_evidence - log)
+    np.testing.assert_allclose(gaps[1], gaps[0], atol=1e-6)
+
+
 def test_what_cannot_be_chosen_is_named(deviation):
     trainer, level = co.CollocationTrainer(), level_of(3 * np.exp(-0.5 * TS))
     bare = co.Model({"rate": 1.0}, None)
     with pytest.raises(ValueError, match="the model has no networks"):
         co.choose(trainer, bare, level, key=KEY)
     state = trainer.init(co.Model({"rate": 1.0}, deviation), level.guess())
+    parts = level_of(3 * np.exp(-0.5 * TS), weight_decay={"first": 1.0, "last": 2.0})
+    with pytest.raises(ValueError, match=r"`weight_decay` is \{'first': 1.0"):
+        co.choose(trainer, co.Model({"rate": 1.0}, deviation), parts, key=KEY)
+    with pytest.raises(ValueError, match="whose weights have one prior"):
+        co.evidence(parts, state)
     with pytest.raises(ValueError, match="not solved on this transcription"):
         co.evidence(level, state)

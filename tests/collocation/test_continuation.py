@@ -30,7 +30,9 @@ def test_windows_cut_sampled_inputs():
     assert co.windows(problem, (0.5, 1.0))[0].data[0].inputs.shape == (3, 1)
 
 
-@pytest.mark.parametrize("shares", [(0.5,), (0.5, 0.2, 1.0), (0.0, 1.0), (1.0, 2.0)])
+@pytest.mark.parametrize(
+    "shares", [(), (0.5,), (0.5, 0.2, 1.0), (0.0, 1.0), (1.0, 2.0)]
+)
 def test_windows_that_do_not_grow_to_the_whole(shares):
     with pytest.raises(ValueError, match="`shares` is"):
         co.windows(decaying(), shares)

@@ -74,6 +74,23 @@ def test_a_bouncing_ball_tells_its_contacts():
     np.testing.assert_allclose(found["g"], GRAVITY, atol=1e-8)
     np.testing.assert_allclose(found["e"], RESTITUTION, atol=1e-8)
     np.testing.assert_allclose(found["t"], bounces()[2], atol=1e-8)
+    # Each phase ends where its contact is, not where that stands on the mesh.
+    first, _ = np.asarray(found["t"])
+    speed = GRAVITY * first
+    np.testing.assert_allclose(state.memory(first), [[0, -speed]], atol=1e-7)
+    after = state.memory(first, 1)
+    np.testing.assert_allclose(after, [[0, RESTITUTION * speed]], atol=1e-7)
+    for i in (0, 1):
+        slopes = state.memory.derivative(first, i)
+        wanted = state.memory(first, i)[0, 1]
+        np.testing.assert_allclose(slopes, [[wanted, -GRAVITY]], atol=1e-6)
+    for call in (state.memory, state.memory.derivative):
+        with pytest.raises(
+            ValueError, match=r"leaves the trajectory, from 0.0 to 0.45"
+        ):
+            call(0.46)
+        with pytest.raises(ValueError, match="leaves the trajectory"):
+            call(-0.1)
 
 
 def switching(near):
@@ -90,6 +107,16 @@ def test_a_switch_time_is_found():
     wanted = {"a": RATE, "k": LATER, "on": ON}
     for name, value in wanted.items():
         np.testing.assert_allclose(found[name], value, atol=1e-8)
+    ts = np.concatenate([np.linspace(0, 6, 601), state.memory.nodes()])
+    exact = 3 * np.exp(-RATE * ts - LATER * np.maximum(ts - ON, 0))
+    np.testing.assert_allclose(state.memory(ts)[:, 0], exact, atol=1e-6)
+    ts = ts[np.abs(ts - ON) > 1e-6]
+    exact = 3 * np.exp(-RATE * ts - LATER * np.maximum(ts - ON, 0))
+    slopes = -(RATE + LATER * (ts > ON)) * exact
+    np.testing.assert_allclose(state.memory.derivative(ts)[:, 0], slopes, atol=1e-4)
+    problem = co.Problem(decay, (TS, TS), switches=[co.Switch(lambda p: p["on"], 2.1)])
+    found = co.residuals(problem, state.model, state.memory, ts)
+    np.testing.assert_allclose(found, 0, atol=1e-4)
 
 
 def test_a_switch_that_a_sample_holds_back_is_told():

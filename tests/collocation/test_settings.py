@@ -116,6 +116,40 @@ def test_trajectories_with_and_without_inputs_are_refused():
         co.Problem(decay, [DATA, (*DATA, TS)])
 
 
+@pytest.mark.parametrize("every", [0, -1, 1.5, True])
+def test_edges_at_no_number_of_samples_are_refused(every):
+    with pytest.raises(ValueError, match=r"`every` is .*: pass a positive integer"):
+        co.aligned_edges(co.Problem(decay, DATA), every)
+
+
 def test_numpy_integers_count_intervals():
     level = co.transcribe(co.Problem(decay, DATA), intervals=np.int64(7))
     assert len(level.mesh.lengths) == 7
+
+
+def test_counts_and_shapes_that_cannot_be_are_refused_by_name():
+    problem, key = co.Problem(decay, DATA), KEY
+    level, model = co.transcribe(problem, intervals=4), co.Model({"k": 0.5}, None)
+    network = co.Model({"k": 0.5}, {"w": jnp.ones(2)})
+    trainer, sgd = co.CollocationTrainer(), optax.sgd(1.0)
+    rate = lambda model: model.parameters["k"]
+    cases = {
+        "`per_trajectory` is 1.5": lambda: co.segments_of(problem, 1.5),
+        "`continuity` is nan": lambda: co.ShootingTrainer(
+            sgd, problem, continuity=np.nan
+        ),
+        "`rtol` is -1": lambda: co.ShootingTrainer(sgd, problem, rtol=-1),
+        "`max_steps` is 0": lambda: co.ShootingTrainer(sgd, problem, max_steps=0),
+        "`num_steps` is 0": lambda: co.pretrain(model, level, key=key, num_steps=0),
+        "`rate` is -1": lambda: co.pretrain(model, level, key=key, rate=-1),
+        "`turns` is 0": lambda: co.choose(trainer, network, level, key=key, turns=0),
+        "`models` is empty": lambda: co.ensemble(trainer, [], [level], key=key),
+        "`weight_decay` is None": lambda: co.Problem(decay, DATA, weight_decay=None),
+        "`start` has shape": lambda: co.integrate(problem, model, [1.0, 2.0], TS),
+        "`ts` has shape": lambda: level.guess()(np.ones((2, 2))),
+        "`covariance` has shape": lambda: co.propagated(rate, model, np.eye(3)),
+        "`covariance` has variances": lambda: co.propagated(rate, model, -np.eye(1)),
+    }
+    for message, call in cases.items():
+        with pytest.raises(ValueError, match=message):
+            call()

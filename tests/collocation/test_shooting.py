@@ -1,5 +1,6 @@
 """The baselines with a solver in the loop, and simulation of what was trained."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,3 +82,89 @@ def test_segments_of_another_cut_are_refused():
     state = trainer.init(model, (co.segments_of(problem, 3), guess))
     with pytest.raises(ValueError, match="a batch has 2 segments and the state 6"):
         eg.fit(trainer, state, [co.segments_of(problem)] * 2, key=KEY)
+
+
+TIMES = np.linspace(0, 2, 9)
+
+
+def free(t, x, u, p, nets):
+    return -p["k"] * x
+
+
+def costly(**settings):
+    """Return one trajectory's problem, and how `settings` are added to it."""
+    return co.Problem(free, (TIMES, np.exp(-0.7 * TIMES)), scale=0.1, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        (
+            {"constraints": [co.ModelConstraint(lambda p, n: p["k"], 0, 1)]},
+            "constraints",
+        ),
+        ({"switches": [co.Switch(lambda p: p["on"], 1.1)]}, "switches"),
+        ({"state_bounds": (0.0, np.inf)}, "state_bounds"),
+        ({"lagrange": lambda t, x, u, p, nets: x[0]}, "lagrange"),
+        ({"mayer": lambda first, last, p, nets: last[0]}, "mayer"),
+    ],
+)
+def test_what_a_baseline_would_leave_out_is_refused_by_name(settings, name):
+    problem, sgd = costly(**settings), optax.sgd(1.0)
+    message = rf"the problem has `{name}`, which `.*` does not keep to: .*, or solve"
+    if name in ("constraints", "switches", "state_bounds"):
+        with pytest.raises(ValueError, match=message):
+            co.ShootingTrainer(sgd, problem)
+    if name != "state_bounds":  # no trajectory is solved
+        with pytest.raises(ValueError, match=message):
+            co.DerivativeMatchingTrainer(sgd, problem, scale=(1.0,))
+
+
+def test_scales_that_do_not_fit_the_slopes_are_refused():
+    for scale in ((1.0, 1.0), (0.0,), (np.nan,)):
+        with pytest.raises(ValueError, match="pass 1 positive numbers"):
+            co.DerivativeMatchingTrainer(optax.sgd(1.0), costly(), scale=scale)
+
+
+def test_shooting_has_all_costs_of_the_problem_and_keeps_to_its_bounds():
+    problem = costly(
+        initial=co.Initial([1.3], 0.2),
+        lagrange=lambda t, x, u, p, nets: x[0] ** 2,
+        mayer=lambda first, last, p, nets: first[0] * last[0],
+        penalty=lambda p, nets: 3 * p["k"],
+        parameter_bounds=(0.0, 0.6),
+    )
+    segments = co.segments_of(problem, 2)
+    trainer = co.ShootingTrainer(optax.sgd(1.0), problem, rtol=1e-8, atol=1e-10)
+    guess = co.transcribe(problem).guess()
+    # The start is outside of the bounds, and is moved inside.
+    state = trainer.init(co.Model({"k": 0.9}, None), (segments, guess))
+    assert float(state.model.model.parameters["k"]) == pytest.approx(0.6)
+    x, y = np.asarray(state.model.starts)[:, 0] * problem.nominal[0]
+    after, metrics = eqx.filter_jit(trainer.step)(state, segments, key=KEY)
+    share = (1 - np.exp(-1.2)) / 1.2  # of a squared start, integrated over a segment
+    ends = x * np.exp(-0.6 * TIMES), y * np.exp(-0.6 * (TIMES - 1))
+    misfit = (np.where(TIMES <= 1, *ends) - np.exp(-0.7 * TIMES)) / 0.1
+    wanted = np.sum(misfit**2) / 2 / 9 + ((x - 1.3) / 0.2) ** 2 / 2 / 9
+    wanted += (x**2 + y**2) * share + x * y * np.exp(-0.6) + 3 * 0.6
+    gap = (x * np.exp(-0.6) - y) / problem.nominal[0]
+    np.testing.assert_allclose(metrics["loss"], wanted + gap**2, rtol=1e-5)
+    assert 0 <= after.model.model.parameters["k"] <= np.float32(0.6)
+
+
+def test_matching_has_the_penalty_and_keeps_to_bounds():
+    ts = np.linspace(0, 1, 4)
+    problem = co.Problem(
+        free,
+        (ts, np.exp(-ts)),
+        parameter_bounds=({"k": 0.2}, {"k": 3.0}),
+        penalty=lambda p, nets: 100 * p["k"],
+    )
+    trainer = co.DerivativeMatchingTrainer(optax.sgd(1.0), problem, scale=(1.0,))
+    x = jnp.exp(-jnp.asarray(ts))[:, None]
+    rows = co.Slopes(jnp.asarray(ts), x, jnp.zeros((4, 0)), -x)
+    state, metrics = trainer.step(trainer.init(co.Model({"k": 1}, None)), rows, key=KEY)
+    np.testing.assert_allclose(metrics["loss"], 100.0)
+    np.testing.assert_allclose(state.model.parameters["k"], 0.2)
+    with pytest.raises(ValueError, match="two pytrees like"):
+        trainer.init(co.Model({"other": 1}, None))

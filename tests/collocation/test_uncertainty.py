@@ -39,9 +39,43 @@ def test_a_straight_line_has_the_covariance_of_least_squares(curvature):
     rows = np.stack([np.ones(len(nodes)), nodes], axis=1)
     bands = np.sqrt(np.einsum("ti,ij,tj->t", rows, exact, rows))
     np.testing.assert_allclose(found.states[:, 0], bands, rtol=1e-8)
+    for noise in (-0.3, 0.0, np.nan, [0.3, 0.3]):
+        with pytest.raises(ValueError, match="`noise` "):
+            co.covariance(transcription, state, noise=noise)
     free = co.covariance(transcription, state)
     left = ys - design @ np.linalg.lstsq(design, ys, rcond=None)[0]
     np.testing.assert_allclose(free.noise, np.sqrt(left @ left / 38), rtol=1e-8)
+
+
+def test_a_prior_of_the_start_counts_like_one_more_measured_value():
+    """`x' = slope`: Bayesian regression, whose prior is of the start's deviation."""
+    ts, noise, prior = np.linspace(0, 3, 12), 0.3, 0.2
+    ys = 2 + 0.5 * ts + noise * np.random.default_rng(1).normal(size=12)
+    problem = co.Problem(
+        lambda t, x, u, p, nets: p[None],
+        (ts, ys),
+        scale=noise,
+        initial=co.Initial([1.5], prior),
+    )
+    level, state = solved(problem, co.Model(jnp.asarray(1.0), None), intervals=4)
+    design = np.stack([np.ones(12), ts], axis=1) / noise
+    precision = design.T @ design + np.diag([1 / prior**2, 0])
+    right = design.T @ ys / noise + np.array([1.5 / prior**2, 0])
+    mean, moments = np.linalg.solve(precision, right), np.linalg.inv(precision)
+    np.testing.assert_allclose(state.memory(0.0)[0, 0], mean[0], rtol=1e-7)
+    np.testing.assert_allclose(state.model.parameters, mean[1], rtol=1e-7)
+    found = co.covariance(level, state, noise=1.0)
+    np.testing.assert_allclose(found.model, moments[1:, 1:], rtol=1e-7)
+    np.testing.assert_allclose(found.states[0, 0], np.sqrt(moments[0, 0]), rtol=1e-7)
+
+
+def test_a_prior_beside_a_scale_that_is_not_the_noise_is_warned_of():
+    ts = np.linspace(0, 3, 40)
+    ys = 2 + 0.5 * ts + 0.01 * np.random.default_rng(1).normal(size=40)
+    initial = co.Initial([2.0], 0.2)
+    problem = co.Problem(lambda t, x, u, p, nets: p[None], (ts, ys), initial=initial)
+    with pytest.warns(eg.RunWarning, match="`initial.scale` acts as a .* of 0.02"):
+        solved(problem, co.Model(jnp.asarray(1.0), None), intervals=4)
 
 
 @pytest.mark.slow

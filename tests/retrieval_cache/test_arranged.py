@@ -1,6 +1,7 @@
 """Arranged batches: every pair once an epoch, and groups of one cluster."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -75,6 +76,20 @@ def test_clusters_are_of_what_is_near():
     assert pure.count(1) >= len(pure) - 1
     assert clusters(noise, key=KEY).max() < 20
     assert np.array_equal(clusters(noise, key=KEY), clusters(noise, key=KEY))
+
+
+def test_free_rows_of_a_cache_are_no_cluster_without_a_word():
+    vectors = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    ids = np.arange(20)[::-1]
+    cache = rc.NegativeCache.fill(jnp.asarray, vectors, ids=ids, capacity=24)
+    rows = np.asarray(cache.rows.embeddings())
+    assert len(rows) == 24
+    with pytest.warns(UserWarning, match=r"are zeros, the first row 20: .* free rows"):
+        clusters(rows, 3, key=KEY)
+    there = np.flatnonzero(np.asarray(cache.ids) >= 0)
+    labels = np.zeros(20, np.int32)
+    labels[np.asarray(cache.ids)[there]] = clusters(rows[there], 3, key=KEY)
+    assert np.array_equal(labels[::-1], clusters(vectors, 3, key=KEY))
 
 
 def test_what_cannot_be_arranged_is_refused():

@@ -140,3 +140,19 @@ def test_more_rows_than_there_are_cannot_be_drawn():
     pairs = rc.Pairs(jnp.arange(4)[:, None], None, jnp.arange(4))
     with pytest.raises(ValueError, match="`drawn` is 10000 and the index has"):
         eg.fit(trainer, state, eg.Minibatches(pairs, 2), key=KEY, num_steps=1)
+
+
+@pytest.mark.parametrize("drawn", [None, 64])
+def test_an_index_split_over_devices_has_the_loss_of_a_whole_one(drawn):
+    model, embeddings, ids, pairs = given()
+    trainer = rc.FrozenDocumentsTrainer(optax.sgd(1.0), temperature=0.5, drawn=drawn)
+    whole = trainer.init(model, rc.Index.from_embeddings(embeddings, ids=ids))
+    split = eg.shard(whole, eg.make_mesh())
+    found = []
+    for state in (whole, split):
+        step = eqx.filter_jit(trainer.for_data(state, None).step)
+        new, metrics = step(state, pairs, key=KEY)
+        found.append((metrics["loss"], new.model.query.vectors))
+    assert not split.memory.rows.values.is_fully_replicated
+    assert new.memory.rows.values.sharding == split.memory.rows.values.sharding
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *found)

@@ -1,0 +1,127 @@
+"""Initial value problems of a law, solved by diffrax inside of JAX's programs."""
+
+from typing import Any, NamedTuple
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, PyTree
+
+from .problem import Model, Problem, as_model
+
+
+NO_ALGEBRAIC = (
+    "algebraic states are for collocation: there is no ODE solver for them. `simulate` "
+    "takes them."
+)
+
+
+class Integration(NamedTuple):
+    """How diffrax is to solve."""
+
+    solver: diffrax.AbstractSolver = diffrax.Tsit5()
+    adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint()
+    rtol: float = 1e-6
+    atol: float = 1e-6
+    max_steps: int = 4_096
+
+
+class Sampled(eqx.Module):
+    """Inputs as a function of the time, linear between samples."""
+
+    grid: Float[Array, " grid"]
+    values: Float[Array, "grid inputs"]
+
+    def __call__(self, t: Array) -> Float[Array, " inputs"]:
+        """Return the inputs at `t`."""
+        return jax.vmap(lambda u: jnp.interp(t, self.grid, u))(self.values.T)
+
+
+def no_inputs(t: Array) -> Float[Array, " 0"]:
+    """Return what a problem without inputs has of them."""
+    return jnp.zeros(0)
+
+
+def integrated(
+    problem: Problem,
+    integration: Integration,
+    model: Model,
+    x: Array,
+    first: Array,
+    ts: Array,
+    inputs: Any,
+    stops: tuple[Array, Array] | None = None,
+) -> Float[Array, "ts state"]:
+    """Solve to the last of `ts`; NaN if that fails. Steps end at `stops` (pulses)."""
+    controller = diffrax.PIDController(integration.rtol, integration.atol)
+    if stops is not None:
+        steps, jumps = (part if len(part) else None for part in stops)
+        controller = diffrax.ClipStepSizeController(controller, steps, jumps)
+    given = (model.parameters, model.networks)
+    field = lambda t, x, args: problem.vector_field(t, x, inputs(t), *given)
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(field),
+        integration.solver,
+        t0=first,
+        t1=ts[-1],
+        dt0=None,
+        y0=x,
+        saveat=diffrax.SaveAt(ts=ts),
+        stepsize_controller=controller,
+        adjoint=integration.adjoint,
+        max_steps=integration.max_steps + sum(map(len, stops or ())),
+        throw=False,
+    )
+    ys = solution.ys
+    assert ys is not None
+    good = solution.result == diffrax.RESULTS.successful
+    return jnp.where(good, ys, jnp.nan)
+
+
+def integrate(
+    problem: Problem,
+    model: PyTree,
+    start: ArrayLike,
+    ts: ArrayLike,
+    inputs: Any = None,
+    *,
+    solver: diffrax.AbstractSolver | None = None,
+    adjoint: diffrax.AbstractAdjoint | None = None,
+    rtol: float = 1e-8,
+    atol: float = 1e-8,
+) -> Float[Array, "ts state"]:
+    """Return what `simulate` does, for JAX to transform; NaN where the solver fails.
+
+    Arguments:
+        problem: The problem whose law is integrated.
+        model: The trained model.
+        start: The state at the first time, `(state,)`, in its units.
+        ts: Times that rise, `(ts,)`.
+        inputs: A function of the time to `(inputs,)` that JAX can trace.
+        solver: Diffrax's; `Tsit5` by default, `Kvaerno5()` for stiff models.
+        adjoint: Diffrax's; by default reverse, `ForwardMode()` for forward derivatives.
+        rtol: The relative tolerance.
+        atol: The absolute tolerance, in the states' units.
+
+    Returns:
+        The states at `ts`, `(ts, state)`.
+
+    Raises:
+        ValueError: For a problem with algebraic states, or a start of another shape.
+    """
+    if problem.num_algebraic:
+        raise ValueError(NO_ALGEBRAIC)
+    if np.shape(start) != (problem.num_states,):
+        raise ValueError(
+            f"`start` has shape {np.shape(start)}: pass ({problem.num_states},), a "
+            "number for each state."
+        )
+    known = no_inputs if inputs is None else inputs
+    chosen = Integration().adjoint if adjoint is None else adjoint
+    solver = Integration().solver if solver is None else solver
+    integration = Integration(solver, adjoint=chosen, rtol=rtol, atol=atol)
+    x, ts = jnp.asarray(start, float), jnp.asarray(ts, float)
+    stops = None if inputs is None else (ts, ts[:0])
+    return integrated(problem, integration, as_model(model), x, ts[0], ts, known, stops)
