@@ -195,4 +195,6 @@ def _written(stack: PyTree, row: PyTree, index: Any) -> PyTree:
 
 def _aval(array: Any) -> jax.ShapeDtypeStruct:
     sharding = getattr(array, "sharding", None)
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+    # NumPy's float64 is float32 without x64.
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype, allow_extended_dtype=True)
+    return jax.ShapeDtypeStruct(array.shape, dtype, sharding=sharding)
