@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from effgen.core.counts import check_count
 from effgen.core.results import TrainingError
 from effgen.core.state import TrainState
 from effgen.core.train import fit
 
 from .evidence import Evidence, check_one_prior, evidence
 from .model import Model, as_trained
-from .problem import Problem, checked_count
+from .problem import Problem
 from .trainer import CollocationTrainer
 from .transcription import Transcription
 
@@ -171,7 +172,7 @@ def choose(
             "the model has no networks: pass `Model(parameters, networks)`, such as a "
             "`Deviation`, to choose with or without."
         )
-    checked_count("turns", turns)
+    check_count("turns", turns)
     check_one_prior(transcription.problem)
     level = transcription.before_finer()
     bare = without_networks(level, model)

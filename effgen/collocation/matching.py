@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from effgen.core.counts import check_count
 from effgen.core.data import Minibatches
 from effgen.core.state import Metrics, TrainState
 from effgen.core.train import fit
@@ -19,7 +20,7 @@ from effgen.core.update import apply_gradients, init_opt_state
 from .bounded import check_kept, data_alone, in_bounds, started
 from .mesh import Mesh
 from .nlp import ravel, unravel
-from .problem import Model, Problem, as_numbers, as_trained, checked_count, flat_bounds
+from .problem import Model, Problem, as_numbers, as_trained, flat_bounds
 from .scaling import sizes_of
 from .solution import Solution
 from .transcription import Transcription
@@ -195,7 +196,7 @@ def pretrain(
         ValueError: For `parameter_bounds` that cross or are not like the parameters, no
             number of steps, or a rate that is not positive.
     """
-    checked_count("num_steps", num_steps)
+    check_count("num_steps", num_steps)
     if not 0 < rate < np.inf:
         raise ValueError(f"`rate` is {rate}: pass a positive number.")
     solution = transcription.guess()

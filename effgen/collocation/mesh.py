@@ -7,10 +7,12 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Float, Int
 
+from effgen.core.counts import check_count
+
 from .doses import shifts_at
 from .inputs import inputs_at, jumps
 from .phases import followers
-from .problem import Problem, Table, Trajectory, checked_count
+from .problem import Problem, Table, Trajectory
 from .radau import radau
 
 
@@ -88,7 +90,7 @@ def uniform_edges(problem: Problem, intervals: int) -> list[np.ndarray]:
     Raises:
         ValueError: Unless `intervals` is a positive integer.
     """
-    checked_count("intervals", intervals)
+    check_count("intervals", intervals)
     spans = [_span(t) for t in problem.data]
     longest = max(b - a for a, b in spans)
     counts = [max(1, round(intervals * (b - a) / longest)) for a, b in spans]
@@ -109,7 +111,7 @@ def aligned_edges(problem: Problem, every: int = 1) -> list[np.ndarray]:
     Raises:
         ValueError: Unless `every` is a positive integer.
     """
-    checked_count("every", every)
+    check_count("every", every)
     edges = []
     for trajectory in problem.data:
         inside = np.unique(np.concatenate([trajectory.ts[::every], _span(trajectory)]))

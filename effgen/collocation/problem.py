@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from effgen.core.counts import check_count
+
 from .constraints import (
     BoundaryConstraint as BoundaryConstraint,
     Constraint as Constraint,
@@ -152,9 +154,9 @@ class Problem(eqx.Module):
         outputs = self.data[0].ys.shape[1]
         if num_states is None and observe is not None:
             raise ValueError("pass `num_states`, which `observe` does not tell.")
-        size = checked_count(
-            "num_states", outputs if num_states is None else num_states
-        )
+        size = outputs if num_states is None else num_states
+        check_count("num_states", size)
+        size = int(size)
         if observe is None and size != outputs:
             raise ValueError(
                 f"`ys` has {outputs} columns and there are {size} states: pass "
@@ -246,14 +248,6 @@ def _check_seen(data: Sequence[Trajectory]) -> None:
             "`ys` has no value, and there is no `lagrange` or `mayer` cost: nothing "
             "would tell the parameters."
         )
-
-
-def checked_count(name: str, value: Any) -> int:
-    """Return a positive integer, or raise `ValueError` by name."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < 1:
-        raise ValueError(f"`{name}` is {value}: pass a positive integer.")
-    return int(value)
 
 
 def _weight(weight: Any) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
+from effgen.core.counts import check_count
 from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractTrainer
 from effgen.core.update import apply_gradients, init_opt_state
@@ -18,7 +19,7 @@ from effgen.core.update import apply_gradients, init_opt_state
 from .bounded import check_kept, in_bounds, started
 from .inputs import knots
 from .integration import NO_ALGEBRAIC, Integration, Sampled, integrated
-from .problem import Model, Problem, as_numbers, checked_count
+from .problem import Model, Problem, as_numbers
 from .solution import Solution
 
 
@@ -61,7 +62,7 @@ def segments_of(problem: Problem, per_trajectory: int = 1) -> Segments:
     Raises:
         ValueError: For no number of segments, algebraic states, or doses.
     """
-    checked_count("per_trajectory", per_trajectory)
+    check_count("per_trajectory", per_trajectory)
     if problem.num_algebraic:
         raise ValueError(NO_ALGEBRAIC)
     if any(trajectory.doses for trajectory in problem.data):
@@ -181,7 +182,8 @@ class ShootingTrainer(AbstractTrainer):
         if not 0 <= continuity < np.inf:
             raise ValueError(f"`continuity` is {continuity}: pass a number from 0 on.")
         self.rtol, self.atol = rtol, atol
-        self.max_steps = checked_count("max_steps", max_steps)
+        check_count("max_steps", max_steps)
+        self.max_steps = int(max_steps)
 
     @property
     def integration(self) -> Integration:

@@ -145,7 +145,46 @@ class AbstractHostBatches(abc.ABC):
         """
 
 
-class HostMinibatches(AbstractHostBatches):
+class AbstractHostEpochs(AbstractHostBatches):
+    """Minibatches of arrays on the host, in an order that is drawn for each epoch."""
+
+    arrays: PyTree
+    batch_size: int
+    _order: tuple[Any, np.ndarray] = (None, np.zeros((0, 0), np.int64))
+
+    @abc.abstractmethod
+    def drawn(self, generator: np.random.Generator) -> Int[np.ndarray, "batches rows"]:
+        """Return the rows of each of an epoch's batches.
+
+        Arguments:
+            generator: Of the run's key and the epoch.
+        """
+
+    def batch_at(self, step: int, *, key: PRNGKeyArray) -> PyTree:
+        """Return the batch of `step`, from epoch `step // (rows // batch_size)`.
+
+        Arguments:
+            step: The number of steps taken before.
+            key: The key that orders the rows, the same at every step of a run.
+
+        Returns:
+            A pytree like `arrays`, with numpy arrays `(batch_size, ...)`.
+        """
+        per_epoch = num_rows(self.arrays) // self.batch_size
+        order = self._epoch_order(step // per_epoch, key)
+        # Sorted rows are read in the order they lie on disk; a batch is a set.
+        index = np.sort(order[step % per_epoch])
+        take = lambda x: np.asarray(x[index])
+        return jax.tree.map(take, self.arrays, is_leaf=is_ragged)
+
+    def _epoch_order(self, epoch: int, key: PRNGKeyArray) -> np.ndarray:
+        seed = (*np.ravel(jax.random.key_data(key)).tolist(), int(epoch))
+        if self._order[0] != seed:
+            self._order = (seed, self.drawn(np.random.default_rng(seed)))
+        return self._order[1]
+
+
+class HostMinibatches(AbstractHostEpochs):
     """Minibatches of arrays that stay on the host or on disk (`numpy.memmap`).
 
     They are reshuffled every epoch like `Minibatches`. Rows are read in the background
@@ -167,32 +206,12 @@ class HostMinibatches(AbstractHostBatches):
         check_rows(arrays, batch_size)
         self.arrays = arrays
         self.batch_size = batch_size
-        self._order: tuple[Any, np.ndarray] = (None, np.zeros(0, np.int64))
 
-    def batch_at(self, step: int, *, key: PRNGKeyArray) -> PyTree:
-        """Return the batch of `step`, from epoch `step // (rows // batch_size)`.
-
-        Arguments:
-            step: The number of steps taken before.
-            key: The key that orders the rows, the same at every step of a run.
-
-        Returns:
-            A pytree like `arrays`, with numpy arrays `(batch_size, ...)`.
-        """
-        per_epoch = num_rows(self.arrays) // self.batch_size
-        order = self._epoch_order(step // per_epoch, key)
-        start = (step % per_epoch) * self.batch_size
-        # Sorted rows are read in the order they lie on disk; a batch is a set.
-        index = np.sort(order[start : start + self.batch_size])
-        take = lambda x: np.asarray(x[index])
-        return jax.tree.map(take, self.arrays, is_leaf=is_ragged)
-
-    def _epoch_order(self, epoch: int, key: PRNGKeyArray) -> np.ndarray:
-        seed = (*np.ravel(jax.random.key_data(key)).tolist(), epoch)
-        if self._order[0] != seed:
-            order = np.random.default_rng(seed).permutation(num_rows(self.arrays))
-            self._order = (seed, order)
-        return self._order[1]
+    def drawn(self, generator: np.random.Generator) -> Int[np.ndarray, "batches rows"]:
+        """Return all rows in a random order, but for those of no whole batch."""
+        rows = num_rows(self.arrays)
+        order = generator.permutation(rows)[: rows - rows % self.batch_size]
+        return order.reshape(-1, self.batch_size)
 
 
 class Indexed(AbstractHostBatches):

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from effgen.core.checkpoint import restore, saved_steps
+from effgen.core.counts import check_count
 from effgen.core.keys import check_key
 from effgen.core.state import TrainState
 from effgen.core.weights import Estimate, conditional_ess
 
 from .arguments import (
     as_rows,
-    check_count,
     check_energies_in,
     check_energy,
     check_finite,

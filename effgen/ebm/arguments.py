@@ -39,12 +39,6 @@ def check_penalty(value: Any) -> None:
         raise ValueError(f"`penalty` is {value}: pass a number of 0 or more.")
 
 
-def check_count(name: str, value: Any) -> None:
-    """Raise `ValueError` unless `value` is a whole number of 1 or more."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"`{name}` is {value!r}: pass a positive integer.")
-
-
 def check_draw(key: Any, num: Any, shape: Any) -> None:
     """Raise for what is no key, fewer than 2 walkers, or what is no shape of one."""
     check_key(key)

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from effgen.core.counts import check_count
 from effgen.core.loops import repeat
 from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractTrainer
 
-from .arguments import check_count, check_penalty, check_positive, check_share
+from .arguments import check_penalty, check_positive, check_share
 from .audit import audited, check_watched_data, watch, watched_start
 from .evaluation import Energy
 from .islands import unweighted

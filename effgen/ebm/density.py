@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from effgen.core.counts import check_count
 from effgen.core.keys import check_key
 from effgen.core.results import RunWarning
 from effgen.core.state import TrainState
 from effgen.core.weights import Estimate, resample
 
-from .arguments import as_rows, check_count, check_energy, check_finite
+from .arguments import as_rows, check_energy, check_finite
 from .checks import traced
 from .evaluation import Energy, energies_at
 from .islands import check_walkers

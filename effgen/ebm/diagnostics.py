@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from effgen.core.counts import check_count
 from effgen.core.keys import check_key
 from effgen.core.loops import repeat
 from effgen.core.weights import Estimate
 
-from .arguments import as_rows, check_count, check_energy, check_finite
+from .arguments import as_rows, check_energy, check_finite
 from .blocks import FEWEST_BLOCKS, num_blocks_of, widening
 from .checks import traced
 from .evaluation import Energy

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from effgen.core.counts import check_count
 from effgen.core.keys import check_key
 
-from .arguments import check_count, check_energy, check_positive, check_shape
+from .arguments import check_energy, check_positive, check_shape
 from .coordinates import AbstractCoordinates, check_coordinates
 
 

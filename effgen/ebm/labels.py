@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from effgen.core.counts import check_count
 from effgen.core.keys import check_key
 
-from .arguments import as_rows, check_count, check_draw, check_shape
+from .arguments import as_rows, check_draw, check_shape
 from .energies import VectorNetwork, check_sizes, vector_network
 from .walkers import Walkers
 

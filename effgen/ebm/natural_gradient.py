@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from .arguments import check_count, check_positive
+from effgen.core.counts import check_count
+
+from .arguments import check_positive
 from .evaluation import Energy, energies_at, slopes_along
 from .example_gradients import gram
 

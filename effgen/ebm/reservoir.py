@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from effgen.core.counts import check_count
 from effgen.core.loops import default_platform, has_convolution, read_now
 
-from .arguments import check_count
 from .evaluation import Energy
 from .islands import check_walkers
 from .walkers import Walkers

@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float
 
+from effgen.core.counts import check_count
 from effgen.core.results import RunWarning
 from effgen.core.run import Run, check_run
 from effgen.core.state import TrainState
 
-from .arguments import check_count
 from .density import NormalizedEnergy
 
 

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from effgen.core.counts import check_count
 from effgen.core.results import RESULTS
 from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractTrainer
 
-from .arguments import check_count, check_penalty, check_share
+from .arguments import check_penalty, check_share
 from .audit import audited, likelihood
 from .evaluation import Energy
 from .islands import resampled_below

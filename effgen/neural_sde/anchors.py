@@ -74,17 +74,7 @@ class PriorAnchor(AbstractAnchor):
     def __call__(
         self, model: AbstractLatentSDE, series: Series, grid: Grid, *, parallel: bool
     ) -> Anchored:
-        """Return the guide of one series.
-
-        Arguments:
-            model: The latent SDE.
-            series: One series, with `ts` of shape `(obs,)`.
-            grid: The grid of its steps.
-            parallel: Whether messages run in a depth of `log(steps)`.
-
-        Returns:
-            The anchor given the observations, and the prior's steps that it guides.
-        """
+        """Return the guide of one series; see `AbstractAnchor`."""
         transitions = prior_transitions(model, series, grid)
         found, sites = _conditioned(model, series, grid, transitions, parallel)
         anchored = Anchored(found, sites, found.steps, None, None, None)
@@ -121,17 +111,7 @@ class GivenAnchor(AbstractAnchor):
     def __call__(
         self, model: AbstractLatentSDE, series: Series, grid: Grid, *, parallel: bool
     ) -> Anchored:
-        """Return the guide of one series.
-
-        Arguments:
-            model: The latent SDE.
-            series: One series, with `ts` of shape `(obs,)`.
-            grid: The grid of its steps.
-            parallel: Whether messages run in a depth of `log(steps)`.
-
-        Returns:
-            The anchor given the observations, and the prior's steps that it guides.
-        """
+        """Return the guide of one series; see `AbstractAnchor`."""
         num_steps = grid.starts.shape[0]
         about = jax.lax.stop_gradient((self.matrix, self.bias))
         matrices, biases = jax.tree.map(
@@ -161,17 +141,7 @@ class RelinearizedAnchor(AbstractAnchor):
     def __call__(
         self, model: AbstractLatentSDE, series: Series, grid: Grid, *, parallel: bool
     ) -> Anchored:
-        """Return the guide of one series.
-
-        Arguments:
-            model: The latent SDE.
-            series: One series, with `ts` of shape `(obs,)`.
-            grid: The grid of its steps.
-            parallel: Whether messages run in a depth of `log(steps)`.
-
-        Returns:
-            The anchor given the observations, and the prior's steps that it guides.
-        """
+        """Return the guide of one series; see `AbstractAnchor`."""
         found = PriorAnchor()(model, series, grid, parallel=parallel)
         inputs = step_inputs(series, grid)
         for _ in range(self.num_sweeps):

@@ -70,19 +70,6 @@ def check_batch(model: LatentSDE, batch: Any) -> None:
             )
 
 
-def check_key(key: Any) -> None:
-    """Raise `TypeError` for what is no key of random numbers."""
-    if not isinstance(key, jax.Array):
-        raise TypeError(f"`key` is {key!r}: pass one, `jax.random.key(0)`.")
-
-
-def check_count(name: str, value: Any) -> None:
-    """Raise `ValueError` for what is no positive whole number."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < 1:
-        raise ValueError(f"`{name}` is {value!r}: pass a positive integer.")
-
-
 def check_levels(levels: tuple[float, ...]) -> None:
     """Raise `TypeError` or `ValueError` for what are no probabilities."""
     if not isinstance(levels, tuple | list):

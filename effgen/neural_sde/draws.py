@@ -26,7 +26,7 @@ from .objectives import anchored_on_grid
 from .paths import simulate
 from .predictions import Predictions, predictions
 from .series import Series
-from .twisted import Smoothed, twisted_filter, twisted_futures
+from .twisted import Smoothed, twisted_filter
 
 
 Index = Array | np.ndarray
@@ -83,28 +83,24 @@ def linear_evidence(model: LatentSDE, series: Series, steps: int) -> Array:
 
 @eqx.filter_jit
 def draws_of(
-    model: LatentSDE, series: Series, index: Index, steps: int, num: int, keys: Array
+    model: LatentSDE,
+    series: Series,
+    index: Index,
+    steps: int,
+    num: int,
+    keys: Array,
+    *,
+    run: Callable[..., Smoothed] = twisted_filter,
 ) -> Draws:
-    """Draw paths of each series, at the observations that `index` names."""
+    """Draw paths of each series, at the observations that `index` names.
+
+    `twisted_futures` gives the same paths where all of these are past the last value.
+    """
 
     def one(series: Series, index: Index, key: Array) -> Draws:
         if is_exact(model):
             return _exact_draws(model, series, index, steps, num, key)
-        return _particle_draws(twisted_filter, model, series, index, steps, num, key)
-
-    return jax.vmap(one)(series, index, keys)
-
-
-@eqx.filter_jit
-def futures_of(
-    model: LatentSDE, series: Series, index: Index, steps: int, num: int, keys: Array
-) -> Draws:
-    """Draw the same paths where all that is asked for is after the last value."""
-
-    def one(series: Series, index: Index, key: Array) -> Draws:
-        if is_exact(model):
-            return _exact_draws(model, series, index, steps, num, key)
-        return _particle_draws(twisted_futures, model, series, index, steps, num, key)
+        return _particle_draws(run, model, series, index, steps, num, key)
 
     return jax.vmap(one)(series, index, keys)
 

@@ -9,6 +9,8 @@ import numpy as np
 from jax.scipy.special import gammainc, gammaincc, gammaln, logit
 from jaxtyping import Array, ArrayLike, Float
 
+from effgen.core.counts import check_count
+
 from .gaussian import Gaussian, all_positive, as_float, check_finite
 from .linear import AbstractLinearSDE, Inputs, as_input_matrix, as_vector, forced
 from .transitions import Coefficients, Transition, constant_transition
@@ -187,8 +189,7 @@ def _check_processes(horizon: float, num: int, largest_speed: float) -> None:
     """Raise `ValueError` for what makes no sum of processes."""
     if not (np.isfinite(horizon) and horizon > 0):
         raise ValueError(f"`horizon` is {horizon}: pass a positive length of time.")
-    if not isinstance(num, int | np.integer) or num < 1:
-        raise ValueError(f"`num_processes` is {num!r}: pass a positive integer.")
+    check_count("num_processes", num)
     if not (np.isfinite(largest_speed) and largest_speed > 1):
         raise ValueError(f"`largest_speed` is {largest_speed}: pass a number above 1.")
 

@@ -9,7 +9,7 @@ from effgen.core.weights import Estimate
 from .draws import is_exact
 from .model import LatentSDE
 from .posterior import posterior
-from .series import check_shapes
+from .series import check_no_dates, check_shapes
 
 
 def held_out_evidence(
@@ -56,8 +56,7 @@ def held_out_evidence(
         raise ValueError(
             f"`ts` has shape {ts.shape} and `ys` {ys.shape}: pass one series."
         )
-    if not np.issubdtype(ts.dtype, np.number):
-        raise ValueError("`ts` must be numbers: pass dates as years or days since one.")
+    check_no_dates(ts)
     over = lambda rows: rows.reshape(rows.shape + (1,) * (ys.ndim - rows.ndim))
     values = ys
     if mask is not None:

@@ -13,11 +13,12 @@ import optimistix
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float
 
+from effgen.core.counts import check_count
 from effgen.core.results import RunWarning
 
 from . import cautions
 from .anchors import cast
-from .checks import check_count, check_positive
+from .checks import check_positive
 from .clock import as_times
 from .decoders import LinearDecoder
 from .draws import is_exact, linear_evidence, num_steps_of

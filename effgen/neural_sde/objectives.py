@@ -115,18 +115,7 @@ class AnchoredELBO(AbstractObjective):
         parallel: bool,
         key: PRNGKeyArray,
     ) -> Bound:
-        """Return the bound of one series.
-
-        Arguments:
-            model: The latent SDE, with a `dt`.
-            series: One series, with `ts` of shape `(obs,)`.
-            num_steps: The size of the grid: the most steps that a series may need.
-            num_paths: The number of paths.
-            parallel: Whether messages run in a depth of `log(steps)`.
-            key: A random key.
-
-        Returns:
-            The bound, estimated by `num_paths` paths, in nats.
+        """Return the bound of one series; see `AbstractObjective`.
 
         Raises:
             ValueError: For a model that has no `dt` yet.
@@ -175,18 +164,7 @@ class MarginalELBO(AbstractObjective):
         parallel: bool,
         key: PRNGKeyArray,
     ) -> Bound:
-        """Return the bound of one series.
-
-        Arguments:
-            model: The latent SDE, with a `dt`.
-            series: One series, with `ts` of shape `(obs,)`.
-            num_steps: The size of the grid: the most steps that a series may need.
-            num_paths: The number of paths.
-            parallel: Whether messages run in a depth of `log(steps)`.
-            key: A random key.
-
-        Returns:
-            The bound, estimated by `num_paths` paths, in nats.
+        """Return the bound of one series; see `AbstractObjective`.
 
         Raises:
             ValueError: For a model that has no `dt` yet, that has a `residual` or a

@@ -20,7 +20,6 @@ from .draws import (
     exact_observations,
     filtered,
     from_time_to_time,
-    futures_of,
     is_exact,
     is_future,
     linear_evidence,
@@ -36,7 +35,7 @@ from .model import LatentSDE
 from .predictions import Predictions
 from .record import Record, recorded
 from .series import Series
-from .twisted import Smoothed
+from .twisted import Smoothed, twisted_filter, twisted_futures
 
 
 _LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -102,10 +101,10 @@ class Posterior(eqx.Module):
         self, num: int, key: PRNGKeyArray, series: Series, at: np.ndarray
     ) -> Draws:
         keys = self.record.keys(key, num)
-        drawn = futures_of if is_future(series, at) else draws_of
+        run = twisted_futures if is_future(series, at) else twisted_filter
         model = from_time_to_time(self.model)
         steps = steps_of_paths(model, series, num)
-        found = drawn(model, series, at, steps, num, keys)
+        found = draws_of(model, series, at, steps, num, keys, run=run)
         if cautions.lost(found.positions):
             cautions.of_lost(self.model.dt, self._holding(series, at, keys))
         else:

@@ -10,8 +10,10 @@ import lineax
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
+from effgen.core.counts import check_count
+from effgen.core.keys import check_key
+
 from . import cautions
-from .checks import check_count, check_key
 from .model import LatentSDE
 
 

@@ -11,11 +11,12 @@ import numpy as np
 import optax
 from jaxtyping import ArrayLike, PRNGKeyArray
 
+from effgen.core.counts import check_count
 from effgen.core.data import Minibatches
+from effgen.core.keys import check_key
 from effgen.core.results import TrainingError
 from effgen.core.train import fit
 
-from .checks import check_count, check_key
 from .driven import with_network
 from .model import LatentSDE
 from .selection import Candidate, candidates, ranked

@@ -10,8 +10,11 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike
 
+from effgen.core.counts import check_count
+from effgen.core.keys import check_key
+
 from . import cautions
-from .checks import check_batch, check_count, check_key, check_series
+from .checks import check_batch, check_series
 from .clock import Clock, as_times, clock_of, warn_of_origin
 from .frames import Labels, as_values, labels_of
 from .model import LatentSDE

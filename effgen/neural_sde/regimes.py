@@ -12,12 +12,13 @@ import optimistix
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
+from effgen.core.counts import check_count
 from effgen.core.results import RunWarning
 
 from . import cautions
 from .anchors import cast
 from .answers import Bands
-from .checks import check_count, check_levels, check_positive
+from .checks import check_levels, check_positive
 from .draws import is_exact
 from .fitting import kept_by_logarithms
 from .frames import Labels

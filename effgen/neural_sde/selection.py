@@ -8,7 +8,7 @@ from jaxtyping import ArrayLike
 
 from .fitting import maximum
 from .model import LatentSDE
-from .series import as_series, check_times
+from .series import as_series, check_no_dates, check_times
 from .structure import Structure, cycle, level, ou, season, structural, trend
 
 
@@ -103,8 +103,7 @@ def strongest_period(
     Periods are from four gaps to the span; multiples of the season's frequency are
     fitted beside.
     """
-    if not np.issubdtype(np.asarray(ts).dtype, np.number):
-        raise ValueError("`ts` must be numbers: pass dates as years or days since one.")
+    check_no_dates(np.asarray(ts))
     check_times(np.asarray(ts), None)
     series = as_series((ts, ys, mask))
     seen = np.asarray(series.mask).any(axis=1)

@@ -193,6 +193,12 @@ def merge_sensors(
     return np.array([time for time, _ in found]), np.array([rows[key] for key in found])
 
 
+def check_no_dates(ts: np.ndarray) -> None:
+    """Raise `ValueError` for times that are no numbers, where no unit is asked for."""
+    if not np.issubdtype(ts.dtype, np.number):
+        raise ValueError("`ts` must be numbers: pass dates as years or days since one.")
+
+
 def check_times(ts: np.ndarray, t0: float | None) -> None:
     """Check that times are finite, in order, and not before `t0`.
 

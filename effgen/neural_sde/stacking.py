@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
+from effgen.core.counts import check_count
+from effgen.core.keys import check_key
 from effgen.core.weights import Estimate
 
 from .answers import Bands
-from .checks import check_count, check_key, check_levels
+from .checks import check_levels
 from .held_out import held_out_evidence
 from .model import LatentSDE
 from .posterior import posterior
-from .series import check_numbers, check_times
+from .series import check_no_dates, check_numbers, check_times
 
 
 Members = Mapping[str, LatentSDE | Sequence[LatentSDE]]
@@ -273,8 +275,7 @@ def values_of(
     Raises:
         ValueError: For times that are no sorted numbers, naming where.
     """
-    if not np.issubdtype(ts.dtype, np.number):
-        raise ValueError("`ts` must be numbers: pass dates as years or days since one.")
+    check_no_dates(ts)
     if ts.ndim != 1 or ys.shape[:1] != ts.shape:
         raise ValueError(
             f"`ts` has shape {ts.shape} and `ys` {ys.shape}: pass one series, (obs,) "

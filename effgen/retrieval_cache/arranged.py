@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, PRNGKeyArray, PyTree
 
-from effgen.core.data import AbstractHostBatches, check_rows, num_rows
-from effgen.core.ragged import is_ragged
+from effgen.core.counts import check_count
+from effgen.core.data import AbstractHostEpochs, check_rows, num_rows
 
-from .embedding import check_finite, check_positive
+from .embedding import check_finite
 
 
 _ROUNDS, _FITTED = 4, 30_000
 
 
-class ArrangedMinibatches(AbstractHostBatches):
+class ArrangedMinibatches(AbstractHostEpochs):
     """Minibatches of pairs, half of each in groups of one cluster.
 
     Documents that are alike are hard negatives of each other's queries. A group has
@@ -55,39 +55,17 @@ class ArrangedMinibatches(AbstractHostBatches):
         """Keep references to `arrays`; nothing is copied."""
         check_rows(arrays, batch_size)
         self.labels = _checked(labels, num_rows(arrays))
-        check_positive("group", group)
+        check_count("group", group)
         if 2 * group > batch_size:
             raise ValueError(
                 f"`group` is {group} and half of a batch {batch_size // 2}: pass "
                 "smaller groups, or a larger `batch_size`."
             )
         self.arrays, self.batch_size, self.group = arrays, batch_size, group
-        self._order: tuple[Any, np.ndarray] = (None, np.zeros((0, 0), np.int64))
 
-    def batch_at(self, step: int, *, key: PRNGKeyArray) -> PyTree:
-        """Return the batch of a step.
-
-        Arguments:
-            step: The number of the step, from 0 on.
-            key: The run's key, which the order is drawn from.
-
-        Returns:
-            The arrays' rows, as numpy arrays, in the order that they are stored in.
-        """
-        per_epoch = num_rows(self.arrays) // self.batch_size
-        order = self._epoch_order(step // per_epoch, key)
-        # Sorted rows are read in the order they lie on disk; a batch is a set.
-        index = np.sort(order[step % per_epoch])
-        take = lambda x: np.asarray(x[index])
-        return jax.tree.map(take, self.arrays, is_leaf=is_ragged)
-
-    def _epoch_order(self, epoch: int, key: PRNGKeyArray) -> np.ndarray:
-        seed = (*np.ravel(jax.random.key_data(key)).tolist(), int(epoch))
-        if self._order[0] != seed:
-            generator = np.random.default_rng(seed)
-            order = arranged(self.labels, self.batch_size, self.group, generator)
-            self._order = (seed, order)
-        return self._order[1]
+    def drawn(self, generator: np.random.Generator) -> Int[np.ndarray, "batches rows"]:
+        """Return the rows of each of an epoch's batches, as `arranged` has them."""
+        return arranged(self.labels, self.batch_size, self.group, generator)
 
 
 def arranged(

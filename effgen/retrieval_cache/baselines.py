@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from effgen.core.counts import check_count
 from effgen.core.sharding import mesh_of
 from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractTrainer
@@ -23,7 +24,6 @@ from .checks import (
     check_met,
     check_model,
     check_pairs,
-    check_positive,
     check_smoothing,
     check_temperature,
 )
@@ -84,7 +84,7 @@ class InBatchTrainer(AbstractTrainer):
         check_frequencies(self.frequencies)
         check_temperature(self.temperature)
         check_smoothing(self.label_smoothing)
-        check_positive("chunks", self.chunks)
+        check_count("chunks", self.chunks)
 
     def init(self, model: PyTree, memory: Any = None) -> TrainState:
         """Return the first state; there is no memory.

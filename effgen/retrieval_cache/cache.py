@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from effgen.core.counts import check_count
+
 from .digests import content_digests
 from .embedding import (
     check_embeddings,
     check_finite,
-    check_positive,
     embedded,
     num_items,
 )
@@ -85,7 +86,7 @@ class NegativeCache(eqx.Module):
         """
         num = num_items(items)
         capacity = default_capacity(num) if capacity is None else capacity
-        check_positive("capacity", capacity)
+        check_count("capacity", capacity)
         if step < 0:
             raise ValueError(f"`step` is {step}: pass the step of a run, from 0 on.")
         if capacity < num:
@@ -116,7 +117,7 @@ class NegativeCache(eqx.Module):
             ValueError: For a capacity or a size below 1.
         """
         for name, value in (("capacity", capacity), ("size", size)):
-            check_positive(name, value)
+            check_count(name, value)
         blank = lambda x: jnp.zeros((capacity, *x.shape[1:]), x.dtype)
         return cls(
             jax.tree.map(blank, example),

@@ -11,7 +11,6 @@ from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from .cache import NegativeCache
-from .embedding import check_positive as check_positive
 from .pairs import MOST_NUMBER, Pairs, as_pairs, batch_documents, marks
 from .search import Index
 from .towers import LearnedTemperature, embed

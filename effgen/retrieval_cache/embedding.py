@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
+from effgen.core.counts import check_count
+
 
 def embedded(
     encode: Callable[[PyTree], Float[Array, "batch size"]],
@@ -19,7 +21,7 @@ def embedded(
     """Return the embeddings of many documents, some at a time, without gradients."""
     num = num_items(items)
     if batch_size is not None:
-        check_positive("batch_size", batch_size)
+        check_count("batch_size", batch_size)
     size = min(batch_size or _at_once(), num)
     _check_callable(encode)
     part = lambda i: jax.tree.map(lambda x: jnp.asarray(x[i : i + size]), items)
@@ -66,12 +68,6 @@ def _compiled(encode: Callable[[PyTree], Array], part: PyTree) -> Array:
 @partial(jax.jit, donate_argnums=0)
 def _put(whole: Array, part: Array, start: int) -> Array:
     return jax.lax.dynamic_update_slice_in_dim(whole, part, start, 0)
-
-
-def check_positive(name: str, value: Any) -> None:
-    """Raise for a setting that is no positive integer."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"`{name}` is {value}: pass a positive integer.")
 
 
 def num_items(items: PyTree) -> int:

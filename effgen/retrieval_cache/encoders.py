@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from .embedding import check_positive
+from effgen.core.counts import check_count
+
 from .towers import normalized
 
 
@@ -49,7 +50,7 @@ class HashedBag(eqx.Module):
     ) -> None:
         """Draw the weights."""
         for name, value in (("num_words", num_words), ("width", width), ("size", size)):
-            check_positive(name, value)
+            check_count(name, value)
         _check_dropout(dropout)
         self.dropout = float(dropout)
         keys = jax.random.split(key)
@@ -174,7 +175,7 @@ class Transformer(eqx.Module):
     ) -> None:
         """Draw the weights."""
         for name, value in (("num_words", num_words), ("length", length)):
-            check_positive(name, value)
+            check_count(name, value)
         _check_dropout(dropout)
         if width % num_heads:
             raise ValueError(

@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from effgen.core.counts import check_count
 from effgen.core.results import RESULTS
 from effgen.core.sharding import mesh_of
 from effgen.core.shuffle import shuffled
@@ -24,7 +25,6 @@ from .checks import (
     check_chunks,
     check_frozen,
     check_frozen_pairs,
-    check_positive,
     check_temperature,
 )
 from .digests import content_digests
@@ -85,9 +85,9 @@ class FrozenDocumentsTrainer(AbstractTrainer):
     def __check_init__(self) -> None:
         """Raise for settings out of range."""
         check_temperature(self.temperature)
-        check_positive("chunks", self.chunks)
+        check_count("chunks", self.chunks)
         if self.drawn is not None:
-            check_positive("drawn", self.drawn)
+            check_count("drawn", self.drawn)
 
     def init(
         self, model: PyTree, memory: Index | None = None

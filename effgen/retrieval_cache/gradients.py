@@ -8,8 +8,10 @@ import jax.flatten_util
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from effgen.core.counts import check_count
+
 from .cache import NegativeCache
-from .checks import check_positive, check_same, check_temperature
+from .checks import check_same, check_temperature
 from .estimation import estimate
 from .estimators import AbstractEstimator, PseudoLogit
 from .negatives import excluded_by, scored_in_batch
@@ -122,8 +124,8 @@ def check_gradients(
     >>> print(check_gradients(model, batch, cache, key=key))    # doctest: +SKIP
     bias 0.0051 (of 0.0049 by chance), spread 0.1090; loss 4.3912, exact 4.3912
     """
-    check_positive("num_draws", num_draws)
-    check_positive("num_negatives", num_negatives)
+    check_count("num_draws", num_draws)
+    check_count("num_negatives", num_negatives)
     check_temperature(temperature)
     estimator.check(num_negatives, as_pairs(batch), 0.0)
     check_same(cache, as_pairs(batch))

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from effgen.core.counts import check_count
+
 from .cache import NegativeCache, block_size, checked_ids, default_capacity
-from .embedding import check_finite, check_positive, embedded, num_items
+from .embedding import check_finite, embedded, num_items
 from .judged_rows import Rows
 from .lookup import joined_rows
 from .measures import Relevant, discounted_gain, recall, reciprocal_rank
@@ -282,7 +284,7 @@ def evaluate(
         UserWarning: If no document of `relevant` is in the index.
     """
     depths = _depths(k)
-    check_positive("batch_size", batch_size)
+    check_count("batch_size", batch_size)
     _check_searched(model, index)
     ids, gains = relevant if isinstance(relevant, Relevant) else (relevant, None)
     rows = Rows.of("relevant", ids, gains)
@@ -351,8 +353,8 @@ def mined(
         TypeError: For a model without `query`.
         ValueError: For numbers of rows that differ, or what are no numbers.
     """
-    check_positive("k", k)
-    check_positive("batch_size", batch_size)
+    check_count("k", k)
+    check_count("batch_size", batch_size)
     if not isinstance(skip, int) or skip < 0:
         raise ValueError(f"`skip` is {skip}: pass how many to leave out, or 0.")
     index, rows = Index.from_cache(cache), Rows.of("known", known, None)

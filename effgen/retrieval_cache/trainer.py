@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from effgen.core.counts import check_count
 from effgen.core.results import RESULTS
 from effgen.core.sharding import mesh_of
 from effgen.core.state import Metrics, TrainState
@@ -26,7 +27,6 @@ from .checks import (
     check_frequencies,
     check_model,
     check_pairs,
-    check_positive,
     check_smoothing,
     check_temperature,
 )
@@ -103,8 +103,8 @@ class NegativeCacheTrainer(AbstractTrainer):
 
     def __check_init__(self) -> None:
         """Raise `TypeError` or `ValueError` for settings out of range."""
-        check_positive("num_negatives", self.num_negatives)
-        check_positive("chunks", self.chunks)
+        check_count("num_negatives", self.num_negatives)
+        check_count("chunks", self.chunks)
         check_temperature(self.temperature)
         policies_of(self.refresh)
         if not isinstance(self.estimator, AbstractEstimator):

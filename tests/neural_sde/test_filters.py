@@ -11,7 +11,8 @@ import scipy.stats
 
 import effgen as eg
 from effgen import neural_sde as ns
-from effgen.neural_sde.draws import draws_of, futures_of, is_future, num_steps_of
+from effgen.neural_sde.draws import draws_of, is_future, num_steps_of
+from effgen.neural_sde.twisted import twisted_filter, twisted_futures
 from tests.neural_sde.cases import double_well, problem
 
 
@@ -234,8 +235,8 @@ def test_futures_are_the_smoothed_paths_from_the_last_value_on():
     keys = jax.random.split(KEY, 2)
     steps = num_steps_of(found.model, series)
     smoothed, futures = (
-        draw(found.model, series, index, steps, 50, keys)
-        for draw in (draws_of, futures_of)
+        draws_of(found.model, series, index, steps, 50, keys, run=run)
+        for run in (twisted_filter, twisted_futures)
     )
     np.testing.assert_array_equal(futures.positions, smoothed.positions)
     np.testing.assert_array_equal(futures.ess, smoothed.ess)
