@@ -26,7 +26,7 @@ from .arguments import (
 from .checks import check_batch
 from .evaluation import Energy, energies_at
 from .islands import check_walkers, first_walkers, islands, resampled_below
-from .kernels import AbstractKernel, check_kernel
+from .kernels import AbstractKernel, check_admitted, check_kernel
 from .learning import followed
 from .populations import knows_partition, reweighted
 from .walkers import Walkers
@@ -281,7 +281,8 @@ def sandwich(
 
     Raises:
         ValueError: As `annealed`, and for data that are not finite, not of the
-            walkers' shape, or of infinite energy.
+            walkers' shape, fewer than 2, of infinite energy, or where walkers of the
+            kernel can never be.
         TypeError: As `annealed`, and for data that are no numbers.
 
     Source:
@@ -290,9 +291,15 @@ def sandwich(
     check_energies_in(models)
     check_walkers("walkers", walkers)
     check_key(key)
+    check_kernel(kernel)
     data, models = as_rows("data", data), list(models)
     check_batch(data, walkers.positions.shape[1:])
     check_finite("data", data)
+    if len(data) < 2:
+        raise ValueError(f"`data` has {len(data)} row(s): pass at least 2 examples.")
+    if not models:
+        raise ValueError("`models` is empty: pass at least the trained model.")
+    check_admitted("`data` has rows", kernel, models[-1], data)
     keys = jax.random.split(key)
     settings: dict[str, Any] = {
         "kernel": kernel,
@@ -311,7 +318,7 @@ def sandwich(
         )
     # Weights of one for the last model, whose log Z is the unknown: here, zero.
     even = jnp.zeros_like(samples.log_weights)
-    samples = dataclasses.replace(samples, log_weights=even)
+    samples = dataclasses.replace(samples, log_weights=even, walls=walkers.walls)
     backward = annealed(models[::-1], samples, key=keys[1], **settings)
     back = _estimate(backward)
     error = jnp.hypot(back.standard_error, start.standard_error)

@@ -25,18 +25,31 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` is {value!r}: pass a positive number.")
 
 
-def check_box(low: float, high: float) -> None:
-    """Raise `ValueError` unless `low < high`, both finite."""
-    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+def check_box(low: Any, high: Any) -> None:
+    """Raise `ValueError` unless `low < high`, both one finite number."""
+    numbers = all(
+        np.ndim(x) == 0 and np.asarray(x).dtype.kind in "iuf" for x in (low, high)
+    )
+    if not (numbers and -np.inf < float(low) < float(high) < np.inf):
         raise ValueError(
-            f"`low` is {low} and `high` {high}: pass finite walls, the lower one first."
+            f"`low` is {low} and `high` {high}: pass two finite numbers, the lower "
+            "one first; they are the walls of every coordinate."
+        )
+
+
+def check_logits(name: str, logits: Any) -> None:
+    """Raise `ValueError` for logits of shares that are 0 or 1, which are infinite."""
+    if not isinstance(logits, Tracer) and not bool(jnp.isfinite(logits).all()):
+        raise ValueError(
+            f"`{name}` has NaN or infinite values: clip the shares that they are of, "
+            "as in `jax.scipy.special.logit(jnp.clip(x.mean(0), 0.01, 0.99))`."
         )
 
 
 def check_penalty(value: Any) -> None:
     """Raise `ValueError` unless it is a number, 0 or more."""
-    if not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
-        raise ValueError(f"`penalty` is {value}: pass a number of 0 or more.")
+    if not _is_number(value) or not 0 <= float(value) < float("inf"):
+        raise ValueError(f"`penalty` is {value!r}: pass a number of 0 or more.")
 
 
 def check_draw(key: Any, num: Any, shape: Any) -> None:

@@ -31,9 +31,11 @@ def check_continuous(model: Energy, positions: Float[Array, "walkers *shape"]) -
 
 
 def check_energies(
-    model: Energy, positions: Float[Array, "walkers *shape"]
+    model: Energy, positions: Float[Array, "walkers *shape"], called: str = "walkers"
 ) -> "_Seen | None":
     """Raise `ValueError` if `model` is no function of a row, finite at the walkers.
+
+    They are `called` so in messages.
 
     Returns:
         What was seen of it, if there are numbers to look at.
@@ -41,7 +43,7 @@ def check_energies(
     if isinstance(positions, Tracer) or traced(model):
         return None
     seen = _Seen(*map(np.asarray, _seen(model, positions[:_NUM_ROWS])))
-    _check_finite(seen.energies)
+    _check_finite(seen.energies, called)
     _check_repeatable(seen)
     return seen
 
@@ -83,7 +85,9 @@ def _along_rays(
     flat = rows.reshape(rows.shape[0], -1)
     norms = jnp.linalg.norm(flat, axis=1, keepdims=True)
     spread = jnp.sqrt(jnp.mean(norms**2))
-    rays = (flat / jnp.maximum(norms, 1e-12)).reshape(rows.shape)
+    # A row of zeros has no direction: it looks along the diagonal.
+    along = jnp.where(norms > 0, flat / jnp.where(norms > 0, norms, 1.0), 1.0)
+    rays = along.reshape(rows.shape)
     near, far = (energies_at(model, spread * r * rays) for r in _FAR)
     return near, far
 
@@ -99,12 +103,12 @@ def traced(tree: Any) -> bool:
     return any(isinstance(x, Tracer) for x in jax.tree.leaves(tree))
 
 
-def _check_finite(energies: np.ndarray) -> None:
+def _check_finite(energies: np.ndarray, called: str) -> None:
     bad = int(np.sum(~np.isfinite(energies)))
     if bad:
         raise ValueError(
-            f"`model` gives {bad} of {len(energies)} walkers an energy that is not "
-            "finite: start the walkers where the energy is, or mend it there."
+            f"`model` gives {bad} of {len(energies)} {called} an energy that is not "
+            f"finite: pass {called} where the energy is, or mend it there."
         )
 
 

@@ -158,6 +158,17 @@ class AbstractKernel(eqx.Module):
 class AbstractContinuousKernel(AbstractKernel):
     """A kernel of walkers that may go anywhere, if the energy lets them."""
 
+    def check(self, model: Energy, walkers: Walkers) -> None:
+        """Raise for walkers of a box, or an energy that is none of a density."""
+        if walkers.walls is not None:
+            raise ValueError(
+                f"`memory` has walkers of the walls {walkers.walls}, which "
+                f"`{type(self).__name__}` does not keep to, so that they would tell "
+                "another `Z`: move them by `ebm.ReflectedMALA`, or draw them by "
+                "`ebm.Walkers.from_gaussian`."
+            )
+        super().check(model, walkers)
+
     def confined(self, model: Energy, walkers: Walkers) -> Bool[Array, ""]:
         """Return whether the energy grows fast enough along a few rays."""
         return confines(model, walkers.positions)
@@ -360,6 +371,20 @@ def _acceptance(
     begun, key = begun_with(walkers, h), jax.random.key(0)
     moved = kernel.move(begun, energy, jnp.zeros((), jnp.int32), key=key)
     return moved.acceptance
+
+
+def check_admitted(
+    said: str, kernel: AbstractKernel, model: Energy, rows: Float[Array, "rows *shape"]
+) -> None:
+    """Raise `ValueError` for rows where walkers of the kernel can never be."""
+    admitted = kernel.admits(model, rows)
+    if not traced(admitted) and not bool(admitted):
+        each = jax.vmap(lambda row: kernel.admits(model, row[None]))(rows)
+        raise ValueError(
+            f"{said} where walkers of the `kernel`, `{type(kernel).__name__}`, can "
+            f"never be: {int(jnp.sum(~each))} of {len(rows)} rows, row "
+            f"{int(jnp.argmin(each))} first."
+        )
 
 
 def check_kernel(kernel: Any) -> None:

@@ -20,6 +20,7 @@ from .arguments import check_energy
 from .blocks import increments
 from .checks import check_batch, traced
 from .data_checks import check_scale_of, rows_at_hand, values_at_hand
+from .discrete import are_bits
 from .evaluation import Energy, energies_at, takes_one_example
 from .islands import islands
 from .kernels import AbstractKernel
@@ -244,6 +245,8 @@ def started(
         begun = kernel.begun(first_block(populations(memory)[0]), model)
         state = begun.kernel_state
         memory = each_population(lambda one: with_kernel_state(one, state), memory)
+        if isinstance(memory, Audited) and isinstance(memory.walkers, KernelState):
+            memory = dataclasses.replace(memory, walkers=state)
     return TrainState.start(model, init_opt_state(optim, model), memory)
 
 
@@ -278,11 +281,11 @@ def _check_audited(memory: Any) -> None:
 
 
 def _same_walkers(memory: Audited) -> bool:
-    pair = [one for one in (memory.walkers, memory.audit) if isinstance(one, Walkers)]
+    pair = [flattened(one) for one in populations(memory)]
     if len(pair) < 2 or traced(pair):
         return False
     num = min(_FEW, *(walkers.num for walkers in pair))
-    one, other = (np.asarray(_here(walkers.positions)[:num]) for walkers in pair)
+    one, other = (np.asarray(local_rows(walkers.positions)[:num]) for walkers in pair)
     # A few zeros and ones are alike by chance.
     return one.size >= _FEW and np.array_equal(one, other)
 
@@ -298,7 +301,7 @@ def check_known(memory: Memory, instead: str) -> None:
             )
 
 
-def _here(x: Any) -> Any:
+def local_rows(x: Any) -> Any:
     """Return the rows of `x` that this process holds."""
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         return x.addressable_shards[0].data
@@ -329,4 +332,6 @@ def check_data(
     rows = rows_at_hand(batch, source)
     rows = rows if rows is batch else rows[:_LOOKED_AT]
     if isinstance(rows, np.ndarray | jax.Array) and not traced((rows, memory)):
-        check_scale_of(_here(rows), _here(some_positions(memory)))
+        positions = local_rows(some_positions(memory))
+        if not bool(are_bits(positions)):  # these have no scale: any may be flipped
+            check_scale_of(local_rows(rows), positions)

@@ -18,7 +18,7 @@ from .arguments import check_positive, check_share
 from .audit import check_watched_data, watch, watched_start
 from .coordinates import AbstractCoordinates, check_coordinates
 from .evaluation import Energy, energies_at
-from .kernels import AbstractKernel, check_kernel
+from .kernels import AbstractKernel, check_admitted, check_kernel
 from .learning import soundness
 from .populations import Audited, LearnedPartition, Population
 from .trust_region import bounded, check_radius
@@ -106,7 +106,7 @@ class NCETrainer(AbstractTrainer):
             ValueError: For watching walkers that do not fit the model, or whose density
                 is unknown.
         """
-        own = LearnedPartition(jnp.zeros(()))
+        own = LearnedPartition(jnp.full((), jnp.inf))
         return watched_start(self.optim, self.kernel, model, memory, own)
 
     def step(
@@ -175,11 +175,15 @@ class NCETrainer(AbstractTrainer):
     def _begun(
         self, state: TrainState, log_weights: Float[Array, " batch"]
     ) -> Float[Array, ""]:
-        """Return the learned `log Z`; at first what the noise's weights say it is."""
+        """Return the learned `log Z`; at first what the noise's weights say it is.
+
+        At first it is infinite: `effgen.continued` goes on at a later step than 0.
+        """
         own = state.memory.walkers
         assert isinstance(own, LearnedPartition)
         estimated = log_mean_exp(log_weights).value.astype(own.log_partition.dtype)
-        return jnp.where(state.step == 0, estimated, own.log_partition)
+        unknown = jnp.isposinf(own.log_partition)
+        return jnp.where(unknown, estimated, own.log_partition)
 
     def _noise(self, key: PRNGKeyArray, batch: Array) -> Float[Array, "batch *shape"]:
         """Return as much noise as data."""
@@ -208,9 +212,13 @@ class NCETrainer(AbstractTrainer):
         Raises:
             TypeError: For batches that are no array, or as `kernel.check_data`.
             ValueError: For rows of another shape or scale than the watching walkers,
-                or as `kernel.check_data`.
+                or as `kernel.check_data`; for noise where the kernel's walkers can
+                never be; for a state of another trainer.
         """
-        check_watched_data(self.kernel, state, batch, source)
+        check_watched_data(self.kernel, state, batch, source, LearnedPartition)
+        noise = self._noise(jax.random.key(0), batch)
+        said = "`data` are told from the noise of a Gaussian, which is"
+        check_admitted(said, self.kernel, state.model, noise)
 
 
 def _newton(

@@ -65,6 +65,11 @@ class Reservoir(eqx.Module):
                 f"`walkers` are {walkers.num}, which blocks of {block_size}, {active} "
                 f"at a time, do not share evenly: draw {nearest}."
             )
+        if walkers.num_blocks > 1:
+            raise ValueError(
+                f"`walkers` are in {walkers.num_blocks} blocks already, as `annealed` "
+                "leaves them: draw fresh ones."
+            )
         num, turns = walkers.num // block_size, walkers.num // per_turn
         blocks = walkers.in_blocks(num)
         split = lambda x: x.reshape(active, turns, len(x) // num, *x.shape[1:])

@@ -16,12 +16,17 @@ from effgen.core.update import apply_gradients
 
 from .arguments import check_positive, check_share
 from .audit import check_watched_data, watch, watched_start
+from .data_checks import values_at_hand
 from .evaluation import Energy, energies_at, evaluate
-from .kernels import AbstractKernel, check_kernel
+from .kernels import AbstractKernel, check_admitted, check_kernel
 from .learning import soundness
 from .populations import Audited, Population
 from .trust_region import bounded, check_radius
 from .walkers import Walkers
+
+
+# About so many rows are looked at, to see whether there may be values between them.
+_NUM_TRIED = 64
 
 
 class ScoreMatchingTrainer(AbstractTrainer):
@@ -161,6 +166,14 @@ class ScoreMatchingTrainer(AbstractTrainer):
         Raises:
             TypeError: For batches that are no array, or as `kernel.check_data`.
             ValueError: For rows of another shape or scale than the watching walkers,
-                or as `kernel.check_data`.
+                or as `kernel.check_data`; for data that noise takes to where the
+                kernel's walkers can never be, such as zeros and ones; for a state of
+                another trainer.
         """
-        check_watched_data(self.kernel, state, batch, source)
+        check_watched_data(self.kernel, state, batch, source, type(None))
+        values = values_at_hand(batch, source)
+        if values is not None:
+            some = jnp.asarray(values[:: max(1, len(values) // _NUM_TRIED)])
+            between = 0.5 * (some + some[::-1])
+            said = "`data` are denoised, which needs a density between them too,"
+            check_admitted(said, self.kernel, state.model, between)

@@ -8,6 +8,7 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from .arguments import check_positive, check_share
@@ -261,14 +262,31 @@ def check_unadjusted(kernel: str, step_size: Any) -> None:
 
 
 def check_step_size(step_size: Any) -> None:
-    """Raise on a step size that is not positive, or neither number nor schedule."""
-    if isinstance(step_size, Real):
+    """Raise on a step size that is not positive, or neither number, schedule nor rule.
+
+    Of a schedule the first value is looked at.
+    """
+    if isinstance(step_size, Real) and not isinstance(step_size, bool):
         if not 0 < float(step_size) < float("inf"):
             raise ValueError(
                 f"`step_size` is {step_size}: pass a number > 0, a schedule or a rule."
             )
-    elif not (isinstance(step_size, AbstractStepSizeRule) or callable(step_size)):
+        return
+    if isinstance(step_size, AbstractStepSizeRule):
+        return
+    if isinstance(step_size, type) or not callable(step_size):
+        name = step_size.__name__ if isinstance(step_size, type) else None
         raise TypeError(
-            f"`step_size` is a {type(step_size).__name__}: pass a number, an optax "
-            "schedule, or a rule such as `ebm.TargetAcceptance(0.01)`."
+            f"`step_size` is a {name or type(step_size).__name__}: pass a number, an "
+            "optax schedule, or a rule such as `ebm.TargetAcceptance(0.01)`."
+        )
+    _check_schedule(step_size)
+
+
+def _check_schedule(schedule: Callable[[Any], ArrayLike]) -> None:
+    first = jnp.asarray(schedule(jnp.zeros((), jnp.int32)))
+    if first.shape or not (isinstance(first, Tracer) or 0 <= float(first) < jnp.inf):
+        raise ValueError(
+            f"`step_size` is a schedule that begins with {first}: it must give one "
+            "number, 0 or more, at every step."
         )

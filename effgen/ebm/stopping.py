@@ -66,7 +66,12 @@ def early_stopped(
     """
     check_run(run)
     check_count("patience", patience)
-    _told(run.state, held_out)  # what cannot be answered is refused before a step
+    first, _, _ = _told(run.state, held_out)  # refused before a step, if it must be
+    if not np.isfinite(first):
+        raise ValueError(
+            f"`held_out` has a mean log-density of {first} under the first model: "
+            "leave out rows where walkers can never be, such as those outside of walls."
+        )
     seen = Stopped(run.state, [], [], [], [])
     best, since = -np.inf, 0
     with run:
