@@ -275,10 +275,12 @@ def check_step_size(step_size: Any) -> None:
     if isinstance(step_size, AbstractStepSizeRule):
         return
     if isinstance(step_size, type) or not callable(step_size):
-        name = step_size.__name__ if isinstance(step_size, type) else None
+        kind = f"a {type(step_size).__name__}"
+        if isinstance(step_size, type):
+            kind = f"the class {step_size.__name__}"
         raise TypeError(
-            f"`step_size` is a {name or type(step_size).__name__}: pass a number, an "
-            "optax schedule, or a rule such as `ebm.TargetAcceptance(0.01)`."
+            f"`step_size` is {kind}: pass a number, an optax schedule, or a rule such "
+            "as `ebm.TargetAcceptance(0.01)`."
         )
     _check_schedule(step_size)
 

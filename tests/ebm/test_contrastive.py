@@ -115,6 +115,61 @@ def test_pcd_forgets_its_partition_function():
     assert ebm.sample(state, 5, key=jax.random.key(0)).shape == (5, SIZE)
 
 
+def test_cd_begins_with_the_step_size_that_the_watching_walkers_found():
+    kernel = ebm.MALA(ebm.TargetAcceptance(1e-3))
+    trainer = ebm.CDTrainer(optax.sgd(0.1), kernel=kernel)
+    model = Shifted(jnp.zeros(SIZE))
+    state = trainer.init(model, populations(jax.random.key(0), 64))
+    found = float(state.memory.walkers.step_size)
+    assert found == float(state.memory.audit.step_size) > 0.05
+    assert float(trainer.init(model).memory.walkers.step_size) == 0.0  # `initial`
+
+
+def test_cd_keeps_its_state_s_precision_whatever_the_batch_s():
+    with jax.enable_x64(True):
+        trainer = ebm.CDTrainer(optax.sgd(0.1), kernel=KERNEL)
+        state = trainer.init(Shifted(jnp.zeros(SIZE)))
+        batch = jnp.zeros((4, SIZE), jnp.float32)
+        step = lambda state: trainer.step(state, batch, key=jax.random.key(0))[0]
+        after = eqx.filter_eval_shape(step, state)
+        assert after.memory.walkers.step_size.dtype == jnp.float64
+
+
+def test_states_of_other_trainers_are_named():
+    model, batch = Shifted(jnp.zeros(SIZE)), data(64)[:8]
+    source = eg.Minibatches(data(64), 8)
+    pcd = ebm.PCDTrainer(optax.sgd(0.1), kernel=KERNEL)
+    weighted = ebm.JarzynskiTrainer(optax.sgd(0.1), kernel=KERNEL)
+    cd, score, nce = (
+        kind(optax.sgd(0.1), kernel=KERNEL)
+        for kind in (ebm.CDTrainer, ebm.ScoreMatchingTrainer, ebm.NCETrainer)
+    )
+    unweighted = pcd.init(model, populations(jax.random.key(0), 16))
+    for trainer, state, said in (
+        (cd, unweighted, "`state` is of another trainer"),
+        (score, cd.init(model), "`state` is of another trainer"),
+        (nce, score.init(model), "`state` is of another trainer"),
+        (pcd, cd.init(model), "keeps no walkers that train"),
+        (weighted, unweighted, "unknown density.*begin anew"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            trainer.check(state, batch, source)
+    with pytest.raises(ValueError, match="batches of 1 row"):
+        cd.check(cd.init(model), batch[:1], source)
+
+
+def test_without_walkers_the_energy_is_tried_on_the_data():
+    trainer = ebm.CDTrainer(optax.sgd(0.1), kernel=KERNEL)
+
+    def normalized(x):
+        return jnp.sum((x - x.mean(0, keepdims=True)) ** 2, axis=1) * (x.ndim // 2)
+
+    with pytest.raises(ValueError, match="no batch normalization"):
+        trainer.check(
+            trainer.init(normalized), data(64)[:8], eg.Minibatches(data(64), 8)
+        )
+
+
 def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="`noise_scale` is 0"):
         ebm.ScoreMatchingTrainer(optax.sgd(0.1), kernel=KERNEL, noise_scale=0.0)

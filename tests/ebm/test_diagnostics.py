@@ -22,6 +22,7 @@ def test_the_tail_of_pareto_weights_is_found(shape):
 
 def test_equal_weights_have_no_tail():
     assert ebm.pareto_k(jnp.full(1000, 3.0)) == -jnp.inf
+    assert ebm.pareto_k(jnp.full(1000, -jnp.inf)) == jnp.inf  # no weights at all
 
 
 def test_masses_of_modes_with_their_errors():

@@ -117,6 +117,17 @@ def test_an_energy_of_bits_is_trained():
     assert abs(density.log_partition - truth) < 3 * density.standard_error
 
 
+def test_walkers_leave_a_corner_where_the_gradient_is_infinite():
+    root = lambda x: jnp.sqrt(jnp.sum(x))
+    walkers = ebm.Walkers.from_samples(jnp.zeros((64, SIZE))).reweighted(root)
+    assert bool(jnp.isinf(walkers.gradients).all())
+    kernel = ebm.GibbsWithGradients()
+    moved = kernel.move(walkers, root, jnp.array(0), key=jax.random.key(0))
+    assert 5 < int(moved.positions.sum()) < 60
+    with pytest.raises(ValueError, match="of 64 walkers an energy that is not finite"):
+        kernel.check(lambda x: -jnp.log(jnp.sum(x)), walkers)
+
+
 def test_what_is_not_zeros_and_ones_is_named():
     trainer = ebm.PCDTrainer(optax.sgd(0.1), kernel=ebm.GibbsWithGradients())
     with pytest.raises(ValueError, match="`memory` has walkers that are not zeros"):

@@ -9,6 +9,7 @@ import pytest
 
 import effgen as eg
 from effgen import ebm
+from effgen.ebm.langevin import Langevin
 from tests.ebm.gaussians import LOG_PARTITION, SIZE, Scaled, Shifted, data, populations
 
 
@@ -94,6 +95,13 @@ def test_a_preconditioner_of_another_shape_is_named():
     walkers = populations(jax.random.key(0), 8)
     with pytest.raises(ValueError, match=r"`scale` has shape \(3,\)"):
         kernel.follow(walkers, Scaled(PRECISIONS), jnp.array(0), key=jax.random.key(0))
+
+
+def test_an_infinite_norm_clips_nothing():
+    gradients = jnp.array([[3.0, 4.0], [0.0, 0.0]])
+    for clip, expected in ((np.inf, [25.0, 0.0]), (None, [25.0, 0.0]), (1, [1.0, 0.0])):
+        found = Langevin(clip, None).squares(gradients)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_temperature_scales_the_energy():

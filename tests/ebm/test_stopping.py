@@ -40,6 +40,22 @@ def test_the_state_of_the_highest_likelihood_is_kept():
     assert abs(found.likelihoods[best] - truth) < 4 * found.errors[best] < 0.4
 
 
+def test_rows_without_a_density_are_named():
+    trainer = ebm.JarzynskiTrainer(optax.sgd(0.02), kernel=ebm.ReflectedMALA(0.1))
+    both = [
+        ebm.Walkers.from_uniform(key, 64, (2,))
+        for key in jax.random.split(jax.random.key(0))
+    ]
+    state = trainer.init(Shifted(jnp.zeros(2)), ebm.Audited(*both))
+    x = jax.random.uniform(jax.random.key(1), (64, 2))
+    refused = eg.train(
+        trainer, state, eg.Minibatches(x, 16), key=jax.random.key(2), num_steps=5
+    )
+    with pytest.raises(ValueError, match="`held_out` has a mean log-density of -inf"):
+        ebm.early_stopped(refused, x + 0.5)
+    assert int(refused.state.step) == 0
+
+
 def test_without_a_likelihood_to_believe_nothing_stops():
     # The training walkers' own is no reason to stop, and the weights of none are none.
     trainer = ebm.JarzynskiTrainer(optax.sgd(0.02), kernel=KERNEL)
