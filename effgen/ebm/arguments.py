@@ -71,6 +71,17 @@ def check_shape(shape: Any) -> None:
         raise ValueError(f"`shape` is {tuple(shape)}: every axis has 1 or more.")
 
 
+def check_channels(channels: Any) -> None:
+    """Raise `ValueError` unless they are positive integers, one or more."""
+    whole = isinstance(channels, Sequence) and all(
+        isinstance(n, Integral) and n > 0 for n in channels
+    )
+    if not whole or not channels:
+        raise ValueError(
+            f"`channels` is {channels!r}: pass positive integers, such as `(16, 32)`."
+        )
+
+
 def check_energy(name: str, value: Any) -> None:
     """Raise `TypeError` for what cannot be called."""
     if not callable(value) or isinstance(value, type):

@@ -82,6 +82,7 @@ def check_columns(name: str, rows: Any) -> None:
         ValueError: With the columns, what is wrong and what to do.
     """
     values = jnp.asarray(rows)
+    values = values[:, None] if values.ndim == 1 else values
     if len(values) < 2:
         raise ValueError(
             f"`{name}` has {len(values)} row(s): there is no density to learn of fewer "

@@ -163,14 +163,14 @@ class NormalizedEnergy(eqx.Module):
         """Return the mean log-density in nats, with `log Z`'s and the sample's error.
 
         Arguments:
-            x: Examples, `(examples, *shape)`, finite; of a single one the error is NaN.
+            x: Examples, `(*batch, *shape)`, finite; of a single one the error is NaN.
         """
         x = as_rows("x", x)
-        if not len(x):
+        if not x.size:
             raise ValueError("`x` has no rows: pass the examples to be judged.")
-        check_finite("x", x)
-        values = self.log_prob(x)
-        sampling = jnp.std(values, ddof=1) / jnp.sqrt(values.shape[0])
+        check_finite("x", jnp.atleast_1d(x))
+        values = self.log_prob(x).reshape(-1)
+        sampling = jnp.std(values, ddof=1) / jnp.sqrt(values.size)
         return Estimate(jnp.mean(values), jnp.hypot(sampling, self.standard_error))
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -91,8 +91,16 @@ class LabelGibbs(AbstractContinuousKernel):
 
         Returns:
             The `LabeledEnergy` at `share`.
+
+        Raises:
+            ValueError: For energies of other shapes, or of other numbers of labels.
         """
         old, new = _as_labeled(old), _as_labeled(new)
+        if (old.shape, old.num_labels) != (new.shape, new.num_labels):
+            raise ValueError(
+                f"`models` have examples of {old.shape} with {old.num_labels} labels, "
+                f"and of {new.shape} with {new.num_labels}: pass models of the same."
+            )
         return dataclasses.replace(new, energy=_Between(old.energy, new.energy, share))
 
     def admits(

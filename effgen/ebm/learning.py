@@ -63,31 +63,38 @@ def contrast(
     positions: Float[Array, "walkers *shape"],
     weights: Float[Array, " walkers"],
     penalty: float = 0.0,
-) -> tuple[tuple[Float[Array, ""], Float[Array, ""]], PyTree]:
-    """Return `(energy_gap, data_energy)` and the cross-entropy's gradient.
+) -> tuple[tuple[Array, Array, Array], PyTree]:
+    """Return `(energy_gap, data_energy, added)` and the cross-entropy's gradient.
 
         energy_gap = mean(energy(batch)) - sum(weights * energy(positions))
+        added = penalty * (mean(energy(batch)^2) + sum(weights * energy^2)) / 2
 
-    whose gradient, at fixed weights and positions, is that of the cross-entropy. Data
-    and walkers go through the model as one batch. With a `penalty` the gradient is that
-    of
-
-        energy_gap + penalty * (mean(energy(batch)^2) + sum(weights * energy^2)) / 2
+    The gradient of `energy_gap`, at fixed weights and positions, is that of the
+    cross-entropy. Data and walkers go through the model as one batch. With a `penalty`
+    the gradient is that of `energy_gap + added`.
     """
     num = batch.shape[0]
     signed = jnp.concatenate([jnp.full(num, 1 / num, weights.dtype), -weights])
     everything = jnp.concatenate([batch, positions])
 
-    def gap(model: Energy) -> tuple[Array, tuple[Array, Array]]:
+    def gap(model: Energy) -> tuple[Array, tuple[Array, Array, Array]]:
         energies = energies_at(model, everything)
         gap = jnp.sum(signed * energies)
-        told = gap, jnp.mean(energies[:num])
-        if penalty:
-            gap += 0.5 * penalty * jnp.sum(jnp.abs(signed) * energies**2)
-        return gap, told
+        added = _added(penalty, energies, jnp.abs(signed))
+        told = gap, jnp.mean(energies[:num]), added
+        return (gap + added if penalty else gap), told
 
     (_, told), gradients = eqx.filter_value_and_grad(gap, has_aux=True)(model)
     return told, gradients
+
+
+def _added(
+    penalty: float, energies: Float[Array, " rows"], shares: Float[Array, " rows"]
+) -> Float[Array, ""]:
+    """Return what a `penalty` adds: half of it times the mean square of energies."""
+    if not penalty:
+        return jnp.zeros((), energies.dtype)
+    return 0.5 * penalty * jnp.sum(shares * energies**2)
 
 
 class Learned(NamedTuple):
@@ -112,7 +119,8 @@ def learned(
     """Return the model after one step on the contrast of data and walkers.
 
     The optimizer is told the loss: `data_energy + log_partition`, or the energy gap
-    where `log Z` is unknown. A line search is told how that changes (`change_of`).
+    where `log Z` is unknown; and what a `penalty` adds. A line search is told how that
+    changes (`change_of`).
 
     Arguments:
         optim: The optimizer.
@@ -123,24 +131,30 @@ def learned(
         log_partition: `log Z` in nats, if it is known.
         apart: Whether other walkers tell what the update costs, so that an optimizer
             may look at these (`minsr`).
-        penalty: As of `contrast`. The loss is without it.
+        penalty: As of `contrast`.
     """
     positions = walkers.positions
-    (gap, data_energy), gradients = contrast(
+    (gap, data_energy, added), gradients = contrast(
         state.model, batch, positions, weights, penalty
     )
     loss = gap if log_partition is None else data_energy + log_partition
 
     def loss_of(model: Energy) -> Float[Array, ""]:
-        data = jnp.mean(energies_at(model, batch)) - data_energy
-        return loss + data + change_of(model, walkers, weights)
+        energies = energies_at(model, batch)
+        change = jnp.mean(energies) - data_energy + change_of(model, walkers, weights)
+        if not penalty:
+            return loss + change
+        there = energies_at(model, positions)
+        even = jnp.full(len(batch), 1 / len(batch), weights.dtype)
+        pulled = _added(penalty, energies, even) + _added(penalty, there, weights)
+        return loss + change + pulled
 
     model, opt_state = apply_gradients(
         optim,
         gradients,
         state.opt_state,
         state.model,
-        value=loss,
+        value=loss + added if penalty else loss,
         value_fn=loss_of,
         samples=Samples(state.model, batch, positions, weights) if apart else None,
     )

@@ -2,20 +2,24 @@
 
 import dataclasses
 import math
+import warnings
 from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from effgen.core.results import RunWarning
 from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractTrainer
 from effgen.core.update import apply_gradients
 
-from .arguments import check_positive, check_share
+from .arguments import as_rows, check_positive, check_share
 from .audit import check_watched_data, watch, watched_start
+from .coordinates import AbstractCoordinates, check_coordinates
 from .data_checks import values_at_hand
 from .evaluation import Energy, energies_at, evaluate
 from .kernels import AbstractKernel, check_admitted, check_kernel
@@ -32,12 +36,12 @@ _NUM_TRIED = 64
 class ScoreMatchingTrainer(AbstractTrainer):
     """Denoising score matching at one level of noise.
 
-        noisy = batch + noise_scale * noise
+        noisy = z + noise_scale * noise,  z = coordinates(batch)
         loss = mean(|noise_scale * gradient(noisy) - noise|^2) / 2
 
     The baseline that needs no samples of the model. Its optimum is the density of the
     noisy data, but where data are rare nothing is learned, and how much distant modes
-    weigh hardly enters the loss.
+    weigh hardly enters the loss. Gradients are those in `z`.
 
     The walkers given, if any, only watch, as `CDTrainer`'s: moved by `kernel`, they
     estimate this trainer's likelihood. The memory is `Audited`, with nothing that
@@ -50,14 +54,17 @@ class ScoreMatchingTrainer(AbstractTrainer):
     Arguments:
         optim: Any optax transformation.
         kernel: How the watching walkers move.
-        noise_scale: The noise's standard deviation, in units of the data.
+        noise_scale: The noise's standard deviation, in `coordinates`, if there are any,
+            else in units of the data; the model is at least as wide, in every column.
+        coordinates: In which noise is added, such as `Standardized.of(data)`, or
+            `None` for `z = x`.
         resample_below: The share of the watching walkers, in (0, 1), below which they
             are resampled.
         radius: An update may cost at most `radius^2` of the noisy data, which count
             alike, to second order; by default all updates pass.
 
     Raises:
-        TypeError: If `kernel` is no kernel, or `radius` no number.
+        TypeError: If `kernel`, `radius` or `coordinates` is of the wrong kind.
         ValueError: For settings out of range.
 
     Source:
@@ -69,6 +76,7 @@ class ScoreMatchingTrainer(AbstractTrainer):
     optim: optax.GradientTransformation
     kernel: AbstractKernel
     noise_scale: float = eqx.field(default=0.1, kw_only=True)
+    coordinates: AbstractCoordinates | None = eqx.field(default=None, kw_only=True)
     resample_below: float = eqx.field(default=0.5, kw_only=True)
     radius: float = eqx.field(default=math.inf, kw_only=True)
 
@@ -78,6 +86,7 @@ class ScoreMatchingTrainer(AbstractTrainer):
         check_share("resample_below", self.resample_below)
         check_radius(self.radius)
         check_positive("noise_scale", self.noise_scale)
+        check_coordinates(self.coordinates)
 
     def init(
         self, model: Energy, memory: Population | Audited | None = None
@@ -119,10 +128,13 @@ class ScoreMatchingTrainer(AbstractTrainer):
         """
         noise_key, watch_key = jax.random.split(key)
         noise = jax.random.normal(noise_key, batch.shape, batch.dtype)
-        noisy = batch + self.noise_scale * noise
+        to = self.coordinates
+        z = batch if to is None else jax.vmap(to)(batch)
+        back = (lambda z: z) if to is None else jax.vmap(to.inverse)
+        noisy, pullback = jax.vjp(back, z + self.noise_scale * noise)
 
         def mean_square(model: Energy) -> Float[Array, ""]:
-            _, gradients = evaluate(model, noisy)
+            (gradients,) = pullback(evaluate(model, noisy)[1])
             errors = (self.noise_scale * gradients - noise).reshape(len(batch), -1)
             return 0.5 * jnp.mean(jnp.sum(errors**2, axis=1))
 
@@ -169,11 +181,30 @@ class ScoreMatchingTrainer(AbstractTrainer):
                 or as `kernel.check_data`; for data that noise takes to where the
                 kernel's walkers can never be, such as zeros and ones; for a state of
                 another trainer.
+
+        Warns:
+            RunWarning: If the noise is wider than a column of the data.
         """
         check_watched_data(self.kernel, state, batch, source, type(None))
         values = values_at_hand(batch, source)
-        if values is not None:
-            some = jnp.asarray(values[:: max(1, len(values) // _NUM_TRIED)])
-            between = 0.5 * (some + some[::-1])
-            said = "`data` are denoised, which needs a density between them too,"
-            check_admitted(said, self.kernel, state.model, between)
+        if values is None:
+            return
+        some = as_rows("data", values[:: max(1, len(values) // _NUM_TRIED)])
+        said = "`data` are denoised, which needs a density between them too,"
+        between = 0.5 * (some + some[::-1])
+        check_admitted(said, self.kernel, state.model, between)
+        to = self.coordinates
+        self._check_noise(some if to is None else jax.vmap(to)(some))
+
+    def _check_noise(self, z: Float[Array, "rows *shape"]) -> None:
+        """Warn if the noise is wider than a column, which it hides."""
+        widths = np.asarray(jnp.std(z, axis=0)).reshape(-1)
+        narrow = np.flatnonzero((widths > 0) & (widths < self.noise_scale))
+        if z.ndim == 2 and len(narrow):  # of an image's pixels, many hardly vary
+            warnings.warn(
+                f"`noise_scale` is {self.noise_scale}, wider than column {narrow[0]} "
+                f"({widths[narrow[0]]:.3g}), which the model will be as wide in: pass "
+                "a smaller one, or `coordinates=ebm.Standardized.of(data)`.",
+                RunWarning,
+                stacklevel=2,
+            )

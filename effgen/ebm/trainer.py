@@ -86,8 +86,8 @@ class JarzynskiTrainer(AbstractTrainer):
 
     Arguments:
         optim: Any optax transformation. One that asks for the loss is told the metric
-            `loss`; a line search weighs the walkers as they are (`change_of`), which
-            holds near the model alone: bound its steps.
+            `loss` and what a `penalty` adds; a line search weighs the walkers as they
+            are (`change_of`), which holds near the model alone: bound its steps.
         kernel: How walkers move.
         resample_below: A share of the walkers, in (0, 1).
         num_moves: Moves a step.

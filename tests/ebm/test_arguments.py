@@ -146,6 +146,16 @@ def masses(weights, classify=lambda x: jnp.zeros(len(x), int)):
             ValueError,
             r"`shape` is \(28, 28\): pass `\(channels",
         ),
+        (
+            lambda: ebm.image_energy((1, 8, 8), key=KEY, channels=()),
+            ValueError,
+            r"`channels` is \(\): pass positive integers",
+        ),
+        (
+            lambda: ebm.residual_energy((1, 8, 8), key=KEY, blocks=0),
+            ValueError,
+            "`blocks` is 0",
+        ),
         (lambda: ebm.ConfinedEnergy(MODEL, 0.0), ValueError, "`scale` is 0"),
         (lambda: ebm.ConfinedEnergy(None, 1.0), TypeError, "`network` is None"),
         (lambda: ebm.TemperedEnergy(MODEL, "1"), ValueError, "`temperature` is '1'"),

@@ -78,6 +78,29 @@ def test_score_matching_s_gradient_vanishes_at_the_noisy_data_s_density():
     assert metrics["grad_norm"] < 0.02
 
 
+def test_score_matching_in_coordinates_is_that_of_standard_columns():
+    x = data(64)[:, :2] * jnp.array([100.0, 1e-3])
+    to = ebm.Standardized.of(x)
+    settings = {"kernel": KERNEL, "noise_scale": 0.3}
+    raw = ebm.ScoreMatchingTrainer(optax.sgd(0.0), coordinates=to, **settings)
+    plain = ebm.ScoreMatchingTrainer(optax.sgd(0.0), **settings)
+    model = Shifted(jnp.array([0.3, -0.2]))
+
+    in_units = ebm.FunctionEnergy(lambda mean, x: Shifted(mean)(to(x)), model.mean)
+
+    @eqx.filter_jit
+    def loss(trainer, energy, rows):
+        state = trainer.init(energy)
+        return trainer.step(state, rows, key=jax.random.key(0))[1]["loss"]
+
+    expected = loss(plain, model, jax.vmap(to)(x))
+    np.testing.assert_allclose(loss(raw, in_units, x), expected, rtol=1e-4)
+    source = eg.Minibatches(x, 16)
+    with pytest.warns(eg.RunWarning, match="wider than column 1 .*Standardized"):
+        plain.check(plain.init(model), x[:16], source)
+    raw.check(raw.init(model), x[:16], source)
+
+
 def test_cd_s_chains_start_at_the_batch():
     trainer = ebm.CDTrainer(optax.sgd(0.1), kernel=ebm.ULA(1e-8))
     state = trainer.init(Shifted(jnp.zeros(SIZE)))
@@ -162,7 +185,7 @@ def test_without_walkers_the_energy_is_tried_on_the_data():
     trainer = ebm.CDTrainer(optax.sgd(0.1), kernel=KERNEL)
 
     def normalized(x):
-        return jnp.sum((x - x.mean(0, keepdims=True)) ** 2, axis=1) * (x.ndim // 2)
+        return jnp.sum((x - x.mean(0, keepdims=True)) ** 2, axis=1)
 
     with pytest.raises(ValueError, match="no batch normalization"):
         trainer.check(

@@ -132,6 +132,9 @@ def test_what_does_not_fit_is_named():
         ebm.with_labels(jnp.zeros((4, 2)), jnp.zeros(3))
     with pytest.raises(TypeError, match="`kernel` is ULA"):
         ebm.LabelGibbs(ebm.ULA(0.1))
+    fewer = ebm.LabeledEnergy(TRUTH.energy, (2,), 2)
+    with pytest.raises(ValueError, match=r"with 3 labels, and of .* with 2: pass"):
+        KERNEL.between(START, fewer, jnp.array(0.5))
 
 
 def test_a_scale_may_be_of_the_example_s_shape():
