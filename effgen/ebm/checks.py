@@ -98,6 +98,29 @@ def _grows(near: Any, far: Any, size: int) -> Array:
     return (jnp.asarray(far) - near > needed) | jnp.isposinf(far)
 
 
+def walled(
+    model: Energy,
+    positions: Float[Array, "walkers *shape"],
+    walls: tuple[float, float] | None,
+) -> bool:
+    """Return whether the energy is infinite outside of a box, if there is one."""
+    if walls is None or traced((model, positions)):
+        return True
+    return bool(_infinite_beyond(model, positions[:_NUM_ROWS], walls[1] - walls[0]))
+
+
+@eqx.filter_jit
+def _infinite_beyond(
+    model: Energy, rows: Float[Array, "walkers *shape"], width: float
+) -> Array:
+    # Each row with one of its entries past a wall, above or below by turns.
+    flat = rows.reshape(rows.shape[0], -1)
+    i = jnp.arange(len(flat))
+    past = jnp.where(i // flat.shape[1] % 2 == 0, 1.5 * width, -1.5 * width)
+    beyond = flat.at[i, i % flat.shape[1]].add(past.astype(flat.dtype))
+    return jnp.all(jnp.isposinf(energies_at(model, beyond.reshape(rows.shape))))
+
+
 def traced(tree: Any) -> bool:
     """Return whether there are no numbers yet to look at."""
     return any(isinstance(x, Tracer) for x in jax.tree.leaves(tree))

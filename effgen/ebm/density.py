@@ -112,7 +112,8 @@ class NormalizedEnergy(eqx.Module):
             walkers: `Walkers` or a `Reservoir`; they are reweighted for `energy`.
 
         Raises:
-            ValueError: If the walkers do not know `log Z`, or none has weight left.
+            ValueError: If the walkers do not know `log Z`, if none has weight left, or
+                where the energy is NaN.
 
         Warns:
             RunWarning: If the error bar cannot be relied on, with the reasons.
@@ -121,6 +122,7 @@ class NormalizedEnergy(eqx.Module):
         if isinstance(walkers, Reservoir):
             walkers = flattened(walkers)
         check_walkers("walkers", walkers)
+        _check_defined(energy, walkers)
         return _density(energy, reweighted(walkers, energy))
 
     def log_prob(self, x: Float[Array, "*batch_and_shape"]) -> Float[Array, "*batch"]:
@@ -204,6 +206,16 @@ class NormalizedEnergy(eqx.Module):
             walls=None if walls is None else (walls[0], walls[1]),
             binary=support.get("binary", False),
             **told._asdict(),
+        )
+
+
+def _check_defined(energy: Energy, walkers: Walkers) -> None:
+    """Raise where the energy is NaN, which is no infinity: there may well be mass."""
+    undefined = jnp.isnan(_energies_at(energy, walkers.positions))
+    if not traced(undefined) and (bad := int(jnp.sum(undefined))):
+        raise ValueError(
+            f"`energy` is NaN at {bad} of {walkers.num} walkers: mend it there, or let "
+            "it be infinite where the model has no mass."
         )
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from .checks import check_continuous, confines, traced
+from .checks import check_continuous, confines, traced, walled
 from .data_checks import check_continuous_data
 from .evaluation import Energy, energies_at
 from .langevin import Langevin, check_langevin
@@ -159,13 +159,12 @@ class AbstractContinuousKernel(AbstractKernel):
     """A kernel of walkers that may go anywhere, if the energy lets them."""
 
     def check(self, model: Energy, walkers: Walkers) -> None:
-        """Raise for walkers of a box, or an energy that is none of a density."""
-        if walkers.walls is not None:
+        """Raise for walkers that would leave a box, or an energy without a density."""
+        if not walled(model, walkers.positions, walkers.walls):
             raise ValueError(
-                f"`memory` has walkers of the walls {walkers.walls}, which "
-                f"`{type(self).__name__}` does not keep to, so that they would tell "
-                "another `Z`: move them by `ebm.ReflectedMALA`, or draw them by "
-                "`ebm.Walkers.from_gaussian`."
+                f"`memory` has walkers of the walls {walkers.walls}, to which neither "
+                f"`{type(self).__name__}` nor the energy keeps them: move them by "
+                "`ebm.ReflectedMALA`, or draw them by `ebm.Walkers.from_gaussian`."
             )
         super().check(model, walkers)
 

@@ -169,10 +169,14 @@ def _solved(
     wanted = jax.tree.map(lambda g, x: g + shift * x, gradient, last)
     _, pushed = slopes_along(model, wanted, rows.positions)
     pushed = scale * _centered(pushed, rows)
-    factor = jax.scipy.linalg.cho_factor(inner + shift * jnp.eye(size))
+    factor = jax.scipy.linalg.cho_factor(
+        inner + shift * jnp.eye(size, dtype=inner.dtype)
+    )
     solved = jax.scipy.linalg.cho_solve(factor, pushed)
     back = _pulled(model, rows.positions, _uncentered(scale * solved, rows))
-    return jax.tree.map(lambda w, b: (w - b) / shift, wanted, back)
+    return jax.tree.map(
+        lambda w, b, g: ((w - b) / shift).astype(g.dtype), wanted, back, gradient
+    )
 
 
 def _pulled(

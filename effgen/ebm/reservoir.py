@@ -34,6 +34,15 @@ class Reservoir(eqx.Module):
 
     walkers: Walkers
 
+    def __check_init__(self) -> None:
+        """Raise `TypeError` for walkers that are not arranged in turns."""
+        check_walkers("walkers", self.walkers)
+        if jnp.ndim(self.walkers.log_partition) != 2:
+            raise TypeError(
+                "`walkers` are not arranged in turns: make a reservoir of them by "
+                "`ebm.Reservoir.from_walkers(walkers)`."
+            )
+
     @classmethod
     def from_walkers(
         cls, walkers: Walkers, *, block_size: int = 1024, active: int = 1

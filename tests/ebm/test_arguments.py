@@ -284,6 +284,7 @@ def masses(weights, classify=lambda x: jnp.zeros(len(x), int)):
             ValueError,
             "`walkers` are in 8 blocks already",
         ),
+        (lambda: ebm.Reservoir(walkers()), TypeError, "`walkers` are not arranged in"),
         (lambda: walkers().in_blocks(16), ValueError, "leaves 2 or more a block"),
         (lambda: walkers().in_blocks(0), ValueError, "`num_blocks` is 0"),
         (

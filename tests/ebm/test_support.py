@@ -23,6 +23,10 @@ def flat(x):
     return 0.0 * jnp.sum(x)
 
 
+def walled_flat(x):
+    return jnp.where(jnp.all((x >= 0) & (x <= 1)), 0.0, jnp.inf)
+
+
 def well(x):
     return 0.5 * jnp.sum(x**2)
 
@@ -77,11 +81,14 @@ def test_every_label_s_energy_must_confine():
 
 
 def test_walkers_of_a_box_are_not_moved_out_of_it():
-    for kernel in (ebm.MALA(0.1), ebm.ReweightFirst(ebm.ULA(0.1))):
-        with pytest.raises(
-            ValueError, match=r"of the walls \(0.0, 1.0\), which `.*LA`"
-        ):
+    kernels = ebm.MALA(0.1), ebm.ReweightFirst(ebm.ULA(0.1))
+    for kernel in kernels:
+        with pytest.raises(ValueError, match=r"walls \(0\.0, 1\.0\), .* `\w+LA`"):
             kernel.check(well, inside())
+    # An energy that is infinite outside keeps them there, whatever moves them.
+    kernels[0].check(walled_flat, inside())
+    with pytest.raises(ValueError, match="nor the energy keeps them"):
+        kernels[0].check(lambda x: jnp.where(x[0] <= 1, 0.0, jnp.inf), inside())
     given = ebm.Walkers.from_samples(np.full((2, 2), 0.5), walls=[0, 1])
     assert given.walls == (0.0, 1.0)
 
@@ -106,6 +113,12 @@ def test_an_energy_without_an_integral_is_doubted():
     walkers = ebm.Walkers.from_gaussian(KEY, 1024, (2,)).in_blocks(16)
     with pytest.warns(eg.RunWarning, match="does not grow fast enough for there to be"):
         ebm.NormalizedEnergy.from_walkers(lambda x: jnp.minimum(well(x), 9.0), walkers)
+
+
+def test_an_energy_that_is_undefined_at_walkers_is_named():
+    walkers = ebm.Walkers.from_gaussian(KEY, 128, (1,))
+    with pytest.raises(ValueError, match=r"`energy` is NaN at \d+ of 128 walkers"):
+        ebm.NormalizedEnergy.from_walkers(lambda x: jnp.sum(x**2 + x**1.5), walkers)
 
 
 def test_a_walker_at_the_origin_is_no_fault_of_the_energy():
