@@ -109,12 +109,16 @@ def check_energies_in(models: Any) -> None:
 def as_rows(name: str, rows: Any) -> Float[Array, "rows *shape"]:
     """Return `rows`, an array, a list or a frame, as an array of floats.
 
+    In 32 bits or more: energies in fewer would be off by tenths of nats.
+
     Raises:
         TypeError: For what is no array of numbers.
     """
     values = rows if isinstance(rows, jax.Array) else as_numbers(name, rows)
     if not jnp.issubdtype(values.dtype, jnp.floating):
         values = values.astype(jnp.result_type(float))
+    if jnp.finfo(values.dtype).bits < 32:
+        values = values.astype(jnp.float32)
     return jnp.asarray(values)
 
 

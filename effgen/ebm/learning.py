@@ -19,7 +19,7 @@ from effgen.core.weights import conditional_ess
 from .arguments import check_energy
 from .blocks import increments
 from .checks import check_batch, traced
-from .data_checks import check_scale_of, rows_at_hand, values_at_hand
+from .data_checks import check_scale_of, rows_at_hand, spread_rows, values_at_hand
 from .discrete import are_bits
 from .evaluation import Energy, energies_at, takes_one_example
 from .islands import islands
@@ -344,7 +344,7 @@ def check_data(
     check_values(kernel, state.model, example_shape(state.memory), batch, source)
     memory = state.memory
     rows = rows_at_hand(batch, source)
-    rows = rows if rows is batch else rows[:_LOOKED_AT]
+    rows = rows if rows is batch else spread_rows(rows, _LOOKED_AT)
     if isinstance(rows, np.ndarray | jax.Array) and not traced((rows, memory)):
         positions = local_rows(some_positions(memory))
         if not bool(are_bits(positions)):  # these have no scale: any may be flipped

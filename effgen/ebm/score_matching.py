@@ -126,6 +126,7 @@ class ScoreMatchingTrainer(AbstractTrainer):
         Returns:
             The state after the step, and the metrics.
         """
+        batch = as_rows("batch", batch)
         noise_key, watch_key = jax.random.split(key)
         noise = jax.random.normal(noise_key, batch.shape, batch.dtype)
         to = self.coordinates

@@ -320,6 +320,8 @@ def test_lists_frames_and_integers_are_rows():
         found = ebm.Walkers.from_samples(given).positions
         assert found.dtype == jnp.float32
         np.testing.assert_array_equal(found, rows)
+    half = ebm.Walkers.from_samples(rows.astype(np.float16))
+    assert half.positions.dtype == jnp.float32
     density = ebm.NormalizedEnergy(MODEL, jnp.zeros(()), jnp.zeros(()), (SIZE,))
     expected = -0.5 * (rows**2).sum(axis=1)
     np.testing.assert_allclose(density.log_prob(Frame(rows)), expected)
