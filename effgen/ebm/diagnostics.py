@@ -193,6 +193,8 @@ def _check_weights(positions: Array, weights: Array) -> None:
 @partial(jax.jit, static_argnames="num_modes")
 def _masses(weights: Array, labels: Array, num_modes: int) -> Estimate:
     num, num_blocks = weights.shape[0], num_blocks_of(weights.shape[0])
+    if num_blocks == 1:  # of few walkers, which may be relatives too
+        num_blocks = min(num, FEWEST_BLOCKS)
     blocks = jnp.arange(num) * num_blocks // num
     both = jax.ops.segment_sum(
         weights, blocks * num_modes + labels, num_blocks * num_modes

@@ -134,6 +134,8 @@ def learned(
         penalty: As of `contrast`.
     """
     positions = walkers.positions
+    # Bits may be integers, in which an energy would be computed otherwise.
+    batch = batch.astype(jnp.promote_types(batch.dtype, positions.dtype))
     (gap, data_energy, added), gradients = contrast(
         state.model, batch, positions, weights, penalty
     )

@@ -43,6 +43,17 @@ def test_masses_of_modes_with_their_errors():
         ebm.mode_masses(positions, weights, lambda x: x, 0)
 
 
+def test_few_walkers_that_are_relatives_count_as_few():
+    positions = jnp.repeat(jnp.array([[0.0], [1.0]]), 16, 0)
+    classify = lambda x: x[:, 0].astype(int)
+    masses, errors = ebm.mode_masses(positions, jnp.ones(32), classify, 2)
+    np.testing.assert_allclose(masses, 0.5)
+    assert bool((errors > 0.2).all())  # of independent ones it would be 0.09
+    one, error = ebm.mode_masses(positions[:1], jnp.ones(1), classify, 2)
+    assert one[0] == 1
+    assert bool(jnp.isfinite(error).all())
+
+
 @pytest.mark.slow
 def test_long_chains_of_the_model_s_own_samples_stay():
     model = Shifted(jnp.ones(SIZE))
