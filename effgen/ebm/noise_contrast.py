@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from effgen.core.counts import check_count
 from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractTrainer
 from effgen.core.update import apply_gradients
@@ -55,6 +56,7 @@ class NCETrainer(AbstractTrainer):
             else in units of the data.
         coordinates: In which the noise is drawn, such as `Standardized.of(data)`, or
             `None`.
+        num_moves: Moves a step of the watching walkers.
         resample_below: The share of the watching walkers, in (0, 1), below which they
             are resampled.
         radius: An update may cost at most `radius^2` of the data, which count alike, to
@@ -74,12 +76,14 @@ class NCETrainer(AbstractTrainer):
     kernel: AbstractKernel
     noise_scale: float = eqx.field(default=1.0, kw_only=True)
     coordinates: AbstractCoordinates | None = eqx.field(default=None, kw_only=True)
+    num_moves: int = eqx.field(default=1, kw_only=True)
     resample_below: float = eqx.field(default=0.5, kw_only=True)
     radius: float = eqx.field(default=math.inf, kw_only=True)
 
     def __check_init__(self) -> None:
         """Raise `TypeError` or `ValueError` for settings out of range."""
         check_kernel(self.kernel)
+        check_count("num_moves", self.num_moves)
         check_share("resample_below", self.resample_below)
         check_radius(self.radius)
         check_positive("noise_scale", self.noise_scale)
@@ -164,7 +168,7 @@ class NCETrainer(AbstractTrainer):
             self.kernel,
             state,
             model,
-            1,
+            self.num_moves,
             self.resample_below,
             data_energy=jnp.mean(looked.energies),
             key=watch_key,

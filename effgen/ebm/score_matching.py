@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from effgen.core.counts import check_count
 from effgen.core.results import RunWarning
 from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractTrainer
@@ -58,6 +59,7 @@ class ScoreMatchingTrainer(AbstractTrainer):
             else in units of the data; the model is at least as wide, in every column.
         coordinates: In which noise is added, such as `Standardized.of(data)`, or
             `None` for `z = x`.
+        num_moves: Moves a step of the watching walkers.
         resample_below: The share of the watching walkers, in (0, 1), below which they
             are resampled.
         radius: An update may cost at most `radius^2` of the noisy data, which count
@@ -77,12 +79,14 @@ class ScoreMatchingTrainer(AbstractTrainer):
     kernel: AbstractKernel
     noise_scale: float = eqx.field(default=0.1, kw_only=True)
     coordinates: AbstractCoordinates | None = eqx.field(default=None, kw_only=True)
+    num_moves: int = eqx.field(default=1, kw_only=True)
     resample_below: float = eqx.field(default=0.5, kw_only=True)
     radius: float = eqx.field(default=math.inf, kw_only=True)
 
     def __check_init__(self) -> None:
         """Raise `TypeError` or `ValueError` for settings out of range."""
         check_kernel(self.kernel)
+        check_count("num_moves", self.num_moves)
         check_share("resample_below", self.resample_below)
         check_radius(self.radius)
         check_positive("noise_scale", self.noise_scale)
@@ -160,7 +164,7 @@ class ScoreMatchingTrainer(AbstractTrainer):
             self.kernel,
             state,
             model,
-            1,
+            self.num_moves,
             self.resample_below,
             data_energy=jnp.mean(energies_at(state.model, batch)),
             key=watch_key,

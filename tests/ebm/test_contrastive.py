@@ -196,8 +196,9 @@ def test_without_walkers_the_energy_is_tried_on_the_data():
 def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="`noise_scale` is 0"):
         ebm.ScoreMatchingTrainer(optax.sgd(0.1), kernel=KERNEL, noise_scale=0.0)
-    with pytest.raises(ValueError, match="`num_moves` is 0"):
-        ebm.CDTrainer(optax.sgd(0.1), kernel=KERNEL, num_moves=0)
+    for kind in (ebm.CDTrainer, ebm.ScoreMatchingTrainer, ebm.NCETrainer):
+        with pytest.raises(ValueError, match="`num_moves` is 0"):
+            kind(optax.sgd(0.1), kernel=KERNEL, num_moves=0)
     with pytest.raises(TypeError, match=r"`kernel` is 0\.1"):
         ebm.CDTrainer(optax.sgd(0.1), kernel=0.1)
     trainer = ebm.CDTrainer(optax.sgd(0.1), kernel=KERNEL)
