@@ -92,7 +92,8 @@ def conditional_ess(
         Zhou, Johansen and Aston (2016), equation 13.
     """
     weights = normalized(log_weights)
-    increments = _shifted(log_increments)
+    # A walker without weight has no say in the scale, by which others may vanish.
+    increments = _shifted(jnp.where(weights > 0, log_increments, -jnp.inf))
     mean, square = jnp.sum(weights * increments), jnp.sum(weights * increments**2)
     count = log_weights.shape[0]
     ratio = mean**2 / jnp.where(square > 0, square, 1)
