@@ -257,6 +257,7 @@ def sandwich(
     radius: float = 0.05,
     num_between: int = 1,
     num_moves: int = 1,
+    resample_below: float = 0.5,
 ) -> Sandwich:
     """Return `log Z` of the last model by a run forward, and by one back from `data`.
 
@@ -275,6 +276,7 @@ def sandwich(
         radius: In (0, 1); its square is the share of the walkers that a step may cost.
         num_between: The least number of steps between two models.
         num_moves: Moves a step.
+        resample_below: As of `annealed`.
 
     Returns:
         Both estimates with one standard error each, in nats.
@@ -306,6 +308,7 @@ def sandwich(
         "radius": radius,
         "num_between": num_between,
         "num_moves": num_moves,
+        "resample_below": resample_below,
     }
     forward = annealed(models, walkers, key=keys[0], **settings)
     start = _estimate(reweighted(walkers, models[0]))

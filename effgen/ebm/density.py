@@ -197,6 +197,7 @@ class NormalizedEnergy(eqx.Module):
         Raises:
             ValueError: If the file is damaged, of another format, or of another energy.
         """
+        check_energy("energy", energy)
         blank = Told(*(jnp.zeros(()) for _ in Told._fields))
         energy, told, support = read(path, energy, blank)
         walls = support.get("walls")  # files of before have none
@@ -223,7 +224,7 @@ def _density(energy: Energy, walkers: Walkers) -> NormalizedEnergy:
     """Return the density of `energy`, by walkers that are weighted for it."""
     if not knows_partition(walkers):
         raise ValueError(
-            "`state.memory` does not know `log Z`: its walkers carry no weights. "
+            "the population does not know `log Z`: its walkers carry no weights. "
             "Train with `JarzynskiTrainer`, or give the trainer `Audited` walkers."
         )
     told = told_by(walkers)

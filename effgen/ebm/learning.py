@@ -289,6 +289,12 @@ def _check_audited(memory: Any) -> None:
                 f"`memory.{name}` is a {type(held).__name__}: pass "
                 "`ebm.Walkers.from_gaussian(key, num, shape)`."
             )
+    shapes = {flattened(one).positions.shape[1:] for one in populations(memory)}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"`memory.walkers` and `memory.audit` have shapes {sorted(shapes)}: draw "
+            "both of the shape of one example."
+        )
     if isinstance(memory, Audited) and _same_walkers(memory):
         raise ValueError(
             "`memory.audit` are the walkers that train: they would flatter the model, "

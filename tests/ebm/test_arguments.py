@@ -284,6 +284,15 @@ def masses(weights, classify=lambda x: jnp.zeros(len(x), int)):
             ValueError,
             "`walkers` are in 8 blocks already",
         ),
+        (
+            lambda: trainer().init(
+                lambda x: jnp.sum(x**2),
+                ebm.Audited(walkers(), ebm.Walkers.from_gaussian(KEY, 16, (2,))),
+            ),
+            ValueError,
+            r"`memory.audit` have shapes \[\(2,\), \(8,\)\]",
+        ),
+        (lambda: ebm.NormalizedEnergy.load("x", None), TypeError, "`energy` is None"),
         (lambda: ebm.Reservoir(walkers()), TypeError, "`walkers` are not arranged in"),
         (lambda: walkers().in_blocks(16), ValueError, "leaves 2 or more a block"),
         (lambda: walkers().in_blocks(0), ValueError, "`num_blocks` is 0"),
