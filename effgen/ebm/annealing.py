@@ -301,7 +301,7 @@ def sandwich(
         raise ValueError(f"`data` has {len(data)} row(s): pass at least 2 examples.")
     if not models:
         raise ValueError("`models` is empty: pass at least the trained model.")
-    check_admitted("`data` has rows", kernel, models[-1], data)
+    check_admitted("`data` has", kernel, models[-1], data)
     keys = jax.random.split(key)
     settings: dict[str, Any] = {
         "kernel": kernel,

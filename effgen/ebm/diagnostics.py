@@ -269,7 +269,7 @@ def long_run(
     check_key(key)
     positions = as_rows("positions", positions)
     check_finite("positions", positions)
-    check_admitted("`positions` has rows", kernel, model, positions)
+    check_admitted("`positions` has", kernel, model, positions)
     walkers = kernel.begun(_started(model, positions), model)
     ends = np.linspace(0, num_steps, min(num_records, num_steps) + 1).astype(int)
     energies = [jnp.mean(walkers.energies)]

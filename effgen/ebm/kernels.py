@@ -380,9 +380,9 @@ def check_admitted(
     if not traced(admitted) and not bool(admitted):
         each = jax.vmap(lambda row: kernel.admits(model, row[None]))(rows)
         raise ValueError(
-            f"{said} where walkers of the `kernel`, `{type(kernel).__name__}`, can "
-            f"never be: {int(jnp.sum(~each))} of {len(rows)} rows, row "
-            f"{int(jnp.argmin(each))} first."
+            f"{said} {int(jnp.sum(~each))} row(s) of {len(rows)} (row "
+            f"{int(jnp.argmin(each))} first) where walkers of the `kernel`, "
+            f"`{type(kernel).__name__}`, can never be."
         )
 
 

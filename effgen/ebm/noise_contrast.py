@@ -221,7 +221,7 @@ class NCETrainer(AbstractTrainer):
         """
         check_watched_data(self.kernel, state, batch, source, LearnedPartition)
         noise = self._noise(jax.random.key(0), batch)
-        said = "`data` are told from the noise of a Gaussian, which is"
+        said = "`data` are told from a Gaussian's noise, which has"
         check_admitted(said, self.kernel, state.model, noise)
 
 

@@ -195,7 +195,7 @@ class ScoreMatchingTrainer(AbstractTrainer):
         if values is None:
             return
         some = as_rows("data", values[:: max(1, len(values) // _NUM_TRIED)])
-        said = "`data` are denoised, which needs a density between them too,"
+        said = "`data` are denoised, but between them are"
         between = 0.5 * (some + some[::-1])
         check_admitted(said, self.kernel, state.model, between)
         to = self.coordinates

@@ -157,5 +157,5 @@ def test_a_scale_may_be_of_the_example_s_shape():
 def test_held_out_rows_of_other_labels_are_no_samples():
     walkers = ebm.labeled_walkers(jax.random.key(0), 16, (2,), 3)
     beyond = rows(64).at[0, -1].set(3)
-    with pytest.raises(ValueError, match=r"`data` has rows where .* 1 of 64 rows"):
+    with pytest.raises(ValueError, match="`data` has 1 row"):
         ebm.sandwich([START], walkers, beyond, kernel=KERNEL, key=jax.random.key(1))

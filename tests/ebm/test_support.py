@@ -95,9 +95,9 @@ def test_walkers_of_a_box_are_not_moved_out_of_it():
 
 def test_long_runs_and_data_are_where_walkers_can_be():
     outside = np.array([[0.5, 0.5], [0.5, 1.5]])
-    with pytest.raises(ValueError, match=r"`positions` has rows .* 1 of 2 rows, row 1"):
+    with pytest.raises(ValueError, match=r"`positions` has 1 row\(s\) of 2 \(row 1 f"):
         ebm.long_run(well, outside, kernel=BOX, key=KEY, num_steps=1)
-    with pytest.raises(ValueError, match=r"`data` has rows where walkers .*Reflected"):
+    with pytest.raises(ValueError, match=r"`data` has 1 row\(s\) of 2 .*`Reflected"):
         ebm.sandwich([flat], inside(), outside, kernel=BOX, key=KEY)
     with pytest.raises(ValueError, match=r"`data` has 1 row\(s\): pass at least 2"):
         ebm.sandwich([flat], inside(), outside[:1], kernel=BOX, key=KEY)
@@ -128,8 +128,8 @@ def test_a_walker_at_the_origin_is_no_fault_of_the_energy():
 @pytest.mark.parametrize(
     ("trainer", "said"),
     [
-        (ebm.NCETrainer, "noise of a Gaussian, which is where .*`BlockGibbs`"),
-        (ebm.ScoreMatchingTrainer, "`data` are denoised, .*`BlockGibbs`"),
+        (ebm.NCETrainer, "from a Gaussian's noise, which has 16 row.*`BlockGibbs`"),
+        (ebm.ScoreMatchingTrainer, "denoised, but between them are .*`BlockGibbs`"),
     ],
 )
 def test_bits_are_not_told_from_noise(trainer, said):
@@ -142,7 +142,7 @@ def test_bits_are_not_told_from_noise(trainer, said):
 def test_restarts_are_where_walkers_can_be():
     trainer = ebm.PCDTrainer(optax.sgd(0.1), kernel=ebm.BlockGibbs(), restarts=0.1)
     walkers = ebm.Walkers.from_samples(BITS)
-    with pytest.raises(ValueError, match=r"`restarts` is 0\.1: they are drawn from a"):
+    with pytest.raises(ValueError, match=r"`restarts` is 0\.1, but a Gaussian draws"):
         trainer.init(MACHINE, walkers)
 
 
