@@ -229,9 +229,7 @@ class PCDTrainer(AbstractTrainer):
 
     def _check_restarts(self, model: Energy, shape: tuple[int, ...]) -> None:
         noise = jax.random.normal(jax.random.key(0), (_NUM_TRIED, *shape))
-        said = (
-            f"`restarts` is {self.restarts}: they are drawn from a Gaussian, which is"
-        )
+        said = f"`restarts` is {self.restarts}, but a Gaussian draws"
         check_admitted(said, self.kernel, model, self.restart_scale * noise)
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:

@@ -196,6 +196,7 @@ class NormalizedEnergy(eqx.Module):
 
         Raises:
             ValueError: If the file is damaged, of another format, or of another energy.
+            TypeError: If `energy` is none.
         """
         check_energy("energy", energy)
         blank = Told(*(jnp.zeros(()) for _ in Told._fields))
