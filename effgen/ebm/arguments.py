@@ -39,7 +39,11 @@ def check_box(low: Any, high: Any) -> None:
 
 def check_logits(name: str, logits: Any) -> None:
     """Raise `ValueError` for logits of shares that are 0 or 1, which are infinite."""
-    if not isinstance(logits, Tracer) and not bool(jnp.isfinite(logits).all()):
+    if isinstance(logits, Tracer):
+        return
+    with jax.ensure_compile_time_eval():  # constants may be met under a trace
+        finite = bool(jnp.isfinite(logits).all())
+    if not finite:
         raise ValueError(
             f"`{name}` has NaN or infinite values: clip the shares that they are of, "
             "as in `jax.scipy.special.logit(jnp.clip(x.mean(0), 0.01, 0.99))`."
@@ -126,12 +130,13 @@ def check_finite(name: str, values: Any) -> None:
     """Raise `ValueError` for rows with values that are NaN or infinite."""
     if isinstance(values, Tracer) or not values.size:
         return
-    good = jnp.isfinite(values.reshape(len(values), -1)).all(axis=1)
-    bad = int(jnp.sum(~good))
+    with jax.ensure_compile_time_eval():  # constants may be met under a trace
+        good = jnp.isfinite(values.reshape(len(values), -1)).all(axis=1)
+        bad, first = int(jnp.sum(~good)), int(jnp.argmin(good))
     if bad:
         raise ValueError(
             f"`{name}` has NaN or infinite values in {bad} of {len(values)} rows (row "
-            f"{int(jnp.argmin(good))} first): drop or fill them."
+            f"{first} first): drop or fill them."
         )
 
 

@@ -242,13 +242,16 @@ def check_labels(
     """Raise `ValueError` for labels that are no integers from 0, up to a number."""
     if isinstance(labels, Tracer):
         return
-    if not bool(are_labels(jnp.asarray(labels), num)):
-        most = "`num_labels - 1`" if num is None else f"{num - 1}, `num_labels` - 1"
-        raise ValueError(
-            f"`{name}` has labels from {labels.min():.3g} to {labels.max():.3g}{place}"
-            f": pass integers from 0 to {most}; `ebm.with_labels(x, labels)` puts them "
-            "beside the examples."
-        )
+    with jax.ensure_compile_time_eval():  # constants may be met under a trace
+        labels = jnp.asarray(labels)
+        if bool(are_labels(labels, num)):
+            return
+        least, largest = float(labels.min()), float(labels.max())
+    most = "`num_labels - 1`" if num is None else f"{num - 1}, `num_labels` - 1"
+    raise ValueError(
+        f"`{name}` has labels from {least:.3g} to {largest:.3g}{place}: pass integers "
+        f"from 0 to {most}; `ebm.with_labels(x, labels)` puts them beside the examples."
+    )
 
 
 def are_labels(labels: Array, num: int | None) -> Array:

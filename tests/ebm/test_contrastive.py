@@ -153,8 +153,8 @@ def test_cd_keeps_its_state_s_precision_whatever_the_batch_s():
         trainer = ebm.CDTrainer(optax.sgd(0.1), kernel=KERNEL)
         state = trainer.init(Shifted(jnp.zeros(SIZE)))
         batch = jnp.zeros((4, SIZE), jnp.float32)
-        step = lambda state: trainer.step(state, batch, key=jax.random.key(0))[0]
-        after = eqx.filter_eval_shape(step, state)
+        step = lambda *args: trainer.step(*args, key=jax.random.key(0))[0]
+        after = eqx.filter_eval_shape(step, state, batch)
         assert after.memory.walkers.step_size.dtype == jnp.float64
 
 
