@@ -37,6 +37,19 @@ def check_box(low: Any, high: Any) -> None:
         )
 
 
+def as_walls(walls: Any) -> tuple[float, float]:
+    """Return the walls of a box, two numbers, the lower one first.
+
+    Raises:
+        ValueError: For what are no such numbers.
+    """
+    if not isinstance(walls, Sequence) or len(walls) != 2:
+        raise ValueError(f"`walls` is {walls!r}: pass `(low, high)`.")
+    low, high = walls
+    check_box(low, high)
+    return float(low), float(high)
+
+
 def check_logits(name: str, logits: Any) -> None:
     """Raise `ValueError` for logits of shares that are 0 or 1, which are infinite."""
     if isinstance(logits, Tracer):
@@ -84,6 +97,17 @@ def check_channels(channels: Any) -> None:
         raise ValueError(
             f"`channels` is {channels!r}: pass positive integers, such as `(16, 32)`."
         )
+
+
+def as_shape(shape: Any) -> tuple[int, ...]:
+    """Return the shape of an example as a tuple.
+
+    Raises:
+        TypeError: For what is no shape.
+        ValueError: For an axis of 0 entries.
+    """
+    check_shape(shape)
+    return tuple(int(n) for n in shape)
 
 
 def check_energy(name: str, value: Any) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from effgen.core.counts import check_count
 from effgen.core.keys import check_key
 
-from .arguments import as_rows, check_draw, check_shape
+from .arguments import as_rows, as_shape, check_draw, check_energy
 from .coordinates import AbstractCoordinates, check_coordinates
 from .energies import VectorNetwork, check_sizes, vector_network
 from .walkers import Walkers
@@ -34,15 +34,17 @@ class LabeledEnergy(eqx.Module):
         num_labels: The number of labels, which are 0 to `num_labels - 1`.
 
     Raises:
+        TypeError: If `energy` cannot be called, or `shape` is no shape.
         ValueError: If `num_labels` is not positive.
     """
 
     energy: Callable[[Float[Array, "*shape"], Int[Array, ""]], Float[Array, ""]]
-    shape: tuple[int, ...] = eqx.field(static=True)
+    shape: tuple[int, ...] = eqx.field(static=True, converter=as_shape)
     num_labels: int = eqx.field(static=True)
 
     def __check_init__(self) -> None:
-        """Raise `ValueError` unless there are labels."""
+        """Raise `TypeError` or `ValueError` unless there are an energy and labels."""
+        check_energy("energy", self.energy)
         check_count("num_labels", self.num_labels)
 
     @property
@@ -162,10 +164,9 @@ def labeled_mlp_energy(
             coordinates of another shape.
     """
     check_key(key)
-    check_shape(shape)
+    shape = as_shape(shape)
     check_count("num_labels", num_labels)
     check_sizes(width_size, depth, scale)
-    shape = tuple(shape)
     check_coordinates(coordinates, shape)
     logits = vector_network(shape, num_labels, width_size, depth, scale, key)
     return LabeledEnergy(LogitsEnergy(logits, scale, coordinates), shape, num_labels)

@@ -191,6 +191,7 @@ class ScoreMatchingTrainer(AbstractTrainer):
             RunWarning: If the noise is wider than a column of the data.
         """
         check_watched_data(self.kernel, state, batch, source, type(None))
+        check_coordinates(self.coordinates, tuple(batch.shape[1:]))
         values = values_at_hand(batch, source)
         if values is None:
             return

@@ -15,6 +15,7 @@ from effgen.core.weights import Estimate, effective_sample_size, normalized
 
 from .arguments import (
     as_rows,
+    as_walls,
     check_box,
     check_draw,
     check_finite,
@@ -175,9 +176,7 @@ class Walkers(eqx.Module):
         begun = _started(positions, -density, jnp.zeros_like(positions), start)
         if walls is None:
             return begun
-        low, high = walls
-        check_box(low, high)
-        return dataclasses.replace(begun, walls=(float(low), float(high)))
+        return dataclasses.replace(begun, walls=as_walls(walls))
 
     @property
     def particles(self) -> Particles:

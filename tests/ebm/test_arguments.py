@@ -293,6 +293,17 @@ def masses(weights, classify=lambda x: jnp.zeros(len(x), int)):
             r"`memory.audit` have shapes \[\(2,\), \(8,\)\]",
         ),
         (lambda: ebm.NormalizedEnergy.load("x", None), TypeError, "`energy` is None"),
+        (
+            lambda: ebm.Walkers.from_samples(data(8), walls=(0, 1, 2)),
+            ValueError,
+            r"`walls` is \(0, 1, 2\): pass `\(low, high\)`",
+        ),
+        (
+            lambda: ebm.LabeledEnergy(LABELED.energy, 2, 2),
+            TypeError,
+            "`shape` is 2: pass that of one example",
+        ),
+        (lambda: ebm.LabeledEnergy(None, (2,), 2), TypeError, "`energy` is None"),
         (lambda: ebm.Reservoir(walkers()), TypeError, "`walkers` are not arranged in"),
         (lambda: walkers().in_blocks(16), ValueError, "leaves 2 or more a block"),
         (lambda: walkers().in_blocks(0), ValueError, "`num_blocks` is 0"),

@@ -99,6 +99,11 @@ def test_score_matching_in_coordinates_is_that_of_standard_columns():
     with pytest.warns(eg.RunWarning, match="wider than column 1 .*Standardized"):
         plain.check(plain.init(model), x[:16], source)
     raw.check(raw.init(model), x[:16], source)
+    narrow = ebm.ScoreMatchingTrainer(
+        optax.sgd(0.0), kernel=KERNEL, coordinates=ebm.Standardized.of(x[:, :1])
+    )
+    with pytest.raises(ValueError, match="`coordinates` are of 1 numbers"):
+        narrow.check(narrow.init(model), x[:16], source)
 
 
 def test_cd_s_chains_start_at_the_batch():
