@@ -191,8 +191,11 @@ def step_size_at(
     if isinstance(step_size, AbstractStepSizeRule):
         found = walkers.step_size
         return jnp.where(found > 0, found, step_size.initial).astype(dtype)
-    value = step_size(step) if callable(step_size) else step_size
-    return jnp.asarray(value).astype(dtype)
+    if not callable(step_size):
+        return jnp.asarray(step_size, dtype)
+    value = jnp.asarray(step_size(step)).astype(dtype)
+    # Below 0 no walker would move any more. What is not a number stops a training.
+    return jnp.where(value >= 0, value, jnp.nan)
 
 
 def with_step_size(
