@@ -31,11 +31,16 @@ def check_continuous(model: Energy, positions: Float[Array, "walkers *shape"]) -
 
 
 def check_energies(
-    model: Energy, positions: Float[Array, "walkers *shape"], called: str = "walkers"
+    model: Energy,
+    positions: Float[Array, "walkers *shape"],
+    called: str = "walkers",
+    *,
+    least: float = 1.0,
 ) -> "_Seen | None":
     """Raise `ValueError` if `model` is no function of a row, finite at the walkers.
 
-    They are `called` so in messages.
+    They are `called` so in messages. A share of `least` or more must have a finite
+    energy; that of the others is infinite, as where a model has no mass.
 
     Returns:
         What was seen of it, if there are numbers to look at.
@@ -43,7 +48,7 @@ def check_energies(
     if isinstance(positions, Tracer) or traced(model):
         return None
     seen = _Seen(*map(np.asarray, _seen(model, positions[:_NUM_ROWS])))
-    _check_finite(seen.energies, called)
+    _check_finite(seen.energies, called, least)
     _check_repeatable(seen)
     return seen
 
@@ -126,9 +131,10 @@ def traced(tree: Any) -> bool:
     return any(isinstance(x, Tracer) for x in jax.tree.leaves(tree))
 
 
-def _check_finite(energies: np.ndarray, called: str) -> None:
+def _check_finite(energies: np.ndarray, called: str, least: float) -> None:
     bad = int(np.sum(~np.isfinite(energies)))
-    if bad:
+    infinite = int(np.sum(np.isposinf(energies)))
+    if bad > infinite or len(energies) - bad < least * len(energies):
         raise ValueError(
             f"`model` gives {bad} of {len(energies)} {called} an energy that is not "
             f"finite: pass {called} where the energy is, or mend it there."
@@ -136,9 +142,10 @@ def _check_finite(energies: np.ndarray, called: str) -> None:
 
 
 def _check_repeatable(seen: _Seen) -> None:
-    energies, half = seen.energies, seen.half
+    # Infinite energies stay what they are: all are looked at as finite ones.
+    energies, again, half = map(np.nan_to_num, (seen.energies, seen.again, seen.half))
     scale = 1e-4 * (1 + np.abs(energies))
-    if np.any(np.abs(seen.again - energies) > scale):
+    if np.any(np.abs(again - energies) > scale):
         raise ValueError(
             "`model` gives the same walkers other energies the second time: an energy "
             "must be a function of its input alone. Take out dropout and other noise "

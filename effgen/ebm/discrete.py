@@ -16,6 +16,10 @@ from .particles import Particles
 from .walkers import Walkers
 
 
+# The share of the walkers that must begin where the energy is finite.
+_LEAST_ALLOWED = 0.05
+
+
 class GibbsWithGradients(AbstractKernel):
     """Flips of one entry a move, which the energy's gradient proposes.
 
@@ -90,10 +94,12 @@ class GibbsWithGradients(AbstractKernel):
 
         Raises:
             ValueError: For walkers that are not zeros and ones, or an energy that is
-                not finite, not the same twice, or a function of the other rows.
+                infinite at most of them, undefined, not the same twice, or a function
+                of the other rows.
         """
         check_bits(walkers)
-        check_energies(model, walkers.positions)
+        # Codes that stand for nothing may be forbidden, as of three colors in two bits.
+        check_energies(model, walkers.positions, least=_LEAST_ALLOWED)
 
     def check_data(self, batch: Any, source: Any) -> None:
         """Raise unless the data, as far as they are at hand, are zeros and ones.
