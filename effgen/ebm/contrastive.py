@@ -228,7 +228,7 @@ class PCDTrainer(AbstractTrainer):
         return walkers.at(mixed)
 
     def _check_restarts(self, model: Energy, shape: tuple[int, ...]) -> None:
-        noise = jax.random.normal(jax.random.key(0), (_NUM_TRIED, *shape))
+        noise = 3 * jax.random.normal(jax.random.key(0), (_NUM_TRIED, *shape))  # rare
         said = f"`restarts` is {self.restarts}, but a Gaussian draws"
         check_admitted(said, self.kernel, model, self.restart_scale * noise)
 
