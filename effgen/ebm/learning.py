@@ -79,6 +79,8 @@ def contrast(
 
     def gap(model: Energy) -> tuple[Array, tuple[Array, Array, Array]]:
         energies = energies_at(model, everything)
+        # A walker without weight may be where the energy is infinite.
+        energies = jnp.where(signed == 0, 0.0, energies)
         gap = jnp.sum(signed * energies)
         added = _added(penalty, energies, jnp.abs(signed))
         told = gap, jnp.mean(energies[:num]), added

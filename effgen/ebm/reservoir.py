@@ -30,6 +30,9 @@ class Reservoir(eqx.Module):
         walkers: Walkers whose arrays, but the kernel's state, have two leading axes
             more, `(active, turns)`: `active` blocks are touched at once, and every
             block again after `turns` steps.
+
+    Raises:
+        TypeError: For walkers that are not arranged so.
     """
 
     walkers: Walkers

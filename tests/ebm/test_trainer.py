@@ -215,6 +215,21 @@ def test_bad_settings_are_named(arguments, match):
         ebm.JarzynskiTrainer(optax.sgd(0.1), kernel=ebm.ULA(0.1), **arguments)
 
 
+def test_a_lost_walker_may_be_where_the_energy_is_infinite():
+    def cliff(mean, x):
+        return jnp.where(x[0] > 9, jnp.inf, 0.5 * jnp.sum((x - mean) ** 2))
+
+    x = jax.random.normal(jax.random.key(0), (4, 2))
+    positions = x.at[0, 0].set(10.0)
+    weights = jnp.array([0.0, 0.2, 0.3, 0.5])
+    model = ebm.FunctionEnergy(cliff, jnp.ones(2))
+    (gap, _, added), found = contrast(model, x, positions, weights, 0.1)
+    assert bool(jnp.isfinite(gap) & jnp.isfinite(added))
+    few = contrast(model, x, positions[1:], weights[1:], 0.1)
+    np.testing.assert_allclose(gap, few[0][0], rtol=1e-4)
+    np.testing.assert_allclose(found.parameters, few[1].parameters, rtol=1e-4)
+
+
 def test_an_optimizer_that_asks_for_the_loss_is_told_what_a_penalty_adds():
     told = []
 
