@@ -223,6 +223,12 @@ def _check_defined(energy: Energy, walkers: Walkers) -> None:
 
 def _density(energy: Energy, walkers: Walkers) -> NormalizedEnergy:
     """Return the density of `energy`, by walkers that are weighted for it."""
+    if traced((energy, walkers)):
+        raise TypeError(
+            "`walkers` or `energy` are traced, by `jit` or the like, so that nothing "
+            "can be said of their error: make the density outside. Its `log_prob` may "
+            "be called inside."
+        )
     if not knows_partition(walkers):
         raise ValueError(
             "the population does not know `log Z`: its walkers carry no weights. "

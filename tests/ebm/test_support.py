@@ -78,6 +78,14 @@ def test_constants_are_looked_at_under_a_trace():
         jax.jit(lambda: ebm.with_labels(x, wrong))()
 
 
+def test_a_density_is_not_made_under_a_trace():
+    of_scale = lambda s: ebm.NormalizedEnergy.from_walkers(
+        ebm.FunctionEnergy(lambda s, x: s * well(x), s), inside()
+    )
+    with pytest.raises(TypeError, match="are traced, by `jit` or the like"):
+        jax.jit(lambda s: of_scale(s).log_partition)(1.0)
+
+
 def test_every_label_s_energy_must_confine():
     def loose(x, label):
         return jnp.where(label == 1, 0.0, well(x))
