@@ -40,7 +40,7 @@ class Reservoir(eqx.Module):
     def __check_init__(self) -> None:
         """Raise `TypeError` for walkers that are not arranged in turns."""
         check_walkers("walkers", self.walkers)
-        if jnp.ndim(self.walkers.log_partition) != 2:
+        if jnp.ndim(self.walkers.log_partition) != 3:
             raise TypeError(
                 "`walkers` are not arranged in turns: make a reservoir of them by "
                 "`ebm.Reservoir.from_walkers(walkers)`."

@@ -79,7 +79,7 @@ def test_score_matching_s_gradient_vanishes_at_the_noisy_data_s_density():
 
 
 def test_score_matching_in_coordinates_is_that_of_standard_columns():
-    x = data(64)[:, :2] * jnp.array([100.0, 1e-3])
+    x = data(64)[:, :2] * jnp.array([[100.0, 1e-3]])
     to = ebm.Standardized.of(x)
     settings = {"kernel": KERNEL, "noise_scale": 0.3}
     raw = ebm.ScoreMatchingTrainer(optax.sgd(0.0), coordinates=to, **settings)
