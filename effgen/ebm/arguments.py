@@ -91,7 +91,7 @@ def check_shape(shape: Any) -> None:
 def check_channels(channels: Any) -> None:
     """Raise `ValueError` unless they are positive integers, one or more."""
     whole = isinstance(channels, Sequence) and all(
-        isinstance(n, Integral) and n > 0 for n in channels
+        isinstance(n, Integral) and int(n) > 0 for n in channels
     )
     if not whole or not channels:
         raise ValueError(

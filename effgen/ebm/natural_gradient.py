@@ -166,7 +166,8 @@ def _solved(
     # Below a few rounding errors of the largest eigenvalue there is no factor.
     least = 8 * jnp.finfo(inner.dtype).eps
     shift = (damping / size + least) * jnp.trace(inner) + jnp.finfo(inner.dtype).tiny
-    wanted = jax.tree.map(lambda g, x: g + shift * x, gradient, last)
+    # Each in its own precision, whatever that of the positions is.
+    wanted = jax.tree.map(lambda g, x: (g + shift * x).astype(g.dtype), gradient, last)
     _, pushed = slopes_along(model, wanted, rows.positions)
     pushed = scale * _centered(pushed, rows)
     factor = jax.scipy.linalg.cho_factor(

@@ -288,7 +288,7 @@ def check_step_size(step_size: Any) -> None:
     _check_schedule(step_size)
 
 
-def _check_schedule(schedule: Callable[[Any], ArrayLike]) -> None:
+def _check_schedule(schedule: Callable[..., Any]) -> None:
     first = jnp.asarray(schedule(jnp.zeros((), jnp.int32)))
     if first.shape or not (isinstance(first, Tracer) or 0 <= float(first) < jnp.inf):
         raise ValueError(
