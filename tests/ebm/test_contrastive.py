@@ -168,7 +168,7 @@ def test_states_of_other_trainers_are_named():
     source = eg.Minibatches(data(64), 8)
     pcd = ebm.PCDTrainer(optax.sgd(0.1), kernel=KERNEL)
     weighted = ebm.JarzynskiTrainer(optax.sgd(0.1), kernel=KERNEL)
-    cd, score, nce = (
+    cd, score, contrasting = (
         kind(optax.sgd(0.1), kernel=KERNEL)
         for kind in (ebm.CDTrainer, ebm.ScoreMatchingTrainer, ebm.NCETrainer)
     )
@@ -176,7 +176,7 @@ def test_states_of_other_trainers_are_named():
     for trainer, state, said in (
         (cd, unweighted, "`state` is of another trainer"),
         (score, cd.init(model), "`state` is of another trainer"),
-        (nce, score.init(model), "`state` is of another trainer"),
+        (contrasting, score.init(model), "`state` is of another trainer"),
         (pcd, cd.init(model), "keeps no walkers that train"),
         (weighted, unweighted, "unknown density.*begin anew"),
     ):
