@@ -20,6 +20,7 @@ from .model import LatentSDE
 from .series import (
     check_errors,
     check_inputs,
+    check_mask,
     check_numbers,
     check_shapes,
     check_times,
@@ -95,8 +96,7 @@ def check_series(model: LatentSDE, batch: Any) -> None:
     ys = np.asarray(ys)
     if mask is None:
         mask = np.ones(ys.shape, bool)
-    if np.any((np.asarray(mask) != 0) & (np.asarray(mask) != 1)):
-        raise ValueError("`mask` has values that are neither 0 nor 1.")
+    check_mask(np.asarray(mask))
     mask = np.asarray(mask, bool)
     there = mask.reshape(mask.shape + (1,) * (ys.ndim - mask.ndim)) & np.ones_like(
         ys, bool

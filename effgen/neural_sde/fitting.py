@@ -174,7 +174,7 @@ def maximum(
         wide = cast(dataclasses.replace(model, message_dtype=None), jnp.float64)
         values = np.asarray(ys, np.float64)
         sizes = None if errors is None else np.asarray(errors, np.float64)
-        wide = dataclasses.replace(wide, dt=longest_gap(ts, unit))
+        wide = dataclasses.replace(wide, dt=step_of(model, ts, unit))
         found = posterior(wide, ts, values, mask, inputs, errors=sizes, unit=unit)
         cautions.of_constants(found.series.ys, found.series.mask)
         result = _maximum(found.model, found.series, prior_scale, max_steps)
@@ -183,8 +183,16 @@ def maximum(
     return result._replace(model=narrow)
 
 
+def step_of(model: LatentSDE, ts: Any, unit: str) -> float:
+    """Return the step that a linear model needs: its own, where one is not exact.
+
+    Zero where it has none.
+    """
+    return longest_gap(ts, unit) if model.linear.time_invariant else model.dt
+
+
 def longest_gap(ts: Any, unit: str) -> float:
-    """Return a step no shorter than any gap: linear models need no more."""
+    """Return a step no shorter than any gap: constant coefficients need no more."""
     clock = clock_of(ts, unit)
     numbers = np.asarray(ts) if clock is None else clock.numbers(ts)
     gaps = np.diff(np.atleast_2d(numbers), axis=1)

@@ -9,7 +9,7 @@ from effgen.core.weights import Estimate
 from .draws import is_exact
 from .model import LatentSDE
 from .posterior import posterior
-from .series import check_no_dates, check_shapes
+from .series import check_mask, check_no_dates, check_shapes
 
 
 def held_out_evidence(
@@ -61,6 +61,7 @@ def held_out_evidence(
     values = ys
     if mask is not None:
         check_shapes(ts, ys, np.asarray(mask), None)
+        check_mask(np.asarray(mask))
         values = np.where(over(np.asarray(mask, bool)), ys, np.nan)
     there = np.isfinite(values)
     later = over(ts >= since) & there

@@ -1,6 +1,7 @@
 """Hierarchies: parameters that differ by series, and the law that they share."""
 
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from .checks import check_positive
 from .clock import as_times
 from .decoders import LinearDecoder
 from .draws import is_exact, linear_evidence, num_steps_of
-from .fitting import longest_gap
+from .fitting import step_of
 from .frozen import as_part
 from .model import LatentSDE
 from .posterior import posterior
@@ -124,6 +125,7 @@ def fit_hierarchy(
     check_positive("scale", scale)
     check_count("max_rounds", max_rounds)
     varies = tuple(varies)
+    _check_apart(model, varies)
     names = _names(model, varies)
     with jax.enable_x64(True):  # noqa: FBT003
         wide = cast(dataclasses.replace(model, message_dtype=None), jnp.float64)
@@ -136,8 +138,8 @@ def fit_hierarchy(
             check_times(times, model.t0)
             times = times.astype(np.float64)
         values = np.asarray(ys, np.float64)
-        gap = longest_gap(times, unit)
-        found = posterior(wide, times, values, mask, inputs, dt=gap, unit=unit)
+        wide = dataclasses.replace(wide, dt=step_of(wide, times, unit))
+        found = posterior(wide, times, values, mask, inputs, unit=unit)
         cautions.of_constants(found.series.ys, found.series.mask)
         steps = num_steps_of(found.model, found.series)
         start = _values(found.model, varies)
@@ -189,6 +191,17 @@ def _getter(model: LatentSDE, name: str) -> Callable[[LatentSDE], Array]:
     if part.entries is not None or not eqx.is_inexact_array(found):
         raise ValueError(f"`varies` names {name!r}: pass the name of a whole array.")
     return part.of
+
+
+def _check_apart(model: LatentSDE, varies: tuple[str, ...]) -> None:
+    """Raise `ValueError` for two names of one array."""
+    arrays = [_getter(model, name)(model) for name in varies]
+    for i, j in itertools.combinations(range(len(varies)), 2):
+        if arrays[i] is arrays[j]:
+            raise ValueError(
+                f"`varies` names {varies[i]!r} and {varies[j]!r}, which are the same: "
+                "leave one out."
+            )
 
 
 def _names(model: LatentSDE, varies: tuple[str, ...]) -> tuple[str, ...]:

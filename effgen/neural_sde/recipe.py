@@ -67,7 +67,8 @@ def forecaster(
         The models with their weights, which forecast together.
 
     Raises:
-        ValueError: For a record shorter than two horizons, dates, and no structures.
+        ValueError: For a record shorter than two horizons, dates, no structures, and a
+            `season_period` beside `structures` or that the times can't show.
         TypeError: For what are no structures, and what is no key.
 
     Source:
@@ -77,8 +78,13 @@ def forecaster(
     check_count("num_steps", num_steps)
     if structures is not None:
         check_structures(structures)
+        if season_period is not None:
+            raise ValueError(
+                "`season_period` is for the structures of `candidates`, and "
+                "`structures` are given: add `season(period)` to each of these."
+            )
     ts, ys = np.asarray(ts), np.asarray(ys)
-    there = None if mask is None else np.asarray(mask, bool)
+    there = None if mask is None else np.asarray(mask)
     origins_of(values_of(ts, ys, there), horizon, _NUM_ORIGINS)  # before any fit
     if structures is None:
         structures = candidates(ts, ys, mask, season_period=season_period)

@@ -82,7 +82,9 @@ class Record(eqx.Module):
         if isinstance(times, Tracer):
             raise TypeError("`times` are traced: pass them as NumPy arrays.")
         rows = np.asarray(times) if self.clock is None else self.clock.numbers(times)
-        if not np.issubdtype(rows.dtype, np.number) or not np.all(np.isfinite(rows)):
+        if rows.dtype.kind in "iuf":  # rounded as the record's: equal times stay equal
+            rows = rows.astype(self.series.ts.dtype)
+        if rows.dtype.kind != "f" or not np.all(np.isfinite(rows)):
             raise ValueError("`times` must be finite numbers, as those of the series.")
         rows = np.atleast_1d(rows)
         num = len(self.series.ts)

@@ -18,7 +18,13 @@ from .checks import check_levels
 from .held_out import held_out_evidence
 from .model import LatentSDE
 from .posterior import posterior
-from .series import check_no_dates, check_numbers, check_times
+from .series import (
+    check_mask,
+    check_no_dates,
+    check_numbers,
+    check_shapes,
+    check_times,
+)
 
 
 Members = Mapping[str, LatentSDE | Sequence[LatentSDE]]
@@ -170,7 +176,7 @@ def stack(
         raise TypeError(f"`fit` is a {type(fit).__name__}: pass a function to models.")
     check_key(key)
     ts, ys = np.asarray(ts), np.asarray(ys)
-    mask = None if mask is None else np.asarray(mask, bool)
+    mask = None if mask is None else np.asarray(mask)
     values = values_of(ts, ys, mask)
     origins = origins_of(values, horizon, num_origins)
     keys = jax.random.split(key, 4)
@@ -273,7 +279,8 @@ def values_of(
     """Return the values of one series, NaN where they are missing.
 
     Raises:
-        ValueError: For times that are no sorted numbers, naming where.
+        ValueError: For times that are no sorted numbers, naming where, and a `mask` of
+            another shape.
     """
     check_no_dates(ts)
     if ts.ndim != 1 or ys.shape[:1] != ts.shape:
@@ -286,7 +293,9 @@ def values_of(
     values = ys.astype(np.float64).reshape(len(ts), -1)
     if mask is None:
         return values
-    return np.where(mask.reshape(len(ts), -1), values, np.nan)
+    check_shapes(ts, ys, mask, None)
+    check_mask(mask)
+    return np.where(mask.astype(bool).reshape(len(ts), -1), values, np.nan)
 
 
 def _rows_before(origin: int, values: np.ndarray) -> np.ndarray:

@@ -178,6 +178,14 @@ def test_the_strongest_period_is_found_beside_a_season():
     assert ns.candidates(TS, YS)[0].names == ("level",)
 
 
+def test_the_strongest_period_is_of_what_is_there():
+    rng = np.random.default_rng(4)
+    turn = np.sin(2 * np.pi * TS / 8)[:, None]
+    ys = np.array([100.0, -50.0]) + turn + 0.1 * rng.normal(size=(40, 2))
+    ys[rng.uniform(size=ys.shape) < 0.3] = np.nan
+    assert strongest_period(TS, ys) == pytest.approx(8, rel=0.06)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_example_of_the_docs_runs():
@@ -214,6 +222,15 @@ def test_structures_without_a_mean_have_no_network():
         ({"structures": []}, ValueError, "`structures` are empty"),
         ({"structures": ns.level()}, TypeError, "`structures` must be a list"),
         ({"horizon": True}, ValueError, "`horizon` is True"),
+        ({"season_period": 1.0}, ValueError, "`season_period` is 1, and times"),
+        ({"season_period": -3.0}, ValueError, r"`season_period` is -3\.0"),
+        (
+            {"season_period": 4.0, "structures": [ns.level()]},
+            ValueError,
+            "`season_period` is for the structures",
+        ),
+        ({"mask": np.ones((1, 40))}, ValueError, "`mask` has shape"),
+        ({"mask": np.full(40, 0.5)}, ValueError, "neither 0 nor 1"),
         ({"ts": TS[::-1]}, ValueError, "sort each series"),
         ({"ts": np.where(TS == 4, np.nan, TS)}, ValueError, "times must be finite"),
         ({"ys": YS.astype(str)}, TypeError, "`ys`"),

@@ -105,6 +105,8 @@ def test_names_of_nothing_are_refused():
         (["decoder.nothing"], "which the model has not"),
         (["linear"], "a whole array"),
         ("decoder.offset", "pass names"),
+        (["decoder.offset"] * 2, "which are the same"),
+        (["observation.scale", "decoder.log_scale"], "which are the same"),
     ):
         with pytest.raises(ValueError, match=said):
             ns.fit_hierarchy(model(), ts, ys, varies=wrong)

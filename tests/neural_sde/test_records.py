@@ -112,6 +112,19 @@ def test_each_series_has_its_own_horizon():
         found.marginals(np.zeros((3, 2)))
 
 
+def test_times_that_float32_rounds_are_those_of_the_record():
+    ts, inputs = np.array([0.1, 4.3]), np.array([[1.0], [3.0]])
+    model = ornstein(1.3, input_matrix=[[2.0]])
+    found = ns.posterior(model, ts, np.zeros(2), inputs=inputs, dt=5.0)
+    same = found.marginals(ts).mean
+    np.testing.assert_allclose(same, found.marginals().mean, rtol=1e-5)
+    with pytest.warns(eg.RunWarning, match="the last known are held"):
+        now, later = found.marginals([4.3, 5.3]).mean[:, 0]
+    right = now * np.exp(-1.3) + 2 * 3 * -np.expm1(-1.3) / 1.3
+    np.testing.assert_allclose(later, right, rtol=1e-4)
+    found.record.check_later([4.3])
+
+
 def test_inputs_to_come_are_exact_and_those_that_are_not_given_are_named():
     model = ornstein(1.3, input_matrix=[[2.0]])
     inputs = np.array([[1.0], [0.0], [3.0]])

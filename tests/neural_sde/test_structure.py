@@ -12,6 +12,7 @@ import statsmodels.api as sm
 
 import effgen as eg
 from effgen import neural_sde as ns
+from effgen.neural_sde import fitting
 
 
 NILE = sm.datasets.nile.load_pandas().data
@@ -203,6 +204,30 @@ def test_what_is_no_linear_model_is_refused():
         ns.level() + 1.0  # pyright: ignore[reportOperatorIssue]
     with pytest.raises(ValueError, match="fewer than two values"):
         ns.structural(ns.level(), YEARS, FLOW * np.nan)
+    with pytest.raises(ValueError, match="`period` is 1, and times are whole"):
+        ns.structural(ns.level() + ns.season(3.0, 3), YEARS, FLOW)
+    ns.structural(ns.level() + ns.season(2.0), YEARS, FLOW)
+    with pytest.raises(ValueError, match=r"`ys` is infinite at \(2, 0\)"):
+        ns.structural(ns.level(), YEARS, np.where(YEARS == 2, np.inf, FLOW))
+
+
+def test_each_sensor_starts_at_its_own_noise():
+    ys = np.stack([FLOW, 1e6 * FLOW, 0 * FLOW + 5], axis=1)
+    own = FLOW.std() * np.array([1, 1e6])
+    model = ns.structural(ns.level(), YEARS, ys, loadings=[1.0, 1e6, 1.0])
+    right = 0.3 * np.array([*own, own.sum() / 3])
+    np.testing.assert_allclose(model.decoder.scale, right, rtol=1e-5)
+
+
+def test_steps_are_the_model_s_own_where_one_is_not_exact():
+    model = ns.structural(ns.level(), YEARS, FLOW)
+    assert fitting.step_of(model, YEARS, "s") == pytest.approx(1, rel=2e-3)
+    law = ns.Gaussian.independent(np.zeros(1), 1.0)
+    linear = ns.VaryingSDE(
+        lambda t: (-jnp.eye(1), jnp.cos(20 * t)[None], jnp.eye(1)), law
+    )
+    varying = ns.LatentSDE(linear, ns.LinearDecoder(np.eye(1), 0.1), dt=0.02)
+    assert fitting.step_of(varying, YEARS, "s") == 0.02
 
 
 def test_a_network_begins_at_the_fit_and_moves_what_it_may():
