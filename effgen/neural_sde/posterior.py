@@ -390,7 +390,8 @@ def posterior(
         TypeError: For traced times, what is no model, and values that are no numbers.
 
     Warns:
-        RunWarning: Where digits are lost, or a drift sees the time from a new origin.
+        RunWarning: Where digits are lost, a drift sees the time from a new origin, or
+            gaps of dates are 1,000 of the model's steps.
     """
     model, record = recorded(model, ts, ys, mask, inputs, errors, dt=dt, unit=unit)
     return Posterior(model, record)

@@ -172,6 +172,8 @@ def recorded(
     if clock is not None:
         ts = clock.numbers(ts)
         model = _since(model, clock)
+        if clock.unit is not None and dt is None and not isinstance(model.dt, Tracer):
+            cautions.of_unit(model.dt, ts, clock.unit)
     ts = ts if isinstance(ts, jax.Array) else np.asarray(ts)
     columns = (as_values(ys), mask, as_values(inputs), as_values(errors))
     given = [

@@ -4,13 +4,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
-from .clock import clock_of
+from . import cautions
+from .clock import Clock, clock_of
 from .counts import NegativeBinomial, Poisson
 from .decoders import Decoder
 from .frames import as_values
 from .likelihoods import AbstractLikelihood, Bernoulli
 from .model import LatentSDE
-from .parts import Measures, Season
+from .parts import Cycle, Measures, Season
 from .series import (
     as_series,
     check_mask,
@@ -58,6 +59,9 @@ def structural(
             that do not fit together, infinite values, and a season that the times can't
             show.
         TypeError: For a first argument that is no sum of parts.
+
+    Warns:
+        RunWarning: For a period that is shorter than the median gap.
     """
     if not isinstance(structure, Structure):
         raise TypeError(
@@ -76,7 +80,6 @@ def structural(
     values = np.where(series.mask, np.asarray(series.ys, np.float64), np.nan)
     if np.sum(np.isfinite(values)) < 2:
         raise ValueError("`ys` has fewer than two values: start values need more.")
-    _check_seasons(structure, np.asarray(series.ts))
     flat = _linked(likelihood, values.reshape(-1, values.shape[-1]))
     empty = np.flatnonzero(np.all(np.isnan(flat), axis=0))
     if len(empty):
@@ -84,7 +87,9 @@ def structural(
     spread = float(np.mean(np.nanstd(flat, axis=0)))
     if spread <= 1e-12 * np.nanmax(np.abs(flat)):  # but for rounding they are constant
         spread = 1.0
-    structure = structure.started(_measures(np.asarray(series.ts), spread))
+    measures = _measures(np.asarray(series.ts), spread)
+    structure = structure.started(measures)
+    _check_periods(structure, np.asarray(series.ts), measures.gap, clock)
     mean = np.nanmean(flat, axis=0)
     own = np.nanstd(flat, axis=0)
     noise = 0.3 * np.where(own > 1e-12 * np.nanmax(np.abs(flat), axis=0), own, spread)
@@ -95,12 +100,18 @@ def structural(
     return LatentSDE(structure, structure.decoder(noise, offset=mean, loadings=rows))
 
 
-def _check_seasons(structure: Structure, ts: np.ndarray) -> None:
-    """Raise `ValueError` for a season, or a harmonic, that the times can't show."""
-    for part in structure.parts:
+def _check_periods(
+    structure: Structure, ts: np.ndarray, gap: float, clock: Clock | None
+) -> None:
+    """Raise or warn where times can't show a season, a harmonic of it, or a cycle."""
+    unit = None if clock is None else clock.unit
+    for name, part in zip(structure.names, structure.parts, strict=True):
         if isinstance(part, Season):
             for k in range(1, part.harmonics + 1):
                 check_season("period", part.period / k, ts)
+            cautions.of_period(name, part.period, gap, unit)
+        if isinstance(part, Cycle):
+            cautions.of_period(name, float(jnp.exp(part.log_period)), gap, unit)
 
 
 def _linked(likelihood: AbstractLikelihood | None, values: np.ndarray) -> np.ndarray:
