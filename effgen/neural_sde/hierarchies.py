@@ -23,9 +23,9 @@ from .checks import check_positive
 from .clock import as_times
 from .decoders import LinearDecoder
 from .draws import is_exact, linear_evidence, num_steps_of
-from .fitting import step_of
 from .frozen import as_part
 from .model import LatentSDE
+from .peak import step_of
 from .posterior import posterior
 from .series import Series, check_times
 from .structure import Structure

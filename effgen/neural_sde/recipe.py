@@ -17,8 +17,10 @@ from effgen.core.keys import check_key
 from effgen.core.results import TrainingError
 from effgen.core.train import fit
 
+from .curvature import drawn_models
 from .driven import with_network
 from .model import LatentSDE
+from .peak import with_offset
 from .selection import Candidate, candidates, ranked
 from .stacking import Stack, origins_of, stack, values_of
 from .structure import Structure
@@ -26,6 +28,7 @@ from .trainer import LatentSDETrainer
 
 
 _MOST_STRUCTURES, _NUM_ORIGINS = 3, 6
+_NUM_DRAWN = 16  # models of a structure
 _NETWORK = 0.5
 _BEHIND = 5.0  # nats: such a structure would have a weight below one percent
 _RETURNING = ("matern", "cycle", "car")
@@ -46,12 +49,14 @@ def forecaster(
 
     1. Every structure is fitted by its exact evidence. Those stay whose
        `log p(y) - parameters log(values) / 2` is at most 5 nats below the most, and of
-       these at most three.
+       these at most three. Sixteen models of each are drawn from the posterior density
+       of its parameters.
     2. `network` begins at the best structure with a part that returns to a mean, moves
        such parts alone, and sees all but levels and trends.
     3. `stack` weighs them by what each foretold of the record's later part, fitted to
-       its earlier one. A priori the network has one half, and the structures share the
-       other in proportion to `exp(criterion)`, as averaging by evidence would.
+       its earlier one: what is far behind gets next to nothing. A priori the network
+       has one half, and the structures share the other in proportion to
+       `exp(criterion)`, as averaging by evidence would.
 
     Arguments:
         ts: Times of one series, numbers in order, shape `(obs,)`.
@@ -158,16 +163,22 @@ def members(
     dt: float,
     num_steps: int,
 ) -> dict[str, LatentSDE | Sequence[LatentSDE]]:
-    """Return each structure's linear fit, in their order, and the network's."""
+    """Return models of each structure, in their order, and the network's.
+
+    A structure's are drawn from the posterior density of its parameters, the mean among
+    them: forecasts of the fit alone are too sure where a record is short.
+    """
     found = ranked(structures, ts, ys, mask)
+    keys = jax.random.split(key, 2 + len(structures))
     linear: dict[str, Any] = {}
-    for name, structure in zip(names_of(structures), structures, strict=True):
-        model = next(c.model for c in found if c.structure is structure)
-        linear[name] = dataclasses.replace(model, dt=dt)
+    names = names_of(structures)
+    for name, structure, own in zip(names, structures, keys[2:], strict=True):
+        peak = next(c.peak for c in found if c.structure is structure)
+        drawn = drawn_models(with_offset(peak), _NUM_DRAWN, key=own)
+        linear[name] = [dataclasses.replace(model, dt=dt) for model in drawn]
     base = returning(found)
     if base is None:
         return linear
-    keys = jax.random.split(key)
     network = beside(dataclasses.replace(base, dt=dt), ts, ys, mask, key=keys[0])
     network = trained(network, ts, ys, mask, num_steps=num_steps, key=keys[1])
     return {**linear, "network": network}

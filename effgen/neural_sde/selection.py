@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from .checks import check_positive
-from .fitting import maximum
 from .model import LatentSDE
+from .peak import Maximum, maximum
 from .series import as_series, check_no_dates, check_season, check_times
 from .structural import structural
 from .structure import Structure, cycle, level, ou, season, trend
@@ -19,13 +19,18 @@ class Candidate(NamedTuple):
 
     Attributes:
         structure: As it was given.
-        model: The fitted model.
+        peak: Its fit.
         criterion: `log p(y) - parameters log(values) / 2`, in nats. The most is best.
     """
 
     structure: Structure
-    model: LatentSDE
+    peak: Maximum
     criterion: float
+
+    @property
+    def model(self) -> LatentSDE:
+        """The fitted model."""
+        return self.peak.model
 
 
 def candidates(
@@ -89,7 +94,7 @@ def ranked(
     for structure in structures:
         peak = maximum(structural(structure, ts, ys, mask), ts, ys, mask)
         criterion = peak.log_evidence - 0.5 * peak.x.size * np.log(count)
-        found.append(Candidate(structure, peak.model, criterion))
+        found.append(Candidate(structure, peak, criterion))
     return tuple(sorted(found, key=lambda c: -c.criterion))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,11 @@ import scipy.stats
 from effgen import neural_sde as ns
 from effgen.neural_sde import recipe
 from effgen.neural_sde.selection import Candidate, strongest_period
-from effgen.neural_sde.stacking import log_density, stacking_weights
+from effgen.neural_sde.shares import (
+    bootstrapped_shares,
+    log_density,
+    stacking_weights,
+)
 
 
 TS = np.arange(40.0)
@@ -61,9 +66,24 @@ def test_weights_maximize_what_stack_names():
         stacking_weights(lost[..., 2:], np.ones(1))
 
 
+def test_shares_follow_the_evidence_of_blocks():
+    even = np.array([0.5, 0.5])
+    alike = bootstrapped_shares(np.full((6, 2), -30.0), np.array([0.7, 0.3]))
+    np.testing.assert_allclose(alike, [0.7, 0.3])
+    behind = np.stack([np.zeros(6), np.full(6, -2.0)], axis=1)
+    np.testing.assert_allclose(bootstrapped_shares(behind, even)[1], 0.01, rtol=0.02)
+    one = bootstrapped_shares(np.array([[0.0, 1.0]]), even)
+    np.testing.assert_allclose(one[1], 1 / (1 + np.exp(-1)))
+    # Two of six blocks say the contrary: less is sure than by the sum of all.
+    mixed = np.stack([np.zeros(6), np.array([2.0, 2, 2, 2, -1, -1])], axis=1)
+    assert 0.9 < bootstrapped_shares(mixed, even)[1] < 1 / (1 + np.exp(-6))
+    lost = np.array([[0.0, -1e6], [0.0, 0.0]])
+    assert bootstrapped_shares(lost, even)[1] < 0.011
+
+
 def test_structures_far_behind_are_left_out_and_shares_are_of_evidence():
     found = [
-        Candidate(structure, level_model(1.0), criterion)
+        Candidate(structure, SimpleNamespace(model=level_model(1.0)), criterion)
         for structure, criterion in (
             (ns.cycle(9.0) + ns.ou(), -10.0),
             (ns.level(), -11.0),
@@ -151,6 +171,8 @@ def test_a_stack_weighs_by_what_was_foretold():
     assert found.weights["right"] > 0.6
     np.testing.assert_allclose(sum(found.weights.values()), 1)
     assert found.held_out["right"].value > found.held_out["wide"].value
+    exact = ns.held_out_evidence(level_model(1.0), TS, YS, since=28.0, key=KEY)
+    np.testing.assert_allclose(found.held_out["right"].value, exact.value, rtol=1e-4)
     bands = found.forecast([40.0, 41.0], key=KEY, num_paths=200)
     assert bands.samples.shape == (200, 2, 1)
     assert np.all(np.diff(bands.quantiles, axis=0) > 0)
@@ -201,7 +223,11 @@ def test_structures_without_a_mean_have_no_network():
     kinds = [ns.level(), ns.level()]
     found = recipe.members(TS, YS, None, KEY, structures=kinds, dt=1.0, num_steps=1)
     assert list(found) == ["level", "level (2)"]
-    assert found["level"].dt == 1.0
+    assert [model.dt for model in found["level"]] == [1.0] * 16
+    noises = [float(model.linear.parameters["level.noise"]) for model in found["level"]]
+    offsets = [float(model.decoder.offset[0]) for model in found["level"]]
+    assert 0.05 < np.std(np.log(noises)) < 1
+    assert np.std(offsets) > 0.5 * YS.std()
     assert recipe.step_length(TS / 12) >= 1 / 12
     with pytest.raises(ValueError, match="`ts` must be numbers"):
         ns.forecaster(TS.astype("datetime64[D]"), YS, horizon=3, key=KEY)

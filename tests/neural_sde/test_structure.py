@@ -12,7 +12,7 @@ import statsmodels.api as sm
 
 import effgen as eg
 from effgen import neural_sde as ns
-from effgen.neural_sde import fitting
+from effgen.neural_sde.peak import step_of
 
 
 NILE = sm.datasets.nile.load_pandas().data
@@ -221,18 +221,25 @@ def test_each_sensor_starts_at_its_own_noise():
 
 def test_steps_are_the_model_s_own_where_one_is_not_exact():
     model = ns.structural(ns.level(), YEARS, FLOW)
-    assert fitting.step_of(model, YEARS, "s") == pytest.approx(1, rel=2e-3)
+    assert step_of(model, YEARS, "s") == pytest.approx(1, rel=2e-3)
     law = ns.Gaussian.independent(np.zeros(1), 1.0)
     linear = ns.VaryingSDE(
         lambda t: (-jnp.eye(1), jnp.cos(20 * t)[None], jnp.eye(1)), law
     )
     varying = ns.LatentSDE(linear, ns.LinearDecoder(np.eye(1), 0.1), dt=0.02)
-    assert fitting.step_of(varying, YEARS, "s") == 0.02
+    assert step_of(varying, YEARS, "s") == 0.02
 
 
 def test_a_network_begins_at_the_fit_and_moves_what_it_may():
     parts = ns.cycle(11.0) + ns.level()
-    fitted = ns.fit_linear(ns.structural(parts, YEARS, FLOW), YEARS, FLOW).model
+    fit = ns.fit_linear(ns.structural(parts, YEARS, FLOW), YEARS, FLOW)
+    drawn = fit.drawn(8, key=jax.random.key(1))
+    logs = np.log([float(m.linear.parameters["cycle.scale"]) for m in drawn])
+    error = fit.standard_errors["cycle.scale"] / fit.parameters["cycle.scale"]
+    assert 0.3 * error < np.std(logs) < 3 * error
+    with pytest.raises(ValueError, match="`num` is 0"):
+        fit.drawn(0, key=jax.random.key(1))
+    fitted = fit.model
     model = ns.with_network(
         fitted, YEARS, FLOW, key=jax.random.key(0), sees=["cycle"], moves=["cycle"]
     )

@@ -1,0 +1,143 @@
+"""What a fit leaves open, against quadrature of the parameters in float64."""
+
+import jax
+import numpy as np
+import pytest
+
+from effgen import neural_sde as ns
+from effgen.neural_sde.curvature import drawn_models, spectrum, truncated
+from effgen.neural_sde.peak import maximum, with_offset
+
+
+KEY = jax.random.key(0)
+AHEAD = np.array([1.0, 4.0, 12.0])
+
+
+def few(num=14):
+    """A short record of an Ornstein-Uhlenbeck process about 5, with noise."""
+    rng = np.random.default_rng(3)
+    ts = np.cumsum(rng.uniform(0.5, 1.5, num))
+    cov = np.exp(-np.abs(ts[:, None] - ts) / 3) + 0.09 * np.eye(num)
+    return ts, 5 + np.linalg.cholesky(cov) @ rng.normal(size=num)
+
+
+def solved(ts, length, scale, noise):
+    """Kriging of many parameters: `K^-1`, and covariances with times ahead."""
+    length, scale, noise = (
+        np.asarray(x)[:, None, None] for x in (length, scale, noise)
+    )
+    gaps = np.abs(ts[:, None] - ts)
+    cov = scale**2 * np.exp(-gaps / length) + noise**2 * np.eye(len(ts))
+    later = (ts[-1] + AHEAD)[:, None] - ts
+    return (
+        np.linalg.inv(cov),
+        scale**2 * np.exp(-later / length),
+        np.linalg.slogdet(cov)[1],
+    )
+
+
+def quadrature(ts, ys, start, prior_scale=1.5):
+    """Mean and variance of what is observed ahead, parameters integrated out.
+
+    Of three logarithms by a grid, and of the mean, with a flat prior, in closed form.
+    """
+    line = np.linspace(-7, 7, 45)
+    away = np.stack(np.meshgrid(line, line, line, indexing="ij"), -1).reshape(-1, 3)
+    length, scale, noise = np.exp(np.log(start) + away).T
+    inverse, later, logdet = solved(ts, length, scale, noise)
+    sums, ends = inverse.sum((1, 2)), inverse @ ys
+    center = ends.sum(1) / sums
+    left = np.einsum("i,ni->n", ys, ends) - sums * center**2
+    logs = -0.5 * (logdet + np.log(sums) + left + np.sum((away / prior_scale) ** 2, 1))
+    weights = np.exp(logs - logs.max())
+    weights /= weights.sum()
+    error = ends - center[:, None] * inverse.sum(2)
+    mean = center[:, None] + np.einsum("nhi,ni->nh", later, error)
+    lack = 1 - np.einsum("nhi,nij->nh", later, inverse)
+    known = np.einsum("nhi,nij,nhj->nh", later, inverse, later)
+    variance = (scale**2 + noise**2)[:, None] - known + lack**2 / sums[:, None]
+    first = weights @ mean
+    return first, weights @ (variance + (mean - first) ** 2)
+
+
+def mixed(ts, ys, models):
+    """The same, of models that count alike."""
+    found = [model.linear.parameters for model in models]
+    length, scale = (
+        np.array([float(x[f"matern.{name}"]) for x in found])
+        for name in ("length", "scale")
+    )
+    noise = np.array([float(model.decoder.scale[0]) for model in models])
+    offset = np.array([float(model.decoder.offset[0]) for model in models])
+    inverse, later, _ = solved(ts, length, scale, noise)
+    error = np.einsum("nij,nj->ni", inverse, ys - offset[:, None])
+    mean = offset[:, None] + np.einsum("nhi,ni->nh", later, error)
+    known = np.einsum("nhi,nij,nhj->nh", later, inverse, later)
+    variance = (scale**2 + noise**2)[:, None] - known
+    return mean.mean(0), variance.mean(0) + mean.var(0)
+
+
+@pytest.mark.slow
+def test_models_that_are_drawn_say_what_parameters_leave_open():
+    ts, ys = few()
+    model = ns.structural(ns.ou(), ts, ys)
+    peak = maximum(model, ts, ys)
+    parameters = model.linear.parameters
+    start = [float(parameters[f"matern.{name}"]) for name in ("length", "scale")]
+    mean, variance = quadrature(ts, ys, [*start, float(model.decoder.scale[0])])
+    drawn = drawn_models(with_offset(peak), 500, key=KEY)
+    found, spread = mixed(ts, ys, drawn)
+    deviation = np.sqrt(variance)
+    assert np.all(np.abs(found - mean) < 0.1 * deviation)
+    np.testing.assert_allclose(np.sqrt(spread), deviation, rtol=0.07)
+    # The fit alone is too sure.
+    _, alone = mixed(ts, ys, [peak.model])
+    assert np.sqrt(alone[-1]) < 0.93 * deviation[-1]
+
+
+@pytest.mark.slow
+def test_an_offset_of_millions_is_found():
+    ts, ys = few()
+    first = ns.structural(ns.ou(), ts, ys)
+
+    def fitted(unit, origin):
+        decoder = ns.LinearDecoder(
+            first.decoder.matrix,
+            first.decoder.scale * unit,
+            offset=origin,
+            learned=("offset",),
+        )
+        linear = ns.structural(ns.ou(), ts, ys * unit).linear
+        return ns.fit_linear(ns.LatentSDE(linear, decoder), ts, ys * unit)
+
+    one, many = fitted(1.0, 0.0), fitted(1e6, 0.0)
+    np.testing.assert_allclose(
+        many.model.decoder.offset, 1e6 * one.model.decoder.offset, rtol=1e-3
+    )
+    np.testing.assert_allclose(
+        many.log_evidence + len(ys) * np.log(1e6), one.log_evidence, atol=1e-3
+    )
+    for name, error in one.standard_errors.items():
+        by = 1.0 if name == "matern.length" else 1e6
+        np.testing.assert_allclose(many.standard_errors[name] / by, error, rtol=1e-2)
+
+
+def test_a_spectrum_is_free_of_units():
+    rng = np.random.default_rng(0)
+    half = rng.normal(size=(3, 3))
+    hessian, units = half @ half.T + np.eye(3), np.array([1.0, 1e6, 1e-6])
+    is_log = np.array([1.0, 0.0, 0.0])
+    one = spectrum(hessian, is_log, 1.5)
+    other = spectrum(hessian / units[:, None] / units, is_log, 1.5)
+    np.testing.assert_allclose(other.sizes, one.sizes, rtol=1e-9)
+    np.testing.assert_allclose(other.units, one.units * units, rtol=1e-9)
+    root = one.units[:, None] * one.vectors / np.sqrt(one.sizes)
+    np.testing.assert_allclose(root @ root.T, np.linalg.inv(hessian), rtol=1e-9)
+
+
+def test_weights_are_truncated_and_never_all_lost():
+    logs = truncated(np.array([0.0, 50.0, np.nan, -np.inf]))
+    np.testing.assert_allclose(logs[1], 50 - np.log(4) + 0.5 * np.log(4))
+    assert logs[0] == 0
+    assert np.all(np.isneginf(logs[2:]))
+    np.testing.assert_array_equal(truncated(np.full(3, np.nan)), np.zeros(3))
