@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from .anchors import AbstractAnchor, PriorAnchor
@@ -55,8 +56,9 @@ class LatentSDE(AbstractLatentSDE):
             trainer's, and it is saved with the model. Zero: none yet.
 
     Raises:
-        ValueError: For names of nothing in `frozen`, a `message_dtype` that JAX does
-            not compute in, and a `diffusion` beside a `linear` whose own is not square.
+        ValueError: For names of nothing in `frozen`, a `t0` that is not finite, a
+            `message_dtype` that is not of floats or that JAX does not compute in, and a
+            `diffusion` beside a `linear` whose own is not square.
 
     Source:
         Daems, Opper, Crevecoeur and Birdal (2025).
@@ -70,15 +72,27 @@ class LatentSDE(AbstractLatentSDE):
     control: PlainControl | None = None
     anchor: AbstractAnchor = PriorAnchor()
     t0: float | None = eqx.field(static=True, default=None)
-    frozen: tuple[str, ...] = eqx.field(static=True, default=())
+    frozen: tuple[str, ...] = eqx.field(
+        static=True,
+        default=(),
+        converter=lambda names: names if isinstance(names, str) else tuple(names),
+    )
     message_dtype: Any = eqx.field(static=True, default=None)
     dt: float = eqx.field(converter=lambda dt: float(dt or 0), default=0.0)
 
     def __check_init__(self) -> None:
         """Check that the parts fit together."""
         check_frozen(self, self.frozen)
+        t0 = self.t0
+        known = t0 is None or isinstance(t0, int | float | np.number)
+        if not known or (t0 is not None and not np.isfinite(t0)):
+            raise ValueError(f"`t0` is {t0!r}: pass a finite number, or None.")
         if self.message_dtype is not None:
             dtype = jnp.dtype(self.message_dtype)
+            if dtype.name not in ("float32", "float64"):
+                raise ValueError(
+                    f"`message_dtype` is {dtype}: pass `jnp.float32` or `jnp.float64`."
+                )
             if jax.dtypes.canonicalize_dtype(dtype) != dtype:
                 raise ValueError(
                     "`message_dtype` is float64 and JAX computes in float32: call "

@@ -41,7 +41,7 @@ def quadrature(ts, ys, start, prior_scale=1.5):
 
     Of three logarithms by a grid, and of the mean, with a flat prior, in closed form.
     """
-    line = np.linspace(-7, 7, 45)
+    line = np.linspace(-6, 6, 37)
     away = np.stack(np.meshgrid(line, line, line, indexing="ij"), -1).reshape(-1, 3)
     length, scale, noise = np.exp(np.log(start) + away).T
     inverse, later, logdet = solved(ts, length, scale, noise)
