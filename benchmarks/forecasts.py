@@ -90,7 +90,7 @@ def plain_vi(past: Past, key: Any) -> dict[str, np.ndarray]:
     choices = candidates(past.ts, past.ys, season_period=past.season)
     best = returning(ranked(choices, past.ts, past.ys))
     assert best is not None
-    start = beside(best, past.ts, past.ys, None, key=keys[0])
+    start = beside(best.model, past.ts, past.ys, None, key=keys[0])
     size = start.num_states
     control = ns.PlainControl(size, 1, key=keys[1], width_size=32)
     model = dataclasses.replace(start, residual=None, control=control)

@@ -1,8 +1,8 @@
 """The recipe of forecasts: structure by evidence, a network beside it, both stacked."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from .curvature import drawn_models
 from .driven import with_network
 from .model import LatentSDE
 from .peak import with_offset
+from .pulled import pulled
 from .selection import Candidate, candidates, ranked
 from .stacking import Stack, origins_of, stack, values_of
 from .structure import Structure
@@ -52,7 +53,8 @@ def forecaster(
        these at most three. Sixteen models of each are drawn from the posterior density
        of its parameters.
     2. `network` begins at the best structure with a part that returns to a mean, moves
-       such parts alone, and sees all but levels and trends.
+       such parts alone, and sees all but levels and trends. Its parameters have a
+       normal prior about where they begin, so that it says little that few values say.
     3. `stack` weighs them by what each foretold of the record's later part, fitted to
        its earlier one: what is far behind gets next to nothing. A priori the network
        has one half, and the structures share the other in proportion to
@@ -94,7 +96,7 @@ def forecaster(
     if structures is None:
         structures = candidates(ts, ys, mask, season_period=season_period)
     kept = supported(ranked(structures, ts, ys, mask))
-    fitting = partial(
+    fitting = functools.partial(
         members,
         structures=[c.structure for c in kept],
         dt=step_length(ts),
@@ -179,17 +181,14 @@ def members(
     base = returning(found)
     if base is None:
         return linear
-    network = beside(dataclasses.replace(base, dt=dt), ts, ys, mask, key=keys[0])
+    network = beside(dataclasses.replace(base.model, dt=dt), ts, ys, mask, key=keys[0])
     network = trained(network, ts, ys, mask, num_steps=num_steps, key=keys[1])
     return {**linear, "network": network}
 
 
-def returning(found: Sequence[Candidate]) -> LatentSDE | None:
-    """Return the best model with a part that returns to a mean, if there is one."""
-    for candidate in found:
-        if _parts(candidate.structure, _RETURNING):
-            return candidate.model
-    return None
+def returning(found: Sequence[Candidate]) -> Candidate | None:
+    """Return the best with a part that returns to a mean, if there is one."""
+    return next((c for c in found if _parts(c.structure, _RETURNING)), None)
 
 
 def step_length(ts: ArrayLike) -> float:
@@ -222,10 +221,11 @@ def trained(
     num_steps: int,
     key: PRNGKeyArray,
 ) -> LatentSDE:
-    """Return a model trained by the anchored bound; where that fails, its last."""
-    rate = optax.cosine_decay_schedule(5e-3, num_steps)
-    optim = optax.chain(optax.clip_by_global_norm(100.0), optax.adam(rate))
-    trainer = LatentSDETrainer(optim, dt=model.dt, num_paths=4)
+    """Return a model trained by the anchored bound; where that fails, its last.
+
+    Each parameter has a normal prior about where it begins, `pulled`.
+    """
+    trainer = LatentSDETrainer(_optimizer(num_steps, model.dt), model.dt, num_paths=4)
     data = Minibatches(_batch(ts, ys, mask), 1)
     state = trainer.init(model)
     try:
@@ -235,6 +235,13 @@ def trained(
     except TrainingError as error:
         state = error.state
     return state.model
+
+
+@functools.lru_cache(maxsize=8)
+def _optimizer(num_steps: int, dt: float) -> optax.GradientTransformation:
+    """Return the optimizer of a network: one of a kind, so that programs are shared."""
+    rate = optax.cosine_decay_schedule(5e-3, num_steps)
+    return optax.chain(optax.clip_by_global_norm(100.0), pulled(dt), optax.adam(rate))
 
 
 def _batch(ts: ArrayLike, ys: ArrayLike, mask: ArrayLike | None) -> tuple[Any, Any]:

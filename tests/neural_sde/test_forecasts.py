@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,9 @@ import scipy.stats
 
 from effgen import neural_sde as ns
 from effgen.neural_sde import recipe
+from effgen.neural_sde.driven import DrivenDrift
+from effgen.neural_sde.networks import zero_at_first
+from effgen.neural_sde.pulled import pulled
 from effgen.neural_sde.selection import Candidate, strongest_period
 from effgen.neural_sde.shares import (
     bootstrapped_shares,
@@ -64,6 +68,31 @@ def test_weights_maximize_what_stack_names():
     np.testing.assert_allclose(stacking_weights(lost, three), [*found, 0], atol=1e-6)
     with pytest.raises(ValueError, match="no member's forecasts"):
         stacking_weights(lost[..., 2:], np.ones(1))
+
+
+def test_a_network_is_pulled_to_where_it_began():
+    linear = ns.ou(length=2.0, scale=1.0)
+    layers = zero_at_first(1, 1, 8, 2, key=KEY)
+    drift = DrivenDrift(layers, jnp.ones((1, 1)), jnp.zeros(1), jnp.ones(1), (0,))
+    model = ns.LatentSDE(
+        linear,
+        linear.decoder(0.1),
+        drift=drift,
+        residual=ns.residual_network(linear, key=KEY, width_size=4),
+        frozen=["drift.sigma", "drift.center", "drift.scale"],
+    )
+    params = eqx.filter(model.trainable()[0], eqx.is_inexact_array)
+    optim = pulled(0.5)
+    state = optim.init(params)
+    further = jax.tree.map(lambda x: x + 2, params)
+    none = jax.tree.map(jnp.zeros_like, params)
+    found = optim.update(none, state, further)[0]
+    at = found.drift.layers.layers
+    np.testing.assert_allclose(at[0].weight, 2.0, rtol=1e-5)
+    np.testing.assert_allclose(at[-1].weight, 2 * 8 * 0.5 / 4, rtol=1e-5)
+    np.testing.assert_allclose(found.linear.parts[0].log_length, 2 / 1.5**2, rtol=1e-5)
+    np.testing.assert_allclose(found.decoder.log_scale, 2 / 1.5**2, rtol=1e-5)
+    assert all(np.all(x == 0) for x in jax.tree.leaves(found.residual))
 
 
 def test_shares_follow_the_evidence_of_blocks():
