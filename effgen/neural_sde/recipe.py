@@ -21,11 +21,11 @@ from .curvature import drawn_models
 from .driven import with_network
 from .model import LatentSDE
 from .peak import with_offset
-from .pulled import pulled
 from .selection import Candidate, candidates, ranked
 from .stacking import Stack, origins_of, stack, values_of
 from .structure import Structure
 from .trainer import LatentSDETrainer
+from .weight_prior import weight_prior
 
 
 _MOST_STRUCTURES, _NUM_ORIGINS = 3, 6
@@ -223,7 +223,7 @@ def trained(
 ) -> LatentSDE:
     """Return a model trained by the anchored bound; where that fails, its last.
 
-    Each parameter has a normal prior about where it begins, `pulled`.
+    Each parameter has a normal prior about where it begins: see `weight_prior`.
     """
     trainer = LatentSDETrainer(_optimizer(num_steps, model.dt), model.dt, num_paths=4)
     data = Minibatches(_batch(ts, ys, mask), 1)
@@ -241,7 +241,9 @@ def trained(
 def _optimizer(num_steps: int, dt: float) -> optax.GradientTransformation:
     """Return the optimizer of a network: one of a kind, so that programs are shared."""
     rate = optax.cosine_decay_schedule(5e-3, num_steps)
-    return optax.chain(optax.clip_by_global_norm(100.0), pulled(dt), optax.adam(rate))
+    return optax.chain(
+        optax.clip_by_global_norm(100.0), weight_prior(dt), optax.adam(rate)
+    )
 
 
 def _batch(ts: ArrayLike, ys: ArrayLike, mask: ArrayLike | None) -> tuple[Any, Any]:

@@ -15,13 +15,13 @@ from effgen import neural_sde as ns
 from effgen.neural_sde import recipe
 from effgen.neural_sde.driven import DrivenDrift
 from effgen.neural_sde.networks import zero_at_first
-from effgen.neural_sde.pulled import pulled
 from effgen.neural_sde.selection import Candidate, strongest_period
 from effgen.neural_sde.shares import (
     bootstrapped_shares,
     log_density,
     stacking_weights,
 )
+from effgen.neural_sde.weight_prior import weight_prior
 
 
 TS = np.arange(40.0)
@@ -70,7 +70,7 @@ def test_weights_maximize_what_stack_names():
         stacking_weights(lost[..., 2:], np.ones(1))
 
 
-def test_a_network_is_pulled_to_where_it_began():
+def test_a_network_has_a_prior_about_where_it_began():
     linear = ns.ou(length=2.0, scale=1.0)
     layers = zero_at_first(1, 1, 8, 2, key=KEY)
     drift = DrivenDrift(layers, jnp.ones((1, 1)), jnp.zeros(1), jnp.ones(1), (0,))
@@ -82,7 +82,7 @@ def test_a_network_is_pulled_to_where_it_began():
         frozen=["drift.sigma", "drift.center", "drift.scale"],
     )
     params = eqx.filter(model.trainable()[0], eqx.is_inexact_array)
-    optim = pulled(0.5)
+    optim = weight_prior(0.5)
     state = optim.init(params)
     further = jax.tree.map(lambda x: x + 2, params)
     none = jax.tree.map(jnp.zeros_like, params)

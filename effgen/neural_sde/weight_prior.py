@@ -15,7 +15,7 @@ _SCALE = 1.5  # of a natural logarithm, as of `fit_linear`
 _MOVED = 4.0  # the variance of a step's drift, in that of its noise, were features one
 
 
-def pulled(dt: float) -> optax.GradientTransformation:
+def weight_prior(dt: float) -> optax.GradientTransformation:
     """Return the gradient of a normal prior about where parameters began, beside.
 
         update + precision (parameter - start)
