@@ -87,6 +87,12 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` is {value!r}: pass a positive number.")
 
 
+def check_share(name: str, value: Any) -> None:
+    """Raise `ValueError` for what is no number in [0, 1]."""
+    if not (isinstance(value, int | float | np.number) and 0 <= value <= 1):
+        raise ValueError(f"`{name}` is {value!r}: pass a number in [0, 1].")
+
+
 def check_series(model: LatentSDE, batch: Any) -> None:
     """Raise `ValueError` for times or values that cannot be used, naming where."""
     ts, ys, mask, inputs, errors = (*batch, None, None, None)[:5]

@@ -176,7 +176,7 @@ def _student(
 @eqx.filter_jit
 def _densities(problem: Problem, xs: Array) -> Array:
     """Return the log posterior density of each, up to a constant."""
-    return -jax.lax.map(problem, xs, batch_size=_BATCH)
+    return -jax.lax.map(lambda x: problem(x), xs, batch_size=_BATCH)
 
 
 def truncated(logs: Float[np.ndarray, " proposals"]) -> np.ndarray:

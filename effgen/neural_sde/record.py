@@ -61,15 +61,15 @@ class Record(eqx.Module):
         found = self.own if times is None else np.atleast_1d(as_times(times))
         return np.broadcast_to(np.asarray(found), np.shape(numbers))
 
-    def keys(self, key: Array, num_paths: int) -> Array:
-        """Return a key for each series.
+    def keys(self, key: Array, num_paths: int, *, name: str = "num_paths") -> Array:
+        """Return a key for each series, once paths have been checked by their name.
 
         Raises:
             TypeError: For no key.
             ValueError: For no paths.
         """
         check_key(key)
-        check_count("num_paths", num_paths)
+        check_count(name, num_paths)
         return jax.random.split(key, self.series.ts.shape[0])
 
     def rows(self, times: Any) -> np.ndarray:

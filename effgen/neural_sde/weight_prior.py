@@ -38,9 +38,7 @@ def weight_prior(dt: float) -> optax.GradientTransformation:
         add = lambda u, p, x, x0: u + p * (x - x0)
         return jax.tree.map(add, updates, precisions(params, dt), params, start), start
 
-    return optax.GradientTransformation(
-        lambda params: jax.tree.map(jnp.copy, params), update
-    )
+    return optax.GradientTransformation(lambda params: params, update)
 
 
 def precisions(params: LatentSDE, dt: float) -> LatentSDE:

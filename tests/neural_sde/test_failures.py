@@ -272,6 +272,23 @@ def test_inputs_of_the_prior_are_not_left_out():
         ns.sample_prior(double_well(), times, 2, key=KEY, inputs=path)
 
 
+def test_paths_and_shares_are_named_by_their_arguments():
+    found = ns.posterior(double_well(), np.arange(1.0, 4.0), np.zeros(3), dt=0.1)
+    with pytest.raises(ValueError, match="`num` is 0"):
+        found.paths(0, key=KEY)
+    for run in (found.filter, found.smoother):
+        with pytest.raises(ValueError, match=r"`resample_below` is 50"):
+            run(key=KEY, num_paths=2, resample_below=50)
+    model = dataclasses.replace(double_well(), dt=0.1)
+    for ts in ([2.0, 1.0], [-1.0], [np.nan]):
+        with pytest.raises(ValueError, match="`ts` must be finite, sorted"):
+            ns.plain_paths(
+                model, (np.arange(1.0, 4.0), np.zeros(3)), ts, num=2, key=KEY
+            )
+    with pytest.raises(TypeError, match="`key` is 0"):
+        ns.plain_paths(model, (np.arange(3.0), np.zeros(3)), [1.0], num=2, key=0)
+
+
 def test_names_of_what_is_fixed_may_be_a_list():
     model = double_well(frozen=["linear"])
     assert model.frozen == ("linear",)
