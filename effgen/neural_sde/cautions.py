@@ -15,6 +15,7 @@ from .evidence import Evidence
 
 _FEWEST = 0.05
 _MANY_STEPS = 1_000  # in a gap: between units, seconds for hours and longer
+_UNLIKE = 100.0  # times
 _MANY = 10**9  # steps of paths: minutes
 _TOO_MANY = 10**11  # numbers that are held: 400 GB in float32
 
@@ -132,6 +133,16 @@ def of_period(name: str, period: float, gap: float, unit: str | None) -> None:
             f"`period` of `{name}` is {period:.3g} and times are {gap:.3g} apart"
             f"{where}: turns pass unseen between two of them. Pass it in the unit of "
             "`ts`."
+        )
+
+
+def of_sizes(sizes: np.ndarray) -> None:
+    """Warn of sensors of one sum that are not in one unit, once loadings are off."""
+    if len(sizes) and np.max(sizes) > _UNLIKE * np.min(sizes):
+        _warn(
+            f"columns of `ys` vary by {np.min(sizes):.3g} to {np.max(sizes):.3g}, and "
+            "all show one sum: pass `loadings`, how much of it each column shows, or "
+            "one column at a time."
         )
 
 

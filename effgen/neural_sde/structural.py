@@ -36,8 +36,8 @@ def structural(
     """Return a structural model with start values from a record's span and spread.
 
     The offset is the values' mean. Each sensor's noise starts at 0.3 of its standard
-    deviation. A model with a `likelihood` is trained by `LatentSDETrainer`, not by
-    `fit_linear`.
+    deviation, or of what it shows of the sum if that is more. A model with a
+    `likelihood` is trained by `LatentSDETrainer`, not by `fit_linear`.
 
     Arguments:
         structure: A sum of parts, such as `level() + season(1.0)`.
@@ -61,7 +61,8 @@ def structural(
         TypeError: For a first argument that is no sum of parts.
 
     Warns:
-        RunWarning: For a period that is shorter than the median gap.
+        RunWarning: For a period that is shorter than the median gap, and for sensors
+            whose sizes are not those of `loadings`.
     """
     if not isinstance(structure, Structure):
         raise TypeError(
@@ -84,20 +85,46 @@ def structural(
     empty = np.flatnonzero(np.all(np.isnan(flat), axis=0))
     if len(empty):
         raise ValueError(f"`ys` has no value in column {empty[0]}: leave it out.")
-    spread = float(np.mean(np.nanstd(flat, axis=0)))
-    if spread <= 1e-12 * np.nanmax(np.abs(flat)):  # but for rounding they are constant
-        spread = 1.0
+    rows = _rows(loadings, flat.shape[1])
+    own = np.nanstd(flat, axis=0)
+    spread = _spread(flat, own, rows)
     measures = _measures(np.asarray(series.ts), spread)
     structure = structure.started(measures)
     _check_periods(structure, np.asarray(series.ts), measures.gap, clock)
     mean = np.nanmean(flat, axis=0)
-    own = np.nanstd(flat, axis=0)
-    noise = 0.3 * np.where(own > 1e-12 * np.nanmax(np.abs(flat), axis=0), own, spread)
-    rows = jnp.broadcast_to(jnp.asarray(loadings), noise.shape)
+    noise = 0.3 * np.maximum(own, np.abs(rows) * spread)
     if likelihood is not None:
         decoder = Decoder(structure.readout(offset=mean, loadings=rows), likelihood)
         return LatentSDE(structure, decoder, frozen=("decoder.network",))
     return LatentSDE(structure, structure.decoder(noise, offset=mean, loadings=rows))
+
+
+def _rows(loadings: ArrayLike, num: int) -> np.ndarray:
+    """Return how much of the sum each sensor shows.
+
+    Raises:
+        ValueError: For another shape, values that are not finite, and zeros alone.
+    """
+    rows = np.asarray(loadings, np.float64)
+    if rows.shape not in ((), (num,)) or not (np.all(np.isfinite(rows)) and rows.any()):
+        raise ValueError(
+            f"`loadings` are {rows.tolist()}: pass a number, or {num} of them, not all "
+            "zero."
+        )
+    return np.broadcast_to(rows, (num,))
+
+
+def _spread(values: np.ndarray, own: np.ndarray, rows: np.ndarray) -> float:
+    """Return the deviation of the sum that sensors show; one where nothing varies."""
+    shown = rows != 0
+    sizes = own[shown] / np.abs(rows[shown])
+    spread = float(np.mean(sizes))
+    if spread <= 1e-12 * np.nanmax(np.abs(values[:, shown] / rows[shown])):
+        return 1.0  # but for rounding they are constant
+    most = np.nanmax(np.abs(values[:, shown]), axis=0)
+    varies = own[shown] > 1e-6 * most  # and not by the rounding of float32
+    cautions.of_sizes(sizes[varies])
+    return spread
 
 
 def _check_periods(

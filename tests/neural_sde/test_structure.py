@@ -215,8 +215,15 @@ def test_each_sensor_starts_at_its_own_noise():
     ys = np.stack([FLOW, 1e6 * FLOW, 0 * FLOW + 5], axis=1)
     own = FLOW.std() * np.array([1, 1e6])
     model = ns.structural(ns.level(), YEARS, ys, loadings=[1.0, 1e6, 1.0])
-    right = 0.3 * np.array([*own, own.sum() / 3])
+    right = 0.3 * np.array([*own, 2 * own[0] / 3])
     np.testing.assert_allclose(model.decoder.scale, right, rtol=1e-5)
+    alone = ns.structural(ns.level(), YEARS, FLOW).linear.parameters["level.noise"]
+    found = model.linear.parameters["level.noise"]
+    np.testing.assert_allclose(found, 2 * alone / 3, rtol=1e-5)
+    with pytest.warns(eg.RunWarning, match="pass `loadings`"):
+        ns.structural(ns.level(), YEARS, ys)
+    with pytest.raises(ValueError, match="`loadings` are"):
+        ns.structural(ns.level(), YEARS, ys, loadings=[1.0, 2.0])
 
 
 def test_steps_are_the_model_s_own_where_one_is_not_exact():
