@@ -80,7 +80,7 @@ def fit_hierarchy(
     inputs: ArrayLike | None = None,
     *,
     varies: Sequence[str],
-    scale: float = 0.5,
+    scale: float | None = None,
     max_rounds: int = 500,
     unit: str = "s",
 ) -> Hierarchy:
@@ -101,7 +101,9 @@ def fit_hierarchy(
         inputs: Held from each time to the next, shape `(series, obs, inputs)`.
         varies: Names such as "decoder.offset", "linear.log_scale", or of the
             `parameters` of a `Structure`, "level.noise".
-        scale: Where the shared standard deviation starts.
+        scale: Where the shared standard deviation starts, one number for all; `None`:
+            one half for a logarithm, and ten standard errors of one series for what
+            else varies, in its own units.
         max_rounds: The most rounds of the algorithm.
         unit: The unit in which the model counts dates, one of NumPy's.
 
@@ -122,7 +124,8 @@ def fit_hierarchy(
         raise ValueError("`model` must be linear and observed linearly.")
     if isinstance(varies, str) or not varies:
         raise ValueError(f'`varies` is {varies!r}: pass names, ["decoder.offset"].')
-    check_positive("scale", scale)
+    if scale is not None:
+        check_positive("scale", scale)
     check_count("max_rounds", max_rounds)
     varies = tuple(varies)
     _check_apart(model, varies)
@@ -143,8 +146,12 @@ def fit_hierarchy(
         cautions.of_constants(found.series.ys, found.series.mask)
         steps = num_steps_of(found.model, found.series)
         start = _values(found.model, varies)
+        if scale is None:
+            spread = _first_scales(found.model, varies, found.series, steps, start)
+        else:
+            spread = jnp.full(start.shape, scale, start.dtype)
         result = _fitted(
-            found.model, varies, found.series, steps, start, scale, max_rounds
+            found.model, varies, found.series, steps, start, spread, max_rounds
         )
         result = jax.tree.map(np.asarray, result)
     mean, spread, each, each_scale, evidence, rounds, converged = result
@@ -226,6 +233,39 @@ def _with(model: LatentSDE, varies: tuple[str, ...], values: Any) -> LatentSDE:
     return model
 
 
+def _first_scales(
+    model: LatentSDE, varies: tuple[str, ...], series: Series, steps: int, start: Array
+) -> Array:
+    """Return where the shared deviations start, each in its parameter's own units.
+
+    From too small a start the EM algorithm would hardly move: it is rather too large.
+    """
+    sizes = [np.full(_getter(model, n)(model).size, _is_log(model, n)) for n in varies]
+    is_log = np.concatenate(sizes)
+    if np.all(is_log):
+        return jnp.full(start.shape, 0.5, start.dtype)
+    bends = np.abs(_curvatures(model, varies, series, steps, start)) / len(series.ts)
+    held = np.isfinite(bends) & (bends > 0) & ~is_log
+    found = np.where(held, 10 / np.sqrt(np.where(held, bends, 1)), 0.5)
+    return jnp.asarray(found, start.dtype)
+
+
+def _is_log(model: LatentSDE, name: str) -> bool:
+    """Return whether a parameter that varies is kept by its logarithm."""
+    positive = isinstance(model.linear, Structure) and name in model.linear.parameters
+    last = as_part(name).name.rpartition(".")[2]
+    return positive or name == "observation.scale" or last.startswith("log_")
+
+
+@eqx.filter_jit
+def _curvatures(
+    model: LatentSDE, varies: tuple[str, ...], series: Series, steps: int, start: Array
+) -> Array:
+    """Return the second derivatives of all series' evidence along each parameter."""
+    whole = lambda x: jnp.sum(linear_evidence(_with(model, varies, x), series, steps))
+    return jnp.diagonal(jax.hessian(whole)(start))
+
+
 @eqx.filter_jit
 def _fitted(
     model: LatentSDE,
@@ -233,7 +273,7 @@ def _fitted(
     series: Series,
     steps: int,
     start: Array,
-    scale: float,
+    scale: Array,
     max_rounds: int,
 ) -> tuple[Array, ...]:
     num = series.ys.shape[0]
@@ -250,9 +290,16 @@ def _fitted(
 
     def mode(x: Array, one: Series, mean: Array, spread: Array):
         args = (one, mean, spread)
-        x = optimistix.minimise(
-            loss, solver, x, args=args, max_steps=100, throw=False
+        # In units of the shared law, whatever those of the parameters.
+        z = optimistix.minimise(
+            lambda z, args: loss(mean + spread * z, args),
+            solver,
+            (x - mean) / spread,
+            args=args,
+            max_steps=100,
+            throw=False,
         ).value
+        x = mean + spread * z
         curvature = jax.hessian(loss)(x, args)
         covariance = jnp.linalg.inv(curvature)
         value = -loss(x, args) - 0.5 * jnp.linalg.slogdet(curvature)[1]
@@ -272,7 +319,7 @@ def _fitted(
     begin = (
         jnp.tile(start, (num, 1)),
         start,
-        jnp.full(start.shape, scale, start.dtype),
+        scale,
         jnp.asarray(jnp.inf, start.dtype),
         jnp.zeros((), jnp.int32),
     )
