@@ -21,14 +21,12 @@ from . import cautions
 from .anchors import cast
 from .checks import check_positive
 from .clock import as_times
-from .decoders import LinearDecoder
 from .draws import is_exact, linear_evidence, num_steps_of
-from .frozen import as_part
+from .frozen import part_of
 from .model import LatentSDE
 from .peak import step_of
 from .posterior import posterior
 from .series import Series, check_times
-from .structure import Structure
 
 
 class Hierarchy(NamedTuple):
@@ -181,14 +179,7 @@ def _getter(model: LatentSDE, name: str) -> Callable[[LatentSDE], Array]:
     Raises:
         ValueError: For a name of nothing, or of no array.
     """
-    if isinstance(model.linear, Structure) and name in model.linear.parameters:
-        part, _, own = name.partition(".")
-        place = model.linear.names.index(part)
-        if hasattr(model.linear.parts[place], f"log_{own}"):
-            return lambda m: getattr(m.linear.parts[place], f"log_{own}")  # pyright: ignore
-    if name == "observation.scale" and isinstance(model.decoder, LinearDecoder):
-        return lambda m: m.decoder.log_scale  # pyright: ignore
-    part = as_part(name)
+    part = part_of(model, name)
     try:
         found = part.of(model)
     except AttributeError as error:
@@ -252,9 +243,7 @@ def _first_scales(
 
 def _is_log(model: LatentSDE, name: str) -> bool:
     """Return whether a parameter that varies is kept by its logarithm."""
-    positive = isinstance(model.linear, Structure) and name in model.linear.parameters
-    last = as_part(name).name.rpartition(".")[2]
-    return positive or name == "observation.scale" or last.startswith("log_")
+    return part_of(model, name).name.rpartition(".")[2].startswith("log_")
 
 
 @eqx.filter_jit

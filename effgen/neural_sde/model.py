@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from .anchors import AbstractAnchor, PriorAnchor
 from .decoders import AbstractDecoder, LinearDecoder
 from .dynamics import AbstractLatentSDE, Diffusion, Drift
-from .frozen import Part, as_part, check_frozen
+from .frozen import Part, check_frozen, part_of
 from .linear import AbstractLinearSDE, driven_fully
 from .plain_control import PlainControl
 
@@ -48,8 +48,8 @@ class LatentSDE(AbstractLatentSDE):
         t0: When the law of `linear.initial` holds; `None`: at each series' first time.
         frozen: Names of what is not trained, such as `("linear", "decoder.matrix")`, or
             of entries, as NumPy indexes them: `"linear.matrix[0]"`,
-            `"linear.matrix[:, 1]"`. A `LinearDecoder` also keeps what its `learned`
-            does not name.
+            `"linear.matrix[:, 1]"`. Of a structure also its parameters, "cycle.period".
+            A `LinearDecoder` also keeps what its `learned` does not name.
         message_dtype: The precision of the messages. `jnp.float64` (with
             `jax_enable_x64`) is for small observation noise; `None`: that of the data.
         dt: The longest step, in the unit of time. `trainer.init` sets it to the
@@ -138,4 +138,4 @@ class LatentSDE(AbstractLatentSDE):
         names = self.frozen
         if isinstance(self.decoder, LinearDecoder):
             names += tuple(f"decoder.{name}" for name in self.decoder.fixed)
-        return [as_part(name) for name in names]
+        return [part_of(self, name) for name in names]
