@@ -1,11 +1,13 @@
 """What a fit leaves open, against quadrature of the parameters in float64."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
 
 from effgen import neural_sde as ns
-from effgen.neural_sde.curvature import drawn_models, spectrum, truncated
+from effgen.neural_sde.curvature import drawn_models, laplace, spectrum, truncated
 from effgen.neural_sde.peak import maximum, with_offset
 
 
@@ -141,3 +143,13 @@ def test_weights_are_truncated_and_never_all_lost():
     assert logs[0] == 0
     assert np.all(np.isneginf(logs[2:]))
     np.testing.assert_array_equal(truncated(np.full(3, np.nan)), np.zeros(3))
+
+
+def test_a_flat_direction_is_as_the_prior_allows():
+    problem = SimpleNamespace(is_log=np.ones(2), prior_scale=1.5)
+    peak = SimpleNamespace(problem=problem, x=np.zeros(2))
+    hessian = np.diag([4.0, -1.0])
+    mean, root = laplace(peak, np.array([2.0, 0.0]), hessian)
+    np.testing.assert_allclose(root @ root.T, np.diag([0.25, 10 * 1.5**2]), atol=1e-12)
+    np.testing.assert_allclose(mean, [-0.5, 0])  # a step of Newton's
+    assert laplace(peak, np.array([np.nan, 0.0]), hessian) is None
