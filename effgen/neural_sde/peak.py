@@ -1,6 +1,7 @@
 """The peak of the posterior density of a linear model's parameters, in float64."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -22,6 +23,9 @@ from .draws import is_exact, linear_evidence, num_steps_of
 from .model import LatentSDE
 from .posterior import posterior
 from .series import Series
+
+
+Loss = Callable[..., Array]
 
 
 class Problem(eqx.Module):
@@ -157,7 +161,8 @@ def _maximum(
             "the evidence is not finite at the start: check the start values of "
             "`model` and the values of `ys`."
         )
-    x, count, converged = _minimized(problem, start, _units(problem, start), max_steps)
+    units = units_of(problem, problem.is_log, start)
+    x, count, converged = minimized(problem, start, units, max_steps, 1e-8)
     evidence, prior = _terms(problem, x)
     return Maximum(
         problem.model(x),
@@ -219,37 +224,48 @@ def kept_by_logarithms(trained: LatentSDE) -> LatentSDE:
     return jax.tree_util.tree_map_with_path(mark, trained)
 
 
-def _units(problem: Problem, start: Array) -> Array:
+def units_of(loss: Loss, is_log: Array, start: Array) -> Array:
     """Return the size of each parameter's first step: one for logarithms.
 
     For the others it is that of the curvature: an offset of a million would not move by
     steps of one, and a fit would seem to have converged.
+
+    Arguments:
+        loss: A function of the parameters, a module whose arrays are traced.
+        is_log: One where a parameter is kept by its logarithm.
+        start: Where the parameters start.
+
+    Returns:
+        Of the shape of `start`.
     """
-    places = np.flatnonzero(np.asarray(problem.is_log) == 0)
+    places = np.flatnonzero(np.asarray(is_log) == 0)
     units = np.ones(start.shape)
     if len(places):
-        sizes = np.abs(_curvatures(problem, start, jnp.eye(start.size)[places]))
+        sizes = np.abs(_curvatures(loss, start, jnp.eye(start.size)[places]))
         held = np.isfinite(sizes) & (sizes > 0)
         units[places] = np.where(held, 1 / np.sqrt(np.where(held, sizes, 1)), 1)
     return jnp.asarray(units)
 
 
 @eqx.filter_jit
-def _curvatures(problem: Problem, x: Array, directions: Array) -> Array:
+def _curvatures(loss: Loss, x: Array, directions: Array) -> Array:
     """Return the second derivative along each direction."""
-    slope = jax.grad(problem)
+    slope = jax.grad(loss)
     along = lambda v: v @ jax.jvp(slope, (x,), (v,))[1]
     return jax.lax.map(along, directions)
 
 
 @eqx.filter_jit
-def _minimized(problem: Problem, start: Array, units: Array, max_steps: int) -> tuple:
-    solver = optimistix.BFGS(rtol=1e-8, atol=1e-8)
+def minimized(
+    loss: Loss, start: Array, units: Array, max_steps: int, tol: float
+) -> tuple[Array, Array, Array]:
+    """Return where a loss is least, the number of steps, and whether they converged."""
+    solver = optimistix.BFGS(rtol=tol, atol=tol)
     found = optimistix.minimise(
         lambda z, args: args[0](args[1] * z),
         solver,
         start / units,
-        args=(problem, units),
+        args=(loss, units),
         max_steps=max_steps,
         throw=False,
     )
