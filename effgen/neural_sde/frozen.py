@@ -108,10 +108,19 @@ def _item(node: ast.expr) -> int | slice:
     return slice(*(None if end is None else ast.literal_eval(end) for end in ends))
 
 
-def check_frozen(model: Any, names: tuple[str, ...]) -> None:
-    """Raise `ValueError` for names of nothing, and entries that are not there."""
+def as_names(names: Any) -> tuple[str, ...]:
+    """Return names as a tuple, which can be hashed.
+
+    Raises:
+        ValueError: For a single name.
+    """
     if isinstance(names, str):
         raise ValueError(f"`frozen` is {names!r}: pass a tuple of names.")
+    return tuple(names)
+
+
+def check_frozen(model: Any, names: tuple[str, ...]) -> None:
+    """Raise `ValueError` for names of nothing, and entries that are not there."""
     for name in names:
         part = part_of(model, name)
         try:

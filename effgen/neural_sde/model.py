@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from .anchors import AbstractAnchor, PriorAnchor
 from .decoders import AbstractDecoder, LinearDecoder
 from .dynamics import AbstractLatentSDE, Diffusion, Drift
-from .frozen import Part, check_frozen, part_of
+from .frozen import Part, as_names, check_frozen, part_of
 from .linear import AbstractLinearSDE, driven_fully
 from .plain_control import PlainControl
 
@@ -72,11 +72,7 @@ class LatentSDE(AbstractLatentSDE):
     control: PlainControl | None = None
     anchor: AbstractAnchor = PriorAnchor()
     t0: float | None = eqx.field(static=True, default=None)
-    frozen: tuple[str, ...] = eqx.field(
-        static=True,
-        default=(),
-        converter=lambda names: names if isinstance(names, str) else tuple(names),
-    )
+    frozen: tuple[str, ...] = eqx.field(static=True, default=(), converter=as_names)
     message_dtype: Any = eqx.field(static=True, default=None)
     dt: float = eqx.field(converter=lambda dt: float(dt or 0), default=0.0)
 

@@ -34,9 +34,10 @@ def weight_prior(dt: float) -> optax.GradientTransformation:
         MacKay (1992), of the evidence for networks; Williams (1996), of the widths.
     """
 
-    def update(updates: Any, start: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         add = lambda u, p, x, x0: u + p * (x - x0)
-        return jax.tree.map(add, updates, precisions(params, dt), params, start), start
+        sizes = precisions(params, dt)
+        return jax.tree.map(add, updates, sizes, params, state), state
 
     return optax.GradientTransformation(lambda params: params, update)
 
