@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optimistix
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
@@ -23,7 +24,7 @@ from .frames import Labels
 from .gaussian import as_float
 from .histories import drawn, filtered, observed_by
 from .model import LatentSDE
-from .peak import kept_by_logarithms, minimized, units_of
+from .peak import kept_by_logarithms
 from .record import Record, recorded
 from .series import Series
 
@@ -290,58 +291,30 @@ def fit_regimes(
     return cast(found, dtype), float(value)
 
 
-class _Problem(eqx.Module):
-    """The negative log posterior density of regimes, as one array.
-
-    Attributes:
-        first: The regimes at the start values.
-        series: The record.
-        start: What is trained, at the start values.
-        is_log: One where a parameter is kept by its logarithm, zero elsewhere.
-        prior_scale: The prior's standard deviation of a natural logarithm.
-        num: The most histories.
-    """
-
-    first: Switching
-    series: Series
-    start: Array
-    is_log: Array
-    prior_scale: Array
-    num: int = eqx.field(static=True)
-
-    def model(self, x: Array) -> Switching:
-        """Return the regimes at other values of what is trained."""
-        _, unravel = ravel_pytree(_trained(self.first))
-        rates, parts = unravel(x)
-        models = tuple(
-            m.retrained(part) for m, part in zip(self.first.models, parts, strict=True)
-        )
-        places = lambda m: (m.log_rates, m.models)
-        return eqx.tree_at(places, self.first, (rates, models))
-
-    def __call__(self, x: Array, args: None = None) -> Array:
-        """Return what is minimized."""
-        away = self.is_log * (x - self.start) / self.prior_scale
-        known = _evidence(self.model(x), self.series, self.num)
-        return 0.5 * jnp.sum(away**2) - known
-
-
-def _trained(model: Switching) -> tuple[Array, list[LatentSDE]]:
-    return model.log_rates, [m.trainable()[0] for m in model.models]
-
-
+@eqx.filter_jit
 def _fitted(
     model: Switching, series: Series, prior_scale: float, num: int, max_steps: int
 ) -> tuple[Switching, Array, Array]:
-    trained = _trained(model)
-    start, _ = ravel_pytree(trained)
+    trained = (model.log_rates, [m.trainable()[0] for m in model.models])
+    start, unravel = ravel_pytree(trained)
     marks = jnp.ones_like(model.log_rates), [kept_by_logarithms(m) for m in trained[1]]
     is_log, _ = ravel_pytree(marks)
-    scale = jnp.asarray(prior_scale, start.dtype)
-    problem = _Problem(model, series, start, is_log, scale, num)
-    units = units_of(problem, is_log, start)
-    x, _, converged = minimized(problem, start, units, max_steps, 1e-6)
-    best = problem.model(x)
+
+    def made(x: Array) -> Switching:
+        rates, parts = unravel(x)
+        models = tuple(
+            m.retrained(part) for m, part in zip(model.models, parts, strict=True)
+        )
+        return eqx.tree_at(lambda m: (m.log_rates, m.models), model, (rates, models))
+
+    def loss(x: Array, args: None) -> Array:
+        away = is_log * (x - start) / prior_scale
+        return 0.5 * jnp.sum(away**2) - _evidence(made(x), series, num)
+
+    solver = optimistix.BFGS(rtol=1e-6, atol=1e-6)
+    found = optimistix.minimise(loss, solver, start, max_steps=max_steps, throw=False)
+    best = made(found.value)
+    converged = found.result == optimistix.RESULTS.successful
     return best, _evidence(best, series, num), converged
 
 
