@@ -60,7 +60,6 @@ from .refresh import (
     AbstractRefresh as AbstractRefresh,
     Budget as Budget,
     OldestFirst as OldestFirst,
-    PositivesIn as PositivesIn,
     RandomRows as RandomRows,
     WriteBack as WriteBack,
 )
@@ -74,6 +73,7 @@ from .search import (
     evaluate as evaluate,
     mined as mined,
 )
+from .stream import PositivesIn as PositivesIn
 from .tokenizer import Tokenizer as Tokenizer
 from .towers import (
     LearnedTemperature as LearnedTemperature,

@@ -149,7 +149,7 @@ class Transformer(eqx.Module):
         compute: The type that products are computed in.
 
     Raises:
-        ValueError: For `num_words` or `length` below 1, heads that do not divide the
+        ValueError: For sizes below 1, heads that do not divide the
             width, or a dropout that is no share below 1.
     """
 
@@ -174,7 +174,9 @@ class Transformer(eqx.Module):
         compute: Any = jnp.float32,
     ) -> None:
         """Draw the weights."""
-        for name, value in (("num_words", num_words), ("length", length)):
+        sizes = (num_words, length, width, num_heads, size)
+        named = ("num_words", "length", "width", "num_heads", "size")
+        for name, value in zip(named, sizes, strict=True):
             check_count(name, value)
         _check_dropout(dropout)
         if width % num_heads:

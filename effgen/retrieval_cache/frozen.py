@@ -31,7 +31,7 @@ from .digests import content_digests
 from .lookup import joined_rows
 from .negatives import Excluded
 from .objective import BatchScores, cross_entropy
-from .pairs import Pairs, as_pairs, num_pairs
+from .pairs import Pairs, as_numbers, as_pairs, num_pairs
 from .scan import Scored
 from .search import Index
 from .stale import stale_logit
@@ -199,7 +199,7 @@ def answering(index: Index, pairs: Pairs) -> tuple[Int[Array, " batch"], Exclude
     alike = jnp.where(asked[:, None] == asked[None], own[None], index.ids.shape[0])
     rows = [alike.astype(jnp.int32)]
     if pairs.known is not None and pairs.known.shape[1]:
-        known = pairs.known.astype(jnp.int32)
+        known = as_numbers(pairs.known)
         rows.append(joined_rows(index.ids, known.reshape(-1)).reshape(known.shape))
     rows = jnp.sort(jnp.concatenate(rows, axis=1), axis=1)
     return own, Excluded.nothing(len(ids))._replace(rows=rows)
@@ -253,7 +253,7 @@ def _checked(batch: Any) -> Pairs:
 
 def _ids(pairs: Pairs) -> Int[Array, " batch"]:
     assert pairs.ids is not None
-    return pairs.ids.astype(jnp.int32)
+    return as_numbers(pairs.ids)
 
 
 def _check_there(index: Index, data: Any) -> None:

@@ -97,3 +97,44 @@ def joined_rows(
     rows = jnp.full(len(order), total, jnp.int32)
     rows = jax.lax.fori_loop(0, -(-total // size), further, rows)
     return rows[jnp.searchsorted(order, wanted)]
+
+
+def rows_by_number(
+    ids: Int[Array, " rows"], wanted: Int[Array, "*any"]
+) -> Int[Array, "*any"]:
+    """Return the row of each number, of any shape, `rows` where none has it."""
+    flat, total = wanted.reshape(-1), ids.shape[0]
+    if not flat.shape[0]:
+        return wanted
+    near = jnp.clip(flat, 0, total - 1)
+    direct = (ids[near] == flat) & (flat >= 0)
+    # Where rows are in the order of their numbers, nothing is searched for.
+    found = jax.lax.cond(
+        jnp.all(direct | (flat < 0)),
+        lambda: jnp.where(direct, near, total).astype(jnp.int32),
+        lambda: joined_rows(ids, flat),
+    )
+    return found.reshape(wanted.shape)
+
+
+def rows_of_documents(
+    ids: Int[Array, " rows"],
+    digests: Int[Array, " rows"],
+    numbers: Int[Array, " documents"],
+    contents: Int[Array, " documents"],
+) -> Int[Array, " documents"]:
+    """Return the row of each document, by its number, or without one by its content."""
+    near = jnp.clip(numbers, 0, ids.shape[0] - 1).astype(jnp.int32)
+    direct, valid = ids[near] == numbers, ids >= 0
+
+    def searched() -> Int[Array, " documents"]:
+        by_number = rows_of(ids, valid, numbers)
+        by_content = jax.lax.cond(
+            jnp.any(numbers < 0),
+            lambda: rows_of(digests, valid, contents),
+            lambda: by_number,
+        )
+        return jnp.where(numbers >= 0, by_number, by_content)
+
+    # Where rows are in the order of their numbers, nothing is searched for.
+    return jax.lax.cond(jnp.all(direct & (numbers >= 0)), lambda: near, searched)

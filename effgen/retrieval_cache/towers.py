@@ -28,11 +28,22 @@ class LearnedTemperature(eqx.Module):
         log_temperature: The logarithm of the temperature, a scalar; it is trained.
         least: The least temperature.
         most: The greatest temperature.
+
+    Raises:
+        ValueError: Unless `0 < least <= most`.
     """
 
     log_temperature: Float[Array, ""]
     least: float = eqx.field(default=0.01, static=True, converter=float)
     most: float = eqx.field(default=1.0, static=True, converter=float)
+
+    def __check_init__(self) -> None:
+        """Raise `ValueError` for bounds that are none."""
+        if not 0 < self.least <= self.most < math.inf:
+            raise ValueError(
+                f"`least` is {self.least} and `most` {self.most}: pass positive "
+                "bounds, the lesser first."
+            )
 
     @classmethod
     def of(

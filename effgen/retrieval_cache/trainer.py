@@ -28,6 +28,8 @@ from .checks import (
     check_model,
     check_pairs,
     check_smoothing,
+    check_stamps,
+    check_taken_in,
     check_temperature,
 )
 from .estimation import Embedded, estimate, moved_loss
@@ -222,8 +224,8 @@ class NegativeCacheTrainer(AbstractTrainer):
 
         Raises:
             TypeError: For what is no `Pairs`, or numbers that are no integers.
-            ValueError: For shapes, chunks, draws or `frequencies` that do not fit, or
-                documents of another number.
+            ValueError: For shapes, chunks, draws or `frequencies` that do not fit,
+                documents of another number, or embeddings of a later step.
         """
         pairs = as_pairs(batch)
         check_pairs(state.model, state.memory, pairs)
@@ -233,7 +235,10 @@ class NegativeCacheTrainer(AbstractTrainer):
         for policy in policies_of(self.refresh):
             policy.check(state.memory, num_documents(pairs))
         check_all_met(self.frequencies, state.memory)
-        if not _replaces(self.refresh):
+        check_stamps(state.memory, state.step)
+        if _replaces(self.refresh):
+            check_taken_in(state.memory, pairs)
+        else:
             check_contents(state.memory, source)
 
     def for_data(self, state: TrainState, data: Any) -> "NegativeCacheTrainer":
