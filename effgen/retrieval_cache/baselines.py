@@ -22,12 +22,21 @@ from .checks import (
     check_stamps,
     check_taken_in,
     check_temperature,
+    check_weights,
 )
 from .gradients import full_softmax_loss
 from .in_batch import InBatchTrainer as InBatchTrainer
 from .negatives import excluded_by, scored_in_batch
 from .objective import batch_scores, cross_entropy
-from .pairs import Pairs, as_pairs, batch_documents, marks, num_documents, num_pairs
+from .pairs import (
+    Pairs,
+    as_pairs,
+    batch_documents,
+    marks,
+    num_documents,
+    num_pairs,
+    weighed,
+)
 from .refresh import Seen
 from .scan import Scored
 from .stale import stale_logit
@@ -125,7 +134,7 @@ class CrossBatchTrainer(AbstractTrainer):
             logit = stale_logit(scored, queries, scale, cache.block, self.mesh)
             logit = jnp.where(state.step < self.warm_up, -jnp.inf, logit)
             losses = cross_entropy(scores, logit[:, None], self.label_smoothing)
-            return jnp.mean(losses), jax.lax.stop_gradient(documents)
+            return weighed(losses, pairs), jax.lax.stop_gradient(documents)
 
         model, opt_state, metrics, documents = updated(self, state, loss)
         if is_random(state.model, state.model.document):
@@ -141,7 +150,7 @@ class CrossBatchTrainer(AbstractTrainer):
         Arguments:
             state: The state that the run begins from.
             batch: The shapes of a batch.
-            source: Not used.
+            source: The data, whose weights are looked at.
 
         Raises:
             TypeError: For a batch that is no `Pairs`, or numbers that are no integers.
@@ -150,6 +159,7 @@ class CrossBatchTrainer(AbstractTrainer):
         """
         pairs = as_pairs(batch)
         check_pairs(state.model, state.memory, pairs)
+        check_weights(source)
         check_taken_in(state.memory, pairs)
         check_stamps(state.memory, state.step)
         PositivesIn().check(state.memory, num_documents(pairs))
@@ -249,6 +259,7 @@ class FullSoftmaxTrainer(AbstractTrainer):
             ValueError: For shapes that do not fit, or documents of another number.
         """
         check_pairs(state.model, state.memory, as_pairs(batch))
+        check_weights(source)
         check_contents(state.memory, source)
 
 

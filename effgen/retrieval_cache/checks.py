@@ -68,16 +68,8 @@ def check_frequencies(frequencies: Any) -> None:
 
 def check_met(frequencies: Any, pairs: Pairs, data: Any) -> None:
     """Raise `ValueError` for batches whose documents have no frequency."""
-    if pairs.ids is None or pairs.negatives is not None:
-        raise ValueError(
-            "`frequencies` are of documents by number: pass batches with `ids`, and "
-            "without `negatives`, which are not met by chance."
-        )
-    arrays = getattr(data, "arrays", None)
-    if arrays is None:
-        return
-    given = arrays._replace(known=None) if isinstance(arrays, Pairs) else arrays
-    ids, often = np.asarray(as_pairs(given).ids), np.asarray(frequencies)
+    _check_by_number(pairs)
+    ids, often = _ids_of(data), np.asarray(frequencies)
     here = (ids >= 0) & (ids < len(often))
     never = ids[~here | (often[np.where(here, ids, 0)] <= 0)]
     if len(never):
@@ -85,6 +77,35 @@ def check_met(frequencies: Any, pairs: Pairs, data: Any) -> None:
             f"`frequencies` says nothing of document {never[0]}, or that it is never "
             "met: pass how often each is, such as `np.bincount(ids)`."
         )
+
+
+def check_numbered(pairs: Pairs, num: int, data: Any) -> None:
+    """Raise `ValueError` for documents whose frequency cannot be found on the way."""
+    _check_by_number(pairs)
+    ids = _ids_of(data)
+    outside = ids[(ids < 0) | (ids >= num)]
+    if len(outside):
+        raise ValueError(
+            f"`ids` has {outside[0]} and `StreamedFrequencies` are of {num} numbers: "
+            "make them of more, or number documents from 0 on."
+        )
+
+
+def _check_by_number(pairs: Pairs) -> None:
+    if pairs.ids is None or pairs.negatives is not None:
+        raise ValueError(
+            "`frequencies` are of documents by number: pass batches with `ids`, and "
+            "without `negatives`, which are not met by chance."
+        )
+
+
+def _ids_of(data: Any) -> np.ndarray:
+    """Return the numbers of documents of data that are arrays, none of others."""
+    arrays = getattr(data, "arrays", None)
+    if arrays is None:
+        return np.zeros(0, np.int32)
+    given = arrays._replace(known=None) if isinstance(arrays, Pairs) else arrays
+    return np.asarray(as_pairs(given).ids)
 
 
 def check_all_met(frequencies: Any, cache: NegativeCache) -> None:
@@ -176,6 +197,7 @@ def check_frozen_pairs(model: PyTree, index: Index, pairs: Pairs) -> None:
     (num,) = rows
     for name, dims in (("ids", 1), ("known", 2)):
         _check_numbers(name, getattr(pairs, name), num, dims)
+    _check_weights(pairs.weights, num)
     found, size = (
         _embedded_size("query", model.query, pairs.queries),
         index.rows.shape[1],
@@ -202,6 +224,7 @@ def check_pairs(model: PyTree, cache: NegativeCache | None, pairs: Pairs) -> Non
     for name, dims in (("ids", 1), ("known", 2), ("negative_ids", 2)):
         _check_numbers(name, getattr(pairs, name), num, dims)
     _check_negatives(pairs, num)
+    _check_weights(pairs.weights, num)
     if cache is None and pairs.known is not None and pairs.ids is None:
         raise ValueError(
             "a batch has `known`, numbers of documents, and no `ids` to tell its own "
@@ -235,6 +258,36 @@ def _check_negatives(pairs: Pairs, num: int) -> None:
         raise ValueError(
             f"a batch of {num} pairs has `negatives`, or their numbers, of shapes "
             f"{sorted(shapes)}: pass `({num}, each, ...)`, and as many numbers."
+        )
+
+
+def _check_weights(weights: Any, num: int) -> None:
+    """Raise `ValueError` for what are no weights, one a pair."""
+    if weights is None:
+        return
+    number = jnp.issubdtype(weights.dtype, jnp.integer)
+    if weights.shape != (num,) or not (
+        number or jnp.issubdtype(weights.dtype, jnp.floating)
+    ):
+        raise ValueError(
+            f"a batch's `weights` are {weights.dtype} of shape {weights.shape}: pass "
+            f"a number for each of the {num} pairs."
+        )
+
+
+def check_weights(data: Any) -> None:
+    """Raise `ValueError` for weights below zero or not finite, of data in arrays."""
+    arrays = getattr(data, "arrays", None)
+    weights = getattr(arrays, "weights", None)
+    if isinstance(arrays, dict):
+        weights = arrays.get("weights")
+    if weights is None or not getattr(weights, "is_fully_addressable", True):
+        return
+    given = np.asarray(weights)
+    if not (np.isfinite(given) & (given >= 0)).all():
+        raise ValueError(
+            "`weights` are not all finite, or some below zero: pass what each pair "
+            "counts for, and 0 for none."
         )
 
 

@@ -18,10 +18,13 @@ from .checks import (
     check_frequencies,
     check_met,
     check_model,
+    check_numbered,
     check_pairs,
     check_smoothing,
     check_temperature,
+    check_weights,
 )
+from .frequencies import StreamedFrequencies
 from .negatives import scored_in_batch
 from .objective import BatchScores, batch_scores, cross_entropy
 from .pairs import (
@@ -32,6 +35,7 @@ from .pairs import (
     marks,
     num_documents,
     num_pairs,
+    weighed,
 )
 from .towers import Temperature, in_chunks
 from .trainer import scale_of, updated
@@ -43,7 +47,10 @@ class InBatchTrainer(AbstractTrainer):
         loss = logsumexp(scores in batch) - positive
 
     With `frequencies`, a score is lowered by `log(frequency)` of its document: popular
-    ones are otherwise too often negatives, as of a recommender (Yi et al., 2019).
+    ones are otherwise too often negatives, as of a recommender (Yi et al., 2019). Of a
+    stream, where nobody knows them, they are found on the way:
+
+        state = trainer.init(model, StreamedFrequencies.of(num_documents))
 
     Arguments:
         optim: The optax optimizer.
@@ -78,22 +85,35 @@ class InBatchTrainer(AbstractTrainer):
         check_smoothing(self.label_smoothing)
         check_count("chunks", self.chunks)
 
-    def init(self, model: PyTree, memory: Any = None) -> TrainState:
-        """Return the first state; there is no memory.
+    def init(
+        self, model: PyTree, memory: StreamedFrequencies | None = None
+    ) -> TrainState:
+        """Return the first state.
 
         Arguments:
             model: The towers, such as `TwoTowers`.
-            memory: Not used.
+            memory: How often documents are met, as found on the way; by default none.
 
         Returns:
             The state at step 0.
 
         Raises:
-            TypeError: For a model without towers.
-            ValueError: For `temperature=None` and a model without one.
+            TypeError: For a model without towers, or another memory.
+            ValueError: For `temperature=None` and a model without one, or a memory
+                beside `frequencies`.
         """
         check_model(self.temperature, model)
-        return TrainState.start(model, init_opt_state(self.optim, model), None)
+        if memory is not None and not isinstance(memory, StreamedFrequencies):
+            raise TypeError(
+                f"`memory` is a {type(memory).__name__}, and a batch has its own "
+                "negatives alone: pass none, or use `NegativeCacheTrainer`."
+            )
+        if memory is not None and self.frequencies is not None:
+            raise ValueError(
+                "`frequencies` are given, and `memory` finds them on the way: pass "
+                "one of the two."
+            )
+        return TrainState.start(model, init_opt_state(self.optim, model), memory)
 
     def step(
         self, state: TrainState, batch: PyTree, *, key: PRNGKeyArray
@@ -110,6 +130,7 @@ class InBatchTrainer(AbstractTrainer):
         """
         pairs = as_pairs(batch)
         keys = jax.random.split(key)
+        memory, often = self._met(state, pairs)
 
         def loss(model: PyTree) -> tuple[Array, None]:
             queries = in_chunks(model.query, pairs.queries, self.chunks, key=keys[0])
@@ -119,13 +140,23 @@ class InBatchTrainer(AbstractTrainer):
             scale = scale_of(self.temperature, state, model)
             negatives = scored_in_batch(pairs, marks(pairs))
             scores = batch_scores(queries, documents, scale, negatives)
-            if self.frequencies is not None:
-                scores = _corrected(scores, self.frequencies, pairs)
+            if often is not None:
+                scores = _corrected(scores, often, pairs)
             losses = cross_entropy(scores, _none(scores), self.label_smoothing)
-            return jnp.mean(losses), None
+            return weighed(losses, pairs), None
 
         model, opt_state, metrics, _ = updated(self, state, loss)
-        return state.advance(model, opt_state, None), metrics
+        return state.advance(model, opt_state, memory), metrics
+
+    def _met(
+        self, state: TrainState, pairs: Pairs
+    ) -> tuple[StreamedFrequencies | None, Float[Array, " corpus"] | None]:
+        """Return the memory with a batch, and how often documents are met."""
+        if state.memory is None:
+            return None, self.frequencies
+        assert pairs.ids is not None
+        memory = state.memory.met(pairs.ids, state.step)
+        return memory, memory.frequencies()
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
         """Raise on batches that the towers cannot use.
@@ -142,7 +173,10 @@ class InBatchTrainer(AbstractTrainer):
         """
         pairs = as_pairs(batch)
         check_pairs(state.model, None, pairs)
+        check_weights(source)
         check_chunks(self.chunks, num_pairs(pairs), num_documents(pairs))
+        if state.memory is not None:
+            check_numbered(pairs, len(state.memory.last), source)
         if self.frequencies is not None:
             check_met(self.frequencies, pairs, source)
 

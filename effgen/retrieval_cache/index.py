@@ -1,17 +1,23 @@
 """A corpus as it is searched, exactly, and the rankings that a search makes."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
-from .blocks import block_size, checked_ids, default_capacity
+from effgen.core.sharding import mesh_of, num_parts, replicate
+
+from .blocks import block_size, check_capacity, checked_ids, default_capacity
 from .cache import NegativeCache
 from .embedding import check_finite, embedded, num_items
+from .filling import held_over, rows_over
 from .judged_rows import Rows
 from .lookup import joined_rows
 from .negatives import Excluded
@@ -40,6 +46,7 @@ class Index(eqx.Module):
         ids: Int[Any, " documents"] | None = None,
         dtype: Any = jnp.float32,
         batch_size: int | None = None,
+        mesh: Mesh | None = None,
     ) -> "Index":
         """Return an index of a corpus, embedded now.
 
@@ -49,13 +56,21 @@ class Index(eqx.Module):
             ids: The documents' numbers, `0 .. documents - 1` by default.
             dtype: Of the embeddings: `jnp.float32`, `jnp.bfloat16`, `jnp.int8`.
             batch_size: Documents embedded at once; by default 1,024, and 64 on a CPU.
+            mesh: Over which the index is split from the first on; searches are then
+                too. Items may lie on disk, as of `NegativeCache.fill`.
 
         Raises:
             TypeError: For items that are text, or another `encode` or `dtype`.
             ValueError: For an empty corpus, leaves of different lengths, repeated or
-                negative ids, or embeddings that are not finite.
+                negative ids, embeddings that are not finite, or another kind of mesh.
         """
-        numbers = checked_ids(ids, num_items(items))
+        num = num_items(items)
+        numbers = checked_ids(ids, num)
+        if mesh is not None:
+            capacity = default_capacity(num, mesh)
+            check_capacity(capacity, mesh)
+            given = encode, items, capacity, dtype, batch_size
+            return cls(rows_over(mesh, *given), held_over(mesh, numbers, capacity, -1))
         found = embedded(encode, items, batch_size)
         check_finite(found)
         return cls(stored(found, dtype), numbers)
@@ -67,6 +82,7 @@ class Index(eqx.Module):
         *,
         ids: Int[Any, " documents"] | None = None,
         dtype: Any = jnp.float32,
+        mesh: Mesh | None = None,
     ) -> "Index":
         """Return an index of embeddings that were made elsewhere, one a document.
 
@@ -74,10 +90,12 @@ class Index(eqx.Module):
             embeddings: `(documents, size)`, of length one if the queries' are.
             ids: The documents' numbers, `0 .. documents - 1` by default.
             dtype: Of the embeddings, as of `of`.
+            mesh: Over which the index is split, as of `of`.
 
         Raises:
             TypeError: For another `dtype`.
-            ValueError: For none, repeated or negative ids, or embeddings not finite.
+            ValueError: For none, repeated or negative ids, embeddings not finite, or
+                another kind of mesh.
         """
         if np.ndim(embeddings) != 2:
             raise ValueError(
@@ -85,6 +103,14 @@ class Index(eqx.Module):
                 "document, `(documents, size)`."
             )
         numbers = checked_ids(ids, num_items(embeddings))
+        if mesh is not None:
+            capacity = default_capacity(len(numbers), mesh)
+            check_capacity(capacity, mesh)
+            found = held_over(mesh, embeddings, capacity, 0)
+            check_finite(found)
+            make = jax.jit(lambda x: stored(x, dtype), out_shardings=found.sharding)
+            rows = make(found)
+            return cls(rows, held_over(mesh, numbers, capacity, -1))
         found = jnp.asarray(embeddings)
         check_finite(found)
         rows, missing = stored(found, dtype), default_capacity(len(found)) - len(found)
@@ -153,9 +179,19 @@ class Index(eqx.Module):
         if known is not None:
             rows = Rows.of("known", known, None)
             rows.check_length(len(queries))
-            excluded = _left_out(self.ids, rows.some(slice(None)).ids)
+            own = rows.some(slice(None)).ids
+            excluded = _left_out(self.ids, own, self._mesh())
         k = int(k) if isinstance(k, np.integer) else k
-        return _searched(self, queries, excluded, k)
+        mesh = self._mesh()
+        return _searched(self, replicate(queries, mesh), excluded, k, mesh)
+
+    def _mesh(self) -> Mesh | None:
+        """Return the mesh that rows are split over, if they are."""
+        if isinstance(self.ids, Tracer):
+            return None
+        mesh = mesh_of(self.ids)
+        even = mesh is not None and self.ids.shape[0] % num_parts(mesh) == 0
+        return mesh if even else None
 
 
 class Ranked(NamedTuple):
@@ -170,17 +206,23 @@ class Ranked(NamedTuple):
     scores: Float[Array, "queries k"]
 
 
-@jax.jit
-def _left_out(ids: Int[Array, " rows"], known: Int[Array, "queries any"]) -> Excluded:
+@partial(jax.jit, static_argnames="mesh")
+def _left_out(
+    ids: Int[Array, " rows"], known: Int[Array, "queries any"], mesh: Mesh | None
+) -> Excluded:
     """Return numbers of each query as rows, which cost the same however many."""
-    rows = joined_rows(ids, known.reshape(-1)).reshape(known.shape)
+    rows = joined_rows(ids, known.reshape(-1), mesh).reshape(known.shape)
     return Excluded.nothing(len(known))._replace(rows=jnp.sort(rows, axis=1))
 
 
 @eqx.filter_jit
 def _searched(
-    index: Index, queries: Float[Array, "queries size"], excluded: Excluded, k: int
+    index: Index,
+    queries: Float[Array, "queries size"],
+    excluded: Excluded,
+    k: int,
+    mesh: Mesh | None,
 ) -> Ranked:
     scored, block = index.scored(excluded), block_size(index.ids.shape[0])
-    scores, slots = top_k(scored, queries, jnp.ones(()), k, block)
+    scores, slots = top_k(scored, queries, jnp.ones(()), k, block, mesh)
     return Ranked(jnp.where(scores > -jnp.inf, index.ids[slots], -1), scores)

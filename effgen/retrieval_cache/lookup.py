@@ -2,7 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Int
+
+from effgen.core.sharding import data_axes
 
 
 _BLOCK = 512
@@ -75,13 +78,15 @@ def _gone_through(
 
 
 def joined_rows(
-    ids: Int[Array, " rows"], wanted: Int[Array, " any"]
+    ids: Int[Array, " rows"], wanted: Int[Array, " any"], mesh: Mesh | None = None
 ) -> Int[Array, " any"]:
     """Return the row of each number, `rows` where none has it, or it is below zero.
 
     For many numbers: they are put in order, and each row is looked for among them, some
-    rows at a time.
+    rows at a time. Over a mesh, each device looks through its own rows.
     """
+    if mesh is not None:
+        return _joined_over(mesh, ids, wanted)
     total, order = ids.shape[0], jnp.sort(wanted)
     size = min(_AT_ONCE, total)
 
@@ -97,6 +102,25 @@ def joined_rows(
     rows = jnp.full(len(order), total, jnp.int32)
     rows = jax.lax.fori_loop(0, -(-total // size), further, rows)
     return rows[jnp.searchsorted(order, wanted)]
+
+
+def _joined_over(
+    mesh: Mesh, ids: Int[Array, " rows"], wanted: Int[Array, " any"]
+) -> Int[Array, " any"]:
+    axis, whole, total = data_axes(mesh), PartitionSpec(), ids.shape[0]
+
+    def local(ids: Array, wanted: Array) -> Array:
+        found, own = joined_rows(ids, wanted), ids.shape[0]
+        at = found + jax.lax.axis_index(axis) * own
+        return jax.lax.pmin(jnp.where(found < own, at, total), axis)
+
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(PartitionSpec(axis), whole),
+        out_specs=whole,
+        check_vma=False,
+    )(ids, wanted)
 
 
 def rows_by_number(

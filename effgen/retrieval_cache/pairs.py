@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from effgen.core.ragged import whole
 
@@ -32,6 +32,8 @@ class Pairs(NamedTuple):
         negatives: Documents that do not answer, a pytree of `(batch, each, ...)`. They
             are negatives of every query.
         negative_ids: Their numbers, `(batch, each)`.
+        weights: What each pair counts for, `(batch,)`, zero or more: a loss is the mean
+            of `weights * losses`. By default one each.
     """
 
     queries: PyTree
@@ -40,6 +42,7 @@ class Pairs(NamedTuple):
     known: Int[Array, "batch any"] | Any = None
     negatives: PyTree = None
     negative_ids: Int[Array, "batch each"] | None = None
+    weights: Float[Array, " batch"] | None = None
 
 
 class Marks(NamedTuple):
@@ -105,6 +108,14 @@ def marks(pairs: Pairs) -> Marks:
         more = none(rest) if negative is None else as_numbers(negative).reshape(-1)
         ids = jnp.concatenate([ids, more])
     return Marks(jnp.minimum(ids, MOST_NUMBER), digests)
+
+
+def weighed(losses: Float[Array, " batch"], pairs: Pairs) -> Float[Array, ""]:
+    """Return the mean of `weights * losses`; no number for a weight below zero."""
+    if pairs.weights is None:
+        return jnp.mean(losses)
+    given = pairs.weights.astype(losses.dtype)
+    return jnp.mean(jnp.where(given >= 0, given, jnp.nan) * losses)
 
 
 def as_numbers(ids: Int[Any, "*any"]) -> Int[Array, "*any"]:

@@ -31,6 +31,7 @@ from .checks import (
     check_stamps,
     check_taken_in,
     check_temperature,
+    check_weights,
 )
 from .estimation import Embedded, estimate, moved_loss
 from .estimators import AbstractEstimator, PseudoLogit
@@ -44,6 +45,7 @@ from .pairs import (
     marks,
     num_documents,
     num_pairs,
+    weighed,
 )
 from .refresh import AbstractRefresh, Budget, Seen, WriteBack, policies_of
 from .towers import Temperature, in_parts, is_random
@@ -184,7 +186,7 @@ class NegativeCacheTrainer(AbstractTrainer):
                 frequencies=self.frequencies,
                 mesh=self.mesh,
             )
-            return jnp.mean(found.estimated.surrogate), found
+            return weighed(found.estimated.surrogate, pairs), found
 
         def searched(found: Embedded) -> tuple[Array, Callable[[PyTree], Array]]:
             def loss(model: PyTree) -> Float[Array, ""]:
@@ -200,14 +202,21 @@ class NegativeCacheTrainer(AbstractTrainer):
                     chunks=self.chunks,
                 )
 
-            return jnp.mean(found.estimated.losses), loss
+            return weighed(found.estimated.losses, pairs), loss
 
         model, opt_state, metrics, found = updated(
             self, state, mean_surrogate, searched
         )
-        seen = _seen(state.model, state.memory, pairs, found, self.chunks)
+        given = state.model, state.memory, pairs, found
+        seen = _seen(*given, self.chunks, self.mesh)
         cache = refreshed(
-            state.memory, self.refresh, seen, model, state.step + 1, key=keys[1]
+            state.memory,
+            self.refresh,
+            seen,
+            model,
+            state.step + 1,
+            key=keys[1],
+            mesh=self.mesh,
         )
         metrics |= _described(found, seen) | described(cache, state.step)
         if not _replaces(self.refresh):
@@ -229,6 +238,7 @@ class NegativeCacheTrainer(AbstractTrainer):
         """
         pairs = as_pairs(batch)
         check_pairs(state.model, state.memory, pairs)
+        check_weights(source)
         self.estimator.check(self.num_negatives, pairs, self.label_smoothing)
         num = num_documents(pairs) + self.num_negatives
         check_chunks(self.chunks, num_pairs(pairs), num)
@@ -315,11 +325,12 @@ def refreshed(
     step: Int[Array, ""],
     *,
     key: PRNGKeyArray,
+    mesh: Mesh | None = None,
 ) -> NegativeCache:
     """Return the cache after all policies, in turn; `model` embeds without a key."""
 
     def encode(items: PyTree) -> Float[Array, "batch size"]:
-        return in_parts(model.document, items, seen.chunk)
+        return in_parts(model.document, items, seen.chunk, mesh)
 
     for i, policy in enumerate(policies_of(refresh)):
         own = jax.random.fold_in(key, i)
@@ -328,7 +339,12 @@ def refreshed(
 
 
 def _seen(
-    model: PyTree, cache: NegativeCache, pairs: Pairs, found: Embedded, chunks: int
+    model: PyTree,
+    cache: NegativeCache,
+    pairs: Pairs,
+    found: Embedded,
+    chunks: int,
+    mesh: Mesh | None,
 ) -> Seen:
     """Return what was embedded, without dropout: once more, where there was any."""
     documents, slots = batch_documents(pairs), found.sample.slots
@@ -336,7 +352,7 @@ def _seen(
     chunk = max(1, (len(embedded) + len(fresh)) // chunks)
     if is_random(model, model.document):
         items = joined(documents, cache.documents(slots))
-        both = in_parts(model.document, items, chunk)
+        both = in_parts(model.document, items, chunk, mesh)
         embedded, fresh = both[: len(embedded)], both[len(embedded) :]
     drift = found.estimated.corrected.drift
     num = num_pairs(pairs)
