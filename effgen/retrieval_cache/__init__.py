@@ -39,6 +39,7 @@ from .export import (
     save_sentence_transformer as save_sentence_transformer,
     save_triples as save_triples,
 )
+from .frequencies import StreamedFrequencies as StreamedFrequencies
 from .frozen import FrozenDocumentsTrainer as FrozenDocumentsTrainer
 from .gradients import (
     GradientQuality as GradientQuality,

@@ -26,6 +26,7 @@ from .checks import (
 )
 from .gradients import full_softmax_loss
 from .in_batch import InBatchTrainer as InBatchTrainer
+from .metrics import described
 from .negatives import excluded_by, scored_in_batch
 from .objective import batch_scores, cross_entropy
 from .pairs import (
@@ -43,7 +44,6 @@ from .stale import stale_logit
 from .stream import PositivesIn
 from .towers import Temperature, embed, is_random
 from .trainer import (
-    described,
     first_state,
     refreshed,
     same_documents,

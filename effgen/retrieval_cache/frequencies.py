@@ -16,6 +16,12 @@ from .pairs import Pairs, as_numbers, as_pairs
 _SPARSEST = 4  # numbers for each row of a cache
 
 
+def as_frequencies(given: Any) -> Any:
+    """Return a list, or a column of pandas, as an array, and all else as it is."""
+    listed = isinstance(given, list | tuple) or hasattr(given, "to_numpy")
+    return np.asarray(given) if listed else given
+
+
 def met(cache: NegativeCache, data: Any) -> Float[Array, " corpus"] | None:
     """Return how often arrays of pairs have each document number.
 

@@ -24,7 +24,7 @@ from .checks import (
     check_temperature,
     check_weights,
 )
-from .frequencies import StreamedFrequencies
+from .frequencies import StreamedFrequencies, as_frequencies
 from .negatives import scored_in_batch
 from .objective import BatchScores, batch_scores, cross_entropy
 from .pairs import (
@@ -76,7 +76,9 @@ class InBatchTrainer(AbstractTrainer):
     temperature: Temperature = 0.05
     label_smoothing: float = eqx.field(default=0.0, kw_only=True)
     chunks: int = eqx.field(default=1, kw_only=True)
-    frequencies: Float[Array, " corpus"] | None = eqx.field(default=None, kw_only=True)
+    frequencies: Float[Array, " corpus"] | None = eqx.field(
+        default=None, kw_only=True, converter=as_frequencies
+    )
 
     def __check_init__(self) -> None:
         """Raise for settings out of range."""

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .cache import NegativeCache
 from .checks import check_frequencies
+from .frequencies import as_frequencies
 from .pairs import Marks
 from .refresh import AbstractRefresh, Encode, Seen, ages
 
@@ -35,7 +36,9 @@ class PositivesIn(AbstractRefresh):
 
     replaces: ClassVar[bool] = True
 
-    frequencies: Float[Array, " corpus"] | None = None
+    frequencies: Float[Array, " corpus"] | None = eqx.field(
+        default=None, converter=as_frequencies
+    )
 
     def __check_init__(self) -> None:
         """Raise `ValueError` for `frequencies` that are none."""

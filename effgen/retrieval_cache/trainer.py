@@ -35,7 +35,8 @@ from .checks import (
 )
 from .estimation import Embedded, estimate, moved_loss
 from .estimators import AbstractEstimator, PseudoLogit
-from .frequencies import met
+from .frequencies import as_frequencies, met
+from .metrics import described, drawn_metrics
 from .pairs import (
     Marks,
     Pairs,
@@ -102,7 +103,9 @@ class NegativeCacheTrainer(AbstractTrainer):
     estimator: AbstractEstimator = eqx.field(default=PseudoLogit(), kw_only=True)
     label_smoothing: float = eqx.field(default=0.0, kw_only=True)
     chunks: int = eqx.field(default=1, kw_only=True)
-    frequencies: Float[Array, " corpus"] | None = eqx.field(default=None, kw_only=True)
+    frequencies: Float[Array, " corpus"] | None = eqx.field(
+        default=None, kw_only=True, converter=as_frequencies
+    )
     mesh: Mesh | None = eqx.field(default=None, static=True, kw_only=True)
 
     def __check_init__(self) -> None:
@@ -218,7 +221,7 @@ class NegativeCacheTrainer(AbstractTrainer):
             key=keys[1],
             mesh=self.mesh,
         )
-        metrics |= _described(found, seen) | described(cache, state.step)
+        metrics |= drawn_metrics(found, seen) | described(cache, state.step)
         if not _replaces(self.refresh):
             metrics |= same_documents(state.memory, seen.marks)
         return state.advance(model, opt_state, cache), metrics
@@ -357,34 +360,6 @@ def _seen(
     drift = found.estimated.corrected.drift
     num = num_pairs(pairs)
     return Seen(slots, fresh, documents, marks(pairs), embedded, num, drift, chunk)
-
-
-def _described(found: Embedded, seen: Seen) -> Metrics:
-    estimated, sample = found.estimated, found.sample
-    embedded = jnp.concatenate([seen.fresh, seen.embeddings])
-    finite = jnp.isfinite(sample.log_partition)
-    partition = jnp.where(finite, sample.log_partition, 0)
-    return {
-        "positive": jnp.mean(estimated.positives),
-        "beyond_batch": jnp.mean(estimated.beyond),
-        "cache_loss": jnp.sum(partition) / jnp.maximum(jnp.sum(finite), 1),
-        "score_drift": estimated.corrected.drift,
-        "ess": estimated.corrected.ess,
-        "possible_bias": estimated.corrected.possible_bias,
-        "staleness": estimated.corrected.staleness,
-        "refused": jnp.sum(~jnp.all(jnp.isfinite(embedded), axis=1)),
-    }
-
-
-def described(cache: NegativeCache, step: Int[Array, ""]) -> Metrics:
-    """Return how full and how old a cache is."""
-    valid, num = cache.valid, jnp.sum(cache.valid)
-    ages = jnp.where(valid, step + 1 - cache.stamps, 0)
-    return {
-        "coverage": num / cache.capacity,
-        "age": jnp.sum(ages, dtype=jnp.float32) / jnp.maximum(num, 1),
-        "oldest": jnp.max(ages),
-    }
 
 
 def scale_of(
