@@ -46,7 +46,9 @@ from .gradients import (
     check_gradients as check_gradients,
     full_softmax_loss as full_softmax_loss,
 )
+from .ids import IdsAndFeatures as IdsAndFeatures, Table as Table
 from .judgments import beir as beir, triples as triples
+from .lazy import LazyTablesTrainer as LazyTablesTrainer
 from .loaders import grain_pairs as grain_pairs, merged as merged, pairs_of as pairs_of
 from .logits import cache_logit as cache_logit, pseudo_logit as pseudo_logit
 from .measures import (

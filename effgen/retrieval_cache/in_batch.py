@@ -131,29 +131,51 @@ class InBatchTrainer(AbstractTrainer):
             The next state, and the metrics `loss`, in nats, `scale` and `grad_norm`.
         """
         pairs = as_pairs(batch)
-        keys = jax.random.split(key)
-        memory, often = self._met(state, pairs)
-
-        def loss(model: PyTree) -> tuple[Array, None]:
-            queries = in_chunks(model.query, pairs.queries, self.chunks, key=keys[0])
-            documents = in_chunks(
-                model.document, batch_documents(pairs), self.chunks, key=keys[1]
-            )
-            scale = scale_of(self.temperature, state, model)
-            negatives = scored_in_batch(pairs, marks(pairs))
-            scores = batch_scores(queries, documents, scale, negatives)
-            if often is not None:
-                scores = _corrected(scores, often, pairs)
-            losses = cross_entropy(scores, _none(scores), self.label_smoothing)
-            return weighed(losses, pairs), None
-
+        memory, often = self.met(state, pairs)
+        loss = lambda model: (self.loss(model, state, pairs, often, key=key), None)
         model, opt_state, metrics, _ = updated(self, state, loss)
         return state.advance(model, opt_state, memory), metrics
 
-    def _met(
+    def loss(
+        self,
+        model: PyTree,
+        state: TrainState,
+        pairs: Pairs,
+        often: Float[Array, " corpus"] | None,
+        *,
+        key: PRNGKeyArray,
+    ) -> Float[Array, ""]:
+        """Return a batch's loss, in nats, to be differentiated by the model.
+
+        Arguments:
+            model: The towers.
+            state: That says the step, for temperatures by a schedule.
+            pairs: The batch.
+            often: How often documents are met, if scores are corrected by it.
+            key: The step's key, for dropout.
+        """
+        keys = jax.random.split(key)
+        queries = in_chunks(model.query, pairs.queries, self.chunks, key=keys[0])
+        documents = in_chunks(
+            model.document, batch_documents(pairs), self.chunks, key=keys[1]
+        )
+        scale = scale_of(self.temperature, state, model)
+        negatives = scored_in_batch(pairs, marks(pairs))
+        scores = batch_scores(queries, documents, scale, negatives)
+        if often is not None:
+            scores = _corrected(scores, often, pairs)
+        losses = cross_entropy(scores, _none(scores), self.label_smoothing)
+        return weighed(losses, pairs)
+
+    def met(
         self, state: TrainState, pairs: Pairs
     ) -> tuple[StreamedFrequencies | None, Float[Array, " corpus"] | None]:
-        """Return the memory with a batch, and how often documents are met."""
+        """Return the memory with a batch, and how often documents are met.
+
+        Arguments:
+            state: The state before.
+            pairs: The batch.
+        """
         if state.memory is None:
             return None, self.frequencies
         assert pairs.ids is not None
