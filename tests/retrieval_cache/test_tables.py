@@ -139,16 +139,16 @@ def test_towers_and_trainers_that_do_not_fit_are_refused():
             model.query(numbers)
     with pytest.raises(TypeError, match=r"pass `\(numbers, features\)`"):
         model.document(jnp.arange(3))
+    other = rc.IdsAndFeatures(model.query, rc.Table(5, 8, key=KEY))
     with pytest.raises(ValueError, match="make them one size"):
-        other = rc.IdsAndFeatures(model.query, rc.Table(5, 8, key=KEY))
         other((jnp.arange(3), jnp.arange(3)))
     with pytest.raises(ValueError, match="`dropout` is 1"):
         rc.IdsAndFeatures(model.query, model.query, 1.0)
     with pytest.raises(ValueError, match="`num` is 0"):
         rc.Table(0, key=KEY)
     assert bool(jnp.isnan(model.query(jnp.asarray([40, -1]))).all())
+    bag = rc.TwoTowers.tied(rc.HashedBag(8, 4, 4, key=KEY))
     with pytest.raises(TypeError, match="has no `Table`"):
-        bag = rc.TwoTowers.tied(rc.HashedBag(8, 4, 4, key=KEY))
         rc.LazyTablesTrainer(plain).init(bag)
     with pytest.raises(TypeError, match="pass an `InBatchTrainer`"):
         rc.LazyTablesTrainer(optax.sgd(0.1))  # pyright: ignore[reportArgumentType]
