@@ -1,6 +1,7 @@
 """What the cache is compared with beside a batch: a queue, and the full softmax."""
 
 import dataclasses
+from numbers import Integral
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -85,7 +86,7 @@ class CrossBatchTrainer(AbstractTrainer):
         """Raise for settings out of range."""
         check_temperature(self.temperature)
         check_smoothing(self.label_smoothing)
-        if not isinstance(self.warm_up, int) or self.warm_up < 0:
+        if not isinstance(self.warm_up, Integral) or self.warm_up < 0:
             raise ValueError(
                 f"`warm_up` is {self.warm_up}: pass a number of steps, or 0."
             )
@@ -140,7 +141,8 @@ class CrossBatchTrainer(AbstractTrainer):
         if is_random(state.model, state.model.document):
             documents = embed(state.model.document, batch_documents(pairs))
         seen = _of_batch(pairs, documents)
-        new = refreshed(cache, PositivesIn(), seen, model, state.step + 1, key=keys[2])
+        given = cache, PositivesIn(), seen, model, state.step + 1
+        new = refreshed(*given, key=keys[2], mesh=self.mesh)
         metrics |= described(new, state.step)
         return state.advance(model, opt_state, new), metrics
 

@@ -23,7 +23,7 @@ def embedded(
     if batch_size is not None:
         check_count("batch_size", batch_size)
     size = min(batch_size or at_once(), num)
-    _check_callable(encode)
+    check_callable(encode)
     part = lambda i: jax.tree.map(lambda x: jnp.asarray(x[i : i + size]), items)
     found = embedded_part(encode, part(0), size)
     whole = _put(jnp.zeros((num, *found.shape[1:]), found.dtype), found, 0)
@@ -39,7 +39,8 @@ def at_once() -> int:
     return 64 if jax.default_backend() == "cpu" else 1_024
 
 
-def _check_callable(encode: Any) -> None:
+def check_callable(encode: Any) -> None:
+    """Raise `TypeError` for what is no tower."""
     if not callable(encode):
         raise TypeError(
             f"`encode` is a {type(encode).__name__}, which cannot be called: pass a "

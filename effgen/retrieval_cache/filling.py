@@ -10,10 +10,18 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from effgen.core.counts import check_count
 from effgen.core.sharding import data_axes, num_parts, replicate
 
 from .digests import content_digests
-from .embedding import at_once, check_embeddings, check_finite, embedded_part, num_items
+from .embedding import (
+    at_once,
+    check_callable,
+    check_embeddings,
+    check_finite,
+    embedded_part,
+    num_items,
+)
 from .rows import AbstractRows, stored
 
 
@@ -122,6 +130,9 @@ def rows_over(
     check: Callable[..., None] = check_finite,
 ) -> AbstractRows:
     """Return embeddings split over a mesh, as many of each device's at a time."""
+    check_callable(encode)
+    if batch_size is not None:
+        check_count("batch_size", batch_size)
     parts, num = num_parts(mesh), num_items(items)
     own, encode = capacity // parts, replicate(encode, mesh)
     each = min(own, max(1, (batch_size or at_once()) // parts))

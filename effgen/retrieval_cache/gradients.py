@@ -127,6 +127,8 @@ def check_gradients(
     check_count("num_draws", num_draws)
     check_count("num_negatives", num_negatives)
     check_temperature(temperature)
+    if temperature is None or callable(temperature):
+        raise TypeError(f"`temperature` is {temperature!r}: pass a number.")
     estimator.check(num_negatives, as_pairs(batch), 0.0)
     check_same(cache, as_pairs(batch))
     given = model, batch, cache, jnp.asarray(1 / temperature)

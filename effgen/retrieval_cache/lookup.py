@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from effgen.core.sharding import data_axes
 
@@ -162,3 +162,30 @@ def rows_of_documents(
 
     # Where rows are in the order of their numbers, nothing is searched for.
     return jax.lax.cond(jnp.all(direct & (numbers >= 0)), lambda: near, searched)
+
+
+def largest_rows(
+    values: Float[Array, " rows"], num: int, mesh: Mesh | None = None
+) -> Int[Array, " num"]:
+    """Return the rows of the largest values, best first; of equal ones, the first.
+
+    Over a mesh, each device sends the best of its own.
+    """
+    if mesh is None:
+        return jax.lax.top_k(values, num)[1]
+    axis, whole = data_axes(mesh), PartitionSpec()
+
+    def local(values: Array) -> Array:
+        rows = values.shape[0]
+        found, at = jax.lax.top_k(values, min(num, rows))
+        at = at + jax.lax.axis_index(axis) * rows
+        sent = lambda x: jax.lax.all_gather(x, axis, tiled=True)
+        return sent(at)[jax.lax.top_k(sent(found), num)[1]]
+
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=PartitionSpec(axis),
+        out_specs=whole,
+        check_vma=False,
+    )(values)

@@ -8,9 +8,11 @@ from typing import Any, ClassVar, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .cache import NegativeCache
+from .lookup import largest_rows
 from .pairs import Marks
 
 
@@ -19,7 +21,8 @@ class Seen(NamedTuple):
 
     `slots` and `fresh` are rows drawn from the cache, `documents`, `marks` and
     `embeddings` are of the batch. `queries` were embedded, `chunk` documents at once.
-    `drift` is the standard deviation of scores since their rows were embedded.
+    `drift` is the standard deviation of scores since their rows were embedded. `mesh`
+    is what the cache is split over, if it is.
     """
 
     slots: Int[Array, " draws"]
@@ -30,6 +33,7 @@ class Seen(NamedTuple):
     queries: int
     drift: Float[Array, ""]
     chunk: int = 1 << 10
+    mesh: Mesh | None = None
 
 
 Encode = Callable[[PyTree], Float[Array, "batch size"]]
@@ -138,7 +142,7 @@ class OldestFirst(AbstractRefresh):
             step: The number of steps taken.
             key: Not used.
         """
-        slots = oldest(cache, _count(self.rate, cache))
+        slots = oldest(cache, _count(self.rate, cache), seen.mesh)
         return _renewed(cache, slots, encode, step, seen.chunk)
 
 
@@ -226,7 +230,7 @@ class Budget(AbstractRefresh):
         """
         trained = seen.queries + len(seen.slots) + len(seen.embeddings)
         num = max(1, round(3 * trained * self.share / (1 - self.share)))
-        slots = oldest(cache, min(num, cache.capacity))
+        slots = oldest(cache, min(num, cache.capacity), seen.mesh)
         # A cache that was never drawn from (its drift is zero) is not known to be old.
         return jax.lax.cond(
             seen.drift > self.drift,
@@ -235,7 +239,9 @@ class Budget(AbstractRefresh):
         )
 
 
-def oldest(cache: NegativeCache, num: int) -> Int[Array, " rows"]:
+def oldest(
+    cache: NegativeCache, num: int, mesh: Mesh | None = None
+) -> Int[Array, " rows"]:
     """Return the rows embedded longest ago; free ones where too few are taken.
 
     Of a few, those blocks are looked at that have the oldest row each: then no array of
@@ -243,8 +249,8 @@ def oldest(cache: NegativeCache, num: int) -> Int[Array, " rows"]:
     """
     rows, block = cache.capacity, cache.block
     held = lambda: jnp.where(cache.valid, ages(cache), -1)
-    if rows % block or num * block >= rows:
-        return jax.lax.top_k(held(), num)[1]
+    if mesh is not None or rows % block or num * block >= rows:
+        return largest_rows(held(), num, mesh)
     oldest_of = jnp.max(held().reshape(-1, block), axis=1)
     blocks = jax.lax.top_k(oldest_of, num)[1]
     among = (blocks[:, None] * block + jnp.arange(block)[None]).reshape(-1)

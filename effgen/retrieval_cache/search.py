@@ -186,7 +186,7 @@ def mined(
     """
     check_count("k", k)
     check_count("batch_size", batch_size)
-    if not isinstance(skip, int) or skip < 0:
+    if not isinstance(skip, int | np.integer) or skip < 0:
         raise ValueError(f"`skip` is {skip}: pass how many to leave out, or 0.")
     index, rows = Index.from_cache(cache), Rows.of("known", known, None)
     _check_searched(model, index)

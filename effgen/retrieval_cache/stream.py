@@ -3,14 +3,15 @@
 from typing import Any, ClassVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .cache import NegativeCache
 from .checks import check_frequencies
 from .frequencies import as_frequencies
+from .lookup import largest_rows
 from .pairs import Marks
 from .refresh import AbstractRefresh, Encode, Seen, ages
 
@@ -63,7 +64,7 @@ class PositivesIn(AbstractRefresh):
             key: Not used.
         """
         num = len(seen.embeddings)
-        slots = _places(cache, seen.marks, num)
+        slots = _places(cache, seen.marks, num, seen.mesh)
         new = cache.inserted(slots, seen.documents, seen.marks, seen.embeddings, step)
         if self.frequencies is None:
             return new
@@ -106,11 +107,13 @@ def _check_unit(frequencies: Any, num_documents: int) -> None:
         )
 
 
-def _places(cache: NegativeCache, marks: Marks, num: int) -> Int[Array, " documents"]:
+def _places(
+    cache: NegativeCache, marks: Marks, num: int, mesh: Mesh | None
+) -> Int[Array, " documents"]:
     """Return where documents go: where they are, or else over the oldest rows."""
     there = cache.find(marks)
     taken = jnp.zeros(cache.capacity, bool).at[there].set(True, mode="drop")
-    old = jax.lax.top_k(jnp.where(taken, -1, ages(cache)), num)[1]
+    old = largest_rows(jnp.where(taken, -1, ages(cache)), num, mesh)
     absent = there == cache.capacity
     # Of the same document twice in a batch, the first is kept.
     same = marks.digests[:, None] == marks.digests[None]

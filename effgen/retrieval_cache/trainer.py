@@ -335,6 +335,7 @@ def refreshed(
     def encode(items: PyTree) -> Float[Array, "batch size"]:
         return in_parts(model.document, items, seen.chunk, mesh)
 
+    seen = seen._replace(mesh=mesh)
     for i, policy in enumerate(policies_of(refresh)):
         own = jax.random.fold_in(key, i)
         cache = policy(cache, seen, encode, step, key=own)
