@@ -275,3 +275,13 @@ def test_frequencies_may_be_a_list_and_are_looked_at():
             rc.InBatchTrainer(optax.sgd(0.1), frequencies=given)  # pyright: ignore
     with pytest.raises(ValueError, match="`frequencies` are <U"):
         rc.NegativeCacheTrainer(optax.sgd(0.1), frequencies=["a"])  # pyright: ignore
+
+
+def test_tokens_of_a_pretrained_encoder_are_integers():
+    """Others were cut to integers."""
+    given = {"width": 4, "depth": 1, "num_heads": 2, "inner_size": 4}
+    bert = rc.Bert.random(64, 4, key=KEY, **given)
+    with pytest.raises(TypeError, match="`tokens` are float32: pass an array"):
+        bert(jnp.ones((2, 4)))
+    with pytest.raises(ValueError, match="`dropout` is 1"):
+        rc.Bert.random(64, 4, key=KEY, dropout=1.0, **given)
