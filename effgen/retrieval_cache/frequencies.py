@@ -61,15 +61,15 @@ def _numbers(data: Any) -> Int[np.ndarray, " pairs"] | None:
 
 
 class StreamedFrequencies(eqx.Module):
-    """How often each document is in a batch, as found in a stream, step by step.
+    """In which share of batches each document is, as found in a stream, step by step.
 
-        gap_t = (step - last step it was in) / times it is in the batch
+        gap_t = step - last step that it was in a batch
         gap = gap + max(1 / gaps so far, rate) (gap_t - gap),    frequency = 1 / gap
 
     A memory of `InBatchTrainer`: 12 bytes a number. At its first visit, a document's
     gap is the time so far, which its second visit replaces. One that comes evenly is
     right from then on; of one whose rate changes, the last `1 / rate` visits or so
-    count.
+    count. A document that a batch has twice is there once, as in the softmax.
 
     Attributes:
         last: The step of the last visit, `(corpus,)`, -1 before the first.
@@ -114,12 +114,11 @@ class StreamedFrequencies(eqx.Module):
         """
         ids = as_numbers(ids)
         slots = jnp.where(ids >= 0, ids, len(self.last))
-        times = jnp.sum(slots[:, None] == slots[None], axis=1)
         taken = lambda x: x.at[slots].get(mode="fill", fill_value=0)
         last, gaps, visits = map(taken, (self.last, self.gaps, self.visits))
         share = jnp.maximum(1 / jnp.maximum(visits, 1), self.rate)
         # All places of one document in a batch are given the same.
-        gaps = gaps + share * ((step - last) / times - gaps)
+        gaps = gaps + share * (step - last - gaps)
         put = lambda x, new: x.at[slots].set(new.astype(x.dtype), mode="drop")
         now = jnp.broadcast_to(step, slots.shape)
         return StreamedFrequencies(
@@ -130,6 +129,6 @@ class StreamedFrequencies(eqx.Module):
         )
 
     def frequencies(self) -> Float[Array, " corpus"]:
-        """Return how often each document is in a batch, zero of one never met."""
+        """Return in which share of batches each document is, zero of one never met."""
         there = self.visits > 0
         return jnp.where(there, 1 / jnp.where(there, self.gaps, 1), 0)

@@ -60,7 +60,9 @@ class InBatchTrainer(AbstractTrainer):
             computed once more in the backward pass: the memory is one chunk's, for a
             third more compute. The gradient is that of the whole batch.
         frequencies: How often each document number is in a batch, `(corpus,)`, in any
-            unit, such as `np.bincount(ids)`; by default no correction.
+            unit, such as `np.bincount(ids)`; by default no correction. Where some are
+            in most batches, `1 - (1 - share) ** batch_size`, for a batch scores each
+            document once.
 
     Raises:
         TypeError: For what is no temperature.
