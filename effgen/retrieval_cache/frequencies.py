@@ -75,6 +75,7 @@ class StreamedFrequencies(eqx.Module):
         last: The step of the last visit, `(corpus,)`, -1 before the first.
         gaps: The mean gap of visits, `(corpus,)`, in steps.
         visits: In how many batches each has been, `(corpus,)`.
+        steps: How many batches there were.
         rate: The least share that a new gap counts for.
 
     Source:
@@ -84,6 +85,7 @@ class StreamedFrequencies(eqx.Module):
     last: Int[Array, " corpus"]
     gaps: Float[Array, " corpus"]
     visits: Int[Array, " corpus"]
+    steps: Int[Array, ""]
     rate: float = eqx.field(static=True, default=0.01)
 
     @classmethod
@@ -100,17 +102,14 @@ class StreamedFrequencies(eqx.Module):
         check_count("num", num)
         if not 0 < rate <= 1:
             raise ValueError(f"`rate` is {rate}: pass a share, such as 0.01.")
-        none = jnp.full(num, -1, jnp.int32), jnp.zeros(num), jnp.zeros(num, jnp.int32)
-        return cls(*none, float(rate))
+        none, first = jnp.zeros(num, jnp.int32), jnp.zeros((), jnp.int32)
+        return cls(none - 1, jnp.zeros(num), none, first, float(rate))
 
-    def met(
-        self, ids: Int[Array, " batch"], step: Int[Array, ""]
-    ) -> "StreamedFrequencies":
-        """Return those after a batch.
+    def met(self, ids: Int[Array, " batch"]) -> "StreamedFrequencies":
+        """Return those after one more batch.
 
         Arguments:
             ids: The numbers of its documents, `(batch,)`; past the end are left out.
-            step: The number of steps before.
         """
         ids = as_numbers(ids)
         slots = jnp.where(ids >= 0, ids, len(self.last))
@@ -118,13 +117,14 @@ class StreamedFrequencies(eqx.Module):
         last, gaps, visits = map(taken, (self.last, self.gaps, self.visits))
         share = jnp.maximum(1 / jnp.maximum(visits, 1), self.rate)
         # All places of one document in a batch are given the same.
-        gaps = gaps + share * (step - last - gaps)
+        gaps = gaps + share * (self.steps - last - gaps)
         put = lambda x, new: x.at[slots].set(new.astype(x.dtype), mode="drop")
-        now = jnp.broadcast_to(step, slots.shape)
+        now = jnp.broadcast_to(self.steps, slots.shape)
         return StreamedFrequencies(
             put(self.last, now),
             put(self.gaps, gaps),
             put(self.visits, visits + 1),
+            self.steps + 1,
             self.rate,
         )
 

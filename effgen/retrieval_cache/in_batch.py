@@ -181,7 +181,7 @@ class InBatchTrainer(AbstractTrainer):
         if state.memory is None:
             return None, self.frequencies
         assert pairs.ids is not None
-        memory = state.memory.met(pairs.ids, state.step)
+        memory = state.memory.met(pairs.ids)
         return memory, memory.frequencies()
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
