@@ -130,5 +130,20 @@ class StreamedFrequencies(eqx.Module):
 
     def frequencies(self) -> Float[Array, " corpus"]:
         """Return in which share of batches each document is, zero of one never met."""
-        there = self.visits > 0
-        return jnp.where(there, 1 / jnp.where(there, self.gaps, 1), 0)
+        return self.at(jnp.arange(len(self.last)))
+
+    def at(self, ids: Int[Array, " batch"]) -> Float[Array, " batch"]:
+        """Return in which share of batches some documents are.
+
+        Arguments:
+            ids: Their numbers, `(batch,)`.
+
+        Returns:
+            `(batch,)`, zero of one never met, NaN of one that there is not.
+        """
+        ids = as_numbers(ids)
+        there = {"mode": "fill", "wrap_negative_indices": False}
+        visits = self.visits.at[ids].get(fill_value=-1, **there)
+        gaps = self.gaps.at[ids].get(fill_value=1, **there)
+        often = jnp.where(visits > 0, 1 / jnp.where(visits > 0, gaps, 1), 0)
+        return jnp.where(visits < 0, jnp.nan, often)

@@ -143,7 +143,7 @@ class InBatchTrainer(AbstractTrainer):
         model: PyTree,
         state: TrainState,
         pairs: Pairs,
-        often: Float[Array, " corpus"] | None,
+        often: Float[Array, " batch"] | None,
         *,
         key: PRNGKeyArray,
     ) -> Float[Array, ""]:
@@ -153,7 +153,8 @@ class InBatchTrainer(AbstractTrainer):
             model: The towers.
             state: That says the step, for temperatures by a schedule.
             pairs: The batch.
-            often: How often documents are met, if scores are corrected by it.
+            often: How often the pairs' documents are met, if scores are corrected by
+                it.
             key: The step's key, for dropout.
         """
         keys = jax.random.split(key)
@@ -165,24 +166,31 @@ class InBatchTrainer(AbstractTrainer):
         negatives = scored_in_batch(pairs, marks(pairs))
         scores = batch_scores(queries, documents, scale, negatives)
         if often is not None:
-            scores = _corrected(scores, often, pairs)
+            scores = _corrected(scores, often)
         losses = cross_entropy(scores, _none(scores), self.label_smoothing)
         return weighed(losses, pairs)
 
     def met(
         self, state: TrainState, pairs: Pairs
-    ) -> tuple[StreamedFrequencies | None, Float[Array, " corpus"] | None]:
-        """Return the memory with a batch, and how often documents are met.
+    ) -> tuple[StreamedFrequencies | None, Float[Array, " batch"] | None]:
+        """Return the memory with a batch, and how often its documents are met.
 
         Arguments:
             state: The state before.
             pairs: The batch.
         """
-        if state.memory is None:
-            return None, self.frequencies
+        if state.memory is not None:
+            assert pairs.ids is not None
+            memory = state.memory.met(pairs.ids)
+            return memory, memory.at(pairs.ids)
+        if self.frequencies is None:
+            return None, None
         assert pairs.ids is not None
-        memory = state.memory.met(pairs.ids)
-        return memory, memory.frequencies()
+        known = jnp.asarray(self.frequencies, float)
+        often = known.at[as_numbers(pairs.ids)].get(
+            mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
+        )
+        return None, often
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
         """Raise on batches that the towers cannot use.
@@ -207,19 +215,13 @@ class InBatchTrainer(AbstractTrainer):
             check_met(self.frequencies, pairs, source)
 
 
-def _corrected(
-    scores: BatchScores, frequencies: Float[Array, " corpus"], pairs: Pairs
-) -> BatchScores:
+def _corrected(scores: BatchScores, often: Float[Array, " batch"]) -> BatchScores:
     """Return scores less the logarithm of how often their documents are met.
 
     Of one that is never met, or has no number, no number: the step is then refused.
     """
-    assert pairs.ids is not None
-    known = jnp.asarray(frequencies, scores.positives.dtype)
-    often = known.at[as_numbers(pairs.ids)].get(
-        mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
-    )
     log_often = jnp.log(jnp.where(often > 0, often, jnp.nan))
+    log_often = log_often.astype(scores.positives.dtype)
     others = jnp.where(
         jnp.isfinite(scores.others), scores.others - log_often[None], -jnp.inf
     )

@@ -83,7 +83,7 @@ def test_weights_that_are_none_are_refused(weights, message):
 
 
 def test_frequencies_are_found_in_a_stream():
-    """Of documents that come evenly exactly: in each batch, a third, a fifth of them."""
+    """Of documents that come evenly exactly: in all batches, a third, a fifth."""
     found, met = rc.StreamedFrequencies.of(8), jax.jit(lambda f, ids: f.met(ids))
     for step in range(31):
         ids = [0, 0, 1 if step % 3 == 1 else 3, 2 if step % 5 == 2 else 4]
