@@ -34,7 +34,7 @@ class LazyTablesTrainer(AbstractTrainer):
     All other parameters, and what the optimizer counts, move as ever. By `optax.sgd`
     it is the same as `InBatchTrainer`, to rounding. By others, what a row's moments or
     decay would do to it in steps that it has no part in is left out: as of TensorFlow's
-    `LazyAdam`.
+    `LazyAdam`. A table is asked by a whole batch, not by one number in a `jax.vmap`.
 
     Arguments:
         trainer: What the loss and the optimizer are of.
@@ -75,14 +75,20 @@ class LazyTablesTrainer(AbstractTrainer):
 
         Raises:
             TypeError: For a model without a `Table`, and as of `InBatchTrainer`.
-            ValueError: As of `InBatchTrainer`.
+            ValueError: As of `InBatchTrainer`, and for `optax.MultiSteps`.
         """
         if not tables_of(model):
             raise TypeError(
                 f"the model, a {type(model).__name__}, has no `Table`: pass towers of "
                 "`Table` or `IdsAndFeatures`, or use `InBatchTrainer`."
             )
-        return self.trainer.init(model, memory)
+        state = self.trainer.init(model, memory)
+        if _accumulates(state.opt_state):
+            raise ValueError(
+                "`optim` is of `optax.MultiSteps`, which adds gradients up: rows that "
+                "its last batch has not would keep theirs; take larger batches."
+            )
+        return state
 
     def step(
         self, state: TrainState, batch: PyTree, *, key: PRNGKeyArray
@@ -267,11 +273,17 @@ def _owners(
     return owners
 
 
+def _accumulates(opt_state: PyTree) -> bool:
+    kind = optax.MultiStepsState
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, kind))
+    return any(isinstance(x, kind) for x in nodes)
+
+
 def _state_shapes(
     optim: optax.GradientTransformation, model: PyTree
 ) -> list[tuple[int, ...]]:
     found = eqx.filter_eval_shape(init_opt_state, optim, model)
-    return [x.shape for x in jax.tree.leaves(found)]
+    return [getattr(x, "shape", ()) for x in jax.tree.leaves(found)]
 
 
 def _rows(opt_state: PyTree, owners: list[int | None], slots: Slots) -> PyTree:
