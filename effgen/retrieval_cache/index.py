@@ -32,10 +32,12 @@ class Index(eqx.Module):
     Attributes:
         rows: The embeddings, `(rows, size)`.
         ids: The documents' numbers, `(rows,)`, -1 where a row is free.
+        mesh: What the rows are split over, if they are; searches then are too.
     """
 
     rows: AbstractRows
     ids: Int[Array, " rows"]
+    mesh: Mesh | None = eqx.field(static=True, default=None)
 
     @classmethod
     def of(
@@ -70,7 +72,8 @@ class Index(eqx.Module):
             capacity = default_capacity(num, mesh)
             check_capacity(capacity, mesh)
             given = encode, items, capacity, dtype, batch_size
-            return cls(rows_over(mesh, *given), held_over(mesh, numbers, capacity, -1))
+            held = held_over(mesh, numbers, capacity, -1)
+            return cls(rows_over(mesh, *given), held, mesh)
         found = embedded(encode, items, batch_size)
         check_finite(found)
         return cls(stored(found, dtype), numbers)
@@ -110,7 +113,7 @@ class Index(eqx.Module):
             check_finite(found)
             make = jax.jit(lambda x: stored(x, dtype), out_shardings=found.sharding)
             rows = make(found)
-            return cls(rows, held_over(mesh, numbers, capacity, -1))
+            return cls(rows, held_over(mesh, numbers, capacity, -1), mesh)
         found = jnp.asarray(embeddings)
         check_finite(found)
         rows, missing = stored(found, dtype), default_capacity(len(found)) - len(found)
@@ -126,7 +129,7 @@ class Index(eqx.Module):
         Arguments:
             cache: The cache.
         """
-        return cls(cache.rows, cache.ids)
+        return cls(cache.rows, cache.ids)._placed()
 
     def scored(self, excluded: Excluded) -> Scored:
         """Return what scores come from; what is excluded goes by number or row.
@@ -175,23 +178,22 @@ class Index(eqx.Module):
                 f"`queries` have shape {queries.shape} and documents size {size}: "
                 "embed both with one model."
             )
-        excluded = Excluded.nothing(len(queries))
+        index, excluded = self._placed(), Excluded.nothing(len(queries))
         if known is not None:
             rows = Rows.of("known", known, None)
             rows.check_length(len(queries))
             own = rows.some(slice(None)).ids
-            excluded = _left_out(self.ids, own, self._mesh())
+            excluded = _left_out(index.ids, own, index.mesh)
         k = int(k) if isinstance(k, np.integer) else k
-        mesh = self._mesh()
-        return _searched(self, replicate(queries, mesh), excluded, k, mesh)
+        return _searched(index, replicate(queries, index.mesh), excluded, k)
 
-    def _mesh(self) -> Mesh | None:
-        """Return the mesh that rows are split over, if they are."""
+    def _placed(self) -> "Index":
+        """Return the index with the mesh that its rows are split over, if they are."""
         if isinstance(self.ids, Tracer):
-            return None
+            return self
         mesh = mesh_of(self.ids)
         even = mesh is not None and self.ids.shape[0] % num_parts(mesh) == 0
-        return mesh if even else None
+        return Index(self.rows, self.ids, mesh if even else None)
 
 
 class Ranked(NamedTuple):
@@ -221,8 +223,7 @@ def _searched(
     queries: Float[Array, "queries size"],
     excluded: Excluded,
     k: int,
-    mesh: Mesh | None,
 ) -> Ranked:
     scored, block = index.scored(excluded), block_size(index.ids.shape[0])
-    scores, slots = top_k(scored, queries, jnp.ones(()), k, block, mesh)
+    scores, slots = top_k(scored, queries, jnp.ones(()), k, block, index.mesh)
     return Ranked(jnp.where(scores > -jnp.inf, index.ids[slots], -1), scores)

@@ -180,9 +180,11 @@ def test_documents_without_an_embedding_are_named_where_a_cache_is_split():
 def test_a_search_sends_no_more_than_what_it_finds():
     model, mesh = towers(4_096), eg.make_mesh()
     split = rc.Index.of(model.document, corpus(4_096), mesh=mesh, batch_size=4_096)
-    given = replicate(model.query(corpus(16)), mesh), nothing_excluded(16), 5, mesh
+    given = replicate(model.query(corpus(16)), mesh), nothing_excluded(16), 5
     text = _searched.lower(split, *given).compile().compiled.as_text()
     assert 0 < most_sent(text) <= 16 * 5 * 8
+    cache = rc.NegativeCache.fill(model.document, corpus(300), mesh=mesh)
+    assert rc.Index.from_cache(cache).mesh == mesh
 
 
 class Wide(eqx.Module):
