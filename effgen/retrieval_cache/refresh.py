@@ -254,9 +254,9 @@ def oldest(
     oldest_of = jnp.max(held().reshape(-1, block), axis=1)
     blocks = jax.lax.top_k(oldest_of, num)[1]
     among = (blocks[:, None] * block + jnp.arange(block)[None]).reshape(-1)
-    ages = (jnp.max(cache.stamps) - cache.stamps[among]).astype(jnp.float32)
-    ages = jnp.where(cache.ids[among] >= 0, ages, -1)
-    return among[jax.lax.top_k(ages, num)[1]]
+    own = (jnp.max(cache.stamps) - cache.stamps[among]).astype(jnp.float32)
+    own = jnp.where(cache.ids[among] >= 0, own, -1)
+    return among[jax.lax.top_k(own, num)[1]]
 
 
 def ages(cache: NegativeCache) -> Float[Array, " rows"]:
