@@ -127,7 +127,8 @@ def check_embeddings(
     `at` are the documents' rows, where they are not those of `found`.
     """
     check_finite(found, at)
-    _refuse("all zero", *_all_zero(found), at)
+    num, first = _all_zero(found)
+    _refuse("all zero", num, first, at)
 
 
 def check_finite(
@@ -140,7 +141,8 @@ def check_finite(
             f"`encode` returned shape {found.shape}: it takes a batch of documents and "
             "returns `(batch, size)`."
         )
-    _refuse("not finite", *_not_finite(found), at)
+    num, first = _not_finite(found)
+    _refuse("not finite", num, first, at)
 
 
 @jax.jit

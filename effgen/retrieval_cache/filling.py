@@ -109,7 +109,7 @@ def held_over(mesh: Mesh, x: Any, capacity: int, fill: int) -> Array:
     """
     dtype = jnp.asarray(np.asarray(x[:0])).dtype
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:
         start, stop, _ = index[0].indices(capacity)
         own = np.asarray(x[start : min(stop, len(x))])
         whole = np.full((stop - start, *x.shape[1:]), fill, dtype)

@@ -37,7 +37,7 @@ class Rows(NamedTuple):
                 "of them a query; of a `Corpus`, `answers(corpus)` or `corpus.full`."
             )
         if not hasattr(ids, "shape"):
-            rows = [np.atleast_1d(np.asarray(row)).ravel() for row in ids]
+            rows: Any = [np.atleast_1d(np.asarray(row)).ravel() for row in ids]
             _check_integers(name, [row for row in rows if row.size])
             if gains is None:
                 return cls(name, rows, None)
