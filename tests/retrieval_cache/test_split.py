@@ -21,6 +21,7 @@ from effgen.retrieval_cache.pairs import Marks
 from effgen.retrieval_cache.refresh import Seen
 from effgen.retrieval_cache.towers import in_chunks
 from effgen.retrieval_cache.trainer import refreshed
+from tests.core.test_distributed import finished, started_with
 from tests.retrieval_cache.cases import KEY, batch, corpus, drifted, filled, towers
 
 
@@ -255,3 +256,35 @@ def test_a_queue_gathers_nothing():
         return eqx.filter(new, eqx.is_array)
 
     assert 0 < most_sent(jax.jit(step).lower(arrays).compile().as_text()) <= num
+
+
+SCRIPT = """
+import sys
+import jax
+port, rank, path = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=rank)
+import numpy as np
+import effgen as eg
+from effgen import retrieval_cache as rc
+from tests.retrieval_cache.cases import corpus, towers
+
+model, mesh = towers(300), eg.make_mesh()
+disk = np.memmap(path + "/corpus", np.int32, "r", shape=(300, 1))
+cache = rc.NegativeCache.fill(model.document, disk, mesh=mesh)
+assert len(cache.ids.addressable_shards) == 2 and not cache.ids.is_fully_addressable
+found = rc.Index.from_cache(cache).search(model.query(corpus(20)), 7)
+print("found", np.asarray(found.ids.addressable_data(0)).tolist())
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_fill_and_search_what_each_holds(tmp_path):
+    model = towers(300)
+    kept = np.memmap(tmp_path / "corpus", np.int32, "w+", shape=(300, 1))
+    kept[:] = corpus(300)
+    kept.flush()
+    outputs = finished(started_with(SCRIPT, tmp_path))
+    index = rc.Index.of(model.document, corpus(300))
+    wanted = index.search(model.query(corpus(20)), 7).ids.tolist()
+    assert all(f"found {wanted}" in out for out, _ in outputs), outputs
