@@ -83,6 +83,7 @@ PAGES = [
     "docs/collocation.md",
     "docs/ebm.md",
     "docs/getting_started.md",
+    "docs/how_to.md",
     "docs/neural_sde.md",
     "docs/retrieval_cache.md",
     "docs/sweeps.md",

@@ -29,7 +29,7 @@ class RESULTS(eqx.Enumeration):
         unconfined: The energy has no normalizable density any more.
         energies_apart: Data and walkers differ too far in their mean energies.
         too_many_skips: `Skip` left out too many steps in a row.
-        too_many_rollbacks: A chunk failed at every attempt of `Rollback`.
+        too_many_rollbacks: Steps failed again after every `Rollback`.
         too_many_steps: A series needs more solver steps than allowed.
         times_out_of_order: A series has times that are not in order.
         documents_differ: A batch's document is not that of its number in the cache.
