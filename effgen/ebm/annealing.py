@@ -263,7 +263,8 @@ def sandwich(
         lower = log mean(exp(forward weights)), up from the walkers' density
         upper = log Z_start - log mean(exp(backward weights)), down from the data
 
-    The closer the two, the better the path is followed; both gain by more steps.
+    The closer the two are, the better the path was followed. More steps bring them
+    closer.
 
     Arguments:
         models: Energies, as of `annealed`, all of them held at once.

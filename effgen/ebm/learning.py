@@ -158,8 +158,8 @@ def change_of(
 
         change = log(sum(weights * exp(energies - energy(positions))))
 
-    Its gradient there is the walkers' part of the `contrast`. It tells the less, the
-    further `model` is from the energy that the walkers are samples of.
+    Its gradient there is the walkers' part of the `contrast`. It is less
+    accurate the further `model` is from the energy that the walkers are samples of.
     """
     falls = walkers.energies - energies_at(model, walkers.positions)
     falls = jnp.where(weights > 0, falls, -jnp.inf)

@@ -31,7 +31,7 @@ _MOST = 5.0
 
 
 class NCETrainer(AbstractTrainer):
-    """Noise-contrastive estimation: data are told from a Gaussian's noise.
+    """Noise-contrastive estimation: the model learns to tell data from Gaussian noise.
 
         odds(x) = -energy(x) - log_partition - log_noise(x)
         loss = mean(softplus(-odds(batch))) + mean(softplus(odds(noise)))

@@ -1,4 +1,4 @@
-"""Whether an error bar of `log Z` can be believed: what walkers tell of themselves."""
+"""Whether an error bar of `log Z` is reliable: checks of the walkers."""
 
 from typing import NamedTuple
 
@@ -61,7 +61,7 @@ def told_by(walkers: Walkers) -> Told:
 
 
 def doubts(told: Told, energy: Energy, walkers: Walkers) -> list[str]:
-    """Return what speaks against the error bar of `log Z`, in words; at best nothing.
+    """Return the reasons against the error bar of `log Z`; none if it is reliable.
 
     Arguments:
         told: By `told_by(walkers)`.

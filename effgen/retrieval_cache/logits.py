@@ -128,9 +128,10 @@ def _balanced(
 ) -> Float[Array, "queries known"]:
     """Return weights that sum to one, the more so the staler the cache.
 
-    A positive pulls by one. Where towers begin, all embeddings are near each other, and
-    what pushes must weigh as much, or they fall together. With a fresh cache it does,
-    over a batch; documents beside may be some hundredths short for all queries at once.
+    A positive has weight one. At the start of training all embeddings are near each
+    other. The negatives must then weigh as much as the positives, or all embeddings
+    collapse. With a fresh cache they do, over a batch. Documents beside may be some
+    hundredths short for all queries at once.
     """
     total = jnp.sum(weights, axis=1, keepdims=True)
     whole = jnp.where(total > 0, total, 1)
