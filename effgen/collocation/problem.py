@@ -246,7 +246,7 @@ def _check_seen(data: Sequence[Trajectory]) -> None:
     if all(np.all(np.isnan(t.ys)) for t in data):
         raise ValueError(
             "`ys` has no value, and there is no `lagrange` or `mayer` cost: nothing "
-            "would tell the parameters."
+            "would determine the parameters."
         )
 
 

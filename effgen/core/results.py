@@ -105,7 +105,7 @@ class RESULTS(eqx.Enumeration):
         "a batch's document has a number that is of another document in the cache, or "
         "past 2^30: the metric `differing` says which. Number documents as the cache "
         "was filled, give them as they are there, or leave `ids` out: documents are "
-        "then told by their content."
+        "then identified by their content."
     )
     document_missing = (
         "a batch's document has a number that the index has no document of: the metric "

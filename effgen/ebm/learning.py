@@ -272,8 +272,8 @@ def _check_audited(memory: Any) -> None:
             )
     if isinstance(memory, Audited) and _same_walkers(memory):
         raise ValueError(
-            "`memory.audit` are the walkers that train: they would flatter the model, "
-            "and their bar would not hold. Draw the audit by another key."
+            "`memory.audit` are the walkers that train: their likelihood would be too "
+            "high, and its bar would not hold. Draw the audit by another key."
         )
 
 

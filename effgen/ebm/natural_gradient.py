@@ -116,9 +116,9 @@ def minsr(
         del params, extra
         if samples is None:
             raise ValueError(
-                "`optim` is `ebm.minsr`, which looks at a step's own walkers, so that "
-                "others must tell what its update costs: train by weighted walkers or "
-                "PCD, with an `ebm.Reservoir` of two blocks or more."
+                "`optim` is `ebm.minsr`, which uses a step's own walkers, so that "
+                "others must measure the cost of its update: train by weighted walkers "
+                "or PCD, with an `ebm.Reservoir` of two blocks or more."
             )
         rows = _rows(samples, num_samples, state.num_steps)
         last = jax.tree.map(lambda x: momentum * x, state.direction)

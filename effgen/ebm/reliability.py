@@ -76,7 +76,7 @@ def _by_weights(told: Told, walkers: Walkers) -> list[str]:
     size = max(1, walkers.positions[0].size)
     alone = walkers.num_blocks < FEWEST_BLOCKS
     doubts = {
-        f"{num} walkers are too few to tell an error": num < _FEWEST,
+        f"{num} walkers are too few for an error bar": num < _FEWEST,
         f"of the walkers' weights a share of {told.ess:.2f} counts": told.ess
         < LEAST_ESS,
         f"their tail has a Pareto shape of {told.pareto_k:.2f}": num >= _FEWEST_FOR_K

@@ -85,9 +85,9 @@ def of_constants(ys: Array, mask: Array) -> None:
     varies = np.atleast_2d(high - low > 1e-12 * size) & several
     for i in np.flatnonzero(several.any(0) & ~varies.any(0)):
         _warn(
-            f"`ys` does not vary in time in column {i}: nothing tells its scales, and "
-            "the fit makes them vanish. Leave the column out, or fix its scales by the "
-            'model\'s `frozen`, such as "decoder.log_scale".'
+            f"`ys` does not vary in time in column {i}: nothing determines its scales, "
+            "and the fit moves them to zero. Leave the column out, or fix its scales by "
+            'the model\'s `frozen`, such as "decoder.log_scale".'
         )
 
 
