@@ -86,7 +86,7 @@ def of_constants(ys: Array, mask: Array) -> None:
     for i in np.flatnonzero(several.any(0) & ~varies.any(0)):
         _warn(
             f"`ys` does not vary in time in column {i}: nothing determines its scales, "
-            "and the fit moves them to zero. Leave the column out, or fix its scales by "
+            "and the fit makes them zero. Leave the column out, or fix its scales by "
             'the model\'s `frozen`, such as "decoder.log_scale".'
         )
 
