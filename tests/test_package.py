@@ -82,6 +82,7 @@ PAGES = [
     "README.md",
     "docs/collocation.md",
     "docs/ebm.md",
+    "docs/examples.md",
     "docs/getting_started.md",
     "docs/how_to.md",
     "docs/neural_sde.md",
