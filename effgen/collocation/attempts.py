@@ -21,7 +21,7 @@ def sound(solved: Solved) -> bool:
 
 
 def after(before: Solved, solved: Solved) -> Solved:
-    """Return a solve that went on from another's end, as one."""
+    """Return a solve that continued from another's end, as one."""
     trace = Trace(*(a + b for a, b in zip(before.trace, solved.trace)))
     return solved._replace(
         trace=trace,

@@ -246,7 +246,7 @@ class TrainingError(RuntimeError):
 
 
 class RunWarning(UserWarning):
-    """A run ended early, or went on after something went wrong; the text says how."""
+    """A run ended early, or continued after something failed; the text says how."""
 
 
 def told(result: Any, metrics: Any) -> str:

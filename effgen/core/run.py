@@ -39,7 +39,7 @@ class Run:
     Attributes:
         state: The state that the run has reached.
         result: How the run ended, an item of `RESULTS`.
-        ledger: Where the run's time went, in seconds.
+        ledger: The run's time by what it was spent on, in seconds.
         num_skipped: How many failed steps were left out.
         num_rollbacks: How many times the run went back.
         job: What the run is to do; a run and its wrappers share it.
@@ -254,7 +254,7 @@ class Run:
 
     @property
     def ledger(self) -> Ledger:
-        """Where the run's time went."""
+        """The run's time by what it was spent on."""
         return self.job.ledger
 
     @property

@@ -239,8 +239,8 @@ class CDTrainer(AbstractTrainer):
     """Contrastive divergence: short chains that start anew at the data of each step.
 
     The baseline. Chains of `num_moves` from the batch never leave the modes that the
-    data are in, so nothing tells the model how much each mode should weigh, nor of
-    modes that it has and the data do not.
+    data are in, so the gradient has no information on the mass of each mode, nor
+    on modes that the model has and the data do not have.
 
     The walkers given, if any, only watch: weighted as `JarzynskiTrainer`'s, they
     estimate this trainer's likelihood. The memory is `Audited`, with the kernel's state

@@ -1,4 +1,4 @@
-"""Looking at walkers: their weights' tail, their modes, and where long chains go."""
+"""Diagnostics of walkers: their weights' tail, their modes, and long chains."""
 
 import itertools
 from collections.abc import Callable
@@ -212,7 +212,7 @@ def _masses(weights: Array, labels: Array, num_modes: int) -> Estimate:
 
 
 class Chains(NamedTuple):
-    """Where long chains got to, and how their energy went, as `long_run` returns it.
+    """Where long chains ended, and their mean energies, as `long_run` returns it.
 
     Attributes:
         positions: Where the chains ended, shape `(walkers, *shape)`.

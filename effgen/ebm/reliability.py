@@ -32,7 +32,7 @@ _FEWEST_ROOTS = 16
 
 
 class Told(NamedTuple):
-    """What walkers tell of `log Z` and of themselves, as `NormalizedEnergy` has it."""
+    """The walkers' `log Z` and its diagnostics, as `NormalizedEnergy` has it."""
 
     log_partition: Array
     standard_error: Array

@@ -69,7 +69,7 @@ def of_many_steps(dt: float, steps: int, num_paths: int, size: int) -> None:
 
 
 def of_constants(ys: Array, mask: Array) -> None:
-    """Warn of sensors that do not vary in any series: nothing tells their scales.
+    """Warn of sensors that do not vary in any series: their scales are undetermined.
 
     Arguments:
         ys: Values, shape `(obs, sensors)` or `(series, obs, sensors)`.

@@ -33,7 +33,7 @@ from .structure import Structure
 class Hierarchy(NamedTuple):
     """Linear models of many series that differ in some parameters.
 
-    Positive parameters are told by their logarithms, as they are kept.
+    Positive parameters are given by their logarithms, as they are kept.
 
     Attributes:
         model: The model at the mean of the shared law.

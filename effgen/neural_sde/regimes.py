@@ -35,8 +35,8 @@ class Switching(eqx.Module):
         P(next regime | now) = expm(Q gap)
 
     One regime holds from each time to the next. `Q` has the off-diagonal `rates`. The
-    first regime has the chain's own law. The state goes on through a switch. Rates are
-    learned by their logarithms.
+    first regime has the chain's own law. The state continues through a switch. Rates
+    are learned by their logarithms.
 
     Arguments:
         models: Models by name, linear and observed linearly, of equal numbers of states
