@@ -30,8 +30,8 @@ def train(
     """Train: return a run that yields `(state, metrics)` after each `every` steps.
 
     Step `i` computes `state = trainer.step(state, batch_i, key=fold_in(noise_key, i))`
-    with `i = state.step`, so a resumed run repeats, bit for bit, the one that never
-    stopped; how the steps are cut into chunks changes nothing.
+    with `i = state.step`. So a resumed run repeats, bit for bit, the run that never
+    stopped. How the steps are cut into chunks changes nothing.
 
     ```python
     for state, metrics in effgen.progress(effgen.train(trainer, state, data, key=key,
