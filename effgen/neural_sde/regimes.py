@@ -100,9 +100,10 @@ class Switching(eqx.Module):
     ) -> "Regimes":
         """Return which regime held when, and the law of the state.
 
-        Each history of regimes has a Kalman filter of its own. All are followed while
-        there are no more than `num_histories`, then the most probable ones. From there
-        on `log_evidence` is a lower bound, and `dropped` says what was left out.
+        Each history of regimes has its own Kalman filter. All are followed while there
+        are no more than `num_histories`. Then only the most probable ones are followed.
+        From there on `log_evidence` is a lower bound, and `dropped` says what was left
+        out.
 
         Arguments:
             ts: Times of one series in order, numbers or dates, shape `(obs,)`.

@@ -24,8 +24,8 @@ from .transitions import Coefficients, Transition, constant_transition
 class Structure(AbstractLinearSDE):
     """Parts side by side, `level() + season(1.0)`: values are the sum of all shown.
 
-    Parameters stay positive and stable in training. Numbers that are given are their
-    start values. The others start from data and times of unit size, until `structural`
+    Parameters stay positive and stable in training. Given numbers are their start
+    values. The others start as for data and times of unit size, until `structural`
     takes them from the data.
 
     Arguments:
