@@ -63,10 +63,10 @@ def pseudo_logit(
                    - sum shared stale)> + scale <query, sum weights d fresh>
 
     With a fresh cache the ratios are one, `defense` (`defense_of`) is zero, and the
-    gradient is unbiased. The staler the cache, the more the documents beside take over
-    (`shared_weights`). It is `-inf` with zero gradient for queries without negatives.
-    `R_i` counts the batch's mean as one draw more: of a query's single draw, its own
-    ratio would cancel.
+    gradient is unbiased. The staler the cache, the more weight the documents beside
+    have (`shared_weights`). It is `-inf` with zero gradient for queries without
+    negatives. `R_i` counts the batch's mean as one further draw, because the ratio of a
+    query's single draw would cancel.
 
     Arguments:
         queries: The queries, embedded with gradient, `(queries, size)`.

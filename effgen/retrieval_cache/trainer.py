@@ -74,9 +74,9 @@ class NegativeCacheTrainer(AbstractTrainer):
             compute (Gao et al., 2021). The gradient is that of the whole batch. Rows
             that are refreshed are embedded by as many at once as a chunk has.
         frequencies: How often each document number is in a batch, `(corpus,)`, in any
-            unit, such as `np.bincount(ids)`. What the batch's documents count for where
-            the cache is stale goes by it. `train` finds it where the data are arrays;
-            of others, without it, all documents are taken to be equally often.
+            unit, such as `np.bincount(ids)`. The weight of the batch's documents in a
+            stale cache depends on it. `train` finds it if the data are arrays. For
+            other data, without it, all documents count as equally frequent.
         mesh: The cache's mesh; `train` sets it.
 
     Raises:
