@@ -46,9 +46,9 @@ class InBatchTrainer(AbstractTrainer):
 
         loss = logsumexp(scores in batch) - positive
 
-    With `frequencies`, a score is lowered by `log(frequency)` of its document: popular
-    ones are otherwise too often negatives, as of a recommender (Yi et al., 2019). Of a
-    stream, where nobody knows them, they are found on the way:
+    With `frequencies`, a score is lowered by `log(frequency)` of its document. Popular
+    documents are otherwise negatives too often, as in recommenders (Yi et al., 2019).
+    The frequencies of a stream are not known, and are found during the run:
 
         state = trainer.init(model, StreamedFrequencies.of(num_documents))
 

@@ -81,7 +81,7 @@ class AbstractRefresh(eqx.Module):
 class WriteBack(AbstractRefresh):
     """Keep the embeddings of what was drawn, and of the batch's documents cached.
 
-    It costs no embedding, and refreshes where the softmax's mass is.
+    It costs no embedding, and refreshes the rows where the softmax has its mass.
     """
 
     def __call__(
@@ -186,7 +186,7 @@ class RandomRows(AbstractRefresh):
 
 
 class Budget(AbstractRefresh):
-    """Spend a share of a step's embedding on the oldest rows, where it pays.
+    """Embed the oldest rows anew, for a share of a step's work, while scores drift.
 
     Rows are embedded anew while scores drift by more than `drift` between their
     embedding and their next draw. A row counts as a third of one with gradient.

@@ -19,11 +19,12 @@ from .refresh import AbstractRefresh, Encode, Seen, ages
 class PositivesIn(AbstractRefresh):
     """Take the batch's documents in, in place of the oldest: a corpus as a stream.
 
-    For corpora larger than the cache, or without an end. A document that is there
+    It is for corpora larger than the cache, or without an end. A document that is there
     already is embedded anew in its place. The cache then holds documents as often as
-    they are asked for. `frequencies` corrects for that: a row's scores are lowered by
-    the logarithm of the chance `1 - exp(-frequency * turnover)` that it is there,
-    `turnover` the age of the oldest row in steps. Rows written back stay longer.
+    they are asked for, and `frequencies` corrects for that. A row's scores are lowered
+    by the logarithm of its probability of being there, `1 - exp(-frequency *
+    turnover)`, with `turnover` the age of the oldest row in steps. Rows written back
+    stay longer.
 
     Arguments:
         frequencies: How often each document number is in a batch per step, in
