@@ -135,6 +135,7 @@ def clusters(
     check_finite(jnp.asarray(given))
     _warn_of_zeros(given)
     num = max(1, math.isqrt(len(given))) if num is None else num
+    check_count("num", num)
     if not 1 <= num <= min(len(given), _FITTED):
         raise ValueError(
             f"`num` is {num} and there are {len(given)} documents: pass one of 1 to "

@@ -51,7 +51,7 @@ class HashedBag(eqx.Module):
         """Draw the weights."""
         for name, value in (("num_words", num_words), ("width", width), ("size", size)):
             check_count(name, value)
-        _check_dropout(dropout)
+        check_dropout(dropout)
         self.dropout = float(dropout)
         keys = jax.random.split(key)
         self.table = jax.random.normal(keys[0], (num_words, width)) / math.sqrt(width)
@@ -149,7 +149,7 @@ class Transformer(eqx.Module):
         compute: The type that products are computed in.
 
     Raises:
-        ValueError: For `num_words` or `length` below 1, heads that do not divide the
+        ValueError: For sizes below 1, heads that do not divide the
             width, or a dropout that is no share below 1.
     """
 
@@ -174,9 +174,11 @@ class Transformer(eqx.Module):
         compute: Any = jnp.float32,
     ) -> None:
         """Draw the weights."""
-        for name, value in (("num_words", num_words), ("length", length)):
+        sizes = (num_words, length, width, num_heads, size)
+        named = ("num_words", "length", "width", "num_heads", "size")
+        for name, value in zip(named, sizes, strict=True):
             check_count(name, value)
-        _check_dropout(dropout)
+        check_dropout(dropout)
         if width % num_heads:
             raise ValueError(
                 f"`num_heads` is {num_heads}, which does not divide `width`, {width}."
@@ -217,7 +219,8 @@ class Transformer(eqx.Module):
         return normalized(linear(self.head, x).astype(self.head.weight.dtype))
 
 
-def _check_dropout(dropout: float) -> None:
+def check_dropout(dropout: float) -> None:
+    """Raise `ValueError` for what is no share below one."""
     if not 0 <= dropout < 1:
         raise ValueError(f"`dropout` is {dropout}: pass a share below 1.")
 

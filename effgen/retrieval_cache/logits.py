@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
+from effgen.core.counts import check_count
+
 from .cache import NegativeCache
 from .draws import (
     Anchor,
@@ -18,7 +20,7 @@ from .draws import (
     shared_weights,
 )
 from .negatives import Excluded, excluded_by
-from .pairs import as_pairs, marks, num_pairs
+from .pairs import as_numbers, as_pairs, marks, num_pairs
 
 
 class Corrected(NamedTuple):
@@ -81,7 +83,11 @@ def pseudo_logit(
 
     Returns:
         The logits, `(queries,)`, in nats, and how well the draws did.
+
+    Raises:
+        ValueError: For a `max_log_ratio` below zero.
     """
+    check_log_ratio(max_log_ratio)
     fixed = jax.lax.stop_gradient
     held = fixed((queries, fresh, scale))
     if anchor is not None:
@@ -108,6 +114,15 @@ def pseudo_logit(
     logit = valued(value, slope(queries, fresh, scale), there, before)
     kept = weights if max_log_ratio else jnp.zeros_like(weights)
     return logit, _corrected(sample, shared, weights, change, known, kept)
+
+
+def check_log_ratio(max_log_ratio: float) -> None:
+    """Raise `ValueError` for what are no nats that ratios are cut at."""
+    if not max_log_ratio >= 0:
+        raise ValueError(
+            f"`max_log_ratio` is {max_log_ratio}: pass nats, such as 5, or 0, which "
+            "corrects no staleness."
+        )
 
 
 def _ratio(
@@ -256,9 +271,12 @@ def cache_logit(
             back.
 
     Raises:
+        TypeError: For `known` of no integers.
         ValueError: Without `batch` and `known`, for a query's own document would count
-            as its negative; or if they have another number of rows.
+            as its negative; or if they have another number of rows, or
+            for settings out of range.
     """
+    check_count("num_negatives", num_negatives)
     num, scale = queries.shape[0], jnp.asarray(scale, queries.dtype)
     excluded = _left_out(cache, batch, known, num)
     sample = sampled(cache, queries, scale, num_negatives, excluded, key=key, mesh=mesh)
@@ -283,9 +301,11 @@ def _left_out(cache: NegativeCache, batch: PyTree, known: Any, num: int) -> Excl
     if known is None:
         return excluded
     own = jnp.asarray(known)
+    if not jnp.issubdtype(own.dtype, jnp.integer):
+        raise TypeError(f"`known` is {own.dtype}: pass documents' numbers, integers.")
     _check_rows("known", own.shape[0] if own.ndim == 2 else own.shape, num)
     if pairs is not None and pairs.known is not None:
-        own = jnp.concatenate([pairs.known, own], axis=1)
+        own = jnp.concatenate([as_numbers(pairs.known), as_numbers(own)], axis=1)
         excluded = excluded_by(pairs._replace(known=None), marks(pairs), cache)
     return excluded.joined(own, cache)
 
