@@ -87,15 +87,16 @@ def segments_of(problem: Problem, per_trajectory: int = 1) -> Segments:
         _padded(ts, ends),
         np.nan_to_num(values),
         ~np.isnan(values),
-        _padded(grids, ends),
-        _padded(inputs, np.zeros(len(rows))),
+        # Inputs stay at their last value, past the times that they are given for.
+        _padded(grids, [grid[-1] for grid in grids]),
+        _padded(inputs, [values[-1] for values in inputs]),
         np.asarray(index),
         np.asarray(joined),
     )
     return Segments(*map(jnp.asarray, found))
 
 
-def _padded(parts: Any, fill: np.ndarray) -> Any:
+def _padded(parts: Any, fill: Any) -> Any:
     most = max(len(part) for part in parts)
     rows = []
     for part, value in zip(parts, fill, strict=True):
