@@ -14,14 +14,14 @@ import numpy as np
 from jaxtyping import Float
 from numpy.polynomial.legendre import leggauss
 
-from .elimination import Eliminated, SampleSlopes, sample_residuals
+from .elimination import Eliminated, SampleJacobian, sample_residuals
 from .inputs import inputs_at
 from .mesh import Mesh
 from .model import Model
 from .nlp import NLP
 from .problem import Problem
 from .radau import radau
-from .solution import Solution, full_slopes
+from .solution import Solution, full_differentiation
 from .transcription import Transcription
 
 
@@ -67,7 +67,7 @@ def mesh_error(
     transcription: Transcription,
     nlp: NLP,
     through: Eliminated,
-    slopes: SampleSlopes,
+    jacobian: SampleJacobian,
     solution: Solution,
 ) -> MeshError | None:
     """Return the error of a solution's mesh; `None` where it is not finite.
@@ -90,8 +90,8 @@ def mesh_error(
     right[: len(forced)] = forced[: len(right)]
     moved = np.zeros(len(z))
     moved[through.rest] = through.factors.solve(right)
-    error = slopes.along(nlp, moved[:, None])[..., 0]
-    error = error + np.einsum("son,sn->so", slopes.states, between)
+    error = jacobian.along(nlp, moved[:, None])[..., 0]
+    error = error + np.einsum("son,sn->so", jacobian.states, between)
     residuals = np.asarray(sample_residuals(nlp, jnp.asarray(z)))
     mask, count = np.asarray(nlp.samples.mask), float(nlp.counted)
     mean = lambda v: np.sqrt(
@@ -163,7 +163,7 @@ def _field(
     basis = radau(mesh.stages).basis(shares)
     positions = solution.at_points(rows)
     states = np.einsum("rk,rkn->rn", basis, positions)
-    table = np.einsum("rk,kl->rl", basis, full_slopes(mesh.stages))
+    table = np.einsum("rk,kl->rl", basis, full_differentiation(mesh.stages))
     slopes = np.einsum("rl,rln->rn", table, positions) / mesh.lengths[rows, None]
     starts = np.concatenate([e[:-1] for e in mesh.edges])
     ts = starts[rows] + mesh.lengths[rows] * shares

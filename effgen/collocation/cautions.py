@@ -8,11 +8,12 @@ import numpy as np
 from effgen.core.results import RunWarning
 
 from .accuracy import MeshError, mesh_error
-from .elimination import Eliminated, SampleSlopes, eliminated, sample_slopes
+from .compiled import misfit_of
+from .elimination import Eliminated, SampleJacobian, eliminated, sample_jacobian
 from .evaluator import Evaluator
 from .information import name_of_free
 from .model import Model, names_of_model
-from .nlp import NLP, misfit_of, ravel
+from .nlp import NLP, ravel
 from .pattern import unused
 from .points import Limits
 from .problem import Problem
@@ -56,14 +57,14 @@ def warn_of_solution(
         through = eliminated(nlp, evaluator.functions(), limits, z)
     except ValueError:
         return
-    slopes = sample_slopes(nlp, z)
-    error = mesh_error(batch, nlp, through, slopes, solution)
+    jacobian = sample_jacobian(nlp, z)
+    error = mesh_error(batch, nlp, through, jacobian, solution)
     if error is not None and error.excess > 1:
         _warn_of_mesh(batch, error, solution, model)
     _warn_of_prior(nlp, z)
     if not _other_terms(batch.problem):
         never = len(z) - len(nlp.flat()) + unused(nlp, evaluator.depends)
-        _warn_of_open(nlp, through, slopes, limits, z, never)
+        _warn_of_open(nlp, through, jacobian, limits, z, never)
 
 
 def _warn_of_switches(problem: Problem, model: Model) -> None:
@@ -110,7 +111,7 @@ def _other_terms(problem: Problem) -> bool:
 def _warn_of_open(
     nlp: NLP,
     through: Eliminated,
-    slopes: SampleSlopes,
+    jacobian: SampleJacobian,
     limits: Limits,
     z: np.ndarray,
     never: np.ndarray,
@@ -130,7 +131,7 @@ def _warn_of_open(
     units[chosen, np.arange(len(chosen))] = size[chosen]
     if not len(chosen) or len(chosen) > _MOST_FREE:
         return
-    moved = slopes.along(nlp, through.moved(units))
+    moved = jacobian.along(nlp, through.moved(units))
     rows = moved[np.asarray(nlp.samples.mask)]
     norms = np.linalg.norm(rows, axis=0)
     norms = np.where(norms > 0, norms, 1.0)

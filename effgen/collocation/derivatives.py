@@ -19,6 +19,7 @@ from .nlp import (
     constraint_shapes,
     constraints,
     costs,
+    differentiation,
     ends_of,
     field_factor,
     initial_loss,
@@ -30,7 +31,6 @@ from .nlp import (
     quadrature,
     sample_loss,
     sample_residual,
-    slopes,
     states_at_samples,
 )
 
@@ -38,7 +38,7 @@ from .nlp import (
 class JacobianBlocks(NamedTuple):
     """Blocks of the constraints' Jacobian, in the order of `constraints`."""
 
-    slopes: Float[Array, "intervals stages points state"]
+    differentiation: Float[Array, "intervals stages points state"]
     field_states: Float[Array, "intervals stages state state"]
     field_model: Float[Array, "intervals stages state model"]
     start_states: Float[Array, "trajectories algebraic state"]
@@ -57,10 +57,11 @@ def jacobian_blocks(nlp: NLP, z: Float[Array, " variables"]) -> JacobianBlocks:
     problem = nlp.problem
     size, algebraic = problem.num_states, problem.num_algebraic
     x, flat = nlp.split(z)
+    terms = lambda t, x, u, p: node_terms(problem, nlp.model(p), t, x, u)
     by_states, by_model = (
-        jax.vmap(
-            lambda t, x, u, d=d: d(lambda x, p: node_terms(nlp, t, x, u, p))(x, flat)
-        )(nlp.ts, x, nlp.inputs)
+        jax.vmap(lambda t, x, u, d=d: d(lambda x, p: terms(t, x, u, p))(x, flat))(
+            nlp.ts, x, nlp.inputs
+        )
         for d in (
             lambda f: jax.jacfwd(f, argnums=0),
             lambda f: jax.jacrev(f, argnums=1),
@@ -69,15 +70,15 @@ def jacobian_blocks(nlp: NLP, z: Float[Array, " variables"]) -> JacobianBlocks:
     factor = field_factor(nlp)[:, None, :, None]
     inner, start = nlp.points[:, 1:], slice(size - algebraic, size)
     field_states = factor * by_states[inner, :size]
-    table = slopes(nlp)
+    table = differentiation(nlp)
     stage = jnp.arange(nlp.stages)
     # The slope of a node's own value joins the field's block on the diagonal.
     own = table[stage, stage + 1]
     state = jnp.arange(size)
     field_states = field_states.at[:, :, state, state].add(own[None])
     ends = ends_of(nlp, x)
-    terms = lambda e, p: boundary_terms(nlp, e, p)
-    at_ends = lambda d: jax.vmap(lambda e: d(terms)(e, flat))(ends)
+    of_ends = lambda e, p: boundary_terms(nlp, e, p)
+    at_ends = lambda d: jax.vmap(lambda e: d(of_ends)(e, flat))(ends)
     linked = lambda e, p: link_terms(nlp, e, p)
     at_links = lambda d: jax.vmap(lambda e: d(linked)(e, flat))(x[nlp.links])
     return JacobianBlocks(
@@ -257,7 +258,7 @@ def _total(nlp: NLP, function: Any, rows: tuple[Any, ...], flat: Array) -> Array
 def _weighed_node(
     nlp: NLP, x: Array, t: Array, u: Array, weights: Array, flat: Array
 ) -> Float[Array, ""]:
-    return weights @ node_terms(nlp, t, x, u, flat)
+    return weights @ node_terms(nlp.problem, nlp.model(flat), t, x, u)
 
 
 def _weighed_end(nlp: NLP, ends: Array, weights: Array, flat: Array) -> Array:

@@ -12,11 +12,12 @@ from jaxtyping import Float
 
 from effgen.core.state import TrainState
 
+from .compiled import costs_of
 from .curvature import GaussNewton
 from .evaluator import Evaluator
 from .information import information
 from .model import Model, names_of_model
-from .nlp import NLP, costs_of, ravel
+from .nlp import NLP, ravel
 from .noise import leverages
 from .points import Point
 from .problem import Problem

@@ -56,7 +56,7 @@ def slopes_of(solution: Solution, mesh: Mesh) -> Slopes:
     Returns:
         One row for each node of all trajectories.
     """
-    slopes = [solution.slopes_on_mesh(ts, i) for i, ts in enumerate(mesh.times)]
+    slopes = [solution.derivative_on_mesh(ts, i) for i, ts in enumerate(mesh.times)]
     parts = (mesh.ts, np.asarray(solution.positions), mesh.inputs)
     return Slopes(*(jnp.asarray(part) for part in (*parts, np.concatenate(slopes))))
 

@@ -25,7 +25,7 @@ def leverages(
     The former is the trace of `K J^T J`, `J` the output's residuals' derivatives.
     """
     counts = np.asarray(nlp.samples.mask).sum(0).astype(float)
-    return np.einsum("sor,sor->o", found.slopes, found.slopes), counts
+    return np.einsum("sor,sor->o", found.sensitivities, found.sensitivities), counts
 
 
 def estimated(

@@ -16,7 +16,7 @@ from .nlp import (
     constraint_shapes,
     link_terms,
     model_terms,
-    terms_of,
+    node_terms,
     unravel,
 )
 
@@ -47,7 +47,7 @@ def dependence(nlp: NLP) -> Dependence:
     size = problem.num_states
 
     def terms(z: Array, t: Array, u: Array) -> Array:
-        return terms_of(problem, unravel(template, z[size:]), t, z[:size], u)
+        return node_terms(problem, unravel(template, z[size:]), t, z[:size], u)
 
     def outputs(z: Array, t: Array, u: Array) -> Array:
         model = unravel(template, z[size:])
@@ -99,7 +99,7 @@ def jacobian_pattern(nlp: NLP, depends: Dependence) -> Pattern:
     both = np.stack([first, np.asarray(nlp.ends)], axis=1)
     everywhere = np.ones((), bool)
     blocks = dict[str, _Block](
-        slopes=(
+        differentiation=(
             defects[:, :, None],
             index.states(index.points)[:, None],
             ~own[None, :, :, None] & differential,

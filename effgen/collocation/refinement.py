@@ -11,7 +11,7 @@ from effgen.core.train import fit
 
 from .accuracy import MeshError, field_at, mesh_error
 from .curvature import LimitedMemory
-from .elimination import eliminated, sample_slopes
+from .elimination import eliminated, sample_jacobian
 from .evaluator import Evaluator
 from .inputs import inputs_at
 from .problem import Model, Problem, as_model
@@ -72,7 +72,7 @@ def _on_mesh(
     at_edge = np.isin(ts, np.asarray(solution.edges[trajectory])[1:])
     just = np.where(at_edge, np.nextafter(ts, -np.inf), ts)
     field = field_at(problem.vector_field, model, just, states, inputs)
-    slopes = solution.slopes_on_mesh(ts, trajectory)
+    slopes = solution.derivative_on_mesh(ts, trajectory)
     differential = problem.num_states - problem.num_algebraic
     slopes[:, differential:] = 0
     divisor = np.where(np.arange(problem.num_states) < differential, problem.nominal, 1)
@@ -128,8 +128,8 @@ def accuracy(transcription: Transcription, state: TrainState) -> MeshError | Non
         through = eliminated(nlp, functions, limits_of(level, nlp), z)
     except ValueError:
         return None
-    slopes = sample_slopes(nlp, z)
-    return mesh_error(level, nlp, through, slopes, state.memory)
+    jacobian = sample_jacobian(nlp, z)
+    return mesh_error(level, nlp, through, jacobian, state.memory)
 
 
 def refine(

@@ -92,14 +92,14 @@ class Solution(eqx.Module):
                 there.
         """
         there, rate = self.mesh_times(ts, trajectory)
-        return self.slopes_on_mesh(there, trajectory) * rate[:, None]
+        return self.derivative_on_mesh(there, trajectory) * rate[:, None]
 
-    def slopes_on_mesh(
+    def derivative_on_mesh(
         self, ts: Float[np.ndarray, " ts"], trajectory: int
     ) -> Float[np.ndarray, "ts state"]:
         """Return the derivatives by the mesh's clock, at times on it."""
         interval, basis, lengths = self._at(trajectory, ts)
-        table = full_slopes(self.stages) / lengths[:, None, None]
+        table = full_differentiation(self.stages) / lengths[:, None, None]
         slopes = np.einsum("tk,tkl->tl", basis, table)
         return np.einsum("tl,tln->tn", slopes, self.at_points(interval))
 
@@ -193,7 +193,7 @@ class Solution(eqx.Module):
         return first + at, radau(self.stages).basis(share), np.diff(edges)[at]
 
 
-def full_slopes(stages: int) -> Float[np.ndarray, "points points"]:
+def full_differentiation(stages: int) -> Float[np.ndarray, "points points"]:
     """Return the derivatives of the points' Lagrange polynomials at all points."""
     scheme = radau(stages)
     points, weights = scheme.points, scheme.barycentric

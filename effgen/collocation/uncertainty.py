@@ -138,11 +138,11 @@ def _checked(noise: ArrayLike, problem: Problem) -> Float[np.ndarray, " outputs"
 
 def _root(found: Information, noise: np.ndarray, pooled: float) -> np.ndarray:
     """Return `R` with `L R R^T L^T` the free numbers' moments, but for the count."""
-    slopes = found.slopes
-    size = slopes.shape[2]
+    along = found.sensitivities
+    size = along.shape[2]
     if np.ptp(noise) == 0:
         return np.eye(size) * noise[0]
-    by_output = np.einsum("sor,soq->orq", slopes, slopes)
+    by_output = np.einsum("sor,soq->orq", along, along)
     middle = np.einsum("o,orq->rq", noise**2 - pooled**2, by_output)
     values, vectors = np.linalg.eigh(middle + pooled**2 * np.eye(size))
     return vectors * np.sqrt(np.maximum(values, 0))

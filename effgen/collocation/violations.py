@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .compiled import compiled_node_terms, values
 from .curvature import AbstractCurvature
 from .elimination import sample_residuals
 from .model import Model
-from .nlp import NLP, constraint_shapes, model_terms, terms, terms_at_ends, values
+from .nlp import NLP, constraint_shapes, model_terms, terms_at_ends
 from .points import Limits
 from .problem import (
     BoundaryConstraint,
@@ -78,7 +79,7 @@ def check_finite(nlp: NLP, batch: Transcription, z: np.ndarray) -> None:
     """Raise `ValueError` where the vector field is not finite."""
     problem = batch.problem
     size = problem.num_states
-    found = np.asarray(terms(nlp, jnp.asarray(z)))
+    found = np.asarray(compiled_node_terms(nlp, jnp.asarray(z)))
     bad = np.argwhere(~np.isfinite(found))
     if len(bad):
         node, term = bad[0]
