@@ -17,6 +17,7 @@ from numpy.polynomial.legendre import leggauss
 from .elimination import Eliminated, SampleJacobian, sample_residuals
 from .inputs import inputs_at
 from .mesh import Mesh
+from .misfits import influence
 from .model import Model
 from .nlp import NLP
 from .problem import Problem
@@ -94,11 +95,13 @@ def mesh_error(
     error = error + np.einsum("son,sn->so", jacobian.states, between)
     residuals = np.asarray(sample_residuals(nlp, jnp.asarray(z)))
     mask, count = np.asarray(nlp.samples.mask), float(nlp.counted)
+    # Outliers are no noise that hides an error: they count as they pull.
+    pulls, _ = influence(nlp.problem.misfit, residuals * np.sqrt(count))
     mean = lambda v: np.sqrt(
         count * np.sum(np.where(mask, v, 0) ** 2, 0) / np.maximum(mask.sum(0), 1)
     )
     size = mean(error)
-    ratio = size / np.maximum(mean(residuals), 1e-300)
+    ratio = size / np.maximum(mean(pulls / np.sqrt(count)), 1e-300)
     share = size * np.asarray(problem.scale) / problem.spread
     return MeshError(ratio, share, np.abs(q).max(axis=(1, 2)))
 

@@ -84,9 +84,11 @@ def _warn_of_switches(problem: Problem, model: Model) -> None:
 
 
 def _warn_of_prior(nlp: NLP, z: np.ndarray) -> None:
-    """Warn of a prior of starts whose deviation is not beside that of the noise."""
+    """Warn of priors whose deviations are not beside that of the noise."""
     initial, count = nlp.problem.initial, float(nlp.counted)
-    if initial is None or initial.scale is None:
+    names = ["`initial.scale`"] * (initial is not None and initial.scale is not None)
+    names += [f"the scale of {prior.name!r}" for prior in nlp.problem.priors]
+    if not names:
         return
     taken = len(nlp.flat()) + len(nlp.starts) * nlp.problem.num_states
     found = np.sqrt(2 * misfit_of(nlp, z) * count / max(count - taken, 1.0))
@@ -94,7 +96,7 @@ def _warn_of_prior(nlp: NLP, z: np.ndarray) -> None:
         return
     warnings.warn(
         f"the residuals are {found:.2g} of the problem's `scale`, so that "
-        f"`initial.scale` acts as a standard deviation of {found:.2g} times its size: "
+        f"{names[0]} acts as a standard deviation of {found:.2g} times its size: "
         "pass `scale`, the noise's standard deviation.",
         RunWarning,
         stacklevel=4,
@@ -105,7 +107,8 @@ def _other_terms(problem: Problem) -> bool:
     """Return whether more than samples and fixed starts tell the parameters."""
     costs = (problem.lagrange, problem.mayer, problem.penalty)
     weighed = problem.initial is not None and problem.initial.scale is not None
-    return weighed or bool(problem.constraints) or any(c is not None for c in costs)
+    rest = bool(problem.constraints) or bool(problem.priors)
+    return weighed or rest or any(c is not None for c in costs)
 
 
 def _warn_of_open(

@@ -29,6 +29,7 @@ from .nlp import (
     objective,
     over_samples,
     quadrature,
+    residual_loss,
     sample_loss,
     sample_residual,
     states_at_samples,
@@ -190,8 +191,8 @@ def gauss_newton_blocks(
     def loss(nlp: NLP, x: Array, sample: Samples, flat: Array) -> Array:
         residual = lambda x, p: sample_residual(nlp, sample, x, p)
         here = jax.lax.stop_gradient((x, flat))
-        _, moved = jax.jvp(residual, here, (x - here[0], flat - here[1]))
-        return 0.5 * factor * jnp.sum(moved**2)
+        at, moved = jax.jvp(residual, here, (x - here[0], flat - here[1]))
+        return factor * residual_loss(nlp, at + moved)
 
     return _blocks(nlp, z, weights, factor, pairs, loss)
 
@@ -204,8 +205,8 @@ def exact_lagrangian(nlp: NLP, z: Array, at: Array, multipliers: Array) -> Array
 def gauss_newton_lagrangian(nlp: NLP, z: Array, at: Array, multipliers: Array) -> Array:
     """Return the function whose Hessian at `at` is `gauss_newton_blocks`."""
     residuals = lambda z: over_samples(nlp, sample_residual, *nlp.split(z))
-    _, moved = jax.jvp(residuals, (at,), (z - at,))
-    return 0.5 * jnp.sum(moved**2) + costs(nlp, z)
+    there, moved = jax.jvp(residuals, (at,), (z - at,))
+    return residual_loss(nlp, there + moved) + costs(nlp, z)
 
 
 _COLUMNS_AT_ONCE = 16

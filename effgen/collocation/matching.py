@@ -79,8 +79,8 @@ class DerivativeMatchingTrainer(AbstractTrainer):
             states' units by time.
 
     Raises:
-        ValueError: For a problem with constraints, switches, `lagrange` or `mayer`, or
-            a `scale` that is not one positive number for each state.
+        ValueError: For a problem with constraints, switches, `priors`, `lagrange` or
+            `mayer`, or a `scale` that is not one positive number for each state.
 
     Source:
         Varah (1982); with networks, Roesch, Rackauckas and Stumpf (2021).
@@ -98,7 +98,7 @@ class DerivativeMatchingTrainer(AbstractTrainer):
         scale: tuple[float, ...],
     ) -> None:
         """Keep the problem without its data, which the batches have."""
-        left_out = ("constraints", "switches", "lagrange", "mayer")
+        left_out = ("constraints", "switches", "priors", "lagrange", "mayer")
         check_kept(problem, "DerivativeMatchingTrainer", left_out)
         self.optim, self.scale = optim, tuple(map(float, scale))
         good = all(0 < s < np.inf for s in self.scale)

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from .mesh import Mesh, Samples
+from .priors import prior_loss
 from .problem import (
     BoundaryConstraint,
     LinkConstraint,
@@ -148,8 +149,14 @@ def node_terms(
 def sample_loss(
     nlp: NLP, sample: Samples, x: Float[Array, " state"], flat: Array
 ) -> Float[Array, ""]:
-    """Return half the squared residuals of one sample, `x` scaled."""
-    return 0.5 * jnp.sum(sample_residual(nlp, sample, x, flat) ** 2)
+    """Return what the residuals of one sample cost, `x` scaled."""
+    return residual_loss(nlp, sample_residual(nlp, sample, x, flat))
+
+
+def residual_loss(nlp: NLP, residual: Float[Array, "..."]) -> Float[Array, ""]:
+    """Return what residuals cost that are divided by `scale` and the count's root."""
+    costs = nlp.problem.misfit(residual * jnp.sqrt(nlp.counted))
+    return jnp.sum(costs) / nlp.counted
 
 
 def sample_residual(
@@ -204,6 +211,7 @@ def model_terms(nlp: NLP, flat: Array) -> Float[Array, " terms"]:
     ]
     cost = jnp.zeros(()) if problem.penalty is None else problem.penalty(*given)
     cost = cost + problem.decay(model.networks)
+    cost = cost + prior_loss(problem.priors, *given) / nlp.counted
     return jnp.concatenate([*parts, jnp.reshape(cost, 1)])
 
 
@@ -289,7 +297,7 @@ def objective(nlp: NLP, z: Float[Array, " variables"]) -> Float[Array, ""]:
 
 
 def misfit(nlp: NLP, z: Float[Array, " variables"]) -> Float[Array, ""]:
-    """Return half the mean square of the samples' scaled residuals."""
+    """Return the mean of what the samples' scaled residuals cost."""
     return jnp.sum(over_samples(nlp, sample_loss, *nlp.split(z)))
 
 

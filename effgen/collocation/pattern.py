@@ -75,7 +75,7 @@ def unused(nlp: NLP, depends: Dependence) -> Int[np.ndarray, " unused"]:
         return model_terms(bare, flat)
 
     problem, num = nlp.problem, nlp.num
-    if problem.penalty is not None or num.model:
+    if problem.penalty is not None or problem.priors or num.model:
         used |= derivative_pattern(of_model, flat).any(0)
     if problem.mayer is not None or num.boundary:
         used |= derivative_pattern(lambda p: boundary_terms(nlp, ends, p), flat).any(0)
@@ -157,7 +157,7 @@ def hessian_pattern(
     ends = nlp.problem.mayer is not None or num.boundary > 0
     if ends or num.link:
         within[:], across[:], inside[:] = True, True, True
-    if nlp.problem.penalty is not None or num.model > 0:
+    if nlp.problem.penalty is not None or nlp.problem.priors or num.model > 0:
         inside[:] = True
     used = np.asarray(nlp.samples.basis) != 0
     coupled = used.T.astype(int) @ used.astype(int) > 0

@@ -98,7 +98,7 @@ def simulate(
         return states[rows]
 
     pulses = checked_doses(0, doses, (float(times[0]), float(times[-1])))
-    check_amount(0, pulses, problem.num_states)
+    check_amount(0, pulses, problem.num_states, problem.num_algebraic)
     states = with_doses(solve, x, float(times[0]), times, pulses)
     return _reached(jnp.asarray(states), times)
 

@@ -13,8 +13,10 @@ from .elimination import sample_residuals
 from .model import Model
 from .nlp import NLP, constraint_shapes, model_terms, terms_at_ends
 from .points import Limits
+from .priors import check_prior_shapes
 from .problem import (
     BoundaryConstraint,
+    Constraint,
     LinkConstraint,
     ModelConstraint,
     PathConstraint,
@@ -47,6 +49,21 @@ def check_shapes(batch: Transcription, model: Model) -> None:
     _check_shape("lagrange", problem.lagrange, at, one)
     _check_shape("mayer", problem.mayer, (x, x, *given), one)
     _check_shape("penalty", problem.penalty, given, one)
+    check_prior_shapes(problem.priors, given)
+    problem.decays(model.networks)
+    for constraint in problem.constraints:
+        wanted_by = {PathConstraint: at, ModelConstraint: given}
+        args = wanted_by.get(type(constraint), (x, x, *given))
+        _check_vector(constraint, args)
+
+
+def _check_vector(constraint: Constraint, given: tuple[Any, ...]) -> None:
+    name = f"constraint {constraint.name!r}"
+    found = _shape_of(name, constraint.function, given)
+    if len(found) > 1:
+        raise ValueError(
+            f"{name} returns shape {found}: pass a function to a number or a vector."
+        )
 
 
 def _check_shape(
@@ -54,25 +71,30 @@ def _check_shape(
 ) -> None:
     if function is None:
         return
+    found = _shape_of(f"`{name}`", function, given)
+    if found not in wanted:
+        raise ValueError(
+            f"`{name}` returns shape {found}: pass a function to {wanted[0]}."
+        )
+
+
+def _shape_of(name: str, function: Any, given: tuple[Any, ...]) -> tuple[int, ...]:
     try:
         found = eqx.filter_eval_shape(lambda *g: jnp.asarray(function(*g)), *given)
     except jax.errors.TracerArrayConversionError as error:
         raise TypeError(
-            f"`{name}` calls numpy on what JAX traces: write it in `jax.numpy`."
+            f"{name} calls numpy on what JAX traces: write it in `jax.numpy`."
         ) from error
     except KeyError as error:
         parameters = given[-2]
         has = list(parameters) if isinstance(parameters, dict) else parameters
         raise TypeError(
-            f"`{name}` asks for {error} and the model's parameters are {has}: pass "
+            f"{name} asks for {error} and the model's parameters are {has}: pass "
             "`Model(parameters, networks)`."
         ) from error
     if jnp.issubdtype(found.dtype, jnp.complexfloating):
-        raise TypeError(f"`{name}` returns complex numbers: pass a real function.")
-    if found.shape not in wanted:
-        raise ValueError(
-            f"`{name}` returns shape {found.shape}: pass a function to {wanted[0]}."
-        )
+        raise TypeError(f"{name} returns complex numbers: pass a real function.")
+    return found.shape
 
 
 def check_finite(nlp: NLP, batch: Transcription, z: np.ndarray) -> None:
