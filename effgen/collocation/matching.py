@@ -22,7 +22,7 @@ from .mesh import Mesh
 from .nlp import ravel, unravel
 from .problem import Model, Problem, as_numbers, as_trained, flat_bounds
 from .scaling import sizes_of
-from .solution import Solution
+from .solution import Solution, same_mesh
 from .transcription import Transcription
 
 
@@ -49,16 +49,27 @@ class Slopes(NamedTuple):
 def slopes_of(solution: Solution, mesh: Mesh) -> Slopes:
     """Return the nodes of a solution with its polynomials' derivatives.
 
+    Around switches the times are those that they have in the solution.
+
     Arguments:
         solution: The states, such as `transcription.guess()`.
         mesh: The mesh of the solution, such as `transcription.mesh`.
 
     Returns:
-        One row for each node of all trajectories.
+        One row for each node of all trajectories; the time where an interval ends is of
+        just before.
+
+    Raises:
+        ValueError: For a solution of another mesh.
     """
-    slopes = [solution.derivative_on_mesh(ts, i) for i, ts in enumerate(mesh.times)]
-    parts = (mesh.ts, np.asarray(solution.positions), mesh.inputs)
-    return Slopes(*(jnp.asarray(part) for part in (*parts, np.concatenate(slopes))))
+    if not same_mesh(solution, mesh):
+        raise ValueError(
+            "`solution` is of another mesh than `mesh`: pass that of its transcription."
+        )
+    found = [solution.rows_at_nodes(i) for i in range(len(mesh.edges))]
+    ts, slopes = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    parts = (ts, np.asarray(solution.positions), mesh.inputs, slopes)
+    return Slopes(*map(jnp.asarray, parts))
 
 
 class DerivativeMatchingTrainer(AbstractTrainer):

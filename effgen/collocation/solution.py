@@ -7,7 +7,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int
 
-from .clocks import mesh_times, true_times
+from .clocks import mesh_rates, mesh_times, true_times
 from .mesh import Mesh, node_times, within
 from .problem import Table
 from .radau import radau
@@ -117,6 +117,27 @@ class Solution(eqx.Module):
         """
         there = node_times(self._edges_of(trajectory), self.stages)
         return true_times(self._switches(), there)
+
+    def rows_at_nodes(
+        self, trajectory: int
+    ) -> tuple[Float[np.ndarray, " nodes"], Float[np.ndarray, "nodes state"]]:
+        """Return the times of a trajectory's nodes, and the derivatives there.
+
+        Arguments:
+            trajectory: Which trajectory, counted from 0.
+
+        Returns:
+            The times, `(nodes,)`, where an interval ends of just before, as a law that
+            switches there is still the old one; and the derivatives, `(nodes, state)`,
+            in the states' units by time.
+        """
+        edges = self._edges_of(trajectory)
+        there = node_times(edges, self.stages)
+        ts = true_times(self._switches(), there)
+        ends = slice(self.stages, None, self.stages)
+        ts[ends] = np.nextafter(ts[ends], -np.inf)
+        rate = mesh_rates(self._switches(), there, edges[0])
+        return ts, self.derivative_on_mesh(there, trajectory) * rate[:, None]
 
     def mesh_times(
         self, ts: ArrayLike, trajectory: int
