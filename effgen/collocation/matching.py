@@ -1,5 +1,6 @@
 """Derivative matching: networks fitted to slopes of smoothed data, no ODE solved."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -106,12 +107,12 @@ class DerivativeMatchingTrainer(AbstractTrainer):
         optim: optax.GradientTransformation,
         problem: Problem,
         *,
-        scale: tuple[float, ...],
+        scale: Sequence[float],
     ) -> None:
         """Keep the problem without its data, which the batches have."""
         left_out = ("constraints", "switches", "priors", "lagrange", "mayer")
         check_kept(problem, "DerivativeMatchingTrainer", left_out)
-        self.optim, self.scale = optim, tuple(map(float, scale))
+        self.optim, self.scale = optim, tuple(np.ravel(scale).astype(float).tolist())
         good = all(0 < s < np.inf for s in self.scale)
         if len(self.scale) != problem.num_states or not good:
             raise ValueError(

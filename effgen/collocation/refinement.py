@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 from jaxtyping import ArrayLike, Float, PRNGKeyArray, PyTree
 
+from effgen.core.counts import check_count
 from effgen.core.results import RunWarning
 from effgen.core.state import TrainState
 from effgen.core.train import fit
@@ -93,14 +94,19 @@ def interval_errors(
         trajectory: Which trajectory, counted from 0.
 
     Returns:
-        One number for each interval, `(intervals,)`, relative to `nominal`.
+        One number for each interval, `(intervals,)`, relative to `nominal`; infinite
+            where the law is not finite between points.
+
+    Raises:
+        ValueError: For a trajectory that is not there.
     """
-    edges = np.asarray(solution.edges[trajectory])
+    edges = solution.edges_of(trajectory)
     points = radau(solution.stages).points
     middle = (points[1:] + points[:-1]) / 2
     lengths = np.diff(edges)
     ts = edges[:-1, None] + lengths[:, None] * middle
     found = _on_mesh(problem, as_model(model), solution, ts.ravel(), trajectory)
+    found = np.nan_to_num(found, nan=np.inf, posinf=np.inf, neginf=-np.inf)
     return lengths * np.abs(found).max(axis=1).reshape(ts.shape).max(axis=1)
 
 
@@ -167,8 +173,8 @@ def refine(
         wanted = [errors / tol for errors in found]
     edges = []
     for i, (old, excess) in enumerate(zip(solution.edges, wanted, strict=True)):
-        parts = np.ceil(excess ** (1 / (solution.stages + 1))).astype(int)
-        parts = np.clip(parts, 1, _MOST_PARTS)
+        parts = np.ceil(excess ** (1 / (solution.stages + 1)))
+        parts = np.clip(parts, 1, _MOST_PARTS).astype(int)
         chosen = np.flatnonzero(parts > 1)
         found = switches(problem, state.model, solution, i, chosen)
         edges.append(_cut(np.asarray(old), parts, found))
@@ -228,18 +234,26 @@ def fit_refined(
 
     Raises:
         TrainingError: If a solve fails.
-        ValueError: For rounds below one.
+        ValueError: For no number of rounds.
 
     Warns:
-        RunWarning: Where the error is above a tenth of the noise after all rounds.
+        RunWarning: Where the error is above a tenth of the noise after all rounds, or
+            cannot be told.
     """
-    if rounds < 1:
-        raise ValueError(f"`rounds` is {rounds}: pass a positive integer.")
+    check_count("rounds", rounds)
     level = transcription
     for _ in range(rounds):
         state, _ = fit(trainer, state, iter([level.before_finer()]), key=key)
         error = accuracy(level, state)
-        if error is None or error.excess <= 1:
+        if error is None:
+            warnings.warn(
+                "the mesh is not cut, as its error cannot be told: the law is not finite "
+                "between nodes, or its equations do not determine the states.",
+                RunWarning,
+                stacklevel=2,
+            )
+            return state, level
+        if error.excess <= 1:
             return state, level
         before, level = level, refine(level, state)
     warnings.warn(

@@ -115,7 +115,7 @@ class Solution(eqx.Module):
         Raises:
             ValueError: For a trajectory that is not there.
         """
-        there = node_times(self._edges_of(trajectory), self.stages)
+        there = node_times(self.edges_of(trajectory), self.stages)
         return true_times(self._switches(), there)
 
     def rows_at_nodes(
@@ -131,7 +131,7 @@ class Solution(eqx.Module):
             switches there is still the old one; and the derivatives, `(nodes, state)`,
             in the states' units by time.
         """
-        edges = self._edges_of(trajectory)
+        edges = self.edges_of(trajectory)
         there = node_times(edges, self.stages)
         ts = true_times(self._switches(), there)
         ends = slice(self.stages, None, self.stages)
@@ -160,7 +160,7 @@ class Solution(eqx.Module):
         times = np.atleast_1d(np.asarray(ts, np.float64))
         if times.ndim != 1:
             raise ValueError(f"`ts` has shape {times.shape}: pass a number, or (ts,).")
-        edges = self._edges_of(trajectory)
+        edges = self.edges_of(trajectory)
         there, rate = mesh_times(self._switches(), times, edges[0])
         if not np.all((there >= edges[0]) & (there <= edges[-1])):
             first, last = true_times(self._switches(), edges[[0, -1]])
@@ -198,7 +198,18 @@ class Solution(eqx.Module):
         first = sum(1 + (len(e) - 1) * self.stages for e in self.edges[:i])
         return np.asarray(self.positions)[first]
 
-    def _edges_of(self, trajectory: int) -> Float[np.ndarray, " edges"]:
+    def edges_of(self, trajectory: int) -> Float[np.ndarray, " edges"]:
+        """Return the edges of a trajectory's intervals, on the mesh's clock.
+
+        Arguments:
+            trajectory: Which trajectory, counted from 0.
+
+        Returns:
+            The edges, `(edges,)`.
+
+        Raises:
+            ValueError: For a trajectory that is not there.
+        """
         num = len(self.edges)
         if not 0 <= trajectory < num:
             raise ValueError(

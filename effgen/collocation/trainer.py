@@ -72,7 +72,7 @@ class CollocationTrainer(AbstractHostTrainer):
         solver: `Ipopt(...)`, with its linear solver and its other settings.
 
     Raises:
-        TypeError: For a `solver` that is no `Ipopt(...)`.
+        TypeError: For a `solver` or a `curvature` of another type.
         ValueError: For a tolerance or limit out of range.
 
     Source:
@@ -100,6 +100,11 @@ class CollocationTrainer(AbstractHostTrainer):
         if not isinstance(self.solver, ipopt.Ipopt):
             raise TypeError(
                 f"`solver` is {self.solver!r}: pass `collocation.Ipopt(...)`."
+            )
+        if not isinstance(self.curvature, AbstractCurvature):
+            raise TypeError(
+                f"`curvature` is {self.curvature!r}: pass `ExactHessian()`, "
+                "`GaussNewton()` or `LimitedMemory()`."
             )
 
     def init(self, model: PyTree, memory: Solution | None = None) -> TrainState:
