@@ -94,30 +94,21 @@ def covariance(
         Bock, Kostina and Schlöder (2007); Pirnay, López-Negrete and Biegler (2012);
         Huber (1964), of outliers.
     """
-    if not same_mesh(state.memory, transcription.mesh) or state.opt_state is None:
-        raise ValueError(OTHER_MESH)
-    known = None if noise is None else _checked(noise, transcription.problem)
-    weighted = weighed(transcription, state.memory)
-    nlp = weighted.program(state.model)
-    evaluator = Evaluator(nlp, curvature)
-    z = nlp.joined(state.memory.positions)
-    point = Point(z, *packed(state.opt_state))
-    found = information(evaluator, limits_of(weighted, nlp), point)
+    known = None if noise is None else known_noise(noise, transcription.problem)
+    nlp, found = informed(transcription, state, curvature)
     if names := open_names(found, nlp):
         raise ValueError(
             f"the data leave a direction of model and states open: {', '.join(names)} "
             "can move together and no residual changes, so that no variance is finite. "
             "Fix one of them, add a prior such as `weight_decay`, or pass more data."
         )
-    asked = weighted.problem.scale / transcription.problem.scale
-    known = None if known is None else known / asked
-    spread, pooled = estimated(found, nlp, known)
-    weights = pulls(found, nlp)[1]
-    root = _root(found, spread, pooled, weights) / np.sqrt(float(nlp.counted))
-    variances, block = _moments(found, root, nlp)
+    asked = np.asarray(nlp.problem.scale) / transcription.problem.scale
+    spread, variances, block = moments(
+        found, nlp, None if known is None else known / asked
+    )
     nominal = transcription.problem.nominal
     effective, counts = leverages(found, nlp)
-    mask = np.asarray(nlp.samples.mask)
+    weights, mask = pulls(found, nlp)[1], np.asarray(nlp.samples.mask)
     mean = np.sum(weights * mask, axis=0) / np.maximum(counts, 1)
     units = np.where(counts > 0, spread * asked / np.maximum(mean, 1e-300), np.nan)
     return Covariance(
@@ -129,7 +120,42 @@ def covariance(
     )
 
 
-def _checked(noise: ArrayLike, problem: Problem) -> Float[np.ndarray, " outputs"]:
+def informed(
+    transcription: Transcription, state: TrainState, curvature: AbstractCurvature
+) -> tuple[NLP, Information]:
+    """Return the program of a solution, and what the data tell there.
+
+    Raises:
+        ValueError: If the state is of another mesh; if the point is no minimum; for
+            `LimitedMemory()`.
+    """
+    if not same_mesh(state.memory, transcription.mesh) or state.opt_state is None:
+        raise ValueError(OTHER_MESH)
+    weighted = weighed(transcription, state.memory)
+    nlp = weighted.program(state.model)
+    point = Point(nlp.joined(state.memory.positions), *packed(state.opt_state))
+    evaluator = Evaluator(nlp, curvature)
+    return nlp, information(evaluator, limits_of(weighted, nlp), point)
+
+
+def moments(
+    found: Information, nlp: NLP, known: Float[np.ndarray, " outputs"] | None
+) -> tuple[
+    Float[np.ndarray, " outputs"],
+    Float[np.ndarray, " states"],
+    Float[np.ndarray, "model model"],
+]:
+    """Return the outputs' spread, the variances of all states, the model's covariance.
+
+    `known` is the noise in units of the program's scale; `None` to estimate it.
+    """
+    spread, pooled = estimated(found, nlp, known)
+    weights = pulls(found, nlp)[1]
+    root = _root(found, spread, pooled, weights) / np.sqrt(float(nlp.counted))
+    return (spread, *_moments(found, root, nlp))
+
+
+def known_noise(noise: ArrayLike, problem: Problem) -> Float[np.ndarray, " outputs"]:
     """Return the noise of each output, checked; one where nothing is measured."""
     if not isinstance(problem.misfit, Squares):
         raise ValueError(
