@@ -122,12 +122,28 @@ def aligned_edges(problem: Problem, every: int = 1) -> list[np.ndarray]:
 def edges_at_jumps(problem: Problem, edges: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Return edges with those at which inputs or the law jump.
 
-    An edge that is a rounding away from a jump is moved there.
+    An edge that is a rounding away from a jump is moved there. Algebraic states jump
+    with it, so that their polynomials in the next interval have no start: the samples
+    in it are edges, where states are those of nodes.
     """
-    return [
+    found = [
         _with_jumps(np.asarray(e, np.float64), jumps(trajectory))
         for e, trajectory in zip(edges, problem.data, strict=True)
     ]
+    if not problem.num_algebraic:
+        return found
+    return [_with_samples(e, t) for e, t in zip(found, problem.data, strict=True)]
+
+
+def _with_samples(edges: np.ndarray, trajectory: Trajectory) -> np.ndarray:
+    """Return edges with the samples of intervals that begin at a jump."""
+    times = np.union1d(jumps(trajectory), [time for time, _ in trajectory.doses])
+    first = np.isin(edges[:-1], times)
+    ts = trajectory.ts
+    at, share = within(edges, ts)
+    # A sample that is a rounding away from an edge is at a node as it is.
+    chosen = first[at] & (share > _NEAR) & (share < 1 - _NEAR)
+    return np.union1d(edges, ts[chosen])
 
 
 def _with_jumps(edges: np.ndarray, times: np.ndarray) -> np.ndarray:
