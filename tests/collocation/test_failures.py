@@ -42,8 +42,17 @@ def solve(problem, model=None, **settings):
         (co.Trajectory(TS, TS, None, (0.5, 1.0)), "lie in the `span`"),
         (co.Trajectory(TS, TS, TS[:2]), "`inputs` of trajectory 0"),
         ([], "`data` is empty"),
+        ((TS, np.ones((6, 2, 1))), r"`ys` of \(6, 2, 1\)"),
+        (
+            (TS, TS, np.ones((6, 2, 1))),
+            r"`inputs` of trajectory 0 has shape \(6, 2, 1\)",
+        ),
+        (co.Trajectory(TS, TS, span=(0.0, np.inf)), "`span` of trajectory 0 is"),
+        (co.Trajectory(TS, TS, span=1.0), "`span` of trajectory 0 is 1.0: pass its"),
+        (co.Trajectory(TS, TS, lambda t: np.array([1 / (t - 0.4)])), "`inputs` is"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:divide by zero")
 def test_data_that_cannot_be(data, message):
     with pytest.raises(ValueError, match=message):
         co.Problem(decay, data)

@@ -127,6 +127,36 @@ def test_a_law_that_switches_at_a_time_is_exact_with_its_jump_named():
     np.testing.assert_allclose(state.model.parameters["k"], 0.6, rtol=1e-8)
 
 
+def test_algebraic_outputs_after_a_jump_are_exact():
+    """`x' = -y`, `0 = y - g x - u`: the output is the state that jumps."""
+
+    def law(t, x, u, p, nets):
+        return jnp.stack([-x[1], x[1] - p["g"] * x[0] - u[0]])
+
+    rate = 0.8
+    fall = lambda t: np.exp(-rate * t)
+    top = (fall(1) + 1 / rate) * fall(1) - 1 / rate
+    during = (fall(1) + 1 / rate) * fall(TS - 1) - 1 / rate
+    x = np.where(TS <= 1, fall(TS), np.where(TS <= 2, during, top * fall(TS - 2)))
+    ys = rate * x + ((TS > 1) & (TS <= 2))  # at a jump those of before
+    problem = co.Problem(
+        law,
+        co.Trajectory(TS, ys, pulse),
+        observe=lambda t, x, u, p, nets: x[1:],
+        num_states=2,
+        num_algebraic=1,
+    )
+    level = co.transcribe(problem, intervals=5, stages=5)
+    after = (TS > 1.01) & (TS < 1.55)
+    assert np.isin(TS[after], level.mesh.edges[0]).all()
+    model = co.Model({"g": 0.5}, None)
+    trainer = co.CollocationTrainer(tol=1e-11)
+    state = trainer.init(model, level.guess(model))
+    state, history = eg.fit(trainer, state, [level], key=KEY)
+    assert history["status"][-1] == 0
+    np.testing.assert_allclose(state.model.parameters["g"], rate, rtol=1e-6)
+
+
 def test_steps_that_would_be_ramps_are_refused():
     with pytest.raises(ValueError, match="input 0 of trajectory 0 moves in steps"):
         co.Problem(driven, (TS, exact(TS), ON * 1.0))
