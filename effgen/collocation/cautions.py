@@ -6,9 +6,11 @@ import warnings
 import numpy as np
 
 from effgen.core.results import RunWarning
+from effgen.core.state import TrainState
 
 from .accuracy import MeshError, mesh_error
 from .compiled import misfit_of
+from .curvature import LimitedMemory
 from .elimination import Eliminated, SampleJacobian, eliminated, sample_jacobian
 from .evaluator import Evaluator
 from .information import name_of_free
@@ -19,7 +21,7 @@ from .points import Limits
 from .problem import Problem
 from .solution import Solution
 from .switches import switches
-from .transcription import Transcription, limits_of
+from .transcription import Transcription, limits_of, weighed
 
 
 _AT_BOUND, _OPEN, _NAMED, _AT_SAMPLE = 1e-6, 1e-8, 0.1, 1e-4
@@ -44,6 +46,14 @@ def warn_of_unused(evaluator: Evaluator) -> None:
         RunWarning,
         stacklevel=3,
     )
+
+
+def warn_of_state(transcription: Transcription, state: TrainState) -> None:
+    """Warn of all that a last solve would warn of, where none was told to be."""
+    level = weighed(transcription, state.memory)
+    evaluator = Evaluator(level.program(state.model), LimitedMemory())
+    warn_of_unused(evaluator)
+    warn_of_solution(level, evaluator, state.memory, state.model)
 
 
 def warn_of_solution(

@@ -14,6 +14,7 @@ from effgen.core.results import TrainingError
 from effgen.core.state import TrainState
 from effgen.core.train import fit
 
+from .cautions import warn_of_state
 from .evidence import Evidence, check_squares, evidence, groups
 from .model import Model, as_trained
 from .nlp import ravel
@@ -192,6 +193,10 @@ def choose(
         ValueError: For a model without networks, a weight decay that is not like them,
             a `misfit` that is no squares, or no number of turns.
 
+    Warns:
+        RunWarning: Where the mesh of the chosen law is too coarse, or the data leave
+            parameters open.
+
     Source:
         MacKay (1992).
     """
@@ -217,11 +222,11 @@ def choose(
         again = _weighed(trainer, best[0], best[1], best[2], rho, key, turns)
         best = best if again is None else again
     found = None if best is None else best[2]
-    if best is not None and best[2].log_evidence > shown.log_evidence:
-        level = dataclasses.replace(best[1], final=True)
-        return Choice(best[0], level, found, shown, network=True)
-    bare = dataclasses.replace(bare, final=True)
-    return Choice(plain, bare, found, shown, network=False)
+    network = best is not None and best[2].log_evidence > shown.log_evidence
+    state, level = (plain, bare) if best is None or not network else best[:2]
+    warn_of_state(level, state)
+    level = dataclasses.replace(level, final=True)
+    return Choice(state, level, found, shown, network=network)
 
 
 def _weighed(

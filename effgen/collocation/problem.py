@@ -24,7 +24,7 @@ from .constraints import (
     retimed,
 )
 from .doses import check_amount, checked_doses
-from .initial import Initial as Initial, check_initial
+from .initial import Initial as Initial, checked_initial
 from .inputs import found_jumps
 from .misfits import AbstractMisfit, Squares, check_misfit
 from .model import (
@@ -193,9 +193,8 @@ class Problem(eqx.Module):
             nominal = _size(self.data) if observe is None else 1.0
         self.nominal = _vector("nominal", nominal, size)
         self.state_bounds = checked_bounds("`state_bounds`", state_bounds, size)
-        self.initial = initial
-        if initial is not None:
-            check_initial(initial, (len(self.data), size), self.state_bounds)
+        follows = [t.follows for t in self.data]
+        self.initial = checked_initial(initial, follows, size, self.state_bounds)
         self.parameter_bounds = parameter_bounds
         self.parameter_nominal = _checked_sizes(parameter_nominal)
         constraints = checked_constraints(constraints)

@@ -11,6 +11,7 @@ from effgen.core.state import TrainState
 from effgen.core.train import fit
 
 from .accuracy import MeshError, field_at, mesh_error
+from .cautions import warn_of_state
 from .curvature import LimitedMemory
 from .elimination import eliminated, sample_jacobian
 from .evaluator import Evaluator
@@ -238,7 +239,7 @@ def fit_refined(
 
     Warns:
         RunWarning: Where the error is above a tenth of the noise after all rounds, or
-            cannot be told.
+            cannot be told; where the data leave parameters open.
     """
     check_count("rounds", rounds)
     level = transcription
@@ -254,6 +255,7 @@ def fit_refined(
             )
             return state, level
         if error.excess <= 1:
+            warn_of_state(level, state)
             return state, level
         before, level = level, refine(level, state)
     warnings.warn(

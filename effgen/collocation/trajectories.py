@@ -21,7 +21,8 @@ class Trajectory(NamedTuple):
             jump of the inputs.
         ys: The samples, `(obs, outputs)`, NaN where missing.
         inputs: Known `u`, `(obs, inputs)`, or a function of `t` to `(inputs,)`, or
-            `None`. Jumps of a function are looked for, between samples too.
+            `None`. Samples stay past their ends. Jumps of a function are looked for,
+            between samples too.
         span: The first and the last time of the trajectory; by default those of `ts`.
         hold: How sampled inputs go on between `ts`: `"linear"`, or `"previous"`, which
             stays until the next sample; by default that of the problem.
@@ -109,10 +110,24 @@ def _trajectory(i: int, data: Any, hold: str | None) -> Trajectory:
     _complain(i, ts, (ts < span[0]) | (ts > span[1]), f"lie in the `span` {span}")
     if inputs is not None and not callable(inputs):
         inputs = _inputs(i, ts, inputs, hold)
-    jumps = tuple(np.sort(_numbers(i, "jumps", jumps).reshape(-1)).tolist())
-    if not np.all(np.isfinite(jumps)):
-        raise ValueError(f"`jumps` of trajectory {i} is {jumps}: pass finite times.")
-    return Trajectory(ts, ys, inputs, span, hold, jumps, doses, bool(follows))
+    rest = (_jumps(i, jumps), doses, _follows(i, follows))
+    return Trajectory(ts, ys, inputs, span, hold, *rest)
+
+
+def _jumps(i: int, times: Any) -> tuple[float, ...]:
+    found = np.sort(_numbers(i, "jumps", times).reshape(-1))
+    if not np.all(np.isfinite(found)):
+        raise ValueError(f"`jumps` of trajectory {i} is {times}: pass finite times.")
+    return tuple(found.tolist())
+
+
+def _follows(i: int, follows: Any) -> bool:
+    if isinstance(follows, bool | np.bool_):
+        return bool(follows)
+    raise TypeError(
+        f"`follows` of trajectory {i} is {follows!r}: pass `True` where it goes on "
+        "from the one before it in the list."
+    )
 
 
 def numbered(data: Any, *, hold: str | None = None) -> tuple[Trajectory, ...]:
@@ -178,6 +193,8 @@ def _numbers(i: int, name: str, values: Any) -> np.ndarray:
     try:
         if np.iscomplexobj(values):
             raise ValueError("complex numbers")
+        if isinstance(values, np.ma.MaskedArray):
+            return values.astype(np.float64).filled(np.nan)
         return np.asarray(values, np.float64)
     except (TypeError, ValueError) as error:
         raise TypeError(

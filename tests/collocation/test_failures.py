@@ -58,6 +58,26 @@ def test_data_that_cannot_be(data, message):
         co.Problem(decay, data)
 
 
+def test_masked_samples_are_missing():
+    ys = np.ma.masked_greater(np.exp(-TS), 0.7)
+    found = co.Problem(decay, (TS, ys)).data[0].ys[:, 0]
+    np.testing.assert_array_equal(np.isnan(found), np.exp(-TS) > 0.7)
+
+
+def test_what_is_of_another_type_is_named():
+    for follows in (0, "before"):
+        with pytest.raises(TypeError, match="`follows` of trajectory 0"):
+            co.Problem(decay, co.Trajectory(TS, TS, follows=follows))
+    with pytest.raises(TypeError, match="`inputs` of trajectory 0 is no array of real"):
+        co.Problem(decay, (TS, TS, TS * 1j))
+    with pytest.raises(
+        TypeError, match=r"`initial` is a list: pass `Initial\(values\)`"
+    ):
+        co.Problem(decay, DATA, initial=[1.0])
+    with pytest.raises(TypeError, match="trajectory 0 has 9 parts"):
+        co.Problem(decay, (TS, TS, *[None] * 7))
+
+
 def test_settings_that_cannot_be():
     with pytest.raises(ValueError, match="`state_bounds` crosses"):
         co.Problem(decay, DATA, state_bounds=(1, 0))

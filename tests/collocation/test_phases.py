@@ -171,6 +171,17 @@ def test_what_would_part_phases_is_refused():
     assert co.held_out(free, [2])[1].constraints == ()
 
 
+def test_what_is_known_of_the_start_is_not_of_where_phases_begin():
+    given = {"constraints": [contact], "initial": co.Initial([1.0, 0.0], 0.1)}
+    problem = co.Problem(fall, phases((0.46, 1.18)), **given)
+    wanted = [[1.0, 0.0], [np.nan, np.nan], [np.nan, np.nan]]
+    np.testing.assert_array_equal(problem.initial.values, wanted)
+    of_all = co.Initial(np.zeros((3, 2)))
+    given["initial"] = of_all
+    problem = co.Problem(fall, phases((0.46, 1.18)), **given)
+    np.testing.assert_array_equal(problem.initial.values, of_all.values)
+
+
 def test_a_switch_that_a_sample_holds_back_is_told():
     with pytest.warns(eg.RunWarning, match="ended at the sample"):
         switching(2.5)
