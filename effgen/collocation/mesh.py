@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from effgen.core.counts import check_count
 
@@ -38,6 +38,8 @@ class Mesh(eqx.Module):
         inputs: The inputs there, `(nodes, inputs)`.
         shifts: What doses add to the state where each interval starts,
             `(intervals, state)`.
+        renewed: Which states begin an interval anew: algebraic ones after a jump,
+            `(intervals, state)`. The node there is of before.
     """
 
     edges: tuple[Float[np.ndarray, " edges"], ...]
@@ -51,6 +53,7 @@ class Mesh(eqx.Module):
     ts: Float[np.ndarray, " nodes"]
     inputs: Float[np.ndarray, "nodes inputs"]
     shifts: Float[np.ndarray, "intervals state"]
+    renewed: Bool[np.ndarray, "intervals state"]
 
     @property
     def num_nodes(self) -> int:
@@ -137,13 +140,18 @@ def edges_at_jumps(problem: Problem, edges: Sequence[np.ndarray]) -> list[np.nda
 
 def _with_samples(edges: np.ndarray, trajectory: Trajectory) -> np.ndarray:
     """Return edges with the samples of intervals that begin at a jump."""
-    times = np.union1d(jumps(trajectory), [time for time, _ in trajectory.doses])
-    first = np.isin(edges[:-1], times)
     ts = trajectory.ts
     at, share = within(edges, ts)
     # A sample that is a rounding away from an edge is at a node as it is.
-    chosen = first[at] & (share > _NEAR) & (share < 1 - _NEAR)
+    inside = (share > _NEAR) & (share < 1 - _NEAR)
+    chosen = _after_jumps(edges, trajectory)[at] & inside
     return np.union1d(edges, ts[chosen])
+
+
+def _after_jumps(edges: np.ndarray, trajectory: Trajectory) -> np.ndarray:
+    """Return which intervals begin at a jump or a dose."""
+    times = np.union1d(jumps(trajectory), [time for time, _ in trajectory.doses])
+    return np.isin(edges[:-1], times)
 
 
 def _with_jumps(edges: np.ndarray, times: np.ndarray) -> np.ndarray:
@@ -175,6 +183,8 @@ def make_mesh(problem: Problem, edges: Sequence[np.ndarray], stages: int) -> Mes
     """Return the mesh of these edges, with the inputs of the problem's trajectories."""
     first = 0
     columns: list[tuple[np.ndarray, ...]] = []
+    differential = problem.num_states - problem.num_algebraic
+    algebraic = np.arange(problem.num_states) >= differential
     for trajectory, e in zip(problem.data, edges, strict=True):
         e = np.asarray(e, np.float64)
         lengths = np.diff(e)
@@ -188,9 +198,10 @@ def make_mesh(problem: Problem, edges: Sequence[np.ndarray], stages: int) -> Mes
         left = np.concatenate([[first], inner[:-1, -1]])
         ends = np.array([first, inner[-1, -1]])
         shifts = shifts_at(trajectory, e[:-1], problem.num_states)
-        columns.append((left, inner, lengths, ends, ts, known, shifts))
+        renewed = _after_jumps(e, trajectory)[:, None] & algebraic
+        columns.append((left, inner, lengths, ends, ts, known, shifts, renewed))
         first += 1 + num * stages
-    left, inner, lengths, ends, ts, inputs, shifts = (
+    left, inner, lengths, ends, ts, inputs, shifts, renewed = (
         np.concatenate(parts) for parts in zip(*columns, strict=True)
     )
     later = followers(problem.data)
@@ -207,6 +218,7 @@ def make_mesh(problem: Problem, edges: Sequence[np.ndarray], stages: int) -> Mes
         ts,
         inputs,
         shifts,
+        renewed,
     )
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import ArrayLike, Float, Int
+from jaxtyping import ArrayLike, Bool, Float, Int
 
 from .clocks import mesh_rates, mesh_times, true_times
 from .mesh import Mesh, node_times, within
@@ -36,6 +36,8 @@ class Solution(eqx.Module):
         switches: The time of each switch, with the sample before, where it stands on
             the mesh, and the sample after, `(switches, 4)`; `None` without switches.
             `edges` are on the mesh's clock.
+        renewed: Which states begin an interval anew, `(intervals, state)`: algebraic
+            ones after a jump; `None` of none.
     """
 
     edges: tuple[Float[Table, " edges"], ...]
@@ -44,6 +46,7 @@ class Solution(eqx.Module):
     scale: Float[Table, " outputs"] | None = None
     shifts: Float[Table, "intervals state"] | None = None
     switches: Float[Table, "switches 4"] | None = None
+    renewed: Bool[Table, "intervals state"] | None = None
 
     def __call__(
         self, ts: ArrayLike, trajectory: int = 0
@@ -183,7 +186,8 @@ class Solution(eqx.Module):
 
         Returns:
             The states, `(rows, stages + 1, state)`, in their units; the start's after a
-                dose there.
+                dose or jump there. Of states that begin anew, the start is what the
+                polynomial of the stages is there.
         """
         counts = np.array([len(e) - 1 for e in self.edges])
         owner = np.searchsorted(np.cumsum(counts), intervals, side="right")
@@ -192,6 +196,10 @@ class Solution(eqx.Module):
         found = np.asarray(self.positions)[points]
         if self.shifts is not None:
             found[:, 0] += np.asarray(self.shifts)[intervals]
+        if self.renewed is not None:
+            anew = np.einsum("k,rkn->rn", _from_stages(self.stages), found[:, 1:])
+            chosen = np.asarray(self.renewed)[intervals]
+            found[:, 0] = np.where(chosen, anew, found[:, 0])
         return found
 
     def _starts(self, i: int) -> Float[np.ndarray, " state"]:
@@ -223,6 +231,13 @@ class Solution(eqx.Module):
         at, share = within(edges, ts)
         first = sum(len(e) - 1 for e in self.edges[:i])
         return first + at, radau(self.stages).basis(share), np.diff(edges)[at]
+
+
+def _from_stages(stages: int) -> Float[np.ndarray, " stages"]:
+    """Return the stages' Lagrange polynomials at the interval's start."""
+    nodes, own = radau(stages).nodes, np.eye(stages, dtype=bool)
+    away = np.where(own, 1.0, nodes[:, None] - nodes)
+    return np.prod(np.where(own, 1.0, -nodes / away), axis=1)
 
 
 def full_differentiation(stages: int) -> Float[np.ndarray, "points points"]:
@@ -281,7 +296,10 @@ def solution_on(
 ) -> Solution:
     """Return the solution that states at a mesh's nodes are."""
     shifts = mesh.shifts if np.any(mesh.shifts) else None
-    return Solution(mesh.edges, positions, mesh.stages, scale, shifts, switches)
+    renewed = mesh.renewed if np.any(mesh.renewed) else None
+    return Solution(
+        mesh.edges, positions, mesh.stages, scale, shifts, switches, renewed
+    )
 
 
 def prolonged(
