@@ -85,8 +85,17 @@ class Deviation(eqx.Module):
 
         Returns:
             A scalar, in the units of what it is added to.
+
+        Raises:
+            ValueError: For another number of inputs.
         """
-        unit = (jnp.reshape(x, -1) - jnp.array(self.center)) / jnp.array(self.scale)
+        given = jnp.reshape(x, -1)
+        if len(given) != len(self.center):
+            raise ValueError(
+                f"`x` has shape {jnp.shape(x)}: pass ({len(self.center)},), the inputs "
+                "of the `Deviation`."
+            )
+        unit = (given - jnp.array(self.center)) / jnp.array(self.scale)
         return self.last @ jnp.tanh(self.first @ unit + self.bias)
 
 

@@ -12,6 +12,7 @@ from .curvature import AbstractCurvature
 from .elimination import sample_residuals
 from .model import Model
 from .nlp import NLP, constraint_shapes, model_terms, terms_at_ends
+from .phases import Bracket
 from .points import Limits
 from .priors import check_prior_shapes
 from .problem import (
@@ -42,6 +43,8 @@ def check_shapes(batch: Transcription, model: Model) -> None:
     x, outputs = jnp.asarray(problem.nominal), problem.data[0].ys.shape[1]
     at = (jnp.asarray(mesh.ts[0]), x, jnp.asarray(mesh.inputs[0]), *given)
     one, size = ((), (1,)), ((problem.num_states,),)
+    for bracket in problem.brackets:
+        _check_switch(bracket, given)
     _check_shape("vector_field", problem.vector_field, at, size)
     if problem.observe is not None:
         wanted = ((outputs,), ()) if outputs == 1 else ((outputs,),)
@@ -55,6 +58,15 @@ def check_shapes(batch: Transcription, model: Model) -> None:
         wanted_by = {PathConstraint: at, ModelConstraint: given}
         args = wanted_by.get(type(constraint), (x, x, *given))
         _check_vector(constraint, args)
+
+
+def _check_switch(bracket: Bracket, given: tuple[Any, ...]) -> None:
+    name = f"`time` of the switch near {bracket.at:.6g}"
+    found = _shape_of(name, lambda p, nets: bracket.time(p), given)
+    if found not in ((), (1,)):
+        raise ValueError(
+            f"{name} returns shape {found}: pass a function of parameters to one time."
+        )
 
 
 def _check_vector(constraint: Constraint, given: tuple[Any, ...]) -> None:

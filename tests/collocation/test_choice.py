@@ -186,3 +186,5 @@ def test_what_cannot_be_chosen_is_named(deviation):
     for settings in ({"scale": 0.0}, {"center": np.nan}, {"center": [1.0, 2.0]}):
         with pytest.raises(ValueError, match=f"`{next(iter(settings))}` is"):
             co.Deviation(1, key=KEY, **settings)
+    with pytest.raises(ValueError, match=r"`x` has shape \(1,\): pass \(2,\)"):
+        co.Deviation(2, key=KEY)(jnp.ones(1))

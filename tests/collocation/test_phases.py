@@ -187,6 +187,18 @@ def test_a_switch_that_a_sample_holds_back_is_told():
         switching(2.5)
 
 
+def test_switches_of_no_time_are_refused_by_name():
+    for time, error, message in (
+        (lambda p: p["off"], TypeError, "switch near 2.1 asks for 'off'"),
+        (lambda p: jnp.ones(2), ValueError, r"switch near 2.1 returns shape \(2,\)"),
+    ):
+        problem = co.Problem(decay, (TS, TS), switches=[co.Switch(time, 2.1)])
+        with pytest.raises(error, match=message):
+            solved(problem, {"a": 0.3, "k": 0.1, "on": 2.1}, intervals=2)
+    with pytest.raises(ValueError, match="`switches` has"):
+        co.Problem(decay, (TS, TS), switches=co.Switch(lambda p: p["on"], 2.1))
+
+
 def test_phases_that_cannot_be():
     data = phases((0.46, 1.18))
     with pytest.raises(ValueError, match="has no `LinkConstraint`"):
