@@ -164,7 +164,7 @@ def test_counts_and_shapes_that_cannot_be_are_refused_by_name():
         "`ts` is": lambda: co.integrate(problem, model, [1.0], TS[::-1]),
         "`rtol` is 0": lambda: co.integrate(problem, model, [1.0], TS, rtol=0.0),
         "`atol` is nan": lambda: co.simulate(problem, model, [1.0], TS, atol=np.nan),
-        "is nan: pass two or more": lambda: co.simulate(
+        r"nan .*: pass two or more": lambda: co.simulate(
             problem, model, [1.0], np.array([0.0, np.nan, 1.0])
         ),
         "a finite number for each": lambda: co.simulate(problem, model, [np.nan], TS),
