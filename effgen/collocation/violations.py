@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .compiled import compiled_node_terms, values
+from .constraints import KINDS
 from .curvature import AbstractCurvature
 from .elimination import sample_residuals
 from .model import Model
@@ -16,9 +17,7 @@ from .phases import Bracket
 from .points import Limits
 from .priors import check_prior_shapes
 from .problem import (
-    BoundaryConstraint,
     Constraint,
-    LinkConstraint,
     ModelConstraint,
     PathConstraint,
     names_of_model,
@@ -212,11 +211,10 @@ def name_of_row(row: int, batch: Transcription, nlp: NLP) -> str:
         return f"equation {column} {_where(node, batch.mesh)}"
     if part == 1:
         return f"an algebraic equation at the start of trajectory {place}"
-    kind = (PathConstraint, BoundaryConstraint, ModelConstraint, LinkConstraint)
     name = [
         c.name
         for c in batch.problem.constraints
-        if isinstance(c, kind[part - 2])
+        if isinstance(c, KINDS[part - 2])
         for _ in range(constraint_size(c, nlp))
     ][column]
     where = (
