@@ -280,6 +280,17 @@ class Multipliers(NamedTuple):
     model_upper: Float[Table, " model"]
 
 
+def check_positions(solution: Solution, num_states: int) -> None:
+    """Raise `ValueError` for states of another number, or of other nodes."""
+    nodes = sum(1 + (len(e) - 1) * solution.stages for e in solution.edges)
+    shape = np.shape(solution.positions)
+    if shape != (nodes, num_states):
+        raise ValueError(
+            f"the guess has `positions` of shape {shape}, and the problem's states at "
+            f"its nodes are {(nodes, num_states)}: make it by `transcription.guess()`."
+        )
+
+
 def same_mesh(solution: Solution, mesh: Mesh) -> bool:
     """Return whether a solution lives on a mesh."""
     alike = (solution.stages, len(solution.edges)) == (mesh.stages, len(mesh.edges))

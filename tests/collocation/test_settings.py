@@ -184,6 +184,16 @@ def test_counts_and_shapes_that_cannot_be_are_refused_by_name():
             co.held_out(problem, wrong)  # pyright: ignore[reportArgumentType]
 
 
+def test_a_guess_of_other_states_is_refused():
+    law = lambda t, x, u, p, nets: -p["k"] * x
+    level = co.transcribe(co.Problem(law, (TS, np.ones((21, 2)))), intervals=4)
+    guess = co.transcribe(co.Problem(decay, DATA), intervals=4).guess()
+    trainer = co.CollocationTrainer()
+    state = trainer.init(co.Model({"k": 1.0}, None), guess)
+    with pytest.raises(ValueError, match=r"`positions` of shape \(13, 1\)"):
+        eg.fit(trainer, state, [level], key=KEY)
+
+
 def test_constraints_and_bounds_of_another_shape_are_refused_by_name():
     square = co.PathConstraint(
         lambda t, x, u, p, nets: jnp.ones((2, 2)), 0, 1, "square"
