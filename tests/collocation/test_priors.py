@@ -33,7 +33,7 @@ def test_rates_of_trajectories_share_a_prior():
         co.numbered([(TS, y) for y in ys]),
         scale=NOISE,
         initial=co.Initial([0.0]),
-        priors=co.Prior(lambda p, nets: p["rate"] - p["mean"], 0.02, name="alike"),
+        priors=co.Prior(lambda p, nets: p["rate"] - p["mean"], 0.3, name="alike"),
     )
     start = {"rate": np.ones(3), "mean": 0.0}
     level, state = solved(problem, start, intervals=2)
@@ -41,7 +41,7 @@ def test_rates_of_trajectories_share_a_prior():
     for i, y in enumerate(ys):
         design = np.zeros((12, 4))
         design[:11, i] = TS / NOISE
-        design[11, [i, 3]] = np.array([1, -1]) / 0.02
+        design[11, [i, 3]] = np.array([1, -1]) / 0.3
         curvature += design.T @ design
         right += design[:11].T @ y / NOISE
     wanted = np.linalg.solve(curvature, right)
@@ -103,7 +103,7 @@ def test_numbers_of_trajectories_are_whole_and_last():
 
 
 def test_priors_that_cannot_be_are_refused_by_name():
-    law, data = lambda t, x, u, p, nets: -p["k"] * x, (TS, np.exp(-TS))
+    law, data = lambda t, x, u, p, nets: -jnp.sum(p["k"]) * x, (TS, np.exp(-TS))
     rate = lambda p, nets: p["k"]
     for prior, message in (
         (co.Prior(rate, 0.0), "`scale` of 'prior' is 0"),
