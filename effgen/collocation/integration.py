@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from .phases import TrueTimed, on_mesh_clock
@@ -124,7 +125,7 @@ def integrate(
             "number for each state."
         )
     check_tolerances(rtol=rtol, atol=atol)
-    if not any(isinstance(t, jax.core.Tracer) for t in jax.tree.leaves(ts)):
+    if not any(isinstance(t, Tracer) for t in jax.tree.leaves(ts)):
         check_times(np.asarray(ts, float))
     chosen = Integration().adjoint if adjoint is None else adjoint
     solver = Integration().solver if solver is None else solver

@@ -108,7 +108,8 @@ def simulate(
         for chosen in solvers:
             if not np.all(np.isfinite(states)):
                 how = Integration(chosen, rtol=rtol, atol=atol)
-                rest = (*map(jnp.asarray, (x, first, every)), given, stops)
+                at_first, all_ts = jnp.asarray(first), jnp.asarray(every)
+                rest = (jnp.asarray(x), at_first, all_ts, given, stops)
                 states = np.asarray(_integrated(bare, how, model, *rest))
         return states[rows]
 

@@ -194,7 +194,7 @@ def _numbers(i: int, name: str, values: Any) -> np.ndarray:
         if np.iscomplexobj(values):
             raise ValueError("complex numbers")
         if isinstance(values, np.ma.MaskedArray):
-            return values.astype(np.float64).filled(np.nan)
+            values = np.where(np.ma.getmaskarray(values), np.nan, np.ma.getdata(values))
         return np.asarray(values, np.float64)
     except (TypeError, ValueError) as error:
         raise TypeError(
