@@ -28,6 +28,7 @@ _LEAST_CORRELATION = 0.05
 _FARTHEST = 30.0  # by what factor one turn moves the weights' precision
 _MOST_HALVINGS = 3
 _SETTLED = 0.1
+_LEAST_GAIN = 1e-3  # in nats: less is the rounding of weights that are zero
 
 
 class Deviation(eqx.Module):
@@ -224,18 +225,46 @@ def choose(
     plain, _ = fit(trainer, start, iter([bare]), key=key)
     shown = evidence(bare, plain)
     begun = trainer.init(Model(plain.model.parameters, model.networks), plain.memory)
-    best = _weighed(trainer, begun, level, shown, 0.0, key, turns)
+    best = _searched(trainer, begun, level, shown, key, turns)
     rho = 0.0 if best is None else best[2].correlation
     if best is not None and rho > _LEAST_CORRELATION:
         shown = evidence(bare, plain, correlation=rho)
         again = _weighed(trainer, best[0], best[1], best[2], rho, key, turns)
         best = best if again is None else again
     found = None if best is None else best[2]
-    network = best is not None and best[2].log_evidence > shown.log_evidence
+    network = best is not None and _gains(best[2], shown)
     state, level = (plain, bare) if best is None or not network else best[:2]
     warn_of_state(level, state)
     level = dataclasses.replace(level, final=True)
     return Choice(state, level, found, shown, network=network)
+
+
+def _gains(found: Evidence, before: Evidence) -> bool:
+    return found.log_evidence > before.log_evidence + _LEAST_GAIN
+
+
+def _searched(
+    trainer: CollocationTrainer,
+    state: TrainState,
+    level: Transcription,
+    before: Evidence,
+    key: PRNGKeyArray,
+    turns: int,
+) -> tuple[TrainState, Transcription, Evidence] | None:
+    """Return the fit of the highest evidence, begun at the weight decay as given.
+
+    A prior that is too narrow holds all weights at zero, where nothing widens it: then
+    the search begins again at one.
+    """
+    best = _weighed(trainer, state, level, before, 0.0, key, turns)
+    if best is not None and _gains(best[2], before):
+        return best
+    if not any(jax.tree.leaves(before.precision)):
+        return best
+    wide = before._replace(precision=jax.tree.map(lambda _: 0.0, before.precision))
+    again = _weighed(trainer, state, level, wide, 0.0, key, turns)
+    both = [fit for fit in (best, again) if fit is not None]
+    return max(both, key=lambda fit: fit[2].log_evidence, default=None)
 
 
 def _weighed(

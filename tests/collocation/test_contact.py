@@ -32,7 +32,7 @@ def fallen(ts):
         mine = (ts >= t) & (ts <= found.t[-1])
         states[mine] = found.sol(ts[mine]).T
         t, x, inside = found.t[-1], [0.0, found.y[1, -1]], not inside
-        times += [t] * (t < LAST)
+        times += [t] if t < LAST else []
     return states, np.array(times)
 
 
