@@ -60,20 +60,24 @@ def saturating():
     return np.interp(TS, np.linspace(0, 6, 4_001), states)
 
 
+def check_rates(model):
+    at = jnp.linspace(0.5, 2.8, 9)[:, None]
+    rates = model.parameters["rate"] * jnp.exp(jax.vmap(model.networks)(at))
+    np.testing.assert_allclose(rates, 1 / (1 + at[:, 0]), rtol=0.1)
+
+
 def test_a_law_that_saturates_has_its_network(deviation):
     choice = chosen(saturating() + noise(), deviation)
     assert choice.network
     assert choice.evidence.log_evidence > choice.plain.log_evidence + 5
     np.testing.assert_allclose(choice.evidence.noise, 0.02, rtol=0.3)
     assert 0.5 < choice.evidence.effective < 6
-    model = choice.state.model
-    at = jnp.linspace(0.5, 2.8, 9)[:, None]
-    rates = model.parameters["rate"] * jnp.exp(jax.vmap(model.networks)(at))
-    np.testing.assert_allclose(rates, 1 / (1 + at[:, 0]), rtol=0.1)
+    check_rates(choice.state.model)
 
 
 @pytest.mark.slow
 def test_weights_in_groups_have_a_prior_each(deviation):
+    """Begun with all weights held at zero, from where the search begins again."""
     groups = eqx.tree_at(
         lambda n: (n.first, n.bias, n.last), deviation, (1.0, 1.0, 0.1)
     )
@@ -81,8 +85,7 @@ def test_weights_in_groups_have_a_prior_each(deviation):
     assert choice.network
     alphas = choice.evidence.precision
     assert len({alphas.first, alphas.bias, alphas.last}) == 3
-    one = chosen(saturating() + noise(), deviation).evidence.log_evidence
-    assert choice.evidence.log_evidence > one - 1
+    check_rates(choice.state.model)
     assert 0 < choice.evidence.effective.last < 5
 
 
