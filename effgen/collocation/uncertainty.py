@@ -64,13 +64,12 @@ def covariance(
     `spread` is the noise. With outliers, `Huber` and `SoftL1` keep them small.
     `P` is how all variables follow from what is free, the model and the starts.
     `K = (P^T H P)^-1` where equations and active bounds hold, `H` the objective's
-    curvature. `J` are the residuals' derivatives. `rest` is what is left of the
-    curvature, of priors such as weight decay, times the pooled `spread^2`. `effective`
-    is the trace of `K J^T W J`, `W` the second derivatives of what residuals cost, and
-    `count` the number of measured values. Starts, and
-    what priors hold, take as many degrees of freedom as the data decide. Of equal
-    noise the result is `noise^2 K / count`, the Cramer-Rao bound of the linearized
-    problem of squares.
+    curvature. `J` are the residuals' derivatives. `rest` is the remaining curvature, of
+    priors such as weight decay, times the pooled `spread^2`. `effective` is the trace
+    of `K J^T W J`, `W` the second derivatives of what residuals cost, and `count` the
+    number of measured values. Starts, and what priors hold, take as many degrees of
+    freedom as the data decide. Of equal noise the result is `noise^2 K / count`, the
+    Cramer-Rao bound of the linearized problem of squares.
 
     Arguments:
         transcription: The transcription that `state` was solved on.
