@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from . import ipopt
-from .nlp import NLP, misfit_of
+from .compiled import misfit_of
+from .nlp import NLP
 from .points import Functions, Limits, Point, Solved, Trace
 from .scaling import Scaling, scaling
 

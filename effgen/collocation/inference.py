@@ -39,7 +39,7 @@ def inferred(
             x, told = _from_outputs(problem, mesh, model, x, i, here)
             known = known | told
         while not known.all():
-            slopes = solution_on(mesh, x).slopes_on_mesh(mesh.ts[here], i)
+            slopes = solution_on(mesh, x).derivative_on_mesh(mesh.ts[here], i)
             rows = known & (np.arange(len(known)) < _differential(problem))
             found, told = _solved(
                 problem, problem.vector_field, model, mesh, here, x, slopes, rows, known
