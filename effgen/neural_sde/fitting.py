@@ -42,9 +42,9 @@ class Fitted(NamedTuple):
     def drawn(self, num: int, *, key: PRNGKeyArray) -> tuple[LatentSDE, ...]:
         """Draw models from the posterior density of the parameters.
 
-        The fitted model leaves out that its parameters are not known: forecasts of a
-        short record are too sure. Those of several models, drawn here and mixed, as by
-        `stack`, are not.
+        The fitted model leaves out the uncertainty of its parameters, so its forecasts
+        of a short record have too narrow bands. The forecasts of several models that
+        are drawn here and mixed, as by `stack`, include it.
 
         Arguments:
             num: How many models.
@@ -83,7 +83,8 @@ def fit_linear(
         maximize  sum log p(y) - sum (log p - log p_start)^2 / (2 prior_scale^2)
 
     over all that `model.trainable()` names, by BFGS. The second sum is over parameters
-    that are kept by logarithms, rates and scales: it keeps damping and noise off zero.
+    that are kept by logarithms: rates and scales. It keeps damping and noise above
+    zero.
 
     Arguments:
         model: A linear model, observed linearly, such as `structural`'s.

@@ -54,10 +54,11 @@ def forecaster(
        of its parameters.
     2. `network` begins at the best structure with a part that returns to a mean, moves
        such parts alone, and sees all but levels and trends. Its parameters have a
-       normal prior about where they begin, so that it says little that few values say.
-    3. `stack` weighs them by what each foretold of the record's later part, fitted to
-       its earlier one: what is far behind gets next to nothing. A priori the network
-       has one half, and the structures share the other in proportion to
+       normal prior about where they begin, so it stays linear where few values say
+       otherwise.
+    3. `stack` weighs them by how each, fitted to the record's earlier part, forecast
+       its later one. A member with much less evidence gets next to no weight. A priori
+       the network has one half, and the structures share the other in proportion to
        `exp(criterion)`, as averaging by evidence would.
 
     Arguments:
@@ -168,7 +169,7 @@ def members(
     """Return models of each structure, in their order, and the network's.
 
     A structure's are drawn from the posterior density of its parameters, the mean among
-    them: forecasts of the fit alone are too sure where a record is short.
+    them: for a short record, forecasts of the fit alone have too narrow bands.
     """
     found = ranked(structures, ts, ys, mask)
     keys = jax.random.split(key, 2 + len(structures))

@@ -1,4 +1,4 @@
-"""Shares of models in a mixture: a priori, by evidence, by what they foretold."""
+"""Shares of models in a mixture: a priori, by evidence, by how well they forecast."""
 
 from collections.abc import Mapping
 

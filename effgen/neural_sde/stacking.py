@@ -1,4 +1,4 @@
-"""Stacking: forecasts of several models, mixed by what each foretold of the past."""
+"""Stacking: forecasts of several models, mixed by how well each did on the record."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -135,7 +135,7 @@ def stack(
     num_paths: int = 500,
     shares: Mapping[str, float] | None = None,
 ) -> Stack:
-    """Fit several models, and mix them by what they foretold of the record itself.
+    """Fit several models, and mix them by how well they forecast the record itself.
 
     All are fitted on the first part of the record, the first half or all but
     `num_origins` horizons. The rest is cut at as many origins, and each member has the
@@ -144,17 +144,17 @@ def stack(
 
         prior_k = mean over a of shares_k exp(sum_j a_j log p_k(block_j | y before)) / Z
 
-    of one hundredth at least, with `a` the weights of a Bayesian bootstrap of the
-    blocks, and `Z` by which the sum over members is one. So what is far behind counts
-    little, however few origins there are. All forecast from the origins as well, and
-    the weights maximize
+    of one hundredth at least. `a` are the weights of a Bayesian bootstrap of the
+    blocks, and `Z` makes the sum over members one. So a member with much less evidence
+    counts little, however few origins there are. All also forecast from the origins,
+    and the weights maximize
 
         sum over origins of mean_h log sum_k w_k p_k(y_h | y until the origin)
             + 2 sum_k prior_k log w_k
 
     Times after one origin depend on each other and count as one observation. The second
-    term, a Dirichlet prior worth two origins, keeps every weight off zero. Then all are
-    fitted on the whole record.
+    term, a Dirichlet prior worth two origins, keeps every weight above zero. Then all
+    are fitted on the whole record.
 
     Arguments:
         fit: From `(ts, ys, mask, key)` to models by name, fitted to a record whose last
@@ -317,7 +317,8 @@ def _held_out(
 ) -> tuple[Float[np.ndarray, " origins"], Estimate]:
     """Return the evidence of each block, of models that count alike, and of all blocks.
 
-    The evidence is of the mean density: models that foretell a block count more after.
+    The evidence is of the mean density: models that forecast a block well count more
+    later.
     """
     keys = jax.random.split(key, len(models))
     ends = np.append(origins, len(values))
