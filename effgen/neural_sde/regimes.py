@@ -20,11 +20,11 @@ from .anchors import cast
 from .answers import Bands
 from .checks import check_levels, check_positive
 from .draws import is_exact
-from .fitting import kept_by_logarithms
 from .frames import Labels
 from .gaussian import as_float
 from .histories import drawn, filtered, observed_by
 from .model import LatentSDE
+from .peak import kept_by_logarithms
 from .record import Record, recorded
 from .series import Series
 

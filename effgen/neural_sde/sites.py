@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from effgen.core.counts import check_count
+
 from .likelihoods import AbstractLikelihood, site_precision
 from .messages import Site
 from .series import Series
@@ -78,8 +80,7 @@ class LinearizedSites(AbstractSites):
 
     def __check_init__(self) -> None:
         """Check the number."""
-        if self.num_sweeps < 1:
-            raise ValueError(f"`num_sweeps` is {self.num_sweeps}: pass at least 1.")
+        check_count("num_sweeps", self.num_sweeps)
 
     def __call__(
         self,
@@ -267,10 +268,18 @@ class EncodedSites(AbstractSites):
         encoder: From `y`, zero where missing, to `2 * state` numbers: the mean, and
             what softplus takes to the precision. It is trained.
         most: The largest precision.
+
+    Raises:
+        ValueError: For a `most` that is not positive.
     """
 
     encoder: Callable[[Float[Array, "*shape"]], Float[Array, " two_states"]]
     most: float = 1e4
+
+    def __check_init__(self) -> None:
+        """Check the number."""
+        if not self.most > 0:
+            raise ValueError(f"`most` is {self.most}: pass a positive number.")
 
     def __call__(
         self,

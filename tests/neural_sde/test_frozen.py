@@ -85,3 +85,22 @@ def test_a_model_without_a_step_says_so():
         ns.plain_paths(
             oscillator(control=control), (ts[0], ts[0]), ts[0], num=2, key=KEY
         )
+
+
+def test_parameters_of_a_structure_are_fixed_by_their_names():
+    parts = ns.trend() + ns.cycle(9.0) + ns.car(3)
+    frozen = ["cycle.period", "observation.scale", "car.damping_1", "car.rate"]
+    model = ns.LatentSDE(parts, parts.decoder(0.1), frozen=frozen)
+    trained = model.trainable()[0]
+    assert trained.linear.parts[1].log_period is None
+    assert trained.decoder.log_scale is None
+    found = model.retrained(jax.tree.map(lambda x: x + 1, trained))
+    same = {
+        name: np.allclose(value, parts.parameters[name])
+        for name, value in found.linear.parameters.items()
+    }
+    kept = {name for name in same if same[name]}
+    assert kept == {"cycle.period", "car.damping_1", "car.rate"}
+    for name in ("cycle.length", "linear.parts.7.log_noise", "car.damping_2"):
+        with pytest.raises(ValueError, match="`frozen` names"):
+            ns.LatentSDE(parts, parts.decoder(0.1), frozen=[name])
