@@ -5,7 +5,7 @@ some and adds them to `results/forecasts.json`; by default all. Each record is f
 from six origins. What forecasts sees the record until the origin alone, and decides by
 itself: no contestant is told what another scored.
 
-- `recipe`: `neural_sde.forecaster`; its best linear model and its network alone.
+- `recipe`: `neural_sde.forecaster`; its best structure and its network alone.
 - `statsmodels`: structural models and autoregressions, the best by AIC.
 - `gaussian process`: scikit-learn's, of the kernels the one with the best evidence.
 - `plain vi`: the network's model trained by plain variational inference.
@@ -17,6 +17,7 @@ import itertools
 import json
 import time
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -48,7 +49,7 @@ def recipe(past: Past, key: Any) -> dict[str, np.ndarray]:
         num_steps=NUM_STEPS,
     )
     drawn = {
-        name: drawn_from(models[0], past, keys[1])
+        name: drawn_from(models, past, keys[1])
         for name, models in stack.members.items()
     }
     best = next(iter(stack.members))
@@ -62,14 +63,25 @@ def recipe(past: Past, key: Any) -> dict[str, np.ndarray]:
 def mixture(drawn: list[np.ndarray], weights: list[float]) -> np.ndarray:
     """Return draws of a mixture, from each member's: as `Stack.forecast` mixes."""
     counts = np.floor(np.diff([0, *np.cumsum(weights)]) * NUM_PATHS).astype(int)
-    rows = [np.floor((np.arange(n) + 0.5) * NUM_PATHS / max(n, 1)) for n in counts]
-    return np.concatenate([x[r.astype(int)] for x, r in zip(drawn, rows, strict=True)])
+    return np.concatenate(
+        [
+            x[np.floor((np.arange(n) + 0.5) * len(x) / max(n, 1)).astype(int)]
+            for x, n in zip(drawn, counts, strict=True)
+        ]
+    )
 
 
-def drawn_from(model: ns.LatentSDE, past: Past, key: Any) -> np.ndarray:
-    found = ns.posterior(model, past.ts, past.ys)
-    bands = found.observations(past.times, key=key, num_paths=NUM_PATHS)
-    return np.asarray(bands.samples[..., 0])
+def drawn_from(models: Sequence[ns.LatentSDE], past: Past, key: Any) -> np.ndarray:
+    """Return draws of models that count alike, as many of each."""
+    each = -(-NUM_PATHS // len(models))
+    keys = jax.random.split(key, len(models))
+    found = [
+        ns.posterior(model, past.ts, past.ys).observations(
+            past.times, key=key, num_paths=each
+        )
+        for model, key in zip(models, keys, strict=True)
+    ]
+    return np.concatenate([np.asarray(x.samples[..., 0]) for x in found])
 
 
 def plain_vi(past: Past, key: Any) -> dict[str, np.ndarray]:
@@ -78,7 +90,7 @@ def plain_vi(past: Past, key: Any) -> dict[str, np.ndarray]:
     choices = candidates(past.ts, past.ys, season_period=past.season)
     best = returning(ranked(choices, past.ts, past.ys))
     assert best is not None
-    start = beside(best, past.ts, past.ys, None, key=keys[0])
+    start = beside(best.model, past.ts, past.ys, None, key=keys[0])
     size = start.num_states
     control = ns.PlainControl(size, 1, key=keys[1], width_size=32)
     model = dataclasses.replace(start, residual=None, control=control)

@@ -319,6 +319,16 @@ def full_softmax() -> Case:
     return Case(trainer, trainer().init(model, cache), data)
 
 
+def lazy_tables() -> Case:
+    def trainer():
+        return rc.LazyTablesTrainer(rc.InBatchTrainer(optax.adam(1e-2)))
+
+    _, corpus, data = numbered()
+    users, items = (rc.Table(len(corpus), 6, key=k) for k in jax.random.split(KEY))
+    memory = rc.StreamedFrequencies.of(len(corpus))
+    return Case(trainer, trainer().init(rc.TwoTowers(users, items), memory), data)
+
+
 CASES = {
     "regression": regression,
     "jarzynski": jarzynski,
@@ -339,6 +349,7 @@ CASES = {
     "in_batch": in_batch,
     "cross_batch": cross_batch,
     "full_softmax": full_softmax,
+    "lazy_tables": lazy_tables,
 }
 
 

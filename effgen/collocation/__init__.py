@@ -20,6 +20,10 @@ from .generalization import (
     extrapolation as extrapolation,
     held_out as held_out,
 )
+from .identifiability import (
+    Identifiability as Identifiability,
+    identifiability as identifiability,
+)
 from .integration import integrate as integrate
 from .ipopt import Ipopt as Ipopt, linear_solvers as linear_solvers
 from .matching import (
@@ -29,7 +33,14 @@ from .matching import (
     slopes_of as slopes_of,
 )
 from .mesh import aligned_edges as aligned_edges, uniform_edges as uniform_edges
+from .misfits import (
+    AbstractMisfit as AbstractMisfit,
+    Huber as Huber,
+    SoftL1 as SoftL1,
+    Squares as Squares,
+)
 from .penalties import smoothness as smoothness
+from .priors import FreeInput as FreeInput, Prior as Prior
 from .problem import (
     BoundaryConstraint as BoundaryConstraint,
     Initial as Initial,
@@ -59,6 +70,7 @@ from .shooting import (
 from .simulation import simulate as simulate
 from .solution import Multipliers as Multipliers, Solution as Solution
 from .trainer import CollocationTrainer as CollocationTrainer
+from .trajectories import numbered as numbered
 from .transcription import Transcription as Transcription, transcribe as transcribe
 from .uncertainty import (
     Covariance as Covariance,

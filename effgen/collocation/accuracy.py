@@ -1,4 +1,4 @@
-"""What the mesh's own error makes of the outputs, beside their noise.
+"""The error of the outputs that the mesh makes, beside their noise.
 
 The states' polynomials meet the equations at the nodes. Between them is a residual; its
 integral, carried through the linearized equations of all intervals, is the error of the
@@ -14,14 +14,15 @@ import numpy as np
 from jaxtyping import Float
 from numpy.polynomial.legendre import leggauss
 
-from .elimination import Eliminated, SampleSlopes, sample_residuals
+from .elimination import Eliminated, SampleJacobian, sample_residuals
 from .inputs import inputs_at
 from .mesh import Mesh
+from .misfits import influence
 from .model import Model
 from .nlp import NLP
 from .problem import Problem
 from .radau import radau
-from .solution import Solution, full_slopes
+from .solution import Solution, full_differentiation
 from .transcription import Transcription
 
 
@@ -67,7 +68,7 @@ def mesh_error(
     transcription: Transcription,
     nlp: NLP,
     through: Eliminated,
-    slopes: SampleSlopes,
+    jacobian: SampleJacobian,
     solution: Solution,
 ) -> MeshError | None:
     """Return the error of a solution's mesh; `None` where it is not finite.
@@ -90,15 +91,17 @@ def mesh_error(
     right[: len(forced)] = forced[: len(right)]
     moved = np.zeros(len(z))
     moved[through.rest] = through.factors.solve(right)
-    error = slopes.along(nlp, moved[:, None])[..., 0]
-    error = error + np.einsum("son,sn->so", slopes.states, between)
+    error = jacobian.along(nlp, moved[:, None])[..., 0]
+    error = error + np.einsum("son,sn->so", jacobian.states, between)
     residuals = np.asarray(sample_residuals(nlp, jnp.asarray(z)))
     mask, count = np.asarray(nlp.samples.mask), float(nlp.counted)
+    # Outliers are no noise that hides an error: they count as they pull.
+    pulls, _ = influence(nlp.problem.misfit, residuals * np.sqrt(count))
     mean = lambda v: np.sqrt(
         count * np.sum(np.where(mask, v, 0) ** 2, 0) / np.maximum(mask.sum(0), 1)
     )
     size = mean(error)
-    ratio = size / np.maximum(mean(residuals), 1e-300)
+    ratio = size / np.maximum(mean(pulls / np.sqrt(count)), 1e-300)
     share = size * np.asarray(problem.scale) / problem.spread
     return MeshError(ratio, share, np.abs(q).max(axis=(1, 2)))
 
@@ -163,7 +166,7 @@ def _field(
     basis = radau(mesh.stages).basis(shares)
     positions = solution.at_points(rows)
     states = np.einsum("rk,rkn->rn", basis, positions)
-    table = np.einsum("rk,kl->rl", basis, full_slopes(mesh.stages))
+    table = np.einsum("rk,kl->rl", basis, full_differentiation(mesh.stages))
     slopes = np.einsum("rl,rln->rn", table, positions) / mesh.lengths[rows, None]
     starts = np.concatenate([e[:-1] for e in mesh.edges])
     ts = starts[rows] + mesh.lengths[rows] * shares

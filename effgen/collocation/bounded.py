@@ -13,6 +13,7 @@ from .problem import Problem, flat_bounds
 _LEFT_OUT = {
     "lagrange": "pass a problem without it",
     "mayer": "pass a problem without it",
+    "priors": "pass a problem without them, or a `penalty`",
     "constraints": "pass a problem without them, or a `penalty` of what they forbid",
     "switches": "write the law with `jax.nn.sigmoid((t - p[...]) / width)`",
     "state_bounds": "pass a problem without them, whose law keeps its states inside",
@@ -24,6 +25,7 @@ def check_kept(problem: Problem, trainer: str, names: tuple[str, ...]) -> None:
     costs = (problem.lagrange, problem.mayer)
     given = {name: cost is not None for name, cost in zip(("lagrange", "mayer"), costs)}
     given["switches"] = bool(problem.brackets)
+    given["priors"] = bool(problem.priors)
     given["constraints"] = len(problem.constraints) > len(problem.brackets)
     given["state_bounds"] = bool(np.any(np.isfinite(problem.state_bounds)))
     for name in names:
@@ -36,8 +38,11 @@ def check_kept(problem: Problem, trainer: str, names: tuple[str, ...]) -> None:
 
 def data_alone(problem: Problem) -> Problem:
     """Return the problem with its law and data, but no costs and no constraints."""
-    where = lambda p: (p.constraints, p.brackets, p.lagrange, p.mayer, p.penalty)
-    bare = ((), (), None, None, None)
+    where = lambda p: (
+        *(p.constraints, p.brackets, p.priors),
+        *(p.lagrange, p.mayer, p.penalty),
+    )
+    bare = ((), (), (), None, None, None)
     return eqx.tree_at(where, problem, bare, is_leaf=lambda leaf: leaf is None)
 
 

@@ -1,4 +1,4 @@
-"""What is warned of: what nothing tells, and meshes that are too coarse."""
+"""Warnings: parameters that are not determined, and meshes that are too coarse."""
 
 import dataclasses
 import warnings
@@ -6,19 +6,22 @@ import warnings
 import numpy as np
 
 from effgen.core.results import RunWarning
+from effgen.core.state import TrainState
 
 from .accuracy import MeshError, mesh_error
-from .elimination import Eliminated, SampleSlopes, eliminated, sample_slopes
+from .compiled import misfit_of
+from .curvature import LimitedMemory
+from .elimination import Eliminated, SampleJacobian, eliminated, sample_jacobian
 from .evaluator import Evaluator
 from .information import name_of_free
 from .model import Model, names_of_model
-from .nlp import NLP, misfit_of, ravel
+from .nlp import NLP, ravel
 from .pattern import unused
 from .points import Limits
 from .problem import Problem
 from .solution import Solution
 from .switches import switches
-from .transcription import Transcription, limits_of
+from .transcription import Transcription, limits_of, weighed
 
 
 _AT_BOUND, _OPEN, _NAMED, _AT_SAMPLE = 1e-6, 1e-8, 0.1, 1e-4
@@ -45,6 +48,14 @@ def warn_of_unused(evaluator: Evaluator) -> None:
     )
 
 
+def warn_of_state(transcription: Transcription, state: TrainState) -> None:
+    """Warn of all that a last solve would warn of, where none was told to be."""
+    level = weighed(transcription, state.memory)
+    evaluator = Evaluator(level.program(state.model), LimitedMemory())
+    warn_of_unused(evaluator)
+    warn_of_solution(level, evaluator, state.memory, state.model)
+
+
 def warn_of_solution(
     batch: Transcription, evaluator: Evaluator, solution: Solution, model: Model
 ) -> None:
@@ -56,14 +67,14 @@ def warn_of_solution(
         through = eliminated(nlp, evaluator.functions(), limits, z)
     except ValueError:
         return
-    slopes = sample_slopes(nlp, z)
-    error = mesh_error(batch, nlp, through, slopes, solution)
+    jacobian = sample_jacobian(nlp, z)
+    error = mesh_error(batch, nlp, through, jacobian, solution)
     if error is not None and error.excess > 1:
         _warn_of_mesh(batch, error, solution, model)
     _warn_of_prior(nlp, z)
     if not _other_terms(batch.problem):
         never = len(z) - len(nlp.flat()) + unused(nlp, evaluator.depends)
-        _warn_of_open(nlp, through, slopes, limits, z, never)
+        _warn_of_open(nlp, through, jacobian, limits, z, never)
 
 
 def _warn_of_switches(problem: Problem, model: Model) -> None:
@@ -83,9 +94,11 @@ def _warn_of_switches(problem: Problem, model: Model) -> None:
 
 
 def _warn_of_prior(nlp: NLP, z: np.ndarray) -> None:
-    """Warn of a prior of starts whose deviation is not beside that of the noise."""
+    """Warn of priors whose deviations are not beside that of the noise."""
     initial, count = nlp.problem.initial, float(nlp.counted)
-    if initial is None or initial.scale is None:
+    names = ["`initial.scale`"] * (initial is not None and initial.scale is not None)
+    names += [f"the scale of {prior.name!r}" for prior in nlp.problem.priors]
+    if not names:
         return
     taken = len(nlp.flat()) + len(nlp.starts) * nlp.problem.num_states
     found = np.sqrt(2 * misfit_of(nlp, z) * count / max(count - taken, 1.0))
@@ -93,7 +106,7 @@ def _warn_of_prior(nlp: NLP, z: np.ndarray) -> None:
         return
     warnings.warn(
         f"the residuals are {found:.2g} of the problem's `scale`, so that "
-        f"`initial.scale` acts as a standard deviation of {found:.2g} times its size: "
+        f"{names[0]} acts as a standard deviation of {found:.2g} times its size: "
         "pass `scale`, the noise's standard deviation.",
         RunWarning,
         stacklevel=4,
@@ -104,13 +117,14 @@ def _other_terms(problem: Problem) -> bool:
     """Return whether more than samples and fixed starts tell the parameters."""
     costs = (problem.lagrange, problem.mayer, problem.penalty)
     weighed = problem.initial is not None and problem.initial.scale is not None
-    return weighed or bool(problem.constraints) or any(c is not None for c in costs)
+    rest = bool(problem.constraints) or bool(problem.priors)
+    return weighed or rest or any(c is not None for c in costs)
 
 
 def _warn_of_open(
     nlp: NLP,
     through: Eliminated,
-    slopes: SampleSlopes,
+    jacobian: SampleJacobian,
     limits: Limits,
     z: np.ndarray,
     never: np.ndarray,
@@ -130,7 +144,7 @@ def _warn_of_open(
     units[chosen, np.arange(len(chosen))] = size[chosen]
     if not len(chosen) or len(chosen) > _MOST_FREE:
         return
-    moved = slopes.along(nlp, through.moved(units))
+    moved = jacobian.along(nlp, through.moved(units))
     rows = moved[np.asarray(nlp.samples.mask)]
     norms = np.linalg.norm(rows, axis=0)
     norms = np.where(norms > 0, norms, 1.0)

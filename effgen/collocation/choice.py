@@ -14,8 +14,11 @@ from effgen.core.results import TrainingError
 from effgen.core.state import TrainState
 from effgen.core.train import fit
 
-from .evidence import Evidence, check_one_prior, evidence
+from .cautions import warn_of_state
+from .evidence import Evidence, check_squares, evidence, groups
 from .model import Model, as_trained
+from .nlp import ravel
+from .phases import Retimed
 from .problem import Problem
 from .trainer import CollocationTrainer
 from .transcription import Transcription
@@ -25,6 +28,7 @@ _LEAST_CORRELATION = 0.05
 _FARTHEST = 30.0  # by what factor one turn moves the weights' precision
 _MOST_HALVINGS = 3
 _SETTLED = 0.1
+_LEAST_GAIN = 1e-3  # in nats: less is the rounding of weights that are zero
 
 
 class Deviation(eqx.Module):
@@ -42,6 +46,9 @@ class Deviation(eqx.Module):
         scale: What the inputs are divided by, a number or `(inputs,)`, in their units;
             not trained.
         key: The JAX random key of the weights.
+
+    Raises:
+        ValueError: For sizes that are no counts, or a `center` or `scale` out of range.
     """
 
     first: Float[Array, "width inputs"]
@@ -60,14 +67,16 @@ class Deviation(eqx.Module):
         key: PRNGKeyArray,
     ) -> None:
         """Draw the weights."""
+        check_count("inputs", inputs)
+        check_count("width", width)
         keys = jax.random.split(key, 3)
         self.first = jax.random.normal(keys[0], (width, inputs)) / np.sqrt(inputs)
         self.bias = jax.random.normal(keys[1], (width,)) * 0.5
         self.last = jax.random.normal(keys[2], (width,)) * 0.3
-        full = lambda v: tuple(
-            np.broadcast_to(np.asarray(v, float), (inputs,)).tolist()
-        )
-        self.center, self.scale = full(center), full(scale)
+        self.center = _full("center", center, inputs)
+        self.scale = _full("scale", scale, inputs)
+        if not all(s > 0 for s in self.scale):
+            raise ValueError(f"`scale` is {scale}: pass positive numbers.")
 
     def __call__(self, x: Float[Array, " inputs"]) -> Float[Array, ""]:
         """Return the deviation at one input.
@@ -77,9 +86,27 @@ class Deviation(eqx.Module):
 
         Returns:
             A scalar, in the units of what it is added to.
+
+        Raises:
+            ValueError: For another number of inputs.
         """
-        unit = (jnp.reshape(x, -1) - jnp.array(self.center)) / jnp.array(self.scale)
+        given = jnp.reshape(x, -1)
+        if len(given) != len(self.center):
+            raise ValueError(
+                f"`x` has shape {jnp.shape(x)}: pass ({len(self.center)},), the inputs "
+                "of the `Deviation`."
+            )
+        unit = (given - jnp.array(self.center)) / jnp.array(self.scale)
         return self.last @ jnp.tanh(self.first @ unit + self.bias)
+
+
+def _full(name: str, value: Any, size: int) -> tuple[float, ...]:
+    array = np.asarray(value, float)
+    if array.shape not in ((), (1,), (size,)) or not np.all(np.isfinite(array)):
+        raise ValueError(
+            f"`{name}` is {value}: pass a finite number, or ({size},) of them."
+        )
+    return tuple(np.broadcast_to(array, (size,)).tolist())
 
 
 class Without(eqx.Module):
@@ -119,17 +146,29 @@ def without_networks(transcription: Transcription, model: PyTree) -> Transcripti
         as_trained(model).networks,
     )
     problem = transcription.problem
-    held = lambda function: None if function is None else Without(function, zero)
+    held = lambda function: _held(function, zero)
     constraints = tuple(
-        c._replace(function=Without(c.function, zero)) for c in problem.constraints
+        c._replace(function=held(c.function)) for c in problem.constraints
     )
+    priors = tuple(p._replace(function=held(p.function)) for p in problem.priors)
     names = ("vector_field", "observe", "lagrange", "mayer", "penalty")
     parts = tuple(held(getattr(problem, name)) for name in names)
-    where = lambda p: (*(getattr(p, name) for name in names), p.constraints)
+    where = lambda p: (*(getattr(p, name) for name in names), p.constraints, p.priors)
     new = eqx.tree_at(
-        where, problem, (*parts, constraints), is_leaf=lambda leaf: leaf is None
+        where, problem, (*parts, constraints, priors), is_leaf=lambda leaf: leaf is None
     )
     return eqx.tree_at(lambda t: t.problem, transcription, new)
+
+
+def _held(function: Any, networks: PyTree) -> Any:
+    """Return a function with its networks held; the mesh's clock stays outermost."""
+    if function is None:
+        return None
+    if isinstance(function, Retimed):
+        return dataclasses.replace(
+            function, function=_held(function.function, networks)
+        )
+    return Without(function, networks)
 
 
 def choose(
@@ -142,11 +181,13 @@ def choose(
 ) -> Choice:
     """Fit the law without its networks and with them; keep what the evidence prefers.
 
-    Without: all weights are held at zero. So the networks should be a deviation from a
-    law that the parameters have, such as `Deviation`. With: the fit begins at that
-    solution. The weights' prior follows MacKay's fixed point, `alpha <- gamma / |w|^2`.
-    A step in `log(alpha)` that lowers the evidence is halved, and the best is kept.
-    Where residuals are correlated by `rho`, each counts for `(1 - rho) / (1 + rho)`.
+    Without networks, all their weights are held at zero. So the networks should be a
+    deviation from a law that the parameters have, such as `Deviation`. With networks,
+    the fit begins at that solution. The weights' prior follows MacKay's fixed point,
+    `alpha <- gamma / |w|^2`. A step in `log(alpha)` that lowers the evidence is halved,
+    and the best is kept. If residuals are correlated by `rho`, each counts for `(1 -
+    rho) / (1 + rho)`. If `weight_decay` is a pytree, each leaf is a group with its own
+    `alpha`.
 
     Arguments:
         trainer: The trainer of both fits.
@@ -160,8 +201,12 @@ def choose(
 
     Raises:
         TrainingError: If the law without networks cannot be fitted.
-        ValueError: For a model without networks, a weight decay that is not one
-            number, or no number of turns.
+        ValueError: For a model without networks, a weight decay that is not like them,
+            a `misfit` that is no squares, or no number of turns.
+
+    Warns:
+        RunWarning: Where the mesh of the chosen law is too coarse, or the data leave
+            parameters open.
 
     Source:
         MacKay (1992).
@@ -173,25 +218,54 @@ def choose(
             "`Deviation`, to choose with or without."
         )
     check_count("turns", turns)
-    check_one_prior(transcription.problem)
+    check_squares(transcription.problem)
+    groups(transcription.problem, model.networks)
     level = transcription.before_finer()
     bare = without_networks(level, model)
     start = trainer.init(Model(model.parameters, None), bare.guess())
     plain, _ = fit(trainer, start, iter([bare]), key=key)
     shown = evidence(bare, plain)
     begun = trainer.init(Model(plain.model.parameters, model.networks), plain.memory)
-    best = _weighed(trainer, begun, level, shown, 0.0, key, turns)
+    best = _searched(trainer, begun, level, shown, key, turns)
     rho = 0.0 if best is None else best[2].correlation
     if best is not None and rho > _LEAST_CORRELATION:
         shown = evidence(bare, plain, correlation=rho)
         again = _weighed(trainer, best[0], best[1], best[2], rho, key, turns)
         best = best if again is None else again
     found = None if best is None else best[2]
-    if best is not None and best[2].log_evidence > shown.log_evidence:
-        level = dataclasses.replace(best[1], final=True)
-        return Choice(best[0], level, found, shown, network=True)
-    bare = dataclasses.replace(bare, final=True)
-    return Choice(plain, bare, found, shown, network=False)
+    network = best is not None and _gains(best[2], shown)
+    state, level = (plain, bare) if best is None or not network else best[:2]
+    warn_of_state(level, state)
+    level = dataclasses.replace(level, final=True)
+    return Choice(state, level, found, shown, network=network)
+
+
+def _gains(found: Evidence, before: Evidence) -> bool:
+    return found.log_evidence > before.log_evidence + _LEAST_GAIN
+
+
+def _searched(
+    trainer: CollocationTrainer,
+    state: TrainState,
+    level: Transcription,
+    before: Evidence,
+    key: PRNGKeyArray,
+    turns: int,
+) -> tuple[TrainState, Transcription, Evidence] | None:
+    """Return the fit of the highest evidence, begun at the weight decay as given.
+
+    A prior that is too narrow holds all weights at zero, where nothing widens it: then
+    the search begins again at one.
+    """
+    best = _weighed(trainer, state, level, before, 0.0, key, turns)
+    if best is not None and _gains(best[2], before):
+        return best
+    if not any(jax.tree.leaves(before.precision)):
+        return best
+    wide = before._replace(precision=jax.tree.map(lambda _: 0.0, before.precision))
+    again = _weighed(trainer, state, level, wide, 0.0, key, turns)
+    both = [fit for fit in (best, again) if fit is not None]
+    return max(both, key=lambda fit: fit[2].log_evidence, default=None)
 
 
 def _weighed(
@@ -204,7 +278,7 @@ def _weighed(
     turns: int,
 ) -> tuple[TrainState, Transcription, Evidence] | None:
     """Return the fit of the highest evidence over the weights' prior."""
-    alpha, best, halvings = before.precision or 1.0, None, 0
+    alpha, best, halvings = _positive(before.precision), None, 0
     deviation = before.noise
     for _ in range(turns):
         here = _with_precision(level, alpha, deviation, rho)
@@ -217,31 +291,43 @@ def _weighed(
             halvings += 1
             if halvings > _MOST_HALVINGS:
                 break
-            alpha = float(np.sqrt(alpha * best[2].precision))
+            middle = lambda a, b: float(np.sqrt(a * b))
+            alpha = jax.tree.map(middle, alpha, best[2].precision)
             continue
         gain = np.inf if best is None else found.log_evidence - best[2].log_evidence
         best, state, deviation = (new, here, found), new, found.noise
         if gain < _SETTLED and halvings == 0:
             break
-        halvings, weights = 0, _squares(new.model.networks)
-        wanted = max(found.effective, 1e-12) / max(weights, 1e-30)
-        wide = (found.precision / _FARTHEST, found.precision * _FARTHEST)
-        alpha = float(np.clip(wanted, *wide))
+        halvings, weights = 0, _squares(level.problem, new.model.networks)
+        alpha = jax.tree.map(_wanted, found.effective, weights, found.precision)
     return best
 
 
+def _positive(precision: PyTree) -> PyTree:
+    return jax.tree.map(lambda alpha: alpha or 1.0, precision)
+
+
+def _wanted(effective: float, weights: float, precision: float) -> float:
+    wanted = max(effective, 1e-12) / max(weights, 1e-30)
+    return float(np.clip(wanted, precision / _FARTHEST, precision * _FARTHEST))
+
+
 def _with_precision(
-    level: Transcription, alpha: float, noise: np.ndarray, rho: float
+    level: Transcription, alpha: PyTree, noise: np.ndarray, rho: float
 ) -> Transcription:
     """Return the transcription whose weight decay is this prior of the weights."""
     problem: Problem = level.problem
     count = sum(int(np.sum(~np.isnan(t.ys))) for t in problem.data)
     tau = (1 - rho) / (1 + rho)
     variance = float(np.exp(2 * np.mean(np.log(noise / problem.scale))))
-    decay = np.asarray(alpha * variance / (tau * max(count, 1)))
+    factor = variance / (tau * max(count, 1))
+    decay = jax.tree.map(lambda a: np.asarray(a * factor), alpha)
     return eqx.tree_at(lambda t: t.problem.weight_decay, level, decay)
 
 
-def _squares(networks: PyTree) -> float:
-    leaves = jax.tree.leaves(eqx.filter(networks, eqx.is_inexact_array))
-    return float(sum(jnp.sum(w**2) for w in leaves))
+def _squares(problem: Problem, networks: PyTree) -> PyTree:
+    """Return the sum of squared weights of each group, like `weight_decay`."""
+    leaves, tree = jax.tree.flatten(problem.weight_decay)
+    squares = np.asarray(ravel(Model(None, networks))) ** 2
+    found = np.bincount(groups(problem, networks), squares, minlength=len(leaves))
+    return jax.tree.unflatten(tree, found.tolist())

@@ -27,20 +27,34 @@ def mesh_times(
 ) -> tuple[Float[np.ndarray, " ts"], Float[np.ndarray, " ts"]]:
     """Return times on the mesh's clock, and its rate `ds/dt`.
 
-    At an edge the rate is that of the interval that ends there; at the trajectory's
-    `first` edge that of the one that begins.
+    For `first` see `mesh_rates`.
     """
-    s, rate = np.array(ts), np.ones(len(ts))
+    s = np.array(ts)
     for time, before, at, after in () if switches is None else switches:
         early = (at - before) / max(time - before, np.finfo(float).tiny)
         late = (after - at) / max(after - time, np.finfo(float).tiny)
         left, right = (ts > before) & (ts <= time), (ts > time) & (ts < after)
         s = np.where(left, at + (ts - time) * early, s)
         s = np.where(right, at + (ts - time) * late, s)
+    return s, mesh_rates(switches, s, first)
+
+
+def mesh_rates(
+    switches: Float[np.ndarray, "switches 4"] | None, s: np.ndarray, first: float
+) -> Float[np.ndarray, " ts"]:
+    """Return the rate `ds/dt` of the mesh's clock, at times on it.
+
+    At an edge the rate is that of the interval that ends there; at the trajectory's
+    `first` edge that of the one that begins.
+    """
+    rate = np.ones(len(s))
+    for time, before, at, after in () if switches is None else switches:
+        early = (at - before) / max(time - before, np.finfo(float).tiny)
+        late = (after - at) / max(after - time, np.finfo(float).tiny)
         begins = s == first
         rate = np.where(_within(s, before, at, begins), early, rate)
         rate = np.where(_within(s, at, after, begins), late, rate)
-    return s, rate
+    return rate
 
 
 def _within(

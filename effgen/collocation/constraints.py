@@ -78,6 +78,8 @@ class LinkConstraint(NamedTuple):
 
 
 Constraint = PathConstraint | BoundaryConstraint | ModelConstraint | LinkConstraint
+KINDS = (PathConstraint, BoundaryConstraint, ModelConstraint, LinkConstraint)
+"""Constraints in the order of the program's rows, after its equations."""
 
 
 def check_functions(**functions: Any) -> None:
@@ -93,11 +95,10 @@ def check_functions(**functions: Any) -> None:
 
 def checked_constraints(constraints: Any) -> tuple[Constraint, ...]:
     """Return constraints of known kinds, whose bounds do not cross."""
-    kinds = (PathConstraint, BoundaryConstraint, ModelConstraint, LinkConstraint)
-    if isinstance(constraints, kinds):
+    if isinstance(constraints, KINDS):
         constraints = (constraints,)
     for constraint in constraints:
-        if not isinstance(constraint, kinds):
+        if not isinstance(constraint, KINDS):
             raise TypeError(
                 f"`constraints` has a {type(constraint).__name__}: pass a list of "
                 "`PathConstraint`, `BoundaryConstraint`, `ModelConstraint` or "

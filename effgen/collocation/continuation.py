@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import equinox as eqx
 import numpy as np
 
+from .phases import followers
 from .problem import Problem, Trajectory
 
 
@@ -13,9 +14,9 @@ def windows(
 ) -> list[Problem]:
     """Return problems of the first part of every trajectory, growing to the whole.
 
-    Each ends at a sample. Their transcriptions are the data of one run: a level begins
-    from the states and multipliers of the window before. Past that window it begins
-    from the smoothed data. Scales are those of all data.
+    Each ends at a sample. Their transcriptions are the data of one run. A level begins
+    from the states and multipliers of the window before, and past that window from the
+    smoothed data. Scales are those of all data.
 
     Arguments:
         problem: The problem of the whole trajectories.
@@ -25,8 +26,15 @@ def windows(
         One problem for each share.
 
     Raises:
-        ValueError: Unless `shares` are positive and grow to 1.
+        ValueError: Unless `shares` are positive and grow to 1; for phases, of which the
+            first part of each is no beginning of the whole.
     """
+    if len(followers(problem.data)):
+        raise ValueError(
+            "the problem has phases, trajectories with `follows=True`: a window of "
+            "each would part them; pass a problem of the first phases, then of more."
+        )
+    shares = list(shares)
     grow = list(shares) == sorted(set(shares)) and len(shares) > 0
     if not grow or not 0 < shares[0] or shares[-1] != 1:
         raise ValueError(f"`shares` is {list(shares)}: pass growing numbers up to 1.")

@@ -19,6 +19,7 @@ from .nlp import (
     constraint_shapes,
     constraints,
     costs,
+    differentiation,
     ends_of,
     field_factor,
     initial_loss,
@@ -28,9 +29,9 @@ from .nlp import (
     objective,
     over_samples,
     quadrature,
+    residual_loss,
     sample_loss,
     sample_residual,
-    slopes,
     states_at_samples,
 )
 
@@ -38,7 +39,7 @@ from .nlp import (
 class JacobianBlocks(NamedTuple):
     """Blocks of the constraints' Jacobian, in the order of `constraints`."""
 
-    slopes: Float[Array, "intervals stages points state"]
+    differentiation: Float[Array, "intervals stages points state"]
     field_states: Float[Array, "intervals stages state state"]
     field_model: Float[Array, "intervals stages state model"]
     start_states: Float[Array, "trajectories algebraic state"]
@@ -57,10 +58,11 @@ def jacobian_blocks(nlp: NLP, z: Float[Array, " variables"]) -> JacobianBlocks:
     problem = nlp.problem
     size, algebraic = problem.num_states, problem.num_algebraic
     x, flat = nlp.split(z)
+    terms = lambda t, x, u, p: node_terms(problem, nlp.model(p), t, x, u)
     by_states, by_model = (
-        jax.vmap(
-            lambda t, x, u, d=d: d(lambda x, p: node_terms(nlp, t, x, u, p))(x, flat)
-        )(nlp.ts, x, nlp.inputs)
+        jax.vmap(lambda t, x, u, d=d: d(lambda x, p: terms(t, x, u, p))(x, flat))(
+            nlp.ts, x, nlp.inputs
+        )
         for d in (
             lambda f: jax.jacfwd(f, argnums=0),
             lambda f: jax.jacrev(f, argnums=1),
@@ -69,15 +71,15 @@ def jacobian_blocks(nlp: NLP, z: Float[Array, " variables"]) -> JacobianBlocks:
     factor = field_factor(nlp)[:, None, :, None]
     inner, start = nlp.points[:, 1:], slice(size - algebraic, size)
     field_states = factor * by_states[inner, :size]
-    table = slopes(nlp)
+    table = differentiation(nlp)
     stage = jnp.arange(nlp.stages)
     # The slope of a node's own value joins the field's block on the diagonal.
     own = table[stage, stage + 1]
     state = jnp.arange(size)
     field_states = field_states.at[:, :, state, state].add(own[None])
     ends = ends_of(nlp, x)
-    terms = lambda e, p: boundary_terms(nlp, e, p)
-    at_ends = lambda d: jax.vmap(lambda e: d(terms)(e, flat))(ends)
+    of_ends = lambda e, p: boundary_terms(nlp, e, p)
+    at_ends = lambda d: jax.vmap(lambda e: d(of_ends)(e, flat))(ends)
     linked = lambda e, p: link_terms(nlp, e, p)
     at_links = lambda d: jax.vmap(lambda e: d(linked)(e, flat))(x[nlp.links])
     return JacobianBlocks(
@@ -189,8 +191,8 @@ def gauss_newton_blocks(
     def loss(nlp: NLP, x: Array, sample: Samples, flat: Array) -> Array:
         residual = lambda x, p: sample_residual(nlp, sample, x, p)
         here = jax.lax.stop_gradient((x, flat))
-        _, moved = jax.jvp(residual, here, (x - here[0], flat - here[1]))
-        return 0.5 * factor * jnp.sum(moved**2)
+        at, moved = jax.jvp(residual, here, (x - here[0], flat - here[1]))
+        return factor * residual_loss(nlp, at + moved)
 
     return _blocks(nlp, z, weights, factor, pairs, loss)
 
@@ -203,8 +205,8 @@ def exact_lagrangian(nlp: NLP, z: Array, at: Array, multipliers: Array) -> Array
 def gauss_newton_lagrangian(nlp: NLP, z: Array, at: Array, multipliers: Array) -> Array:
     """Return the function whose Hessian at `at` is `gauss_newton_blocks`."""
     residuals = lambda z: over_samples(nlp, sample_residual, *nlp.split(z))
-    _, moved = jax.jvp(residuals, (at,), (z - at,))
-    return 0.5 * jnp.sum(moved**2) + costs(nlp, z)
+    there, moved = jax.jvp(residuals, (at,), (z - at,))
+    return residual_loss(nlp, there + moved) + costs(nlp, z)
 
 
 _COLUMNS_AT_ONCE = 16
@@ -257,7 +259,7 @@ def _total(nlp: NLP, function: Any, rows: tuple[Any, ...], flat: Array) -> Array
 def _weighed_node(
     nlp: NLP, x: Array, t: Array, u: Array, weights: Array, flat: Array
 ) -> Float[Array, ""]:
-    return weights @ node_terms(nlp, t, x, u, flat)
+    return weights @ node_terms(nlp.problem, nlp.model(flat), t, x, u)
 
 
 def _weighed_end(nlp: NLP, ends: Array, weights: Array, flat: Array) -> Array:

@@ -46,13 +46,21 @@ def checked_doses(
     return tuple(found)
 
 
-def check_amount(i: int, doses: Sequence[tuple[float, Any]], num_states: int) -> None:
-    """Raise `ValueError` for doses that are not a number for each state."""
+def check_amount(
+    i: int, doses: Sequence[tuple[float, Any]], num_states: int, num_algebraic: int
+) -> None:
+    """Raise `ValueError` for doses that are no numbers of differential states."""
     for time, amount in doses:
         if amount.shape != (num_states,):
             raise ValueError(
                 f"the dose of trajectory {i} at t = {time:.6g} is {len(amount)} "
                 f"numbers: pass one for each of the {num_states} states."
+            )
+        if np.any(amount[num_states - num_algebraic :] != 0):
+            raise ValueError(
+                f"the dose of trajectory {i} at t = {time:.6g} is {amount.tolist()}, "
+                "of which an algebraic state would have a part, which its equation "
+                "tells: pass zero there."
             )
 
 

@@ -116,7 +116,7 @@ def columns(num: int) -> Iterator[slice]:
     return (slice(i, min(i + _AT_ONCE, num)) for i in range(0, num, _AT_ONCE))
 
 
-class SampleSlopes(NamedTuple):
+class SampleJacobian(NamedTuple):
     """Derivatives of the samples' residuals: by the state there, and by the model."""
 
     states: Float[np.ndarray, "samples outputs state"]
@@ -136,15 +136,15 @@ class SampleSlopes(NamedTuple):
         return self.states @ there + self.model @ moved[num * size :]
 
 
-def sample_slopes(nlp: NLP, z: Float[np.ndarray, " variables"]) -> SampleSlopes:
+def sample_jacobian(nlp: NLP, z: Float[np.ndarray, " variables"]) -> SampleJacobian:
     """Return the derivatives of all samples' residuals."""
-    return SampleSlopes(
-        *(np.asarray(part) for part in _sample_slopes(nlp, jnp.asarray(z)))
+    return SampleJacobian(
+        *(np.asarray(part) for part in _sample_jacobian(nlp, jnp.asarray(z)))
     )
 
 
 @eqx.filter_jit
-def _sample_slopes(nlp: NLP, z: Array) -> tuple[Array, Array]:
+def _sample_jacobian(nlp: NLP, z: Array) -> tuple[Array, Array]:
     x, flat = nlp.split(z)
     at = states_at_samples(nlp, x)
 

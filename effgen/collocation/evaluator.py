@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .compiled import values
 from .curvature import AbstractCurvature
 from .derivatives import first_derivatives, hessian
-from .nlp import NLP, constraint_shapes, values
+from .nlp import NLP, constraint_shapes
 from .pattern import dependence, hessian_pattern, jacobian_pattern
 from .points import Functions
 
@@ -37,9 +38,9 @@ class Evaluator:
         exact = self.hessian_pattern is not None
         return Functions(
             lambda z: float(self._values(z)[0]),
-            lambda z: self._slopes(z)[0],
+            lambda z: self._first(z)[0],
             lambda z: self._values(z)[1],
-            lambda z: self._slopes(z)[1],
+            lambda z: self._first(z)[1],
             self._hessian if exact else None,
             self.jacobian_pattern,
             self.hessian_pattern,
@@ -67,8 +68,8 @@ class Evaluator:
     def _values(self, z: np.ndarray) -> tuple[np.ndarray, ...]:
         return self._once("values", values, z)
 
-    def _slopes(self, z: np.ndarray) -> tuple[np.ndarray, ...]:
-        return self._once("slopes", first_derivatives, z, self._keep)
+    def _first(self, z: np.ndarray) -> tuple[np.ndarray, ...]:
+        return self._once("first", first_derivatives, z, self._keep)
 
     def _once(self, name: str, function: Any, z: np.ndarray, *more: Any) -> Any:
         """Evaluate where Ipopt has not asked just before: it asks for one at a time."""

@@ -1,22 +1,25 @@
 """The evidence of a fit, and by it the choice between a law with a network and without.
 
-MacKay's: how likely the data are under a law, with what its weights could be as well
-averaged over. A network that only follows the noise lowers it.
+It is MacKay's evidence: the probability of the data under a law, averaged over its
+weights. A network that only follows the noise lowers it.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int, PyTree
 
 from effgen.core.state import TrainState
 
+from .compiled import costs_of
 from .curvature import GaussNewton
 from .evaluator import Evaluator
 from .information import information
+from .misfits import Squares
 from .model import Model, names_of_model
-from .nlp import NLP, costs_of, ravel
+from .nlp import NLP, ravel
 from .noise import leverages
 from .points import Point
 from .problem import Problem
@@ -25,9 +28,9 @@ from .transcription import Transcription, limits_of, packed, weighed
 
 
 _MOST_CORRELATED = 0.8
-_ONE_PRIOR = (
-    "`weight_decay` is {}: the evidence is of networks whose weights have one prior; "
-    "pass a positive number."
+_NO_PRIOR = (
+    "`weight_decay` is {}: the evidence is of networks whose weights all have a prior; "
+    "pass positive numbers."
 )
 
 
@@ -37,8 +40,9 @@ class Evidence(NamedTuple):
     Attributes:
         log_evidence: The log probability of the data, but for a constant that laws of
             the same parameters share.
-        effective: `gamma`, how many weights of the networks the data decide.
-        precision: `alpha`, the precision of the weights' prior.
+        effective: `gamma`, how many weights of the networks the data decide; of each
+            group, where `weight_decay` has groups, a pytree like it.
+        precision: `alpha`, the precision of the weights' prior, likewise.
         noise: The standard deviation of each output in its own units, `(outputs,)`.
         correlation: The correlation of neighboring residuals.
         deviations: The standard deviation of each number of the raveled model,
@@ -47,8 +51,8 @@ class Evidence(NamedTuple):
     """
 
     log_evidence: float
-    effective: float
-    precision: float
+    effective: Any
+    precision: Any
     noise: Float[np.ndarray, " outputs"]
     correlation: float
     deviations: Float[np.ndarray, " model"]
@@ -60,11 +64,12 @@ def evidence(
 ) -> Evidence:
     """Return the evidence of a solution, with the weights' prior that it was solved by.
 
-        log p = -tau (SS / (2 sigma^2) + n log sigma) - alpha |w|^2 / 2
-                - tau n costs / sigma^2 + k log(alpha) / 2 - logdet(H) / 2
+        log p = -tau (SS / (2 sigma^2) + n log sigma) - sum of alpha |w|^2 / 2
+                - tau n costs / sigma^2 + sum of k log(alpha) / 2 - logdet(H) / 2
 
-    `H = tau J^T J / sigma^2 + alpha` over model and free starts, by Gauss and Newton,
-    with the states eliminated. `costs` are what else the objective has, such as priors
+    The sums are over groups of weights, the leaves of `weight_decay`. `H = tau J^T J /
+    sigma^2 + diag(alpha)` over model and free starts, by Gauss and Newton, with the
+    states eliminated. `costs` are what else the objective has, such as priors
     of starts, whose curvature `H` has as well. For residuals correlated by `rho`,
     `tau = (1 - rho) / (1 + rho)`. Further, `alpha = tau n weight_decay / sigma^2` and
     `sigma^2 = tau SS / (tau n - leverage)`.
@@ -78,14 +83,15 @@ def evidence(
         The evidence, the noise, and what the data decide.
 
     Raises:
-        ValueError: For a state of another mesh, a `correlation` out of range, a weight
-            decay that is not one number, or one of zero with networks; where the
-            equations do not determine the states, or the point is no minimum.
+        ValueError: For a state of another mesh, a `correlation` out of range, weights
+            whose decay is zero, or a `misfit` that is no squares; where the equations
+            do not determine the states, or the point is no minimum.
 
     Source:
         MacKay (1992).
     """
-    check_one_prior(transcription.problem)
+    check_squares(transcription.problem)
+    group = groups(transcription.problem, state.model.networks)
     if not same_mesh(state.memory, transcription.mesh) or state.opt_state is None:
         raise ValueError(OTHER_MESH)
     if not 0 <= correlation < 1:
@@ -93,21 +99,25 @@ def evidence(
     tau = (1 - correlation) / (1 + correlation)
     level = weighed(transcription, state.memory)
     nlp = level.program(state.model)
-    decay = np.asarray(level.problem.weight_decay, float)
+    leaves, tree = jax.tree.flatten(level.problem.weight_decay)
+    decay = np.array([float(leaf) for leaf in leaves])
     point = Point(nlp.joined(state.memory.positions), *packed(state.opt_state))
     found = information(Evaluator(nlp, GaussNewton()), limits_of(level, nlp), point)
     num_states = len(nlp.ts) * nlp.problem.num_states
     first = num_states + len(ravel(Model(state.model.parameters, None)))
     mine = found.eliminated.free >= first
-    num = int(mine.sum())
-    if num and not decay > 0:
-        raise ValueError(_ONE_PRIOR.format(decay))
+    group = group[found.eliminated.free[mine] - first]
+    by_group = lambda v: np.bincount(group, v, minlength=len(decay))
+    num = by_group(np.ones(len(group)))
+    if np.any((num > 0) & ~(decay > 0)):
+        shown = jax.tree.map(float, level.problem.weight_decay)
+        raise ValueError(_NO_PRIOR.format(shown))
     count = float(nlp.counted)
     squares = count * float(np.sum(found.residuals**2))
-    left = float(np.sum(found.roots[mine] ** 2)) * float(decay)
+    left = by_group(np.sum(found.roots[mine] ** 2, axis=1)) * decay
     leverage = float(leverages(found, nlp)[0].sum())
     variance = tau * squares / max(tau * count - leverage, 0.5)
-    precision = tau * count * float(decay) / variance
+    precision = tau * count * decay / variance
     told = found.roots.shape[1]
     gram = np.linalg.slogdet(found.roots.T @ found.roots)[1]
     logdet = told * np.log(tau * count / variance) - gram
@@ -115,17 +125,18 @@ def evidence(
     log = -tau * (squares / (2 * variance) + count * np.log(variance) / 2 + scales)
     # The weights' prior is one of the costs.
     log -= tau * count / variance * costs_of(nlp, point.z) + logdet / 2
-    log += num * np.log(precision) / 2 if num else 0.0
+    log += float(np.sum(num[num > 0] * np.log(precision[num > 0]))) / 2
     moments = np.sum(found.roots**2, axis=1) * variance / (tau * count)
     deviations = np.zeros(len(nlp.flat()))
     free = found.eliminated.free
     deviations[free[free >= num_states] - num_states] = np.sqrt(
         moments[free >= num_states]
     )
+    like = lambda v: jax.tree.unflatten(tree, v.tolist())
     return Evidence(
         float(log),
-        num - left,
-        precision,
+        like(num - left),
+        like(precision),
         np.sqrt(variance) * np.asarray(nlp.problem.scale),
         _correlation(nlp, found.residuals, leverage),
         deviations,
@@ -133,12 +144,28 @@ def evidence(
     )
 
 
-def check_one_prior(problem: Problem) -> None:
-    """Raise `ValueError` for a weight decay that is not one number."""
-    decay = problem.weight_decay
-    if len(jax.tree.leaves(decay)) != 1 or jax.tree.leaves(decay)[0] is not decay:
-        shown = jax.tree.map(float, decay)
-        raise ValueError(_ONE_PRIOR.format(shown))
+def check_squares(problem: Problem) -> None:
+    """Raise `ValueError` for a misfit that is no squares, which has no evidence."""
+    if not isinstance(problem.misfit, Squares):
+        raise ValueError(
+            f"`misfit` is {problem.misfit}: the evidence is that of normal noise; pass "
+            "a problem with `Squares()`, without the samples that are far out."
+        )
+
+
+def groups(problem: Problem, networks: PyTree) -> Int[np.ndarray, " weights"]:
+    """Return the group of each weight of the networks: which leaf of `weight_decay`.
+
+    Raises:
+        ValueError: For a `weight_decay` that is no part of the networks' tree.
+    """
+    leaves, tree = jax.tree.flatten(problem.weight_decay)
+    numbers = jax.tree.unflatten(tree, list(range(len(leaves))))
+    numbered = eqx.tree_at(lambda p: p.weight_decay, problem, numbers)
+    arrays = jax.tree.leaves(eqx.filter(networks, eqx.is_inexact_array))
+    pairs = zip(jax.tree.leaves(numbered.decays(networks)), arrays, strict=True)
+    parts = [np.full(array.size, number) for number, array in pairs]
+    return np.concatenate([*parts, np.zeros(0, int)]).astype(int)
 
 
 def _correlation(nlp: NLP, residuals: np.ndarray, leverage: float) -> float:

@@ -16,8 +16,11 @@ from effgen.core.results import RunWarning, TrainingError
 from effgen.core.state import TrainState
 from effgen.core.train import fit
 
+from .clocks import mesh_times, switches_of
+from .constraints import LinkConstraint
 from .guesses import at_start, simulated_at
 from .inputs import inputs_at
+from .phases import followers
 from .problem import Initial, Model, Problem, as_model
 from .solution import Solution
 from .trainer import CollocationTrainer
@@ -36,25 +39,50 @@ def held_out(problem: Problem, indices: Sequence[int]) -> tuple[Problem, Problem
 
     Raises:
         IndexError: For trajectories that are not there.
-        ValueError: If none is held out, or none is left.
+        ValueError: If none is held out, or none is left, or one is there twice; for
+            phases that would be parted from the one that they follow.
     """
     num = len(problem.data)
-    if not all(0 <= i < num for i in indices):
-        raise IndexError(f"`indices` is {list(indices)} of {num} trajectories.")
-    rest = [i for i in range(num) if i not in set(indices)]
-    if not rest or not indices:
-        raise ValueError(f"`indices` is {list(indices)}: hold out some, not all.")
-    return _of(problem, rest), _of(problem, list(indices))
+    given = np.atleast_1d(np.asarray(indices))
+    whole = given.ndim == 1 and (given.dtype.kind in "iu" or not len(given))
+    if not whole or not all(0 <= i < num for i in given):
+        raise IndexError(f"`indices` is {indices} of {num} trajectories.")
+    out = [int(i) for i in given]
+    rest = [i for i in range(num) if i not in out]
+    if not rest or not out or len(set(out)) < len(out):
+        raise ValueError(f"`indices` is {out}: hold out some, not all, each once.")
+    return _of(problem, rest), _of(problem, out)
+
+
+def _check_phases(problem: Problem, indices: list[int]) -> None:
+    for before, i in zip([None, *indices], indices, strict=False):
+        if problem.data[i].follows and before != i - 1:
+            raise ValueError(
+                f"trajectory {i} follows {i - 1}, which `indices` part: hold out both, "
+                "one after the other, or none of them."
+            )
 
 
 def _of(problem: Problem, indices: list[int]) -> Problem:
+    _check_phases(problem, indices)
     data = tuple(problem.data[i] for i in indices)
     initial = problem.initial
     if initial is not None:
-        rows = lambda v: v if v is None or np.ndim(v) < 2 else np.asarray(v)[indices]
-        initial = Initial(rows(initial.values), rows(initial.scale))
-    where = lambda p: (p.data, p.initial)
-    return eqx.tree_at(where, problem, (data, initial), is_leaf=lambda x: x is None)
+        initial = Initial(*(_rows(v, indices) for v in (initial.values, initial.scale)))
+    links = lambda c: isinstance(c, LinkConstraint)
+    linked = bool(len(followers(data)))
+    constraints = tuple(c for c in problem.constraints if linked or not links(c))
+    where = lambda p: (p.data, p.initial, p.constraints)
+    return eqx.tree_at(
+        where, problem, (data, initial, constraints), is_leaf=lambda x: x is None
+    )
+
+
+def _rows(value: Any, indices: list[int]) -> Any:
+    """Return the rows of some trajectories, of values that have one for each."""
+    if value is None or np.ndim(value) < 2 or len(value) == 1:
+        return value
+    return np.asarray(value)[indices]
 
 
 class Extrapolation(NamedTuple):
@@ -94,16 +122,27 @@ def extrapolation(
 
     Returns:
         The errors, the distances from the training data, and the simulated states.
+
+    Raises:
+        ValueError: For `starts` that are not a state of each trajectory.
     """
     model = as_model(model)
     solver = diffrax.Tsit5() if solver is None else solver
     nodes = np.asarray(visited.positions)
     spread = np.where(nodes.std(0) > 0, nodes.std(0), 1.0)
     tree = KDTree(nodes / spread)
+    shape = (len(problem.data), problem.num_states)
+    if starts is not None and np.shape(starts) != shape:
+        raise ValueError(
+            f"`starts` has shape {np.shape(starts)}: pass {shape}, a state of each "
+            "trajectory."
+        )
+    moved = switches_of(problem.brackets, model.parameters)
     errors, distances, rows = [], [], []
     for i, trajectory in enumerate(problem.data):
         first = at_start(problem, i) if starts is None else starts[i]
-        states = simulated_at(problem, model, i, first, trajectory.ts, solver)
+        ts, _ = mesh_times(moved, trajectory.ts, trajectory.ts[0])
+        states = simulated_at(problem, model, i, first, ts, solver)
         outputs = _outputs(problem, model, i, states)
         error = (outputs - trajectory.ys) / problem.scale
         errors.append(np.sqrt(_mean(error**2, ~np.isnan(trajectory.ys))))
@@ -139,8 +178,8 @@ def ensemble(
 ) -> list[TrainState]:
     """Train each of several models on the same levels, such as a network of many seeds.
 
-    How far their laws and simulations are apart is what the data leave open and the
-    start decides.
+    The differences between their laws and simulations are what the data leave open and
+    the start decides.
 
     Arguments:
         trainer: The trainer of all.
@@ -153,11 +192,17 @@ def ensemble(
 
     Raises:
         TrainingError: If all trainings fail; the last of their errors.
-        ValueError: For no models.
+        TypeError: For `levels` that are no list of transcriptions.
+        ValueError: For no models, or no levels.
 
     Warns:
         RunWarning: For a training that fails, and is left out.
     """
+    if isinstance(levels, Transcription):
+        raise TypeError("`levels` is a Transcription: pass a list of one or more.")
+    levels = list(levels)
+    if not levels:
+        raise ValueError("`levels` is empty: pass one or more transcriptions.")
     found, failure = [], None
     for i, model in enumerate(models):
         start = trainer.init(model, levels[0].guess())

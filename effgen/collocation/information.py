@@ -12,8 +12,8 @@ from .elimination import (
     Eliminated,
     columns,
     eliminated,
+    sample_jacobian,
     sample_residuals,
-    sample_slopes,
 )
 from .evaluator import Evaluator
 from .nlp import NLP
@@ -34,14 +34,14 @@ class Information(NamedTuple):
         roots: `L` with `L L^T` the inverse of the curvature in the directions that are
             told.
         open: Directions that are not, each scaled to the sizes of what it moves.
-        slopes: `J P L` of the samples' residuals.
+        sensitivities: `J P L` of the samples' residuals.
         residuals: The samples' residuals.
     """
 
     eliminated: Eliminated
     roots: Float[np.ndarray, "free told"]
     open: Float[np.ndarray, "free open"]
-    slopes: Float[np.ndarray, "samples outputs told"]
+    sensitivities: Float[np.ndarray, "samples outputs told"]
     residuals: Float[np.ndarray, "samples outputs"]
 
     def moved(self, factor: np.ndarray) -> Float[np.ndarray, "variables columns"]:
@@ -82,11 +82,11 @@ def information(evaluator: Evaluator, limits: Limits, point: Point) -> Informati
     values = functions.constraints(point.z)
     active = _active_rows(through, limits, point, roots, values)
     roots, left = _inverse(curvature, sizes, np.concatenate([held, active]))
-    slopes = sample_slopes(nlp, point.z)
+    jacobian = sample_jacobian(nlp, point.z)
     found = [
-        slopes.along(nlp, through.moved(roots[:, c])) for c in columns(roots.shape[1])
+        jacobian.along(nlp, through.moved(roots[:, c])) for c in columns(roots.shape[1])
     ]
-    shape = (*slopes.model.shape[:2], 0)
+    shape = (*jacobian.model.shape[:2], 0)
     residuals = np.asarray(sample_residuals(nlp, jnp.asarray(point.z)))
     along = np.concatenate([np.zeros(shape), *found], axis=2)
     return Information(through, roots, left, along, residuals)

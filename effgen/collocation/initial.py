@@ -1,5 +1,6 @@
 """What is known of the states where trajectories start."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -12,18 +13,31 @@ class Initial(eqx.Module):
         objective + sum over trajectories and states of ((x - values) / scale)^2 / (2 n)
 
     With a `scale`, each start counts like one more of the `n` measured values. So
-    `scale` is a prior's standard deviation where the problem's `scale` is the noise's.
-    That has to be passed: by default a problem divides by more than the noise.
+    `scale` is the standard deviation of a prior, if the problem's `scale` is that of
+    the noise. Pass the latter: by default a problem divides by more than the noise.
 
     Arguments:
         values: The states, `(state,)` or `(trajectories, state)`, in their units; NaN
-            where free.
+            where free. `(state,)` is of the trajectories that follow no other: where
+            phases begin, only `(trajectories, state)` tells.
         scale: `None` holds them fixed. A number, `(state,)` or `(trajectories, state)`
             is how far starts may be from them, a standard deviation in their units.
     """
 
     values: Any
     scale: Any = None
+
+
+def of_first_phases(initial: Initial, follows: Sequence[bool]) -> Initial:
+    """Return what is known, where one row is of all, free where phases begin."""
+    values = np.asarray(initial.values, float)
+    if not any(follows) or values.ndim > 1:
+        return initial
+    rows = np.atleast_2d(values)
+    later = np.asarray(follows)[:, None]
+    return Initial(
+        np.where(later, np.nan, np.tile(rows, (len(later), 1))), initial.scale
+    )
 
 
 def check_initial(
@@ -58,3 +72,21 @@ def check_initial(
                 f"`initial.values` is {values} and state {state} is outside of its "
                 f"bounds, {bounds[0][state]} to {bounds[1][state]}: move one of them."
             )
+
+
+def checked_initial(
+    initial: Initial | None,
+    follows: Sequence[bool],
+    num_states: int,
+    bounds: tuple[np.ndarray, np.ndarray],
+) -> Initial | None:
+    """Return what is known of starts, checked; `None` of nothing."""
+    if initial is None:
+        return None
+    if not isinstance(initial, Initial):
+        raise TypeError(
+            f"`initial` is a {type(initial).__name__}: pass `Initial(values)`, or "
+            "`Initial(values, scale)`."
+        )
+    check_initial(initial, (len(follows), num_states), bounds)
+    return of_first_phases(initial, follows)

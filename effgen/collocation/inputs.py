@@ -58,12 +58,21 @@ def inputs_at(
     gap = times[at] - times[at - 1]
     share = (ts - times[at - 1]) / np.where(gap > 0, gap, 1.0)
     share = np.clip(share, 0, 1)[:, None]
-    return (1 - share) * values[at - 1] + share * values[at]
+    # Exact where both ends are alike: an input may be a number to look things up by.
+    between = values[at - 1] + share * (values[at] - values[at - 1])
+    return np.where(share < 1, between, values[at])
 
 
 def _evaluated(trajectory: Trajectory, ts: np.ndarray) -> np.ndarray:
     function = trajectory.inputs
-    return np.stack([np.atleast_1d(np.asarray(function(t), float)) for t in ts])
+    found = np.stack([np.atleast_1d(np.asarray(function(t), float)) for t in ts])
+    bad = np.flatnonzero(~np.all(np.isfinite(found), axis=1))
+    if len(bad):
+        raise ValueError(
+            f"`inputs` is {found[bad[0]]} at t = {ts[bad[0]]:.6g}: pass a function to "
+            "finite numbers, everywhere in the `span`."
+        )
+    return found
 
 
 def _moved(trajectory: Trajectory, ts: np.ndarray, side: Side) -> np.ndarray:

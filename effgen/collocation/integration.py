@@ -7,8 +7,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from .phases import TrueTimed, on_mesh_clock
 from .problem import Model, Problem, as_model
 
 
@@ -94,11 +96,14 @@ def integrate(
 ) -> Float[Array, "ts state"]:
     """Return what `simulate` does, for JAX to transform; NaN where the solver fails.
 
+    Of a problem with switches it is differentiable by their times as well, and NaN
+    where one is not between the samples around its `near`.
+
     Arguments:
         problem: The problem whose law is integrated.
         model: The trained model.
         start: The state at the first time, `(state,)`, in its units.
-        ts: Times that rise, `(ts,)`.
+        ts: Times that rise, `(ts,)`, of one phase where the problem has phases.
         inputs: A function of the time to `(inputs,)` that JAX can trace.
         solver: Diffrax's; `Tsit5` by default, `Kvaerno5()` for stiff models.
         adjoint: Diffrax's; by default reverse, `ForwardMode()` for forward derivatives.
@@ -109,7 +114,8 @@ def integrate(
         The states at `ts`, `(ts, state)`.
 
     Raises:
-        ValueError: For a problem with algebraic states, or a start of another shape.
+        ValueError: For a problem with algebraic states, a start of another shape, times
+            that do not rise, or tolerances that are not positive.
     """
     if problem.num_algebraic:
         raise ValueError(NO_ALGEBRAIC)
@@ -118,10 +124,38 @@ def integrate(
             f"`start` has shape {np.shape(start)}: pass ({problem.num_states},), a "
             "number for each state."
         )
-    known = no_inputs if inputs is None else inputs
+    check_tolerances(rtol=rtol, atol=atol)
+    if not any(isinstance(t, Tracer) for t in jax.tree.leaves(ts)):
+        check_times(np.asarray(ts, float))
     chosen = Integration().adjoint if adjoint is None else adjoint
     solver = Integration().solver if solver is None else solver
     integration = Integration(solver, adjoint=chosen, rtol=rtol, atol=atol)
-    x, ts = jnp.asarray(start, float), jnp.asarray(ts, float)
-    stops = None if inputs is None else (ts, ts[:0])
-    return integrated(problem, integration, as_model(model), x, ts[0], ts, known, stops)
+    model, known = as_model(model), no_inputs if inputs is None else inputs
+    x, ts, stops = jnp.asarray(start, float), jnp.asarray(ts, float), None
+    good = jnp.ones((), bool)
+    if problem.brackets:
+        known = TrueTimed(known, problem.brackets, model.parameters)
+        there = on_mesh_clock(problem.brackets, ts, model.parameters)
+        good = jnp.all(jnp.isfinite(there))
+        ts = jnp.where(good, there, ts)
+        edges = jnp.asarray([t for b in problem.brackets for t in b[1:]])
+        steps = jax.lax.stop_gradient(ts if inputs is not None else ts[:0])
+        stops = (steps, edges)
+    elif inputs is not None:
+        stops = (ts, ts[:0])
+    states = integrated(problem, integration, model, x, ts[0], ts, known, stops)
+    return jnp.where(good, states, jnp.nan)
+
+
+def check_times(ts: np.ndarray) -> None:
+    """Raise `ValueError` unless these are two or more times that rise."""
+    rise = ts.ndim == 1 and len(ts) > 1 and np.all(np.diff(ts) > 0)
+    if not (rise and np.all(np.isfinite(ts))):
+        raise ValueError(f"`ts` is {ts}: pass two or more times that rise.")
+
+
+def check_tolerances(**tolerances: Any) -> None:
+    """Raise `ValueError` for tolerances that are not positive."""
+    for name, value in tolerances.items():
+        if not 0 < value < np.inf:
+            raise ValueError(f"`{name}` is {value}: pass a positive number.")

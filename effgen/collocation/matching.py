@@ -1,5 +1,6 @@
 """Derivative matching: networks fitted to slopes of smoothed data, no ODE solved."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -22,7 +23,7 @@ from .mesh import Mesh
 from .nlp import ravel, unravel
 from .problem import Model, Problem, as_numbers, as_trained, flat_bounds
 from .scaling import sizes_of
-from .solution import Solution
+from .solution import Solution, same_mesh
 from .transcription import Transcription
 
 
@@ -49,16 +50,27 @@ class Slopes(NamedTuple):
 def slopes_of(solution: Solution, mesh: Mesh) -> Slopes:
     """Return the nodes of a solution with its polynomials' derivatives.
 
+    Around switches the times are those that they have in the solution.
+
     Arguments:
         solution: The states, such as `transcription.guess()`.
         mesh: The mesh of the solution, such as `transcription.mesh`.
 
     Returns:
-        One row for each node of all trajectories.
+        One row for each node of all trajectories; the time where an interval ends is of
+        just before.
+
+    Raises:
+        ValueError: For a solution of another mesh.
     """
-    slopes = [solution.slopes_on_mesh(ts, i) for i, ts in enumerate(mesh.times)]
-    parts = (mesh.ts, np.asarray(solution.positions), mesh.inputs)
-    return Slopes(*(jnp.asarray(part) for part in (*parts, np.concatenate(slopes))))
+    if not same_mesh(solution, mesh):
+        raise ValueError(
+            "`solution` is of another mesh than `mesh`: pass that of its transcription."
+        )
+    found = [solution.rows_at_nodes(i) for i in range(len(mesh.edges))]
+    ts, slopes = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    parts = (ts, np.asarray(solution.positions), mesh.inputs, slopes)
+    return Slopes(*map(jnp.asarray, parts))
 
 
 class DerivativeMatchingTrainer(AbstractTrainer):
@@ -67,10 +79,10 @@ class DerivativeMatchingTrainer(AbstractTrainer):
         loss = mean of ((slopes - vector_field(t, x, u, p, nets)) / scale)^2 / 2
                + penalty(p, nets) + weight_decay |nets|^2 / 2
 
-    over the differential components. It is biased where data are noisy or states are
-    not measured, and a good first guess. After each step parameters are moved into
-    their bounds. No trajectory is solved, so that `state_bounds` and `initial` say
-    nothing of it.
+    over the differential components. It is biased if data are noisy or states are not
+    measured, but it gives a good first guess. After each step parameters are moved into
+    their bounds. No trajectory is solved, so `state_bounds` and `initial` have no
+    effect.
 
     Arguments:
         optim: The optax optimizer.
@@ -79,8 +91,8 @@ class DerivativeMatchingTrainer(AbstractTrainer):
             states' units by time.
 
     Raises:
-        ValueError: For a problem with constraints, switches, `lagrange` or `mayer`, or
-            a `scale` that is not one positive number for each state.
+        ValueError: For a problem with constraints, switches, `priors`, `lagrange` or
+            `mayer`, or a `scale` that is not one positive number for each state.
 
     Source:
         Varah (1982); with networks, Roesch, Rackauckas and Stumpf (2021).
@@ -95,12 +107,12 @@ class DerivativeMatchingTrainer(AbstractTrainer):
         optim: optax.GradientTransformation,
         problem: Problem,
         *,
-        scale: tuple[float, ...],
+        scale: Sequence[float],
     ) -> None:
         """Keep the problem without its data, which the batches have."""
-        left_out = ("constraints", "switches", "lagrange", "mayer")
+        left_out = ("constraints", "switches", "priors", "lagrange", "mayer")
         check_kept(problem, "DerivativeMatchingTrainer", left_out)
-        self.optim, self.scale = optim, tuple(map(float, scale))
+        self.optim, self.scale = optim, tuple(np.ravel(scale).astype(float).tolist())
         good = all(0 < s < np.inf for s in self.scale)
         if len(self.scale) != problem.num_states or not good:
             raise ValueError(
@@ -176,9 +188,9 @@ def pretrain(
     """Return the model fitted to the slopes of the default guess, in float64.
 
     The optimizer is Adam with a cosine schedule. The model stays inside of the
-    problem's bounds. Costs, `penalty` and constraints are left to what solves the
-    problem. Use it where all states are measured: networks that begin near the law
-    leave Ipopt few iterations.
+    problem's bounds. Costs, `penalty` and constraints are left to the trainer that
+    solves the problem. Use it where all states are measured. Networks that begin near
+    the law reduce Ipopt's iterations.
 
     Arguments:
         model: A `Model`, a pair `(parameters, networks)`, or networks alone.

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from effgen.core.counts import check_count
 
@@ -38,6 +38,8 @@ class Mesh(eqx.Module):
         inputs: The inputs there, `(nodes, inputs)`.
         shifts: What doses add to the state where each interval starts,
             `(intervals, state)`.
+        renewed: Which states begin an interval anew: algebraic ones after a jump,
+            `(intervals, state)`. The node there is of before.
     """
 
     edges: tuple[Float[np.ndarray, " edges"], ...]
@@ -51,6 +53,7 @@ class Mesh(eqx.Module):
     ts: Float[np.ndarray, " nodes"]
     inputs: Float[np.ndarray, "nodes inputs"]
     shifts: Float[np.ndarray, "intervals state"]
+    renewed: Bool[np.ndarray, "intervals state"]
 
     @property
     def num_nodes(self) -> int:
@@ -122,12 +125,33 @@ def aligned_edges(problem: Problem, every: int = 1) -> list[np.ndarray]:
 def edges_at_jumps(problem: Problem, edges: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Return edges with those at which inputs or the law jump.
 
-    An edge that is a rounding away from a jump is moved there.
+    An edge that is a rounding away from a jump is moved there. Algebraic states jump
+    with it, so that their polynomials in the next interval have no start: the samples
+    in it are edges, where states are those of nodes.
     """
-    return [
+    found = [
         _with_jumps(np.asarray(e, np.float64), jumps(trajectory))
         for e, trajectory in zip(edges, problem.data, strict=True)
     ]
+    if not problem.num_algebraic:
+        return found
+    return [_with_samples(e, t) for e, t in zip(found, problem.data, strict=True)]
+
+
+def _with_samples(edges: np.ndarray, trajectory: Trajectory) -> np.ndarray:
+    """Return edges with the samples of intervals that begin at a jump."""
+    ts = trajectory.ts
+    at, share = within(edges, ts)
+    # A sample that is a rounding away from an edge is at a node as it is.
+    inside = (share > _NEAR) & (share < 1 - _NEAR)
+    chosen = _after_jumps(edges, trajectory)[at] & inside
+    return np.union1d(edges, ts[chosen])
+
+
+def _after_jumps(edges: np.ndarray, trajectory: Trajectory) -> np.ndarray:
+    """Return which intervals begin at a jump or a dose."""
+    times = np.union1d(jumps(trajectory), [time for time, _ in trajectory.doses])
+    return np.isin(edges[:-1], times)
 
 
 def _with_jumps(edges: np.ndarray, times: np.ndarray) -> np.ndarray:
@@ -159,6 +183,8 @@ def make_mesh(problem: Problem, edges: Sequence[np.ndarray], stages: int) -> Mes
     """Return the mesh of these edges, with the inputs of the problem's trajectories."""
     first = 0
     columns: list[tuple[np.ndarray, ...]] = []
+    differential = problem.num_states - problem.num_algebraic
+    algebraic = np.arange(problem.num_states) >= differential
     for trajectory, e in zip(problem.data, edges, strict=True):
         e = np.asarray(e, np.float64)
         lengths = np.diff(e)
@@ -172,9 +198,10 @@ def make_mesh(problem: Problem, edges: Sequence[np.ndarray], stages: int) -> Mes
         left = np.concatenate([[first], inner[:-1, -1]])
         ends = np.array([first, inner[-1, -1]])
         shifts = shifts_at(trajectory, e[:-1], problem.num_states)
-        columns.append((left, inner, lengths, ends, ts, known, shifts))
+        renewed = _after_jumps(e, trajectory)[:, None] & algebraic
+        columns.append((left, inner, lengths, ends, ts, known, shifts, renewed))
         first += 1 + num * stages
-    left, inner, lengths, ends, ts, inputs, shifts = (
+    left, inner, lengths, ends, ts, inputs, shifts, renewed = (
         np.concatenate(parts) for parts in zip(*columns, strict=True)
     )
     later = followers(problem.data)
@@ -191,6 +218,7 @@ def make_mesh(problem: Problem, edges: Sequence[np.ndarray], stages: int) -> Mes
         ts,
         inputs,
         shifts,
+        renewed,
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from .mesh import Mesh, Samples
+from .priors import prior_loss
 from .problem import (
     BoundaryConstraint,
     LinkConstraint,
@@ -25,7 +26,7 @@ from .problem import (
 from .radau import radau
 
 
-class NumTerms(NamedTuple):
+class ConstraintCounts(NamedTuple):
     """How many numbers the constraints of each kind are, at a node or trajectory."""
 
     path: int
@@ -60,7 +61,7 @@ class NLP(eqx.Module):
     shifts: Float[Array, "intervals state"]
     counted: Float[Array, ""]
     stages: int = eqx.field(static=True)
-    num: NumTerms = eqx.field(static=True, default=NumTerms(0, 0, 0, 0))
+    num: ConstraintCounts = eqx.field(static=True, default=ConstraintCounts(0, 0, 0, 0))
 
     @classmethod
     def of(cls, problem: Problem, mesh: Mesh, samples: Samples, model: Model) -> "NLP":
@@ -77,7 +78,7 @@ class NLP(eqx.Module):
         counted = jnp.asarray(float(max(samples.mask.sum(), 1)))
         given = on_device((bare, model, samples))
         bare_nlp = cls(*given, *place, counted=counted, stages=mesh.stages)
-        return dataclasses.replace(bare_nlp, num=num_terms(bare_nlp))
+        return dataclasses.replace(bare_nlp, num=constraint_counts(bare_nlp))
 
     @property
     def inner(self) -> Int[Array, " collocated"]:
@@ -126,20 +127,13 @@ def unravel(template: Model, flat: Float[Array, " model"]) -> Model:
 
 
 def node_terms(
-    nlp: NLP, t: Array, x: Float[Array, " state"], u: Array, flat: Array
+    problem: Problem, model: Model, t: Array, x: Float[Array, " state"], u: Array
 ) -> Float[Array, " terms"]:
     """Return what is needed of one node: the field, path constraints, and the cost.
 
     `x` is scaled. The field of differential components is scaled alike; residuals of
     algebraic ones are as they are.
     """
-    return terms_of(nlp.problem, nlp.model(flat), t, x, u)
-
-
-def terms_of(
-    problem: Problem, model: Model, t: Array, x: Float[Array, " state"], u: Array
-) -> Float[Array, " terms"]:
-    """Return `node_terms` of a model."""
     given = (t, x * problem.nominal, u, model.parameters, model.networks)
     field = jnp.asarray(problem.vector_field(*given))
     differential = problem.num_states - problem.num_algebraic
@@ -155,8 +149,14 @@ def terms_of(
 def sample_loss(
     nlp: NLP, sample: Samples, x: Float[Array, " state"], flat: Array
 ) -> Float[Array, ""]:
-    """Return half the squared residuals of one sample, `x` scaled."""
-    return 0.5 * jnp.sum(sample_residual(nlp, sample, x, flat) ** 2)
+    """Return what the residuals of one sample cost, `x` scaled."""
+    return residual_loss(nlp, sample_residual(nlp, sample, x, flat))
+
+
+def residual_loss(nlp: NLP, residual: Float[Array, "..."]) -> Float[Array, ""]:
+    """Return what residuals cost that are divided by `scale` and the count's root."""
+    costs = nlp.problem.misfit(residual * jnp.sqrt(nlp.counted))
+    return jnp.sum(costs) / nlp.counted
 
 
 def sample_residual(
@@ -211,21 +211,22 @@ def model_terms(nlp: NLP, flat: Array) -> Float[Array, " terms"]:
     ]
     cost = jnp.zeros(()) if problem.penalty is None else problem.penalty(*given)
     cost = cost + problem.decay(model.networks)
+    cost = cost + prior_loss(problem.priors, *given) / nlp.counted
     return jnp.concatenate([*parts, jnp.reshape(cost, 1)])
 
 
-def num_terms(nlp: NLP) -> NumTerms:
+def constraint_counts(nlp: NLP) -> ConstraintCounts:
     """Return how many numbers constraints are, at a node, a trajectory, and in all."""
     size = nlp.problem.num_states
     x, u, flat = jnp.ones(size), nlp.inputs[0], nlp.flat()
     found = (
-        jax.eval_shape(lambda: node_terms(nlp, nlp.ts[0], x, u, flat)),
+        jax.eval_shape(lambda: node_terms(nlp.problem, nlp.template, nlp.ts[0], x, u)),
         jax.eval_shape(lambda: boundary_terms(nlp, jnp.ones((2, size)), flat)),
         jax.eval_shape(lambda: model_terms(nlp, flat)),
     )
     path, boundary, model = (x.shape[0] - 1 for x in found)
     link = jax.eval_shape(lambda: link_terms(nlp, jnp.ones((2, size)), flat))
-    return NumTerms(path - size, boundary, model, link.shape[0])
+    return ConstraintCounts(path - size, boundary, model, link.shape[0])
 
 
 def constraint_shapes(nlp: NLP) -> list[tuple[int, ...]]:
@@ -271,11 +272,11 @@ def states_at_points(nlp: NLP, x: Array) -> Float[Array, "intervals points state
     return x[nlp.points].at[:, 0].add(nlp.shifts)
 
 
-def at_nodes(nlp: NLP, x: Array, flat: Array) -> Float[Array, "nodes terms"]:
+def all_node_terms(nlp: NLP, x: Array, flat: Array) -> Float[Array, "nodes terms"]:
     """Return `node_terms` at all nodes."""
-    return jax.vmap(lambda t, x, u: node_terms(nlp, t, x, u, flat))(
-        nlp.ts, x, nlp.inputs
-    )
+    model = nlp.model(flat)
+    one = lambda t, x, u: node_terms(nlp.problem, model, t, x, u)
+    return jax.vmap(one)(nlp.ts, x, nlp.inputs)
 
 
 def over_samples(nlp: NLP, function: Any, x: Array, flat: Array) -> Any:
@@ -296,7 +297,7 @@ def objective(nlp: NLP, z: Float[Array, " variables"]) -> Float[Array, ""]:
 
 
 def misfit(nlp: NLP, z: Float[Array, " variables"]) -> Float[Array, ""]:
-    """Return half the mean square of the samples' scaled residuals."""
+    """Return the mean of what the samples' scaled residuals cost."""
     return jnp.sum(over_samples(nlp, sample_loss, *nlp.split(z)))
 
 
@@ -305,7 +306,7 @@ def costs(nlp: NLP, z: Float[Array, " variables"]) -> Float[Array, ""]:
     x, flat = nlp.split(z)
     value = initial_loss(nlp, x[nlp.starts]) + model_terms(nlp, flat)[-1]
     if nlp.problem.lagrange is not None:
-        value += quadrature(nlp) @ at_nodes(nlp, x, flat)[:, -1]
+        value += quadrature(nlp) @ all_node_terms(nlp, x, flat)[:, -1]
     if nlp.problem.mayer is not None:
         value += jnp.sum(terms_at_ends(nlp, x, flat)[:, -1])
     return value
@@ -337,7 +338,7 @@ def field_factor(nlp: NLP) -> Float[Array, "intervals state"]:
     return jnp.where(algebraic[None], 1.0, -nlp.lengths[:, None])
 
 
-def slopes(nlp: NLP) -> Float[Array, "stages points state"]:
+def differentiation(nlp: NLP) -> Float[Array, "stages points state"]:
     """Return `D` for each component, zero for algebraic ones."""
     problem = nlp.problem
     table = jnp.asarray(radau(nlp.stages).differentiation)
@@ -351,9 +352,9 @@ def constraints(nlp: NLP, z: Float[Array, " variables"]) -> Float[Array, " rows"
     problem = nlp.problem
     size = problem.num_states
     x, flat = nlp.split(z)
-    terms = at_nodes(nlp, x, flat)
+    terms = all_node_terms(nlp, x, flat)
     field = terms[nlp.points[:, 1:], :size]
-    defects = jnp.einsum("jkn,ikn->ijn", slopes(nlp), states_at_points(nlp, x))
+    defects = jnp.einsum("jkn,ikn->ijn", differentiation(nlp), states_at_points(nlp, x))
     defects += field_factor(nlp)[:, None] * field
     parts = [
         defects,
@@ -364,37 +365,3 @@ def constraints(nlp: NLP, z: Float[Array, " variables"]) -> Float[Array, " rows"
         terms_at_links(nlp, x, flat),
     ]
     return jnp.concatenate([part.reshape(-1) for part in parts])
-
-
-@eqx.filter_jit
-def values(
-    nlp: NLP, z: Float[Array, " variables"]
-) -> tuple[Float[Array, ""], Float[Array, " rows"]]:
-    """Return objective and constraints, compiled."""
-    return objective(nlp, z), constraints(nlp, z)
-
-
-@eqx.filter_jit
-def terms(nlp: NLP, z: Float[Array, " variables"]) -> Float[Array, "nodes terms"]:
-    """Return `node_terms` at all nodes, compiled."""
-    return at_nodes(nlp, *nlp.split(z))
-
-
-@eqx.filter_jit
-def _misfit(nlp: NLP, z: Array) -> Float[Array, ""]:
-    return misfit(nlp, z)
-
-
-@eqx.filter_jit
-def _costs(nlp: NLP, z: Array) -> Float[Array, ""]:
-    return costs(nlp, z)
-
-
-def costs_of(nlp: NLP, z: Float[np.ndarray, " variables"]) -> float:
-    """Return the objective but for the misfit, compiled."""
-    return float(_costs(nlp, jnp.asarray(z)))
-
-
-def misfit_of(nlp: NLP, z: Float[np.ndarray, " variables"]) -> float:
-    """Return the misfit, compiled."""
-    return float(_misfit(nlp, jnp.asarray(z)))

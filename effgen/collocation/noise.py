@@ -8,6 +8,7 @@ from .curvature import GaussNewton
 from .elimination import sample_residuals
 from .evaluator import Evaluator
 from .information import Information, information
+from .misfits import influence
 from .nlp import NLP
 from .points import Limits, Point
 
@@ -22,10 +23,18 @@ def leverages(
 ) -> tuple[Float[np.ndarray, " outputs"], Float[np.ndarray, " outputs"]]:
     """Return each output's effective degrees of freedom, and how many samples it has.
 
-    The former is the trace of `K J^T J`, `J` the output's residuals' derivatives.
+    The former is the trace of `K J^T W J`, `J` the output's residuals' derivatives and
+    `W` their costs' second derivatives, one of squares.
     """
     counts = np.asarray(nlp.samples.mask).sum(0).astype(float)
-    return np.einsum("sor,sor->o", found.slopes, found.slopes), counts
+    weights = pulls(found, nlp)[1]
+    along = found.sensitivities
+    return np.einsum("so,sor,sor->o", weights, along, along, optimize=True), counts
+
+
+def pulls(found: Information, nlp: NLP) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first and second derivatives of what the samples' residuals cost."""
+    return influence(nlp.problem.misfit, found.residuals * np.sqrt(float(nlp.counted)))
 
 
 def estimated(
@@ -33,7 +42,8 @@ def estimated(
 ) -> tuple[Float[np.ndarray, " outputs"], float]:
     """Return the outputs' noise in units of the scale, and all of it pooled.
 
-    An output without samples has the pooled noise.
+    An output without samples has the pooled noise. Of misfits that are no squares it is
+    the deviation of their costs' derivatives.
 
     Raises:
         ValueError: If an output has no degrees of freedom left.
@@ -42,7 +52,8 @@ def estimated(
     if known is not None:
         noise = np.broadcast_to(known, counts.shape).astype(float)
         return noise, float(np.sqrt(np.average(noise**2, weights=counts)))
-    squares = float(nlp.counted) * np.sum(found.residuals**2, axis=0)
+    # Where nothing is measured the residual is zero, and so is the derivative.
+    squares = np.sum(pulls(found, nlp)[0] ** 2, axis=0)
     left, seen = counts - effective, counts > 0
     if np.any(left[seen] < _FEWEST_LEFT):
         output = int(np.argmax(seen & (left < _FEWEST_LEFT)))

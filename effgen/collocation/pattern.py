@@ -16,7 +16,7 @@ from .nlp import (
     constraint_shapes,
     link_terms,
     model_terms,
-    terms_of,
+    node_terms,
     unravel,
 )
 
@@ -47,7 +47,7 @@ def dependence(nlp: NLP) -> Dependence:
     size = problem.num_states
 
     def terms(z: Array, t: Array, u: Array) -> Array:
-        return terms_of(problem, unravel(template, z[size:]), t, z[:size], u)
+        return node_terms(problem, unravel(template, z[size:]), t, z[:size], u)
 
     def outputs(z: Array, t: Array, u: Array) -> Array:
         model = unravel(template, z[size:])
@@ -75,7 +75,7 @@ def unused(nlp: NLP, depends: Dependence) -> Int[np.ndarray, " unused"]:
         return model_terms(bare, flat)
 
     problem, num = nlp.problem, nlp.num
-    if problem.penalty is not None or num.model:
+    if problem.penalty is not None or problem.priors or num.model:
         used |= derivative_pattern(of_model, flat).any(0)
     if problem.mayer is not None or num.boundary:
         used |= derivative_pattern(lambda p: boundary_terms(nlp, ends, p), flat).any(0)
@@ -99,7 +99,7 @@ def jacobian_pattern(nlp: NLP, depends: Dependence) -> Pattern:
     both = np.stack([first, np.asarray(nlp.ends)], axis=1)
     everywhere = np.ones((), bool)
     blocks = dict[str, _Block](
-        slopes=(
+        differentiation=(
             defects[:, :, None],
             index.states(index.points)[:, None],
             ~own[None, :, :, None] & differential,
@@ -157,7 +157,7 @@ def hessian_pattern(
     ends = nlp.problem.mayer is not None or num.boundary > 0
     if ends or num.link:
         within[:], across[:], inside[:] = True, True, True
-    if nlp.problem.penalty is not None or num.model > 0:
+    if nlp.problem.penalty is not None or nlp.problem.priors or num.model > 0:
         inside[:] = True
     used = np.asarray(nlp.samples.basis) != 0
     coupled = used.T.astype(int) @ used.astype(int) > 0

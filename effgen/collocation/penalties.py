@@ -25,12 +25,12 @@ def smoothness(
         A scalar.
 
     Raises:
-        ValueError: Unless `points` is a matrix.
+        ValueError: Unless `points` is a matrix of one row or more.
 
     Source:
         Wahba (1990), of splines; Bishop (1993), of networks.
     """
-    if jnp.ndim(points) != 2:
+    if jnp.ndim(points) != 2 or len(points) == 0:
         raise ValueError(
             f"`points` has shape {jnp.shape(points)}: pass (points, inputs)."
         )

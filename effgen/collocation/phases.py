@@ -21,6 +21,7 @@ from .trajectories import Trajectory
 _TINY = 4e-16
 _ROOM = 1e-3  # of the gap between two samples: nearer, a switch is at one of them
 _GRID = 9
+_PAST = 1e-6  # of the gap: as far as a solution may pass the samples around a switch
 
 
 class Switch(NamedTuple):
@@ -83,6 +84,47 @@ def clock(brackets: Sequence[Bracket], s: Any, p: PyTree) -> tuple[Array, Array]
         t = jnp.where(left, there + just, jnp.where(right, there + (s - at) * late, t))
         rate = jnp.where(left, early, jnp.where(right, late, rate))
     return t, rate
+
+
+def times_of(brackets: Sequence[Bracket], p: PyTree) -> Array:
+    """Return the times of switches, `(switches,)`."""
+    times = [jnp.reshape(jnp.asarray(b.time(p), float), ()) for b in brackets]
+    return jnp.stack([*times, jnp.zeros(())])[:-1]
+
+
+def on_mesh_clock(brackets: Sequence[Bracket], ts: Array, p: PyTree) -> Array:
+    """Return times on the mesh's clock, for JAX to transform.
+
+    NaN where a switch is not between its samples, as that clock would run backward.
+    """
+    s, good = ts, jnp.ones((), bool)
+    for there, (_, before, at, after) in zip(times_of(brackets, p), brackets):
+        room = _PAST * (after - before)
+        good &= (there >= before - room) & (there <= after + room)
+        early, late = there - before, after - there
+        early = (at - before) / jnp.where(early > 0, early, 1.0)
+        late = (after - at) / jnp.where(late > 0, late, 1.0)
+        left, right = (ts > before) & (ts <= there), (ts > there) & (ts < after)
+        s = jnp.where(left, at + (ts - there) * early, s)
+        s = jnp.where(right, at + (ts - there) * late, s)
+    return jnp.where(good, s, jnp.nan)
+
+
+class TrueTimed(eqx.Module):
+    """Inputs as a function of the mesh's clock, of those of the time."""
+
+    function: Callable[[Any], Any]
+    brackets: tuple[Bracket, ...]
+    parameters: PyTree
+
+    def __call__(self, s: Any) -> Any:
+        """Return the inputs at `s` of the mesh's clock."""
+        return self.function(clock(self.brackets, s, self.parameters)[0])
+
+
+def in_true_time(function: Any) -> Any:
+    """Return a law that `on_clock` has put on the mesh's clock, in time again."""
+    return function.function if isinstance(function, Retimed) else function
 
 
 def on_clock(function: Any, brackets: tuple[Bracket, ...], rated: int) -> Any:

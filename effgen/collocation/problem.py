@@ -24,8 +24,9 @@ from .constraints import (
     retimed,
 )
 from .doses import check_amount, checked_doses
-from .initial import Initial as Initial, check_initial
+from .initial import Initial as Initial, checked_initial
 from .inputs import found_jumps
+from .misfits import AbstractMisfit, Squares, check_misfit
 from .model import (
     Model as Model,
     as_model as as_model,
@@ -41,6 +42,7 @@ from .phases import (
     on_clock,
     with_edges,
 )
+from .priors import Prior as Prior, checked_priors
 from .trajectories import Trajectory as Trajectory, as_trajectories
 
 
@@ -51,9 +53,9 @@ Table = Array | np.ndarray
 class Problem(eqx.Module):
     """A physics-enhanced neural ODE and its data.
 
-        minimize   mean of ((y - observe(t, x, u, p, nets)) / scale)^2 / 2 over values
+        minimize   mean of misfit((y - observe(t, x, u, p, nets)) / scale) over values
                    + sum over trajectories of (integral of lagrange dt + mayer)
-                   + penalty(p, nets) + weight_decay |nets|^2 / 2
+                   + penalty(p, nets) + priors / values + weight_decay |nets|^2 / 2
         subject to dx/dt = vector_field(t, x, u, p, nets)
 
     Arguments:
@@ -81,7 +83,7 @@ class Problem(eqx.Module):
         mayer: `(x_start, x_end, p, nets)` to a cost, a number.
         penalty: `(p, nets)` to a cost, a number.
         weight_decay: Of the networks, a number or a pytree of numbers for their parts.
-        hold: How sampled inputs go on between samples, `"linear"` or `"previous"`; a
+        hold: How sampled inputs continue between samples, `"linear"` or `"previous"`; a
             `Trajectory` may have its own. `None` is linear, but refuses inputs that
             move in steps.
         parameter_nominal: The size of each parameter, a number or a pytree like
@@ -89,6 +91,10 @@ class Problem(eqx.Module):
             divided by it where it is far from one.
         switches: Times that are parameters, where the law or a phase ends. The law, and
             what depends on `t`, is on the mesh's clock between the samples around one.
+        misfit: What a residual costs: `Squares()`, half its square, by default. Where
+            some samples are far out `Huber()` or `SoftL1()`, which need a `scale`.
+        priors: What is known of parameters, each number of which counts like one more
+            measured value.
 
     Raises:
         TypeError: For functions, data or constraints of another type.
@@ -117,6 +123,8 @@ class Problem(eqx.Module):
     penalty: Callable[..., Array] | None
     weight_decay: Any
     brackets: tuple[Bracket, ...]
+    misfit: AbstractMisfit
+    priors: tuple[Prior, ...]
 
     def __init__(
         self,
@@ -139,6 +147,8 @@ class Problem(eqx.Module):
         hold: str | None = None,
         parameter_nominal: Any = None,
         switches: Sequence[Switch] = (),
+        misfit: AbstractMisfit = Squares(),
+        priors: Sequence[Prior] = (),
     ) -> None:
         """Check the data and fill in what follows from them."""
         check_functions(
@@ -149,6 +159,8 @@ class Problem(eqx.Module):
             penalty=penalty,
         )
         self.vector_field, self.observe = vector_field, observe
+        check_misfit(misfit, scaled=scale is not None)
+        self.misfit, self.priors = misfit, checked_priors(priors)
         found = as_trajectories(data, hold)
         self.data = tuple(t._replace(jumps=(*t.jumps, *found_jumps(t))) for t in found)
         outputs = self.data[0].ys.shape[1]
@@ -162,30 +174,29 @@ class Problem(eqx.Module):
                 f"`ys` has {outputs} columns and there are {size} states: pass "
                 "`observe`, which says what is measured."
             )
-        self.num_states, self.num_algebraic = size, num_algebraic
+        if num_algebraic not in range(size + 1):
+            raise ValueError(
+                f"`num_algebraic` is {num_algebraic} of {size} states: pass how many, "
+                "the last ones, are algebraic."
+            )
+        self.num_states, self.num_algebraic = size, int(num_algebraic)
         self.data = tuple(
             t._replace(doses=checked_doses(i, t.doses, t.span or (0.0, 0.0)))
             for i, t in enumerate(self.data)
         )
         for i, trajectory in enumerate(self.data):
-            check_amount(i, trajectory.doses, size)
+            check_amount(i, trajectory.doses, size, num_algebraic)
         self.spread = _spread(np.concatenate([t.ys for t in self.data]))
         self.scale = _vector("scale", self.spread if scale is None else scale, outputs)
         self.weighs = scale is None and outputs > 1
         if nominal is None:
             nominal = _size(self.data) if observe is None else 1.0
         self.nominal = _vector("nominal", nominal, size)
-        if not 0 <= num_algebraic <= size:
-            raise ValueError(
-                f"`num_algebraic` is {num_algebraic} of {size} states: pass how many, "
-                "the last ones, are algebraic."
-            )
         self.state_bounds = checked_bounds("`state_bounds`", state_bounds, size)
-        self.initial = initial
-        if initial is not None:
-            check_initial(initial, (len(self.data), size), self.state_bounds)
+        follows = [t.follows for t in self.data]
+        self.initial = checked_initial(initial, follows, size, self.state_bounds)
         self.parameter_bounds = parameter_bounds
-        self.parameter_nominal = parameter_nominal
+        self.parameter_nominal = _checked_sizes(parameter_nominal)
         constraints = checked_constraints(constraints)
         check_links(constraints, self.data)
         self.brackets = brackets_of(switches, self.data)
@@ -196,9 +207,7 @@ class Problem(eqx.Module):
         self.lagrange, self.mayer, self.penalty = lagrange, mayer, penalty
         if lagrange is None and mayer is None:
             _check_seen(self.data)
-        self.weight_decay = jax.tree.map(
-            _weight, weight_decay, is_leaf=lambda leaf: leaf is None
-        )
+        self.weight_decay = _checked_decay(weight_decay)
 
     def without_data(self) -> "Problem":
         """Return the problem's functions and scales alone, which can be compiled.
@@ -208,6 +217,30 @@ class Problem(eqx.Module):
         """
         return eqx.tree_at(lambda p: p.data, self, ())
 
+    def decays(self, networks: PyTree) -> PyTree:
+        """Return the weight decay of each array of the networks.
+
+        Arguments:
+            networks: The networks, a pytree.
+
+        Returns:
+            Their inexact arrays' weight decays, a pytree.
+
+        Raises:
+            ValueError: For a `weight_decay` that is no part of the networks' tree.
+        """
+        arrays = eqx.filter(networks, eqx.is_inexact_array)
+        if not jax.tree.leaves(arrays):
+            return None
+        try:
+            return jax.tree.broadcast(self.weight_decay, arrays)
+        except ValueError as error:
+            raise ValueError(
+                f"`weight_decay` is {jax.tree.structure(self.weight_decay)}, and the "
+                "networks are another tree: pass a number, or a pytree like the "
+                f"networks or a part of their tree ({error})."
+            ) from error
+
     def decay(self, networks: PyTree) -> Float[Array, ""]:
         """Return `weight_decay |networks|^2 / 2`.
 
@@ -216,10 +249,13 @@ class Problem(eqx.Module):
 
         Returns:
             A scalar.
+
+        Raises:
+            ValueError: For a `weight_decay` that is no part of the networks' tree.
         """
         arrays = eqx.filter(networks, eqx.is_inexact_array)
-        decays = jax.tree.leaves(jax.tree.broadcast(self.weight_decay, arrays))
-        pairs = zip(decays, jax.tree.leaves(arrays), strict=True)
+        decays = self.decays(networks)
+        pairs = zip(jax.tree.leaves(decays), jax.tree.leaves(arrays), strict=True)
         return sum((0.5 * d * jnp.sum(w**2) for d, w in pairs), start=jnp.zeros(()))
 
     def outputs(
@@ -246,19 +282,35 @@ def _check_seen(data: Sequence[Trajectory]) -> None:
     if all(np.all(np.isnan(t.ys)) for t in data):
         raise ValueError(
             "`ys` has no value, and there is no `lagrange` or `mayer` cost: nothing "
-            "would tell the parameters."
+            "would determine the parameters."
         )
 
 
+def _checked_decay(weights: Any) -> PyTree:
+    if weights is None:
+        raise ValueError("`weight_decay` is None: pass a number of at least 0.")
+    return jax.tree.map(_weight, weights)
+
+
 def _weight(weight: Any) -> np.ndarray:
-    if weight is None or not (
-        np.ndim(weight) == 0 and np.isfinite(weight) and weight >= 0
-    ):
+    if not (np.ndim(weight) == 0 and np.isfinite(weight) and weight >= 0):
         raise ValueError(
             f"`weight_decay` is {weight}: pass a number of at least 0, or a pytree of "
             "such, like the networks or a part of their tree."
         )
     return np.asarray(weight, np.float64)
+
+
+def _checked_sizes(sizes: Any) -> Any:
+    for size in jax.tree.leaves(sizes):
+        array = np.asarray(size)
+        good = array.dtype.kind in "iuf" and np.all(np.isfinite(array))
+        if not (good and np.all(array > 0)):
+            raise ValueError(
+                f"`parameter_nominal` has {size}: pass positive numbers, the size of "
+                "each parameter."
+            )
+    return sizes
 
 
 def _spread(ys: np.ndarray) -> np.ndarray:
@@ -304,6 +356,12 @@ def flat_bounds(
                 f"`parameters`: {error}"
             ) from error
         pairs = zip(jax.tree.leaves(full), leaves, strict=True)
-        parts = [np.broadcast_to(b, a.shape).ravel() for b, a in pairs]
+        try:
+            parts = [np.broadcast_to(b, a.shape).ravel() for b, a in pairs]
+        except ValueError as error:
+            raise ValueError(
+                f"`parameter_bounds` has a bound of another shape than its parameter: "
+                f"{error}"
+            ) from error
         flat.append(np.concatenate(parts))
     return checked_bounds("`parameter_bounds`", flat, len(flat[0]))

@@ -11,6 +11,8 @@ import scipy.special
 from jaxtyping import ArrayLike, Float
 from numpy.polynomial.legendre import legvander
 
+from effgen.core.counts import check_count
+
 
 class Radau(NamedTuple):
     """The flipped Legendre-Gauss-Radau scheme (Radau IIA) on `[0, 1]`.
@@ -79,8 +81,8 @@ def radau(stages: int) -> Radau:
     >>> radau(2).nodes.round(4).tolist(), radau(2).weights.round(4).tolist()
     ([0.3333, 1.0], [0.75, 0.25])
     """
-    if not isinstance(stages, int) or stages < 1:
-        raise ValueError(f"`stages` is {stages}: pass an integer of at least 1.")
+    check_count("stages", stages)
+    stages = int(stages)
     nodes = np.ones(1)
     if stages > 1:
         x, _ = scipy.special.roots_jacobi(stages - 1, 1, 0)

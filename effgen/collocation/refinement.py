@@ -5,13 +5,15 @@ import warnings
 import numpy as np
 from jaxtyping import ArrayLike, Float, PRNGKeyArray, PyTree
 
+from effgen.core.counts import check_count
 from effgen.core.results import RunWarning
 from effgen.core.state import TrainState
 from effgen.core.train import fit
 
 from .accuracy import MeshError, field_at, mesh_error
+from .cautions import warn_of_state
 from .curvature import LimitedMemory
-from .elimination import eliminated, sample_slopes
+from .elimination import eliminated, sample_jacobian
 from .evaluator import Evaluator
 from .inputs import inputs_at
 from .problem import Model, Problem, as_model
@@ -72,7 +74,7 @@ def _on_mesh(
     at_edge = np.isin(ts, np.asarray(solution.edges[trajectory])[1:])
     just = np.where(at_edge, np.nextafter(ts, -np.inf), ts)
     field = field_at(problem.vector_field, model, just, states, inputs)
-    slopes = solution.slopes_on_mesh(ts, trajectory)
+    slopes = solution.derivative_on_mesh(ts, trajectory)
     differential = problem.num_states - problem.num_algebraic
     slopes[:, differential:] = 0
     divisor = np.where(np.arange(problem.num_states) < differential, problem.nominal, 1)
@@ -93,14 +95,19 @@ def interval_errors(
         trajectory: Which trajectory, counted from 0.
 
     Returns:
-        One number for each interval, `(intervals,)`, relative to `nominal`.
+        One number for each interval, `(intervals,)`, relative to `nominal`; infinite
+            where the law is not finite between points.
+
+    Raises:
+        ValueError: For a trajectory that is not there.
     """
-    edges = np.asarray(solution.edges[trajectory])
+    edges = solution.edges_of(trajectory)
     points = radau(solution.stages).points
     middle = (points[1:] + points[:-1]) / 2
     lengths = np.diff(edges)
     ts = edges[:-1, None] + lengths[:, None] * middle
     found = _on_mesh(problem, as_model(model), solution, ts.ravel(), trajectory)
+    found = np.nan_to_num(found, nan=np.inf, posinf=np.inf, neginf=-np.inf)
     return lengths * np.abs(found).max(axis=1).reshape(ts.shape).max(axis=1)
 
 
@@ -128,8 +135,8 @@ def accuracy(transcription: Transcription, state: TrainState) -> MeshError | Non
         through = eliminated(nlp, functions, limits_of(level, nlp), z)
     except ValueError:
         return None
-    slopes = sample_slopes(nlp, z)
-    return mesh_error(level, nlp, through, slopes, state.memory)
+    jacobian = sample_jacobian(nlp, z)
+    return mesh_error(level, nlp, through, jacobian, state.memory)
 
 
 def refine(
@@ -167,8 +174,8 @@ def refine(
         wanted = [errors / tol for errors in found]
     edges = []
     for i, (old, excess) in enumerate(zip(solution.edges, wanted, strict=True)):
-        parts = np.ceil(excess ** (1 / (solution.stages + 1))).astype(int)
-        parts = np.clip(parts, 1, _MOST_PARTS)
+        parts = np.ceil(excess ** (1 / (solution.stages + 1)))
+        parts = np.clip(parts, 1, _MOST_PARTS).astype(int)
         chosen = np.flatnonzero(parts > 1)
         found = switches(problem, state.model, solution, i, chosen)
         edges.append(_cut(np.asarray(old), parts, found))
@@ -228,18 +235,27 @@ def fit_refined(
 
     Raises:
         TrainingError: If a solve fails.
-        ValueError: For rounds below one.
+        ValueError: For no number of rounds.
 
     Warns:
-        RunWarning: Where the error is above a tenth of the noise after all rounds.
+        RunWarning: Where the error is above a tenth of the noise after all rounds, or
+            cannot be told; where the data leave parameters open.
     """
-    if rounds < 1:
-        raise ValueError(f"`rounds` is {rounds}: pass a positive integer.")
+    check_count("rounds", rounds)
     level = transcription
     for _ in range(rounds):
         state, _ = fit(trainer, state, iter([level.before_finer()]), key=key)
         error = accuracy(level, state)
-        if error is None or error.excess <= 1:
+        if error is None:
+            warnings.warn(
+                "the mesh is not cut, as its error cannot be told: the law is not "
+                "finite between nodes, or its equations do not determine the states.",
+                RunWarning,
+                stacklevel=2,
+            )
+            return state, level
+        if error.excess <= 1:
+            warn_of_state(level, state)
             return state, level
         before, level = level, refine(level, state)
     warnings.warn(

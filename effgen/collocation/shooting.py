@@ -19,6 +19,7 @@ from effgen.core.update import apply_gradients, init_opt_state
 from .bounded import check_kept, in_bounds, started
 from .inputs import knots
 from .integration import NO_ALGEBRAIC, Integration, Sampled, integrated
+from .priors import prior_loss
 from .problem import Model, Problem, as_numbers
 from .solution import Solution
 
@@ -35,7 +36,7 @@ class Segments(NamedTuple):
         grid: Times between which inputs are linear, `(segments, grid)`.
         inputs: The inputs at these, `(segments, grid, inputs)`.
         trajectory: The trajectory of each, `(segments,)`.
-        joined: Whether the next one goes on where it ends, `(segments,)`.
+        joined: Whether the next one continues where it ends, `(segments,)`.
     """
 
     first: Float[Array, " segments"]
@@ -87,15 +88,16 @@ def segments_of(problem: Problem, per_trajectory: int = 1) -> Segments:
         _padded(ts, ends),
         np.nan_to_num(values),
         ~np.isnan(values),
-        _padded(grids, ends),
-        _padded(inputs, np.zeros(len(rows))),
+        # Inputs stay at their last value, past the times that they are given for.
+        _padded(grids, [grid[-1] for grid in grids]),
+        _padded(inputs, [values[-1] for values in inputs]),
         np.asarray(index),
         np.asarray(joined),
     )
     return Segments(*map(jnp.asarray, found))
 
 
-def _padded(parts: Any, fill: np.ndarray) -> Any:
+def _padded(parts: Any, fill: Any) -> Any:
     most = max(len(part) for part in parts)
     rows = []
     for part, value in zip(parts, fill, strict=True):
@@ -278,11 +280,13 @@ class ShootingTrainer(AbstractTrainer):
         error = (found - batch.ys) / jnp.asarray(problem.scale)[None, None]
         error = jnp.where(batch.mask, error, 0)
         counted = jnp.maximum(jnp.sum(batch.mask), 1)
-        misfit = 0.5 * jnp.sum(error**2) / counted
+        misfit = jnp.sum(problem.misfit(error)) / counted
         jumps = (ends - jnp.roll(starts, -1, axis=0)) / nominal[None]
         jumps = jnp.where(batch.joined[:, None], jumps, 0)
         gap = jnp.sum(jumps**2) / jnp.maximum(jnp.sum(batch.joined), 1)
         loss = misfit + self._prior(starts, batch) / counted + self.continuity * gap
+        given = (shot.model.parameters, shot.model.networks)
+        loss += prior_loss(problem.priors, *given) / counted
         loss += jnp.sum(spent) + self._costs(shot.model, starts, ends, batch)
         return loss, (misfit, jnp.sqrt(gap))
 

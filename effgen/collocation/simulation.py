@@ -11,13 +11,20 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from .doses import check_amount, checked_doses, with_doses
-from .integration import Integration, integrate, no_inputs
-from .model import as_model
+from .integration import (
+    Integration,
+    check_times,
+    check_tolerances,
+    integrated,
+    no_inputs,
+)
+from .model import Model, as_model
+from .phases import followers, in_true_time, span_of, times_of
 from .problem import Problem
 from .stepping import stepped
 
 
-_integrate = eqx.filter_jit(integrate)  # compiled once for all simulations
+_integrated = eqx.filter_jit(integrated)  # compiled once for all simulations
 
 
 def simulate(
@@ -36,12 +43,13 @@ def simulate(
 
     Algebraic states are simulated by steps of Radau's scheme, of index 1, 2 or 3, with
     the error of the differential states below the tolerances. The start's algebraic
-    states are solved for. They stay as given where the start's equations do not tell
-    them, as of index 2 and 3; the differential ones then have to fit the constraint and
-    its derivatives.
+    states are solved for. They stay as given where the start's equations do not
+    determine them, as of index 2 and 3. The differential states must then fulfill the
+    constraint and its derivatives.
 
     Arguments:
-        problem: The problem whose law is simulated.
+        problem: The problem whose law is simulated. Of phases one at a time: a
+            `LinkConstraint` does not tell where the next begins.
         model: The trained model.
         start: The state at the first time, `(state,)`, in its units.
         ts: Two or more times that rise, `(ts,)`.
@@ -60,56 +68,81 @@ def simulate(
     Raises:
         RuntimeError: If the solver fails, with what to do.
         TypeError: For `inputs` that JAX cannot trace.
-        ValueError: For a start, times or doses that cannot be.
+        ValueError: For a start, times, doses or tolerances that cannot be, or times on
+            both sides of where one phase follows another.
 
     Source:
         Hairer, Lubich and Roche (1989), of Radau's scheme for algebraic states.
     """
     x, times = np.asarray(start, float), np.asarray(ts, float)
-    if x.shape != (problem.num_states,):
+    if x.shape != (problem.num_states,) or not np.all(np.isfinite(x)):
         raise ValueError(
-            f"`start` has shape {x.shape}: pass ({problem.num_states},), a number for "
-            "each state."
+            f"`start` has shape {x.shape} and is {start}: pass "
+            f"({problem.num_states},), a finite number for each state."
         )
-    if times.ndim != 1 or len(times) < 2 or np.any(np.diff(times) <= 0):
-        raise ValueError(f"`ts` is {times}: pass two or more times that rise.")
-    _check_clock(problem, times)
+    check_times(times)
+    check_tolerances(rtol=rtol, atol=atol)
     if inputs is not None and not traceable(inputs):
         raise TypeError(
             "`inputs` is no function of the time that JAX can trace: write it in "
             "`jax.numpy`, such as `lambda t: jnp.interp(t, ts, u)[None]`."
         )
-    bare, model = problem.without_data(), as_model(model)
+    model = as_model(model)
+    _check_phases(problem, model, times)
+    at = np.asarray(times_of(problem.brackets, model.parameters))
+    bare = _in_true_time(problem)
     given = no_inputs if inputs is None else inputs
-    how = Integration(rtol=rtol, atol=atol)
     solvers = (diffrax.Tsit5(), diffrax.Kvaerno5()) if solver is None else (solver,)
 
     def solve(x: np.ndarray, first: float, ts: np.ndarray) -> np.ndarray:
-        every = np.unique(np.concatenate([[first], ts]))
+        inside = at[(at > first) & (at < ts[-1])]
+        every = np.unique(np.concatenate([[first], ts, inside]))
         rows = np.searchsorted(every, ts)
         if problem.num_algebraic:
+            how = Integration(rtol=rtol, atol=atol)
             return stepped(bare, model, x, every, given, how)[rows]
+        stops = None
+        if inputs is not None or len(inside):
+            stops = (jnp.asarray(every), jnp.asarray(inside))
         states = np.full((len(every), len(x)), np.nan)
         for chosen in solvers:
             if not np.all(np.isfinite(states)):
-                rest = (jnp.asarray(x), jnp.asarray(every), inputs)
-                how_far = {"solver": chosen, "rtol": rtol, "atol": atol}
-                states = np.asarray(_integrate(bare, model, *rest, **how_far))
+                how = Integration(chosen, rtol=rtol, atol=atol)
+                at_first, all_ts = jnp.asarray(first), jnp.asarray(every)
+                rest = (jnp.asarray(x), at_first, all_ts, given, stops)
+                states = np.asarray(_integrated(bare, how, model, *rest))
         return states[rows]
 
     pulses = checked_doses(0, doses, (float(times[0]), float(times[-1])))
-    check_amount(0, pulses, problem.num_states)
+    check_amount(0, pulses, problem.num_states, problem.num_algebraic)
     states = with_doses(solve, x, float(times[0]), times, pulses)
     return _reached(jnp.asarray(states), times)
 
 
-def _check_clock(problem: Problem, times: np.ndarray) -> None:
-    for _, before, at, after in problem.brackets:
-        if np.any((times > before) & (times < after) & (times != at)):
+def _in_true_time(problem: Problem) -> Problem:
+    """Return the problem without data, its law in time and not on the mesh's clock."""
+    law, rest = in_true_time(problem.vector_field), problem.without_data()
+    return eqx.tree_at(lambda p: (p.vector_field, p.brackets), rest, (law, ()))
+
+
+def _check_phases(problem: Problem, model: Model, times: np.ndarray) -> None:
+    """Raise `ValueError` for times on both sides of a link, which no law tells.
+
+    Where another trajectory goes on at that time, its law does.
+    """
+    found = {
+        b.at: float(np.asarray(b.time(model.parameters))) for b in problem.brackets
+    }
+    spans = [span_of(trajectory) for trajectory in problem.data]
+    for i in followers(problem.data):
+        at = spans[i][0]
+        on = any(first < at < last for first, last in spans)
+        there = found.get(at, at)
+        if not on and times[0] < there < times[-1]:
             raise ValueError(
-                f"`ts` has times from {before:.6g} to {after:.6g}, where the problem's "
-                "clock is that of a switch: pass times outside, or a problem without "
-                "`switches`."
+                f"`ts` has times on both sides of t = {there:.6g}, where trajectory "
+                f"{i} follows another as a `LinkConstraint` says: simulate each phase "
+                "alone, the next one from the state where it begins."
             )
 
 

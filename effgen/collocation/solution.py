@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import ArrayLike, Float, Int
+from jaxtyping import ArrayLike, Bool, Float, Int
 
-from .clocks import mesh_times, true_times
+from .clocks import mesh_rates, mesh_times, true_times
 from .mesh import Mesh, node_times, within
 from .problem import Table
 from .radau import radau
@@ -36,6 +36,8 @@ class Solution(eqx.Module):
         switches: The time of each switch, with the sample before, where it stands on
             the mesh, and the sample after, `(switches, 4)`; `None` without switches.
             `edges` are on the mesh's clock.
+        renewed: Which states begin an interval anew, `(intervals, state)`: algebraic
+            ones after a jump; `None` of none.
     """
 
     edges: tuple[Float[Table, " edges"], ...]
@@ -44,6 +46,7 @@ class Solution(eqx.Module):
     scale: Float[Table, " outputs"] | None = None
     shifts: Float[Table, "intervals state"] | None = None
     switches: Float[Table, "switches 4"] | None = None
+    renewed: Bool[Table, "intervals state"] | None = None
 
     def __call__(
         self, ts: ArrayLike, trajectory: int = 0
@@ -92,14 +95,14 @@ class Solution(eqx.Module):
                 there.
         """
         there, rate = self.mesh_times(ts, trajectory)
-        return self.slopes_on_mesh(there, trajectory) * rate[:, None]
+        return self.derivative_on_mesh(there, trajectory) * rate[:, None]
 
-    def slopes_on_mesh(
+    def derivative_on_mesh(
         self, ts: Float[np.ndarray, " ts"], trajectory: int
     ) -> Float[np.ndarray, "ts state"]:
         """Return the derivatives by the mesh's clock, at times on it."""
         interval, basis, lengths = self._at(trajectory, ts)
-        table = full_slopes(self.stages) / lengths[:, None, None]
+        table = full_differentiation(self.stages) / lengths[:, None, None]
         slopes = np.einsum("tk,tkl->tl", basis, table)
         return np.einsum("tl,tln->tn", slopes, self.at_points(interval))
 
@@ -115,8 +118,29 @@ class Solution(eqx.Module):
         Raises:
             ValueError: For a trajectory that is not there.
         """
-        there = node_times(self._edges_of(trajectory), self.stages)
+        there = node_times(self.edges_of(trajectory), self.stages)
         return true_times(self._switches(), there)
+
+    def rows_at_nodes(
+        self, trajectory: int
+    ) -> tuple[Float[np.ndarray, " nodes"], Float[np.ndarray, "nodes state"]]:
+        """Return the times of a trajectory's nodes, and the derivatives there.
+
+        Arguments:
+            trajectory: Which trajectory, counted from 0.
+
+        Returns:
+            The times, `(nodes,)`, where an interval ends of just before, as a law that
+            switches there is still the old one; and the derivatives, `(nodes, state)`,
+            in the states' units by time.
+        """
+        edges = self.edges_of(trajectory)
+        there = node_times(edges, self.stages)
+        ts = true_times(self._switches(), there)
+        ends = slice(self.stages, None, self.stages)
+        ts[ends] = np.nextafter(ts[ends], -np.inf)
+        rate = mesh_rates(self._switches(), there, edges[0])
+        return ts, self.derivative_on_mesh(there, trajectory) * rate[:, None]
 
     def mesh_times(
         self, ts: ArrayLike, trajectory: int
@@ -139,7 +163,7 @@ class Solution(eqx.Module):
         times = np.atleast_1d(np.asarray(ts, np.float64))
         if times.ndim != 1:
             raise ValueError(f"`ts` has shape {times.shape}: pass a number, or (ts,).")
-        edges = self._edges_of(trajectory)
+        edges = self.edges_of(trajectory)
         there, rate = mesh_times(self._switches(), times, edges[0])
         if not np.all((there >= edges[0]) & (there <= edges[-1])):
             first, last = true_times(self._switches(), edges[[0, -1]])
@@ -162,7 +186,8 @@ class Solution(eqx.Module):
 
         Returns:
             The states, `(rows, stages + 1, state)`, in their units; the start's after a
-                dose there.
+                dose or jump there. Of states that begin anew, the start is what the
+                polynomial of the stages is there.
         """
         counts = np.array([len(e) - 1 for e in self.edges])
         owner = np.searchsorted(np.cumsum(counts), intervals, side="right")
@@ -171,13 +196,28 @@ class Solution(eqx.Module):
         found = np.asarray(self.positions)[points]
         if self.shifts is not None:
             found[:, 0] += np.asarray(self.shifts)[intervals]
+        if self.renewed is not None:
+            anew = np.einsum("k,rkn->rn", _from_stages(self.stages), found[:, 1:])
+            chosen = np.asarray(self.renewed)[intervals]
+            found[:, 0] = np.where(chosen, anew, found[:, 0])
         return found
 
     def _starts(self, i: int) -> Float[np.ndarray, " state"]:
         first = sum(1 + (len(e) - 1) * self.stages for e in self.edges[:i])
         return np.asarray(self.positions)[first]
 
-    def _edges_of(self, trajectory: int) -> Float[np.ndarray, " edges"]:
+    def edges_of(self, trajectory: int) -> Float[np.ndarray, " edges"]:
+        """Return the edges of a trajectory's intervals, on the mesh's clock.
+
+        Arguments:
+            trajectory: Which trajectory, counted from 0.
+
+        Returns:
+            The edges, `(edges,)`.
+
+        Raises:
+            ValueError: For a trajectory that is not there.
+        """
         num = len(self.edges)
         if not 0 <= trajectory < num:
             raise ValueError(
@@ -193,7 +233,14 @@ class Solution(eqx.Module):
         return first + at, radau(self.stages).basis(share), np.diff(edges)[at]
 
 
-def full_slopes(stages: int) -> Float[np.ndarray, "points points"]:
+def _from_stages(stages: int) -> Float[np.ndarray, " stages"]:
+    """Return the stages' Lagrange polynomials at the interval's start."""
+    nodes, own = radau(stages).nodes, np.eye(stages, dtype=bool)
+    away = np.where(own, 1.0, nodes[:, None] - nodes)
+    return np.prod(np.where(own, 1.0, -nodes / away), axis=1)
+
+
+def full_differentiation(stages: int) -> Float[np.ndarray, "points points"]:
     """Return the derivatives of the points' Lagrange polynomials at all points."""
     scheme = radau(stages)
     points, weights = scheme.points, scheme.barycentric
@@ -233,6 +280,17 @@ class Multipliers(NamedTuple):
     model_upper: Float[Table, " model"]
 
 
+def check_positions(solution: Solution, num_states: int) -> None:
+    """Raise `ValueError` for states of another number, or of other nodes."""
+    nodes = sum(1 + (len(e) - 1) * solution.stages for e in solution.edges)
+    shape = np.shape(solution.positions)
+    if shape != (nodes, num_states):
+        raise ValueError(
+            f"the guess has `positions` of shape {shape}, and the problem's states at "
+            f"its nodes are {(nodes, num_states)}: make it by `transcription.guess()`."
+        )
+
+
 def same_mesh(solution: Solution, mesh: Mesh) -> bool:
     """Return whether a solution lives on a mesh."""
     alike = (solution.stages, len(solution.edges)) == (mesh.stages, len(mesh.edges))
@@ -249,7 +307,10 @@ def solution_on(
 ) -> Solution:
     """Return the solution that states at a mesh's nodes are."""
     shifts = mesh.shifts if np.any(mesh.shifts) else None
-    return Solution(mesh.edges, positions, mesh.stages, scale, shifts, switches)
+    renewed = mesh.renewed if np.any(mesh.renewed) else None
+    return Solution(
+        mesh.edges, positions, mesh.stages, scale, shifts, switches, renewed
+    )
 
 
 def prolonged(

@@ -28,6 +28,7 @@ from .problem import Problem, as_trained
 from .products import check_products
 from .solution import (
     Solution,
+    check_positions,
     prolonged,
     prolonged_multipliers,
     same_mesh,
@@ -72,7 +73,7 @@ class CollocationTrainer(AbstractHostTrainer):
         solver: `Ipopt(...)`, with its linear solver and its other settings.
 
     Raises:
-        TypeError: For a `solver` that is no `Ipopt(...)`.
+        TypeError: For a `solver` or a `curvature` of another type.
         ValueError: For a tolerance or limit out of range.
 
     Source:
@@ -100,6 +101,11 @@ class CollocationTrainer(AbstractHostTrainer):
         if not isinstance(self.solver, ipopt.Ipopt):
             raise TypeError(
                 f"`solver` is {self.solver!r}: pass `collocation.Ipopt(...)`."
+            )
+        if not isinstance(self.curvature, AbstractCurvature):
+            raise TypeError(
+                f"`curvature` is {self.curvature!r}: pass `ExactHessian()`, "
+                "`GaussNewton()` or `LimitedMemory()`."
             )
 
     def init(self, model: PyTree, memory: Solution | None = None) -> TrainState:
@@ -263,8 +269,8 @@ class CollocationTrainer(AbstractHostTrainer):
         Raises:
             RuntimeError: If JAX computes in float32.
             TypeError: For data that are no transcriptions.
-            ValueError: For another number of trajectories than the state's, or settings
-                that this machine's Ipopt does not know.
+            ValueError: For another number of trajectories or states than the state's,
+                or settings that this machine's Ipopt does not know.
             ImportError: Without cyipopt.
         """
         check_double()
@@ -278,6 +284,7 @@ class CollocationTrainer(AbstractHostTrainer):
                 f"the state has {len(state.memory.edges)} trajectories and the "
                 f"transcription {len(batch.mesh.edges)}: make the guess from its data."
             )
+        check_positions(state.memory, batch.problem.num_states)
         self.solver.check()
 
     def _solved(

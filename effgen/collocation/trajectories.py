@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -18,14 +21,15 @@ class Trajectory(NamedTuple):
             jump of the inputs.
         ys: The samples, `(obs, outputs)`, NaN where missing.
         inputs: Known `u`, `(obs, inputs)`, or a function of `t` to `(inputs,)`, or
-            `None`. Jumps of a function are looked for, between samples too.
+            `None`. Samples stay past their ends. Jumps of a function are looked for,
+            between samples too.
         span: The first and the last time of the trajectory; by default those of `ts`.
-        hold: How sampled inputs go on between `ts`: `"linear"`, or `"previous"`, which
-            stays until the next sample; by default that of the problem.
+        hold: How sampled inputs continue between `ts`: `"linear"`, or `"previous"`,
+            which stays until the next sample; by default that of the problem.
         jumps: Times at which inputs or the law jump. Intervals end there.
         doses: Pairs of a time and an amount, `(state,)`, that is added to the state at
             once. Samples at that time are of just before.
-        follows: Whether it goes on from the trajectory before it in the list, as a
+        follows: Whether it continues the trajectory before it in the list, as a
             `LinkConstraint` says.
     """
 
@@ -81,6 +85,8 @@ def _trajectory(i: int, data: Any, hold: str | None) -> Trajectory:
             f"trajectory {i} is a {type(data).__name__}: pass a tuple `(ts, ys)` or "
             "`(ts, ys, inputs)`, a `Trajectory`, or a list of these."
         )
+    if len(data) > len(Trajectory._fields):
+        raise TypeError(f"trajectory {i} has {len(data)} parts: pass a `Trajectory`.")
     ts, ys, inputs, span, own, jumps, doses, follows = Trajectory(*data)
     hold = _hold_of(i, hold if own is None else own)
     if np.asarray(ts).dtype.kind in "mM":
@@ -90,7 +96,7 @@ def _trajectory(i: int, data: Any, hold: str | None) -> Trajectory:
         )
     ts, ys = _numbers(i, "ts", ts), _numbers(i, "ys", ys)
     ys = ys[:, None] if ys.ndim == 1 else ys
-    if ts.ndim != 1 or len(ts) == 0 or ys.shape[:1] != ts.shape:
+    if ts.ndim != 1 or len(ts) == 0 or ys.shape[:1] != ts.shape or ys.ndim != 2:
         raise ValueError(
             f"trajectory {i} has `ts` of shape {ts.shape} and `ys` of {ys.shape}: pass "
             "(obs,) and (obs, outputs)."
@@ -100,23 +106,95 @@ def _trajectory(i: int, data: Any, hold: str | None) -> Trajectory:
     if np.any(np.isinf(ys)):
         where = tuple(np.argwhere(np.isinf(ys))[0].tolist())
         raise ValueError(f"`ys` of trajectory {i} is infinite at {where}: pass NaN.")
-    first, last = (ts[0], ts[-1]) if span is None else span
-    span = (float(first), float(last))
-    if not span[0] < span[1]:
-        raise ValueError(f"trajectory {i} lasts from {span[0]} to {span[1]}: no time.")
+    span = _span(i, (ts[0], ts[-1]) if span is None else span)
     _complain(i, ts, (ts < span[0]) | (ts > span[1]), f"lie in the `span` {span}")
     if inputs is not None and not callable(inputs):
         inputs = _inputs(i, ts, inputs, hold)
-    jumps = tuple(np.sort(np.asarray(jumps, np.float64).reshape(-1)).tolist())
-    if not np.all(np.isfinite(jumps)):
-        raise ValueError(f"`jumps` of trajectory {i} is {jumps}: pass finite times.")
-    return Trajectory(ts, ys, inputs, span, hold, jumps, doses, bool(follows))
+    rest = (_jumps(i, jumps), doses, _follows(i, follows))
+    return Trajectory(ts, ys, inputs, span, hold, *rest)
+
+
+def _jumps(i: int, times: Any) -> tuple[float, ...]:
+    found = np.sort(_numbers(i, "jumps", times).reshape(-1))
+    if not np.all(np.isfinite(found)):
+        raise ValueError(f"`jumps` of trajectory {i} is {times}: pass finite times.")
+    return tuple(found.tolist())
+
+
+def _follows(i: int, follows: Any) -> bool:
+    if isinstance(follows, bool | np.bool_):
+        return bool(follows)
+    raise TypeError(
+        f"`follows` of trajectory {i} is {follows!r}: pass `True` where it goes on "
+        "from the one before it in the list."
+    )
+
+
+def numbered(data: Any, *, hold: str | None = None) -> tuple[Trajectory, ...]:
+    """Return trajectories with one more input, the last: their number, from 0.
+
+    So a law has parameters of its own for each trajectory, which a `Prior` may share:
+    `p["rate"][u[-1].astype(int)]`. No trajectory moves with the others' numbers, but
+    the program's border has a column for each of them.
+
+    Arguments:
+        data: What `Problem` takes.
+        hold: As of `Problem`.
+
+    Returns:
+        The trajectories, for `Problem`.
+
+    Raises:
+        TypeError: For data of another type.
+        ValueError: For data that cannot be.
+    """
+    found = as_trajectories(data, hold)
+    return tuple(t._replace(inputs=_with_number(t, i)) for i, t in enumerate(found))
+
+
+class Numbered(eqx.Module):
+    """Inputs that are a function of the time, and a trajectory's number."""
+
+    function: Any
+    number: int
+
+    def __call__(self, t: Any) -> Any:
+        """Return the inputs at `t`, the number last; JAX's where the function's are."""
+        given = self.function(t)
+        if isinstance(given, jax.Array):
+            return jnp.append(jnp.ravel(given), float(self.number))
+        return np.append(np.asarray(given, float), float(self.number))
+
+
+def _with_number(trajectory: Trajectory, i: int) -> Any:
+    given = trajectory.inputs
+    if given is None:
+        return np.full((len(trajectory.ts), 1), float(i))
+    if callable(given):
+        return Numbered(given, i)
+    return np.concatenate([given, np.full((len(given), 1), float(i))], axis=1)
+
+
+def _span(i: int, span: Any) -> tuple[float, float]:
+    try:
+        first, last = (float(t) for t in span)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`span` of trajectory {i} is {span!r}: pass its first and its last time."
+        ) from error
+    if not (np.isfinite(first) and np.isfinite(last)):
+        raise ValueError(f"`span` of trajectory {i} is {span}: pass finite times.")
+    if not first < last:
+        raise ValueError(f"trajectory {i} lasts from {first} to {last}: no time.")
+    return first, last
 
 
 def _numbers(i: int, name: str, values: Any) -> np.ndarray:
     try:
         if np.iscomplexobj(values):
             raise ValueError("complex numbers")
+        if isinstance(values, np.ma.MaskedArray):
+            values = np.where(np.ma.getmaskarray(values), np.nan, np.ma.getdata(values))
         return np.asarray(values, np.float64)
     except (TypeError, ValueError) as error:
         raise TypeError(
@@ -133,9 +211,13 @@ def _hold_of(i: int, hold: str | None) -> str | None:
 
 
 def _inputs(i: int, ts: np.ndarray, inputs: Any, hold: str | None) -> np.ndarray:
-    inputs = np.asarray(inputs, np.float64)
+    inputs = _numbers(i, "inputs", inputs)
     inputs = inputs[:, None] if inputs.ndim == 1 else inputs
-    if inputs.shape[:1] != ts.shape or not np.all(np.isfinite(inputs)):
+    if (
+        inputs.shape[:1] != ts.shape
+        or inputs.ndim != 2
+        or not np.all(np.isfinite(inputs))
+    ):
         raise ValueError(
             f"`inputs` of trajectory {i} has shape {inputs.shape}: pass finite "
             f"numbers, ({len(ts)}, inputs), or a function of the time."

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .clocks import switches_of
+from .constraints import KINDS
 from .guesses import interpolated, simulated
 from .inference import inferred
 from .mesh import (
@@ -29,7 +30,6 @@ from .problem import (
     Constraint,
     LinkConstraint,
     Model,
-    ModelConstraint,
     PathConstraint,
     Problem,
     as_model,
@@ -84,9 +84,8 @@ class Transcription(eqx.Module):
     ) -> Solution:
         """Return the guess that an untrained model's own simulations are.
 
-        They begin at the data's start. It is for states that are not measured, of
-        which the data say nothing. Those that are measured, and what is not reached,
-        are as in `guess`.
+        They begin at the data's start. It is for states that are not measured. Measured
+        states, and times that the simulation does not reach, are as in `guess`.
 
         Arguments:
             model: The untrained model.
@@ -197,14 +196,9 @@ def limits_of(transcription: Transcription, nlp: NLP) -> Limits:
 def _row_limits(problem: Problem, nlp: NLP, mesh: Mesh) -> list[np.ndarray]:
     """Return lower and upper bounds of all constraints, in their order."""
     equations = sum(int(np.prod(shape)) for shape in constraint_shapes(nlp)[:2])
-    kinds = (
-        (PathConstraint, mesh.num_nodes),
-        (BoundaryConstraint, len(mesh.starts)),
-        (ModelConstraint, 1),
-        (LinkConstraint, len(mesh.links)),
-    )
+    counts = (mesh.num_nodes, len(mesh.starts), 1, len(mesh.links))
     parts = [np.zeros((2, equations))]
-    for kind, num in kinds:
+    for kind, num in zip(KINDS, counts, strict=True):
         chosen = [c for c in problem.constraints if isinstance(c, kind)]
         row = [np.stack(_bounds_of(c, nlp)) for c in chosen]
         parts.append(np.tile(np.concatenate([*row, np.zeros((2, 0))], axis=1), num))

@@ -15,8 +15,9 @@ from .curvature import AbstractCurvature, GaussNewton
 from .elimination import columns
 from .evaluator import Evaluator
 from .information import Information, information, open_names
+from .misfits import Squares
 from .nlp import NLP, ravel, unravel
-from .noise import estimated, leverages
+from .noise import estimated, leverages, pulls
 from .points import Point
 from .problem import Model, Problem, as_numbers, names_of_model
 from .solution import OTHER_MESH, same_mesh
@@ -33,7 +34,8 @@ class Covariance(NamedTuple):
             units.
         noise: The standard deviation of residuals in units of `problem.scale`, a number
             for one output and `(outputs,)` for more; NaN where an output is not
-            measured.
+            measured. Of a `misfit` that is no squares, of the normal noise that would
+            leave as much open.
         effective: How many of the samples' degrees of freedom the estimate takes,
             `(outputs,)`.
         names: The names of the model's numbers, in the order of `model`.
@@ -55,17 +57,19 @@ def covariance(
 ) -> Covariance:
     """Return the covariance of model and states at a solution.
 
-        cov = P K (sum over outputs of noise^2 J^T J + rest) K P^T / count
-        noise^2 = sum of squared residuals / (samples - effective)    of an output
+        cov = P K (sum over outputs of spread^2 J^T J + rest) K P^T / count
+        spread^2 = sum of misfit'^2 / (samples - effective)    of an output
 
+    `misfit'` are the derivatives of what residuals cost: of squares the residuals, and
+    `spread` is the noise. With outliers, `Huber` and `SoftL1` keep them small.
     `P` is how all variables follow from what is free, the model and the starts.
     `K = (P^T H P)^-1` where equations and active bounds hold, `H` the objective's
-    curvature. `J` are the residuals' derivatives. `rest` is what is left of the
-    curvature, of priors such as weight decay, times the pooled `noise^2`. `effective`
-    is the trace of `K J^T J`, and `count` the number of measured values. Starts, and
-    what priors hold, take as many degrees of freedom as the data decide. Of equal
-    noise the result is `noise^2 K / count`, the Cramer-Rao bound of the linearized
-    problem.
+    curvature. `J` are the residuals' derivatives. `rest` is the remaining curvature, of
+    priors such as weight decay, times the pooled `spread^2`. `effective` is the trace
+    of `K J^T W J`, `W` the second derivatives of what residuals cost, and `count` the
+    number of measured values. Starts, and what priors hold, take as many degrees of
+    freedom as the data decide. Of equal noise the result is `noise^2 K / count`, the
+    Cramer-Rao bound of the linearized problem of squares.
 
     Arguments:
         transcription: The transcription that `state` was solved on.
@@ -80,46 +84,83 @@ def covariance(
 
     Raises:
         ValueError: If the state is of another mesh; for a `noise` that is not positive
-            where an output is measured; if the data leave a direction open,
+            where an output is measured, or with a `misfit` that is no squares; if the
+            data leave a direction open,
             with the names of what it moves; if no sample is left to estimate a noise
             from; if the point is no minimum; for `LimitedMemory()`.
 
     Source:
-        Bock, Kostina and Schlöder (2007); Pirnay, López-Negrete and Biegler (2012).
+        Bock, Kostina and Schlöder (2007); Pirnay, López-Negrete and Biegler (2012);
+        Huber (1964), of outliers.
     """
-    if not same_mesh(state.memory, transcription.mesh) or state.opt_state is None:
-        raise ValueError(OTHER_MESH)
-    known = None if noise is None else _checked(noise, transcription.problem)
-    weighted = weighed(transcription, state.memory)
-    nlp = weighted.program(state.model)
-    evaluator = Evaluator(nlp, curvature)
-    z = nlp.joined(state.memory.positions)
-    point = Point(z, *packed(state.opt_state))
-    found = information(evaluator, limits_of(weighted, nlp), point)
+    known = None if noise is None else known_noise(noise, transcription.problem)
+    nlp, found = informed(transcription, state, curvature)
     if names := open_names(found, nlp):
         raise ValueError(
             f"the data leave a direction of model and states open: {', '.join(names)} "
             "can move together and no residual changes, so that no variance is finite. "
             "Fix one of them, add a prior such as `weight_decay`, or pass more data."
         )
-    asked = weighted.problem.scale / transcription.problem.scale
-    known = None if known is None else known / asked
-    deviations, pooled = estimated(found, nlp, known)
-    root = _root(found, deviations, pooled) / np.sqrt(float(nlp.counted))
-    variances, block = _moments(found, root, nlp)
+    asked = np.asarray(nlp.problem.scale) / transcription.problem.scale
+    spread, variances, block = moments(
+        found, nlp, None if known is None else known / asked
+    )
     nominal = transcription.problem.nominal
-    units = np.where(leverages(found, nlp)[1] > 0, deviations * asked, np.nan)
+    effective, counts = leverages(found, nlp)
+    weights, mask = pulls(found, nlp)[1], np.asarray(nlp.samples.mask)
+    mean = np.sum(weights * mask, axis=0) / np.maximum(counts, 1)
+    units = np.where(counts > 0, spread * asked / np.maximum(mean, 1e-300), np.nan)
     return Covariance(
         block,
         np.sqrt(variances).reshape(len(nlp.ts), -1) * nominal,
         float(units[0]) if len(units) == 1 else units,
-        leverages(found, nlp)[0],
+        effective,
         tuple(names_of_model(nlp.template)),
     )
 
 
-def _checked(noise: ArrayLike, problem: Problem) -> Float[np.ndarray, " outputs"]:
+def informed(
+    transcription: Transcription, state: TrainState, curvature: AbstractCurvature
+) -> tuple[NLP, Information]:
+    """Return the program of a solution, and what the data tell there.
+
+    Raises:
+        ValueError: If the state is of another mesh; if the point is no minimum; for
+            `LimitedMemory()`.
+    """
+    if not same_mesh(state.memory, transcription.mesh) or state.opt_state is None:
+        raise ValueError(OTHER_MESH)
+    weighted = weighed(transcription, state.memory)
+    nlp = weighted.program(state.model)
+    point = Point(nlp.joined(state.memory.positions), *packed(state.opt_state))
+    evaluator = Evaluator(nlp, curvature)
+    return nlp, information(evaluator, limits_of(weighted, nlp), point)
+
+
+def moments(
+    found: Information, nlp: NLP, known: Float[np.ndarray, " outputs"] | None
+) -> tuple[
+    Float[np.ndarray, " outputs"],
+    Float[np.ndarray, " states"],
+    Float[np.ndarray, "model model"],
+]:
+    """Return the outputs' spread, the variances of all states, the model's covariance.
+
+    `known` is the noise in units of the program's scale; `None` to estimate it.
+    """
+    spread, pooled = estimated(found, nlp, known)
+    weights = pulls(found, nlp)[1]
+    root = _root(found, spread, pooled, weights) / np.sqrt(float(nlp.counted))
+    return (spread, *_moments(found, root, nlp))
+
+
+def known_noise(noise: ArrayLike, problem: Problem) -> Float[np.ndarray, " outputs"]:
     """Return the noise of each output, checked; one where nothing is measured."""
+    if not isinstance(problem.misfit, Squares):
+        raise ValueError(
+            f"`noise` is of least squares and `misfit` is {problem.misfit}, whose "
+            "covariance is estimated from the residuals: leave `noise` out."
+        )
     given = np.asarray(noise, float)
     seen = np.any([np.any(~np.isnan(t.ys), axis=0) for t in problem.data], axis=0)
     if given.shape not in ((), (1,), seen.shape):
@@ -136,15 +177,21 @@ def _checked(noise: ArrayLike, problem: Problem) -> Float[np.ndarray, " outputs"
     return found
 
 
-def _root(found: Information, noise: np.ndarray, pooled: float) -> np.ndarray:
-    """Return `R` with `L R R^T L^T` the free numbers' moments, but for the count."""
-    slopes = found.slopes
-    size = slopes.shape[2]
-    if np.ptp(noise) == 0:
-        return np.eye(size) * noise[0]
-    by_output = np.einsum("sor,soq->orq", slopes, slopes)
-    middle = np.einsum("o,orq->rq", noise**2 - pooled**2, by_output)
-    values, vectors = np.linalg.eigh(middle + pooled**2 * np.eye(size))
+def _root(
+    found: Information, spread: np.ndarray, pooled: float, weights: np.ndarray
+) -> np.ndarray:
+    """Return `R` with `L R R^T L^T` the free numbers' moments, but for the count.
+
+    What the curvature has beside the samples is of priors, and varies as all do.
+    """
+    along = found.sensitivities
+    size = along.shape[2]
+    if np.ptp(spread) == 0 and np.all(weights == 1):
+        return np.eye(size) * spread[0]
+    by_output = np.einsum("sor,soq->orq", along, along)
+    told = np.einsum("so,sor,soq->rq", weights, along, along, optimize=True)
+    middle = np.einsum("o,orq->rq", spread**2, by_output)
+    values, vectors = np.linalg.eigh(middle + pooled**2 * (np.eye(size) - told))
     return vectors * np.sqrt(np.maximum(values, 0))
 
 

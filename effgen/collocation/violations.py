@@ -7,14 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .compiled import compiled_node_terms, values
+from .constraints import KINDS
 from .curvature import AbstractCurvature
 from .elimination import sample_residuals
 from .model import Model
-from .nlp import NLP, constraint_shapes, model_terms, terms, terms_at_ends, values
+from .nlp import NLP, constraint_shapes, model_terms, terms_at_ends
+from .phases import Bracket
 from .points import Limits
+from .priors import check_prior_shapes
 from .problem import (
-    BoundaryConstraint,
-    LinkConstraint,
+    Constraint,
     ModelConstraint,
     PathConstraint,
     names_of_model,
@@ -39,6 +42,8 @@ def check_shapes(batch: Transcription, model: Model) -> None:
     x, outputs = jnp.asarray(problem.nominal), problem.data[0].ys.shape[1]
     at = (jnp.asarray(mesh.ts[0]), x, jnp.asarray(mesh.inputs[0]), *given)
     one, size = ((), (1,)), ((problem.num_states,),)
+    for bracket in problem.brackets:
+        _check_switch(bracket, given)
     _check_shape("vector_field", problem.vector_field, at, size)
     if problem.observe is not None:
         wanted = ((outputs,), ()) if outputs == 1 else ((outputs,),)
@@ -46,6 +51,30 @@ def check_shapes(batch: Transcription, model: Model) -> None:
     _check_shape("lagrange", problem.lagrange, at, one)
     _check_shape("mayer", problem.mayer, (x, x, *given), one)
     _check_shape("penalty", problem.penalty, given, one)
+    check_prior_shapes(problem.priors, given)
+    problem.decays(model.networks)
+    for constraint in problem.constraints:
+        wanted_by = {PathConstraint: at, ModelConstraint: given}
+        args = wanted_by.get(type(constraint), (x, x, *given))
+        _check_vector(constraint, args)
+
+
+def _check_switch(bracket: Bracket, given: tuple[Any, ...]) -> None:
+    name = f"`time` of the switch near {bracket.at:.6g}"
+    found = _shape_of(name, lambda p, nets: bracket.time(p), given)
+    if found not in ((), (1,)):
+        raise ValueError(
+            f"{name} returns shape {found}: pass a function of parameters to one time."
+        )
+
+
+def _check_vector(constraint: Constraint, given: tuple[Any, ...]) -> None:
+    name = f"constraint {constraint.name!r}"
+    found = _shape_of(name, constraint.function, given)
+    if len(found) > 1:
+        raise ValueError(
+            f"{name} returns shape {found}: pass a function to a number or a vector."
+        )
 
 
 def _check_shape(
@@ -53,32 +82,37 @@ def _check_shape(
 ) -> None:
     if function is None:
         return
+    found = _shape_of(f"`{name}`", function, given)
+    if found not in wanted:
+        raise ValueError(
+            f"`{name}` returns shape {found}: pass a function to {wanted[0]}."
+        )
+
+
+def _shape_of(name: str, function: Any, given: tuple[Any, ...]) -> tuple[int, ...]:
     try:
         found = eqx.filter_eval_shape(lambda *g: jnp.asarray(function(*g)), *given)
     except jax.errors.TracerArrayConversionError as error:
         raise TypeError(
-            f"`{name}` calls numpy on what JAX traces: write it in `jax.numpy`."
+            f"{name} calls numpy on what JAX traces: write it in `jax.numpy`."
         ) from error
     except KeyError as error:
         parameters = given[-2]
         has = list(parameters) if isinstance(parameters, dict) else parameters
         raise TypeError(
-            f"`{name}` asks for {error} and the model's parameters are {has}: pass "
+            f"{name} asks for {error} and the model's parameters are {has}: pass "
             "`Model(parameters, networks)`."
         ) from error
     if jnp.issubdtype(found.dtype, jnp.complexfloating):
-        raise TypeError(f"`{name}` returns complex numbers: pass a real function.")
-    if found.shape not in wanted:
-        raise ValueError(
-            f"`{name}` returns shape {found.shape}: pass a function to {wanted[0]}."
-        )
+        raise TypeError(f"{name} returns complex numbers: pass a real function.")
+    return found.shape
 
 
 def check_finite(nlp: NLP, batch: Transcription, z: np.ndarray) -> None:
     """Raise `ValueError` where the vector field is not finite."""
     problem = batch.problem
     size = problem.num_states
-    found = np.asarray(terms(nlp, jnp.asarray(z)))
+    found = np.asarray(compiled_node_terms(nlp, jnp.asarray(z)))
     bad = np.argwhere(~np.isfinite(found))
     if len(bad):
         node, term = bad[0]
@@ -177,11 +211,10 @@ def name_of_row(row: int, batch: Transcription, nlp: NLP) -> str:
         return f"equation {column} {_where(node, batch.mesh)}"
     if part == 1:
         return f"an algebraic equation at the start of trajectory {place}"
-    kind = (PathConstraint, BoundaryConstraint, ModelConstraint, LinkConstraint)
     name = [
         c.name
         for c in batch.problem.constraints
-        if isinstance(c, kind[part - 2])
+        if isinstance(c, KINDS[part - 2])
         for _ in range(constraint_size(c, nlp))
     ][column]
     where = (

@@ -1,4 +1,4 @@
-"""What the losses of a run already tell: which run will be better, and how much.
+"""What the losses of a run show: which run will be better, and by how much.
 
 Axis: `steps`. All are functions of the losses that `history["loss"]` holds, and free.
 """
@@ -121,7 +121,7 @@ def rank_runs(
 
 
 class Extrapolation(NamedTuple):
-    """A learning curve carried forward, in units of loss, as `extrapolate` returns it.
+    """A learning curve extended, in units of loss, as `extrapolate` returns it.
 
     Attributes:
         value: The loss at the step asked for.
@@ -149,15 +149,15 @@ class Extrapolation(NamedTuple):
 def extrapolate(
     losses: Losses, *, at: int, tail: float = 0.5, confidence: float = 0.95
 ) -> Extrapolation:
-    """Fit the tail of a learning curve and carry it to step `at`.
+    """Fit the tail of a learning curve and extend it to step `at`.
 
     Both `a + b * n^(-c)` and `a + b * exp(-c * n)` are fitted by least squares to the
     means of up to 150 blocks of steps. The means average out minibatch noise, and its
     correlation from step to step. The shape with the smaller residual gives the value.
     The interval is that of Student's t for the fitted curve, to first order in `a`, `b`
     and `c`. It is widened to hold the other shape's where the losses cannot tell the
-    two apart (their AIC differs by less than 4). It does not know of learning rates
-    yet to fall.
+    two apart (their AIC differs by less than 4). It does not account for learning
+    rates that fall later.
 
     Arguments:
         losses: One training loss a step, shape `(steps,)`.

@@ -39,8 +39,8 @@ def averaged(run: Run, decay: float = 0.999) -> Run:
 
     after each step, for any trainer; `n` counts the steps, so that the first models,
     which are far from the last, soon weigh nothing. The average is saved with the state
-    and goes on after `effgen.resume`. `state.evaluated` is the model to evaluate: the
-    average where there is one. Training goes on from the model itself.
+    and continues after `effgen.resume`. `state.evaluated` is the model to evaluate: the
+    average where there is one. Training continues from the model itself.
 
     Arguments:
         run: What `train` or another wrapper returned, not yet started.

@@ -94,6 +94,7 @@ from .sites import (
     LinearizedSites as LinearizedSites,
 )
 from .stacking import Stack as Stack, stack as stack
+from .structural import structural as structural
 from .structure import (
     Structure as Structure,
     car as car,
@@ -102,7 +103,6 @@ from .structure import (
     matern as matern,
     ou as ou,
     season as season,
-    structural as structural,
     trend as trend,
 )
 from .trainer import LatentSDETrainer as LatentSDETrainer

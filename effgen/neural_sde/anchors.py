@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from effgen.core.counts import check_count
+
 from .dynamics import AbstractLatentSDE
 from .gaussian import Gaussian, as_float
 from .grid import Grid
@@ -126,17 +128,24 @@ class RelinearizedAnchor(AbstractAnchor):
         A = E d drift / dx,    b = E drift - A E x
 
     The means are over the linear posterior's law at the start of each step, by
-    cubature. Then the posterior is computed anew. After the last observation the
+    cubature. The posterior is then computed anew. After the last observation the
     prior's own linear part is kept. No gradient flows through `A` and `b`.
 
     Arguments:
         num_sweeps: How often the drift is linearized and the posterior computed.
+
+    Raises:
+        ValueError: For fewer than one sweep.
 
     Source:
         Archambeau, Cornford, Opper and Shawe-Taylor (2007), equation 13.
     """
 
     num_sweeps: int = 2
+
+    def __check_init__(self) -> None:
+        """Check the number."""
+        check_count("num_sweeps", self.num_sweeps)
 
     def __call__(
         self, model: AbstractLatentSDE, series: Series, grid: Grid, *, parallel: bool

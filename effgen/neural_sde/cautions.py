@@ -14,6 +14,8 @@ from .evidence import Evidence
 
 
 _FEWEST = 0.05
+_MANY_STEPS = 1_000  # in a gap: between units, seconds for hours and longer
+_UNLIKE = 100.0  # times
 _MANY = 10**9  # steps of paths: minutes
 _TOO_MANY = 10**11  # numbers that are held: 400 GB in float32
 
@@ -69,7 +71,7 @@ def of_many_steps(dt: float, steps: int, num_paths: int, size: int) -> None:
 
 
 def of_constants(ys: Array, mask: Array) -> None:
-    """Warn of sensors that do not vary in any series: nothing tells their scales.
+    """Warn of sensors that do not vary in any series: their scales are undetermined.
 
     Arguments:
         ys: Values, shape `(obs, sensors)` or `(series, obs, sensors)`.
@@ -85,9 +87,9 @@ def of_constants(ys: Array, mask: Array) -> None:
     varies = np.atleast_2d(high - low > 1e-12 * size) & several
     for i in np.flatnonzero(several.any(0) & ~varies.any(0)):
         _warn(
-            f"`ys` does not vary in time in column {i}: nothing tells its scales, and "
-            "the fit makes them vanish. Leave the column out, or fix its scales by the "
-            'model\'s `frozen`, such as "decoder.log_scale".'
+            f"`ys` does not vary in time in column {i}: nothing determines its scales, "
+            "and the fit makes them zero. Leave the column out, or fix its scales by "
+            'the model\'s `frozen`, such as "decoder.log_scale".'
         )
 
 
@@ -104,6 +106,43 @@ def of_lost(dt: float, holding: float | None) -> None:
     _warn(
         f"paths are not finite: steps of {dt:.3g} are too long for the drift; {remedy}."
     )
+
+
+def of_unit(dt: float, ts: np.ndarray, unit: str) -> None:
+    """Warn of dates that seem to be in another unit than the model.
+
+    Arguments:
+        dt: The model's own step, zero where it has none.
+        ts: Times in the unit, shape `(obs,)` or `(series, obs)`.
+        unit: The unit.
+    """
+    gap = float(np.max(np.diff(np.atleast_2d(ts), axis=1), initial=0))
+    if dt > 0 and gap > _MANY_STEPS * dt:
+        _warn(
+            f"in `unit` {unit!r} times are up to {gap:.3g} apart, and the model's step "
+            f"is {dt:.3g}: pass the `unit` in which the model was made, or the `dt` "
+            "that is meant."
+        )
+
+
+def of_period(name: str, period: float, gap: float, unit: str | None) -> None:
+    """Warn of a period that is shorter than the time between observations."""
+    if period < gap:
+        where = "" if unit is None else f" in `unit` {unit!r}"
+        _warn(
+            f"`period` of `{name}` is {period:.3g} and times are {gap:.3g} apart"
+            f"{where}: the times cannot show it. Pass it in the unit of `ts`."
+        )
+
+
+def of_sizes(sizes: np.ndarray) -> None:
+    """Warn of sensors of one sum that are not in one unit, once loadings are off."""
+    if len(sizes) and np.max(sizes) > _UNLIKE * np.min(sizes):
+        _warn(
+            f"columns of `ys` vary by {np.min(sizes):.3g} to {np.max(sizes):.3g}, and "
+            "all show one sum: pass `loadings`, how much of it each column shows, or "
+            "one column at a time."
+        )
 
 
 def of_held_inputs(later: np.ndarray) -> None:

@@ -15,11 +15,13 @@ from effgen.core.results import RunWarning
 from .clock import warn_of_rounded
 from .counts import NegativeBinomial, Poisson
 from .decoders import Decoder, LinearDecoder
+from .fractional import FractionalSDE
 from .likelihoods import Bernoulli
 from .model import LatentSDE
 from .series import (
     check_errors,
     check_inputs,
+    check_mask,
     check_numbers,
     check_shapes,
     check_times,
@@ -85,18 +87,24 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` is {value!r}: pass a positive number.")
 
 
+def check_share(name: str, value: Any) -> None:
+    """Raise `ValueError` for what is no number in [0, 1]."""
+    if not (isinstance(value, int | float | np.number) and 0 <= value <= 1):
+        raise ValueError(f"`{name}` is {value!r}: pass a number in [0, 1].")
+
+
 def check_series(model: LatentSDE, batch: Any) -> None:
     """Raise `ValueError` for times or values that cannot be used, naming where."""
     ts, ys, mask, inputs, errors = (*batch, None, None, None)[:5]
     check_times(np.asarray(ts), model.t0)
     warn_of_rounded(ts)
+    _check_horizon(model, np.asarray(ts))
     if isinstance(ys, Tracer) or isinstance(mask, Tracer):
         return
     ys = np.asarray(ys)
     if mask is None:
         mask = np.ones(ys.shape, bool)
-    if np.any((np.asarray(mask) != 0) & (np.asarray(mask) != 1)):
-        raise ValueError("`mask` has values that are neither 0 nor 1.")
+    check_mask(np.asarray(mask))
     mask = np.asarray(mask, bool)
     there = mask.reshape(mask.shape + (1,) * (ys.ndim - mask.ndim)) & np.ones_like(
         ys, bool
@@ -108,6 +116,22 @@ def check_series(model: LatentSDE, batch: Any) -> None:
         check_inputs(np.asarray(inputs))
     if errors is not None and not isinstance(errors, Tracer):
         check_errors(np.asarray(errors), there & ~np.isnan(ys))
+
+
+def _check_horizon(model: LatentSDE, ts: np.ndarray) -> None:
+    """Warn of series longer than a sum of processes stands for fractional noise."""
+    if not isinstance(model.linear, FractionalSDE):
+        return
+    ts = np.atleast_2d(ts)
+    first = ts[:, 0] if model.t0 is None else model.t0
+    span, horizon = float(np.max(ts[:, -1] - first)), model.linear.horizon
+    if span > 1.001 * horizon:
+        warnings.warn(
+            f"series are {span:.3g} long and the `horizon` of `FractionalSDE` is "
+            f"{horizon:.3g}: beyond it the noise is not fractional. Pass a longer one.",
+            RunWarning,
+            stacklevel=5,
+        )
 
 
 def _check_support(model: LatentSDE, ys: np.ndarray, there: np.ndarray) -> None:

@@ -63,9 +63,9 @@ def compare(
 
         log_score = sum over times t >= since of log p(y_t | y before t)
 
-    Each model has seen all before a time, and its parameters should be fitted on times
-    before `since` alone. The error of a difference is from the differences time by
-    time, which may be dependent.
+    Each prediction uses all values before its time. Fit the parameters on times before
+    `since` alone. The error of a difference is from the differences time by time, which
+    may be dependent.
 
     Arguments:
         models: Models by name.
@@ -84,7 +84,8 @@ def compare(
 
     Raises:
         ValueError: For no model, or fewer than two held-out times with values.
-        TypeError: For models without names, or no `since`.
+        TypeError: For models without names, and a `since` that is no time of the
+            record's kind.
 
     Source:
         Gneiting and Raftery (2007); of the error, Diebold and Mariano (1995), with the
@@ -120,7 +121,7 @@ def compare(
 def _held_out(ts: np.ndarray, since: Any, seen: np.ndarray) -> np.ndarray:
     """Return where times from `since` on have values, the first of equal times."""
     ts = np.atleast_2d(ts)
-    later = ts >= as_times(since).astype(ts.dtype)
+    later = ts >= _as_time(since, ts)
     new = np.concatenate([np.ones((len(ts), 1), bool), ts[:, 1:] != ts[:, :-1]], axis=1)
     # Of equal times the first has the score of all.
     groups = np.cumsum(new, axis=1)
@@ -128,6 +129,23 @@ def _held_out(ts: np.ndarray, since: Any, seen: np.ndarray) -> np.ndarray:
         [np.isin(row, row[there]) for row, there in zip(groups, seen, strict=True)]
     )
     return later & new & any_seen
+
+
+def _as_time(since: Any, ts: np.ndarray) -> np.ndarray:
+    """Return the first time held out as one of the record's.
+
+    Raises:
+        TypeError: For a number where the record has dates, or the converse.
+    """
+    found = as_times(since)
+    dates = found.dtype.kind in "MSU", ts.dtype.kind == "M"
+    if dates[0] != dates[1]:
+        kinds = ["a date" if date else "a number" for date in dates]
+        raise TypeError(
+            f"`since` is {kinds[0]}, {since!r}, and the record's times are not: pass "
+            f"{kinds[1]}."
+        )
+    return found.astype(ts.dtype)
 
 
 def _error_of_sum(values: np.ndarray) -> float:

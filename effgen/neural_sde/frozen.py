@@ -2,11 +2,14 @@
 
 import ast
 import dataclasses
-import operator
 import re
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax.numpy as jnp
+
+from .decoders import LinearDecoder
+from .structure import Structure
 
 
 class Part(NamedTuple):
@@ -21,8 +24,17 @@ class Part(NamedTuple):
     entries: Any
 
     def of(self, model: Any) -> Any:
-        """Return the whole part."""
-        return operator.attrgetter(self.name)(model)
+        """Return the whole part.
+
+        Raises:
+            AttributeError: Where the model has none of this name.
+        """
+        for step in self.name.split("."):
+            if isinstance(model, tuple) and step.isdigit() and int(step) < len(model):
+                model = model[int(step)]
+            else:
+                model = getattr(model, step)
+        return model
 
 
 def as_part(name: str) -> Part:
@@ -39,6 +51,39 @@ def as_part(name: str) -> Part:
         raise ValueError(f"`frozen` names {name!r}: {_REMEDY}")
     whole, index = match.groups()
     return Part(whole, None if index is None else _index(name, index))
+
+
+def part_of(model: Any, name: str) -> Part:
+    """Return what a name is of a model, one of a structure's `parameters` too."""
+    return as_part(_places(model).get(name, name))
+
+
+def _places(model: Any) -> dict[str, str]:
+    """Return where a structure's parameters are kept, by their names."""
+    found = {}
+    if isinstance(model.linear, Structure):
+        for i, name in enumerate(model.linear.names):
+            for own, place in _kept(model.linear.parts[i]).items():
+                found[f"{name}.{own}"] = f"linear.parts.{i}.{place}"
+    if isinstance(model.decoder, LinearDecoder) and model.decoder.lower is None:
+        found["observation.scale"] = "decoder.log_scale"
+    return found
+
+
+def _kept(part: Any) -> dict[str, str]:
+    """Return the logarithms that a part keeps, by the names of its parameters."""
+    found = {}
+    for field in dataclasses.fields(part):
+        own = field.name.removeprefix("log_")
+        if own == field.name:
+            continue
+        shape = jnp.shape(getattr(part, field.name))
+        if shape == () or (own == "rate" and shape == (1,)):
+            found[own] = field.name
+        elif own != "rate":
+            pairs = {f"{own}_{k + 1}": f"{field.name}[{k}]" for k in range(shape[0])}
+            found |= pairs
+    return found
 
 
 _REMEDY = 'pass a name such as "linear.matrix", or entries as "linear.matrix[0, 1:]".'
@@ -63,19 +108,28 @@ def _item(node: ast.expr) -> int | slice:
     return slice(*(None if end is None else ast.literal_eval(end) for end in ends))
 
 
-def check_frozen(model: Any, names: tuple[str, ...]) -> None:
-    """Raise `ValueError` for names of nothing, and entries that are not there."""
+def as_names(names: Any) -> tuple[str, ...]:
+    """Return names as a tuple, which can be hashed.
+
+    Raises:
+        ValueError: For a single name.
+    """
     if isinstance(names, str):
         raise ValueError(f"`frozen` is {names!r}: pass a tuple of names.")
+    return tuple(names)
+
+
+def check_frozen(model: Any, names: tuple[str, ...]) -> None:
+    """Raise `ValueError` for names of nothing, and entries that are not there."""
     for name in names:
-        part = as_part(name)
+        part = part_of(model, name)
         try:
             value = part.of(model)
         except AttributeError as error:
             fields = sorted(field.name for field in dataclasses.fields(model))
             raise ValueError(
                 f"`frozen` names {name!r}: choose among {fields}, or a part of one, "
-                'such as "linear.matrix".'
+                'such as "linear.matrix", or of a structure "cycle.period".'
             ) from error
         if part.entries is not None:
             _check_entries(name, value, part.entries)

@@ -1,5 +1,7 @@
 """Held-out evidence: the log-density that a model gave to what came later."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, PRNGKeyArray
@@ -9,7 +11,7 @@ from effgen.core.weights import Estimate
 from .draws import is_exact
 from .model import LatentSDE
 from .posterior import posterior
-from .series import check_no_dates, check_shapes
+from .series import check_mask, check_no_dates, check_shapes
 
 
 def held_out_evidence(
@@ -25,9 +27,9 @@ def held_out_evidence(
 ) -> Estimate:
     """Return `log p(ys from since on | ys before) = log Z(all) - log Z(before)`.
 
-    Fit `model` to what is before `since` alone: then a model that has learned more than
-    there is has less. Exact for a linear model observed linearly; for others by twisted
-    particle filters, whose errors it carries.
+    Fit `model` to what is before `since` alone. A model that has fitted noise then has
+    a lower value. It is exact for a linear model observed linearly. For others it is
+    by twisted particle filters, and has their errors.
 
     Arguments:
         model: A `LatentSDE`, fitted or trained.
@@ -61,6 +63,7 @@ def held_out_evidence(
     values = ys
     if mask is not None:
         check_shapes(ts, ys, np.asarray(mask), None)
+        check_mask(np.asarray(mask))
         values = np.where(over(np.asarray(mask, bool)), ys, np.nan)
     there = np.isfinite(values)
     later = over(ts >= since) & there
@@ -77,3 +80,35 @@ def held_out_evidence(
         return Estimate(logs[0] - logs[1], jnp.zeros((), logs.dtype))
     logs, errors = found.smoother(key=key, num_paths=num_paths).evidence
     return Estimate(logs[0] - logs[1], jnp.sqrt(jnp.sum(errors**2)))
+
+
+def evidence_until(
+    model: LatentSDE,
+    ts: np.ndarray,
+    values: np.ndarray,
+    ends: Sequence[int] | np.ndarray,
+    *,
+    key: PRNGKeyArray,
+    num_paths: int = 500,
+) -> Estimate:
+    """Return `log p(y)` of the first rows of a record, for each of `ends`.
+
+    Arguments:
+        model: A `LatentSDE`.
+        ts: Shape `(obs,)`.
+        values: NaN where missing, shape `(obs, sensors)`.
+        ends: How many rows, each time.
+        key: A random key, for models that are not exact.
+        num_paths: How many particles these have.
+
+    Returns:
+        In float64, with standard errors, which are zero where the evidence is exact.
+    """
+    rows = np.arange(len(values))[:, None]
+    known = np.stack([np.where(rows < end, values, np.nan) for end in ends])
+    found = posterior(model, np.broadcast_to(ts, known.shape[:2]), known)
+    if is_exact(model):
+        logs = np.asarray(found.log_evidence, np.float64)
+        return Estimate(logs, np.zeros_like(logs))  # pyright: ignore[reportArgumentType]
+    told = found.smoother(key=key, num_paths=num_paths).evidence
+    return Estimate(*(np.asarray(x, np.float64) for x in told))  # pyright: ignore

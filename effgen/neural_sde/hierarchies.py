@@ -1,6 +1,7 @@
 """Hierarchies: parameters that differ by series, and the law that they share."""
 
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -20,20 +21,18 @@ from . import cautions
 from .anchors import cast
 from .checks import check_positive
 from .clock import as_times
-from .decoders import LinearDecoder
 from .draws import is_exact, linear_evidence, num_steps_of
-from .fitting import longest_gap
-from .frozen import as_part
+from .frozen import part_of
 from .model import LatentSDE
+from .peak import step_of
 from .posterior import posterior
 from .series import Series, check_times
-from .structure import Structure
 
 
 class Hierarchy(NamedTuple):
     """Linear models of many series that differ in some parameters.
 
-    Positive parameters are told by their logarithms, as they are kept.
+    Positive parameters are given by their logarithms, as they are kept.
 
     Attributes:
         model: The model at the mean of the shared law.
@@ -45,7 +44,7 @@ class Hierarchy(NamedTuple):
         log_evidence: `log p(y)` of all series, what varies integrated out by Laplace's
             method, in nats.
         num_rounds: How many rounds there were.
-        converged: Whether the law stands.
+        converged: Whether the rounds converged.
     """
 
     model: LatentSDE
@@ -79,7 +78,7 @@ def fit_hierarchy(
     inputs: ArrayLike | None = None,
     *,
     varies: Sequence[str],
-    scale: float = 0.5,
+    scale: float | None = None,
     max_rounds: int = 500,
     unit: str = "s",
 ) -> Hierarchy:
@@ -89,8 +88,8 @@ def fit_hierarchy(
 
     by the EM algorithm: each series' `theta_i` at its mode with the curvature there,
     then mean and spread of all. Exact where `log p(y | theta)` is quadratic, as of
-    offsets. Series with few values are drawn to the others. What does not vary stays as
-    `model` has it: fit it before, by `fit_linear` of all series.
+    offsets. Series with few values are pulled to the mean of all. What does not vary
+    stays as `model` has it: fit it before, by `fit_linear` of all series.
 
     Arguments:
         model: A linear model, observed linearly.
@@ -100,7 +99,9 @@ def fit_hierarchy(
         inputs: Held from each time to the next, shape `(series, obs, inputs)`.
         varies: Names such as "decoder.offset", "linear.log_scale", or of the
             `parameters` of a `Structure`, "level.noise".
-        scale: Where the shared standard deviation starts.
+        scale: Where the shared standard deviation starts, one number for all; `None`:
+            one half for a logarithm, and ten standard errors of one series for what
+            else varies, in its own units.
         max_rounds: The most rounds of the algorithm.
         unit: The unit in which the model counts dates, one of NumPy's.
 
@@ -112,7 +113,7 @@ def fit_hierarchy(
             nothing, and a `scale` or `max_rounds` that is not positive.
 
     Warns:
-        RunWarning: Where the rounds end before the law stands.
+        RunWarning: Where the rounds end before they converge.
 
     Source:
         Dempster, Laird and Rubin (1977); Laird and Ware (1982).
@@ -121,9 +122,11 @@ def fit_hierarchy(
         raise ValueError("`model` must be linear and observed linearly.")
     if isinstance(varies, str) or not varies:
         raise ValueError(f'`varies` is {varies!r}: pass names, ["decoder.offset"].')
-    check_positive("scale", scale)
+    if scale is not None:
+        check_positive("scale", scale)
     check_count("max_rounds", max_rounds)
     varies = tuple(varies)
+    _check_apart(model, varies)
     names = _names(model, varies)
     with jax.enable_x64(True):  # noqa: FBT003
         wide = cast(dataclasses.replace(model, message_dtype=None), jnp.float64)
@@ -136,13 +139,17 @@ def fit_hierarchy(
             check_times(times, model.t0)
             times = times.astype(np.float64)
         values = np.asarray(ys, np.float64)
-        gap = longest_gap(times, unit)
-        found = posterior(wide, times, values, mask, inputs, dt=gap, unit=unit)
+        wide = dataclasses.replace(wide, dt=step_of(wide, times, unit))
+        found = posterior(wide, times, values, mask, inputs, unit=unit)
         cautions.of_constants(found.series.ys, found.series.mask)
         steps = num_steps_of(found.model, found.series)
         start = _values(found.model, varies)
+        if scale is None:
+            spread = _first_scales(found.model, varies, found.series, steps, start)
+        else:
+            spread = jnp.full(start.shape, scale, start.dtype)
         result = _fitted(
-            found.model, varies, found.series, steps, start, scale, max_rounds
+            found.model, varies, found.series, steps, start, spread, max_rounds
         )
         result = jax.tree.map(np.asarray, result)
     mean, spread, each, each_scale, evidence, rounds, converged = result
@@ -172,14 +179,7 @@ def _getter(model: LatentSDE, name: str) -> Callable[[LatentSDE], Array]:
     Raises:
         ValueError: For a name of nothing, or of no array.
     """
-    if isinstance(model.linear, Structure) and name in model.linear.parameters:
-        part, _, own = name.partition(".")
-        place = model.linear.names.index(part)
-        if hasattr(model.linear.parts[place], f"log_{own}"):
-            return lambda m: getattr(m.linear.parts[place], f"log_{own}")  # pyright: ignore
-    if name == "observation.scale" and isinstance(model.decoder, LinearDecoder):
-        return lambda m: m.decoder.log_scale  # pyright: ignore
-    part = as_part(name)
+    part = part_of(model, name)
     try:
         found = part.of(model)
     except AttributeError as error:
@@ -189,6 +189,17 @@ def _getter(model: LatentSDE, name: str) -> Callable[[LatentSDE], Array]:
     if part.entries is not None or not eqx.is_inexact_array(found):
         raise ValueError(f"`varies` names {name!r}: pass the name of a whole array.")
     return part.of
+
+
+def _check_apart(model: LatentSDE, varies: tuple[str, ...]) -> None:
+    """Raise `ValueError` for two names of one array."""
+    arrays = [_getter(model, name)(model) for name in varies]
+    for i, j in itertools.combinations(range(len(varies)), 2):
+        if arrays[i] is arrays[j]:
+            raise ValueError(
+                f"`varies` names {varies[i]!r} and {varies[j]!r}, which are the same: "
+                "leave one out."
+            )
 
 
 def _names(model: LatentSDE, varies: tuple[str, ...]) -> tuple[str, ...]:
@@ -213,6 +224,37 @@ def _with(model: LatentSDE, varies: tuple[str, ...], values: Any) -> LatentSDE:
     return model
 
 
+def _first_scales(
+    model: LatentSDE, varies: tuple[str, ...], series: Series, steps: int, start: Array
+) -> Array:
+    """Return where the shared deviations start, each in its parameter's own units.
+
+    From too small a start the EM algorithm would hardly move: it is rather too large.
+    """
+    sizes = [np.full(_getter(model, n)(model).size, _is_log(model, n)) for n in varies]
+    is_log = np.concatenate(sizes)
+    if np.all(is_log):
+        return jnp.full(start.shape, 0.5, start.dtype)
+    bends = np.abs(_curvatures(model, varies, series, steps, start)) / len(series.ts)
+    held = np.isfinite(bends) & (bends > 0) & ~is_log
+    found = np.where(held, 10 / np.sqrt(np.where(held, bends, 1)), 0.5)
+    return jnp.asarray(found, start.dtype)
+
+
+def _is_log(model: LatentSDE, name: str) -> bool:
+    """Return whether a parameter that varies is kept by its logarithm."""
+    return part_of(model, name).name.rpartition(".")[2].startswith("log_")
+
+
+@eqx.filter_jit
+def _curvatures(
+    model: LatentSDE, varies: tuple[str, ...], series: Series, steps: int, start: Array
+) -> Array:
+    """Return the second derivatives of all series' evidence along each parameter."""
+    whole = lambda x: jnp.sum(linear_evidence(_with(model, varies, x), series, steps))
+    return jnp.diagonal(jax.hessian(whole)(start))
+
+
 @eqx.filter_jit
 def _fitted(
     model: LatentSDE,
@@ -220,7 +262,7 @@ def _fitted(
     series: Series,
     steps: int,
     start: Array,
-    scale: float,
+    scale: Array,
     max_rounds: int,
 ) -> tuple[Array, ...]:
     num = series.ys.shape[0]
@@ -237,9 +279,16 @@ def _fitted(
 
     def mode(x: Array, one: Series, mean: Array, spread: Array):
         args = (one, mean, spread)
-        x = optimistix.minimise(
-            loss, solver, x, args=args, max_steps=100, throw=False
+        # In units of the shared law, whatever those of the parameters.
+        z = optimistix.minimise(
+            lambda z, args: loss(mean + spread * z, args),
+            solver,
+            (x - mean) / spread,
+            args=args,
+            max_steps=100,
+            throw=False,
         ).value
+        x = mean + spread * z
         curvature = jax.hessian(loss)(x, args)
         covariance = jnp.linalg.inv(curvature)
         value = -loss(x, args) - 0.5 * jnp.linalg.slogdet(curvature)[1]
@@ -259,7 +308,7 @@ def _fitted(
     begin = (
         jnp.tile(start, (num, 1)),
         start,
-        jnp.full(start.shape, scale, start.dtype),
+        scale,
         jnp.asarray(jnp.inf, start.dtype),
         jnp.zeros((), jnp.int32),
     )

@@ -6,12 +6,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from .anchors import AbstractAnchor, PriorAnchor
 from .decoders import AbstractDecoder, LinearDecoder
 from .dynamics import AbstractLatentSDE, Diffusion, Drift
-from .frozen import Part, as_part, check_frozen
+from .frozen import Part, as_names, check_frozen, part_of
 from .linear import AbstractLinearSDE, driven_fully
 from .plain_control import PlainControl
 
@@ -47,16 +48,17 @@ class LatentSDE(AbstractLatentSDE):
         t0: When the law of `linear.initial` holds; `None`: at each series' first time.
         frozen: Names of what is not trained, such as `("linear", "decoder.matrix")`, or
             of entries, as NumPy indexes them: `"linear.matrix[0]"`,
-            `"linear.matrix[:, 1]"`. A `LinearDecoder` also keeps what its `learned`
-            does not name.
+            `"linear.matrix[:, 1]"`. Of a structure also its parameters, "cycle.period".
+            A `LinearDecoder` also keeps what its `learned` does not name.
         message_dtype: The precision of the messages. `jnp.float64` (with
             `jax_enable_x64`) is for small observation noise; `None`: that of the data.
         dt: The longest step, in the unit of time. `trainer.init` sets it to the
             trainer's, and it is saved with the model. Zero: none yet.
 
     Raises:
-        ValueError: For names of nothing in `frozen`, a `message_dtype` that JAX does
-            not compute in, and a `diffusion` beside a `linear` whose own is not square.
+        ValueError: For names of nothing in `frozen`, a `t0` that is not finite, a
+            `message_dtype` that is not of floats or that JAX does not compute in, and a
+            `diffusion` beside a `linear` whose own is not square.
 
     Source:
         Daems, Opper, Crevecoeur and Birdal (2025).
@@ -70,15 +72,23 @@ class LatentSDE(AbstractLatentSDE):
     control: PlainControl | None = None
     anchor: AbstractAnchor = PriorAnchor()
     t0: float | None = eqx.field(static=True, default=None)
-    frozen: tuple[str, ...] = eqx.field(static=True, default=())
+    frozen: tuple[str, ...] = eqx.field(static=True, default=(), converter=as_names)
     message_dtype: Any = eqx.field(static=True, default=None)
     dt: float = eqx.field(converter=lambda dt: float(dt or 0), default=0.0)
 
     def __check_init__(self) -> None:
         """Check that the parts fit together."""
         check_frozen(self, self.frozen)
+        t0 = self.t0
+        known = t0 is None or isinstance(t0, int | float | np.number)
+        if not known or (t0 is not None and not np.isfinite(t0)):
+            raise ValueError(f"`t0` is {t0!r}: pass a finite number, or None.")
         if self.message_dtype is not None:
             dtype = jnp.dtype(self.message_dtype)
+            if dtype.name not in ("float32", "float64"):
+                raise ValueError(
+                    f"`message_dtype` is {dtype}: pass `jnp.float32` or `jnp.float64`."
+                )
             if jax.dtypes.canonicalize_dtype(dtype) != dtype:
                 raise ValueError(
                     "`message_dtype` is float64 and JAX computes in float32: call "
@@ -124,4 +134,4 @@ class LatentSDE(AbstractLatentSDE):
         names = self.frozen
         if isinstance(self.decoder, LinearDecoder):
             names += tuple(f"decoder.{name}" for name in self.decoder.fixed)
-        return [as_part(name) for name in names]
+        return [part_of(self, name) for name in names]

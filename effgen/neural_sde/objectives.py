@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from effgen.core.counts import check_count
+
 from .anchors import Anchored, PriorAnchor
 from .dynamics import AbstractLatentSDE
 from .grid import Grid, make_grid
@@ -151,8 +153,7 @@ class MarginalELBO(AbstractObjective):
 
     def __check_init__(self) -> None:
         """Check the number."""
-        if self.num_times < 1:
-            raise ValueError(f"`num_times` is {self.num_times}: pass at least 1.")
+        check_count("num_times", self.num_times)
 
     def __call__(
         self,

@@ -10,6 +10,9 @@ import lineax
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
+from effgen.core.counts import check_count
+from effgen.core.keys import check_key
+
 from .controlled import likelihood, simulated
 from .dynamics import AbstractLatentSDE
 from .gaussian import Gaussian
@@ -18,7 +21,7 @@ from .linear import num_brownian
 from .objectives import AbstractObjective, Bound, grid_of, require_step
 from .plain_control import PlainControl
 from .rows import with_rows
-from .series import Series, as_series
+from .series import Series, as_series, check_times
 
 
 def _divergence(first: Gaussian, second: Gaussian) -> Float[Array, ""]:
@@ -255,18 +258,39 @@ def plain_paths(
         The paths, shape `(num, times, state)`.
 
     Raises:
-        ValueError: For a model without a `dt` or a `control`, and inputs of another
-            shape or of a series that has none.
+        ValueError: For a model without a `dt` or a `control`, a batch of series, `ts`
+            that are not sorted or before its first, and inputs of another shape or of a
+            series that has none.
+        TypeError: For what is no key.
     """
     require_step(model)
+    check_key(key)
+    check_count("num", num)
     series = as_series(series)
+    rows = _rows(model, series, ts)
     many = jax.tree.map(lambda x: x[None], series)
     if inputs is not None and series.inputs is None:
         raise ValueError("`inputs` are given and the series has none.")
-    merged, index = with_rows(many, np.asarray(ts)[None], inputs)
+    merged, index = with_rows(many, rows[None], inputs)
     steps = steps_needed(np.asarray(merged.ts), dt=model.dt, t0=model.t0)
     merged, index = jax.tree.map(lambda x: jnp.asarray(x[0]), (merged, index))
     return _plain_paths(model, series, merged, index, steps, num, key)
+
+
+def _rows(model: AbstractLatentSDE, series: Series, ts: ArrayLike) -> np.ndarray:
+    """Return times asked for, in the record's precision."""
+    known = np.asarray(series.ts)
+    if known.ndim != 1:
+        raise ValueError(f"`series` has times of shape {known.shape}: pass one series.")
+    check_times(known, model.t0)
+    rows = np.asarray(ts).astype(known.dtype)
+    first = known[0] if model.t0 is None else model.t0
+    sound = rows.ndim == 1 and len(rows) and np.all(np.isfinite(rows))
+    if not sound or np.any(np.diff(rows) < 0) or rows[0] < first:
+        raise ValueError(
+            "`ts` must be finite, sorted, and not before the first time of the series."
+        )
+    return rows
 
 
 @eqx.filter_jit

@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from . import cautions
 from .answers import Bands, Draws, Marginals
-from .checks import check_levels
+from .checks import check_levels, check_share
 from .components import Components, readings, shares_of
 from .draws import (
     draws_of,
@@ -46,7 +46,7 @@ class Posterior(eqx.Module):
 
     A linear model observed linearly is answered by closed forms: `marginals`,
     `components`, `predictions`, mean and quantiles of `observations` are exact. Others
-    are answered by a particle filter that knows the linear messages: paths are drawn
+    are answered by a particle filter that uses the linear messages. Paths are drawn
     back through its particles, and after the last observation by the prior's chain. All
     answers raise and warn as `paths` does.
 
@@ -94,6 +94,7 @@ class Posterior(eqx.Module):
             RunWarning: Where fewer than one in twenty paths are distinct, where paths
                 are not finite, and where the last known inputs are held.
         """
+        self.record.keys(key, num, name="num")
         found = self._draws(num, key, *self.record.merged(times, inputs, self.model.t0))
         return self.record.out(found._replace(ts=self.record.asked(times, found.ts)))
 
@@ -312,6 +313,7 @@ class Posterior(eqx.Module):
             num_paths: How many particles, whose positions are at the grid's nodes.
             resample_below: The share of effective particles below which it resamples.
         """
+        check_share("resample_below", resample_below)
         keys = self.record.keys(key, num_paths)
         steps = steps_of_paths(self.model, self.series, num_paths)
         found = filtered(
@@ -330,6 +332,7 @@ class Posterior(eqx.Module):
             num_paths: How many particles, whose positions are at the grid's nodes.
             resample_below: The share of effective particles below which it resamples.
         """
+        check_share("resample_below", resample_below)
         keys = self.record.keys(key, num_paths)
         steps = steps_of_paths(self.model, self.series, num_paths)
         found = smoothed(
@@ -390,7 +393,8 @@ def posterior(
         TypeError: For traced times, what is no model, and values that are no numbers.
 
     Warns:
-        RunWarning: Where digits are lost, or a drift sees the time from a new origin.
+        RunWarning: Where digits are lost, a drift sees the time from a new origin, or
+            gaps of dates are 1,000 of the model's steps.
     """
     model, record = recorded(model, ts, ys, mask, inputs, errors, dt=dt, unit=unit)
     return Posterior(model, record)

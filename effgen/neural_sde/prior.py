@@ -14,6 +14,7 @@ from effgen.core.counts import check_count
 from effgen.core.keys import check_key
 
 from . import cautions
+from .checks import takes_inputs
 from .model import LatentSDE
 
 
@@ -32,7 +33,13 @@ def prior_terms(
 
     Returns:
         The drift as an ODE's term, and the diffusion as a control's.
+
+    Raises:
+        ValueError: For a linear part with an `input_matrix` and no inputs, and inputs
+            that no part of the model sees.
+        TypeError: For inputs that are no path.
     """
+    _check_inputs(model, inputs)
 
     def drift(t: Any, x: Any, _: Any) -> Array:
         return model.prior_drift(t, x, None if inputs is None else inputs.evaluate(t))
@@ -43,6 +50,25 @@ def prior_terms(
     return diffrax.MultiTerm(
         diffrax.ODETerm(drift), diffrax.ControlTerm(diffusion, brownian)
     )
+
+
+def _check_inputs(model: LatentSDE, inputs: Any) -> None:
+    matrix = model.linear.input_matrix
+    if inputs is None:
+        if matrix is not None:
+            raise ValueError(
+                "the linear SDE has an `input_matrix` and `inputs` are not given: pass "
+                "`diffrax.LinearInterpolation(ts, inputs)`, or another path."
+            )
+        return
+    if not isinstance(inputs, diffrax.AbstractPath):
+        raise TypeError(
+            f"`inputs` is a {type(inputs).__name__}: pass a path, such as "
+            "`diffrax.LinearInterpolation(ts, inputs)`."
+        )
+    drift = model.drift is not None and takes_inputs(model.drift)
+    if matrix is None and not drift:
+        raise ValueError("`inputs` are given, and no part of the model sees them.")
 
 
 def sample_prior(
@@ -75,12 +101,13 @@ def sample_prior(
     Raises:
         ValueError: For times that do not increase or are fewer than two, no paths, and
             a `dt` that is not positive.
-        TypeError: For what is no model or no key.
+        TypeError: For what is no model or no key, and inputs as of `prior_terms`.
     """
     if not isinstance(model, LatentSDE):
         raise TypeError(f"`model` is a {type(model).__name__}: pass a `LatentSDE`.")
     check_key(key)
     check_count("num", num)
+    _check_inputs(model, inputs)
     times = np.asarray(ts, np.float64)
     if times.ndim != 1 or len(times) < 2 or np.any(np.diff(times) <= 0):
         raise ValueError("`ts` must be two or more increasing times.")

@@ -1,8 +1,8 @@
 """The recipe of forecasts: structure by evidence, a network beside it, both stacked."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -17,15 +17,19 @@ from effgen.core.keys import check_key
 from effgen.core.results import TrainingError
 from effgen.core.train import fit
 
+from .curvature import drawn_models
 from .driven import with_network
 from .model import LatentSDE
+from .peak import with_offset
 from .selection import Candidate, candidates, ranked
 from .stacking import Stack, origins_of, stack, values_of
 from .structure import Structure
 from .trainer import LatentSDETrainer
+from .weight_prior import weight_prior
 
 
 _MOST_STRUCTURES, _NUM_ORIGINS = 3, 6
+_NUM_DRAWN = 16  # models of a structure
 _NETWORK = 0.5
 _BEHIND = 5.0  # nats: such a structure would have a weight below one percent
 _RETURNING = ("matern", "cycle", "car")
@@ -46,12 +50,16 @@ def forecaster(
 
     1. Every structure is fitted by its exact evidence. Those stay whose
        `log p(y) - parameters log(values) / 2` is at most 5 nats below the most, and of
-       these at most three.
+       these at most three. Sixteen models of each are drawn from the posterior density
+       of its parameters.
     2. `network` begins at the best structure with a part that returns to a mean, moves
-       such parts alone, and sees all but levels and trends.
-    3. `stack` weighs them by what each foretold of the record's later part, fitted to
-       its earlier one. A priori the network has one half, and the structures share the
-       other in proportion to `exp(criterion)`, as averaging by evidence would.
+       such parts alone, and sees all but levels and trends. Its parameters have a
+       normal prior about where they begin, so it stays linear where few values say
+       otherwise.
+    3. `stack` weighs them by how each, fitted to the record's earlier part, forecast
+       its later one. A member with much less evidence gets next to no weight. A priori
+       the network has one half, and the structures share the other in proportion to
+       `exp(criterion)`, as averaging by evidence would.
 
     Arguments:
         ts: Times of one series, numbers in order, shape `(obs,)`.
@@ -67,7 +75,8 @@ def forecaster(
         The models with their weights, which forecast together.
 
     Raises:
-        ValueError: For a record shorter than two horizons, dates, and no structures.
+        ValueError: For a record shorter than two horizons, dates, no structures, and a
+            `season_period` beside `structures` or that the times can't show.
         TypeError: For what are no structures, and what is no key.
 
     Source:
@@ -77,13 +86,18 @@ def forecaster(
     check_count("num_steps", num_steps)
     if structures is not None:
         check_structures(structures)
+        if season_period is not None:
+            raise ValueError(
+                "`season_period` is for the structures of `candidates`, and "
+                "`structures` are given: add `season(period)` to each of these."
+            )
     ts, ys = np.asarray(ts), np.asarray(ys)
-    there = None if mask is None else np.asarray(mask, bool)
+    there = None if mask is None else np.asarray(mask)
     origins_of(values_of(ts, ys, there), horizon, _NUM_ORIGINS)  # before any fit
     if structures is None:
         structures = candidates(ts, ys, mask, season_period=season_period)
     kept = supported(ranked(structures, ts, ys, mask))
-    fitting = partial(
+    fitting = functools.partial(
         members,
         structures=[c.structure for c in kept],
         dt=step_length(ts),
@@ -152,27 +166,30 @@ def members(
     dt: float,
     num_steps: int,
 ) -> dict[str, LatentSDE | Sequence[LatentSDE]]:
-    """Return each structure's linear fit, in their order, and the network's."""
+    """Return models of each structure, in their order, and the network's.
+
+    A structure's are drawn from the posterior density of its parameters, the mean among
+    them: for a short record, forecasts of the fit alone have too narrow bands.
+    """
     found = ranked(structures, ts, ys, mask)
+    keys = jax.random.split(key, 2 + len(structures))
     linear: dict[str, Any] = {}
-    for name, structure in zip(names_of(structures), structures, strict=True):
-        model = next(c.model for c in found if c.structure is structure)
-        linear[name] = dataclasses.replace(model, dt=dt)
+    names = names_of(structures)
+    for name, structure, own in zip(names, structures, keys[2:], strict=True):
+        peak = next(c.peak for c in found if c.structure is structure)
+        drawn = drawn_models(with_offset(peak), _NUM_DRAWN, key=own)
+        linear[name] = [dataclasses.replace(model, dt=dt) for model in drawn]
     base = returning(found)
     if base is None:
         return linear
-    keys = jax.random.split(key)
-    network = beside(dataclasses.replace(base, dt=dt), ts, ys, mask, key=keys[0])
+    network = beside(dataclasses.replace(base.model, dt=dt), ts, ys, mask, key=keys[0])
     network = trained(network, ts, ys, mask, num_steps=num_steps, key=keys[1])
     return {**linear, "network": network}
 
 
-def returning(found: Sequence[Candidate]) -> LatentSDE | None:
-    """Return the best model with a part that returns to a mean, if there is one."""
-    for candidate in found:
-        if _parts(candidate.structure, _RETURNING):
-            return candidate.model
-    return None
+def returning(found: Sequence[Candidate]) -> Candidate | None:
+    """Return the best with a part that returns to a mean, if there is one."""
+    return next((c for c in found if _parts(c.structure, _RETURNING)), None)
 
 
 def step_length(ts: ArrayLike) -> float:
@@ -205,10 +222,11 @@ def trained(
     num_steps: int,
     key: PRNGKeyArray,
 ) -> LatentSDE:
-    """Return a model trained by the anchored bound; where that fails, its last."""
-    rate = optax.cosine_decay_schedule(5e-3, num_steps)
-    optim = optax.chain(optax.clip_by_global_norm(100.0), optax.adam(rate))
-    trainer = LatentSDETrainer(optim, dt=model.dt, num_paths=4)
+    """Return a model trained by the anchored bound; where that fails, its last.
+
+    Each parameter has a normal prior about where it begins: see `weight_prior`.
+    """
+    trainer = LatentSDETrainer(_optimizer(num_steps, model.dt), model.dt, num_paths=4)
     data = Minibatches(_batch(ts, ys, mask), 1)
     state = trainer.init(model)
     try:
@@ -218,6 +236,15 @@ def trained(
     except TrainingError as error:
         state = error.state
     return state.model
+
+
+@functools.lru_cache(maxsize=8)
+def _optimizer(num_steps: int, dt: float) -> optax.GradientTransformation:
+    """Return the optimizer of a network: one of a kind, so that programs are shared."""
+    rate = optax.cosine_decay_schedule(5e-3, num_steps)
+    return optax.chain(
+        optax.clip_by_global_norm(100.0), weight_prior(dt), optax.adam(rate)
+    )
 
 
 def _batch(ts: ArrayLike, ys: ArrayLike, mask: ArrayLike | None) -> tuple[Any, Any]:

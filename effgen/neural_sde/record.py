@@ -61,15 +61,15 @@ class Record(eqx.Module):
         found = self.own if times is None else np.atleast_1d(as_times(times))
         return np.broadcast_to(np.asarray(found), np.shape(numbers))
 
-    def keys(self, key: Array, num_paths: int) -> Array:
-        """Return a key for each series.
+    def keys(self, key: Array, num_paths: int, *, name: str = "num_paths") -> Array:
+        """Return a key for each series, once paths have been checked by their name.
 
         Raises:
             TypeError: For no key.
             ValueError: For no paths.
         """
         check_key(key)
-        check_count("num_paths", num_paths)
+        check_count(name, num_paths)
         return jax.random.split(key, self.series.ts.shape[0])
 
     def rows(self, times: Any) -> np.ndarray:
@@ -82,7 +82,9 @@ class Record(eqx.Module):
         if isinstance(times, Tracer):
             raise TypeError("`times` are traced: pass them as NumPy arrays.")
         rows = np.asarray(times) if self.clock is None else self.clock.numbers(times)
-        if not np.issubdtype(rows.dtype, np.number) or not np.all(np.isfinite(rows)):
+        if rows.dtype.kind in "iuf":  # rounded as the record's: equal times stay equal
+            rows = rows.astype(self.series.ts.dtype)
+        if rows.dtype.kind != "f" or not np.all(np.isfinite(rows)):
             raise ValueError("`times` must be finite numbers, as those of the series.")
         rows = np.atleast_1d(rows)
         num = len(self.series.ts)
@@ -170,6 +172,8 @@ def recorded(
     if clock is not None:
         ts = clock.numbers(ts)
         model = _since(model, clock)
+        if clock.unit is not None and dt is None and not isinstance(model.dt, Tracer):
+            cautions.of_unit(model.dt, ts, clock.unit)
     ts = ts if isinstance(ts, jax.Array) else np.asarray(ts)
     columns = (as_values(ys), mask, as_values(inputs), as_values(errors))
     given = [

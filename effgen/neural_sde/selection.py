@@ -6,10 +6,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import ArrayLike
 
-from .fitting import maximum
+from .checks import check_positive
 from .model import LatentSDE
-from .series import as_series, check_no_dates, check_times
-from .structure import Structure, cycle, level, ou, season, structural, trend
+from .peak import Maximum, maximum
+from .series import as_series, check_no_dates, check_season, check_times
+from .structural import structural
+from .structure import Structure, cycle, level, ou, season, trend
 
 
 class Candidate(NamedTuple):
@@ -17,13 +19,18 @@ class Candidate(NamedTuple):
 
     Attributes:
         structure: As it was given.
-        model: The fitted model.
+        peak: Its fit.
         criterion: `log p(y) - parameters log(values) / 2`, in nats. The most is best.
     """
 
     structure: Structure
-    model: LatentSDE
+    peak: Maximum
     criterion: float
+
+    @property
+    def model(self) -> LatentSDE:
+        """The fitted model."""
+        return self.peak.model
 
 
 def candidates(
@@ -33,11 +40,12 @@ def candidates(
     *,
     season_period: float | None = None,
 ) -> tuple[Structure, ...]:
-    """Return the structures that a record is usually thought to have.
+    """Return the structures that are commonly fitted to a record.
 
-    They are a level, a process that returns to its mean, both, a trend with the latter,
-    and one or two cycles with it. The first cycle begins at the record's strongest
-    period, once a line and the season are taken off, the second at half of it.
+    They are a level; a process that returns to its mean; both; a trend with such a
+    process; and one or two cycles with it. The first cycle begins at the record's
+    strongest period, after a line and the season are subtracted. The second begins at
+    half of that period.
 
     Arguments:
         ts: Times of one series, numbers, shape `(obs,)`.
@@ -51,7 +59,7 @@ def candidates(
 
     Raises:
         ValueError: For values at fewer than three times, or times that are not finite
-            or not sorted.
+            or not sorted, and a `season_period` that they can't show.
     """
     period = strongest_period(ts, ys, mask, season_period=season_period)
     turn = cycle(period)
@@ -87,7 +95,7 @@ def ranked(
     for structure in structures:
         peak = maximum(structural(structure, ts, ys, mask), ts, ys, mask)
         criterion = peak.log_evidence - 0.5 * peak.x.size * np.log(count)
-        found.append(Candidate(structure, peak.model, criterion))
+        found.append(Candidate(structure, peak, criterion))
     return tuple(sorted(found, key=lambda c: -c.criterion))
 
 
@@ -98,7 +106,7 @@ def strongest_period(
     *,
     season_period: float | None = None,
 ) -> float:
-    """Return the period at which a turn beside a line fits a record best.
+    """Return the period at which an oscillation beside a line fits a record best.
 
     Periods are from four gaps to the span; multiples of the season's frequency are
     fitted beside.
@@ -106,17 +114,20 @@ def strongest_period(
     check_no_dates(np.asarray(ts))
     check_times(np.asarray(ts), None)
     series = as_series((ts, ys, mask))
-    seen = np.asarray(series.mask).any(axis=1)
+    there = np.asarray(series.mask)
+    seen = there.any(axis=1)
     if len(np.unique(np.asarray(series.ts)[seen])) < 3:
         raise ValueError("values are at fewer than three times: a period needs more.")
     times = np.asarray(series.ts, np.float64)[seen]
-    y = np.asarray(series.ys, np.float64)[seen].mean(1)
+    y = _over_sensors(np.asarray(series.ys, np.float64), there)[seen]
     times = times - times[0]
     gaps = np.diff(times)
     span, gap = times[-1], float(np.median(gaps[gaps > 0]))
     basis = [np.ones_like(times), times / max(span, 1e-30)]
     turns = lambda f: [np.cos(2 * np.pi * f * times), np.sin(2 * np.pi * f * times)]
     if season_period is not None:
+        check_positive("season_period", season_period)
+        check_season("season_period", season_period, times)
         basis += turns(1 / season_period) + turns(2 / season_period)
     left = _off(np.stack([y], axis=1), np.stack(basis, axis=1))[:, 0]
     frequencies = np.arange(2.0, max(span / (2 * gap), 3.0)) / (2 * span)
@@ -125,6 +136,13 @@ def strongest_period(
         for f in frequencies
     ]
     return float(1 / frequencies[int(np.argmax(power))])
+
+
+def _over_sensors(ys: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """Return the mean over the sensors that are there, each less its own mean."""
+    counts = np.maximum(there.sum(axis=0), 1)
+    centered = np.where(there, ys - np.where(there, ys, 0).sum(axis=0) / counts, 0)
+    return centered.sum(axis=1) / np.maximum(there.sum(axis=1), 1)
 
 
 def _off(y: np.ndarray, basis: np.ndarray) -> np.ndarray:

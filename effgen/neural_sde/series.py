@@ -11,6 +11,9 @@ from jaxtyping import Array, Bool, Float
 from .clock import loses_gaps
 
 
+_STANDING = 1e-2  # of a turn that float32 times, a long way on, leave where it was
+
+
 class Series(NamedTuple):
     """One series, or a batch of them with one more leading axis.
 
@@ -88,8 +91,8 @@ def _there(ys: Array, mask: Array | None) -> tuple[Array, Array]:
 def share_times(series: Series) -> Series:
     """Return a batch with one `ts` and one `mask` for all series: the first's.
 
-    What depends on times alone, all matrices of the messages of a linear decoder among
-    it, is then computed once and not for each series.
+    What depends on times alone is then computed once and not for each series, such as
+    all matrices of the messages of a linear decoder.
     """
     return series._replace(ts=series.ts[0], mask=series.mask[0])
 
@@ -225,6 +228,23 @@ def check_times(ts: np.ndarray, t0: float | None) -> None:
         _complain(ts < t0, ts, f"no time may be before the model's `t0`, {t0}")
 
 
+def check_season(name: str, period: float, ts: np.ndarray) -> None:
+    """Raise `ValueError` for a turn that is the same at all times of each series.
+
+    Arguments:
+        name: What the period is called.
+        period: In the unit of `ts`.
+        ts: Shape `(obs,)` or `(series, obs)`.
+    """
+    ts = np.atleast_2d(np.asarray(ts, np.float64))
+    turns = (ts - ts[:, :1]) / period
+    if np.all(np.abs(np.exp(2j * np.pi * turns) - 1) < _STANDING):
+        raise ValueError(
+            f"`{name}` is {period:.6g}, and times are whole periods apart, or far less "
+            "than one: they show nothing of it. Pass it in the unit of `ts`."
+        )
+
+
 def check_values(ys: np.ndarray, mask: np.ndarray) -> None:
     """Raise `ValueError` for values that are infinite where `mask` is true."""
     bad = np.argwhere(np.isinf(np.asarray(ys)) & np.asarray(mask))
@@ -243,6 +263,12 @@ def check_numbers(name: str, value: Any) -> None:
             f"`{name}` have dtype {dtype}: pass real numbers, with NaN in `ys` where a "
             "value is missing."
         )
+
+
+def check_mask(mask: np.ndarray) -> None:
+    """Raise `ValueError` for values that are neither 0 nor 1."""
+    if np.any((mask != 0) & (mask != 1)):
+        raise ValueError("`mask` has values that are neither 0 nor 1.")
 
 
 def check_inputs(inputs: np.ndarray) -> None:

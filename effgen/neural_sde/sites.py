@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from effgen.core.counts import check_count
+
 from .likelihoods import AbstractLikelihood, site_precision
 from .messages import Site
 from .series import Series
@@ -57,11 +59,11 @@ class LinearizedSites(AbstractSites):
         precision = J^T W J,    shift = J^T score + precision m
 
     `m` is a state, `J` the network's Jacobian, `W` the Fisher information (of Student's
-    law, the weights of iterated least squares). Each sweep is a step of Gauss and
-    Newton to the mode, shortened until the path's log-density rises. Sweeps end where
-    no state moves by more than 1e-3 of its posterior standard deviation (4e-8 in
-    float64). They begin where each observation is, linearized at the prior's mean. The
-    mode's derivatives are exact there: one sweep more, of Newton's, carries them.
+    law, the weights of iterated least squares). Each sweep is a Gauss-Newton
+    step to the mode, shortened until the path's log-density rises. Sweeps end where no
+    state moves by more than 1e-3 of its posterior standard deviation (4e-8 in float64).
+    They begin at each observation, linearized at the prior's mean. The derivatives of
+    the mode are exact: one further Newton sweep carries them.
 
     Arguments:
         num_sweeps: The most sweeps.
@@ -78,8 +80,7 @@ class LinearizedSites(AbstractSites):
 
     def __check_init__(self) -> None:
         """Check the number."""
-        if self.num_sweeps < 1:
-            raise ValueError(f"`num_sweeps` is {self.num_sweeps}: pass at least 1.")
+        check_count("num_sweeps", self.num_sweeps)
 
     def __call__(
         self,
@@ -267,10 +268,18 @@ class EncodedSites(AbstractSites):
         encoder: From `y`, zero where missing, to `2 * state` numbers: the mean, and
             what softplus takes to the precision. It is trained.
         most: The largest precision.
+
+    Raises:
+        ValueError: For a `most` that is not positive.
     """
 
     encoder: Callable[[Float[Array, "*shape"]], Float[Array, " two_states"]]
     most: float = 1e4
+
+    def __check_init__(self) -> None:
+        """Check the number."""
+        if not self.most > 0:
+            raise ValueError(f"`most` is {self.most}: pass a positive number.")
 
     def __call__(
         self,

@@ -1,4 +1,4 @@
-"""Stacking: forecasts of several models, mixed by what each foretold of the past."""
+"""Stacking: forecasts of several models, mixed by how well each did on the record."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,17 +15,22 @@ from effgen.core.weights import Estimate
 
 from .answers import Bands
 from .checks import check_levels
-from .held_out import held_out_evidence
+from .held_out import evidence_until
 from .model import LatentSDE
 from .posterior import posterior
-from .series import check_no_dates, check_numbers, check_times
+from .series import (
+    check_mask,
+    check_no_dates,
+    check_numbers,
+    check_shapes,
+    check_times,
+)
+from .shares import bootstrapped_shares, log_density, prior_of, stacking_weights
 
 
 Members = Mapping[str, LatentSDE | Sequence[LatentSDE]]
-_PRIOR = 2.0
+_LOST = -1e6  # nats of an evidence that is not finite
 _LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
-# A normal law this much wider, with this share, so that no value is impossible.
-_WIDER, _SHARE = 3.0, 0.01
 
 
 class Stack(eqx.Module):
@@ -104,18 +109,18 @@ class Stack(eqx.Module):
         levels: tuple[float, ...],
         key: PRNGKeyArray,
     ) -> Bands:
-        """Return a member's forecast, its models' records in turn."""
+        """Return a member's forecast, as many records of each of its models."""
+        each = -(-num_paths // len(models))
         keys = jax.random.split(key, len(models))
         found = [
             posterior(model, self.ts, self.ys, self.mask).forecast(
-                times, key=key, num_paths=num_paths, levels=levels
+                times, key=key, num_paths=each, levels=levels
             )
             for model, key in zip(models, keys, strict=True)
         ]
-        mixed = jnp.stack([bands.samples for bands in found], axis=1)
-        rows, turns = jnp.arange(num_paths), jnp.arange(num_paths) % len(models)
-        ess = jnp.mean(jnp.stack([bands.ess for bands in found]), axis=0)
-        return found[0]._replace(samples=mixed[rows, turns], ess=ess)
+        samples = jnp.concatenate([bands.samples for bands in found])
+        ess = jnp.sum(jnp.stack([bands.ess for bands in found]), axis=0)
+        return found[0]._replace(samples=samples, ess=ess)
 
 
 def stack(
@@ -130,18 +135,26 @@ def stack(
     num_paths: int = 500,
     shares: Mapping[str, float] | None = None,
 ) -> Stack:
-    """Fit several models, and mix them by what they foretold of the record itself.
+    """Fit several models, and mix them by how well they forecast the record itself.
 
     All are fitted on the first part of the record, the first half or all but
-    `num_origins` horizons, and forecast from `num_origins` times of the rest, with
-    these parameters and what was seen until then. The weights maximize
+    `num_origins` horizons. The rest is cut at as many origins, and each member has the
+    evidence of each block, `log p_k(block_j | y before)`, with these parameters. From
+    `shares`, a priori, it has
+
+        prior_k = mean over a of shares_k exp(sum_j a_j log p_k(block_j | y before)) / Z
+
+    of one hundredth at least. `a` are the weights of a Bayesian bootstrap of the
+    blocks, and `Z` makes the sum over members one. So a member with much less evidence
+    counts little, however few origins there are. All also forecast from the origins,
+    and the weights maximize
 
         sum over origins of mean_h log sum_k w_k p_k(y_h | y until the origin)
-            + 2 sum_k shares_k log w_k
+            + 2 sum_k prior_k log w_k
 
     Times after one origin depend on each other and count as one observation. The second
-    term, a Dirichlet prior worth two origins, keeps every weight off zero. Then all are
-    fitted on the whole record.
+    term, a Dirichlet prior worth two origins, keeps every weight above zero. Then all
+    are fitted on the whole record.
 
     Arguments:
         fit: From `(ts, ys, mask, key)` to models by name, fitted to a record whose last
@@ -164,24 +177,25 @@ def stack(
         TypeError: For a `fit` that is no function or gives no models, and no key.
 
     Source:
-        Yao, Vehtari, Simpson and Gelman (2018).
+        Yao, Vehtari, Simpson and Gelman (2018); of the prior, their section 3.4.
     """
     if not callable(fit):
         raise TypeError(f"`fit` is a {type(fit).__name__}: pass a function to models.")
     check_key(key)
     ts, ys = np.asarray(ts), np.asarray(ys)
-    mask = None if mask is None else np.asarray(mask, bool)
+    mask = None if mask is None else np.asarray(mask)
     values = values_of(ts, ys, mask)
     origins = origins_of(values, horizon, num_origins)
     keys = jax.random.split(key, 4)
     first = np.where(_rows_before(origins[0], values), values, np.nan)
     earlier = _checked(fit(ts, first, None, keys[0]))
+    given = prior_of(list(earlier), shares)
     densities = {
         name: _foretold(models, ts, values, origins, horizon, num_paths, keys[1])
         for name, models in earlier.items()
     }
-    held_out = {
-        name: _held_out(models, ts, values, origins[0], keys[2])
+    told = {
+        name: _held_out(models, ts, values, origins, keys[2])
         for name, models in earlier.items()
     }
     members = _checked(fit(ts, values, None, keys[3]))
@@ -190,81 +204,12 @@ def stack(
             f"`fit` gave {list(earlier)} of a part of the record and {list(members)} "
             "of the whole: give the same names."
         )
-    prior = _prior_of(list(members), shares)
+    blocks = np.stack([nats for nats, _ in told.values()], axis=-1)
+    prior = bootstrapped_shares(blocks, given)
     found = stacking_weights(np.stack(list(densities.values()), axis=-1), prior)
     weights = dict(zip(members, map(float, found), strict=True))
+    held_out = {name: whole for name, (_, whole) in told.items()}
     return Stack(members, weights, held_out, ts, ys, mask)
-
-
-def stacking_weights(
-    log_densities: Float[np.ndarray, "origins values members"],
-    shares: Float[np.ndarray, " members"],
-) -> Float[np.ndarray, " members"]:
-    """Return the weights that `stack` names, of values' log-densities, by EM.
-
-    A value that is NaN is missing. A member with a density of zero has no weight: its
-    forecasts were not finite.
-
-    Raises:
-        ValueError: Where that is so of all.
-    """
-    logs = np.asarray(log_densities, np.float64)
-    there = ~np.any(np.isnan(logs), axis=-1)
-    sound = ~np.any(np.isneginf(logs), axis=(0, 1))
-    if not sound.any():
-        raise ValueError("no member's forecasts of the past are finite: lower `dt`.")
-    weights = np.zeros(len(sound))
-    logs = np.where(there[..., None], logs, 0)[..., sound]
-    weights[sound] = _maximized(logs, there, shares[sound] / shares[sound].sum())
-    return weights
-
-
-def _prior_of(names: list[str], shares: Mapping[str, float] | None) -> np.ndarray:
-    """Return the shares in the members' order, summing to one.
-
-    Raises:
-        ValueError: For shares that are not of the members, or not positive.
-    """
-    if shares is None:
-        return np.full(len(names), 1 / len(names))
-    if set(shares) != set(names) or not all(shares[name] > 0 for name in names):
-        raise ValueError(
-            f"`shares` are {dict(shares)}: pass a positive number for each of {names}."
-        )
-    found = np.array([float(shares[name]) for name in names])
-    return found / found.sum()
-
-
-def _maximized(logs: np.ndarray, there: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Return weights by EM of finite log-densities, of values that are there."""
-    densities = np.exp(logs - logs.max(axis=-1, keepdims=True))
-    share = there / np.maximum(there.sum(axis=1), 1)[:, None]
-    weights = shares
-    for _ in range(500):
-        parts = weights * densities
-        parts /= parts.sum(axis=-1, keepdims=True)
-        weights = np.einsum("jh,jhk->k", share, parts) + _PRIOR * shares
-        weights /= weights.sum()
-    return weights
-
-
-def log_density(
-    samples: Float[np.ndarray, "paths *shape"], ys: Float[np.ndarray, "*shape"]
-) -> Float[np.ndarray, "*shape"]:
-    """Return log-densities of values by Gaussian kernels about draws of each.
-
-    The kernel's width is Silverman's; a normal law three times as wide has one percent.
-    """
-    num = len(samples)
-    mean, scale = samples.mean(0), np.maximum(samples.std(0), 1e-30)
-    inner = np.subtract(*np.quantile(samples, (0.75, 0.25), axis=0)) / 1.349
-    width = 0.9 * np.minimum(scale, np.where(inner > 0, inner, scale)) * num**-0.2
-    normal = lambda away, scale: -0.5 * (away / scale) ** 2 - np.log(scale)
-    kernels = normal(ys - samples, width)
-    top = kernels.max(0)
-    inside = top + np.log(np.mean(np.exp(kernels - top), axis=0)) + np.log1p(-_SHARE)
-    outside = normal(ys - mean, _WIDER * scale) + np.log(_SHARE)
-    return np.logaddexp(inside, outside) - 0.5 * np.log(2 * np.pi)
 
 
 def values_of(
@@ -273,7 +218,8 @@ def values_of(
     """Return the values of one series, NaN where they are missing.
 
     Raises:
-        ValueError: For times that are no sorted numbers, naming where.
+        ValueError: For times that are no sorted numbers, naming where, and a `mask` of
+            another shape.
     """
     check_no_dates(ts)
     if ts.ndim != 1 or ys.shape[:1] != ts.shape:
@@ -286,7 +232,9 @@ def values_of(
     values = ys.astype(np.float64).reshape(len(ts), -1)
     if mask is None:
         return values
-    return np.where(mask.reshape(len(ts), -1), values, np.nan)
+    check_shapes(ts, ys, mask, None)
+    check_mask(mask)
+    return np.where(mask.astype(bool).reshape(len(ts), -1), values, np.nan)
 
 
 def _rows_before(origin: int, values: np.ndarray) -> np.ndarray:
@@ -344,10 +292,11 @@ def _foretold(
     )
     times = np.broadcast_to(ts, known.shape[:2])
     keys = jax.random.split(key, len(models))
+    each = -(-num_paths // len(models))
     rows = origins[:, None] + np.arange(horizon)
     drawn = [
         posterior(model, times, known)
-        .observations(ts[rows], key=key, num_paths=num_paths)
+        .observations(ts[rows], key=key, num_paths=each)
         .samples
         for model, key in zip(models, keys, strict=True)
     ]
@@ -363,21 +312,30 @@ def _held_out(
     models: Sequence[LatentSDE],
     ts: np.ndarray,
     values: np.ndarray,
-    origin: int,
+    origins: np.ndarray,
     key: PRNGKeyArray,
-) -> Estimate:
-    """Return the mean over a member's models."""
+) -> tuple[Float[np.ndarray, " origins"], Estimate]:
+    """Return the evidence of each block, of models that count alike, and of all blocks.
+
+    The evidence is of the mean density: models that forecast a block well count more
+    later.
+    """
+    keys = jax.random.split(key, len(models))
+    ends = np.append(origins, len(values))
     found = [
-        held_out_evidence(model, ts, values, since=float(ts[origin]), key=key)
-        for model in models
+        evidence_until(model, ts, values, ends, key=key)
+        for model, key in zip(models, keys, strict=True)
     ]
-    logs = np.array([float(x.value) for x in found])
-    errors = np.array([float(x.standard_error) for x in found])
-    share = np.exp(logs - np.logaddexp.reduce(logs))
-    value = np.logaddexp.reduce(logs) - np.log(len(logs))
-    return Estimate(
-        jnp.asarray(value), jnp.asarray(np.sqrt(np.sum((share * errors) ** 2)))
-    )
+    whole = np.stack([x.value for x in found])
+    errors = np.stack([np.hypot(x.standard_error[0], x.standard_error) for x in found])
+    lost = np.logical_or.accumulate(~np.isfinite(whole), axis=1)
+    known = np.where(lost, 0, whole)
+    logs = np.where(lost, _LOST, known - known[:, :1])
+    logs[:, 0] = 0
+    so_far = np.logaddexp.reduce(logs, axis=0) - np.log(len(logs))
+    share = np.exp(logs[:, -1] - np.logaddexp.reduce(logs[:, -1]))
+    error = np.sqrt(np.sum((share * np.where(lost, 0, errors)[:, -1]) ** 2))
+    return np.diff(so_far), Estimate(jnp.asarray(so_far[-1]), jnp.asarray(error))
 
 
 def _evenly(samples: Array, count: int) -> Array:

@@ -7,25 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from .clock import clock_of
-from .counts import NegativeBinomial, Poisson
-from .decoders import Decoder, LinearDecoder, Readout
-from .frames import as_values
+from .decoders import LinearDecoder, Readout
 from .gaussian import Gaussian
-from .likelihoods import AbstractLikelihood, Bernoulli
 from .linear import AbstractLinearSDE, Inputs, as_input_matrix, forced
 from .memory_parts import Autoregression, Matern
-from .model import LatentSDE
 from .parts import UNIT, AbstractPart, Cycle, Level, Measures, PartLaw, Season, Trend
-from .series import as_series, check_shapes, check_times
 from .transitions import Coefficients, Transition, constant_transition
 
 
 class Structure(AbstractLinearSDE):
     """Parts side by side, `level() + season(1.0)`: values are the sum of all shown.
 
-    Parameters stay positive and stable in training. Numbers that are given are their
-    start values. The others start from data and times of unit size, until `structural`
+    Parameters stay positive and stable in training. Given numbers are their start
+    values. The others start as for data and times of unit size, until `structural`
     takes them from the data.
 
     Arguments:
@@ -203,7 +197,7 @@ def level(*, noise: float | None = None) -> Structure:
 
 
 def trend(*, noise: float | None = None, slope_noise: float | None = None) -> Structure:
-    """Return a level with a slope that wanders.
+    """Return a level with a slope that is a random walk.
 
         dX = slope dt + noise dW,    dslope = slope_noise dV
 
@@ -223,12 +217,12 @@ def trend(*, noise: float | None = None, slope_noise: float | None = None) -> St
 def cycle(
     period: float, *, damping: float | None = None, scale: float | None = None
 ) -> Structure:
-    """Return a damped turn of about `period`, all of whose parameters are trained.
+    """Return a damped oscillation of about `period`; all its parameters are trained.
 
     Arguments:
         period: Its start value, in units of time.
-        damping: The rate at which a turn is forgotten, one over the unit of time;
-            `None`: a tenth of the rate of turning.
+        damping: The rate at which the oscillation decays, one over the unit of time;
+            `None`: a tenth of its angular rate.
         scale: The standard deviation, in data units; `None`: started from the data.
 
     Returns:
@@ -243,12 +237,12 @@ def cycle(
 def season(
     period: float, harmonics: int = 1, *, noise: float | None = None
 ) -> Structure:
-    """Return turns of exactly `period / k`, `k = 1 ... harmonics`, undamped.
+    """Return undamped oscillations of exactly `period / k`, `k = 1 ... harmonics`.
 
     Arguments:
         period: In units of time. It is not trained.
-        harmonics: How many turns there are.
-        noise: How much their amplitudes wander, in data units per root of time;
+        harmonics: How many oscillations there are.
+        noise: How much their amplitudes vary, in data units per root of time;
             `None`: started from the data.
 
     Returns:
@@ -309,88 +303,3 @@ def car(order: int, *, scale: float | None = None) -> Structure:
         ValueError: For another order, or a `scale` that is not positive.
     """
     return Structure((Autoregression(order, scale, UNIT),))
-
-
-def structural(
-    structure: Structure,
-    ts: ArrayLike,
-    ys: ArrayLike,
-    mask: ArrayLike | None = None,
-    *,
-    loadings: ArrayLike = 1.0,
-    likelihood: AbstractLikelihood | None = None,
-    unit: str = "s",
-) -> LatentSDE:
-    """Return a structural model with start values from a record's span and spread.
-
-    The offset is the values' mean. The noise starts at 0.3 of their standard deviation.
-    A model with a `likelihood` is trained by `LatentSDETrainer`, not by `fit_linear`.
-
-    Arguments:
-        structure: A sum of parts, such as `level() + season(1.0)`.
-        ts: Times, shape `(obs,)` or `(series, obs)`, numbers or dates.
-        ys: Values, shape `(obs,)`, `(obs, sensors)` or with an axis of series before.
-        mask: Where there is a value, of the shape of `ts` or `ys`. NaN are missing too.
-        loadings: How much of the sum each sensor shows, shape `(sensors,)`, or one
-            number for all.
-        likelihood: The law of the values given the sum of the parts, such as
-            `NegativeBinomial()`, by default normal noise. Of counts the sum is the
-            logarithm of their mean.
-        unit: The unit of time where `ts` are dates: periods and lengths are in it.
-
-    Returns:
-        The model, not yet fitted.
-
-    Raises:
-        ValueError: For fewer than two values, a sensor without any, and times or shapes
-            that do not fit together.
-        TypeError: For a first argument that is no sum of parts.
-    """
-    if not isinstance(structure, Structure):
-        raise TypeError(
-            f"`structure` is a {type(structure).__name__}: pass a sum of parts, such "
-            "as `level() + season(1.0)`."
-        )
-    clock = clock_of(ts, unit)
-    ts = ts if clock is None else clock.numbers(ts)
-    ts, ys = (np.asarray(x) for x in (ts, as_values(ys)))
-    check_shapes(ts, ys, None if mask is None else np.asarray(mask), None)
-    check_times(ts, None)
-    series = as_series((ts, ys, mask))
-    values = np.where(series.mask, np.asarray(series.ys, np.float64), np.nan)
-    if np.sum(np.isfinite(values)) < 2:
-        raise ValueError("`ys` has fewer than two values: start values need more.")
-    flat = _linked(likelihood, values.reshape(-1, values.shape[-1]))
-    empty = np.flatnonzero(np.all(np.isnan(flat), axis=0))
-    if len(empty):
-        raise ValueError(f"`ys` has no value in column {empty[0]}: leave it out.")
-    spread = float(np.mean(np.nanstd(flat, axis=0)))
-    if spread <= 1e-12 * np.nanmax(np.abs(flat)):  # but for rounding they are constant
-        spread = 1.0
-    structure = structure.started(_measures(np.asarray(series.ts), spread))
-    mean = np.nanmean(flat, axis=0)
-    noise = np.full(flat.shape[1], 0.3 * spread)
-    rows = jnp.broadcast_to(jnp.asarray(loadings), noise.shape)
-    if likelihood is not None:
-        decoder = Decoder(structure.readout(offset=mean, loadings=rows), likelihood)
-        return LatentSDE(structure, decoder, frozen=("decoder.network",))
-    return LatentSDE(structure, structure.decoder(noise, offset=mean, loadings=rows))
-
-
-def _linked(likelihood: AbstractLikelihood | None, values: np.ndarray) -> np.ndarray:
-    """Return values in the likelihood's parameter: logarithms of counts, log-odds."""
-    if isinstance(likelihood, Poisson | NegativeBinomial):
-        return np.log(values + 0.5)
-    if isinstance(likelihood, Bernoulli):
-        return 2 * (2 * values - 1)
-    return values
-
-
-def _measures(ts: np.ndarray, spread: float) -> Measures:
-    ts = np.atleast_2d(ts).astype(np.float64)
-    span = float(np.max(ts[:, -1] - ts[:, 0]))
-    gaps = np.diff(ts, axis=1)
-    gaps = gaps[gaps > 0]
-    if not len(gaps):
-        return Measures(1.0, 1.0, spread)
-    return Measures(span, float(np.median(gaps)), spread)

@@ -39,13 +39,16 @@ from .export import (
     save_sentence_transformer as save_sentence_transformer,
     save_triples as save_triples,
 )
+from .frequencies import StreamedFrequencies as StreamedFrequencies
 from .frozen import FrozenDocumentsTrainer as FrozenDocumentsTrainer
 from .gradients import (
     GradientQuality as GradientQuality,
     check_gradients as check_gradients,
     full_softmax_loss as full_softmax_loss,
 )
+from .ids import IdsAndFeatures as IdsAndFeatures, Table as Table
 from .judgments import beir as beir, triples as triples
+from .lazy import LazyTablesTrainer as LazyTablesTrainer
 from .loaders import grain_pairs as grain_pairs, merged as merged, pairs_of as pairs_of
 from .logits import cache_logit as cache_logit, pseudo_logit as pseudo_logit
 from .measures import (
@@ -60,7 +63,6 @@ from .refresh import (
     AbstractRefresh as AbstractRefresh,
     Budget as Budget,
     OldestFirst as OldestFirst,
-    PositivesIn as PositivesIn,
     RandomRows as RandomRows,
     WriteBack as WriteBack,
 )
@@ -74,6 +76,7 @@ from .search import (
     evaluate as evaluate,
     mined as mined,
 )
+from .stream import PositivesIn as PositivesIn
 from .tokenizer import Tokenizer as Tokenizer
 from .towers import (
     LearnedTemperature as LearnedTemperature,

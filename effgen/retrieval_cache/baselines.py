@@ -1,6 +1,7 @@
-"""What the cache is compared with: batch, queue, large batch, and the full softmax."""
+"""What the cache is compared with beside a batch: a queue, and the full softmax."""
 
 import dataclasses
+from numbers import Integral
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -10,149 +11,46 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from effgen.core.counts import check_count
 from effgen.core.sharding import mesh_of
 from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractTrainer
-from effgen.core.update import init_opt_state
 
 from .cache import NegativeCache
 from .checks import (
-    check_chunks,
     check_contents,
-    check_frequencies,
-    check_met,
-    check_model,
     check_pairs,
     check_smoothing,
+    check_stamps,
+    check_taken_in,
     check_temperature,
+    check_weights,
 )
 from .gradients import full_softmax_loss
+from .in_batch import InBatchTrainer as InBatchTrainer
+from .metrics import described
 from .negatives import excluded_by, scored_in_batch
-from .objective import BatchScores, batch_scores, cross_entropy
-from .pairs import Pairs, as_pairs, batch_documents, marks, num_documents, num_pairs
-from .refresh import PositivesIn, Seen
+from .objective import batch_scores, cross_entropy
+from .pairs import (
+    Pairs,
+    as_pairs,
+    batch_documents,
+    marks,
+    num_documents,
+    num_pairs,
+    weighed,
+)
+from .refresh import Seen
 from .scan import Scored
 from .stale import stale_logit
-from .towers import Temperature, embed, in_chunks, is_random
+from .stream import PositivesIn
+from .towers import Temperature, embed, is_random
 from .trainer import (
-    described,
     first_state,
     refreshed,
     same_documents,
     scale_of,
     updated,
 )
-
-
-class InBatchTrainer(AbstractTrainer):
-    """Softmax over a batch's own documents: the usual contrastive loss.
-
-        loss = logsumexp(scores in batch) - positive
-
-    With `frequencies`, a score is lowered by `log(frequency)` of its document: popular
-    ones are otherwise too often negatives, as of a recommender (Yi et al., 2019).
-
-    Arguments:
-        optim: The optax optimizer.
-        temperature: A number, an optax schedule, or `None` for the model's own.
-        label_smoothing: The share, below 1, spread over the batch's documents.
-        chunks: Into how many chunks the batch is cut for its embedding. Each is
-            computed once more in the backward pass: the memory is one chunk's, for a
-            third more compute. The gradient is that of the whole batch.
-        frequencies: How often each document number is in a batch, `(corpus,)`, in any
-            unit, such as `np.bincount(ids)`; by default no correction.
-
-    Raises:
-        TypeError: For what is no temperature.
-        ValueError: For settings out of range.
-
-    Source:
-        Henderson et al. (2017); with `chunks`, Gao et al. (2021).
-    """
-
-    watched: ClassVar[tuple[str, ...]] = ("loss", "scale")
-
-    optim: optax.GradientTransformation
-    temperature: Temperature = 0.05
-    label_smoothing: float = eqx.field(default=0.0, kw_only=True)
-    chunks: int = eqx.field(default=1, kw_only=True)
-    frequencies: Float[Array, " corpus"] | None = eqx.field(default=None, kw_only=True)
-
-    def __check_init__(self) -> None:
-        """Raise for settings out of range."""
-        check_frequencies(self.frequencies)
-        check_temperature(self.temperature)
-        check_smoothing(self.label_smoothing)
-        check_count("chunks", self.chunks)
-
-    def init(self, model: PyTree, memory: Any = None) -> TrainState:
-        """Return the first state; there is no memory.
-
-        Arguments:
-            model: The towers, such as `TwoTowers`.
-            memory: Not used.
-
-        Returns:
-            The state at step 0.
-
-        Raises:
-            TypeError: For a model without towers.
-            ValueError: For `temperature=None` and a model without one.
-        """
-        check_model(self.temperature, model)
-        return TrainState.start(model, init_opt_state(self.optim, model), None)
-
-    def step(
-        self, state: TrainState, batch: PyTree, *, key: PRNGKeyArray
-    ) -> tuple[TrainState, Metrics]:
-        """Take one step on the batch's softmax.
-
-        Arguments:
-            state: The state before.
-            batch: `Pairs`, or a tuple or dict of their fields.
-            key: The step's key, for dropout.
-
-        Returns:
-            The next state, and the metrics `loss`, in nats, `scale` and `grad_norm`.
-        """
-        pairs = as_pairs(batch)
-        keys = jax.random.split(key)
-
-        def loss(model: PyTree) -> tuple[Array, None]:
-            queries = in_chunks(model.query, pairs.queries, self.chunks, key=keys[0])
-            documents = in_chunks(
-                model.document, batch_documents(pairs), self.chunks, key=keys[1]
-            )
-            scale = scale_of(self.temperature, state, model)
-            negatives = scored_in_batch(pairs, marks(pairs))
-            scores = batch_scores(queries, documents, scale, negatives)
-            if self.frequencies is not None:
-                scores = _corrected(scores, self.frequencies, pairs)
-            losses = cross_entropy(scores, _none(scores), self.label_smoothing)
-            return jnp.mean(losses), None
-
-        model, opt_state, metrics, _ = updated(self, state, loss)
-        return state.advance(model, opt_state, None), metrics
-
-    def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
-        """Raise on batches that the towers cannot use.
-
-        Arguments:
-            state: The state that the run begins from.
-            batch: The shapes of a batch.
-            source: The data, whose document numbers are looked up in `frequencies`.
-
-        Raises:
-            TypeError: For a batch that is no `Pairs`, or numbers that are no integers.
-            ValueError: For shapes that do not fit, chunks that do not divide the
-                batch, or documents without a frequency.
-        """
-        pairs = as_pairs(batch)
-        check_pairs(state.model, None, pairs)
-        check_chunks(self.chunks, num_pairs(pairs), num_documents(pairs))
-        if self.frequencies is not None:
-            check_met(self.frequencies, pairs, source)
 
 
 class CrossBatchTrainer(AbstractTrainer):
@@ -165,7 +63,7 @@ class CrossBatchTrainer(AbstractTrainer):
         temperature: A number, an optax schedule, or `None` for the model's own.
         label_smoothing: The share, below 1, spread over the batch's documents.
         warm_up: Steps with the batch alone, while the queue fills. Untrained towers
-            change so fast that the queue's documents are too stale to learn from.
+            change so fast that the queue's documents are too stale for training.
         mesh: The queue's mesh; `train` sets it.
 
     Raises:
@@ -188,7 +86,7 @@ class CrossBatchTrainer(AbstractTrainer):
         """Raise for settings out of range."""
         check_temperature(self.temperature)
         check_smoothing(self.label_smoothing)
-        if not isinstance(self.warm_up, int) or self.warm_up < 0:
+        if not isinstance(self.warm_up, Integral) or self.warm_up < 0:
             raise ValueError(
                 f"`warm_up` is {self.warm_up}: pass a number of steps, or 0."
             )
@@ -237,13 +135,14 @@ class CrossBatchTrainer(AbstractTrainer):
             logit = stale_logit(scored, queries, scale, cache.block, self.mesh)
             logit = jnp.where(state.step < self.warm_up, -jnp.inf, logit)
             losses = cross_entropy(scores, logit[:, None], self.label_smoothing)
-            return jnp.mean(losses), jax.lax.stop_gradient(documents)
+            return weighed(losses, pairs), jax.lax.stop_gradient(documents)
 
         model, opt_state, metrics, documents = updated(self, state, loss)
         if is_random(state.model, state.model.document):
             documents = embed(state.model.document, batch_documents(pairs))
         seen = _of_batch(pairs, documents)
-        new = refreshed(cache, PositivesIn(), seen, model, state.step + 1, key=keys[2])
+        given = cache, PositivesIn(), seen, model, state.step + 1
+        new = refreshed(*given, key=keys[2], mesh=self.mesh)
         metrics |= described(new, state.step)
         return state.advance(model, opt_state, new), metrics
 
@@ -253,14 +152,18 @@ class CrossBatchTrainer(AbstractTrainer):
         Arguments:
             state: The state that the run begins from.
             batch: The shapes of a batch.
-            source: Not used.
+            source: The data, whose weights are looked at.
 
         Raises:
             TypeError: For a batch that is no `Pairs`, or numbers that are no integers.
-            ValueError: For shapes that do not fit, or a queue smaller than a batch.
+            ValueError: For shapes or types that do not fit, a queue smaller than a
+                batch, or one with embeddings of a later step.
         """
         pairs = as_pairs(batch)
         check_pairs(state.model, state.memory, pairs)
+        check_weights(source)
+        check_taken_in(state.memory, pairs)
+        check_stamps(state.memory, state.step)
         PositivesIn().check(state.memory, num_documents(pairs))
 
     def for_data(self, state: TrainState, data: Any) -> "CrossBatchTrainer":
@@ -279,8 +182,9 @@ class CrossBatchTrainer(AbstractTrainer):
 class FullSoftmaxTrainer(AbstractTrainer):
     """Softmax over the whole corpus, every document embedded at every step.
 
-    It is a cache that is never stale and draws everything, for small corpora. Its
-    memory is the corpus, a `NegativeCache` whose embeddings are not used.
+    It is for small corpora. It equals a cache that is never stale and from which every
+    document is drawn. Its memory is the corpus, a `NegativeCache` whose embeddings are
+    not used.
 
     Arguments:
         optim: The optax optimizer.
@@ -358,30 +262,8 @@ class FullSoftmaxTrainer(AbstractTrainer):
             ValueError: For shapes that do not fit, or documents of another number.
         """
         check_pairs(state.model, state.memory, as_pairs(batch))
+        check_weights(source)
         check_contents(state.memory, source)
-
-
-def _corrected(
-    scores: BatchScores, frequencies: Float[Array, " corpus"], pairs: Pairs
-) -> BatchScores:
-    """Return scores less the logarithm of how often their documents are met.
-
-    Of one that is never met, or has no number, no number: the step is then refused.
-    """
-    assert pairs.ids is not None
-    known = jnp.asarray(frequencies, scores.positives.dtype)
-    often = known.at[pairs.ids].get(
-        mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
-    )
-    log_often = jnp.log(jnp.where(often > 0, often, jnp.nan))
-    others = jnp.where(
-        jnp.isfinite(scores.others), scores.others - log_often[None], -jnp.inf
-    )
-    return BatchScores(scores.positives - log_often, others)
-
-
-def _none(scores: Any) -> Float[Array, "batch 0"]:
-    return jnp.zeros((scores.positives.shape[0], 0), scores.positives.dtype)
 
 
 def _of_batch(pairs: Pairs, documents: Float[Array, "documents size"]) -> Seen:

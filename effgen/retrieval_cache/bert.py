@@ -12,6 +12,7 @@ from .architectures import RELATIVE
 from .encoders import (
     attention,
     by_distance,
+    check_dropout,
     layer_norm,
     linear,
     looked_up,
@@ -75,9 +76,10 @@ class Layers(eqx.Module):
 
 
 class Bert(eqx.Module):
-    """The encoder of Devlin et al. (2019), with a pooling: what MiniLM, BGE, E5 are.
+    """The encoder of Devlin et al. (2019), with a pooling.
 
-    So are, under other names, DistilBERT, RoBERTa, XLM-R and MPNet.
+    MiniLM, BGE and E5 are such encoders. So are, under other names, DistilBERT,
+    RoBERTa, XLM-R and MPNet.
 
         x = norm(words[tokens] + places + types[0])
         x = norm(x + attention(x))
@@ -103,14 +105,15 @@ class Bert(eqx.Module):
         epsilon: What the norms add to variances.
         compute: The type that layers are computed in.
         recompute: Whether gradients compute each layer once more instead of keeping
-            what is inside: about a third more time, and little more memory than one
-            layer takes.
+            its inner values. It takes about a third more time, and little more memory
+            than one layer.
         relative: Of MPNet, what attention adds by how far tokens are apart,
             `(buckets, heads)`.
         dense: Layers of embeddings.
 
     Raises:
-        ValueError: For another pooling, or heads that do not divide the width.
+        ValueError: For another pooling, heads that do not divide the width, or what is
+            no share of dropout below 1.
     """
 
     words: Float[Array, "words width"]
@@ -133,6 +136,7 @@ class Bert(eqx.Module):
         """Raise `ValueError` for another pooling, or heads that do not fit."""
         if self.pooling not in ("mean", "cls"):
             raise ValueError(f"`pooling` is {self.pooling!r}: pass 'mean' or 'cls'.")
+        check_dropout(self.dropout.p)
         width = self.words.shape[1]
         if width % self.num_heads:
             raise ValueError(
@@ -262,6 +266,7 @@ class Bert(eqx.Module):
             The embeddings, `(batch, size)`.
 
         Raises:
+            TypeError: For what are no integers.
             ValueError: For another shape, or more tokens than places.
         """
         self._check_tokens(tokens)
@@ -320,7 +325,12 @@ class Bert(eqx.Module):
         return x if key is None else self.dropout(x, key=key)
 
     def _check_tokens(self, tokens: Array) -> None:
-        length = len(self.places)
+        length, dtype = len(self.places), getattr(tokens, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
+            raise TypeError(
+                f"`tokens` are {dtype or type(tokens).__name__}: pass an array of "
+                "integers, `(batch, length)`, as a tokenizer makes it of texts."
+            )
         if tokens.ndim != 2 or tokens.shape[1] > length:
             raise ValueError(
                 f"`tokens` have shape {tokens.shape}: pass `(batch, length)`, length "

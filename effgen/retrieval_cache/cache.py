@@ -1,31 +1,40 @@
 """The negative cache: documents with embeddings that may be stale."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from effgen.core.counts import check_count
 
+from .blocks import (
+    block_size as block_size,
+    check_capacity,
+    checked_ids,
+    checked_step,
+    default_capacity,
+)
 from .digests import content_digests
 from .embedding import (
+    check_alike,
     check_embeddings,
     check_finite,
+    check_holds,
     embedded,
     num_items,
 )
-from .lookup import joined_rows, rows_of
+from .filling import blank, filled, split_over
+from .lookup import rows_by_number, rows_of_documents
 from .pairs import MOST_NUMBER, Marks
-from .rows import AbstractRows, stored
+from .rows import AbstractRows
 
 
-_LEAST_BLOCK, _MOST_BLOCK = 16, 1 << 15
-_DEVICES = 8
+_LAST = np.iinfo(np.int32).max  # of rows in the order of their ages: free ones
 
 
 class NegativeCache(eqx.Module):
@@ -64,6 +73,7 @@ class NegativeCache(eqx.Module):
         dtype: Any = jnp.float32,
         step: int = 0,
         batch_size: int | None = None,
+        mesh: Mesh | None = None,
     ) -> "NegativeCache":
         """Return a cache of a whole corpus, embedded now.
 
@@ -77,28 +87,33 @@ class NegativeCache(eqx.Module):
             dtype: Of the embeddings: `jnp.float32`, `jnp.bfloat16`, `jnp.int8`.
             step: That it is embedded at: `int(state.step)` of a run that goes on.
             batch_size: Documents embedded at once; by default 1,024, and 64 on a CPU.
+            mesh: Over which the cache is split from the first on, as `effgen.shard`
+                splits it: no device ever holds more than its part. Items may then lie
+                on disk, as of `np.memmap`, and are read a part at a time.
 
         Raises:
             TypeError: For items that are text, or another `encode` or `dtype`.
             ValueError: For an empty corpus, leaves of different lengths, repeated or
-                negative ids, a capacity too small, a negative step, or embeddings that
-                are not finite or all zero.
+                negative ids, a capacity too small or one that devices cannot share, a
+                step that is none, or embeddings that are not finite or all zero.
         """
-        num = num_items(items)
-        capacity = default_capacity(num) if capacity is None else capacity
-        check_count("capacity", capacity)
-        if step < 0:
-            raise ValueError(f"`step` is {step}: pass the step of a run, from 0 on.")
+        num, step = num_items(items), checked_step(step)
+        capacity = default_capacity(num, mesh) if capacity is None else capacity
+        check_capacity(capacity, mesh)
         if capacity < num:
             raise ValueError(
                 f"`capacity` is {capacity} and there are {num} documents: raise it, or "
                 "fill with some of them and refresh with `PositivesIn()`."
             )
         numbers = checked_ids(ids, num)
+        if mesh is not None:
+            made = {"step": step, "capacity": capacity, "dtype": dtype}
+            given = mesh, encode, items, numbers
+            return cls(*split_over(*given, **made, batch_size=batch_size))
         found = embedded(encode, items, batch_size)
         check_embeddings(found)
         items = jax.tree.map(jnp.asarray, items)
-        return _filled(items, found, numbers, step, capacity, dtype)
+        return cls(*filled(items, found, numbers, step, capacity, dtype))
 
     @classmethod
     def empty(
@@ -118,16 +133,7 @@ class NegativeCache(eqx.Module):
         """
         for name, value in (("capacity", capacity), ("size", size)):
             check_count(name, value)
-        blank = lambda x: jnp.zeros((capacity, *x.shape[1:]), x.dtype)
-        return cls(
-            jax.tree.map(blank, example),
-            stored(jnp.zeros((capacity, size)), dtype),
-            jnp.full(capacity, -1, jnp.int32),
-            jnp.full(capacity, -1, jnp.int32),
-            jnp.full(capacity, -1, jnp.int32),
-            jnp.zeros(capacity),
-            jnp.zeros((), bool),
-        )
+        return cls(*blank(example, size, capacity, dtype))
 
     @property
     def capacity(self) -> int:
@@ -158,20 +164,7 @@ class NegativeCache(eqx.Module):
         Arguments:
             marks: The documents' numbers, or, of those without one, their content.
         """
-        near = jnp.clip(marks.ids, 0, self.capacity - 1).astype(jnp.int32)
-        direct = self.ids[near] == marks.ids
-
-        def searched() -> Int[Array, " documents"]:
-            by_number = rows_of(self.ids, self.valid, marks.ids)
-            by_content = jax.lax.cond(
-                jnp.any(marks.ids < 0),
-                lambda: rows_of(self.digests, self.valid, marks.digests),
-                lambda: by_number,
-            )
-            return jnp.where(marks.ids >= 0, by_number, by_content)
-
-        # Where rows are in the order of their numbers, nothing is searched for.
-        return jax.lax.cond(jnp.all(direct & (marks.ids >= 0)), lambda: near, searched)
+        return rows_of_documents(self.ids, self.digests, marks.ids, marks.digests)
 
     def places(self, ids: Int[Array, "*any"]) -> Int[Array, "*any"]:
         """Return documents' rows by number, `capacity` of one that is not here.
@@ -179,17 +172,7 @@ class NegativeCache(eqx.Module):
         Arguments:
             ids: The numbers, of any shape.
         """
-        flat = ids.reshape(-1)
-        if not flat.shape[0]:
-            return ids
-        near = jnp.clip(flat, 0, self.capacity - 1)
-        direct = (self.ids[near] == flat) & (flat >= 0)
-        found = jax.lax.cond(
-            jnp.all(direct | (flat < 0)),
-            lambda: jnp.where(direct, near, self.capacity).astype(jnp.int32),
-            lambda: joined_rows(self.ids, flat),
-        )
-        return found.reshape(ids.shape)
+        return rows_by_number(self.ids, ids)
 
     def contents(self, ids: Int[Array, "*any"]) -> Int[Array, "*any"]:
         """Return the digests of documents by number, -1 of one that is not here.
@@ -284,23 +267,76 @@ class NegativeCache(eqx.Module):
             (free(self.ids), free(self.digests), free(self.stamps)),
         )
 
+    def added(
+        self,
+        encode: Callable[[PyTree], Float[Array, "batch size"]],
+        items: PyTree,
+        *,
+        ids: Int[Any, " documents"] | None = None,
+        step: int | None = None,
+        batch_size: int | None = None,
+    ) -> "NegativeCache":
+        """Return the cache with more documents, embedded now, in rows that are free.
+
+        New items of a catalog come in so between two runs; `resized` makes room:
+
+            cache = state.memory.resized(2_048).added(state.model.document, items)
+            state = effgen.continued(trainer, state, cache)
+
+        Arguments:
+            encode: A batch of documents to embeddings, as of `fill`.
+            items: The documents, as those that are there.
+            ids: Their numbers; by default those after the greatest that is there.
+            step: That they are embedded at; by default that of the newest embedding.
+            batch_size: Documents embedded at once.
+
+        Raises:
+            TypeError: As of `fill`.
+            ValueError: For fewer free rows than documents, numbers that are there
+                already, documents that the cache cannot hold, and as of `fill`.
+        """
+        num, step = num_items(items), self._step(step)
+        items = jax.tree.map(jnp.asarray, items)
+        check_alike(self.items, items)
+        check_holds(self.items, items)
+        here = np.asarray(self.ids)
+        free = np.flatnonzero(here < 0)
+        if len(free) < num:
+            raise ValueError(
+                f"there are {num} more documents and {len(free)} free rows: make room "
+                f"by `cache.resized({default_capacity(int((here >= 0).sum()) + num)})`."
+            )
+        after = np.arange(num) + max(int(here.max()), -1) + 1
+        numbers = checked_ids(after if ids is None else ids, num)
+        again = np.intersect1d(numbers, here)
+        if len(again):
+            raise ValueError(
+                f"`ids` has {again[0]}, which the cache has: leave it out."
+            )
+        found = embedded(encode, items, batch_size)
+        check_embeddings(found)
+        slots, marks = jnp.asarray(free[:num]), Marks(numbers, content_digests(items))
+        new = self.inserted(slots, items, marks, found, jnp.asarray(step))
+        return eqx.tree_at(lambda c: c.offsets, new, self.offsets.at[slots].set(0))
+
     def rebuilt(
         self,
         encode: Callable[[PyTree], Float[Array, "batch size"]],
         *,
-        step: int = 0,
+        step: int | None = None,
         batch_size: int | None = None,
     ) -> "NegativeCache":
         """Return the cache with every document embedded anew.
 
         Arguments:
             encode: A batch of documents to embeddings, as of `fill`.
-            step: That it is embedded at.
+            step: That it is embedded at; by default that of the newest embedding.
             batch_size: Documents embedded at once.
 
         Raises:
-            ValueError: For embeddings that are not finite.
+            ValueError: For embeddings that are not finite, or what is no step.
         """
+        step = self._step(step)
         found = embedded(encode, self.items, batch_size)
         # What free rows hold, an encoder may have no embedding of.
         found = jnp.where(self.valid[:, None], found, 0)
@@ -308,6 +344,26 @@ class NegativeCache(eqx.Module):
         rows = self.rows.put(jnp.arange(self.capacity), found)
         stamps = jnp.where(self.valid, step, -1).astype(jnp.int32)
         return eqx.tree_at(lambda c: (c.rows, c.stamps), self, (rows, stamps))
+
+    def restamped(self, step: int = 0) -> "NegativeCache":
+        """Return the cache as of another step: the newest embedding is of `step`.
+
+        Ages stay as they are, so that a run of its own may begin with the cache of one
+        that is over.
+
+        Arguments:
+            step: That the run is at.
+
+        Raises:
+            ValueError: For what is no step.
+        """
+        moved = self.stamps + (checked_step(step) - jnp.max(self.stamps))
+        stamps = jnp.where(self.valid, moved, -1)
+        return eqx.tree_at(lambda c: c.stamps, self, stamps)
+
+    def _step(self, step: int | None) -> int:
+        newest = max(int(jnp.max(self.stamps)), 0)
+        return newest if step is None else checked_step(step)
 
     def resized(self, capacity: int) -> "NegativeCache":
         """Return a cache of another capacity, such as for another number of devices.
@@ -317,7 +373,7 @@ class NegativeCache(eqx.Module):
         Arguments:
             capacity: Rows in all.
         """
-        order = jnp.argsort(-self.stamps, stable=True)
+        order = jnp.argsort(jnp.where(self.valid, -self.stamps, _LAST), stable=True)
         keep = jnp.sort(order[: min(capacity, self.capacity)])
         example = jax.tree.map(lambda x: x[:1], self.items)
         new = self.empty(example, self.rows.shape[1], capacity, dtype=self.dtype)
@@ -328,71 +384,3 @@ class NegativeCache(eqx.Module):
     def dtype(self) -> Any:
         """The type that embeddings are stored in."""
         return self.rows.values.dtype  # pyright: ignore[reportAttributeAccessIssue]
-
-
-@partial(jax.jit, static_argnames=("capacity", "dtype"))
-def _filled(
-    items: PyTree,
-    found: Float[Array, "documents size"],
-    numbers: Int[Array, " documents"],
-    step: int,
-    capacity: int,
-    dtype: Any,
-) -> NegativeCache:
-    num, size = found.shape
-    digests = content_digests(items)
-    ordered = jnp.sort(digests)
-    cache = NegativeCache.empty(items, size, capacity, dtype=dtype)
-    there = jax.tree.map(
-        lambda x, new: new if len(x) == num else x.at[:num].set(new), cache.items, items
-    )
-    return NegativeCache(
-        there,
-        cache.rows.put(jnp.arange(num), found),
-        cache.ids.at[:num].set(numbers),
-        cache.digests.at[:num].set(digests),
-        cache.stamps.at[:num].set(step),
-        cache.offsets,
-        jnp.any(ordered[1:] == ordered[:-1]),
-    )
-
-
-def block_size(capacity: int) -> int:
-    """Return how many rows make a block: about the root of all, a power of two.
-
-    Arguments:
-        capacity: Rows in all; a block has 16 to 32,768 of them, or all where they are
-            few.
-    """
-    root = 1 << (max(capacity, 1).bit_length() - 1) // 2
-    return min(max(root, _LEAST_BLOCK), _MOST_BLOCK, capacity)
-
-
-def default_capacity(num: int) -> int:
-    """Return as many rows as documents, or more, so that blocks and devices divide."""
-    unit = _DEVICES * block_size(num)
-    return num if num < unit else -(-num // unit) * unit
-
-
-def checked_ids(ids: Any, num: int) -> Int[Array, " documents"]:
-    """Return documents' numbers, by default in order.
-
-    Raises:
-        ValueError: For what are no distinct numbers, one a document.
-    """
-    if ids is None:
-        return jnp.arange(num, dtype=jnp.int32)
-    found = np.asarray(ids)
-    if found.shape != (num,) or not np.issubdtype(found.dtype, np.integer):
-        raise ValueError(
-            f"`ids` is {found.dtype} of shape {found.shape}: pass {num} integers, one "
-            "a document."
-        )
-    if found.min() < 0 or found.max() >= MOST_NUMBER:
-        raise ValueError(
-            f"`ids` go from {found.min()} to {found.max()}: pass numbers from 0 up to "
-            "2^30; -1 means a free row."
-        )
-    if len(np.unique(found)) < num:
-        raise ValueError("`ids` repeat: give every document a number of its own.")
-    return jnp.asarray(found, jnp.int32)

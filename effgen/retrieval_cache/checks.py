@@ -11,6 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from .cache import NegativeCache
+from .embedding import check_alike, check_holds
 from .pairs import MOST_NUMBER, Pairs, as_pairs, batch_documents, marks
 from .search import Index
 from .towers import LearnedTemperature, embed
@@ -45,32 +46,30 @@ def check_frequencies(frequencies: Any) -> None:
     """Raise `ValueError` for what does not say how often each document is met."""
     if frequencies is None:
         return
-    if jnp.ndim(frequencies) != 1:
+    if len(np.shape(frequencies)) != 1:
         raise ValueError(
-            f"`frequencies` has shape {jnp.shape(frequencies)}: pass one number for "
+            f"`frequencies` has shape {np.shape(frequencies)}: pass one number for "
             "each document number, such as `np.bincount(ids)`."
         )
-    if eqx.is_array_like(frequencies) and not isinstance(frequencies, Tracer):
-        given = np.asarray(frequencies)
-        if not (np.isfinite(given) & (given >= 0)).all():
-            raise ValueError(
-                "`frequencies` are not all finite, or some below zero: pass how often "
-                "each document is met, such as `np.bincount(ids)`."
-            )
+    if isinstance(frequencies, Tracer | jax.ShapeDtypeStruct):
+        return
+    given = np.asarray(frequencies)
+    if not jnp.issubdtype(given.dtype, jnp.number):
+        raise ValueError(
+            f"`frequencies` are {given.dtype}: pass one number for each document "
+            "number, such as `np.bincount(ids)`."
+        )
+    if not (np.isfinite(given) & (given >= 0)).all() or not given.any():
+        raise ValueError(
+            "`frequencies` are not all finite, or some below zero, or all zero: pass "
+            "how often each document is met, such as `np.bincount(ids)`."
+        )
 
 
 def check_met(frequencies: Any, pairs: Pairs, data: Any) -> None:
     """Raise `ValueError` for batches whose documents have no frequency."""
-    if pairs.ids is None or pairs.negatives is not None:
-        raise ValueError(
-            "`frequencies` are of documents by number: pass batches with `ids`, and "
-            "without `negatives`, which are not met by chance."
-        )
-    arrays = getattr(data, "arrays", None)
-    if arrays is None:
-        return
-    given = arrays._replace(known=None) if isinstance(arrays, Pairs) else arrays
-    ids, often = np.asarray(as_pairs(given).ids), np.asarray(frequencies)
+    _check_by_number(pairs)
+    ids, often = _ids_of(data), np.asarray(frequencies)
     here = (ids >= 0) & (ids < len(often))
     never = ids[~here | (often[np.where(here, ids, 0)] <= 0)]
     if len(never):
@@ -78,6 +77,35 @@ def check_met(frequencies: Any, pairs: Pairs, data: Any) -> None:
             f"`frequencies` says nothing of document {never[0]}, or that it is never "
             "met: pass how often each is, such as `np.bincount(ids)`."
         )
+
+
+def check_numbered(pairs: Pairs, num: int, data: Any) -> None:
+    """Raise `ValueError` for documents whose frequency cannot be found on the way."""
+    _check_by_number(pairs)
+    ids = _ids_of(data)
+    outside = ids[(ids < 0) | (ids >= num)]
+    if len(outside):
+        raise ValueError(
+            f"`ids` has {outside[0]} and `StreamedFrequencies` are of {num} numbers: "
+            "make them of more, or number documents from 0 on."
+        )
+
+
+def _check_by_number(pairs: Pairs) -> None:
+    if pairs.ids is None or pairs.negatives is not None:
+        raise ValueError(
+            "`frequencies` are of documents by number: pass batches with `ids`, and "
+            "without `negatives`, which are not met by chance."
+        )
+
+
+def _ids_of(data: Any) -> np.ndarray:
+    """Return the numbers of documents of data that are arrays, none of others."""
+    arrays = getattr(data, "arrays", None)
+    if arrays is None:
+        return np.zeros(0, np.int32)
+    given = arrays._replace(known=None) if isinstance(arrays, Pairs) else arrays
+    return np.asarray(as_pairs(given).ids)
 
 
 def check_all_met(frequencies: Any, cache: NegativeCache) -> None:
@@ -110,12 +138,17 @@ def check_model(temperature: Any, model: PyTree) -> None:
 
 
 def _check_own_temperature(temperature: Any, model: PyTree) -> None:
-    if temperature is None and not isinstance(
-        getattr(model, "temperature", None), LearnedTemperature
-    ):
+    has_own = isinstance(getattr(model, "temperature", None), LearnedTemperature)
+    if temperature is None and not has_own:
         raise ValueError(
             "`temperature` is `None` and the model has none of its own: pass a number, "
             "or `TwoTowers(query, document, LearnedTemperature.of(0.05))`."
+        )
+    if temperature is not None and has_own:
+        raise ValueError(
+            f"`temperature` is {temperature} and the model has one of its own, which "
+            "would be left as it is: pass `temperature=None`, which trains it, or a "
+            "model without."
         )
 
 
@@ -164,6 +197,7 @@ def check_frozen_pairs(model: PyTree, index: Index, pairs: Pairs) -> None:
     (num,) = rows
     for name, dims in (("ids", 1), ("known", 2)):
         _check_numbers(name, getattr(pairs, name), num, dims)
+    _check_weights(pairs.weights, num)
     found, size = (
         _embedded_size("query", model.query, pairs.queries),
         index.rows.shape[1],
@@ -189,6 +223,13 @@ def check_pairs(model: PyTree, cache: NegativeCache | None, pairs: Pairs) -> Non
     (num,) = rows
     for name, dims in (("ids", 1), ("known", 2), ("negative_ids", 2)):
         _check_numbers(name, getattr(pairs, name), num, dims)
+    _check_negatives(pairs, num)
+    _check_weights(pairs.weights, num)
+    if cache is None and pairs.known is not None and pairs.ids is None:
+        raise ValueError(
+            "a batch has `known`, numbers of documents, and no `ids` to tell its own "
+            "by: pass these too, or leave `known` out."
+        )
     query = _embedded_size("query", model.query, pairs.queries)
     documents = jax.eval_shape(batch_documents, pairs)
     document = _embedded_size("document", model.document, documents)
@@ -198,7 +239,77 @@ def check_pairs(model: PyTree, cache: NegativeCache | None, pairs: Pairs) -> Non
             f"{document}: make them one size."
         )
     if cache is not None:
-        _check_same_items(cache.items, pairs.documents)
+        check_alike(cache.items, pairs.documents)
+
+
+def _check_negatives(pairs: Pairs, num: int) -> None:
+    """Raise `ValueError` for negatives of other rows than the pairs, or their ids."""
+    if pairs.negatives is None:
+        if pairs.negative_ids is not None:
+            raise ValueError(
+                "a batch has `negative_ids` and no `negatives`: pass the documents "
+                "too, which are not looked up."
+            )
+        return
+    shapes = {tuple(x.shape[:2]) for x in jax.tree.leaves(pairs.negatives)}
+    if pairs.negative_ids is not None:
+        shapes.add(tuple(pairs.negative_ids.shape))
+    if len(shapes) != 1 or {len(x) for x in shapes} != {2} or min(shapes)[0] != num:
+        raise ValueError(
+            f"a batch of {num} pairs has `negatives`, or their numbers, of shapes "
+            f"{sorted(shapes)}: pass `({num}, each, ...)`, and as many numbers."
+        )
+
+
+def _check_weights(weights: Any, num: int) -> None:
+    """Raise `ValueError` for what are no weights, one a pair."""
+    if weights is None:
+        return
+    number = jnp.issubdtype(weights.dtype, jnp.integer)
+    if weights.shape != (num,) or not (
+        number or jnp.issubdtype(weights.dtype, jnp.floating)
+    ):
+        raise ValueError(
+            f"a batch's `weights` are {weights.dtype} of shape {weights.shape}: pass "
+            f"a number for each of the {num} pairs."
+        )
+
+
+def check_weights(data: Any) -> None:
+    """Raise `ValueError` for weights below zero or not finite, of data in arrays."""
+    arrays = getattr(data, "arrays", None)
+    weights = getattr(arrays, "weights", None)
+    if isinstance(arrays, dict):
+        weights = arrays.get("weights")
+    if weights is None or not getattr(weights, "is_fully_addressable", True):
+        return
+    given = np.asarray(weights)
+    if not (np.isfinite(given) & (given >= 0)).all():
+        raise ValueError(
+            "`weights` are not all finite, or some below zero: pass what each pair "
+            "counts for, and 0 for none."
+        )
+
+
+def check_stamps(cache: NegativeCache, step: Any) -> None:
+    """Raise `ValueError` for embeddings made later than the step a run is at.
+
+    What such a run embeds would count as the oldest.
+    """
+    if not cache.stamps.is_fully_addressable:
+        return
+    newest, at = int(jnp.max(cache.stamps)), int(step)
+    if newest > at:
+        raise ValueError(
+            f"the cache has embeddings of step {newest} and the run is at step {at}: "
+            "count their ages from there, `cache.restamped(step)`, or go on by "
+            "`effgen.continued(trainer, state, cache)`."
+        )
+
+
+def check_taken_in(cache: NegativeCache, pairs: Pairs) -> None:
+    """Raise `ValueError` unless a cache can hold a batch's documents as they are."""
+    check_holds(cache.items, jax.eval_shape(batch_documents, pairs))
 
 
 def check_contents(cache: NegativeCache, data: Any) -> None:
@@ -225,7 +336,7 @@ def check_same(cache: NegativeCache, pairs: Pairs) -> None:
         raise ValueError(
             f"`ids` has {number} for a document that is not the cache's document "
             f"{number}: number documents as the cache was filled, give them as they "
-            "are there, or leave `ids` out, and they are told by their content."
+            "are there, or leave `ids` out: content then identifies them."
         )
 
 
@@ -243,22 +354,6 @@ def _check_numbers(name: str, found: Any, num: int, dims: int) -> None:
             f"a batch's `{name}` have shape {found.shape}: pass {dims} axes, the first "
             f"of {num} rows."
         )
-
-
-def _check_same_items(cached: PyTree, documents: PyTree) -> None:
-    """Raise unless documents of a batch and of the cache can be embedded together."""
-    own, other = (jax.tree.structure(x) for x in (cached, documents))
-    if own != other:
-        raise ValueError(
-            f"a batch's documents are {other} and the cache's items {own}: give both "
-            "the same structure."
-        )
-    for kept, new in zip(*map(jax.tree.leaves, (cached, documents)), strict=True):
-        if kept.shape[1:] != new.shape[1:]:
-            raise ValueError(
-                f"a batch's documents have shape {new.shape[1:]} each and the cache's "
-                f"{kept.shape[1:]}: pad both to one length."
-            )
 
 
 def _embedded_size(name: str, tower: Any, items: PyTree) -> int:

@@ -33,7 +33,13 @@ def _words(values: Array) -> UInt[Array, "items words"]:
         # The two zeros are one; to add zero is not enough, as XLA leaves that out.
         values = jnp.where(values == 0, 0.0, values)
         return jax.lax.bitcast_convert_type(values, jnp.uint32)
-    return values.astype(jnp.uint32)
+    low = values.astype(jnp.uint32)
+    if values.dtype.itemsize < 8:
+        return low
+    # What 32 bits hold has the digest that it has in 32 bits, with its sign or without.
+    high, negative = (values >> 32).astype(jnp.uint32), low >> 31 == 1
+    fits = (high == 0) | ((high == jnp.uint32(0xFFFFFFFF)) & negative)
+    return jnp.where(fits, low, low ^ _mixed(high))
 
 
 def _polynomial(words: UInt[Array, "items words"]) -> UInt[Array, " items"]:

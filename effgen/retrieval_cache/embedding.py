@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from effgen.core.counts import check_count
 
@@ -22,23 +22,25 @@ def embedded(
     num = num_items(items)
     if batch_size is not None:
         check_count("batch_size", batch_size)
-    size = min(batch_size or _at_once(), num)
-    _check_callable(encode)
+    size = min(batch_size or at_once(), num)
+    check_callable(encode)
     part = lambda i: jax.tree.map(lambda x: jnp.asarray(x[i : i + size]), items)
-    found = _embedded_part(encode, part(0), size)
+    found = embedded_part(encode, part(0), size)
     whole = _put(jnp.zeros((num, *found.shape[1:]), found.dtype), found, 0)
     for start in range(size, num, size):
         # The last piece reaches back, so that all are of one size: one program.
         start = min(start, num - size)
-        whole = _put(whole, _embedded_part(encode, part(start), size), start)
+        whole = _put(whole, embedded_part(encode, part(start), size), start)
     return whole
 
 
-def _at_once() -> int:
+def at_once() -> int:
+    """Return how many documents are embedded at once, where nothing else is said."""
     return 64 if jax.default_backend() == "cpu" else 1_024
 
 
-def _check_callable(encode: Any) -> None:
+def check_callable(encode: Any) -> None:
+    """Raise `TypeError` for what is no tower."""
     if not callable(encode):
         raise TypeError(
             f"`encode` is a {type(encode).__name__}, which cannot be called: pass a "
@@ -46,7 +48,7 @@ def _check_callable(encode: Any) -> None:
         )
 
 
-def _embedded_part(
+def embedded_part(
     encode: Callable[[PyTree], Array], part: PyTree, num: int
 ) -> Float[Array, "documents size"]:
     """Return embeddings; an error is told what a tower is given."""
@@ -75,7 +77,7 @@ def num_items(items: PyTree) -> int:
 
     Raises:
         TypeError: For text, or what is no numbers.
-        ValueError: For none, or leaves of different lengths.
+        ValueError: For none, leaves of different lengths, or integers past 32 bits.
     """
     leaves = jax.tree.leaves(items)
     kind_of = lambda x: getattr(getattr(x, "dtype", None), "kind", None)
@@ -95,23 +97,52 @@ def num_items(items: PyTree) -> int:
     if num == 0:
         raise ValueError("`items` holds no document: pass the corpus.")
     assert num is not None
+    for leaf in leaves:
+        _check_bits(leaf)
     return num
 
 
-def check_embeddings(found: Float[Array, "documents size"]) -> None:
-    """Raise `ValueError` for what are no embeddings, or not finite, or all zero."""
-    check_finite(found)
-    _refuse("all zero", *_all_zero(found))
+def _check_bits(leaf: Any) -> None:
+    """Raise `ValueError` for integers that JAX would cut to 32 bits."""
+    kept = getattr(jax.config, "jax_enable_x64", False)
+    wide = isinstance(leaf, np.ndarray) and leaf.dtype in (np.int64, np.uint64)
+    if kept or not wide or not leaf.size:
+        return
+    bounds = np.iinfo(np.int32 if leaf.dtype == np.int64 else np.uint32)
+    for found in (int(leaf.min()), int(leaf.max())):
+        if not bounds.min <= found <= bounds.max:
+            raise ValueError(
+                f"`items` holds {found}, which JAX would cut to 32 bits: number what "
+                "it stands for on the host, such as by `np.unique(x, "
+                "return_inverse=True)`, or set `jax_enable_x64`."
+            )
 
 
-def check_finite(found: Float[Array, "documents size"]) -> None:
+def check_embeddings(
+    found: Float[Array, "documents size"],
+    at: Int[np.ndarray, " documents"] | None = None,
+) -> None:
+    """Raise `ValueError` for what are no embeddings, or not finite, or all zero.
+
+    `at` are the documents' rows, where they are not those of `found`.
+    """
+    check_finite(found, at)
+    num, first = _all_zero(found)
+    _refuse("all zero", num, first, at)
+
+
+def check_finite(
+    found: Float[Array, "documents size"],
+    at: Int[np.ndarray, " documents"] | None = None,
+) -> None:
     """Raise `ValueError` for what are no embeddings, or not finite."""
     if found.ndim != 2:
         raise ValueError(
             f"`encode` returned shape {found.shape}: it takes a batch of documents and "
             "returns `(batch, size)`."
         )
-    _refuse("not finite", *_not_finite(found))
+    num, first = _not_finite(found)
+    _refuse("not finite", num, first, at)
 
 
 @jax.jit
@@ -128,10 +159,40 @@ def _counted(bad: Bool[Array, " documents"]) -> tuple[Array, Array]:
     return jnp.sum(bad), jnp.argmax(bad)
 
 
-def _refuse(name: str, num: Array, first: Array) -> None:
+def _refuse(
+    name: str, num: Array, first: Array, at: Int[np.ndarray, " documents"] | None
+) -> None:
     if int(num):
+        row = int(first) if at is None else int(at[int(first)])
         raise ValueError(
-            f"the embeddings of {int(num)} documents are {name} (row {int(first)} "
+            f"the embeddings of {int(num)} documents are {name} (row {row} "
             "first), as of tokens that an encoder has no vectors of: give it those of "
             "its own tokenizer, mend it, or leave them out."
         )
+
+
+def check_alike(kept: PyTree, documents: PyTree) -> None:
+    """Raise `ValueError` unless documents can be embedded with those of a cache."""
+    own, other = (jax.tree.structure(x) for x in (kept, documents))
+    if own != other:
+        raise ValueError(
+            f"a batch's documents are {other} and the cache's items {own}: give both "
+            "the same structure."
+        )
+    for old, new in zip(*map(jax.tree.leaves, (kept, documents)), strict=True):
+        if old.shape[1:] != new.shape[1:]:
+            raise ValueError(
+                f"a batch's documents have shape {new.shape[1:]} each and the cache's "
+                f"{old.shape[1:]}: pad both to one length."
+            )
+
+
+def check_holds(kept: PyTree, documents: PyTree) -> None:
+    """Raise `ValueError` unless a cache's items can hold documents without a loss."""
+    for old, new in zip(*map(jax.tree.leaves, (kept, documents)), strict=True):
+        if jnp.promote_types(old.dtype, new.dtype) != old.dtype:
+            raise ValueError(
+                f"a batch's documents are {new.dtype} and the cache's items "
+                f"{old.dtype}, which would cut them: give documents as {old.dtype}, or "
+                f"make the cache of items that are {new.dtype}."
+            )

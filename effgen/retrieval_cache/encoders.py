@@ -20,8 +20,8 @@ class HashedBag(eqx.Module):
         embedding = normalized(tanh(head(mean(table[tokens]))))
 
     Token 0 is padding. It is fast, for tests and baselines. The vectors begin at random
-    with about length one: much longer ones would hardly turn at the learning rates that
-    the head needs.
+    with about length one. Longer ones would change their direction too slowly at the
+    learning rates that the head needs.
 
     Arguments:
         num_words: The tokens of the vocabulary.
@@ -29,7 +29,7 @@ class HashedBag(eqx.Module):
         size: The numbers of an embedding.
         key: The JAX random key of the weights.
         dropout: The share of a text's tokens that each training step leaves out, others
-            each time. Past a few epochs it keeps texts from being learned by heart.
+            each time. Past a few epochs it keeps texts from being memorized.
 
     Raises:
         ValueError: For sizes below 1, or a dropout that is no share below 1.
@@ -51,7 +51,7 @@ class HashedBag(eqx.Module):
         """Draw the weights."""
         for name, value in (("num_words", num_words), ("width", width), ("size", size)):
             check_count(name, value)
-        _check_dropout(dropout)
+        check_dropout(dropout)
         self.dropout = float(dropout)
         keys = jax.random.split(key)
         self.table = jax.random.normal(keys[0], (num_words, width)) / math.sqrt(width)
@@ -149,7 +149,7 @@ class Transformer(eqx.Module):
         compute: The type that products are computed in.
 
     Raises:
-        ValueError: For `num_words` or `length` below 1, heads that do not divide the
+        ValueError: For sizes below 1, heads that do not divide the
             width, or a dropout that is no share below 1.
     """
 
@@ -174,9 +174,11 @@ class Transformer(eqx.Module):
         compute: Any = jnp.float32,
     ) -> None:
         """Draw the weights."""
-        for name, value in (("num_words", num_words), ("length", length)):
+        sizes = (num_words, length, width, num_heads, size)
+        named = ("num_words", "length", "width", "num_heads", "size")
+        for name, value in zip(named, sizes, strict=True):
             check_count(name, value)
-        _check_dropout(dropout)
+        check_dropout(dropout)
         if width % num_heads:
             raise ValueError(
                 f"`num_heads` is {num_heads}, which does not divide `width`, {width}."
@@ -217,7 +219,8 @@ class Transformer(eqx.Module):
         return normalized(linear(self.head, x).astype(self.head.weight.dtype))
 
 
-def _check_dropout(dropout: float) -> None:
+def check_dropout(dropout: float) -> None:
+    """Raise `ValueError` for what is no share below one."""
     if not 0 <= dropout < 1:
         raise ValueError(f"`dropout` is {dropout}: pass a share below 1.")
 

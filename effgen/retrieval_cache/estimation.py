@@ -7,12 +7,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from effgen.core.sharding import constrain_batch
+
 from .cache import NegativeCache
 from .draws import Anchor, Beside, Sample, sampled
 from .estimators import AbstractEstimator, Estimated
 from .negatives import each_once, negatives_in_batch, scored_in_batch
 from .objective import batch_scores
-from .pairs import Marks, Pairs, batch_documents, joined, marks, num_pairs
+from .pairs import Marks, Pairs, batch_documents, joined, marks, num_pairs, weighed
 from .towers import in_chunks
 
 
@@ -69,7 +71,8 @@ def estimate(
         key=keys[1],
         mesh=mesh,
     )
-    documents, drawn = _documents(model, pairs, cache, sample, chunks, keys[2])
+    given = model, pairs, cache, sample
+    documents, drawn = _documents(*given, chunks, keys[2], mesh)
     scores = batch_scores(queries, documents, scale, each_once(negatives, found))
     fresh = jnp.concatenate([drawn, documents[:own]])
     estimated = estimator(queries, scores, fresh, sample, scale, label_smoothing)
@@ -92,7 +95,7 @@ def moved_loss(
 ) -> Float[Array, ""]:
     """Return a batch's mean loss when the model moves away from where it was `found`.
 
-        loss = mean(losses) + mean(surrogate - surrogate as found)
+        loss = mean(weights * (losses + surrogate - surrogate as found))
 
     with the same draws and dropout, and the draws' weights held: a function of the
     model, whose gradient where `found` is the estimated one. For line searches.
@@ -106,7 +109,7 @@ def moved_loss(
     now = estimator(
         queries, scores, fresh, found.sample, scale, label_smoothing, found.anchor
     )
-    return jnp.mean(then.losses) + jnp.mean(now.surrogate - then.surrogate)
+    return weighed(then.losses + now.surrogate - then.surrogate, pairs)
 
 
 def _documents(
@@ -116,9 +119,12 @@ def _documents(
     sample: Sample,
     chunks: int,
     key: PRNGKeyArray,
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "documents size"], Float[Array, "draws size"]]:
     """Return the embeddings of the batch's documents and of the drawn ones."""
     items = joined(batch_documents(pairs), cache.documents(sample.slots))
+    # Drawn documents are looked up by all devices, and embedded by one each.
+    items = constrain_batch(items, mesh)
     embedded = in_chunks(model.document, items, chunks, key=key)
     num = len(marks(pairs).ids)
     return embedded[:num], embedded[num:]

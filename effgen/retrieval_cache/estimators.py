@@ -10,7 +10,13 @@ from jaxtyping import Array, Float, Int
 
 from .cache import NegativeCache
 from .draws import Anchor, Sample
-from .logits import Corrected, possible_bias, pseudo_logit, staleness
+from .logits import (
+    Corrected,
+    check_log_ratio,
+    possible_bias,
+    pseudo_logit,
+    staleness,
+)
 from .negatives import Excluded, excluded_by
 from .objective import BatchScores, cross_entropy, log_sum_exp
 from .pairs import Marks, Pairs, num_pairs
@@ -114,9 +120,16 @@ class PseudoLogit(AbstractEstimator):
     Arguments:
         max_log_ratio: At which log-ratios are cut, in nats; 0 leaves staleness
             uncorrected.
+
+    Raises:
+        ValueError: For a `max_log_ratio` below zero.
     """
 
     max_log_ratio: float = 5.0
+
+    def __check_init__(self) -> None:
+        """Raise `ValueError` for what are no nats."""
+        check_log_ratio(self.max_log_ratio)
 
     def __call__(
         self,

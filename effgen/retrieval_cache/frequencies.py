@@ -1,16 +1,25 @@
-"""How often each document is in a batch, where data say so."""
+"""How often each document is in a batch: as data say, or as a stream shows."""
 
 from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from effgen.core.counts import check_count
+
 from .cache import NegativeCache
-from .pairs import Pairs, as_pairs
+from .pairs import Pairs, as_numbers, as_pairs
 
 
 _SPARSEST = 4  # numbers for each row of a cache
+
+
+def as_frequencies(given: Any) -> Any:
+    """Return a list, or a column of pandas, as an array, and all else as it is."""
+    listed = isinstance(given, list | tuple) or hasattr(given, "to_numpy")
+    return np.asarray(given) if listed else given
 
 
 def met(cache: NegativeCache, data: Any) -> Float[Array, " corpus"] | None:
@@ -49,3 +58,92 @@ def _numbers(data: Any) -> Int[np.ndarray, " pairs"] | None:
     if not getattr(ids, "is_fully_addressable", True):
         return None
     return np.asarray(ids)
+
+
+class StreamedFrequencies(eqx.Module):
+    """In which share of batches each document is, as found in a stream, step by step.
+
+        gap_t = step - last step that it was in a batch
+        gap = gap + max(1 / gaps so far, rate) (gap_t - gap),    frequency = 1 / gap
+
+    A memory of `InBatchTrainer`: 12 bytes a number. At its first visit, a document's
+    gap is the time so far, which its second visit replaces. One that comes evenly is
+    right from then on; of one whose rate changes, the last `1 / rate` visits or so
+    count. A document that a batch has twice is there once, as in the softmax.
+
+    Attributes:
+        last: The step of the last visit, `(corpus,)`, -1 before the first.
+        gaps: The mean gap of visits, `(corpus,)`, in steps.
+        visits: In how many batches each has been, `(corpus,)`.
+        steps: How many batches there were.
+        rate: The least share that a new gap counts for.
+
+    Source:
+        Yi et al. (2019), algorithm 2, of numbers in place of hashes.
+    """
+
+    last: Int[Array, " corpus"]
+    gaps: Float[Array, " corpus"]
+    visits: Int[Array, " corpus"]
+    steps: Int[Array, ""]
+    rate: float = eqx.field(static=True, default=0.01)
+
+    @classmethod
+    def of(cls, num: int, *, rate: float = 0.01) -> "StreamedFrequencies":
+        """Return those of documents that have not been met yet.
+
+        Arguments:
+            num: How many numbers there are, from 0 on.
+            rate: The least share that a new gap counts for, above 0 and at most 1.
+
+        Raises:
+            ValueError: For settings out of range.
+        """
+        check_count("num", num)
+        if not 0 < rate <= 1:
+            raise ValueError(f"`rate` is {rate}: pass a share, such as 0.01.")
+        none, first = jnp.zeros(num, jnp.int32), jnp.zeros((), jnp.int32)
+        return cls(none - 1, jnp.zeros(num), none, first, float(rate))
+
+    def met(self, ids: Int[Array, " batch"]) -> "StreamedFrequencies":
+        """Return those after one more batch.
+
+        Arguments:
+            ids: The numbers of its documents, `(batch,)`; past the end are left out.
+        """
+        ids = as_numbers(ids)
+        slots = jnp.where(ids >= 0, ids, len(self.last))
+        taken = lambda x: x.at[slots].get(mode="fill", fill_value=0)
+        last, gaps, visits = map(taken, (self.last, self.gaps, self.visits))
+        share = jnp.maximum(1 / jnp.maximum(visits, 1), self.rate)
+        # All places of one document in a batch are given the same.
+        gaps = gaps + share * (self.steps - last - gaps)
+        put = lambda x, new: x.at[slots].set(new.astype(x.dtype), mode="drop")
+        now = jnp.broadcast_to(self.steps, slots.shape)
+        return StreamedFrequencies(
+            put(self.last, now),
+            put(self.gaps, gaps),
+            put(self.visits, visits + 1),
+            self.steps + 1,
+            self.rate,
+        )
+
+    def frequencies(self) -> Float[Array, " corpus"]:
+        """Return in which share of batches each document is, zero of one never met."""
+        return self.at(jnp.arange(len(self.last)))
+
+    def at(self, ids: Int[Array, " batch"]) -> Float[Array, " batch"]:
+        """Return in which share of batches some documents are.
+
+        Arguments:
+            ids: Their numbers, `(batch,)`.
+
+        Returns:
+            `(batch,)`, zero of one never met, NaN of one that there is not.
+        """
+        ids = as_numbers(ids)
+        there = {"mode": "fill", "wrap_negative_indices": False}
+        visits = self.visits.at[ids].get(fill_value=-1, **there)
+        gaps = self.gaps.at[ids].get(fill_value=1, **there)
+        often = jnp.where(visits > 0, 1 / jnp.where(visits > 0, gaps, 1), 0)
+        return jnp.where(visits < 0, jnp.nan, often)

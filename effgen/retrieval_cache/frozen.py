@@ -26,12 +26,13 @@ from .checks import (
     check_frozen,
     check_frozen_pairs,
     check_temperature,
+    check_weights,
 )
 from .digests import content_digests
 from .lookup import joined_rows
 from .negatives import Excluded
 from .objective import BatchScores, cross_entropy
-from .pairs import Pairs, as_pairs, num_pairs
+from .pairs import Pairs, as_numbers, as_pairs, num_pairs, weighed
 from .scan import Scored
 from .search import Index
 from .stale import stale_logit
@@ -44,21 +45,21 @@ class FrozenDocumentsTrainer(AbstractTrainer):
 
         loss = -log softmax(scale <query, every document>)[its own]
 
-    For a query tower, or an adapter, where the documents cannot be embedded again. No
-    document is encoded: a step costs its queries' encoder and a pass over the index,
-    and the softmax is the whole corpus's, with its exact gradient. No array of queries
-    by documents is made. Where the pass costs more than the queries' encoder, `drawn`
-    documents stand for all:
+    It is for a query tower, or an adapter, when the documents cannot be embedded again.
+    No document is encoded. A step costs its queries' encoder and a pass over the index.
+    The softmax is that of the whole corpus, with its exact gradient. No array of
+    queries by documents is made. If the pass costs more than the queries' encoder,
+    `drawn` documents stand for all:
 
         loss = log(exp(s_own) + rows / drawn * sum_j exp(s_j)) - s_own,  j drawn evenly
 
-    whose sum is right on average, and its logarithm too low by about half of the sum's
+    The sum is right on average. Its logarithm is too low by about half of the sum's
     relative variance.
 
     A batch is of `Pairs(queries, documents, ids)`, with the documents' numbers in the
     index, and what else is `known` to answer; `documents` are not looked at, and may be
-    `None`. What is no negative goes by number: of documents that are equal, name all as
-    `known`.
+    `None`. Answers are left out of the negatives by number. If several documents are
+    equal, name all of them as `known`.
 
     Arguments:
         optim: The optax optimizer.
@@ -136,7 +137,7 @@ class FrozenDocumentsTrainer(AbstractTrainer):
             queries = in_chunks(model.query, pairs.queries, self.chunks, key=keys[0])
             scale = scale_of(self.temperature, state, model)
             losses = corpus_losses(index, queries, scale, own, scored, mesh)
-            return jnp.mean(losses), jax.lax.stop_gradient(losses)
+            return weighed(losses, pairs), jax.lax.stop_gradient(losses)
 
         model, opt_state, metrics, losses = updated(self, state, loss)
         metrics["positive"] = jnp.mean(jnp.exp(-losses))
@@ -166,6 +167,7 @@ class FrozenDocumentsTrainer(AbstractTrainer):
         """
         pairs = _checked(batch)
         check_frozen_pairs(state.model, state.memory, pairs)
+        check_weights(source)
         check_chunks(self.chunks, num_pairs(pairs), num_pairs(pairs))
         _check_there(state.memory, source)
         rows = state.memory.ids.shape[0]
@@ -199,7 +201,7 @@ def answering(index: Index, pairs: Pairs) -> tuple[Int[Array, " batch"], Exclude
     alike = jnp.where(asked[:, None] == asked[None], own[None], index.ids.shape[0])
     rows = [alike.astype(jnp.int32)]
     if pairs.known is not None and pairs.known.shape[1]:
-        known = pairs.known.astype(jnp.int32)
+        known = as_numbers(pairs.known)
         rows.append(joined_rows(index.ids, known.reshape(-1)).reshape(known.shape))
     rows = jnp.sort(jnp.concatenate(rows, axis=1), axis=1)
     return own, Excluded.nothing(len(ids))._replace(rows=rows)
@@ -253,7 +255,7 @@ def _checked(batch: Any) -> Pairs:
 
 def _ids(pairs: Pairs) -> Int[Array, " batch"]:
     assert pairs.ids is not None
-    return pairs.ids.astype(jnp.int32)
+    return as_numbers(pairs.ids)
 
 
 def _check_there(index: Index, data: Any) -> None:

@@ -16,7 +16,7 @@ from .estimation import estimate
 from .estimators import AbstractEstimator, PseudoLogit
 from .negatives import excluded_by, scored_in_batch
 from .objective import batch_scores, cross_entropy
-from .pairs import as_pairs, batch_documents, marks
+from .pairs import as_pairs, batch_documents, marks, weighed
 from .scan import Scored
 from .towers import embed
 
@@ -80,7 +80,7 @@ def full_softmax_loss(
     fresh = embed(model.document, cache.items, key=keys[2])
     rest = scale * queries @ fresh.T + cache.offsets[None]
     rest = jnp.where(scored.negative(), rest, -jnp.inf)
-    return jnp.mean(cross_entropy(scores, rest, label_smoothing))
+    return weighed(cross_entropy(scores, rest, label_smoothing), pairs)
 
 
 def check_gradients(
@@ -127,6 +127,8 @@ def check_gradients(
     check_count("num_draws", num_draws)
     check_count("num_negatives", num_negatives)
     check_temperature(temperature)
+    if temperature is None or callable(temperature):
+        raise TypeError(f"`temperature` is {temperature!r}: pass a number.")
     estimator.check(num_negatives, as_pairs(batch), 0.0)
     check_same(cache, as_pairs(batch))
     given = model, batch, cache, jnp.asarray(1 / temperature)
@@ -159,12 +161,13 @@ def _errors(
 
     One estimate is held at a time.
     """
+    pairs = as_pairs(batch)
 
     def surrogate(model: PyTree, key: PRNGKeyArray) -> tuple[Array, Array]:
         found, *_ = estimate(
-            estimator, model, as_pairs(batch), cache, scale, num_negatives, key=key
+            estimator, model, pairs, cache, scale, num_negatives, key=key
         )
-        return jnp.mean(found.surrogate), jnp.mean(found.losses)
+        return weighed(found.surrogate, pairs), weighed(found.losses, pairs)
 
     def add(sums: PyTree, key: PRNGKeyArray) -> tuple[PyTree, None]:
         gradients, loss = eqx.filter_grad(surrogate, has_aux=True)(model, key)

@@ -5,9 +5,13 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from .corpora import known_of
 from .measures import Relevant
+
+
+_MOST = 1 << 31
 
 
 class Rows(NamedTuple):
@@ -25,21 +29,26 @@ class Rows(NamedTuple):
             TypeError: For what is no array and no list.
             ValueError: For what are no numbers, one or several a query.
         """
+        if isinstance(ids, Relevant):
+            ids = ids.ids
         if not hasattr(ids, "shape") and not isinstance(ids, list | tuple):
             raise TypeError(
                 f"`{name}` is a {type(ids).__name__}: pass documents' numbers, a row "
                 "of them a query; of a `Corpus`, `answers(corpus)` or `corpus.full`."
             )
         if not hasattr(ids, "shape"):
-            rows = [np.atleast_1d(np.asarray(row)).ravel() for row in ids]
+            rows: Any = [np.atleast_1d(np.asarray(row)).ravel() for row in ids]
             _check_integers(name, [row for row in rows if row.size])
-            return cls(name, rows, None)
+            if gains is None:
+                return cls(name, rows, None)
+            gains, ids = _filled(gains, rows, -1.0), known_of(rows)
         found = np.asarray(ids)
         found = found[:, None] if found.ndim == 1 else found
         _check_integers(name, [found])
         if gains is None:
             return cls(name, found, None)
         gains = np.asarray(gains)
+        gains = gains[:, None] if gains.ndim == 1 else gains
         if gains.shape != found.shape or not np.isfinite(gains[found >= 0]).all():
             raise ValueError(
                 f"`{name}` has gains of shape {gains.shape} for numbers of "
@@ -73,6 +82,30 @@ class Rows(NamedTuple):
                 stacklevel=3,
             )
 
+    def warn_if_left_out(self, known: "Rows") -> None:
+        """Warn if what is to be found is left out as `known`."""
+        wanted, seen = self._keys(), known._keys()
+        lost = wanted[np.isin(wanted, seen)]
+        if len(lost):
+            query, document = divmod(int(lost[0]), _MOST)
+            warnings.warn(
+                f"`{known.name}` leaves out {len(lost)} of the {len(wanted)} documents "
+                f"that `{self.name}` asks for, such as {document} of query {query}: "
+                "they cannot be found; leave them out of one of the two.",
+                stacklevel=3,
+            )
+
+    def _keys(self) -> Int[np.ndarray, " numbers"]:
+        """Return a number for each query and document, each once."""
+        rows = self.ids if isinstance(self.ids, list) else list(self.ids)
+        sizes = [len(row) for row in rows]
+        numbers = np.concatenate([np.asarray(row, np.int64) for row in rows])
+        keys = np.repeat(np.arange(len(rows)), sizes) * _MOST + numbers
+        gained = numbers >= 0
+        if self.gains is not None:
+            gained &= self.gains.ravel() > 0
+        return np.unique(keys[gained])
+
     def some(self, cut: slice) -> Relevant:
         """Return those of some queries, filled up with -1 to a power of two."""
         ids = self.ids[cut]
@@ -80,6 +113,22 @@ class Rows(NamedTuple):
             ids = known_of(ids, _power(max(map(len, ids), default=1)))
         gains = None if self.gains is None else jnp.asarray(self.gains[cut])
         return Relevant(jnp.asarray(ids), gains)
+
+
+def _filled(
+    gains: Any, rows: list[np.ndarray], fill: float
+) -> Float[np.ndarray, "queries any"]:
+    """Return rows of gains as one array, as the numbers that they are of.
+
+    Of other lengths than these, one of a shape that is refused.
+    """
+    given = [np.atleast_1d(np.asarray(row, np.float32)).ravel() for row in gains]
+    if list(map(len, given)) != list(map(len, rows)):
+        return np.zeros((len(given), 0), np.float32)
+    lengths = np.array([len(row) for row in rows])
+    found = np.full((len(rows), max(int(lengths.max(initial=0)), 1)), fill, np.float32)
+    found[np.arange(found.shape[1])[None] < lengths[:, None]] = np.concatenate(given)
+    return found
 
 
 def _power(num: int) -> int:
@@ -93,7 +142,7 @@ def _check_integers(name: str, rows: list[np.ndarray]) -> None:
                 f"`{name}` is {found.dtype} of shape {found.shape}: pass documents' "
                 "numbers, one a query, or a row of them a query, filled up with -1."
             )
-        if found.size and int(found.max()) >= 1 << 31:
+        if found.size and int(found.max()) >= _MOST:
             raise ValueError(
                 f"`{name}` has {found.max()}: documents' numbers go up to 2^31."
             )

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
+from effgen.core.counts import check_count
+
 from .cache import NegativeCache
 from .draws import (
     Anchor,
@@ -18,7 +20,7 @@ from .draws import (
     shared_weights,
 )
 from .negatives import Excluded, excluded_by
-from .pairs import as_pairs, marks, num_pairs
+from .pairs import as_numbers, as_pairs, marks, num_pairs
 
 
 class Corrected(NamedTuple):
@@ -63,10 +65,10 @@ def pseudo_logit(
                    - sum shared stale)> + scale <query, sum weights d fresh>
 
     With a fresh cache the ratios are one, `defense` (`defense_of`) is zero, and the
-    gradient is unbiased. The staler the cache, the more the documents beside take over
-    (`shared_weights`). It is `-inf` with zero gradient for queries without negatives.
-    `R_i` counts the batch's mean as one draw more: of a query's single draw, its own
-    ratio would cancel.
+    gradient is unbiased. The staler the cache, the more weight the documents beside
+    have (`shared_weights`). It is `-inf` with zero gradient for queries without
+    negatives. `R_i` counts the batch's mean as one further draw, because the ratio of a
+    query's single draw would cancel.
 
     Arguments:
         queries: The queries, embedded with gradient, `(queries, size)`.
@@ -81,7 +83,11 @@ def pseudo_logit(
 
     Returns:
         The logits, `(queries,)`, in nats, and how well the draws did.
+
+    Raises:
+        ValueError: For a `max_log_ratio` below zero.
     """
+    check_log_ratio(max_log_ratio)
     fixed = jax.lax.stop_gradient
     held = fixed((queries, fresh, scale))
     if anchor is not None:
@@ -110,6 +116,15 @@ def pseudo_logit(
     return logit, _corrected(sample, shared, weights, change, known, kept)
 
 
+def check_log_ratio(max_log_ratio: float) -> None:
+    """Raise `ValueError` for what are no nats that ratios are cut at."""
+    if not max_log_ratio >= 0:
+        raise ValueError(
+            f"`max_log_ratio` is {max_log_ratio}: pass nats, such as 5, or 0, which "
+            "corrects no staleness."
+        )
+
+
 def _ratio(
     sample: Sample, change: Float[Array, "queries known"], most: float
 ) -> Float[Array, "queries known"]:
@@ -128,9 +143,10 @@ def _balanced(
 ) -> Float[Array, "queries known"]:
     """Return weights that sum to one, the more so the staler the cache.
 
-    A positive pulls by one. Where towers begin, all embeddings are near each other, and
-    what pushes must weigh as much, or they fall together. With a fresh cache it does,
-    over a batch; documents beside may be some hundredths short for all queries at once.
+    A positive has weight one. At the start of training all embeddings are near each
+    other. The negatives must then weigh as much as the positives, or all embeddings
+    collapse. With a fresh cache they do, over a batch. Documents beside may be some
+    hundredths short for all queries at once.
     """
     total = jnp.sum(weights, axis=1, keepdims=True)
     whole = jnp.where(total > 0, total, 1)
@@ -255,9 +271,12 @@ def cache_logit(
             back.
 
     Raises:
+        TypeError: For `known` of no integers.
         ValueError: Without `batch` and `known`, for a query's own document would count
-            as its negative; or if they have another number of rows.
+            as its negative; or if they have another number of rows, or
+            for settings out of range.
     """
+    check_count("num_negatives", num_negatives)
     num, scale = queries.shape[0], jnp.asarray(scale, queries.dtype)
     excluded = _left_out(cache, batch, known, num)
     sample = sampled(cache, queries, scale, num_negatives, excluded, key=key, mesh=mesh)
@@ -282,9 +301,11 @@ def _left_out(cache: NegativeCache, batch: PyTree, known: Any, num: int) -> Excl
     if known is None:
         return excluded
     own = jnp.asarray(known)
+    if not jnp.issubdtype(own.dtype, jnp.integer):
+        raise TypeError(f"`known` is {own.dtype}: pass documents' numbers, integers.")
     _check_rows("known", own.shape[0] if own.ndim == 2 else own.shape, num)
     if pairs is not None and pairs.known is not None:
-        own = jnp.concatenate([pairs.known, own], axis=1)
+        own = jnp.concatenate([as_numbers(pairs.known), as_numbers(own)], axis=1)
         excluded = excluded_by(pairs._replace(known=None), marks(pairs), cache)
     return excluded.joined(own, cache)
 

@@ -2,7 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from effgen.core.sharding import data_axes
 
 
 _BLOCK = 512
@@ -75,13 +78,15 @@ def _gone_through(
 
 
 def joined_rows(
-    ids: Int[Array, " rows"], wanted: Int[Array, " any"]
+    ids: Int[Array, " rows"], wanted: Int[Array, " any"], mesh: Mesh | None = None
 ) -> Int[Array, " any"]:
     """Return the row of each number, `rows` where none has it, or it is below zero.
 
     For many numbers: they are put in order, and each row is looked for among them, some
-    rows at a time.
+    rows at a time. Over a mesh, each device looks through its own rows.
     """
+    if mesh is not None:
+        return _joined_over(mesh, ids, wanted)
     total, order = ids.shape[0], jnp.sort(wanted)
     size = min(_AT_ONCE, total)
 
@@ -97,3 +102,90 @@ def joined_rows(
     rows = jnp.full(len(order), total, jnp.int32)
     rows = jax.lax.fori_loop(0, -(-total // size), further, rows)
     return rows[jnp.searchsorted(order, wanted)]
+
+
+def _joined_over(
+    mesh: Mesh, ids: Int[Array, " rows"], wanted: Int[Array, " any"]
+) -> Int[Array, " any"]:
+    axis, whole, total = data_axes(mesh), PartitionSpec(), ids.shape[0]
+
+    def local(ids: Array, wanted: Array) -> Array:
+        found, own = joined_rows(ids, wanted), ids.shape[0]
+        at = found + jax.lax.axis_index(axis) * own
+        return jax.lax.pmin(jnp.where(found < own, at, total), axis)
+
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(PartitionSpec(axis), whole),
+        out_specs=whole,
+        check_vma=False,
+    )(ids, wanted)
+
+
+def rows_by_number(
+    ids: Int[Array, " rows"], wanted: Int[Array, "*any"]
+) -> Int[Array, "*any"]:
+    """Return the row of each number, of any shape, `rows` where none has it."""
+    flat, total = wanted.reshape(-1), ids.shape[0]
+    if not flat.shape[0]:
+        return wanted
+    near = jnp.clip(flat, 0, total - 1)
+    direct = (ids[near] == flat) & (flat >= 0)
+    # Where rows are in the order of their numbers, nothing is searched for.
+    found = jax.lax.cond(
+        jnp.all(direct | (flat < 0)),
+        lambda: jnp.where(direct, near, total).astype(jnp.int32),
+        lambda: joined_rows(ids, flat),
+    )
+    return found.reshape(wanted.shape)
+
+
+def rows_of_documents(
+    ids: Int[Array, " rows"],
+    digests: Int[Array, " rows"],
+    numbers: Int[Array, " documents"],
+    contents: Int[Array, " documents"],
+) -> Int[Array, " documents"]:
+    """Return the row of each document, by its number, or without one by its content."""
+    near = jnp.clip(numbers, 0, ids.shape[0] - 1).astype(jnp.int32)
+    direct, valid = ids[near] == numbers, ids >= 0
+
+    def searched() -> Int[Array, " documents"]:
+        by_number = rows_of(ids, valid, numbers)
+        by_content = jax.lax.cond(
+            jnp.any(numbers < 0),
+            lambda: rows_of(digests, valid, contents),
+            lambda: by_number,
+        )
+        return jnp.where(numbers >= 0, by_number, by_content)
+
+    # Where rows are in the order of their numbers, nothing is searched for.
+    return jax.lax.cond(jnp.all(direct & (numbers >= 0)), lambda: near, searched)
+
+
+def largest_rows(
+    values: Float[Array, " rows"], num: int, mesh: Mesh | None = None
+) -> Int[Array, " num"]:
+    """Return the rows of the largest values, best first; of equal ones, the first.
+
+    Over a mesh, each device sends the best of its own.
+    """
+    if mesh is None:
+        return jax.lax.top_k(values, num)[1]
+    axis, whole = data_axes(mesh), PartitionSpec()
+
+    def local(values: Array) -> Array:
+        rows = values.shape[0]
+        found, at = jax.lax.top_k(values, min(num, rows))
+        at = at + jax.lax.axis_index(axis) * rows
+        sent = lambda x: jax.lax.all_gather(x, axis, tiled=True)
+        return sent(at)[jax.lax.top_k(sent(found), num)[1]]
+
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=PartitionSpec(axis),
+        out_specs=whole,
+        check_vma=False,
+    )(values)

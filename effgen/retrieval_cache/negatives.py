@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Int
 
 from .cache import NegativeCache
 from .digests import content_digests
-from .pairs import Marks, Pairs, num_pairs
+from .pairs import Marks, Pairs, as_numbers, num_pairs
 
 
 # Up to so many documents that answer are compared with each row. More are looked for
@@ -107,7 +107,7 @@ class Excluded(NamedTuple):
         Returns:
             What is excluded with these.
         """
-        known = known.astype(jnp.int32)
+        known = as_numbers(known)
         if known.shape[1] > _FEW:
             rows = cache.places(known)
             content = lambda: cache.digests.at[rows].get(mode="fill", fill_value=-1)
@@ -217,9 +217,10 @@ def negatives_in_batch(
     num = num_pairs(pairs)
     answers = same(Marks(documents.ids[:num], documents.digests[:num]), documents)
     if pairs.known is not None and pairs.known.shape[1]:
-        answers |= _in(pairs.known, documents.ids)
+        known = as_numbers(pairs.known)
+        answers |= _in(known, documents.ids)
         if cache is not None:
-            answers |= _in(cache.contents(pairs.known), documents.digests)
+            answers |= _in(cache.contents(known), documents.digests)
     return ~_shared(pairs, documents, answers)
 
 

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from effgen.core.ragged import whole
 
@@ -24,14 +24,16 @@ class Pairs(NamedTuple):
         queries: A pytree of arrays with the leading axis `batch`.
         documents: The same of documents.
         ids: The documents' numbers in the corpus, `(batch,)`, from 0 up to 2^30.
-            Without them, or where one is below zero, documents are told by their
-            content. One that the cache does not have is a document not in it (yet).
+            Without them, or where one is below zero, documents are identified by
+            their content. A document that the cache does not have is not in it (yet).
         known: Numbers of all documents that answer a query, `(batch, any)`, filled up
             with -1; they are no negatives. Of all pairs of some data,
             `effgen.core.ragged`'s `Ragged` has them without filling, as of `pairs_of`.
         negatives: Documents that do not answer, a pytree of `(batch, each, ...)`. They
             are negatives of every query.
         negative_ids: Their numbers, `(batch, each)`.
+        weights: What each pair counts for, `(batch,)`, zero or more: a loss is the mean
+            of `weights * losses`. By default one each.
     """
 
     queries: PyTree
@@ -40,6 +42,7 @@ class Pairs(NamedTuple):
     known: Int[Array, "batch any"] | Any = None
     negatives: PyTree = None
     negative_ids: Int[Array, "batch each"] | None = None
+    weights: Float[Array, " batch"] | None = None
 
 
 class Marks(NamedTuple):
@@ -98,13 +101,34 @@ def marks(pairs: Pairs) -> Marks:
     documents = batch_documents(pairs)
     digests = content_digests(documents)
     num, rest = num_pairs(pairs), len(digests) - num_pairs(pairs)
-    ids = jnp.full(num, -1, jnp.int32) if pairs.ids is None else pairs.ids
+    none = lambda rows: jnp.full(rows, -1, jnp.int32)
+    ids = none(num) if pairs.ids is None else as_numbers(pairs.ids)
     if rest:
         negative = pairs.negative_ids
-        more = jnp.full(rest, -1) if negative is None else negative.reshape(-1)
+        more = none(rest) if negative is None else as_numbers(negative).reshape(-1)
         ids = jnp.concatenate([ids, more])
-    # A number past 32 bits is not to become another document's.
-    return Marks(jnp.clip(ids, -1, MOST_NUMBER).astype(jnp.int32), digests)
+    return Marks(jnp.minimum(ids, MOST_NUMBER), digests)
+
+
+def weighed(losses: Float[Array, " batch"], pairs: Pairs) -> Float[Array, ""]:
+    """Return the mean of `weights * losses`; no number for a weight below zero."""
+    if pairs.weights is None:
+        return jnp.mean(losses)
+    given = pairs.weights.astype(losses.dtype)
+    return jnp.mean(jnp.where(given >= 0, given, jnp.nan) * losses)
+
+
+def as_numbers(ids: Int[Any, "*any"]) -> Int[Array, "*any"]:
+    """Return documents' numbers in 32 bits, whatever integers they are given in.
+
+    One past 32 bits becomes the greatest, and one below zero -1: neither is to become
+    another document's.
+    """
+    given = jnp.asarray(ids)
+    own, kept = jnp.iinfo(given.dtype), jnp.iinfo(jnp.int32)
+    least, most = max(-1, int(own.min)), min(int(kept.max), int(own.max))
+    bounds = (jnp.asarray(x, given.dtype) for x in (least, most))
+    return jnp.clip(given, *bounds).astype(jnp.int32)
 
 
 def joined(first: PyTree, second: PyTree) -> PyTree:

@@ -1,15 +1,18 @@
 """What is embedded anew as training goes on: policies of refreshing a cache."""
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .cache import NegativeCache
+from .lookup import largest_rows
 from .pairs import Marks
 
 
@@ -18,7 +21,8 @@ class Seen(NamedTuple):
 
     `slots` and `fresh` are rows drawn from the cache, `documents`, `marks` and
     `embeddings` are of the batch. `queries` were embedded, `chunk` documents at once.
-    `drift` is the standard deviation of scores since their rows were embedded.
+    `drift` is the standard deviation of scores since their rows were embedded. `mesh`
+    is what the cache is split over, if it is.
     """
 
     slots: Int[Array, " draws"]
@@ -29,6 +33,7 @@ class Seen(NamedTuple):
     queries: int
     drift: Float[Array, ""]
     chunk: int = 1 << 10
+    mesh: Mesh | None = None
 
 
 Encode = Callable[[PyTree], Float[Array, "batch size"]]
@@ -76,7 +81,7 @@ class AbstractRefresh(eqx.Module):
 class WriteBack(AbstractRefresh):
     """Keep the embeddings of what was drawn, and of the batch's documents cached.
 
-    It costs no embedding, and refreshes where the softmax's mass is.
+    It costs no embedding, and refreshes the rows where the softmax has its mass.
     """
 
     def __call__(
@@ -137,7 +142,7 @@ class OldestFirst(AbstractRefresh):
             step: The number of steps taken.
             key: Not used.
         """
-        slots = oldest(cache, _count(self.rate, cache))
+        slots = oldest(cache, _count(self.rate, cache), seen.mesh)
         return _renewed(cache, slots, encode, step, seen.chunk)
 
 
@@ -181,7 +186,7 @@ class RandomRows(AbstractRefresh):
 
 
 class Budget(AbstractRefresh):
-    """Spend a share of a step's embedding on the oldest rows, where it pays.
+    """Embed the oldest rows anew, for a share of a step's work, while scores drift.
 
     Rows are embedded anew while scores drift by more than `drift` between their
     embedding and their next draw. A row counts as a third of one with gradient.
@@ -225,7 +230,7 @@ class Budget(AbstractRefresh):
         """
         trained = seen.queries + len(seen.slots) + len(seen.embeddings)
         num = max(1, round(3 * trained * self.share / (1 - self.share)))
-        slots = oldest(cache, min(num, cache.capacity))
+        slots = oldest(cache, min(num, cache.capacity), seen.mesh)
         # A cache that was never drawn from (its drift is zero) is not known to be old.
         return jax.lax.cond(
             seen.drift > self.drift,
@@ -234,106 +239,27 @@ class Budget(AbstractRefresh):
         )
 
 
-class PositivesIn(AbstractRefresh):
-    """Take the batch's documents in, in place of the oldest: a corpus as a stream.
-
-    For corpora larger than the cache, or without an end. A document that is there
-    already is embedded anew in its place. The cache then holds documents as often as
-    they are asked for. `frequencies` corrects for that: a row's scores are lowered by
-    the logarithm of the chance `1 - exp(-frequency * turnover)` that it is there,
-    `turnover` the age of the oldest row in steps. Rows written back stay longer.
-
-    Arguments:
-        frequencies: How often each document number is in a batch per step, in
-            expectation, `(corpus,)`; by default no correction. Of a document past its
-            end, or without a number, the mean counts.
-    """
-
-    replaces: ClassVar[bool] = True
-
-    frequencies: Float[Array, " corpus"] | None = None
-
-    def __call__(
-        self,
-        cache: NegativeCache,
-        seen: Seen,
-        encode: Encode,
-        step: Int[Array, ""],
-        *,
-        key: PRNGKeyArray,
-    ) -> NegativeCache:
-        """Return the cache after a step.
-
-        Arguments:
-            cache: The cache before.
-            seen: What the step has embedded.
-            encode: Not used.
-            step: The number of steps taken.
-            key: Not used.
-        """
-        num = len(seen.embeddings)
-        slots = _places(cache, seen.marks, num)
-        new = cache.inserted(slots, seen.documents, seen.marks, seen.embeddings, step)
-        if self.frequencies is None:
-            return new
-        turnover = step + 1 - jnp.min(jnp.where(new.valid, new.stamps, step))
-        known = jnp.asarray(self.frequencies, float)
-        near = jnp.clip(new.ids, 0, len(known) - 1)
-        often = jnp.where(new.ids == near, known[near], jnp.mean(known))
-        chance = -jnp.expm1(-jnp.maximum(often, 1e-12) * turnover)
-        return eqx.tree_at(lambda c: c.offsets, new, -jnp.log(chance))
-
-    def check(self, cache: NegativeCache, num_documents: int) -> None:
-        """Raise for a cache smaller than a batch's documents.
-
-        Arguments:
-            cache: The cache.
-            num_documents: The documents of a batch.
-
-        Raises:
-            ValueError: For such a cache.
-        """
-        if cache.capacity < num_documents:
-            raise ValueError(
-                f"the cache has {cache.capacity} rows and a batch {num_documents} "
-                "documents: make it at least as large."
-            )
-
-
-def _places(cache: NegativeCache, marks: Marks, num: int) -> Int[Array, " documents"]:
-    """Return where documents go: where they are, or else over the oldest rows."""
-    there = cache.find(marks)
-    taken = jnp.zeros(cache.capacity, bool).at[there].set(True, mode="drop")
-    old = jax.lax.top_k(jnp.where(taken, -1, _ages(cache)), num)[1]
-    absent = there == cache.capacity
-    # Of the same document twice in a batch, the first is kept.
-    same = marks.digests[:, None] == marks.digests[None]
-    again = jnp.any(same & jnp.tri(num, k=-1, dtype=bool), axis=1)
-    fill = absent & ~again
-    rank = jnp.cumsum(fill) - 1
-    slots = jnp.where(fill, old[jnp.clip(rank, 0, num - 1)], there)
-    return jnp.where(again, cache.capacity, slots)
-
-
-def oldest(cache: NegativeCache, num: int) -> Int[Array, " rows"]:
+def oldest(
+    cache: NegativeCache, num: int, mesh: Mesh | None = None
+) -> Int[Array, " rows"]:
     """Return the rows embedded longest ago; free ones where too few are taken.
 
     Of a few, those blocks are looked at that have the oldest row each: then no array of
     all rows is made.
     """
     rows, block = cache.capacity, cache.block
-    held = lambda: jnp.where(cache.valid, _ages(cache), -1)
-    if rows % block or num * block >= rows:
-        return jax.lax.top_k(held(), num)[1]
+    held = lambda: jnp.where(cache.valid, ages(cache), -1)
+    if mesh is not None or rows % block or num * block >= rows:
+        return largest_rows(held(), num, mesh)
     oldest_of = jnp.max(held().reshape(-1, block), axis=1)
     blocks = jax.lax.top_k(oldest_of, num)[1]
     among = (blocks[:, None] * block + jnp.arange(block)[None]).reshape(-1)
-    ages = (jnp.max(cache.stamps) - cache.stamps[among]).astype(jnp.float32)
-    ages = jnp.where(cache.ids[among] >= 0, ages, -1)
-    return among[jax.lax.top_k(ages, num)[1]]
+    own = (jnp.max(cache.stamps) - cache.stamps[among]).astype(jnp.float32)
+    own = jnp.where(cache.ids[among] >= 0, own, -1)
+    return among[jax.lax.top_k(own, num)[1]]
 
 
-def _ages(cache: NegativeCache) -> Float[Array, " rows"]:
+def ages(cache: NegativeCache) -> Float[Array, " rows"]:
     """Return ages in steps, of a free row the greatest.
 
     In float32: of integers, XLA sorts all for the sake of a few on a CPU. Ages past
@@ -370,10 +296,23 @@ def _count(rate: float, cache: NegativeCache) -> int:
     return min(max(1, round(rate * cache.capacity)), cache.capacity)
 
 
-def _check_rate(rate: float) -> None:
+def _check_order(policies: Sequence[AbstractRefresh]) -> None:
+    """Raise `ValueError` where what was drawn is written back to other documents."""
+    after = False
+    for policy in policies:
+        if after and isinstance(policy, WriteBack):
+            raise ValueError(
+                "`refresh` has `WriteBack()` after a policy that puts other documents "
+                "in rows, such as `PositivesIn()`, where what was drawn is no longer: "
+                "put `WriteBack()` first."
+            )
+        after = after or policy.replaces
+
+
+def _check_rate(rate: float, name: str = "rate") -> None:
     if not 0 < rate <= 1:
         raise ValueError(
-            f"`rate` is {rate}: pass the share of the rows embedded anew each step, "
+            f"`{name}` is {rate}: pass the share of the rows embedded anew each step, "
             "such as 0.01."
         )
 
@@ -383,15 +322,18 @@ def policies_of(refresh: object) -> tuple[AbstractRefresh, ...]:
 
     Raises:
         TypeError: For anything else.
+        ValueError: For a rate that is no share, or policies in another order.
     """
     if isinstance(refresh, AbstractRefresh):
         return (refresh,)
     if isinstance(refresh, tuple | list):
         if all(isinstance(policy, AbstractRefresh) for policy in refresh):
+            _check_order(refresh)
             return tuple(refresh)
-    elif isinstance(refresh, int | float) and not isinstance(refresh, bool):
+    elif isinstance(refresh, Real) and not isinstance(refresh, bool):
         if refresh == 0:
             return (WriteBack(),)
+        _check_rate(float(refresh), "refresh")
         return (WriteBack(), OldestFirst(float(refresh)))
     raise TypeError(
         f"`refresh` is {refresh!r}: pass the share of rows embedded anew each step, or "

@@ -133,6 +133,7 @@ def top_k(
     scale: Float[Array, ""],
     k: int,
     block: int,
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "queries k"], Int[Array, "queries k"]]:
     """Return the best scores and their rows, exactly, a tile of rows at a time.
 
@@ -142,6 +143,8 @@ def top_k(
         scale: One over the temperature.
         k: How many rows of each query.
         block: Rows a block.
+        mesh: Over whose data axes the rows are split, if they are: each device sends
+            the best of its own.
 
     Returns:
         The scores, best first, and their rows, both `(queries, k)`. Scores are `-inf`
@@ -150,7 +153,28 @@ def top_k(
     Raises:
         ValueError: For a `k` below 1, or more than there are rows.
     """
-    return _best(scored, queries, scale, k, block, lambda scores, start: scores)
+    plain = lambda scores, start: scores
+    _check_k(k, scored.ids.shape[0])
+    if mesh is None:
+        return _best(scored, queries, scale, k, block, plain)
+    axis, whole = data_axes(mesh), PartitionSpec()
+
+    def local(scored: Scored, queries: Array, scale: Array) -> tuple[Array, Array]:
+        rows = scored.ids.shape[0]
+        found, slots = _best(scored, queries, scale, min(k, rows), block, plain)
+        slots = slots + jax.lax.axis_index(axis) * rows
+        sent = lambda x: jax.lax.all_gather(x, axis, axis=1, tiled=True)
+        values, order = jax.lax.top_k(sent(found), k)
+        return values, jnp.take_along_axis(sent(slots), order, axis=1)
+
+    best = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(split_rows(scored, axis), whole, whole),
+        out_specs=(whole, whole),
+        check_vma=False,
+    )
+    return best(scored, queries, scale)
 
 
 def gumbel_top_k(
@@ -202,8 +226,7 @@ def _best(
     change: Callable[[Array, Array], Array],
 ) -> tuple[Float[Array, "queries k"], Int[Array, "queries k"]]:
     rows = scored.ids.shape[0]
-    if not isinstance(k, int | np.integer) or not 1 <= k <= rows:
-        raise ValueError(f"`k` is {k}: pass a number from 1 to the {rows} rows.")
+    _check_k(k, rows)
     cut = blocks_of(rows, len(queries), block)
 
     def step(
@@ -220,3 +243,8 @@ def _best(
     shape = (len(queries), k)
     first = (jnp.full(shape, -jnp.inf, kind), jnp.zeros(shape, jnp.int32))
     return jax.lax.scan(step, first, cut.steps())[0]
+
+
+def _check_k(k: int, rows: int) -> None:
+    if not isinstance(k, int | np.integer) or not 1 <= k <= rows:
+        raise ValueError(f"`k` is {k}: pass a number from 1 to the {rows} rows.")

@@ -1,9 +1,8 @@
-"""Exact search of a corpus, and what is made of it: rankings and hard negatives."""
+"""What is made of a search: measures of a model, and hard negatives."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, overload
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,181 +10,11 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from effgen.core.counts import check_count
 
-from .cache import NegativeCache, block_size, checked_ids, default_capacity
-from .embedding import check_finite, embedded, num_items
+from .cache import NegativeCache
+from .embedding import check_finite, embedded
+from .index import Index as Index, Ranked as Ranked, _searched as _searched
 from .judged_rows import Rows
-from .lookup import joined_rows
 from .measures import Relevant, discounted_gain, recall, reciprocal_rank
-from .negatives import Excluded
-from .rows import AbstractRows, stored
-from .sampling import top_k
-from .scan import Scored, numbered
-
-
-class Index(eqx.Module):
-    """A corpus as it is searched; `of`, `from_embeddings` and `from_cache` make one.
-
-    Attributes:
-        rows: The embeddings, `(rows, size)`.
-        ids: The documents' numbers, `(rows,)`, -1 where a row is free.
-    """
-
-    rows: AbstractRows
-    ids: Int[Array, " rows"]
-
-    @classmethod
-    def of(
-        cls,
-        encode: Callable[[PyTree], Float[Array, "batch size"]],
-        items: PyTree,
-        *,
-        ids: Int[Any, " documents"] | None = None,
-        dtype: Any = jnp.float32,
-        batch_size: int | None = None,
-    ) -> "Index":
-        """Return an index of a corpus, embedded now.
-
-        Arguments:
-            encode: A batch of documents to embeddings, such as `model.document`.
-            items: The corpus, a pytree of arrays that share their leading axis.
-            ids: The documents' numbers, `0 .. documents - 1` by default.
-            dtype: Of the embeddings: `jnp.float32`, `jnp.bfloat16`, `jnp.int8`.
-            batch_size: Documents embedded at once; by default 1,024, and 64 on a CPU.
-
-        Raises:
-            TypeError: For items that are text, or another `encode` or `dtype`.
-            ValueError: For an empty corpus, leaves of different lengths, repeated or
-                negative ids, or embeddings that are not finite.
-        """
-        numbers = checked_ids(ids, num_items(items))
-        found = embedded(encode, items, batch_size)
-        check_finite(found)
-        return cls(stored(found, dtype), numbers)
-
-    @classmethod
-    def from_embeddings(
-        cls,
-        embeddings: Float[Any, "documents size"],
-        *,
-        ids: Int[Any, " documents"] | None = None,
-        dtype: Any = jnp.float32,
-    ) -> "Index":
-        """Return an index of embeddings that were made elsewhere, one a document.
-
-        Arguments:
-            embeddings: `(documents, size)`, of length one if the queries' are.
-            ids: The documents' numbers, `0 .. documents - 1` by default.
-            dtype: Of the embeddings, as of `of`.
-
-        Raises:
-            TypeError: For another `dtype`.
-            ValueError: For none, repeated or negative ids, or embeddings not finite.
-        """
-        if np.ndim(embeddings) != 2:
-            raise ValueError(
-                f"`embeddings` have shape {np.shape(embeddings)}: pass one row a "
-                "document, `(documents, size)`."
-            )
-        numbers = checked_ids(ids, num_items(embeddings))
-        found = jnp.asarray(embeddings)
-        check_finite(found)
-        rows, missing = stored(found, dtype), default_capacity(len(found)) - len(found)
-        free = lambda x, value: jnp.pad(
-            x, ((0, missing),) + ((0, 0),) * (x.ndim - 1), constant_values=value
-        )
-        return cls(jax.tree.map(lambda x: free(x, 0), rows), free(numbers, -1))
-
-    @classmethod
-    def from_cache(cls, cache: NegativeCache) -> "Index":
-        """Return an index of a cache's embeddings, as stale as they are.
-
-        Arguments:
-            cache: The cache.
-        """
-        return cls(cache.rows, cache.ids)
-
-    def scored(self, excluded: Excluded) -> Scored:
-        """Return what scores come from; what is excluded goes by number or row.
-
-        Arguments:
-            excluded: What is no negative.
-
-        Returns:
-            All rows of the index.
-        """
-        nothing, offsets = jnp.full_like(self.ids, -1), jnp.zeros(self.ids.shape)
-        at = numbered(excluded, self.ids.shape[0])
-        return Scored(self.rows, self.ids, nothing, offsets, excluded, at)
-
-    def search(
-        self,
-        queries: Float[Array, "queries size"],
-        k: int,
-        *,
-        known: Int[Any, "queries *any"] | Sequence[Any] | None = None,
-    ) -> "Ranked":
-        """Return the `k` best documents of each query, best first, exactly.
-
-        Arguments:
-            queries: The queries, embedded, `(queries, size)`. One that is not finite
-                finds nothing.
-            k: How many documents.
-            known: Numbers of documents to leave out of a query's ranking, as
-                `relevant` of `evaluate`.
-
-        Returns:
-            Numbers and scores of documents.
-
-        Raises:
-            TypeError: For queries that are not embedded.
-            ValueError: For sizes that differ, or fewer rows than `k`.
-        """
-        size = self.rows.shape[1]
-        queries = jnp.asarray(queries)
-        if not jnp.issubdtype(queries.dtype, jnp.floating):
-            raise TypeError(
-                f"`queries` are {queries.dtype}: embed them first, by `model.query`."
-            )
-        if queries.ndim != 2 or queries.shape[1] != size:
-            raise ValueError(
-                f"`queries` have shape {queries.shape} and documents size {size}: "
-                "embed both with one model."
-            )
-        excluded = Excluded.nothing(len(queries))
-        if known is not None:
-            rows = Rows.of("known", known, None)
-            rows.check_length(len(queries))
-            excluded = _left_out(self.ids, rows.some(slice(None)).ids)
-        k = int(k) if isinstance(k, np.integer) else k
-        return _searched(self, queries, excluded, k)
-
-
-class Ranked(NamedTuple):
-    """Documents by score, best first, as `Index.search` returns them.
-
-    Attributes:
-        ids: Numbers of documents, `(queries, k)`; -1 where there are no more.
-        scores: Inner products, `(queries, k)`; `-inf` where there are no more.
-    """
-
-    ids: Int[Array, "queries k"]
-    scores: Float[Array, "queries k"]
-
-
-@jax.jit
-def _left_out(ids: Int[Array, " rows"], known: Int[Array, "queries any"]) -> Excluded:
-    """Return numbers of each query as rows, which cost the same however many."""
-    rows = joined_rows(ids, known.reshape(-1)).reshape(known.shape)
-    return Excluded.nothing(len(known))._replace(rows=jnp.sort(rows, axis=1))
-
-
-@eqx.filter_jit
-def _searched(
-    index: Index, queries: Float[Array, "queries size"], excluded: Excluded, k: int
-) -> Ranked:
-    scored, block = index.scored(excluded), block_size(index.ids.shape[0])
-    scores, slots = top_k(scored, queries, jnp.ones(()), k, block)
-    return Ranked(jnp.where(scores > -jnp.inf, index.ids[slots], -1), scores)
 
 
 class Evaluation(NamedTuple):
@@ -281,7 +110,8 @@ def evaluate(
             below 1.
 
     Warns:
-        UserWarning: If no document of `relevant` is in the index.
+        UserWarning: If no document of `relevant` is in the index, or if
+            `known` leaves out some that it asks for.
     """
     depths = _depths(k)
     check_count("batch_size", batch_size)
@@ -295,6 +125,7 @@ def evaluate(
     seen = None if known is None else Rows.of("known", known, None)
     if seen is not None:
         seen.check_length(len(found))
+        rows.warn_if_left_out(seen)
     ranked = _ranked(index, found, max(depths), seen, batch_size)
     parts = [slice(i, i + batch_size) for i in range(0, len(found), batch_size)]
     measured = {
@@ -355,7 +186,7 @@ def mined(
     """
     check_count("k", k)
     check_count("batch_size", batch_size)
-    if not isinstance(skip, int) or skip < 0:
+    if not isinstance(skip, int | np.integer) or skip < 0:
         raise ValueError(f"`skip` is {skip}: pass how many to leave out, or 0.")
     index, rows = Index.from_cache(cache), Rows.of("known", known, None)
     _check_searched(model, index)

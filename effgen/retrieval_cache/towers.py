@@ -9,7 +9,10 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from effgen.core.sharding import constrain_batch, num_parts
 
 
 Tower = Callable[..., Float[Array, "batch size"]]
@@ -21,18 +24,29 @@ class LearnedTemperature(eqx.Module):
 
         scale = 1 / clip(exp(log_temperature), least, most)
 
-    A score's scale that grows without bound makes a few documents decide everything.
-    At a bound the gradient is cut where it points outward, and only there.
+    With a scale that grows without bound a few documents dominate the softmax. At a
+    bound the gradient is cut where it points outward, and only there.
 
     Arguments:
         log_temperature: The logarithm of the temperature, a scalar; it is trained.
         least: The least temperature.
         most: The greatest temperature.
+
+    Raises:
+        ValueError: Unless `0 < least <= most`.
     """
 
     log_temperature: Float[Array, ""]
     least: float = eqx.field(default=0.01, static=True, converter=float)
     most: float = eqx.field(default=1.0, static=True, converter=float)
+
+    def __check_init__(self) -> None:
+        """Raise `ValueError` for bounds that are none."""
+        if not 0 < self.least <= self.most < math.inf:
+            raise ValueError(
+                f"`least` is {self.least} and `most` {self.most}: pass positive "
+                "bounds, the lesser first."
+            )
 
     @classmethod
     def of(
@@ -172,26 +186,54 @@ def in_chunks(
     """Return embeddings, made a chunk at a time and once more when differentiated."""
     if chunks == 1:
         return embed(tower, items, key=key)
-    cut = jax.tree.map(lambda x: x.reshape(chunks, -1, *x.shape[1:]), items)
     one = eqx.filter_checkpoint(lambda part: embed(tower, part[0], key=part[1]))
+    cut = jax.tree.map(lambda x: _dealt(x, chunks), items)
     found = jax.lax.map(one, (cut, jax.random.split(key, chunks)))
-    return found.reshape(-1, found.shape[-1])
+    return _gathered(found)
 
 
-def in_parts(tower: Tower, items: PyTree, size: int) -> Float[Array, "batch size"]:
-    """Return embeddings without gradient or key, made of `size` items at a time."""
-    leaves = jax.tree.leaves(items)
-    num = leaves[0].shape[0]
-    plain = lambda part: jax.lax.stop_gradient(embed(tower, part))
-    if num <= size:
-        return plain(items)
+def in_parts(
+    tower: Tower, items: PyTree, size: int, mesh: Mesh | None = None
+) -> Float[Array, "batch size"]:
+    """Return embeddings without gradient or key, made of `size` items at a time.
+
+    Over a mesh, each of its devices embeds as many of these as the others.
+    """
+    num = jax.tree.leaves(items)[0].shape[0]
+    even = 1 if mesh is None else num_parts(mesh)
+    size = -(-min(size, num) // even) * even
     parts = -(-num // size)
-    # The last part reaches back, so that all are of one size.
-    rows = jnp.minimum(jnp.arange(parts) * size, num - size)
-    rows = rows[:, None] + jnp.arange(size)[None]
-    found = jax.lax.map(lambda at: plain(jax.tree.map(lambda x: x[at], items)), rows)
-    whole = jnp.zeros((num, found.shape[2]), found.dtype)
-    return whole.at[rows.reshape(-1)].set(found.reshape(-1, found.shape[2]))
+    filled = jax.tree.map(lambda x: _filled_up(x, parts * size), items)
+
+    def plain(part: PyTree) -> Array:
+        return jax.lax.stop_gradient(embed(tower, constrain_batch(part, mesh)))
+
+    if parts == 1:
+        return plain(filled)[:num]
+    found = jax.lax.map(plain, jax.tree.map(lambda x: _dealt(x, parts), filled))
+    return _gathered(found)[:num]
+
+
+def _dealt(x: Array, parts: int) -> Array:
+    """Return rows in parts, each of which has one of every `parts` rows in turn.
+
+    Rows that are split over devices in pieces are so in each part too: all devices then
+    have work in each.
+    """
+    return jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
+
+
+def _gathered(found: Float[Array, "parts each size"]) -> Float[Array, "batch size"]:
+    """Return the rows of `_dealt` in their order."""
+    return jnp.swapaxes(found, 0, 1).reshape(-1, found.shape[2])
+
+
+def _filled_up(x: Array, num: int) -> Array:
+    """Return `num` rows, the last one as often as others are missing."""
+    missing = num - x.shape[0]
+    if not missing:
+        return x
+    return jnp.pad(x, ((0, missing),) + ((0, 0),) * (x.ndim - 1), mode="edge")
 
 
 def is_random(model: Any, tower: Tower) -> bool:

@@ -28,11 +28,15 @@ from .checks import (
     check_model,
     check_pairs,
     check_smoothing,
+    check_stamps,
+    check_taken_in,
     check_temperature,
+    check_weights,
 )
 from .estimation import Embedded, estimate, moved_loss
 from .estimators import AbstractEstimator, PseudoLogit
-from .frequencies import met
+from .frequencies import as_frequencies, met
+from .metrics import described, drawn_metrics
 from .pairs import (
     Marks,
     Pairs,
@@ -42,13 +46,14 @@ from .pairs import (
     marks,
     num_documents,
     num_pairs,
+    weighed,
 )
 from .refresh import AbstractRefresh, Budget, Seen, WriteBack, policies_of
 from .towers import Temperature, in_parts, is_random
 
 
 class NegativeCacheTrainer(AbstractTrainer):
-    """The softmax over a whole corpus, at the price of a batch.
+    """The softmax over a whole corpus, estimated from a batch and a cache.
 
         loss = -log softmax(scale <query, every document>)[its own]
 
@@ -74,9 +79,9 @@ class NegativeCacheTrainer(AbstractTrainer):
             compute (Gao et al., 2021). The gradient is that of the whole batch. Rows
             that are refreshed are embedded by as many at once as a chunk has.
         frequencies: How often each document number is in a batch, `(corpus,)`, in any
-            unit, such as `np.bincount(ids)`. What the batch's documents count for where
-            the cache is stale goes by it. `train` finds it where the data are arrays;
-            of others, without it, all documents are taken to be equally often.
+            unit, such as `np.bincount(ids)`. The weight of the batch's documents in a
+            stale cache depends on it. `train` finds it if the data are arrays. For
+            other data, without it, all documents count as equally frequent.
         mesh: The cache's mesh; `train` sets it.
 
     Raises:
@@ -98,7 +103,9 @@ class NegativeCacheTrainer(AbstractTrainer):
     estimator: AbstractEstimator = eqx.field(default=PseudoLogit(), kw_only=True)
     label_smoothing: float = eqx.field(default=0.0, kw_only=True)
     chunks: int = eqx.field(default=1, kw_only=True)
-    frequencies: Float[Array, " corpus"] | None = eqx.field(default=None, kw_only=True)
+    frequencies: Float[Array, " corpus"] | None = eqx.field(
+        default=None, kw_only=True, converter=as_frequencies
+    )
     mesh: Mesh | None = eqx.field(default=None, static=True, kw_only=True)
 
     def __check_init__(self) -> None:
@@ -152,13 +159,13 @@ class NegativeCacheTrainer(AbstractTrainer):
             The next state, and the metrics: `loss`, an estimate of the mean
                 cross-entropy over the corpus, in nats; `positive`, the mean share of
                 the softmax that positives have; `beyond_batch`, that of all documents
-                outside the batch: where it is small, a batch's own negatives tell as
-                much for less (`GumbelMax`: of all but the positive); `cache_loss`, the
+                outside the batch: where it is small, a batch's own negatives are
+                enough (`GumbelMax`: of all but the positive); `cache_loss`, the
                 mean log-partition over the cache; `scale`, one over the temperature;
                 `staleness`, `score_drift` and `ess`, of the draws (`Corrected`);
                 `possible_bias`, about how far the gradient's mean may be off, as a
                 share of its length: above 0.2, lower the learning rate, refresh more
-                rows, draw more negatives, or let a batch begin; `coverage`, the share
+                rows, draw more negatives, or begin with a batch; `coverage`, the share
                 of the rows that hold a document (`fill` makes a few rows more than
                 documents); `age`, the mean of these in steps, and `oldest`; `refused`,
                 embeddings not finite and so not written; `differing`, -1, or the number
@@ -182,7 +189,7 @@ class NegativeCacheTrainer(AbstractTrainer):
                 frequencies=self.frequencies,
                 mesh=self.mesh,
             )
-            return jnp.mean(found.estimated.surrogate), found
+            return weighed(found.estimated.surrogate, pairs), found
 
         def searched(found: Embedded) -> tuple[Array, Callable[[PyTree], Array]]:
             def loss(model: PyTree) -> Float[Array, ""]:
@@ -198,16 +205,23 @@ class NegativeCacheTrainer(AbstractTrainer):
                     chunks=self.chunks,
                 )
 
-            return jnp.mean(found.estimated.losses), loss
+            return weighed(found.estimated.losses, pairs), loss
 
         model, opt_state, metrics, found = updated(
             self, state, mean_surrogate, searched
         )
-        seen = _seen(state.model, state.memory, pairs, found, self.chunks)
+        given = state.model, state.memory, pairs, found
+        seen = _seen(*given, self.chunks, self.mesh)
         cache = refreshed(
-            state.memory, self.refresh, seen, model, state.step + 1, key=keys[1]
+            state.memory,
+            self.refresh,
+            seen,
+            model,
+            state.step + 1,
+            key=keys[1],
+            mesh=self.mesh,
         )
-        metrics |= _described(found, seen) | described(cache, state.step)
+        metrics |= drawn_metrics(found, seen) | described(cache, state.step)
         if not _replaces(self.refresh):
             metrics |= same_documents(state.memory, seen.marks)
         return state.advance(model, opt_state, cache), metrics
@@ -222,18 +236,22 @@ class NegativeCacheTrainer(AbstractTrainer):
 
         Raises:
             TypeError: For what is no `Pairs`, or numbers that are no integers.
-            ValueError: For shapes, chunks, draws or `frequencies` that do not fit, or
-                documents of another number.
+            ValueError: For shapes, chunks, draws or `frequencies` that do not fit,
+                documents of another number, or embeddings of a later step.
         """
         pairs = as_pairs(batch)
         check_pairs(state.model, state.memory, pairs)
+        check_weights(source)
         self.estimator.check(self.num_negatives, pairs, self.label_smoothing)
         num = num_documents(pairs) + self.num_negatives
         check_chunks(self.chunks, num_pairs(pairs), num)
         for policy in policies_of(self.refresh):
             policy.check(state.memory, num_documents(pairs))
         check_all_met(self.frequencies, state.memory)
-        if not _replaces(self.refresh):
+        check_stamps(state.memory, state.step)
+        if _replaces(self.refresh):
+            check_taken_in(state.memory, pairs)
+        else:
             check_contents(state.memory, source)
 
     def for_data(self, state: TrainState, data: Any) -> "NegativeCacheTrainer":
@@ -310,12 +328,14 @@ def refreshed(
     step: Int[Array, ""],
     *,
     key: PRNGKeyArray,
+    mesh: Mesh | None = None,
 ) -> NegativeCache:
     """Return the cache after all policies, in turn; `model` embeds without a key."""
 
     def encode(items: PyTree) -> Float[Array, "batch size"]:
-        return in_parts(model.document, items, seen.chunk)
+        return in_parts(model.document, items, seen.chunk, mesh)
 
+    seen = seen._replace(mesh=mesh)
     for i, policy in enumerate(policies_of(refresh)):
         own = jax.random.fold_in(key, i)
         cache = policy(cache, seen, encode, step, key=own)
@@ -323,7 +343,12 @@ def refreshed(
 
 
 def _seen(
-    model: PyTree, cache: NegativeCache, pairs: Pairs, found: Embedded, chunks: int
+    model: PyTree,
+    cache: NegativeCache,
+    pairs: Pairs,
+    found: Embedded,
+    chunks: int,
+    mesh: Mesh | None,
 ) -> Seen:
     """Return what was embedded, without dropout: once more, where there was any."""
     documents, slots = batch_documents(pairs), found.sample.slots
@@ -331,39 +356,11 @@ def _seen(
     chunk = max(1, (len(embedded) + len(fresh)) // chunks)
     if is_random(model, model.document):
         items = joined(documents, cache.documents(slots))
-        both = in_parts(model.document, items, chunk)
+        both = in_parts(model.document, items, chunk, mesh)
         embedded, fresh = both[: len(embedded)], both[len(embedded) :]
     drift = found.estimated.corrected.drift
     num = num_pairs(pairs)
     return Seen(slots, fresh, documents, marks(pairs), embedded, num, drift, chunk)
-
-
-def _described(found: Embedded, seen: Seen) -> Metrics:
-    estimated, sample = found.estimated, found.sample
-    embedded = jnp.concatenate([seen.fresh, seen.embeddings])
-    finite = jnp.isfinite(sample.log_partition)
-    partition = jnp.where(finite, sample.log_partition, 0)
-    return {
-        "positive": jnp.mean(estimated.positives),
-        "beyond_batch": jnp.mean(estimated.beyond),
-        "cache_loss": jnp.sum(partition) / jnp.maximum(jnp.sum(finite), 1),
-        "score_drift": estimated.corrected.drift,
-        "ess": estimated.corrected.ess,
-        "possible_bias": estimated.corrected.possible_bias,
-        "staleness": estimated.corrected.staleness,
-        "refused": jnp.sum(~jnp.all(jnp.isfinite(embedded), axis=1)),
-    }
-
-
-def described(cache: NegativeCache, step: Int[Array, ""]) -> Metrics:
-    """Return how full and how old a cache is."""
-    valid, num = cache.valid, jnp.sum(cache.valid)
-    ages = jnp.where(valid, step + 1 - cache.stamps, 0)
-    return {
-        "coverage": num / cache.capacity,
-        "age": jnp.sum(ages, dtype=jnp.float32) / jnp.maximum(num, 1),
-        "oldest": jnp.max(ages),
-    }
 
 
 def scale_of(

@@ -1,5 +1,6 @@
 """Networks that know when to stop: evidence, and the choice of a law by it."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,10 +32,10 @@ def noise():
     return 0.02 * np.random.default_rng(0).normal(size=41)
 
 
-def chosen(ys, deviation):
+def chosen(ys, deviation, **more):
     model = co.Model({"rate": 1.0}, deviation)
     trainer = co.CollocationTrainer(max_iter=300)
-    return co.choose(trainer, model, level_of(ys), key=KEY)
+    return co.choose(trainer, model, level_of(ys, **more), key=KEY)
 
 
 @pytest.mark.slow
@@ -50,22 +51,76 @@ def test_a_true_constant_comes_out_constant_with_its_band(deviation):
     np.testing.assert_allclose(choice.plain.noise, 0.02, rtol=0.3)
 
 
-def test_a_law_that_saturates_has_its_network(deviation):
-    """`x' = -x / (1 + x)`: the rate falls from one to a quarter."""
+def saturating():
+    """Return `x' = -x / (1 + x)` from three: the rate falls from one to a quarter."""
     states = [3.0]
     for _ in range(4_000):
         mid = states[-1] - 0.00075 * states[-1] / (1 + states[-1])
         states.append(states[-1] - 0.0015 * mid / (1 + mid))
-    clean = np.interp(TS, np.linspace(0, 6, 4_001), states)
-    choice = chosen(clean + noise(), deviation)
+    return np.interp(TS, np.linspace(0, 6, 4_001), states)
+
+
+def check_rates(model):
+    at = jnp.linspace(0.5, 2.8, 9)[:, None]
+    rates = model.parameters["rate"] * jnp.exp(jax.vmap(model.networks)(at))
+    np.testing.assert_allclose(rates, 1 / (1 + at[:, 0]), rtol=0.1)
+
+
+def test_a_law_that_saturates_has_its_network(deviation):
+    choice = chosen(saturating() + noise(), deviation)
     assert choice.network
     assert choice.evidence.log_evidence > choice.plain.log_evidence + 5
     np.testing.assert_allclose(choice.evidence.noise, 0.02, rtol=0.3)
     assert 0.5 < choice.evidence.effective < 6
-    model = choice.state.model
-    at = jnp.linspace(0.5, 2.8, 9)[:, None]
-    rates = model.parameters["rate"] * jnp.exp(jax.vmap(model.networks)(at))
-    np.testing.assert_allclose(rates, 1 / (1 + at[:, 0]), rtol=0.1)
+    check_rates(choice.state.model)
+
+
+@pytest.mark.slow
+def test_weights_in_groups_have_a_prior_each(deviation):
+    """Begun with all weights held at zero, from where the search begins again."""
+    groups = eqx.tree_at(
+        lambda n: (n.first, n.bias, n.last), deviation, (1.0, 1.0, 0.1)
+    )
+    choice = chosen(saturating() + noise(), deviation, weight_decay=groups)
+    assert choice.network
+    alphas = choice.evidence.precision
+    assert len({alphas.first, alphas.bias, alphas.last}) == 3
+    check_rates(choice.state.model)
+    assert 0 < choice.evidence.effective.last < 5
+
+
+def test_the_evidence_of_groups_is_that_of_ridge_regression():
+    """`x' = a + b t + c t^2` from zero, with one prior of `a` and one of the rest."""
+    ys = TS - 0.1 * TS**2 + noise()
+    field = lambda t, x, u, p, nets: (
+        nets["a"] + nets["bc"][0] * t + nets["bc"][1] * t**2
+    )[None]
+    decay, trainer = {"a": 1e-3, "bc": 1e-2}, co.CollocationTrainer(tol=1e-12)
+    problem = co.Problem(
+        field, (TS, ys), scale=1.0, initial=co.Initial([0.0]), weight_decay=decay
+    )
+    level = co.transcribe(problem, intervals=2)
+    networks = {"a": jnp.zeros(()), "bc": jnp.zeros(2)}
+    state = trainer.init(co.Model({}, networks), level.guess())
+    state, _ = eg.fit(trainer, state, [level], key=KEY)
+    found = co.evidence(level, state)
+    design = np.stack([TS, TS**2 / 2, TS**3 / 3], 1)
+    decays = np.array([1e-3, 1e-2, 1e-2]) * 41
+    inverse = np.linalg.inv(design.T @ design + np.diag(decays))
+    weights = inverse @ design.T @ ys
+    left = ys - design @ weights
+    leverage = np.trace(design @ inverse @ design.T)
+    variance = left @ left / (41 - leverage)
+    alphas = decays / variance
+    gamma = 1 - decays * np.diag(inverse)
+    np.testing.assert_allclose(found.effective["a"], gamma[0], rtol=1e-6)
+    np.testing.assert_allclose(found.effective["bc"], gamma[1:].sum(), rtol=1e-6)
+    np.testing.assert_allclose(found.precision["a"], alphas[0], rtol=1e-7)
+    np.testing.assert_allclose(found.precision["bc"], alphas[1], rtol=1e-7)
+    log = -(left @ left / variance + 41 * np.log(variance)) / 2
+    log += (np.sum(np.log(alphas)) - alphas @ weights**2) / 2
+    log -= np.linalg.slogdet(np.linalg.inv(inverse) / variance)[1] / 2
+    np.testing.assert_allclose(found.log_evidence, log, rtol=1e-8)
 
 
 @pytest.mark.slow
@@ -123,9 +178,16 @@ def test_what_cannot_be_chosen_is_named(deviation):
         co.choose(trainer, bare, level, key=KEY)
     state = trainer.init(co.Model({"rate": 1.0}, deviation), level.guess())
     parts = level_of(3 * np.exp(-0.5 * TS), weight_decay={"first": 1.0, "last": 2.0})
-    with pytest.raises(ValueError, match=r"`weight_decay` is \{'first': 1.0"):
+    with pytest.raises(ValueError, match=r"`weight_decay` is .* another tree"):
         co.choose(trainer, co.Model({"rate": 1.0}, deviation), parts, key=KEY)
-    with pytest.raises(ValueError, match="whose weights have one prior"):
+    with pytest.raises(ValueError, match=r"`weight_decay` is .* another tree"):
         co.evidence(parts, state)
+    with pytest.raises(ValueError, match=r"`weight_decay` is .* another tree"):
+        eg.fit(trainer, state, [parts], key=KEY)
     with pytest.raises(ValueError, match="not solved on this transcription"):
         co.evidence(level, state)
+    for settings in ({"scale": 0.0}, {"center": np.nan}, {"center": [1.0, 2.0]}):
+        with pytest.raises(ValueError, match=f"`{next(iter(settings))}` is"):
+            co.Deviation(1, key=KEY, **settings)
+    with pytest.raises(ValueError, match=r"`x` has shape \(1,\): pass \(2,\)"):
+        co.Deviation(2, key=KEY)(jnp.ones(1))

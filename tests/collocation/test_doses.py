@@ -122,6 +122,17 @@ def test_doses_that_cannot_be_are_named(doses, words):
         co.Problem(oral, co.Trajectory(TS, exact(TS), doses=doses))
 
 
+def test_doses_of_algebraic_states_are_refused():
+    law = lambda t, x, u, p, nets: jnp.stack([-x[1], x[1] - x[0]])
+    data = co.Trajectory(TS, exact(TS), doses=[(1.0, [0.0, 1.0])])
+    with pytest.raises(ValueError, match="of which an algebraic state would have a"):
+        co.Problem(law, data, num_algebraic=1)
+    problem = co.Problem(law, (TS, exact(TS)), num_algebraic=1)
+    given = (problem, co.Model({}, None), [1.0, 1.0], [0.0, 2.0])
+    with pytest.raises(ValueError, match="of which an algebraic state would have a"):
+        co.simulate(*given, doses=[(1.0, [0.0, 1.0])])
+
+
 def test_shooting_refuses_them():
     with pytest.raises(ValueError, match="shooting knows no impulses"):
         co.segments_of(problem())

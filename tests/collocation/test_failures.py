@@ -42,11 +42,40 @@ def solve(problem, model=None, **settings):
         (co.Trajectory(TS, TS, None, (0.5, 1.0)), "lie in the `span`"),
         (co.Trajectory(TS, TS, TS[:2]), "`inputs` of trajectory 0"),
         ([], "`data` is empty"),
+        ((TS, np.ones((6, 2, 1))), r"`ys` of \(6, 2, 1\)"),
+        (
+            (TS, TS, np.ones((6, 2, 1))),
+            r"`inputs` of trajectory 0 has shape \(6, 2, 1\)",
+        ),
+        (co.Trajectory(TS, TS, span=(0.0, np.inf)), "`span` of trajectory 0 is"),
+        (co.Trajectory(TS, TS, span=1.0), "`span` of trajectory 0 is 1.0: pass its"),
+        (co.Trajectory(TS, TS, lambda t: np.array([1 / (t - 0.4)])), "`inputs` is"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:divide by zero")
 def test_data_that_cannot_be(data, message):
     with pytest.raises(ValueError, match=message):
         co.Problem(decay, data)
+
+
+def test_masked_samples_are_missing():
+    ys = np.ma.masked_greater(np.exp(-TS), 0.7)
+    found = co.Problem(decay, (TS, ys)).data[0].ys[:, 0]
+    np.testing.assert_array_equal(np.isnan(found), np.exp(-TS) > 0.7)
+
+
+def test_what_is_of_another_type_is_named():
+    for follows in (0, "before"):
+        with pytest.raises(TypeError, match="`follows` of trajectory 0"):
+            co.Problem(decay, co.Trajectory(TS, TS, follows=follows))
+    with pytest.raises(TypeError, match="`inputs` of trajectory 0 is no array of real"):
+        co.Problem(decay, (TS, TS, TS * 1j))
+    with pytest.raises(
+        TypeError, match=r"`initial` is a list: pass `Initial\(values\)`"
+    ):
+        co.Problem(decay, DATA, initial=[1.0])
+    with pytest.raises(TypeError, match="trajectory 0 has 9 parts"):
+        co.Problem(decay, (TS, TS, *[None] * 7))
 
 
 def test_settings_that_cannot_be():

@@ -127,6 +127,44 @@ def test_a_law_that_switches_at_a_time_is_exact_with_its_jump_named():
     np.testing.assert_allclose(state.model.parameters["k"], 0.6, rtol=1e-8)
 
 
+RATE = 0.8
+
+
+def pumped(ts):
+    """Return `x` and `y` of `x' = -y`, `0 = y - RATE x - u`, at jumps of before."""
+    fall = lambda t: np.exp(-RATE * t)
+    top = (fall(1) + 1 / RATE) * fall(1) - 1 / RATE
+    during = (fall(1) + 1 / RATE) * fall(ts - 1) - 1 / RATE
+    x = np.where(ts <= 1, fall(ts), np.where(ts <= 2, during, top * fall(ts - 2)))
+    return np.stack([x, RATE * x + ((ts > 1) & (ts <= 2))], 1)
+
+
+def test_algebraic_outputs_after_a_jump_are_exact():
+    """The output is the state that jumps, at samples between nodes."""
+
+    def law(t, x, u, p, nets):
+        return jnp.stack([-x[1], x[1] - p["g"] * x[0] - u[0]])
+
+    problem = co.Problem(
+        law,
+        co.Trajectory(TS, pumped(TS)[:, 1], pulse),
+        observe=lambda t, x, u, p, nets: x[1:],
+        num_states=2,
+        num_algebraic=1,
+    )
+    level = co.transcribe(problem, intervals=5, stages=5)
+    after = (TS > 1.01) & (TS < 1.55)
+    assert np.isin(TS[after], level.mesh.edges[0]).all()
+    model = co.Model({"g": 0.5}, None)
+    trainer = co.CollocationTrainer(tol=1e-11)
+    state = trainer.init(model, level.guess(model))
+    state, history = eg.fit(trainer, state, [level], key=KEY)
+    assert history["status"][-1] == 0
+    np.testing.assert_allclose(state.model.parameters["g"], RATE, rtol=1e-6)
+    at = np.linspace(0, 4, 501)
+    np.testing.assert_allclose(state.memory(at), pumped(at), atol=1e-5)
+
+
 def test_steps_that_would_be_ramps_are_refused():
     with pytest.raises(ValueError, match="input 0 of trajectory 0 moves in steps"):
         co.Problem(driven, (TS, exact(TS), ON * 1.0))

@@ -1,5 +1,6 @@
 """Phases and switches at unknown times against closed forms."""
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,11 +118,85 @@ def test_a_switch_time_is_found():
     problem = co.Problem(decay, (TS, TS), switches=[co.Switch(lambda p: p["on"], 2.1)])
     found = co.residuals(problem, state.model, state.memory, ts)
     np.testing.assert_allclose(found, 0, atol=1e-4)
+    mesh = co.transcribe(problem, intervals=10, stages=5).mesh
+    rows = co.slopes_of(state.memory, mesh)
+    given = (state.model.parameters, None)
+    law = jax.vmap(lambda t, x, u: decay(t, x, u, *given))
+    wanted = law(rows.ts, rows.states, rows.inputs)
+    np.testing.assert_allclose(rows.slopes, wanted, atol=1e-4)
+    assert np.any((rows.ts > 2.1) & (rows.ts < ON))  # between the samples as well
+    with pytest.raises(ValueError, match="`solution` is of another mesh"):
+        co.slopes_of(state.memory, co.transcribe(problem, intervals=9).mesh)
+
+
+def test_simulations_across_a_switch_are_in_time():
+    switch = co.Switch(lambda p: p["on"], 2.1)
+    problem = co.Problem(decay, (TS, TS), switches=[switch])
+    model = co.Model({"a": RATE, "k": LATER, "on": jnp.asarray(ON)}, None)
+    ts = np.array([0.0, 1.0, 2.05, ON, 2.19, 3.0])
+    exact = 3 * np.exp(-RATE * ts - LATER * np.maximum(ts - ON, 0))
+    found = co.simulate(problem, model, [3.0], ts)
+    np.testing.assert_allclose(found[:, 0], exact, rtol=1e-7)
+    late = co.Model({"a": RATE, "k": LATER, "on": jnp.asarray(2.9)}, None)
+    found = co.simulate(problem, late, [3.0], ts)[-1, 0]
+    np.testing.assert_allclose(found, 3 * np.exp(-3 * RATE - 0.1 * LATER), rtol=1e-7)
+
+    def ahead(on):
+        moved = co.Model({"a": RATE, "k": LATER, "on": on}, None)
+        how = dict(adjoint=diffrax.ForwardMode())
+        return co.integrate(problem, moved, [3.0], ts, **how)[:, 0]
+
+    value, slope = jax.jvp(ahead, (jnp.asarray(ON),), (jnp.ones(()),))
+    np.testing.assert_allclose(value, exact, rtol=1e-7)
+    np.testing.assert_allclose(slope[ts < ON], 0, atol=1e-6)
+    np.testing.assert_allclose(slope[ts > ON], (LATER * exact)[ts > ON], rtol=1e-5)
+    assert np.all(np.isnan(co.integrate(problem, late, [3.0], ts)))
+
+
+def test_what_would_part_phases_is_refused():
+    data = phases((0.46, 1.18))
+    problem = co.Problem(fall, data, constraints=[contact])
+    model = co.Model({"g": GRAVITY, "e": RESTITUTION}, None)
+    with pytest.raises(ValueError, match=r"both sides of t = 0.46, where trajectory 1"):
+        co.simulate(problem, model, [1.0, 0.0], [0.0, 1.0])
+    with pytest.raises(ValueError, match="`follows=True`: a window of"):
+        co.windows(problem)
+    for parts in ([0], [1], [2, 1], [0, 2]):
+        with pytest.raises(ValueError, match="which `indices` part"):
+            co.held_out(problem, parts)
+    both = co.Problem(fall, [*data[:2], *data[:2]], constraints=[contact])
+    rest, out = co.held_out(both, [2, 3])
+    assert [t.follows for t in rest.data] == [t.follows for t in out.data]
+    free = co.Problem(fall, [*data[:2], data[0]], constraints=[contact])
+    assert co.held_out(free, [2])[1].constraints == ()
+
+
+def test_what_is_known_of_the_start_is_not_of_where_phases_begin():
+    given = {"constraints": [contact], "initial": co.Initial([1.0, 0.0], 0.1)}
+    problem = co.Problem(fall, phases((0.46, 1.18)), **given)
+    wanted = [[1.0, 0.0], [np.nan, np.nan], [np.nan, np.nan]]
+    np.testing.assert_array_equal(problem.initial.values, wanted)
+    of_all = co.Initial(np.zeros((3, 2)))
+    given["initial"] = of_all
+    problem = co.Problem(fall, phases((0.46, 1.18)), **given)
+    np.testing.assert_array_equal(problem.initial.values, of_all.values)
 
 
 def test_a_switch_that_a_sample_holds_back_is_told():
     with pytest.warns(eg.RunWarning, match="ended at the sample"):
         switching(2.5)
+
+
+def test_switches_of_no_time_are_refused_by_name():
+    for time, error, message in (
+        (lambda p: p["off"], TypeError, "switch near 2.1 asks for 'off'"),
+        (lambda p: jnp.ones(2), ValueError, r"switch near 2.1 returns shape \(2,\)"),
+    ):
+        problem = co.Problem(decay, (TS, TS), switches=[co.Switch(time, 2.1)])
+        with pytest.raises(error, match=message):
+            solved(problem, {"a": 0.3, "k": 0.1, "on": 2.1}, intervals=2)
+    with pytest.raises(ValueError, match="`switches` has"):
+        co.Problem(decay, (TS, TS), switches=co.Switch(lambda p: p["on"], 2.1))
 
 
 def test_phases_that_cannot_be():

@@ -104,6 +104,11 @@ def test_an_output_that_is_not_measured_has_no_error():
         ({"weight_decay": -1.0}, "`weight_decay` is -1.0"),
         ({"weight_decay": np.nan}, "`weight_decay` is nan"),
         ({"num_algebraic": 2}, "`num_algebraic` is 2 of 1 states"),
+        ({"num_algebraic": 0.5}, "`num_algebraic` is 0.5 of 1 states"),
+        ({"parameter_nominal": 0.0}, "`parameter_nominal` has 0.0"),
+        ({"parameter_nominal": {"k": -1.0}}, "`parameter_nominal` has -1.0"),
+        ({"parameter_nominal": np.nan}, "`parameter_nominal` has nan"),
+        ({"weight_decay": {"w": None, "v": -1.0}}, "`weight_decay` is -1.0"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(settings, message):
@@ -144,8 +149,25 @@ def test_counts_and_shapes_that_cannot_be_are_refused_by_name():
         "`rate` is -1": lambda: co.pretrain(model, level, key=key, rate=-1),
         "`turns` is 0": lambda: co.choose(trainer, network, level, key=key, turns=0),
         "`models` is empty": lambda: co.ensemble(trainer, [], [level], key=key),
+        "`levels` is empty": lambda: co.ensemble(trainer, [model], [], key=key),
+        "`rounds` is 1.5": lambda: co.fit_refined(
+            trainer, None, level, key=key, rounds=1.5
+        ),
+        "`trajectory` is 1": lambda: co.interval_errors(
+            problem, model, level.guess(), 1
+        ),
+        "`starts` has shape": lambda: co.extrapolation(
+            problem, model, level.guess(), [1.0]
+        ),
         "`weight_decay` is None": lambda: co.Problem(decay, DATA, weight_decay=None),
         "`start` has shape": lambda: co.integrate(problem, model, [1.0, 2.0], TS),
+        "`ts` is": lambda: co.integrate(problem, model, [1.0], TS[::-1]),
+        "`rtol` is 0": lambda: co.integrate(problem, model, [1.0], TS, rtol=0.0),
+        "`atol` is nan": lambda: co.simulate(problem, model, [1.0], TS, atol=np.nan),
+        r"nan .*: pass two or more": lambda: co.simulate(
+            problem, model, [1.0], np.array([0.0, np.nan, 1.0])
+        ),
+        "a finite number for each": lambda: co.simulate(problem, model, [np.nan], TS),
         "`ts` has shape": lambda: level.guess()(np.ones((2, 2))),
         "`covariance` has shape": lambda: co.propagated(rate, model, np.eye(3)),
         "`covariance` has variances": lambda: co.propagated(rate, model, -np.eye(1)),
@@ -153,3 +175,33 @@ def test_counts_and_shapes_that_cannot_be_are_refused_by_name():
     for message, call in cases.items():
         with pytest.raises(ValueError, match=message):
             call()
+    with pytest.raises(TypeError, match="`curvature` is"):
+        co.CollocationTrainer(curvature=co.GaussNewton)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="`levels` is a Transcription"):
+        co.ensemble(trainer, [model], level, key=key)  # pyright: ignore[reportArgumentType]
+    for wrong in ([True], [0.0], ["a"]):
+        with pytest.raises(IndexError, match="`indices` is"):
+            co.held_out(problem, wrong)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_guess_of_other_states_is_refused():
+    law = lambda t, x, u, p, nets: -p["k"] * x
+    level = co.transcribe(co.Problem(law, (TS, np.ones((21, 2)))), intervals=4)
+    guess = co.transcribe(co.Problem(decay, DATA), intervals=4).guess()
+    trainer = co.CollocationTrainer()
+    state = trainer.init(co.Model({"k": 1.0}, None), guess)
+    with pytest.raises(ValueError, match=r"`positions` of shape \(13, 1\)"):
+        eg.fit(trainer, state, [level], key=KEY)
+
+
+def test_constraints_and_bounds_of_another_shape_are_refused_by_name():
+    square = co.PathConstraint(
+        lambda t, x, u, p, nets: jnp.ones((2, 2)), 0, 1, "square"
+    )
+    model = co.Model({"k": jnp.ones(2)}, None)
+    with pytest.raises(ValueError, match=r"'square' returns shape \(2, 2\)"):
+        solve(co.Problem(decay, DATA, constraints=[square]), co.Model({"k": 1.0}, None))
+    law = lambda t, x, u, p, nets: -p["k"][:1] * x
+    bounds = ({"k": np.zeros(3)}, np.inf)
+    with pytest.raises(ValueError, match="a bound of another shape than its parameter"):
+        solve(co.Problem(law, DATA, parameter_bounds=bounds), model)

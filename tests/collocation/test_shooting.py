@@ -9,6 +9,7 @@ import pytest
 
 import effgen as eg
 from effgen import collocation as co
+from effgen.collocation.integration import Sampled
 
 
 KEY = jax.random.key(0)
@@ -107,6 +108,7 @@ def costly(**settings):
         ({"state_bounds": (0.0, np.inf)}, "state_bounds"),
         ({"lagrange": lambda t, x, u, p, nets: x[0]}, "lagrange"),
         ({"mayer": lambda first, last, p, nets: last[0]}, "mayer"),
+        ({"priors": co.Prior(lambda p, n: p["k"], 1.0)}, "priors"),
     ],
 )
 def test_what_a_baseline_would_leave_out_is_refused_by_name(settings, name):
@@ -133,6 +135,8 @@ def test_shooting_has_all_costs_of_the_problem_and_keeps_to_its_bounds():
         mayer=lambda first, last, p, nets: first[0] * last[0],
         penalty=lambda p, nets: 3 * p["k"],
         parameter_bounds=(0.0, 0.6),
+        misfit=co.Huber(0.5),
+        priors=co.Prior(lambda p, nets: p["k"], 0.5, 0.4),
     )
     segments = co.segments_of(problem, 2)
     trainer = co.ShootingTrainer(optax.sgd(1.0), problem, rtol=1e-8, atol=1e-10)
@@ -144,12 +148,32 @@ def test_shooting_has_all_costs_of_the_problem_and_keeps_to_its_bounds():
     after, metrics = eqx.filter_jit(trainer.step)(state, segments, key=KEY)
     share = (1 - np.exp(-1.2)) / 1.2  # of a squared start, integrated over a segment
     ends = x * np.exp(-0.6 * TIMES), y * np.exp(-0.6 * (TIMES - 1))
-    misfit = (np.where(TIMES <= 1, *ends) - np.exp(-0.7 * TIMES)) / 0.1
-    wanted = np.sum(misfit**2) / 2 / 9 + ((x - 1.3) / 0.2) ** 2 / 2 / 9
+    far = np.abs(np.where(TIMES <= 1, *ends) - np.exp(-0.7 * TIMES)) / 0.1
+    misfit = np.where(far < 0.5, far**2 / 2, 0.5 * far - 0.125)
+    wanted = np.sum(misfit) / 9 + ((x - 1.3) / 0.2) ** 2 / 2 / 9 + 0.4**2 / 2 / 9
     wanted += (x**2 + y**2) * share + x * y * np.exp(-0.6) + 3 * 0.6
     gap = (x * np.exp(-0.6) - y) / problem.nominal[0]
     np.testing.assert_allclose(metrics["loss"], wanted + gap**2, rtol=1e-5)
     assert 0 <= after.model.model.parameters["k"] <= np.float32(0.6)
+
+
+def test_inputs_of_segments_stay_at_their_last_value():
+    """Of records of unequal length, cut in two, and past the last sample."""
+    long, short = np.linspace(0, 4, 21), np.linspace(0, 2, 5)
+    data = [
+        co.Trajectory(long, np.cos(long), np.cos(long)),
+        co.Trajectory(short, np.cos(short), np.cos(short), span=(0.0, 3.0)),
+    ]
+    segments = co.segments_of(co.Problem(lambda t, x, u, p, nets: u, data), 2)
+    assert np.all(np.diff(segments.grid, axis=1) >= 0)
+    for grid, inputs, i in zip(
+        segments.grid, segments.inputs, segments.trajectory, strict=True
+    ):
+        known = data[int(i)]
+        at = np.linspace(0, known.ts[-1], 50)
+        found = [Sampled(grid, inputs)(t)[0] for t in (*at, 2.5 + 2 * (1 - int(i)))]
+        wanted = np.interp([*at, 9.0], known.ts, known.inputs)
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
 def test_matching_has_the_penalty_and_keeps_to_bounds():

@@ -258,6 +258,7 @@ def test_an_optimizer_that_asks_for_the_loss_is_told_what_a_penalty_adds():
     np.testing.assert_allclose(told[2], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_penalty_is_of_the_energies_and_leaves_log_z_exact():
     model = Shifted(jnp.ones(SIZE))
     walkers = populations(jax.random.key(0), 64)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,6 +87,7 @@ def test_a_stream_s_bad_times_stop_the_run():
     assert int(error.value.state.step) == 1
 
 
+@pytest.mark.slow
 def test_times_said_to_be_shared_that_are_not_stop_the_run():
     with pytest.raises(eg.TrainingError, match="`shared_times`"):
         train(changed((1, 2), 0.55), shared_times=True)
@@ -240,10 +242,14 @@ def fractional(scale=1.0, **settings):
         (lambda: ns.GivenAnchor(np.eye(2), np.zeros(3)), "`matrix` has shape"),
         (lambda: ns.MarginalELBO(0), "`num_times` is 0"),
         (lambda: ns.LinearizedSites(0), "`num_sweeps` is 0"),
+        (lambda: ns.RelinearizedAnchor(0), "`num_sweeps` is 0"),
+        (lambda: ns.EncodedSites(lambda y: y, most=0.0), r"`most` is 0\.0"),
         (lambda: ns.Normal(-1.0), "`scale` is"),
         (lambda: ns.LatentSDETrainer(optax.sgd(1.0), dt=-1.0), "`dt` is -1.0"),
         (lambda: ns.LatentSDETrainer(optax.sgd(1.0), dt=1.0, num_paths=0), "num_paths"),
         (lambda: double_well(frozen=("linera",)), "`frozen` names"),
+        (lambda: double_well(message_dtype=jnp.int32), "`message_dtype` is int32"),
+        (lambda: double_well(t0=np.nan), "`t0` is nan"),
         (lambda: double_well(message_dtype=jnp.float64), "`message_dtype` is float64"),
         (lambda: ns.pad_series([]), "`series` is empty"),
         (lambda: ns.pad_series([(np.zeros(2), np.zeros(3))]), "series 0 has lengths"),
@@ -252,6 +258,42 @@ def fractional(scale=1.0, **settings):
 def test_bad_settings_name_the_remedy(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_inputs_of_the_prior_are_not_left_out():
+    linear = ns.DiagonalSDE(1.0, 0.0, 1.0, LAW, input_matrix=np.ones((2, 1)))
+    model = ns.LatentSDE(linear, ns.LinearDecoder(np.eye(2), 0.1))
+    times = np.arange(3.0)
+    with pytest.raises(ValueError, match="`inputs` are not given"):
+        ns.sample_prior(model, times, 2, key=KEY)
+    with pytest.raises(TypeError, match="`inputs` is a ndarray"):
+        ns.sample_prior(model, times, 2, key=KEY, inputs=np.ones((3, 1)))
+    path = diffrax.LinearInterpolation(jnp.arange(3.0), jnp.ones((3, 1)))
+    with pytest.raises(ValueError, match="no part of the model sees them"):
+        ns.sample_prior(double_well(), times, 2, key=KEY, inputs=path)
+
+
+def test_paths_and_shares_are_named_by_their_arguments():
+    found = ns.posterior(double_well(), np.arange(1.0, 4.0), np.zeros(3), dt=0.1)
+    with pytest.raises(ValueError, match="`num` is 0"):
+        found.paths(0, key=KEY)
+    for run in (found.filter, found.smoother):
+        with pytest.raises(ValueError, match=r"`resample_below` is 50"):
+            run(key=KEY, num_paths=2, resample_below=50)
+    model = dataclasses.replace(double_well(), dt=0.1)
+    for ts in ([2.0, 1.0], [-1.0], [np.nan]):
+        with pytest.raises(ValueError, match="`ts` must be finite, sorted"):
+            ns.plain_paths(
+                model, (np.arange(1.0, 4.0), np.zeros(3)), ts, num=2, key=KEY
+            )
+    with pytest.raises(TypeError, match="`key` is 0"):
+        ns.plain_paths(model, (np.arange(3.0), np.zeros(3)), [1.0], num=2, key=0)
+
+
+def test_names_of_what_is_fixed_may_be_a_list():
+    model = double_well(frozen=["linear"])
+    assert model.frozen == ("linear",)
+    assert hash(model.frozen)
 
 
 def test_answers_of_too_many_steps_are_named_before_any_compute():
@@ -300,6 +342,7 @@ def test_what_is_frozen_stays():
     assert not np.array_equal(state.model.decoder.log_scale, model.decoder.log_scale)
 
 
+@pytest.mark.slow
 def test_a_batch_without_a_single_observation_has_a_bound_of_zero():
     ts, ys, mask = series()
     model = double_well(frozen=("linear",))  # the program of what is frozen

@@ -2,7 +2,9 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +13,15 @@ import scipy.stats
 
 from effgen import neural_sde as ns
 from effgen.neural_sde import recipe
+from effgen.neural_sde.driven import DrivenDrift
+from effgen.neural_sde.networks import zero_at_first
 from effgen.neural_sde.selection import Candidate, strongest_period
-from effgen.neural_sde.stacking import log_density, stacking_weights
+from effgen.neural_sde.shares import (
+    bootstrapped_shares,
+    log_density,
+    stacking_weights,
+)
+from effgen.neural_sde.weight_prior import weight_prior
 
 
 TS = np.arange(40.0)
@@ -61,9 +70,49 @@ def test_weights_maximize_what_stack_names():
         stacking_weights(lost[..., 2:], np.ones(1))
 
 
+def test_a_network_has_a_prior_about_where_it_began():
+    linear = ns.ou(length=2.0, scale=1.0)
+    layers = zero_at_first(1, 1, 8, 2, key=KEY)
+    drift = DrivenDrift(layers, jnp.ones((1, 1)), jnp.zeros(1), jnp.ones(1), (0,))
+    model = ns.LatentSDE(
+        linear,
+        linear.decoder(0.1),
+        drift=drift,
+        residual=ns.residual_network(linear, key=KEY, width_size=4),
+        frozen=["drift.sigma", "drift.center", "drift.scale"],
+    )
+    params = eqx.filter(model.trainable()[0], eqx.is_inexact_array)
+    optim = weight_prior(0.5)
+    state = optim.init(params)
+    further = jax.tree.map(lambda x: x + 2, params)
+    none = jax.tree.map(jnp.zeros_like, params)
+    found = optim.update(none, state, further)[0]
+    at = found.drift.layers.layers
+    np.testing.assert_allclose(at[0].weight, 2.0, rtol=1e-5)
+    np.testing.assert_allclose(at[-1].weight, 2 * 8 * 0.5 / 4, rtol=1e-5)
+    np.testing.assert_allclose(found.linear.parts[0].log_length, 2 / 1.5**2, rtol=1e-5)
+    np.testing.assert_allclose(found.decoder.log_scale, 2 / 1.5**2, rtol=1e-5)
+    assert all(np.all(x == 0) for x in jax.tree.leaves(found.residual))
+
+
+def test_shares_follow_the_evidence_of_blocks():
+    even = np.array([0.5, 0.5])
+    alike = bootstrapped_shares(np.full((6, 2), -30.0), np.array([0.7, 0.3]))
+    np.testing.assert_allclose(alike, [0.7, 0.3])
+    behind = np.stack([np.zeros(6), np.full(6, -2.0)], axis=1)
+    np.testing.assert_allclose(bootstrapped_shares(behind, even)[1], 0.01, rtol=0.02)
+    one = bootstrapped_shares(np.array([[0.0, 1.0]]), even)
+    np.testing.assert_allclose(one[1], 1 / (1 + np.exp(-1)))
+    # Two of six blocks say the contrary: less is sure than by the sum of all.
+    mixed = np.stack([np.zeros(6), np.array([2.0, 2, 2, 2, -1, -1])], axis=1)
+    assert 0.9 < bootstrapped_shares(mixed, even)[1] < 1 / (1 + np.exp(-6))
+    lost = np.array([[0.0, -1e6], [0.0, 0.0]])
+    assert bootstrapped_shares(lost, even)[1] < 0.011
+
+
 def test_structures_far_behind_are_left_out_and_shares_are_of_evidence():
     found = [
-        Candidate(structure, level_model(1.0), criterion)
+        Candidate(structure, SimpleNamespace(model=level_model(1.0)), criterion)
         for structure, criterion in (
             (ns.cycle(9.0) + ns.ou(), -10.0),
             (ns.level(), -11.0),
@@ -151,6 +200,8 @@ def test_a_stack_weighs_by_what_was_foretold():
     assert found.weights["right"] > 0.6
     np.testing.assert_allclose(sum(found.weights.values()), 1)
     assert found.held_out["right"].value > found.held_out["wide"].value
+    exact = ns.held_out_evidence(level_model(1.0), TS, YS, since=28.0, key=KEY)
+    np.testing.assert_allclose(found.held_out["right"].value, exact.value, rtol=1e-4)
     bands = found.forecast([40.0, 41.0], key=KEY, num_paths=200)
     assert bands.samples.shape == (200, 2, 1)
     assert np.all(np.diff(bands.quantiles, axis=0) > 0)
@@ -178,6 +229,14 @@ def test_the_strongest_period_is_found_beside_a_season():
     assert ns.candidates(TS, YS)[0].names == ("level",)
 
 
+def test_the_strongest_period_is_of_what_is_there():
+    rng = np.random.default_rng(4)
+    turn = np.sin(2 * np.pi * TS / 8)[:, None]
+    ys = np.array([100.0, -50.0]) + turn + 0.1 * rng.normal(size=(40, 2))
+    ys[rng.uniform(size=ys.shape) < 0.3] = np.nan
+    assert strongest_period(TS, ys) == pytest.approx(8, rel=0.06)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_example_of_the_docs_runs():
@@ -193,7 +252,11 @@ def test_structures_without_a_mean_have_no_network():
     kinds = [ns.level(), ns.level()]
     found = recipe.members(TS, YS, None, KEY, structures=kinds, dt=1.0, num_steps=1)
     assert list(found) == ["level", "level (2)"]
-    assert found["level"].dt == 1.0
+    assert [model.dt for model in found["level"]] == [1.0] * 16
+    noises = [float(model.linear.parameters["level.noise"]) for model in found["level"]]
+    offsets = [float(model.decoder.offset[0]) for model in found["level"]]
+    assert 0.05 < np.std(np.log(noises)) < 1
+    assert np.std(offsets) > 0.5 * YS.std()
     assert recipe.step_length(TS / 12) >= 1 / 12
     with pytest.raises(ValueError, match="`ts` must be numbers"):
         ns.forecaster(TS.astype("datetime64[D]"), YS, horizon=3, key=KEY)
@@ -214,6 +277,15 @@ def test_structures_without_a_mean_have_no_network():
         ({"structures": []}, ValueError, "`structures` are empty"),
         ({"structures": ns.level()}, TypeError, "`structures` must be a list"),
         ({"horizon": True}, ValueError, "`horizon` is True"),
+        ({"season_period": 1.0}, ValueError, "`season_period` is 1, and times"),
+        ({"season_period": -3.0}, ValueError, r"`season_period` is -3\.0"),
+        (
+            {"season_period": 4.0, "structures": [ns.level()]},
+            ValueError,
+            "`season_period` is for the structures",
+        ),
+        ({"mask": np.ones((1, 40))}, ValueError, "`mask` has shape"),
+        ({"mask": np.full(40, 0.5)}, ValueError, "neither 0 nor 1"),
         ({"ts": TS[::-1]}, ValueError, "sort each series"),
         ({"ts": np.where(TS == 4, np.nan, TS)}, ValueError, "times must be finite"),
         ({"ys": YS.astype(str)}, TypeError, "`ys`"),

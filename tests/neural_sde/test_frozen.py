@@ -30,13 +30,14 @@ def fitted(model, optim=None):
     return eg.fit(trainer, trainer.init(model), data, key=KEY, num_steps=20)[0].model
 
 
-def test_entries_stay_under_any_optimizer():
+@pytest.mark.one_case("AdamW")
+@pytest.mark.parametrize("optim", [None, optax.lbfgs()], ids=["AdamW", "L-BFGS"])
+def test_entries_stay_under_any_optimizer(optim):
     model = oscillator(frozen=("linear.matrix[0]", "linear.lower[0, :]"))
-    for optim in (None, optax.lbfgs()):
-        found = fitted(model, optim).linear
-        np.testing.assert_array_equal(found.matrix[0], [0, 1])
-        np.testing.assert_array_equal(found.diffusion[0], [0])
-        assert not np.allclose(found.matrix[1], [-1.0, -0.1])
+    found = fitted(model, optim).linear
+    np.testing.assert_array_equal(found.matrix[0], [0, 1])
+    np.testing.assert_array_equal(found.diffusion[0], [0])
+    assert not np.allclose(found.matrix[1], [-1.0, -0.1])
 
 
 @pytest.mark.slow
@@ -68,6 +69,7 @@ def test_one_name_is_no_tuple_of_names():
         ns.LinearDecoder(np.eye(1), 1.0, learned="matrix")
 
 
+@pytest.mark.slow
 def test_a_saved_model_keeps_its_step():
     model = fitted(oscillator())
     buffer = io.BytesIO()
@@ -83,3 +85,22 @@ def test_a_model_without_a_step_says_so():
         ns.plain_paths(
             oscillator(control=control), (ts[0], ts[0]), ts[0], num=2, key=KEY
         )
+
+
+def test_parameters_of_a_structure_are_fixed_by_their_names():
+    parts = ns.trend() + ns.cycle(9.0) + ns.car(3)
+    frozen = ["cycle.period", "observation.scale", "car.damping_1", "car.rate"]
+    model = ns.LatentSDE(parts, parts.decoder(0.1), frozen=frozen)
+    trained = model.trainable()[0]
+    assert trained.linear.parts[1].log_period is None
+    assert trained.decoder.log_scale is None
+    found = model.retrained(jax.tree.map(lambda x: x + 1, trained))
+    same = {
+        name: np.allclose(value, parts.parameters[name])
+        for name, value in found.linear.parameters.items()
+    }
+    kept = {name for name in same if same[name]}
+    assert kept == {"cycle.period", "car.damping_1", "car.rate"}
+    for name in ("cycle.length", "linear.parts.7.log_noise", "car.damping_2"):
+        with pytest.raises(ValueError, match="`frozen` names"):
+            ns.LatentSDE(parts, parts.decoder(0.1), frozen=[name])

@@ -36,10 +36,11 @@ def exact(p, ts, ys):
     return total
 
 
-def model(offset=0.0):
-    law = ns.Gaussian.independent(np.zeros(1), 0.5)
-    linear = ns.DiagonalSDE(1.0, 0.0, 0.5 * np.sqrt(2), law)
-    return ns.LatentSDE(linear, ns.LinearDecoder(np.eye(1), 0.1, offset=offset))
+def model(offset=0.0, unit=1.0):
+    law = ns.Gaussian.independent(np.zeros(1), 0.5 * unit)
+    linear = ns.DiagonalSDE(1.0, 0.0, 0.5 * np.sqrt(2) * unit, law)
+    decoder = ns.LinearDecoder(np.eye(1), 0.1 * unit, offset=offset)
+    return ns.LatentSDE(linear, decoder)
 
 
 def test_offsets_have_the_law_of_largest_evidence():
@@ -59,6 +60,15 @@ def test_offsets_have_the_law_of_largest_evidence():
     np.testing.assert_allclose(found.each[3, 0], right, rtol=1e-6)
     np.testing.assert_allclose(found.each_scale[3, 0], precision**-0.5, rtol=1e-6)
     np.testing.assert_allclose(found.of(3).decoder.offset[0], right, rtol=1e-5)
+    # In any unit.
+    for unit in (1e-6, 1e6):
+        other = ns.fit_hierarchy(
+            model(unit=unit), ts, ys * unit, varies=["decoder.offset"]
+        )
+        assert other.converged
+        for name in ("mean", "scale", "each", "each_scale"):
+            sizes = getattr(other, name) / unit, getattr(found, name)
+            np.testing.assert_allclose(*sizes, rtol=1e-3)
     # Dates are times in the unit that is named.
     days = np.datetime64("2024-01-01", "ns") + (ts * 86_400e9).astype(int)
     dated = ns.fit_hierarchy(model(), days, ys, varies=["decoder.offset"], unit="D")
@@ -105,6 +115,8 @@ def test_names_of_nothing_are_refused():
         (["decoder.nothing"], "which the model has not"),
         (["linear"], "a whole array"),
         ("decoder.offset", "pass names"),
+        (["decoder.offset"] * 2, "which are the same"),
+        (["observation.scale", "decoder.log_scale"], "which are the same"),
     ):
         with pytest.raises(ValueError, match=said):
             ns.fit_hierarchy(model(), ts, ys, varies=wrong)

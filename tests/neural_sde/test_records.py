@@ -1,5 +1,7 @@
 """Records as people have them: dates, own errors, own horizons, inputs to come."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,6 +99,7 @@ def test_errors_are_trained_with():
     assert abs(state.model.decoder.scale[0] - 1.5) < 0.15
 
 
+@pytest.mark.slow
 def test_each_series_has_its_own_horizon():
     series = [(np.arange(3.0), np.ones(3)), (np.arange(2.0), np.ones(2))]
     found = ns.posterior(ornstein(), *ns.pad_series(series), dt=0.1)
@@ -110,6 +113,19 @@ def test_each_series_has_its_own_horizon():
         found.forecast(1.5, key=KEY)
     with pytest.raises(ValueError, match="`times` have shape"):
         found.marginals(np.zeros((3, 2)))
+
+
+def test_times_that_float32_rounds_are_those_of_the_record():
+    ts, inputs = np.array([0.1, 4.3]), np.array([[1.0], [3.0]])
+    model = ornstein(1.3, input_matrix=[[2.0]])
+    found = ns.posterior(model, ts, np.zeros(2), inputs=inputs, dt=5.0)
+    same = found.marginals(ts).mean
+    np.testing.assert_allclose(same, found.marginals().mean, rtol=1e-5)
+    with pytest.warns(eg.RunWarning, match="the last known are held"):
+        now, later = found.marginals([4.3, 5.3]).mean[:, 0]
+    right = now * np.exp(-1.3) + 2 * 3 * -np.expm1(-1.3) / 1.3
+    np.testing.assert_allclose(later, right, rtol=1e-4)
+    found.record.check_later([4.3])
 
 
 def test_inputs_to_come_are_exact_and_those_that_are_not_given_are_named():
@@ -203,3 +219,23 @@ def test_values_far_from_the_offset_are_named():
     ts = np.arange(5.0)
     with pytest.warns(eg.RunWarning, match="deviations of the noise"):
         ns.posterior(ornstein(), ts, 300.0 + ts)
+
+
+def test_dates_in_another_unit_than_the_model_are_named():
+    days = np.arange("2024-01-01", "2024-01-11", dtype="datetime64[D]")
+    model = dataclasses.replace(ornstein(), dt=1.0)
+    with pytest.warns(eg.RunWarning, match="in `unit` 's' times are up to 8.64e"):
+        ns.posterior(model, days, np.zeros(10))
+    ns.posterior(model, days, np.zeros(10), unit="D")
+    with pytest.warns(eg.RunWarning, match="`cycle` is 5 and times are 8.64e"):
+        ns.structural(ns.cycle(5.0), days, np.arange(10.0))
+    ns.structural(ns.cycle(5.0), days, np.arange(10.0), unit="D")
+
+
+def test_a_horizon_that_a_series_outlives_is_named():
+    law = ns.Gaussian.independent(np.zeros(1), 1.0)
+    linear = ns.FractionalSDE(-np.eye(1), 0.0, 1.0, law, hurst=0.7, horizon=5.0)
+    model = ns.LatentSDE(linear, ns.LinearDecoder(np.eye(1, 6), 0.1))
+    ns.posterior(model, np.arange(6.0), np.zeros(6))
+    with pytest.warns(eg.RunWarning, match="the `horizon` of `FractionalSDE` is 5"):
+        ns.posterior(model, np.arange(7.0), np.zeros(7))

@@ -12,6 +12,7 @@ import statsmodels.api as sm
 
 import effgen as eg
 from effgen import neural_sde as ns
+from effgen.neural_sde.peak import step_of
 
 
 NILE = sm.datasets.nile.load_pandas().data
@@ -203,11 +204,49 @@ def test_what_is_no_linear_model_is_refused():
         ns.level() + 1.0  # pyright: ignore[reportOperatorIssue]
     with pytest.raises(ValueError, match="fewer than two values"):
         ns.structural(ns.level(), YEARS, FLOW * np.nan)
+    with pytest.raises(ValueError, match="`period` is 1, and times are whole"):
+        ns.structural(ns.level() + ns.season(3.0, 3), YEARS, FLOW)
+    ns.structural(ns.level() + ns.season(2.0), YEARS, FLOW)
+    with pytest.raises(ValueError, match=r"`ys` is infinite at \(2, 0\)"):
+        ns.structural(ns.level(), YEARS, np.where(YEARS == 2, np.inf, FLOW))
+
+
+def test_each_sensor_starts_at_its_own_noise():
+    ys = np.stack([FLOW, 1e6 * FLOW, 0 * FLOW + 5], axis=1)
+    own = FLOW.std() * np.array([1, 1e6])
+    model = ns.structural(ns.level(), YEARS, ys, loadings=[1.0, 1e6, 1.0])
+    right = 0.3 * np.array([*own, 2 * own[0] / 3])
+    np.testing.assert_allclose(model.decoder.scale, right, rtol=1e-5)
+    alone = ns.structural(ns.level(), YEARS, FLOW).linear.parameters["level.noise"]
+    found = model.linear.parameters["level.noise"]
+    np.testing.assert_allclose(found, 2 * alone / 3, rtol=1e-5)
+    with pytest.warns(eg.RunWarning, match="pass `loadings`"):
+        ns.structural(ns.level(), YEARS, ys)
+    with pytest.raises(ValueError, match="`loadings` are"):
+        ns.structural(ns.level(), YEARS, ys, loadings=[1.0, 2.0])
+
+
+def test_steps_are_the_model_s_own_where_one_is_not_exact():
+    model = ns.structural(ns.level(), YEARS, FLOW)
+    assert step_of(model, YEARS, "s") == pytest.approx(1, rel=2e-3)
+    law = ns.Gaussian.independent(np.zeros(1), 1.0)
+    linear = ns.VaryingSDE(
+        lambda t: (-jnp.eye(1), jnp.cos(20 * t)[None], jnp.eye(1)), law
+    )
+    varying = ns.LatentSDE(linear, ns.LinearDecoder(np.eye(1), 0.1), dt=0.02)
+    assert step_of(varying, YEARS, "s") == 0.02
 
 
 def test_a_network_begins_at_the_fit_and_moves_what_it_may():
     parts = ns.cycle(11.0) + ns.level()
-    fitted = ns.fit_linear(ns.structural(parts, YEARS, FLOW), YEARS, FLOW).model
+    fit = ns.fit_linear(ns.structural(parts, YEARS, FLOW), YEARS, FLOW)
+    drawn = fit.drawn(8, key=jax.random.key(1))
+    logs = np.log([float(m.linear.parameters["cycle.scale"]) for m in drawn])
+    error = fit.standard_errors["cycle.scale"] / fit.parameters["cycle.scale"]
+    assert 0.3 * error < np.std(logs) < 3 * error
+    with pytest.raises(ValueError, match="`num` is 0"):
+        fit.drawn(0, key=jax.random.key(1))
+    fitted = fit.model
     model = ns.with_network(
         fitted, YEARS, FLOW, key=jax.random.key(0), sees=["cycle"], moves=["cycle"]
     )

@@ -80,6 +80,15 @@ def test_digests_are_of_content_alone():
     assert int(narrow.min()) >= 0
 
 
+def test_digests_are_of_all_64_bits():
+    numbers = np.array([[5], [-5], [2**32 + 5], [2**40 + 5], [2**32 - 5]])
+    with jax.enable_x64(True):
+        wide = rc.content_digests(jnp.asarray(numbers))
+    narrow = rc.content_digests(jnp.asarray(numbers[:2].astype(np.int32)))
+    np.testing.assert_array_equal(wide[:2], narrow)
+    assert len(np.unique(wide[:4])) == 4
+
+
 def test_documents_are_found_by_number_or_content():
     cache = filled(towers())
     order = jax.random.permutation(KEY, cache.capacity)

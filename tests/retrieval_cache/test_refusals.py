@@ -9,9 +9,12 @@ import numpy as np
 import optax
 import pytest
 
+import effgen as eg
 from effgen import retrieval_cache as rc
+from effgen.retrieval_cache.pairs import as_numbers, marks
 
 
+KEY = jax.random.key(0)
 WORDS = rc.HashedWords(num_words=64, length=4)
 MODEL = rc.TwoTowers.tied(rc.HashedBag(64, 4, 4, key=jax.random.key(0)))
 TOKENS = WORDS([f"word{i}" for i in range(8)])
@@ -154,3 +157,131 @@ def test_sizes_that_are_none():
             fill(document, TOKENS, **given)
     with pytest.raises(ValueError, match="places for 2"):
         rc.Transformer(64, 2, key=jax.random.key(0), width=8)(jnp.asarray(TOKENS))
+
+
+def test_a_cache_of_a_later_step_is_refused_or_restamped():
+    """What a new run embeds would count as the oldest, and be embedded for ever."""
+    cache = rc.NegativeCache.fill(MODEL.document, TOKENS, step=50)
+    pairs = rc.Pairs(TOKENS, TOKENS, NUMBERS)
+    source = eg.Minibatches(pairs, 4)
+    for trainer in (
+        rc.NegativeCacheTrainer(optax.sgd(0.1), 4),
+        rc.CrossBatchTrainer(optax.sgd(0.1)),
+    ):
+        state = trainer.init(MODEL, cache)
+        with pytest.raises(ValueError, match=r"of step 50 and the run is at step 0"):
+            eg.fit(trainer, state, source, key=KEY, num_steps=1)
+    older = cache.written(jnp.asarray([2]), jnp.ones((1, 4)), jnp.asarray(70))
+    np.testing.assert_array_equal(older.restamped().stamps[:4], [-20, -20, 0, -20])
+    again = older.restamped(100)
+    np.testing.assert_array_equal(again.stamps[:4], [80, 80, 100, 80])
+    # A smaller cache still keeps the newest, whatever sign their steps have.
+    kept = older.restamped().removed([7]).resized(7)
+    assert set(np.asarray(kept.ids).tolist()) == set(range(7))
+    np.testing.assert_array_equal(older.rebuilt(MODEL.document).stamps, 70)
+    with pytest.raises(ValueError, match=r"`step` is 1\.5"):
+        older.rebuilt(MODEL.document, step=1.5)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.uint32])
+def test_documents_numbers_may_be_any_integers(dtype):
+    pairs = rc.Pairs(TOKENS, TOKENS, NUMBERS.astype(dtype))
+    np.testing.assert_array_equal(marks(pairs).ids, NUMBERS)
+    most = np.iinfo(dtype).max
+    found = as_numbers(np.asarray([0, 3, most], dtype))
+    np.testing.assert_array_equal(found, [0, 3, min(most, 2**31 - 1)])
+    if np.iinfo(dtype).min < 0:
+        np.testing.assert_array_equal(as_numbers(np.asarray([-7, 2], dtype)), [-1, 2])
+
+
+def test_a_temperature_that_would_not_be_trained():
+    own = rc.TwoTowers.tied(MODEL.encoder, rc.LearnedTemperature.of(0.07))
+    trainer = rc.InBatchTrainer(optax.sgd(0.1))
+    with pytest.raises(ValueError, match=r"`temperature` is 0\.05 and the model"):
+        trainer.init(own)
+    with pytest.raises(ValueError, match=r"`least` is 0\.5 and `most` 0\.1"):
+        rc.LearnedTemperature(jnp.zeros(()), 0.5, 0.1)
+
+
+def test_what_was_drawn_is_written_back_before_documents_change_places():
+    with pytest.raises(ValueError, match=r"put `WriteBack\(\)` first"):
+        rc.NegativeCacheTrainer(
+            optax.sgd(0.1), refresh=(rc.PositivesIn(), rc.WriteBack())
+        )
+    with pytest.raises(ValueError, match=r"`refresh` is 1\.5"):
+        rc.NegativeCacheTrainer(optax.sgd(0.1), refresh=1.5)
+
+
+@pytest.mark.parametrize("often", [np.full(8, 4.0), np.full(8, 1 / 8)])
+def test_frequencies_of_a_stream_are_those_of_a_step(often):
+    """Counts would correct nothing, and shares too much."""
+    cache = rc.NegativeCache.fill(MODEL.document, TOKENS)
+    rc.PositivesIn(np.full(8, 0.5)).check(cache, 4)
+    with pytest.raises(ValueError, match="`frequencies` sum to"):
+        rc.PositivesIn(often).check(cache, 4)
+
+
+def test_a_queue_that_would_cut_documents():
+    cache = rc.NegativeCache.fill(MODEL.document, TOKENS)
+    wide = TOKENS.astype(np.int32)
+    trainer = rc.CrossBatchTrainer(optax.sgd(0.1))
+    source = eg.Minibatches(rc.Pairs(wide, wide, NUMBERS), 4)
+    with pytest.raises(ValueError, match="int32 and the cache's items uint16"):
+        eg.fit(trainer, trainer.init(MODEL, cache), source, key=KEY, num_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"known": NUMBERS[:, None], "ids": None},
+            "`known`, numbers of documents",
+        ),
+        ({"negative_ids": NUMBERS[:, None]}, "`negative_ids` and no `negatives`"),
+        (
+            {"negatives": TOKENS[:, None], "negative_ids": np.zeros((8, 2), int)},
+            "or their numbers, of shapes",
+        ),
+        ({"negatives": TOKENS[:4, None]}, "a batch of 8 pairs has `negatives`"),
+    ],
+)
+def test_batches_of_fields_that_would_do_nothing(change, message):
+    pairs = rc.Pairs(TOKENS, TOKENS, NUMBERS)._replace(**change)
+    trainer = rc.InBatchTrainer(optax.sgd(0.1))
+    with pytest.raises(ValueError, match=message):
+        eg.fit(trainer, trainer.init(MODEL), [pairs], key=KEY, num_steps=1)
+
+
+def test_logits_of_settings_that_mean_nothing():
+    cache = rc.NegativeCache.fill(MODEL.document, TOKENS)
+    given: Any = (MODEL.query(TOKENS), cache, MODEL.document)
+    known = NUMBERS[:, None]
+    with pytest.raises(ValueError, match="`num_negatives` is 0"):
+        rc.cache_logit(*given, key=KEY, known=known, num_negatives=0)
+    with pytest.raises(TypeError, match="`known` is float"):
+        rc.cache_logit(*given, key=KEY, known=known * 1.0)
+    with pytest.raises(ValueError, match="`max_log_ratio` is -1"):
+        rc.PseudoLogit(-1.0)
+
+
+def test_numbers_that_jax_would_cut():
+    with pytest.raises(ValueError, match="1099511627776, which JAX would cut"):
+        rc.NegativeCache.fill(MODEL.document, np.full((8, 4), 2**40))
+
+
+def test_frequencies_may_be_a_list_and_are_looked_at():
+    for given, message in (([1, -2], "some below zero"), ([0, 0], "all zero")):
+        with pytest.raises(ValueError, match=message):
+            rc.InBatchTrainer(optax.sgd(0.1), frequencies=given)  # pyright: ignore
+    with pytest.raises(ValueError, match="`frequencies` are <U"):
+        rc.NegativeCacheTrainer(optax.sgd(0.1), frequencies=["a"])  # pyright: ignore
+
+
+def test_tokens_of_a_pretrained_encoder_are_integers():
+    """Others were cut to integers."""
+    given = {"width": 4, "depth": 1, "num_heads": 2, "inner_size": 4}
+    bert = rc.Bert.random(64, 4, key=KEY, **given)
+    with pytest.raises(TypeError, match="`tokens` are float32: pass an array"):
+        bert(jnp.ones((2, 4)))
+    with pytest.raises(ValueError, match="`dropout` is 1"):
+        rc.Bert.random(64, 4, key=KEY, dropout=1.0, **given)

@@ -1,0 +1,141 @@
+"""Which parameters the data tell, each alone and all together: a report."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import ArrayLike, Float
+
+from effgen.core.state import TrainState
+
+from .curvature import GaussNewton
+from .information import Information, open_names
+from .model import Model, names_of_model
+from .nlp import NLP, ravel
+from .transcription import Transcription
+from .uncertainty import informed, known_noise, moments
+
+
+_MOVED = 1e-6  # of an open direction's largest part
+_NAMED = 0.2  # of a direction's length: parameters that it is said to be of
+_LOOSE = 0.5
+_ALIKE = 0.95
+
+
+class Identifiability(NamedTuple):
+    """What the data tell of the physical parameters. `str` makes a table of it.
+
+    Attributes:
+        names: The names of the parameters' numbers.
+        values: Their values, `(parameters,)`.
+        deviations: Their standard deviations, `(parameters,)`, in their units; infinite
+            where a direction that nothing tells moves one, zero where a bound holds it.
+        correlations: `(parameters, parameters)`; NaN of deviations that are zero or
+            infinite.
+        open: The names of what open directions move, starts among them.
+        spreads: The standard deviations along `directions`, `(told,)`, the largest
+            first, relative to the parameters' sizes. Above one, a direction is hardly
+            told.
+        directions: Orthogonal combinations of relative parameters, `(parameters,
+            told)`.
+    """
+
+    names: tuple[str, ...]
+    values: Float[np.ndarray, " parameters"]
+    deviations: Float[np.ndarray, " parameters"]
+    correlations: Float[np.ndarray, "parameters parameters"]
+    open: tuple[str, ...]
+    spreads: Float[np.ndarray, " told"]
+    directions: Float[np.ndarray, "parameters told"]
+
+    def __str__(self) -> str:
+        """Return the report: a line for each parameter, then what is told together."""
+        width = max([len(name) for name in self.names], default=0)
+        rows = zip(self.names, self.values, self.deviations, strict=True)
+        lines = [
+            f"{name:{width}} {value:12.5g} +- {deviation:<10.3g} {self._said(i)}"
+            for i, (name, value, deviation) in enumerate(rows)
+        ]
+        if self.open:
+            lines.append(f"open: {', '.join(self.open)} can move together")
+        for spread, direction in zip(self.spreads, self.directions.T, strict=True):
+            if spread > _LOOSE:
+                lines.append(
+                    f"told to {spread:.2g} of its size: {self._named(direction)}"
+                )
+        return "\n".join(lines)
+
+    def _said(self, i: int) -> str:
+        """Return what is to be said of one parameter."""
+        if np.isinf(self.deviations[i]):
+            return "not told"
+        if self.deviations[i] == 0:
+            return "held by a bound"
+        row = np.abs(np.nan_to_num(self.correlations[i]))
+        alike = [self.names[j] for j in np.flatnonzero(row > _ALIKE) if j != i]
+        return f"told with {', '.join(alike)} alone" if alike else ""
+
+    def _named(self, direction: np.ndarray) -> str:
+        chosen = np.flatnonzero(np.abs(direction) > _NAMED)
+        order = chosen[np.argsort(-np.abs(direction[chosen]))]
+        return " ".join(f"{direction[j]:+.2f} {self.names[j]}" for j in order)
+
+
+def identifiability(
+    transcription: Transcription, state: TrainState, *, noise: ArrayLike | None = None
+) -> Identifiability:
+    """Return which parameters the data tell at a solution, alone and together.
+
+    Where `covariance` refuses open directions, this names them, and tells of the rest.
+
+    Arguments:
+        transcription: The transcription that `state` was solved on.
+        state: The trained state of a `CollocationTrainer`.
+        noise: As of `covariance`.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: If the state is of another mesh; for a `noise` that is not positive;
+            if no sample is left to estimate a noise from; if the point is no minimum.
+
+    Source:
+        Brun, Reichert and Künsch (2001); Gutenkunst and others (2007).
+    """
+    known = None if noise is None else known_noise(noise, transcription.problem)
+    nlp, found = informed(transcription, state, GaussNewton())
+    asked = np.asarray(nlp.problem.scale) / transcription.problem.scale
+    whole = moments(found, nlp, None if known is None else known / asked)[2]
+    values = np.asarray(ravel(Model(state.model.parameters, None)))
+    num = len(values)
+    block, loose = whole[:num, :num], _moved(found, nlp, num)
+    deviations = np.where(loose, np.inf, np.sqrt(np.diag(block)))
+    told = np.flatnonzero((deviations > 0) & ~loose)
+    correlations = np.full((num, num), np.nan)
+    own = block[np.ix_(told, told)]
+    within = np.outer(deviations[told], deviations[told])
+    correlations[np.ix_(told, told)] = own / within
+    sizes = np.where(values == 0, 1.0, np.abs(values))[told]
+    squares, vectors = np.linalg.eigh(own / np.outer(sizes, sizes))
+    directions = np.zeros((num, len(told)))
+    directions[told] = vectors[:, ::-1]
+    return Identifiability(
+        tuple(names_of_model(Model(state.model.parameters, None))),
+        values,
+        deviations,
+        correlations,
+        tuple(open_names(found, nlp)),
+        np.sqrt(np.maximum(squares[::-1], 0)),
+        directions,
+    )
+
+
+def _moved(found: Information, nlp: NLP, num: int) -> np.ndarray:
+    """Return which parameters an open direction moves."""
+    moved, first = np.zeros(num, bool), len(nlp.ts) * nlp.problem.num_states
+    if not found.open.shape[1]:
+        return moved
+    much = np.linalg.norm(found.open, axis=1)
+    free = found.eliminated.free[much > _MOVED * much.max()] - first
+    moved[free[(free >= 0) & (free < num)]] = True
+    return moved

@@ -1,0 +1,195 @@
+"""What a fit leaves open: standard errors, and models that the record does not refuse.
+
+Both are of the posterior density of a linear model's parameters about its peak.
+"""
+
+import warnings
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.special
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from effgen.core.counts import check_count
+from effgen.core.keys import check_key
+from effgen.core.results import RunWarning
+from effgen.core.weights import resample
+
+from .decoders import LinearDecoder
+from .model import LatentSDE
+from .peak import Maximum, Problem
+from .structure import Structure
+
+
+_DEGREES = 5.0  # of Student's law: its tails are above the density's
+_PROPOSALS, _BATCH = 256, 32
+_FEWEST = 0.05  # of the proposals that should count
+_FARTHEST = 5.0  # deviations of a step from a place that is not the peak
+_FLATTEST = 0.1  # of the prior's curvature, in logarithms
+
+
+def named_parameters(model: LatentSDE) -> dict[str, Array]:
+    """Return a linear model's parameters by name, in units of time and data."""
+    found = {}
+    if isinstance(model.linear, Structure):
+        found |= model.linear.parameters
+    if isinstance(model.decoder, LinearDecoder):
+        found["observation.scale"] = model.decoder.scale
+    return found
+
+
+@eqx.filter_jit
+def _bent(problem: Problem, x: Array) -> tuple[Array, Array, Any, Any]:
+    """Return slope and curvature of the density, and named parameters and theirs."""
+    named = lambda x: named_parameters(problem.model(x))
+    return jax.grad(problem)(x), jax.hessian(problem)(x), named(x), jax.jacfwd(named)(x)
+
+
+class Spectrum(NamedTuple):
+    """`hessian = D^-1 vectors diag(sizes) vectors^T D^-1`, `D = diag(units)`.
+
+    Attributes:
+        units: The prior's deviation of a logarithm, and of any other parameter that of
+            the density along it: so the spectrum is the same in any units.
+        sizes: Shape `(parameters,)`.
+        vectors: One a column, shape `(parameters, parameters)`.
+    """
+
+    units: Float[np.ndarray, " parameters"]
+    sizes: Float[np.ndarray, " parameters"]
+    vectors: Float[np.ndarray, "parameters parameters"]
+
+
+def spectrum(
+    hessian: Float[np.ndarray, "parameters parameters"],
+    is_log: Float[np.ndarray, " parameters"],
+    prior_scale: float,
+) -> Spectrum:
+    """Return a curvature's eigenvalues and vectors, free of the parameters' units."""
+    diagonal = np.abs(np.diag(hessian))
+    own = np.where(diagonal > 0, 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1)), 1)
+    units = np.where(is_log == 1, prior_scale, own)
+    scaled = units[:, None] * (hessian + hessian.T) / 2 * units
+    return Spectrum(units, *np.linalg.eigh(scaled))
+
+
+def standard_errors(problem: Problem, x: Array) -> tuple[dict, dict]:
+    """Return named parameters, and their standard errors to first order."""
+    _, hessian, values, slopes = _bent(problem, x)
+    scale = float(problem.prior_scale)
+    found = spectrum(np.asarray(hessian), np.asarray(problem.is_log), scale)
+    held = found.sizes > 1e-9 * np.max(found.sizes, initial=0)
+    inverse = np.where(held, 1 / np.where(held, found.sizes, 1), 0)
+    errors = {}
+    for name, slope in slopes.items():
+        across = (np.asarray(slope) * found.units) @ found.vectors
+        variance = np.sum(across**2 * inverse, axis=-1)
+        open_part = np.sum(across[..., ~held] ** 2, axis=-1)
+        whole = np.sum(across**2, axis=-1)
+        errors[name] = np.where(open_part > 1e-12 * whole, np.nan, np.sqrt(variance))
+    return {name: np.asarray(value) for name, value in values.items()}, errors
+
+
+def drawn_models(
+    peak: Maximum, num: int, *, key: PRNGKeyArray
+) -> tuple[LatentSDE, ...]:
+    """Draw models from the posterior density of a fit's parameters.
+
+    Proposals are of Student's law about the peak, with the curvature there, and are
+    chosen by `posterior density / proposal's`, no weight above the mean's times the
+    root of their number. The prior is that of the fit: a logarithm has a normal one,
+    and what else is trained a flat one.
+
+    Arguments:
+        peak: Where the density is highest, or a place near by.
+        num: How many models.
+        key: A random key.
+
+    Returns:
+        Models that count alike. Where few proposals count, some are the same.
+
+    Warns:
+        RunWarning: Where fewer than one in twenty proposals count, and where the
+            curvature is not finite: then all models are the peak's.
+
+    Source:
+        Rubin (1988), sampling and importance resampling; Ionides (2008), the weights.
+    """
+    check_key(key)
+    check_count("num", num)
+    keys = jax.random.split(key)
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(keys[0])))
+    size = max(_PROPOSALS, 8 * num)
+    with jax.enable_x64(True):  # noqa: FBT003
+        slope, hessian, *_ = _bent(peak.problem, peak.x)
+        law = laplace(peak, np.asarray(slope), np.asarray(hessian))
+        if law is None:
+            _warn("the curvature at the fit is not finite: all models are the fit's.")
+            return (peak.model,) * num
+        z, proposed = _student(rng, size, len(peak.x))
+        xs = law[0] + z @ law[1].T
+        logs = np.asarray(_densities(peak.problem, jnp.asarray(xs))) - proposed
+    logs = truncated(logs)
+    share = 1 / np.sum(np.exp(2 * (logs - scipy.special.logsumexp(logs)))) / size
+    if not share > _FEWEST:
+        _warn(
+            f"{share * size:.1f} of {size} models that were proposed count: the fit is "
+            "no peak, or its parameters are held by little. Leave out a part."
+        )
+    index = resample(jnp.asarray(logs - np.max(logs)), num, key=keys[1])
+    return tuple(peak.at(xs[i]) for i in np.asarray(index))
+
+
+def laplace(
+    peak: Maximum, slope: np.ndarray, hessian: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return mean and root of the normal law with slope and curvature of a density.
+
+    Where the curvature is too flat for what the prior says, it is raised. `None` where
+    it is not finite.
+    """
+    if not (np.all(np.isfinite(slope)) and np.all(np.isfinite(hessian))):
+        return None
+    is_log = np.asarray(peak.problem.is_log)
+    found = spectrum(hessian, is_log, float(peak.problem.prior_scale))
+    least = np.maximum(_FLATTEST * (is_log @ found.vectors**2), 1e-6)
+    deviations = 1 / np.sqrt(np.maximum(found.sizes, least))
+    root = found.units[:, None] * found.vectors * deviations
+    step = -root.T @ slope
+    step = step * min(1.0, _FARTHEST / max(float(np.linalg.norm(step)), 1e-30))
+    return np.asarray(peak.x) + root @ step, root
+
+
+def _student(
+    rng: np.random.Generator, num: int, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw from Student's law, with its log-density up to a constant."""
+    noise = rng.normal(size=(num, size))
+    z = noise / np.sqrt(rng.chisquare(_DEGREES, size=(num, 1)) / _DEGREES)
+    half = -0.5 * (_DEGREES + size)
+    return z, half * np.log1p(np.sum(z**2, axis=1) / _DEGREES)
+
+
+@eqx.filter_jit
+def _densities(problem: Problem, xs: Array) -> Array:
+    """Return the log posterior density of each, up to a constant."""
+    return -jax.lax.map(lambda x: problem(x), xs, batch_size=_BATCH)
+
+
+def truncated(logs: Float[np.ndarray, " proposals"]) -> np.ndarray:
+    """Return log-weights, none above the mean weight times the root of their number.
+
+    What is not finite has no weight; where that is so of all, all have the same.
+    """
+    logs = np.where(np.isfinite(logs), logs, -np.inf)
+    if np.all(np.isneginf(logs)):
+        return np.zeros(len(logs))
+    mean = scipy.special.logsumexp(logs) - np.log(len(logs))
+    return np.minimum(logs, mean + 0.5 * np.log(len(logs)))
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, RunWarning, stacklevel=4)

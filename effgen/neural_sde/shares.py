@@ -1,0 +1,102 @@
+"""Shares of models in a mixture: a priori, by evidence, by how well they forecast."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import scipy.special
+from jaxtyping import Float
+
+
+_PRIOR = 2.0  # origins that the shares a priori are worth
+_BOOTSTRAPS, _LEAST = 2_000, 0.01
+# A normal law this much wider, with this share, so that no value is impossible.
+_WIDER, _SHARE = 3.0, 0.01
+
+
+def prior_of(names: list[str], shares: Mapping[str, float] | None) -> np.ndarray:
+    """Return the shares in the order of names, summing to one; `None`: equal ones.
+
+    Raises:
+        ValueError: For shares that are not of the members, or not positive.
+    """
+    if shares is None:
+        return np.full(len(names), 1 / len(names))
+    found = dict(shares)
+    sound = all(0 < share < np.inf for share in found.values())
+    if set(found) != set(names) or not sound:
+        raise ValueError(
+            f"`shares` are {found}: pass a positive number for each of {names}."
+        )
+    each = np.array([float(found[name]) for name in names])
+    return each / each.sum()
+
+
+def bootstrapped_shares(
+    blocks: Float[np.ndarray, "origins members"],
+    shares: Float[np.ndarray, " members"],
+) -> Float[np.ndarray, " members"]:
+    """Return what shares become by the evidence of blocks, in nats: see `stack`.
+
+    Source:
+        Yao, Vehtari, Simpson and Gelman (2018), section 3.4; Rubin (1981).
+    """
+    rng, num = np.random.default_rng(0), len(blocks)
+    counts = num * rng.dirichlet(np.ones(num), size=_BOOTSTRAPS)
+    found = scipy.special.softmax(counts @ blocks + np.log(shares), axis=1).mean(axis=0)
+    found = np.maximum(found, _LEAST)
+    return found / found.sum()
+
+
+def stacking_weights(
+    log_densities: Float[np.ndarray, "origins values members"],
+    shares: Float[np.ndarray, " members"],
+) -> Float[np.ndarray, " members"]:
+    """Return the weights that `stack` names, of values' log-densities, by EM.
+
+    A value that is NaN is missing. A member with a density of zero has no weight: its
+    forecasts were not finite.
+
+    Raises:
+        ValueError: Where that is so of all.
+    """
+    logs = np.asarray(log_densities, np.float64)
+    there = ~np.any(np.isnan(logs), axis=-1)
+    sound = ~np.any(np.isneginf(logs), axis=(0, 1))
+    if not sound.any():
+        raise ValueError("no member's forecasts of the past are finite: lower `dt`.")
+    weights = np.zeros(len(sound))
+    logs = np.where(there[..., None], logs, 0)[..., sound]
+    weights[sound] = _maximized(logs, there, shares[sound] / shares[sound].sum())
+    return weights
+
+
+def _maximized(logs: np.ndarray, there: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Return weights by EM of finite log-densities, of values that are there."""
+    densities = np.exp(logs - logs.max(axis=-1, keepdims=True))
+    share = there / np.maximum(there.sum(axis=1), 1)[:, None]
+    weights = shares
+    for _ in range(500):
+        parts = weights * densities
+        parts /= parts.sum(axis=-1, keepdims=True)
+        weights = np.einsum("jh,jhk->k", share, parts) + _PRIOR * shares
+        weights /= weights.sum()
+    return weights
+
+
+def log_density(
+    samples: Float[np.ndarray, "paths *shape"], ys: Float[np.ndarray, "*shape"]
+) -> Float[np.ndarray, "*shape"]:
+    """Return log-densities of values by Gaussian kernels about draws of each.
+
+    The kernel's width is Silverman's; a normal law three times as wide has one percent.
+    """
+    num = len(samples)
+    mean, scale = samples.mean(0), np.maximum(samples.std(0), 1e-30)
+    inner = np.subtract(*np.quantile(samples, (0.75, 0.25), axis=0)) / 1.349
+    width = 0.9 * np.minimum(scale, np.where(inner > 0, inner, scale)) * num**-0.2
+    normal = lambda away, scale: -0.5 * (away / scale) ** 2 - np.log(scale)
+    kernels = normal(ys - samples, width)
+    top = kernels.max(0)
+    inside = top + np.log(np.mean(np.exp(kernels - top), axis=0)) + np.log1p(-_SHARE)
+    outside = normal(ys - mean, _WIDER * scale) + np.log(_SHARE)
+    return np.logaddexp(inside, outside) - 0.5 * np.log(2 * np.pi)

@@ -1,0 +1,39 @@
+"""What a step tells of its draws, and of the cache."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from effgen.core.state import Metrics
+
+from .cache import NegativeCache
+from .estimation import Embedded
+from .refresh import Seen
+
+
+def drawn_metrics(found: Embedded, seen: Seen) -> Metrics:
+    """Return how much of the softmax is where, and how well the draws did."""
+    estimated, sample = found.estimated, found.sample
+    embedded = jnp.concatenate([seen.fresh, seen.embeddings])
+    finite = jnp.isfinite(sample.log_partition)
+    partition = jnp.where(finite, sample.log_partition, 0)
+    return {
+        "positive": jnp.mean(estimated.positives),
+        "beyond_batch": jnp.mean(estimated.beyond),
+        "cache_loss": jnp.sum(partition) / jnp.maximum(jnp.sum(finite), 1),
+        "score_drift": estimated.corrected.drift,
+        "ess": estimated.corrected.ess,
+        "possible_bias": estimated.corrected.possible_bias,
+        "staleness": estimated.corrected.staleness,
+        "refused": jnp.sum(~jnp.all(jnp.isfinite(embedded), axis=1)),
+    }
+
+
+def described(cache: NegativeCache, step: Int[Array, ""]) -> Metrics:
+    """Return how full and how old a cache is."""
+    valid, num = cache.valid, jnp.sum(cache.valid)
+    ages = jnp.where(valid, step + 1 - cache.stamps, 0)
+    return {
+        "coverage": num / cache.capacity,
+        "age": jnp.sum(ages, dtype=jnp.float32) / jnp.maximum(num, 1),
+        "oldest": jnp.max(ages),
+    }
