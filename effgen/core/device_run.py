@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .data import AbstractBatches, check_width
+from .data import AbstractBatches
 from .job import Job, run_keys
 from .prefetch import Block, stack_length, stacked
 from .program import Advance, compiled_program
+from .rows import check_width
 from .sharding import mesh_of, place_stack, replicate
 from .state import Metrics, TrainState, copied
 from .static import Static, arrays_of

@@ -25,7 +25,7 @@ from .stream import Stream
 from .trainer import AbstractHostTrainer
 
 
-# How long one of several processes waits for its own data before it asks the others.
+# How long a process waits for its data before it looks up, and asks other processes.
 _ASK_SECONDS = 1.0
 
 _MANY = int(np.iinfo(np.int32).max)
@@ -142,14 +142,15 @@ class Loop:
 
     def _awaited(self, reader: Reader) -> int:
         """Wait until all processes have batches; return how many, 0 at the end."""
-        alone = jax.process_count() == 1
-        until = time.monotonic() + self.job.patience
+        until, there = time.monotonic() + self.job.patience, 0
         whole = self.job.guard.num_retries > 0
         with self.job.ledger.account("data"):
             while True:
-                left = until - time.monotonic()
-                seconds = left if alone else min(left, _ASK_SECONDS)
+                seconds = min(until - time.monotonic(), _ASK_SECONDS)
                 num = reader.wait(_MANY, seconds, self.job.interrupts, whole=whole)
+                if reader.num_ahead > there:  # of a whole stack, each batch is awaited
+                    there = reader.num_ahead
+                    until = time.monotonic() + self.job.patience
                 said = self._said(reader, num, until)
                 num = self._agreed(num, said, reader)
                 if num or self.over:

@@ -4,6 +4,7 @@ Axis: `steps`. All are functions of the losses that `history["loss"]` holds, and
 """
 
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,7 +61,7 @@ def tse_e(losses: Losses, *, last: int) -> float:
         Ru et al. (2021), TSE-E.
     """
     losses = _checked(losses)
-    if not 1 <= last <= len(losses):
+    if not isinstance(last, Integral) or not 1 <= last <= len(losses):
         raise ValueError(f"`last` is {last}: pass 1 to {len(losses)}.")
     return float(np.sum(losses[-last:]))
 
@@ -106,7 +107,7 @@ def rank_runs(
     Raises:
         TypeError: If `losses` is no mapping.
         ValueError: If `losses` has no run, or if a run, which is named, has no loss
-            or one that is not finite.
+            or one that is not finite, or an estimate that is not a number.
     """
     if not isinstance(losses, Mapping):
         raise TypeError(
@@ -117,6 +118,11 @@ def rank_runs(
     runs = {name: _checked(run, f"losses[{name!r}]") for name, run in losses.items()}
     shortest = min(map(len, runs.values()))
     scores = {name: estimator(run[:shortest]) for name, run in runs.items()}
+    for name, score in scores.items():
+        if np.ndim(score) or np.isnan(score):
+            raise ValueError(
+                f"`estimator` gives {score} for the run {name!r}: return one number."
+            )
     return sorted(scores, key=scores.__getitem__)
 
 
@@ -184,8 +190,11 @@ def extrapolate(
         raise ValueError(
             f"`losses` has {len(losses) - first} steps in its tail: fit at least 20."
         )
-    if at < len(losses):
-        raise ValueError(f"`at` is {at}, before the last step, {len(losses)}.")
+    if not len(losses) <= at < np.inf:
+        raise ValueError(
+            f"`at` is {at}, before the last step, {len(losses)}, or not finite: pass a "
+            "step from there on."
+        )
     steps, means = _blocks(losses, first)
     fits = [_fit(shape, steps, means) for shape in ("power", "exponential")]
     best = min(fits, key=lambda fit: fit.squares)
@@ -210,8 +219,10 @@ def should_stop(losses: Losses, *, at: int, threshold: float) -> bool:
         Whether to stop.
 
     Raises:
-        ValueError: As `extrapolate`.
+        ValueError: For a threshold that is not finite, or as `extrapolate`.
     """
+    if not np.isfinite(threshold):
+        raise ValueError(f"`threshold` is {threshold}: pass a finite loss.")
     return extrapolate(losses, at=at).most_gain < threshold
 
 

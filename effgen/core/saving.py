@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
 from .checkpoint import absolute, read_manifest, saved_steps
+from .counts import check_count
 from .job import Chunk, Job
 from .results import RESULTS, TrainingError
 from .run import Run, check_run
+from .scalars import doubles, scalars
 from .state import TrainState
 from .writer import CheckpointWriter
 
@@ -43,11 +43,12 @@ def checkpointed(
         directory: The folder of this run alone; it is made.
         every: How many steps lie between two saves.
         keep: How many saves stay.
-        best: A metric, one number a step. At each multiple of `every` its mean over the
-            `every` steps before is compared; the best checkpoint stays, beside the
-            newest, and `restore(directory, like, step="best")` returns it. A mean that
-            is not finite is never the best, nor is an end between two multiples. A run
-            that was interrupted and resumed finds the same best as one that was not.
+        best: A metric, one number a step, by the name that it has in `logged`. At each
+            multiple of `every` its mean over the `every` steps before is compared; the
+            best checkpoint stays, beside the newest, and `restore(directory, like,
+            step="best")` returns it. A mean that is not finite is never the best, nor
+            is an end between two multiples. A run that was interrupted and resumed
+            finds the same best as one that was not.
         mode: Whether the least (`"min"`) or the greatest (`"max"`) mean is best.
 
     Returns:
@@ -56,17 +57,22 @@ def checkpointed(
 
     Raises:
         ValueError: If `directory` holds sound steps past the run's first, which would
-            be mixed with this run's, or if `every`, `keep` or `mode` is out of range.
+            be mixed with this run's, or takes the run's checkpoints already; or if
+            `every`, `keep` or `mode` is out of range.
         OSError: At once if `directory` cannot be written.
-        TypeError: If `run` is no run, or `directory` no path.
+        TypeError: If `run` is no run, `directory` no path, or `best` no name.
         RuntimeError: If `run` has started, or is wrapped already.
     """
     check_run(run)
-    if every < 1 or keep < 1:
-        raise ValueError(f"`every` and `keep` must be positive, not {every}, {keep}.")
+    run.check_unstarted()
+    check_count("every", every)
+    check_count("keep", keep)
+    if best is not None and not isinstance(best, str):
+        raise TypeError(f"`best` is {best!r}: pass the name of a metric, or None.")
     if mode not in ("min", "max"):
         raise ValueError(f'`mode` is {mode!r}: pass "min" or "max".')
     path, step = absolute(directory), int(run.state.step)
+    run.job.claim("directory", path)
     writer = CheckpointWriter(path, keep=keep)
     writer.clear(step)
     score = _Score(best, mode).after(path, step)
@@ -96,14 +102,14 @@ class _Score(NamedTuple):
         """Return the sum with a chunk's steps."""
         if self.metric is None:
             return self
-        values = np.asarray(chunk.metrics.get(self.metric))
-        if values.ndim != 1 or values.dtype == object:
-            names = [name for name, rows in chunk.metrics.items() if np.ndim(rows) == 1]
+        found = scalars(chunk.metrics)
+        if self.metric not in found:
             raise ValueError(
                 f"`best` is {self.metric!r}, which is not one number a step: choose "
-                f"from {', '.join(sorted(names))}."
+                f"from {', '.join(sorted(found))}."
             )
-        total = self.total + float(values.sum(dtype=np.float64))
+        values = doubles(found[self.metric])
+        total = self.total + float(values.sum())
         return self._replace(total=total, num=self.num + len(values))
 
     def emptied(self) -> "_Score":

@@ -147,6 +147,7 @@ def averaged_model(average: PyTree, new: TrainState, decay: float) -> PyTree:
     def leaf(average: Any, model: Any) -> Any:
         if not eqx.is_inexact_array(model):
             return model
+        model = model.astype(average.dtype)
         return average + (weight * (model - average)).astype(average.dtype)
 
     return jax.tree.map(leaf, average, new.model)

@@ -1,5 +1,6 @@
 """Batches from any iterable, taken in turn: what was read ahead is kept."""
 
+import copy
 import threading
 import weakref
 from collections import OrderedDict, deque
@@ -162,7 +163,7 @@ class Stream:
             )
         owner, _, load = keeper
         with self.kept.reading:
-            getattr(owner, load)(state)
+            getattr(owner, load)(_snapshot(state))
             if owner is not self.iterator:
                 self._iterator = None  # the loader's next iterator begins there
             self.kept.ahead.clear()
@@ -184,11 +185,19 @@ class Stream:
 
     def _told(self) -> Any:
         keeper = self._keeper
-        return None if keeper is None else getattr(keeper[0], keeper[1])()
+        return None if keeper is None else _snapshot(getattr(keeper[0], keeper[1])())
 
 
 _PROTOCOLS = (("get_state", "set_state"), ("state_dict", "load_state_dict"))
 _PATIENCE = 1.0  # seconds that the end of a run waits for a batch that is being read
+
+
+def _snapshot(state: Any) -> Any:
+    """Return a copy of a source's state, which may be the source's own live one."""
+    try:
+        return copy.deepcopy(state)
+    except Exception:  # a handle, which can't be copied: the source makes new ones
+        return state
 
 
 class _Strongly:

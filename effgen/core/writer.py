@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from .checkpoint import MANIFEST, absolute, best_step, is_corrupt, saved_steps
+from .counts import check_count
 from .manifest import Manifest, outline, parts_of, sealed
 from .positions import encoded
 from .state import TrainState, named_arrays
@@ -49,14 +50,14 @@ def save(
     Raises:
         OSError: If `directory` cannot be written.
         FileExistsError: If `directory` holds this step already.
-        ValueError: For a `keep` below one.
+        ValueError: For a `keep` that is no integer of 1 or more.
         TypeError: If `state` is no `TrainState`, or `directory` no path.
     """
     path = absolute(directory)
     if not isinstance(state, TrainState):
         raise TypeError(f"`state` is a {type(state).__name__}: pass a `TrainState`.")
-    if keep is not None and keep < 1:
-        raise ValueError(f"`keep` is {keep}: pass a positive integer, or None for all.")
+    if keep is not None:
+        check_count("keep", keep)
     writer = CheckpointWriter(path, keep=keep)
     if int(state.step) in saved_steps(path):
         raise FileExistsError(

@@ -12,8 +12,9 @@ import pytest
 from jax import P
 
 import effgen as eg
-from effgen.core.sharding import data_axes, num_parts
+from effgen.core.sharding import data_axes, num_parts, place_stack
 from tests.cases import CASES, KEY, Regression, arrays
+from tests.core.tiny import Total
 
 
 # The ways in which the optimizer's state can be split, and over how many devices.
@@ -207,6 +208,22 @@ def test_streams_are_split_over_groups():
     whole, _ = eg.fit(case.trainer(), case.state, data, key=KEY)
     for a, b in zip(arrays(split.model), arrays(whole.model), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_rows_that_processes_cannot_share_are_named(monkeypatch):
+    """Each would take its own rows for all, and the model would go apart."""
+    mesh = eg.make_mesh()
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    match = r"3 rows in each of 2 processes, which 8 parts .* a multiple of 4"
+    with pytest.raises(ValueError, match=match):
+        place_stack(np.zeros((1, 3, 2)), mesh)
+
+
+def test_processes_that_train_apart_are_told(monkeypatch):
+    state, data = Total().init(), [np.ones(1, np.float32)]
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.warns(eg.RunWarning, match="`state` is on no mesh: each of 2 proc"):
+        eg.train(Total(), state, data, key=KEY)
 
 
 def test_checkpoints_go_from_one_placement_to_another(tmp_path):
