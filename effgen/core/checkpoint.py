@@ -136,13 +136,23 @@ def resume(
         CorruptCheckpoint: If there are checkpoints and none is good.
 
     Warns:
-        RunWarning: Where a checkpoint is passed over.
+        RunWarning: Where a checkpoint is passed over, or where it knows the position
+            of data that are not given.
     """
     if not saved_steps(directory):
         return state
     restored, manifest = _restored(directory, state, None, None)
+    position = manifest.get("position")
     if data is not None:
-        set_back(data, decoded(manifest["position"]))
+        set_back(data, decoded(position))
+    elif position is not None:
+        warnings.warn(
+            f"the checkpoint at `{directory}` says where its data stood, and they are "
+            "not set there: pass them, `effgen.resume(directory, state, data=data)`, "
+            "else a source that is taken in turn begins anew.",
+            RunWarning,
+            stacklevel=2,
+        )
     return restored
 
 

@@ -93,8 +93,9 @@ def shard(
 
     Raises:
         TypeError: If `state` is no `TrainState` or `mesh` no mesh.
-        ValueError: If a leading axis of the memory cannot be split evenly, or if
-            `optimizer` names what is no data axis.
+        ValueError: If a leading axis of the memory cannot be split evenly, if
+            `optimizer` names what is no data axis, or if the mesh's axes are in
+            another order or more.
 
     Source:
         Rajbhandari et al. (2020), stage 1; within groups, Wu et al. (2024).
@@ -305,6 +306,14 @@ def _check_mesh(mesh: Any) -> None:
         raise TypeError(
             f"`mesh` is a {type(mesh).__name__}: pass `effgen.make_mesh()`, or a "
             "`jax.sharding.Mesh`."
+        )
+    data = data_axes(mesh)
+    model, more = mesh.axis_names[len(data) :][:1], mesh.axis_names[len(data) + 1 :]
+    if "model" in data or "data" in model or _size(mesh, more) > 1:
+        raise ValueError(
+            f"`mesh` has the axes {mesh.axis_names}: the first is for data (the first "
+            f"two, if it is called {_GROUPS!r}) and the next for the model. Put them "
+            "in this order, and leave out others."
         )
 
 

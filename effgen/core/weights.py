@@ -124,7 +124,8 @@ def log_mean_exp(log_weights: Float[Array, " walkers"]) -> Estimate:
 
     The error is that of the mean, taken to the logarithm to first order:
     `sqrt((n / ess - 1) / (n - 1))`. It holds for independent walkers with a good
-    `ess`; when a few weights dominate, it is too small.
+    `ess`; when a few weights dominate, it is too small. One walker tells no error: it
+    is NaN.
 
     >>> import jax.numpy as jnp
     >>> value, error = log_mean_exp(jnp.full(5, -1000.0))
@@ -143,9 +144,11 @@ def log_mean_exp(log_weights: Float[Array, " walkers"]) -> Estimate:
     log_weights = _one_row("log_weights", log_weights)
     count = log_weights.shape[0]
     value = jax.nn.logsumexp(log_weights) - jnp.log(count)
+    if count == 1:
+        return Estimate(value, jnp.full_like(value, jnp.nan))
     ess = effective_sample_size(log_weights)
     relative = jnp.maximum(count / jnp.maximum(ess, 1.0) - 1.0, 0.0)
-    return Estimate(value, jnp.sqrt(relative / max(count - 1, 1)))
+    return Estimate(value, jnp.sqrt(relative / (count - 1)))
 
 
 def resample(

@@ -44,8 +44,8 @@ def save(
     Arguments:
         directory: The folder of one run; it is made.
         state: The state to save, under its step.
-        keep: How many of the newest checkpoints to leave beside the best; `None` for
-            all.
+        keep: How many of the newest checkpoints to leave beside the best and this one;
+            `None` for all.
 
     Raises:
         OSError: If `directory` cannot be written.
@@ -159,7 +159,7 @@ class CheckpointWriter:
             if me == 0:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
-        self._prune()
+        self._prune(about["step"])
 
     def _await(self, path: Path, other: int) -> None:
         # Through the files that all must see anyhow: a collective in this thread could
@@ -172,13 +172,13 @@ class CheckpointWriter:
                     "look at its output; all processes must see the directory."
                 )
 
-    def _prune(self) -> None:
+    def _prune(self, written: int) -> None:
         steps = saved_steps(self._path)
         if self._keep is None or len(steps) <= self._keep:
             return
-        best = best_step(self._path)
+        stay = best_step(self._path), written
         for step in steps[: -self._keep]:
-            if step != best:
+            if step not in stay:
                 _discard(self._path / str(step))
         _remove(self._path, _DISCARDED)
 

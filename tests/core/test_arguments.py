@@ -147,6 +147,12 @@ def test_weights_are_one_row(call):
         call(jnp.zeros((2, 3)))
 
 
+def test_one_walker_tells_no_error():
+    value, error = eg.log_mean_exp(jnp.full(1, -3.0))
+    assert float(value) == -3
+    assert np.isnan(error)
+
+
 def test_increments_are_as_many_as_weights():
     with pytest.raises(ValueError, match="`log_increments` has 1 numbers for 3"):
         eg.conditional_ess(jnp.zeros(3), jnp.zeros(1))

@@ -85,6 +85,13 @@ def test_a_failure_is_saved_with_the_position_of_its_state(tmp_path):
     assert float(state.model) == sum(range(57))
 
 
+def test_data_that_are_not_set_back_are_told_of(tmp_path):
+    eg.drain(eg.checkpointed(run_of(eg.Stream(Counting()), 20), tmp_path))
+    with pytest.warns(eg.RunWarning, match=r"says where its data stood.*data=data"):
+        state = eg.resume(tmp_path, Total().init())
+    assert int(state.step) == 20
+
+
 def test_relative_directories_resume(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for total in (20, 40):

@@ -112,6 +112,15 @@ def test_a_mesh_of_one_s_own_has_two_data_axes_by_name():
     assert specs(eg.shard(shaped((8,)), mesh)) == [P("fast")]
 
 
+@pytest.mark.parametrize(
+    ("sizes", "names"),
+    [((2, 4), ("model", "data")), ((2, 2, 2), ("data", "model", "pipeline"))],
+)
+def test_axes_of_a_mesh_in_another_order_are_named(sizes, names):
+    with pytest.raises(ValueError, match=f"`mesh` has the axes .*{names[-1]}"):
+        eg.shard(shaped((8,)), jax.make_mesh(sizes, names))
+
+
 def test_an_array_is_split_along_the_longest_axis_that_divides():
     shapes = ((8, 16), (8, 12), (3, 5), (), (0,), (6, 4), (24,))
     split = eg.shard(shaped(*shapes), eg.make_mesh(), optimizer="data")
