@@ -20,6 +20,7 @@ from .core.data import (
     HostMinibatches as HostMinibatches,
     Minibatches as Minibatches,
 )
+from .core.doors import exported as _exported
 from .core.estimators import (
     Extrapolation as Extrapolation,
     extrapolate as extrapolate,
@@ -96,6 +97,6 @@ def __dir__() -> list[str]:
 
 
 # pyright reads the aliases above instead.
-__all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
-    name for name in __dir__() if not name.startswith("_")
-]
+__all__ = sorted(  # pyright: ignore[reportUnsupportedDunderAll]
+    {*_exported(vars()), *_METHODS}
+)

@@ -5,6 +5,8 @@ and `points` (the start and the stages) of an interval, `nodes` of a mesh, `stat
 `model` (the raveled parameters and networks).
 """
 
+from effgen.core.doors import exported as _exported
+
 from .choice import Choice as Choice, Deviation as Deviation, choose as choose
 from .continuation import windows as windows
 from .curvature import (
@@ -65,3 +67,7 @@ from .uncertainty import (
     covariance as covariance,
     propagated as propagated,
 )
+
+
+# pyright reads the aliases above instead.
+__all__ = _exported(vars())  # pyright: ignore[reportUnsupportedDunderAll]

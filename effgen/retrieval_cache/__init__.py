@@ -4,6 +4,8 @@ Lindgren, Reddi, Guo and Kumar (2021). The model is two towers, the memory a
 `NegativeCache` of documents and their embeddings of some steps ago.
 """
 
+from effgen.core.doors import exported as _exported
+
 from .arranged import (
     ArrangedMinibatches as ArrangedMinibatches,
     clusters as clusters,
@@ -95,3 +97,7 @@ from .wordnet import (
     wordnet as wordnet,
 )
 from .words import HashedWords as HashedWords
+
+
+# pyright reads the aliases above instead.
+__all__ = _exported(vars())  # pyright: ignore[reportUnsupportedDunderAll]
