@@ -22,7 +22,7 @@ from .core.data import (
 )
 from .core.doors import exported as _exported
 from .core.estimators import (
-    Extrapolation as Extrapolation,
+    LearningCurve as LearningCurve,
     extrapolate as extrapolate,
     rank_runs as rank_runs,
     should_stop as should_stop,

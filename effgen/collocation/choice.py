@@ -138,7 +138,7 @@ def choose(
     transcription: Transcription,
     *,
     key: PRNGKeyArray,
-    turns: int = 6,
+    num_solves: int = 6,
 ) -> Choice:
     """Fit the law without its networks and with them; keep what the evidence prefers.
 
@@ -153,7 +153,7 @@ def choose(
         model: A `Model`, a pair `(parameters, networks)`, or networks alone.
         transcription: The problem on its mesh.
         key: A JAX random key for `fit`.
-        turns: The most solves in each search for the weights' prior.
+        num_solves: The most solves in each search for the weights' prior.
 
     Returns:
         The chosen law, with the evidence of both.
@@ -161,7 +161,7 @@ def choose(
     Raises:
         TrainingError: If the law without networks cannot be fitted.
         ValueError: For a model without networks, a weight decay that is not one
-            number, or no number of turns.
+            number, or no number of solves.
 
     Source:
         MacKay (1992).
@@ -172,7 +172,7 @@ def choose(
             "the model has no networks: pass `Model(parameters, networks)`, such as a "
             "`Deviation`, to choose with or without."
         )
-    check_count("turns", turns)
+    check_count("num_solves", num_solves)
     check_one_prior(transcription.problem)
     level = transcription.before_finer()
     bare = without_networks(level, model)
@@ -180,11 +180,11 @@ def choose(
     plain, _ = fit(trainer, start, iter([bare]), key=key)
     shown = evidence(bare, plain)
     begun = trainer.init(Model(plain.model.parameters, model.networks), plain.memory)
-    best = _weighed(trainer, begun, level, shown, 0.0, key, turns)
+    best = _weighed(trainer, begun, level, shown, 0.0, key, num_solves)
     rho = 0.0 if best is None else best[2].correlation
     if best is not None and rho > _LEAST_CORRELATION:
         shown = evidence(bare, plain, correlation=rho)
-        again = _weighed(trainer, best[0], best[1], best[2], rho, key, turns)
+        again = _weighed(trainer, best[0], best[1], best[2], rho, key, num_solves)
         best = best if again is None else again
     found = None if best is None else best[2]
     if best is not None and best[2].log_evidence > shown.log_evidence:
@@ -201,12 +201,12 @@ def _weighed(
     before: Evidence,
     rho: float,
     key: PRNGKeyArray,
-    turns: int,
+    num_solves: int,
 ) -> tuple[TrainState, Transcription, Evidence] | None:
     """Return the fit of the highest evidence over the weights' prior."""
     alpha, best, halvings = before.precision or 1.0, None, 0
     deviation = before.noise
-    for _ in range(turns):
+    for _ in range(num_solves):
         here = _with_precision(level, alpha, deviation, rho)
         try:
             new, _ = fit(trainer, state, iter([here]), key=key)

@@ -126,7 +126,7 @@ def rank_runs(
     return sorted(scores, key=scores.__getitem__)
 
 
-class Extrapolation(NamedTuple):
+class LearningCurve(NamedTuple):
     """A learning curve carried forward, in units of loss, as `extrapolate` returns it.
 
     Attributes:
@@ -154,7 +154,7 @@ class Extrapolation(NamedTuple):
 
 def extrapolate(
     losses: Losses, *, at: int, tail: float = 0.5, confidence: float = 0.95
-) -> Extrapolation:
+) -> LearningCurve:
     """Fit the tail of a learning curve and carry it to step `at`.
 
     Both `a + b * n^(-c)` and `a + b * exp(-c * n)` are fitted by least squares to the
@@ -299,7 +299,7 @@ def _gradient(fit: _Fit, steps: np.ndarray) -> np.ndarray:
     return np.stack([np.ones_like(curve), curve, by_rate], axis=1)
 
 
-def _carried(fit: _Fit, steps: np.ndarray, at: int, confidence: float) -> Extrapolation:
+def _carried(fit: _Fit, steps: np.ndarray, at: int, confidence: float) -> LearningCurve:
     from scipy import stats
 
     gradient = _gradient(fit, steps)
@@ -312,7 +312,7 @@ def _carried(fit: _Fit, steps: np.ndarray, at: int, confidence: float) -> Extrap
     (target,) = _gradient(fit, ends[1:])
     spread = np.sqrt(max(float(target @ covariance @ target), 0.0))
     width = float(stats.t.ppf(0.5 + confidence / 2, fit.freedom)) * spread
-    return Extrapolation(
+    return LearningCurve(
         value=float(value),
         low=float(value - width),
         high=float(value + width),

@@ -142,7 +142,9 @@ def test_counts_and_shapes_that_cannot_be_are_refused_by_name():
         "`max_steps` is 0": lambda: co.ShootingTrainer(sgd, problem, max_steps=0),
         "`num_steps` is 0": lambda: co.pretrain(model, level, key=key, num_steps=0),
         "`rate` is -1": lambda: co.pretrain(model, level, key=key, rate=-1),
-        "`turns` is 0": lambda: co.choose(trainer, network, level, key=key, turns=0),
+        "`num_solves` is 0": lambda: co.choose(
+            trainer, network, level, key=key, num_solves=0
+        ),
         "`models` is empty": lambda: co.ensemble(trainer, [], [level], key=key),
         "`weight_decay` is None": lambda: co.Problem(decay, DATA, weight_decay=None),
         "`start` has shape": lambda: co.integrate(problem, model, [1.0, 2.0], TS),
