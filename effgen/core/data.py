@@ -54,7 +54,7 @@ class Minibatches(AbstractBatches):
 
     Arguments:
         arrays: A pytree of numeric arrays, shape `(rows, ...)` each, with one number
-            of rows; a `Ragged` is one array. They are moved to the device.
+            of rows; a `Ragged` is one array. They are copied to the device.
         batch_size: Rows in a batch, from 1 to `rows`.
 
     Raises:
@@ -78,7 +78,7 @@ class Minibatches(AbstractBatches):
         arrays = by_position(arrays)
         check_rows(arrays, batch_size)
         check_width("arrays", arrays)
-        self.arrays = jax.tree.map(jnp.asarray, arrays)
+        self.arrays = jax.tree.map(_on_device, arrays)
         self.batch_size = int(batch_size)
 
     def batch_at(self, step: Int[Array, ""], *, key: PRNGKeyArray) -> PyTree:
@@ -112,6 +112,11 @@ class Minibatches(AbstractBatches):
         """
         check_key(key)
         return self.batch_at(jnp.zeros((), jnp.int32), key=key)
+
+
+def _on_device(x: Any) -> jax.Array:
+    # On a CPU, what is not copied may be NumPy's own memory, to be written to later.
+    return jnp.array(x) if isinstance(x, np.ndarray) else jnp.asarray(x)
 
 
 class Drawn(AbstractBatches):

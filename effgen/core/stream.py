@@ -121,7 +121,9 @@ class Stream:
         Raises:
             StopIteration: At the iterator's end.
         """
-        return read_of(next(self.iterator), self._told())
+        batch = next(self.iterator)
+        # It is used later, when its maker may have written the next one over it.
+        return read_of(jax.tree.map(_own, batch), self._told())
 
     def used(self, position: Any, step: int) -> None:
         """Note where the source stood after the last batch used.
@@ -190,6 +192,11 @@ class Stream:
 
 _PROTOCOLS = (("get_state", "set_state"), ("state_dict", "load_state_dict"))
 _PATIENCE = 1.0  # seconds that the end of a run waits for a batch that is being read
+
+
+def _own(leaf: Any) -> Any:
+    mutable = type(leaf) in (np.ndarray, np.memmap) and leaf.flags.writeable
+    return np.array(leaf) if mutable else leaf
 
 
 def _snapshot(state: Any) -> Any:

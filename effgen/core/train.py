@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from .data import AbstractBatches, AbstractHostEpochs, as_source
+from .data import AbstractBatches, AbstractHostEpochs, Drawn, as_source
 from .guard import Stop
 from .history import History
 from .job import MOST_STEPS, Job
 from .keys import check_key
+from .purity import check_pure
 from .results import RunWarning, TrainingError
 from .run import Run, check_run, history_of
 from .sharding import mesh_of
@@ -66,7 +67,8 @@ def train(
             wrong kind.
         ValueError: At once if a count or `patience` is out of range, if an array of
             `state` was deleted, if data without an end are given without `num_steps`,
-            or as the trainer raises it for the data.
+            if data are a function that draws otherwise than by its key, or as the
+            trainer raises it for the data.
 
     Warns:
         RunWarning: In the run, if a signal or the data's end stops it before
@@ -82,6 +84,8 @@ def train(
     _check_count("every", every, 1)
     _check_room(state, num_steps)
     _check_patience(patience)
+    if isinstance(source, Drawn):
+        check_pure(source.draw)
     endless = isinstance(source, AbstractBatches | AbstractHostEpochs)
     if endless and num_steps is None:
         kind = type(data).__name__

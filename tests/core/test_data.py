@@ -190,6 +190,32 @@ def test_batches_on_the_host_end_by_an_index_error():
         eg.fit(Total(), Total().init(), Exhausted(StopIteration()), key=KEY)
 
 
+def test_a_function_that_ignores_its_key_is_refused():
+    """It would be traced once, and one batch would serve for all steps."""
+    rng, rows = np.random.default_rng(0), np.arange(96.0)
+
+    def picked(key):
+        return jnp.asarray(rows[rng.integers(96, size=4)])
+
+    def scaled(key):
+        return jax.random.normal(key, (4,)) * rng.normal()
+
+    for draw in (picked, scaled):
+        with pytest.raises(ValueError, match="gives other batches for the same key"):
+            eg.train(Total(), Total().init(), draw, key=KEY, num_steps=2)
+    with pytest.raises(ZeroDivisionError):  # of its own, from the run
+        eg.fit(Total(), Total().init(), lambda key: 1 / 0, key=KEY, num_steps=1)
+    constant = jnp.asarray(rows).at[0].set(jnp.nan)  # and the same at every step
+    eg.train(Total(), Total().init(), lambda key: constant, key=KEY, num_steps=2)
+
+
+def test_arrays_may_be_written_to_once_batches_are_made():
+    rows = np.zeros((64, 16), np.float32)
+    batches = eg.Minibatches(rows, 64)
+    rows[:] = 1
+    assert float(batches.batch_at(0, key=KEY).sum()) == 0
+
+
 def host_case(tmp_path):
     case = regression()
     x, y = (np.asarray(a) for a in regression_data())

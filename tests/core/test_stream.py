@@ -138,6 +138,21 @@ def test_a_live_state_is_not_read_ahead_of_what_was_used(tmp_path):
         assert history["loss"].tolist() == [step, step + 1]
 
 
+@pytest.mark.parametrize("trainer", [Total(), OnHost()])
+def test_batches_in_one_buffer_are_told_apart(trainer):
+    """The next one is written over the last, which was read ahead and not used."""
+
+    def reusing():
+        buffer = np.zeros(4, np.float32)
+        for i in range(200):
+            buffer[:] = i
+            yield {"x": buffer}["x"][:2]
+
+    run = eg.train(trainer, trainer.init(), reusing(), key=KEY)
+    _, history = eg.drain(run)
+    assert history["loss"].tolist() == [2 * i for i in range(200)]
+
+
 def test_no_more_is_taken_than_asked_run_after_run():
     taken = []
 
