@@ -113,6 +113,9 @@ def test_every_door_exports_its_names_and_no_module(name):
     text = Path(package.__file__).read_text()
     assert set(package.__all__) == set(re.findall(r"(\w+) as \1\b", text))
     assert not any(isinstance(getattr(package, n), ModuleType) for n in package.__all__)
+    # And `effgen.<package>.<name>` is a name's, and not a file's beside it.
+    files = {path.stem for path in Path(package.__file__).parent.glob("*.py")}
+    assert not files & set(package.__all__)
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error():

@@ -15,7 +15,6 @@ from .curvature import (
     GaussNewton as GaussNewton,
     LimitedMemory as LimitedMemory,
 )
-from .evidence import Evidence as Evidence, evidence as evidence
 from .generalization import (
     Extrapolation as Extrapolation,
     ensemble as ensemble,
@@ -24,6 +23,7 @@ from .generalization import (
 )
 from .integration import integrate as integrate
 from .ipopt import Ipopt as Ipopt, linear_solvers as linear_solvers
+from .laplace import Evidence as Evidence, evidence as evidence
 from .matching import (
     DerivativeMatchingTrainer as DerivativeMatchingTrainer,
     Slopes as Slopes,
@@ -43,7 +43,7 @@ from .problem import (
     Switch as Switch,
     Trajectory as Trajectory,
 )
-from .radau import Radau as Radau, radau as radau
+from .radau_points import Radau as Radau, radau as radau
 from .records import pelts as pelts
 from .refinement import (
     accuracy as accuracy,

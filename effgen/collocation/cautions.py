@@ -7,10 +7,10 @@ import numpy as np
 
 from effgen.core.results import RunWarning
 
-from .accuracy import MeshError, mesh_error
 from .elimination import Eliminated, SampleSlopes, eliminated, sample_slopes
 from .evaluator import Evaluator
 from .information import name_of_free
+from .mesh_errors import MeshError, mesh_error
 from .model import Model, names_of_model
 from .nlp import NLP, misfit_of, ravel
 from .pattern import unused

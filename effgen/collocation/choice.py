@@ -14,7 +14,7 @@ from effgen.core.results import TrainingError
 from effgen.core.state import TrainState
 from effgen.core.train import fit
 
-from .evidence import Evidence, check_one_prior, evidence
+from .laplace import Evidence, check_one_prior, evidence
 from .model import Model, as_trained
 from .problem import Problem
 from .trainer import CollocationTrainer

@@ -72,7 +72,7 @@ from .plain import (
     plain_paths as plain_paths,
 )
 from .plain_control import PlainControl as PlainControl
-from .posterior import (
+from .posteriors import (
     Posterior as Posterior,
     posterior as posterior,
 )

@@ -25,7 +25,7 @@ from .draws import is_exact, linear_evidence, num_steps_of
 from .fitting import longest_gap
 from .frozen import as_part
 from .model import LatentSDE
-from .posterior import posterior
+from .posteriors import posterior
 from .series import Series, check_times
 from .structure import Structure
 

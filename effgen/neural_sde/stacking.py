@@ -17,7 +17,7 @@ from .answers import Bands
 from .checks import check_levels
 from .held_out import held_out_evidence
 from .model import LatentSDE
-from .posterior import posterior
+from .posteriors import posterior
 from .series import check_no_dates, check_numbers, check_times
 
 

@@ -76,6 +76,13 @@ from .search import (
     evaluate as evaluate,
     mined as mined,
 )
+from .synsets import (
+    Synset as Synset,
+    definitions_to_lemmas as definitions_to_lemmas,
+    examples_to_synsets as examples_to_synsets,
+    lemmas_to_definitions as lemmas_to_definitions,
+    wordnet as wordnet,
+)
 from .tokenizer import Tokenizer as Tokenizer
 from .towers import (
     LearnedTemperature as LearnedTemperature,
@@ -84,17 +91,10 @@ from .towers import (
     normalized as normalized,
 )
 from .trainer import NegativeCacheTrainer as NegativeCacheTrainer
-from .trec import trec as trec
+from .trec_files import trec as trec
 from .truncation import (
     Truncation as Truncation,
     TruncationWarning as TruncationWarning,
-)
-from .wordnet import (
-    Synset as Synset,
-    definitions_to_lemmas as definitions_to_lemmas,
-    examples_to_synsets as examples_to_synsets,
-    lemmas_to_definitions as lemmas_to_definitions,
-    wordnet as wordnet,
 )
 from .words import HashedWords as HashedWords
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from effgen.retrieval_cache.corpora import split
-from effgen.retrieval_cache.wordnet import (
+from effgen.retrieval_cache.synsets import (
     Synset,
     definitions_to_lemmas,
     examples_to_synsets,
@@ -21,7 +21,7 @@ from tests.retrieval_cache.texts import written
 
 
 # The name in the package is the function's.
-module = importlib.import_module("effgen.retrieval_cache.wordnet")
+module = importlib.import_module("effgen.retrieval_cache.synsets")
 
 
 # From WordNet 3.0, Copyright 2006 by Princeton University, with fewer pointers.

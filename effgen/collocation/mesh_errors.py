@@ -20,7 +20,7 @@ from .mesh import Mesh
 from .model import Model
 from .nlp import NLP
 from .problem import Problem
-from .radau import radau
+from .radau_points import radau
 from .solution import Solution, full_slopes
 from .transcription import Transcription
 
