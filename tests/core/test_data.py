@@ -112,8 +112,8 @@ def test_a_column_s_rows_are_taken_by_position():
     for batches in (eg.Minibatches(arrays, 6), eg.HostMinibatches(arrays, 6)):
         batch = batches.batch_at(0, key=KEY)
         np.testing.assert_array_equal(batch["x"], batch["y"])
-    with pytest.raises(TypeError, match=r"`arrays\['x'\]` has dtype object"):
-        eg.HostMinibatches({"x": frame["y"].astype("Int64")}, 2)
+    with pytest.raises(TypeError, match=r"`arrays\['x'\]` has dtype "):
+        eg.HostMinibatches({"x": frame["y"].astype(str)}, 2)
 
 
 class Tensor:
