@@ -13,7 +13,14 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from .keys import check_key
 from .ragged import is_ragged, whole
-from .rows import by_position, check_rows, check_width, named_leaves, num_rows
+from .rows import (
+    by_position,
+    check_rows,
+    check_width,
+    is_array,
+    named_leaves,
+    num_rows,
+)
 from .shuffle import shuffled
 from .stream import Stream
 
@@ -272,20 +279,15 @@ def as_source(data: Any) -> Source:
 
 
 def _check_sequence(data: Any) -> None:
-    batch = isinstance(data, Mapping | str | bytes) or _is_array(data)
+    batch = isinstance(data, Mapping | str | bytes) or is_array(data)
     batch = batch or hasattr(data, "columns")  # a frame, whose items are columns
-    arrays = [_is_array(x) and len(x.shape) > 0 for x in _first_few(data)]
+    arrays = [is_array(x) and len(x.shape) > 0 for x in _first_few(data)]
     if batch or (isinstance(data, tuple) and arrays and all(arrays)):
         raise TypeError(
             f"`data` is a {type(data).__name__}, which is one batch and not a source "
             "of batches: wrap arrays in `effgen.Minibatches(arrays, batch_size)`, and "
             "put batches in a list."
         )
-
-
-def _is_array(x: Any) -> bool:
-    # Of whatever library: torch's tensors and pandas' columns too.
-    return hasattr(x, "shape") and hasattr(x, "dtype")
 
 
 def _first_few(data: Any) -> tuple[Any, ...]:

@@ -30,6 +30,11 @@ _ASK_SECONDS = 1.0
 
 _MANY = int(np.iinfo(np.int32).max)
 
+_NONE_LEFT = (
+    "`data` had no batch, and no step was taken. An iterator is used up by "
+    "one run: make it anew, or pass a sequence of batches."
+)
+
 
 def driver_of(job: Job) -> DeviceDriver | HostDriver:
     """Return how the steps of `job` are taken.
@@ -119,8 +124,16 @@ class Loop:
         job = self.job
         if job.result == RESULTS.data_exhausted and job.num_steps is None:
             job.result = RESULTS.successful
+            if self.step == self.start and self._none_left():
+                warnings.warn(_NONE_LEFT, RunWarning, stacklevel=2)
         elif job.result != RESULTS.successful:
             warnings.warn(RESULTS[job.result], RunWarning, stacklevel=2)
+
+    def _none_left(self) -> bool:
+        """Return whether data without a batch are more than a run that was done."""
+        source = self.job.source
+        used_up = isinstance(source, Stream) and not source.settable
+        return self.start == 0 or used_up
 
     def _all_taken(self) -> bool:
         num_steps = self.job.num_steps

@@ -10,6 +10,11 @@ from jaxtyping import PyTree
 from .ragged import Ragged, is_ragged
 
 
+def is_array(x: Any) -> bool:
+    """Return whether `x` is an array, of whatever library, or a column of pandas'."""
+    return hasattr(x, "shape") and hasattr(x, "dtype")
+
+
 def by_position(arrays: PyTree) -> PyTree:
     """Return `arrays` with columns of pandas as NumPy's arrays.
 

@@ -4,12 +4,14 @@ import copy
 import threading
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
+
+from .rows import is_array
 
 
 class Read(NamedTuple):
@@ -69,6 +71,9 @@ class Stream:
         iterable: The batches, each a pytree of arrays. Its iterator is made at first
             use.
 
+    Raises:
+        TypeError: If `iterable` is one batch, or no iterable.
+
     Attributes:
         kept: What was read ahead and not used, and where the source stands.
         iterator: The one iterator behind this stream.
@@ -77,6 +82,12 @@ class Stream:
 
     def __init__(self, iterable: Iterable[PyTree]) -> None:
         """Keep `iterable`; its iterator is made at first use."""
+        one = isinstance(iterable, str | bytes | Mapping) or is_array(iterable)
+        if one or not hasattr(iterable, "__iter__"):
+            raise TypeError(
+                f"`iterable` is a {type(iterable).__name__}: pass an iterable of "
+                "batches, such as a generator or a loader."
+            )
         self._iterable = iterable
         self._iterator: Iterator[PyTree] | None = None
         self.kept = _kept_of(iterable)

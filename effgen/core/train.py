@@ -72,8 +72,8 @@ def train(
 
     Warns:
         RunWarning: In the run, if a signal or the data's end stops it before
-            `num_steps`; and at once in several processes, if each would train a state
-            of its own on data of its own.
+            `num_steps`, or if the data have no batch; and at once in several processes,
+            if each would train a state of its own on data of its own.
     """
     check_trainer(trainer)
     _check_state(state)

@@ -153,6 +153,24 @@ def test_batches_in_one_buffer_are_told_apart(trainer):
     assert history["loss"].tolist() == [2 * i for i in range(200)]
 
 
+@pytest.mark.parametrize("data", [np.zeros((8, 2)), {"x": 1}, "rows", 3])
+def test_a_stream_is_of_several_batches(data):
+    with pytest.raises(TypeError, match=r"`iterable` is a .*: pass an iterable of"):
+        eg.Stream(data)
+
+
+def test_an_iterator_that_is_used_up_is_told_of():
+    data = iter([np.ones(1, np.float32)] * 3)
+    state, _ = eg.fit(Total(), Total().init(), data, key=KEY)
+    for given in (data, iter([])):
+        with pytest.warns(eg.RunWarning, match="`data` had no batch, and no step"):
+            again, _ = eg.fit(Total(), state, given, key=KEY)
+        assert int(again.step) == 3
+    with pytest.warns(eg.RunWarning, match="`data` had no batch"):
+        eg.fit(Total(), Total().init(), [], key=KEY)
+    eg.fit(Total(), state, [np.ones(1, np.float32)] * 3, key=KEY)  # is done
+
+
 def test_no_more_is_taken_than_asked_run_after_run():
     taken = []
 
