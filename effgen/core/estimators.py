@@ -33,6 +33,7 @@ def sotl(losses: Losses) -> float:
         The sum, in units of loss.
 
     Raises:
+        TypeError: For a whole history.
         ValueError: For losses that are not finite, or none.
 
     Source:
@@ -54,6 +55,7 @@ def tse_e(losses: Losses, *, last: int) -> float:
         The sum, in units of loss.
 
     Raises:
+        TypeError: For a whole history.
         ValueError: For `last` outside `1 .. steps`, or losses that are not finite, or
             none.
 
@@ -79,6 +81,7 @@ def tse_ema(losses: Losses, *, decay: float = 0.999) -> float:
         The sum, in units of loss.
 
     Raises:
+        TypeError: For a whole history.
         ValueError: For a decay outside (0, 1], or losses that are not finite, or none.
 
     Source:
@@ -105,7 +108,7 @@ def rank_runs(
         The names, ordered by the estimate.
 
     Raises:
-        TypeError: If `losses` is no mapping.
+        TypeError: If `losses` is no mapping of names to losses.
         ValueError: If `losses` has no run, or if a run, which is named, has no loss
             or one that is not finite, or an estimate that is not a number.
     """
@@ -175,6 +178,7 @@ def extrapolate(
         The loss at `at`, its interval, and the gain until then.
 
     Raises:
+        TypeError: For a whole history.
         ValueError: For fewer than 20 steps in the tail, `at` before the last step, a
             share or a confidence out of range, or losses that are not finite, or none.
 
@@ -219,6 +223,7 @@ def should_stop(losses: Losses, *, at: int, threshold: float) -> bool:
         Whether to stop.
 
     Raises:
+        TypeError: For a whole history.
         ValueError: For a threshold that is not finite, or as `extrapolate`.
     """
     if not np.isfinite(threshold):
@@ -241,6 +246,11 @@ def _check_share(name: str, value: float) -> None:
 
 
 def _checked(losses: Losses, name: str = "losses") -> Losses:
+    if isinstance(losses, Mapping):
+        raise TypeError(
+            f"`{name}` is a {type(losses).__name__}: pass one metric of it, such as "
+            "`history['loss']`."
+        )
     losses = np.asarray(losses, np.float64)
     if losses.ndim != 1 or not len(losses):
         raise ValueError(f"`{name}` has shape {losses.shape}: pass one loss a step.")

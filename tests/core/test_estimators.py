@@ -85,6 +85,14 @@ def test_bad_input_is_named(call, match):
         call(1 / STEPS)
 
 
+def test_a_whole_history_is_no_losses():
+    history = eg.History({"loss": 1 / STEPS}, STEPS.astype(int))
+    with pytest.raises(TypeError, match="`losses` is a History: pass one metric of it"):
+        eg.sotl(history)
+    with pytest.raises(TypeError, match=r"`losses\['a'\]` is a History: pass one"):
+        eg.rank_runs({"a": history})
+
+
 def test_runs_are_cut_to_the_shortest_and_have_names():
     assert eg.rank_runs({"long": np.ones(9), "short": np.full(2, 1.5)})[0] == "long"
     with pytest.raises(TypeError, match="`losses` is a list: pass a mapping"):
