@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from .history import History
+
 
 Losses = Float[np.ndarray, " steps"]
 
@@ -112,7 +114,7 @@ def rank_runs(
         ValueError: If `losses` has no run, or if a run, which is named, has no loss
             or one that is not finite, or an estimate that is not a number.
     """
-    if not isinstance(losses, Mapping):
+    if not isinstance(losses, Mapping) or isinstance(losses, History):
         raise TypeError(
             f"`losses` is a {type(losses).__name__}: pass a mapping of names to losses."
         )
@@ -161,12 +163,13 @@ def extrapolate(
     """Fit the tail of a learning curve and carry it to step `at`.
 
     Both `a + b * n^(-c)` and `a + b * exp(-c * n)` are fitted by least squares to the
-    means of up to 150 blocks of steps. The means average out minibatch noise, and its
-    correlation from step to step. The shape with the smaller residual gives the value.
-    The interval is that of Student's t for the fitted curve, to first order in `a`, `b`
-    and `c`. It is widened to hold the other shape's where the losses cannot tell the
-    two apart (their AIC differs by less than 4). It does not know of learning rates
-    yet to fall.
+    means of up to 150 blocks of steps. The means average out minibatch noise, and most
+    of its correlation from step to step. The shape with the smaller residual gives the
+    value. The interval is that of Student's t for the fitted curve, to first order in
+    `a`, `b` and `c`; residuals that are correlated by `rho` from block to block count
+    for `(1 - rho) / (1 + rho)` of their number. It is widened to hold the other shape's
+    where the losses cannot tell the two apart (their AIC differs by less than 4). It
+    does not know of learning rates yet to fall.
 
     Arguments:
         losses: One training loss a step, shape `(steps,)`.
@@ -183,7 +186,8 @@ def extrapolate(
             share or a confidence out of range, or losses that are not finite, or none.
 
     Source:
-        The two shapes are those of Domhan et al. (2015), table 1.
+        The two shapes are those of Domhan et al. (2015), table 1. The effective number
+        of correlated values is that of Bartlett (1935).
     """
     losses = _checked(losses)
     _check_share("tail", tail)
@@ -237,7 +241,7 @@ class _Fit(NamedTuple):
     rate: float
     coefficients: np.ndarray
     squares: float
-    freedom: int
+    freedom: float
 
 
 def _check_share(name: str, value: float) -> None:
@@ -279,25 +283,37 @@ def _fit(shape: str, steps: np.ndarray, means: np.ndarray) -> _Fit:
 
     scale = float(steps[0])
 
-    def solved(log_rate: float) -> tuple[np.ndarray, float]:
+    def solved(log_rate: float) -> tuple[np.ndarray, np.ndarray]:
         # Given the rate, `a` and `b` are linear: only one number is searched for.
         curve = _curve(shape, steps, np.exp(log_rate), scale)
         matrix = np.stack([np.ones_like(curve), curve], axis=1)
         coefficients = np.linalg.lstsq(matrix, means, rcond=None)[0]
-        return coefficients, float(np.sum((matrix @ coefficients - means) ** 2))
+        return coefficients, matrix @ coefficients - means
+
+    def squares(log_rate: float) -> float:
+        return float(np.sum(solved(log_rate)[1] ** 2))
 
     grid = np.linspace(np.log(0.02), np.log(20.0), _NUM_RATES)
-    best = int(np.argmin([solved(log_rate)[1] for log_rate in grid]))
+    best = int(np.argmin([squares(log_rate) for log_rate in grid]))
     bounds = grid[max(best - 1, 0)], grid[min(best + 1, _NUM_RATES - 1)]
     found: Any = optimize.minimize_scalar(
-        lambda log_rate: solved(log_rate)[1],
+        squares,
         bounds=bounds,
         method="bounded",
         options={"xatol": 1e-10},
     )
-    coefficients, squares = solved(found.x)
-    rate = float(np.exp(found.x))
-    return _Fit(shape, scale, rate, coefficients, squares, max(len(steps) - 3, 1))
+    coefficients, residuals = solved(found.x)
+    rate, freedom = float(np.exp(found.x)), _freedom(residuals)
+    return _Fit(shape, scale, rate, coefficients, squares(found.x), freedom)
+
+
+def _freedom(residuals: np.ndarray) -> float:
+    """Return the degrees of freedom that correlated residuals leave, 1 or more."""
+    num, total = len(residuals), float(residuals @ residuals)
+    rho = float(residuals[1:] @ residuals[:-1]) / total if total else 0.0
+    rho += (2 + 4 * rho) / num  # what a fit of three numbers has hidden of it, about
+    rho = min(max(rho, 0.0), 0.99)
+    return max((num - 3) * (1 - rho) / (1 + rho), 1.0)
 
 
 def _gradient(fit: _Fit, steps: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from scipy import stats
+from scipy import signal, stats
 from sklearn.datasets import load_digits
 
 import effgen as eg
@@ -52,6 +52,19 @@ def test_the_interval_covers(shape):
     assert stats.binom.cdf(inside, num, 0.93) > 1e-3
 
 
+@pytest.mark.parametrize("phi", [0.8, 0.95])
+def test_the_interval_covers_where_noise_is_correlated(phi):
+    """As of losses over batches that follow each other in a stream."""
+    rng = np.random.default_rng(0)
+    curve, truth = 0.5 + STEPS**-0.5 * 10, 0.5 + 3000**-0.5 * 10
+    num, inside = 100, 0
+    for _ in range(num):
+        noise = signal.lfilter([0.1], [1, -phi], rng.normal(size=2200))[200:]
+        found = eg.extrapolate(curve + noise, at=3000)
+        inside += found.low <= truth <= found.high
+    assert stats.binom.cdf(inside, num, 0.90) > 1e-3
+
+
 def test_a_flat_curve_is_a_reason_to_stop_and_a_steep_one_is_not():
     rng = np.random.default_rng(1)
     noise = 0.02 * rng.normal(size=2000)
@@ -91,6 +104,8 @@ def test_a_whole_history_is_no_losses():
         eg.sotl(history)
     with pytest.raises(TypeError, match=r"`losses\['a'\]` is a History: pass one"):
         eg.rank_runs({"a": history})
+    with pytest.raises(TypeError, match="`losses` is a History: pass a mapping"):
+        eg.rank_runs(history)
 
 
 def test_runs_are_cut_to_the_shortest_and_have_names():
