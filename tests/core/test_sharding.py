@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from jax import P
+from jax.experimental import multihost_utils
 
 import effgen as eg
 from effgen.core.sharding import data_axes, num_parts, place_stack
@@ -226,6 +227,16 @@ def test_rows_that_processes_cannot_share_are_named(monkeypatch):
     match = r"3 rows in each of 2 processes, which 8 parts .* a multiple of 4"
     with pytest.raises(ValueError, match=match):
         place_stack(np.zeros((1, 3, 2)), mesh)
+
+
+def test_states_that_differ_between_processes_are_named(monkeypatch):
+    others = lambda mine: np.stack([mine, mine + 1])
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "process_allgather", others)
+    with pytest.raises(ValueError, match="`state` differs between processes"):
+        eg.shard(shaped((8,)), eg.make_mesh())
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda x: x[None])
+    assert specs(eg.shard(shaped((8,)), eg.make_mesh())) == [P()]
 
 
 def test_processes_that_train_apart_are_told(monkeypatch):
