@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from .agreement import check_same
 from .data import AbstractBatches
 from .job import Job, run_keys
 from .prefetch import Block, stack_length, stacked
@@ -39,6 +40,10 @@ class DeviceDriver:
         data_key, noise_key = run_keys(job.key)
         self.job = job
         self.mesh = mesh_of(job.state)
+        if self.mesh is not None:
+            check_same("trainer", job.trainer)
+            check_same("data", source)
+            check_same("key", (data_key, noise_key))
         state = copied(job.state)
         inputs = Inputs(arrays_of((job.trainer, source)), data_key, noise_key)
         self.inputs = replicate(inputs, self.mesh)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,9 +12,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from .agreement import check_same
 from .counts import check_count
-from .state import TrainState, check_kind, is_key, named_arrays
-from .tensors import digest
+from .state import TrainState, check_kind
 
 
 # The slow one of two data axes, by whose name they are told from data and model.
@@ -108,7 +107,7 @@ def shard(
     axes = (optimizer,) if isinstance(optimizer, str) else tuple(optimizer)
     _check_memory(state.memory, mesh)
     _check_axes(axes, mesh)
-    _check_same(state)
+    check_same("state", state)
 
     def place(tree: PyTree, spec: Any) -> PyTree:
         arrays, rest = eqx.partition(tree, eqx.is_array)
@@ -318,26 +317,6 @@ def _check_mesh(mesh: Any) -> None:
             f"two, if it is called {_GROUPS!r}) and the next for the model. Put them "
             "in this order, and leave out others."
         )
-
-
-def _check_same(state: TrainState) -> None:
-    if jax.process_count() == 1:
-        return
-    from jax.experimental import multihost_utils
-
-    arrays = [x for x in named_arrays(state).values() if not _is_shared(x)]
-    words = [jax.random.key_data(x) if is_key(x) else x for x in arrays]
-    text = "".join(digest(np.asarray(x)) for x in words)
-    mine = np.array([zlib.crc32(text.encode()) >> 1], np.int32)
-    if len(np.unique(multihost_utils.process_allgather(mine))) > 1:
-        raise ValueError(
-            "`state` differs between processes, and each would train its own: make it "
-            "in all by the same calls with the same key."
-        )
-
-
-def _is_shared(x: Any) -> bool:
-    return isinstance(x, jax.Array) and not x.is_fully_addressable
 
 
 def _check_memory(memory: PyTree, mesh: Mesh) -> None:

@@ -239,6 +239,24 @@ def test_states_that_differ_between_processes_are_named(monkeypatch):
     assert specs(eg.shard(shaped((8,)), eg.make_mesh())) == [P()]
 
 
+@pytest.mark.parametrize("name", ["trainer", "data", "key"])
+def test_what_processes_have_to_share_is_named(name, monkeypatch):
+    case = made("regression")
+    state, seen = eg.shard(case.state, eg.make_mesh()), []
+
+    def gathered(mine):
+        seen.append(mine)
+        apart = len(seen) == 1 + ["trainer", "data", "key"].index(name)
+        return np.stack([mine, mine + apart])
+
+    run = eg.train(case.trainer(), state, case.data, key=KEY, num_steps=1)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "process_allgather", gathered)
+    with pytest.raises(ValueError, match=f"`{name}` differs between processes"):
+        next(run)
+    monkeypatch.undo()
+
+
 def test_processes_that_train_apart_are_told(monkeypatch):
     state, data = Total().init(), [np.ones(1, np.float32)]
     monkeypatch.setattr(jax, "process_count", lambda: 2)
