@@ -66,17 +66,22 @@ def agree(num: int, result: Any, kind: Any, *, patience: float) -> Agreement:
 
 def check_same(name: str, tree: PyTree) -> None:
     """Raise `ValueError` unless all processes hold the same arrays in `tree`."""
-    if jax.process_count() == 1:
-        return
-    arrays = [x for x in named_arrays(tree).values() if not _is_shared(x)]
-    words = [jax.random.key_data(x) if is_key(x) else x for x in arrays]
-    text = "".join(digest(np.asarray(x)) for x in words)
-    if len(np.unique(_gathered([zlib.crc32(text.encode()) >> 1]))) > 1:
+    if not are_same(tree):
         raise ValueError(
             f"`{name}` differs between processes, and each would train its own: make "
             "it in all by the same calls. Rows of its own each brings by data on the "
             "host, such as an iterable."
         )
+
+
+def are_same(tree: PyTree) -> bool:
+    """Return whether all processes hold the same arrays in `tree`."""
+    if jax.process_count() == 1:
+        return True
+    arrays = [x for x in named_arrays(tree).values() if not _is_shared(x)]
+    words = [jax.random.key_data(x) if is_key(x) else x for x in arrays]
+    text = "".join(digest(np.asarray(x)) for x in words)
+    return len(np.unique(_gathered([zlib.crc32(text.encode()) >> 1]))) == 1
 
 
 def _is_shared(x: Any) -> bool:

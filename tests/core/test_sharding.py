@@ -2,6 +2,7 @@
 
 import functools
 import re
+import warnings
 
 import equinox as eqx
 import jax
@@ -255,6 +256,27 @@ def test_what_processes_have_to_share_is_named(name, monkeypatch):
     with pytest.raises(ValueError, match=f"`{name}` differs between processes"):
         next(run)
     monkeypatch.undo()
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_rows_that_all_processes_bring_are_told_of(same, monkeypatch):
+    """Two processes are played: the other says what this one does, or reads others."""
+    state = eg.shard(Total().init(memory=jnp.zeros(8)), eg.make_mesh())
+    data = [np.full(8, i, np.float32) for i in range(3)]
+    run, seen = eg.train(Total(), state, data, key=KEY), []
+
+    def gathered(mine):
+        seen.append(mine)
+        other = len(seen) == 5 and not same  # state's parts, the blocks, and the rows
+        return np.stack([mine, mine + other])
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "process_allgather", gathered)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        state, _ = eg.drain(run)
+    assert float(state.model) == 24
+    assert any("brings the same rows" in str(w.message) for w in caught) == same
 
 
 def test_processes_that_train_apart_are_told(monkeypatch):
