@@ -203,6 +203,12 @@ def test_a_function_that_ignores_its_key_is_refused():
     for draw in (picked, scaled):
         with pytest.raises(ValueError, match="gives other batches for the same key"):
             eg.train(Total(), Total().init(), draw, key=KEY, num_steps=2)
+
+    def counted(key):  # as of libraries that number what they trace
+        picks = jnp.asarray([rng.normal(), 1.0], jnp.float32)
+        return jax.random.normal(key, (4,)) * picks[1]
+
+    eg.train(Total(), Total().init(), counted, key=KEY, num_steps=2)
     with pytest.raises(ZeroDivisionError):  # of its own, from the run
         eg.fit(Total(), Total().init(), lambda key: 1 / 0, key=KEY, num_steps=1)
     constant = jnp.asarray(rows).at[0].set(jnp.nan)  # and the same at every step
