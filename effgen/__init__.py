@@ -14,6 +14,11 @@ from .core.checkpoint import (
     resume as resume,
 )
 from .core.compilation import cache_compilations as cache_compilations
+from .core.curves import (
+    LearningCurve as LearningCurve,
+    extrapolate as extrapolate,
+    should_stop as should_stop,
+)
 from .core.data import (
     AbstractBatches as AbstractBatches,
     AbstractHostBatches as AbstractHostBatches,
@@ -22,10 +27,7 @@ from .core.data import (
 )
 from .core.doors import exported as _exported
 from .core.estimators import (
-    LearningCurve as LearningCurve,
-    extrapolate as extrapolate,
     rank_runs as rank_runs,
-    should_stop as should_stop,
     sotl as sotl,
     tse_e as tse_e,
     tse_ema as tse_ema,
