@@ -2,14 +2,20 @@
 
 import math
 import os
+import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
 
 from .checkpoint import absolute, read_manifest, saved_steps
 from .counts import check_count
 from .job import Chunk, Job
-from .results import RESULTS, TrainingError
+from .manifest import Manifest
+from .results import RESULTS, RunWarning, TrainingError
 from .run import Run, check_run
 from .scalars import doubles, scalars
 from .state import TrainState
@@ -62,6 +68,9 @@ def checkpointed(
         OSError: At once if `directory` cannot be written.
         TypeError: If `run` is no run, `directory` no path, or `best` no name.
         RuntimeError: If `run` has started, or is wrapped already.
+
+    Warns:
+        RunWarning: If the run goes on from a checkpoint with another key.
     """
     check_run(run)
     run.check_unstarted()
@@ -73,13 +82,33 @@ def checkpointed(
         raise ValueError(f'`mode` is {mode!r}: pass "min" or "max".')
     path, step = absolute(directory), int(run.state.step)
     run.job.claim("directory", path)
-    writer = CheckpointWriter(path, keep=keep)
+    key = _words(run.job.key)
+    writer = CheckpointWriter(path, keep=keep, key=key)
     writer.clear(step)
-    score = _Score(best, mode).after(path, step)
+    saved = read_manifest(path / str(step)) if step in saved_steps(path) else {}
+    _check_key(saved, key)
+    score = _Score(best, mode).after(saved)
     return run.through(
         lambda chunks, job: _checkpointed(chunks, job, writer, every, score),
         period=every,
     )
+
+
+def _words(key: PRNGKeyArray) -> list[int]:
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    words = jax.random.key_data(key) if typed else key
+    return np.ravel(words).tolist()
+
+
+def _check_key(saved: Manifest, key: list[int]) -> None:
+    if saved.get("key") not in (None, key):
+        warnings.warn(
+            f"the run goes on from step {saved['step']} with another `key` than that "
+            "of the checkpoint: its noise and the order of its data are others from "
+            "here on. The same key would repeat the run that never stopped.",
+            RunWarning,
+            stacklevel=3,
+        )
 
 
 class _Score(NamedTuple):
@@ -90,10 +119,9 @@ class _Score(NamedTuple):
     total: float = 0.0
     num: int = 0
 
-    def after(self, path: Path, step: int) -> "_Score":
-        """Return the sum that a run had reached when it was saved at `step`."""
-        saved = step in saved_steps(path)
-        kept = read_manifest(path / str(step)).get("score") if saved else None
+    def after(self, saved: Manifest) -> "_Score":
+        """Return the sum that a run had reached when it was `saved`."""
+        kept = saved.get("score")
         if kept is None or (kept["metric"], kept["mode"]) != (self.metric, self.mode):
             return self
         return self._replace(total=float(kept["total"]), num=kept["num"])

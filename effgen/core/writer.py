@@ -73,9 +73,14 @@ class CheckpointWriter:
     In several processes each must make the same calls.
     """
 
-    def __init__(self, path: Path, *, keep: int | None = None) -> None:
-        """Make `path`, or raise `OSError` now if it cannot be written."""
-        self._path, self._keep = path, keep
+    def __init__(
+        self, path: Path, *, keep: int | None = None, key: list[int] | None = None
+    ) -> None:
+        """Make `path`, or raise `OSError` now if it cannot be written.
+
+        The words of the run's `key` are noted in what is saved.
+        """
+        self._path, self._keep, self._key = path, keep, key
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="effgen-checkpoint")
         self._pending: Future[None] | None = None
         self._given_up = threading.Event()
@@ -96,7 +101,7 @@ class CheckpointWriter:
         the host.
         """
         self.wait()
-        about = outline(state, encoded(position), score)
+        about = outline(state, encoded(position), score) | {"key": self._key}
         parts = [part._replace(block=_copied(part.block)) for part in _parts(state)]
         try:
             self._pending = self._pool.submit(self._write, about, parts)

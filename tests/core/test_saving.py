@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +91,20 @@ def test_data_that_are_not_set_back_are_told_of(tmp_path):
     with pytest.warns(eg.RunWarning, match=r"says where its data stood.*data=data"):
         state = eg.resume(tmp_path, Total().init())
     assert int(state.step) == 20
+
+
+def test_a_run_that_goes_on_with_another_key_is_told(tmp_path):
+    eg.drain(eg.checkpointed(run_of(ones, 20), tmp_path))
+    state = eg.resume(tmp_path, Total().init())
+    for key, told in ((KEY, False), (jax.random.key(7), True)):
+        run = eg.train(Total(), state, ones, key=key, num_steps=5)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            eg.checkpointed(run, tmp_path)
+        assert (
+            any("from step 20 with another `key`" in str(w.message) for w in caught)
+            == told
+        )
 
 
 def test_relative_directories_resume(tmp_path, monkeypatch):
