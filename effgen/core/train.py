@@ -104,6 +104,7 @@ def fit(
     key: PRNGKeyArray,
     num_steps: int | None = None,
     every: int | None = 1,
+    patience: float = 3_600.0,
 ) -> tuple[TrainState, History]:
     """Train to the end; return the last state and the metrics of every step.
 
@@ -118,6 +119,8 @@ def fit(
         key: The run's randomness; pass the same one to resume.
         num_steps: How many steps to take from `state`; `None`: to the data's end.
         every: Checked as by `train`, and not used.
+        patience: How many seconds to wait for a batch, or for another process, as for
+            `train`.
 
     Returns:
         `(state, history)`. After Ctrl-C they are those of the last finished step, and
@@ -133,7 +136,15 @@ def fit(
         RunWarning: If a signal or the data's end stops it before `num_steps`.
     """
     _check_count("every", every, 1)
-    run = train(trainer, state, data, key=key, num_steps=num_steps, every=None)
+    run = train(
+        trainer,
+        state,
+        data,
+        key=key,
+        num_steps=num_steps,
+        every=None,
+        patience=patience,
+    )
     return drain(run)
 
 

@@ -92,6 +92,8 @@ def test_data_that_hang_are_named_after_the_patience(tmp_path):
     assert caught.value.step == 5 == int(eg.restore(tmp_path, Total().init()).step)
     with pytest.raises(ValueError, match="`patience` is 0"):
         run(hangs(), patience=0)
+    with pytest.raises(ValueError, match="`patience` is 0"):
+        eg.fit(Total(), Total().init(), hangs(), key=KEY, patience=0)
 
 
 def test_patience_is_for_a_batch_where_a_whole_stack_is_awaited():
