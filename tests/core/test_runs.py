@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 import effgen as eg
 from tests.cases import CASES, KEY, regression, regression_data
@@ -294,3 +295,4 @@ def test_compilations_can_be_kept(tmp_path, monkeypatch):
         assert list(path.iterdir())
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+        compilation_cache.reset_cache()
