@@ -5,20 +5,18 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import PyTree
 
 from .agreement import ProcessesApart, agree
 from .data import AbstractBatches
 from .device_run import DeviceDriver
-from .guard import final_result
+from .failures import explained
 from .host_run import HostDriver
 from .job import MOST_STEPS, Chunk, Job
 from .pace import Pace
 from .prefetch import Block, Reader
-from .results import RESULTS, RunWarning, TrainingError, code, told, with_code
+from .results import RESULTS, RunWarning, TrainingError, code, with_code
 from .retry import Retry
 from .state import Metrics
 from .stream import Stream
@@ -335,16 +333,8 @@ class Loop:
     def _failure(self, index: int) -> TrainingError:
         """Return the error that names what the failed step made non-finite."""
         new, metrics, number, attempt = self.driver.failed(index)
-        reported = with_code(RESULTS.successful, number)
-        result = RESULTS.nonfinite if number == 0 else reported
-        detail = told(result, metrics)
-        culprits = _nonfinite("metrics", metrics) + _nonfinite("state", new)
-        if culprits and result == RESULTS.nonfinite:
-            detail = f"{'; '.join(culprits[:6])}: {detail}"
-        final = final_result(self.job.guard, result)
-        if final != result:
-            detail = f"{detail} {RESULTS[final]}"
-        return self._error(final, detail, metrics, attempt)
+        result, detail = explained(new, metrics, number, self.job.guard)
+        return self._error(result, detail, metrics, attempt)
 
     def _error(
         self, result: Any, detail: str, metrics: Any, attempt: Any = None
@@ -369,15 +359,3 @@ def _check_average(job: Job) -> None:
             "with: wrap it, `effgen.averaged(train(...), decay)`, or begin without by "
             "`dataclasses.replace(state, average=None)`."
         )
-
-
-def _nonfinite(root: str, tree: PyTree) -> list[str]:
-    found = []
-    arrays = eqx.filter(tree, eqx.is_inexact_array_like)
-    for path, leaf in jax.tree_util.tree_flatten_with_path(arrays)[0]:
-        bad = ~np.isfinite(np.asarray(leaf).astype(np.complex128))
-        if bad.any():
-            where = f" in {int(bad.sum())} of {bad.size}" if bad.size > 1 else ""
-            value = np.asarray(leaf)[bad].flat[0]
-            found.append(f"{root}{jax.tree_util.keystr(path)} is {value}{where}")
-    return found
