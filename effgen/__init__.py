@@ -100,5 +100,5 @@ def __dir__() -> list[str]:
 
 # pyright reads the aliases above instead.
 __all__ = sorted(  # pyright: ignore[reportUnsupportedDunderAll]
-    {*_exported(vars()), *_METHODS}
+    {*_exported(vars()), *_METHODS, "__version__"}
 )

@@ -52,12 +52,13 @@ def test_the_interval_covers(shape):
     assert stats.binom.cdf(inside, num, 0.93) > 1e-3
 
 
+@pytest.mark.one_case("0.8")
 @pytest.mark.parametrize("phi", [0.8, 0.95])
 def test_the_interval_covers_where_noise_is_correlated(phi):
     """As of losses over batches that follow each other in a stream."""
     rng = np.random.default_rng(0)
     curve, truth = 0.5 + STEPS**-0.5 * 10, 0.5 + 3000**-0.5 * 10
-    num, inside = 100, 0
+    num, inside = 60, 0
     for _ in range(num):
         noise = signal.lfilter([0.1], [1, -phi], rng.normal(size=2200))[200:]
         found = eg.extrapolate(curve + noise, at=3000)
