@@ -206,8 +206,7 @@ _PATIENCE = 1.0  # seconds that the end of a run waits for a batch that is being
 
 
 def _own(leaf: Any) -> Any:
-    mutable = type(leaf) in (np.ndarray, np.memmap) and leaf.flags.writeable
-    return np.array(leaf) if mutable else leaf
+    return np.array(leaf) if type(leaf) in (np.ndarray, np.memmap) else leaf
 
 
 def _snapshot(state: Any) -> Any:

@@ -222,7 +222,7 @@ def _check_room(state: TrainState, num_steps: int | None) -> None:
 
 def _check_patience(patience: Any) -> None:
     number = isinstance(patience, Real) and not isinstance(patience, bool)
-    if not number or not patience > 0:
+    if not number or not float(patience) > 0:
         raise ValueError(
             f"`patience` is {patience!r}: pass a positive number of seconds."
         )
