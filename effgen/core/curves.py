@@ -12,6 +12,9 @@ from .estimators import Losses, check_share, checked_losses
 
 _NUM_BLOCKS = 150
 _NUM_RATES = 60
+_NUM_PROFILED = 200
+_RATES = 0.02, 20.0
+_SHAPES = "power", "exponential"
 
 
 class LearningCurve(NamedTuple):
@@ -50,9 +53,10 @@ def extrapolate(
     of its correlation from step to step. The shape with the smaller residual gives the
     value. The interval is that of Student's t for the fitted curve, to first order in
     `a`, `b` and `c`; residuals that are correlated by `rho` from block to block count
-    for `(1 - rho) / (1 + rho)` of their number. It is widened to hold the other shape's
-    where the losses cannot tell the two apart (their AIC differs by less than 4). It
-    does not know of learning rates yet to fall.
+    for `(1 - rho) / (1 + rho)` of their number. It is widened to hold all that curves
+    of either shape say whose residuals are no larger than this interval allows: of few
+    or noisy losses the first order is not enough. It does not know of learning rates
+    yet to fall.
 
     Arguments:
         losses: One training loss a step, shape `(steps,)`.
@@ -72,6 +76,8 @@ def extrapolate(
         The two shapes are those of Domhan et al. (2015), table 1. The effective number
         of correlated values is that of Bartlett (1935).
     """
+    from scipy import stats  # here, as half of what `import effgen` would cost
+
     losses = checked_losses(losses)
     check_share("tail", tail)
     if not 0 < confidence < 1:
@@ -87,12 +93,16 @@ def extrapolate(
             "step from there on."
         )
     steps, means = _blocks(losses, first)
-    fits = [_fit(shape, steps, means) for shape in ("power", "exponential")]
+    fits = [_fit(shape, steps, means) for shape in _SHAPES]
     best = min(fits, key=lambda fit: fit.squares)
     likely = [f for f in fits if f.squares <= best.squares * (1 + 4 / best.freedom)]
     carried = [_carried(fit, steps, at, confidence) for fit in likely]
     chosen = carried[likely.index(best)]
-    low, high = min(c.low for c in carried), max(c.high for c in carried)
+    width = float(stats.t.ppf(0.5 + confidence / 2, best.freedom))
+    most = best.squares * (1 + width**2 / best.freedom)
+    ends = [_ends(shape, steps, means, at, most) for shape in _SHAPES]
+    low = min(*(c.low for c in carried), *(low for low, _ in ends))
+    high = max(*(c.high for c in carried), *(high for _, high in ends))
     return chosen._replace(low=low, high=high, most_gain=chosen.now - low)
 
 
@@ -154,7 +164,8 @@ def _fit(shape: str, steps: np.ndarray, means: np.ndarray) -> _Fit:
     def squares(log_rate: float) -> float:
         return float(np.sum(solved(log_rate)[1] ** 2))
 
-    grid = np.linspace(np.log(0.02), np.log(20.0), _NUM_RATES)
+    low, high = np.log(_RATES)
+    grid = np.linspace(low, high, _NUM_RATES)
     best = int(np.argmin([squares(log_rate) for log_rate in grid]))
     bounds = grid[max(best - 1, 0)], grid[min(best + 1, _NUM_RATES - 1)]
     found: Any = optimize.minimize_scalar(
@@ -166,6 +177,29 @@ def _fit(shape: str, steps: np.ndarray, means: np.ndarray) -> _Fit:
     coefficients, residuals = solved(found.x)
     rate, freedom = float(np.exp(found.x)), _freedom(residuals)
     return _Fit(shape, scale, rate, coefficients, squares(found.x), freedom)
+
+
+def _ends(
+    shape: str, steps: np.ndarray, means: np.ndarray, at: int, most: float
+) -> tuple[float, float]:
+    """Return the ends of the losses at `at` that fits of at most `most` squares have.
+
+    Of each rate the other two numbers are linear, so that its ends are exact.
+    """
+    low, high = np.inf, -np.inf
+    for rate in np.geomspace(*_RATES, _NUM_PROFILED):
+        curve = _curve(shape, steps, rate, float(steps[0]))
+        (target,) = _curve(shape, np.array([float(at)]), rate, float(steps[0]))
+        off, ahead = curve - curve.mean(), target - curve.mean()
+        slope = off @ means / (off @ off)
+        residuals = means - means.mean() - slope * off
+        spare = most - residuals @ residuals
+        if spare < 0:
+            continue
+        value = means.mean() + slope * ahead
+        width = np.sqrt(spare * (1 / len(means) + ahead**2 / (off @ off)))
+        low, high = min(low, value - width), max(high, value + width)
+    return float(low), float(high)
 
 
 def _freedom(residuals: np.ndarray) -> float:
