@@ -95,6 +95,9 @@ def _headlines(path: Any) -> list[tuple[str, str]]:
         "forecasts": _forecasts,
         "van_der_pol": _learned,
         "quarter_vehicle": _learned,
+        "learned_van_der_pol": _chosen_laws,
+        "learned_quarter_vehicle": _chosen_laws,
+        "learned_pelts": _pelts,
         "negative_sampling": _passes,
         "cache_growth": _growth,
         "ceiling": _ceiling,
@@ -264,6 +267,26 @@ def _learned(record: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (f"CasADi's time over ours, {name}", f"{p['casadi']['casadi_over_effgen']:.3g}")
         for name, p in problems.items()
+    ]
+
+
+def _chosen_laws(record: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = list(record["seeds"].values())
+    errors = {
+        arm: statistics.median(r[arm]["test_error"] for r in rows) for arm in rows[0]
+    }
+    law = record["benchmark"].removeprefix("learned_")
+    return [(f"{law}, {arm}, test error", f"{x:.3g}") for arm, x in errors.items()]
+
+
+def _pelts(record: dict[str, Any]) -> list[tuple[str, str]]:
+    cuts = [cut for row in record["seeds"].values() for cut in row.values()]
+    worst = max(cut["evidence"] / cut["constant"] for cut in cuts)
+    return [
+        (
+            "pelts, the chosen law's error over the constant one's, at most",
+            f"{worst:.3g}",
+        )
     ]
 
 

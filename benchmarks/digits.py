@@ -1,9 +1,10 @@
 """Held-out nats of handwritten digits after the same seconds, each method tuned alike.
 
 `python -m benchmarks.digits [seconds [seeds]]`. The demo's energy on MNIST's digits of
-14 x 14 pixels, 3,500 to train on, 500 to choose each method's best of three settings
-by, 1,000 held out. A step is timed first, all methods in turn, on one thread; then each
-takes the steps that 100 seconds hold, or so many. Every likelihood is one of fresh
+14 x 14 pixels, 3,500 to train on, 500 to choose each method's best of four settings
+by, 1,000 held out. A setting is Muon's rate, the trust region's radius, the moves a
+step, and the walkers. A step of each is timed first, all in turn, on one thread; then
+each takes the steps that 100 seconds hold, or so many. Every likelihood is one of fresh
 walkers, annealed after training from the Gaussian start. Of the first seed, a run back
 from images is set beside it. Two processes of one thread share the work.
 """
@@ -17,6 +18,7 @@ import itertools
 import math
 import sys
 import warnings
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,18 +35,42 @@ from effgen import ebm
 SECONDS = 100
 ROUNDS = 7
 CHUNK = 10
-NUM_WALKERS = 1024
-NUM_AUDIT = 512
 NUM_FRESH = 1024
 BATCH = 256
-RADIUS = 0.1
 DECAY = 0.99
 NUM_SEEDS = 5
-# Three settings each: Muon's rate and the radius, which weighted walkers need.
+
+
+class Setting(NamedTuple):
+    """What is chosen by validation: the rate of Muon, and the walkers' work."""
+
+    rate: float
+    num_moves: int
+    num_walkers: int
+    num_audit: int = 0
+    radius: float | None = None
+
+
+# Four settings each. Contrastive divergence has as many chains as a batch has images.
 GRID = {
-    "Jarzynski": [(1e-2, RADIUS), (1e-2, 0.3), (2e-2, 0.3)],
-    "PCD": [(5e-3, math.inf), (1e-2, math.inf), (2e-2, math.inf)],
-    "CD-8": [(5e-3, math.inf), (1e-2, math.inf), (2e-2, math.inf)],
+    "Jarzynski": [
+        Setting(1e-2, 1, 1024, num_audit=512, radius=0.1),
+        Setting(2e-2, 4, 256, num_audit=128, radius=0.2),
+        Setting(1e-2, 8, 256, num_audit=64, radius=0.2),
+        Setting(2e-2, 8, 256, num_audit=64, radius=0.2),
+    ],
+    "PCD": [
+        Setting(1e-2, 1, 1024),
+        Setting(5e-3, 8, 256),
+        Setting(1e-2, 8, 256),
+        Setting(2e-2, 8, 256),
+    ],
+    "CD": [
+        Setting(5e-3, 8, BATCH),
+        Setting(1e-2, 8, BATCH),
+        Setting(2e-2, 8, BATCH),
+        Setting(1e-2, 16, BATCH),
+    ],
 }
 SHAPE = (demo.SIDE**2,)
 
@@ -57,25 +83,26 @@ def problem():
     return demo.Problem(train, held_out, coordinates), valid
 
 
-def contestant(name, rate, radius, num_steps, key):
+def contestant(name, setting, num_steps, key):
     """Return a method's trainer and its memory."""
     keys = jax.random.split(key)
-    optim = optax.contrib.muon(optax.linear_schedule(rate, 0.0, num_steps))
-    walkers = ebm.Walkers.from_gaussian(keys[0], NUM_WALKERS, SHAPE)
-    audit = ebm.Walkers.from_gaussian(keys[1], NUM_AUDIT, SHAPE)
-    if name == "Jarzynski":
-        trainer = ebm.JarzynskiTrainer(optim, kernel=demo.KERNEL, radius=radius)
-        return trainer, ebm.Audited(walkers, audit)
+    optim = optax.contrib.muon(optax.linear_schedule(setting.rate, 0.0, num_steps))
+    moves = {"kernel": demo.KERNEL, "num_moves": setting.num_moves}
+    if name == "CD":
+        return ebm.CDTrainer(optim, **moves), None
+    walkers = ebm.Walkers.from_gaussian(keys[0], setting.num_walkers, SHAPE)
     if name == "PCD":
-        return ebm.PCDTrainer(optim, kernel=demo.KERNEL), walkers
-    return ebm.CDTrainer(optim, kernel=demo.KERNEL, num_moves=8), None
+        return ebm.PCDTrainer(optim, **moves), walkers
+    audit = ebm.Walkers.from_gaussian(keys[1], setting.num_audit, SHAPE)
+    trainer = ebm.JarzynskiTrainer(optim, radius=setting.radius or math.inf, **moves)
+    return trainer, ebm.Audited(walkers, audit)
 
 
-def begun(name, rate, radius, num_steps, seed):
+def begun(name, setting, num_steps, seed):
     """Return a trainer, its first state, its data and the key of its steps."""
     task, _ = problem()
     keys = jax.random.split(jax.random.key(seed), 3)
-    trainer, memory = contestant(name, rate, radius, num_steps, keys[0])
+    trainer, memory = contestant(name, setting, num_steps, keys[0])
     state = trainer.init(demo.energy(task, keys[1]), memory)
     minibatches = eg.Minibatches(task.train, BATCH)
     data = NoisyImages(minibatches, task.coordinates, demo.NOISE)
@@ -83,17 +110,18 @@ def begun(name, rate, radius, num_steps, seed):
 
 
 def milliseconds():
-    """Return what a step of each method takes, in turn."""
+    """Return what a step of each method and setting takes, all in turn."""
     work = {}
-    for name in GRID:
-        trainer, state, data, key = begun(name, *GRID[name][0], 1000, 0)
+    for name, settings in GRID.items():
+        for number, setting in enumerate(settings):
+            trainer, state, data, key = begun(name, setting, 1000, 0)
 
-        def steps(trainer=trainer, state=state, data=data, key=key):
-            return eg.fit(trainer, state, data, key=key, num_steps=CHUNK)[0].model
+            def steps(trainer=trainer, state=state, data=data, key=key):
+                return eg.fit(trainer, state, data, key=key, num_steps=CHUNK)[0].model
 
-        work[name] = steps
+            work[name, number] = steps
     times = measure.interleaved(work, rounds=ROUNDS)
-    return {name: 1e3 * float(np.median(t)) / CHUNK for name, t in times.items()}
+    return {arm: 1e3 * float(np.median(t)) / CHUNK for arm, t in times.items()}
 
 
 def annealed(model, parts, seed):
@@ -132,20 +160,20 @@ def sandwiched(model, images, seed):
     }
 
 
-def outcome(setting):
+def outcome(arm):
     """Train once; return the likelihoods of the parts that are asked for."""
-    name, rate, radius, num_steps, seed, part = setting
-    trainer, state, data, key = begun(name, rate, radius, num_steps, seed)
+    name, number, num_steps, seed, part = arm
+    setting = GRID[name][number]
+    trainer, state, data, key = begun(name, setting, num_steps, seed)
     run = eg.averaged(
         eg.train(trainer, state, data, key=key, num_steps=num_steps), DECAY
     )
-    bound = radius if math.isfinite(radius) else None
-    row = {"method": name, "rate": rate, "radius": bound, "seed": seed}
+    row = {"method": name, "setting": number, **setting._asdict(), "seed": seed}
     try:
         for last, _ in run:
             state = last
     except eg.TrainingError as error:
-        return row | {"stopped": str(error)[:120], "nats": -math.inf}
+        return row | {"stopped": str(error)[:120], "nats": None}
     task, valid = problem()
     if part == "valid":
         row |= annealed(state.model, {"valid": valid}, seed)["valid"]
@@ -162,14 +190,13 @@ def outcome(setting):
 
 
 def chosen(rows):
-    """Return each method's rate and radius of the best validation."""
-    best = {}
-    for row in rows:
-        name = row["method"]
-        if name not in best or row["nats"] > best[name]["nats"]:
-            best[name] = row
+    """Return the number of each method's setting of the best validation."""
+    ended = [row for row in rows if row["nats"] is not None]
     return {
-        name: (row["rate"], row["radius"] or math.inf) for name, row in best.items()
+        name: max(
+            (row for row in ended if row["method"] == name), key=lambda row: row["nats"]
+        )["setting"]
+        for name in GRID
     }
 
 
@@ -191,20 +218,15 @@ if __name__ == "__main__":
     seeds = range(int(sys.argv[2]) if sys.argv[2:] else NUM_SEEDS)
     per_step = milliseconds()
     print(per_step, flush=True)
-    num_steps = {name: round(1e3 * seconds / ms) for name, ms in per_step.items()}
+    num_steps = {arm: round(1e3 * seconds / ms) for arm, ms in per_step.items()}
     tried = measure.by_two_processes(
-        outcome,
-        [
-            (name, *setting, num_steps[name], 0, "valid")
-            for name, settings in GRID.items()
-            for setting in settings
-        ],
+        outcome, [(*arm, num_steps[arm], 0, "valid") for arm in per_step]
     )
-    best = chosen(tried)
+    best = {name: (name, number) for name, number in chosen(tried).items()}
     finals = measure.by_two_processes(
         outcome,
         [
-            (name, *best[name], num_steps[name], seed, "held out")
+            (*best[name], num_steps[best[name]], seed, "held out")
             for seed, name in itertools.product(seeds, GRID)
         ],
     )
@@ -212,14 +234,11 @@ if __name__ == "__main__":
         "digits",
         {
             "seconds": seconds,
-            "milliseconds_per_step": per_step,
-            "steps": num_steps,
+            "milliseconds_per_step": {n: per_step[arm] for n, arm in best.items()},
+            "steps": {n: num_steps[arm] for n, arm in best.items()},
             "average_decay": DECAY,
             "validation": tried,
-            "chosen": {
-                name: {"rate": rate, "radius": radius if radius < math.inf else None}
-                for name, (rate, radius) in best.items()
-            },
+            "chosen": {n: GRID[n][k]._asdict() for n, (_, k) in best.items()},
             "held_out": {
                 name: spread([row for row in finals if row["method"] == name])
                 for name in GRID

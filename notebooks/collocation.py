@@ -13,9 +13,9 @@
 # # Laws that are partly known, learned without a solver in the loop
 #
 # A physics-enhanced neural ODE has equations where they are known and networks where
-# they are not. Its states and its networks are found together here, as one sparse
+# they are not. Here its states and its networks are found together, as one sparse
 # nonlinear program, by Ipopt. We begin with an oscillator whose law is known to us and
-# not to the model, and end with hares and lynxes.
+# not to the model. We end with hares and lynxes.
 
 # %%
 import os
@@ -41,9 +41,10 @@ key = jax.random.key(0)
 # %% [markdown]
 # ## An oscillator
 #
-# Van der Pol's, `x'' = 2 (1 - x^2) x' - x`: eight runs of 81 samples, noise of 1 %.
-# Known: that `x' = v` and that there is a spring, `-x`. Unknown: the force besides,
-# `2 (1 - x^2) v`, for which a network of `x` and `v` stands.
+# The data are eight runs of Van der Pol's oscillator, `x'' = 2 (1 - x^2) x' - x`, with
+# 81 samples each and noise of 1 %. It is known that `x' = v` and that there is a
+# spring, `-x`. The other force, `2 (1 - x^2) v`, is unknown. A network of `x` and `v`
+# stands for it.
 
 
 # %%
@@ -85,8 +86,8 @@ for name in ("seconds", "evaluating"):
     print(name, history[name].round(2))
 
 # %% [markdown]
-# Ipopt's trace is among the metrics: the constraints (the equations) need not hold
-# before the end, and hold to rounding there.
+# Ipopt's trace is among the metrics. The constraints are the equations. They need to
+# hold only at convergence, and there they hold to rounding.
 
 # %%
 figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
@@ -101,8 +102,8 @@ figure.savefig(figures / "collocation-convergence.png", dpi=120)
 # %% [markdown]
 # ## The learned force
 #
-# Beside the true one, over the box that training has visited. Where no trajectory went,
-# nothing is known: the dots are the nodes.
+# The learned force stands beside the true one, over the box that training has visited.
+# The dots are the nodes. Where no trajectory went, the data say nothing.
 
 # %%
 grid = np.stack(
@@ -134,8 +135,8 @@ figure.savefig(figures / "collocation-force.png", dpi=120)
 # ## From starts that it has not seen
 #
 # The trained model is an ordinary vector field. `extrapolation` simulates it on other
-# trajectories, for twice as long, and tells how far they went from what training had
-# visited, in standard deviations.
+# trajectories, here for twice as long. It also returns how far they went from what
+# training had visited, in standard deviations.
 
 # %%
 unseen = rng.uniform(-2, 2, (4, 2))
@@ -156,10 +157,10 @@ figure.savefig(figures / "collocation-unseen.png", dpi=120)
 print("errors:", found.errors[:, 0].round(3))
 
 # %% [markdown]
-# ## A certificate
+# ## The error between the nodes
 #
-# Between the nodes the equations hold only nearly: `residuals` is by how much, and
-# `refine` cuts the intervals where it is too large.
+# Between the nodes the equations hold only approximately. `residuals` returns the
+# error, and `refine` cuts the intervals where it is too large.
 
 # %%
 between = np.linspace(0, 4, 801)
@@ -180,11 +181,12 @@ print("largest residual:", np.round(worst, 4), bool(worst[1] < 0.1 * worst[0]))
 # %% [markdown]
 # ## Hares and lynxes
 #
-# Pelts of the Hudson's Bay Company, 1900 to 1920. Lotka and Volterra: hares breed, meet
-# lynxes at a rate, and are eaten; lynxes live off them and die. In logarithms:
-# `d log h = breeding - rate l`, `d log l = conversion rate h - mortality`. Is the
-# attack rate the same however many hares there are? A network of `log h` stands for it,
-# with a prior of unit scale on its weights (`weight_decay`), for the years to 1914.
+# The data are pelts of the Hudson's Bay Company, 1900 to 1920. The law is Lotka and
+# Volterra's: hares breed, meet lynxes at a rate, and are eaten; lynxes eat them and
+# die. In logarithms: `d log h = breeding - rate l`, `d log l = conversion rate h -
+# mortality`. Is the attack rate the same however many hares there are? A network of
+# `log h` stands for it, with a prior of unit scale on its weights (`weight_decay`), for
+# the years to 1914.
 
 # %%
 years, counts = co.pelts()
@@ -221,11 +223,10 @@ for i, name in enumerate(sorted(wild.model.parameters)):
     print(f"{name}: {value:.2f} +- {covariance[i, i] ** 0.5:.2f}")
 
 # %% [markdown]
-# Bands are what the data leave open: the covariance of all parameters and weights,
-# from the conditions of optimality, carried through the law and through a simulation
-# to 1920 (`propagated`). The literature's attack rate is 0.028 for all numbers of hares
-# (Carpenter 2018): the band holds it but for the fewest hares. Fifteen years do not
-# tell more.
+# The bands are from the covariance of all parameters and weights, by the conditions of
+# optimality. `propagated` carries it through the law and through a simulation to 1920.
+# The literature's attack rate is 0.028 for all numbers of hares (Carpenter 2018). The
+# band contains it except for the fewest hares. Fifteen years do not determine more.
 
 # %%
 hares = np.linspace(5, 90, 60)

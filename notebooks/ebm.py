@@ -10,11 +10,11 @@
 # ---
 
 # %% [markdown]
-# # Energy-based models that know their own likelihood
+# # Energy-based models with a known likelihood
 #
 # Four modes in the plane that hold 10, 20, 30 and 40 % of the data, and a neural energy
-# to learn them. In two dimensions everything can be integrated on a grid, so whatever
-# the walkers claim can be checked: the likelihood, the masses, the density itself.
+# to learn them. In two dimensions everything can be integrated on a grid. So every
+# estimate of the walkers can be checked: the likelihood, the masses, and the density.
 
 # %%
 import os
@@ -70,9 +70,10 @@ def exact(model):
 # ## Two trainers, the same moves
 #
 # `JarzynskiTrainer` weighs its walkers for the change of the model and for the error of
-# the discrete moves. Its walkers are a reservoir: 64 blocks of 1,024, of which a step
-# touches one, at the cost of one. `PCDTrainer` takes the same moves and forgets the
-# weights. Both are watched by audit walkers, which never enter a gradient.
+# the discrete moves. Its walkers are a reservoir of 64 blocks of 1,024. A step moves
+# one block, and costs as much as one block. `PCDTrainer` takes the same moves without
+# weights. Audit walkers, which never enter a gradient, estimate the likelihood of both.
+# A third run has one block of 1,024 weighted walkers, as many as PCD.
 
 # %%
 keys = jax.random.split(jax.random.key(0), 6)
@@ -122,12 +123,12 @@ for name, (trainer, memory) in methods.items():
     curves[name], states[name] = np.array(curve), state
 
 # %% [markdown]
-# ## The honest and the dishonest likelihood
+# ## Two estimates of the likelihood
 #
-# Solid: the audit's claim, with a band of two standard errors. Black: the truth, from
-# the grid. Dotted: what the walkers that train the model claim themselves. They have
-# pulled the model to where they happen to be, and believe it to be better than it is;
-# the fewer they are, the more so.
+# Solid: the estimate by the audit, with a band of two standard errors. Black: the
+# truth, from the grid. Dotted: the estimate by the walkers that train the model. They
+# have pulled the model to the places where they are, so their `log Z` is biased low and
+# their likelihood is too high. The bias is larger for fewer walkers.
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), sharey=True, layout="constrained")
@@ -149,10 +150,10 @@ within = np.abs(claimed - truth) < 4 * error + 1e-3
 print("claims within four error bars:", bool(within[-10:].all()))
 
 # %% [markdown]
-# ## The landscape and its walkers
+# ## The density and its walkers
 #
-# Left: the learned density with some walkers, their area their weight. Right: how much
-# of the model each mode holds.
+# Left: the learned density with some walkers, whose area is their weight. Right: the
+# share of the model in each mode.
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
@@ -184,7 +185,7 @@ print(np.round(found, 3), "+-", np.round(errors, 3))
 # ## Samples, and whether they stay
 #
 # Samples are walkers drawn by weight. Long chains from them, under the final energy,
-# should stay as they are: their mean energy must not drift.
+# should keep the same law, so their mean energy must not drift.
 
 # %%
 samples = ebm.sample(states["Jarzynski"], 2_000, key=keys[5])
@@ -207,11 +208,11 @@ for axis in axes[:2]:
 figure.savefig(figures / "ebm-samples.png", dpi=110)
 
 # %% [markdown]
-# ## The likelihood of a run that is over
+# ## The likelihood after training
 #
-# `annealed` sends fresh walkers along any path of models to the trained one: `Z` is
-# then unbiased whatever training did. Here along the geometric path from the Gaussian
-# start, in as many steps as the walkers ask for.
+# `annealed` moves fresh walkers along any path of models to the trained one. Their `Z`
+# is unbiased, whatever the training was. Here the path is the geometric one from the
+# Gaussian start. The walkers determine the number of steps.
 
 # %%
 walkers = ebm.annealed(

@@ -12,10 +12,11 @@
 # %% [markdown]
 # # From a pandas frame to a forecast
 #
-# Carbon dioxide at Mauna Loa by months, with the gaps that the record has. We state
-# what is known of it as a sum of parts, fit these by their exact evidence, look at each
-# part, check the model by what it expected, compare it with another on held-out years,
-# and forecast on the frame's own index.
+# The data are monthly carbon dioxide at Mauna Loa, with the gaps of the record. We
+# state what is known of it as a sum of parts, and fit these by their exact evidence. We
+# look at each part, and check the model by its one-step-ahead predictions. Then we
+# compare it with another model on held-out years, and forecast on the frame's own
+# index.
 
 # %%
 import os
@@ -67,8 +68,8 @@ figure
 # %% [markdown]
 # ## Is the model right?
 #
-# Each value less what was expected of it from those before, in standard deviations: if
-# the model is right these are standard normal and independent.
+# The residuals are each value less its prediction from the values before, in standard
+# deviations. If the model is right, they are standard normal and independent.
 
 # %%
 predictions = posterior.predictions()

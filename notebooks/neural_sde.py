@@ -10,12 +10,13 @@
 # ---
 
 # %% [markdown]
-# # Neural SDEs whose linear control need not be learned
+# # Neural SDEs with the linear control in closed form
 #
-# The posterior of an SDE is the SDE itself, steered by a control. For a linear SDE seen
-# through Gaussian noise that control is a closed form; a neural one needs a network for
-# what is left. We begin where nothing is left to learn, bend the drift into a double
-# well whose exact likelihood a grid can tell, and end on a real record with real gaps.
+# The posterior of an SDE is the SDE itself with a further drift, the control. For a
+# linear SDE with Gaussian observations the control is a closed form. A neural SDE needs
+# a network for the rest. We begin with a linear model, where nothing is left to learn.
+# Then the drift is a double well, whose exact likelihood a grid gives. We end with a
+# real record that has gaps.
 
 # %%
 import dataclasses
@@ -43,8 +44,9 @@ if num_steps < 1_000:  # then few paths may count, and it says so
 # %% [markdown]
 # ## A linear model, solved at step 0
 #
-# An Ornstein-Uhlenbeck process seen at sixteen irregular times. Before any training the
-# bound is `log p(y)`, here beside one dense Gaussian in float64, and every path has it.
+# An Ornstein-Uhlenbeck process is observed at sixteen irregular times. Before any
+# training the bound is `log p(y)`, and every path has this value. It is compared with
+# one dense Gaussian in float64.
 
 # %%
 rng = np.random.default_rng(0)
@@ -78,9 +80,9 @@ figure.savefig(figures / "sde-linear.png", dpi=120)
 # %% [markdown]
 # ## A double well
 #
-# `drift = 4 x (1 - x^2)`. The linear guide alone already gives a bound; about the
-# posterior it is far better (`RelinearizedAnchor`), and a small network takes the rest.
-# A grid filter tells the truth.
+# `drift = 4 x (1 - x^2)`. The linear guide alone gives a bound. Linearized about the
+# posterior (`RelinearizedAnchor`) it gives a far better one. A small network learns the
+# rest. A grid filter gives the true likelihood.
 
 
 # %%
@@ -157,8 +159,8 @@ axes.legend()
 figure.savefig(figures / "sde-double-well.png", dpi=120)
 
 # %% [markdown]
-# The posterior says how far it is from the truth: importance weights over its paths
-# estimate `log p(y)`, and `gap` is what training could still gain.
+# The posterior estimates its own error. Importance weights over its paths estimate
+# `log p(y)`, and `gap` is what training could still gain.
 
 # %%
 posterior = ns.posterior(models["anchored about the posterior"], ts, ys)
@@ -171,9 +173,10 @@ print(bool(abs(evidence.evidence.value - truth) < 0.15))
 # %% [markdown]
 # ## Carbon dioxide, with its gaps
 #
-# The weekly record of Mauna Loa, its first fifteen years: 53 weeks were never measured.
-# A trend and the year's two harmonics, each with noise of its own, learned by the exact
-# likelihood (the model is linear: the bound is it). The last three years are forecast.
+# The data are the first fifteen years of the weekly record of Mauna Loa. 53 weeks were
+# never measured. The model is a trend and two harmonics of the year, each with its own
+# noise. It is linear, so the bound is the exact likelihood. The last three years are
+# forecast.
 
 # %%
 from statsmodels.datasets import co2

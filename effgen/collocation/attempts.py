@@ -21,7 +21,7 @@ def sound(solved: Solved) -> bool:
 
 
 def after(before: Solved, solved: Solved) -> Solved:
-    """Return a solve that went on from another's end, as one."""
+    """Return a solve that continued from another's end, as one."""
     trace = Trace(*(a + b for a, b in zip(before.trace, solved.trace)))
     return solved._replace(
         trace=trace,
@@ -42,9 +42,9 @@ def solve(
 ) -> Solved:
     """Solve; go on in scaled units where they differ; try again where it fits badly.
 
-    A gradient by a parameter of 1e9 is small whatever is left of the misfit. And where
-    the data hardly tell a direction, Ipopt's first barrier is larger than the misfit
-    and carries parameters to the middle of their bounds: the law then fits worse than
+    A gradient by a parameter of 1e9 is small, whatever is left of the misfit. Where the
+    data hardly determine a direction, Ipopt's first barrier is larger than the misfit
+    and carries parameters to the middle of their bounds. The law then fits worse than
     the smoothed data, and a smaller barrier is tried. The lower objective is kept.
     Nothing more begins after `deadline`, in seconds of `time.perf_counter`.
     """

@@ -1,4 +1,4 @@
-"""What is warned of: what nothing tells, and meshes that are too coarse."""
+"""Warnings: parameters that are not determined, and meshes that are too coarse."""
 
 import dataclasses
 import warnings

@@ -142,11 +142,12 @@ def choose(
 ) -> Choice:
     """Fit the law without its networks and with them; keep what the evidence prefers.
 
-    Without: all weights are held at zero. So the networks should be a deviation from a
-    law that the parameters have, such as `Deviation`. With: the fit begins at that
-    solution. The weights' prior follows MacKay's fixed point, `alpha <- gamma / |w|^2`.
-    A step in `log(alpha)` that lowers the evidence is halved, and the best is kept.
-    Where residuals are correlated by `rho`, each counts for `(1 - rho) / (1 + rho)`.
+    Without networks, all their weights are held at zero. So the networks should be a
+    deviation from a law that the parameters have, such as `Deviation`. With networks,
+    the fit begins at that solution. The weights' prior follows MacKay's fixed point,
+    `alpha <- gamma / |w|^2`. A step in `log(alpha)` that lowers the evidence is halved,
+    and the best is kept. If residuals are correlated by `rho`, each counts for `(1 -
+    rho) / (1 + rho)`.
 
     Arguments:
         trainer: The trainer of both fits.

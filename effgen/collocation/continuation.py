@@ -13,9 +13,9 @@ def windows(
 ) -> list[Problem]:
     """Return problems of the first part of every trajectory, growing to the whole.
 
-    Each ends at a sample. Their transcriptions are the data of one run: a level begins
-    from the states and multipliers of the window before. Past that window it begins
-    from the smoothed data. Scales are those of all data.
+    Each ends at a sample. Their transcriptions are the data of one run. A level begins
+    from the states and multipliers of the window before, and past that window from the
+    smoothed data. Scales are those of all data.
 
     Arguments:
         problem: The problem of the whole trajectories.

@@ -1,4 +1,4 @@
-"""What Ipopt is told of second derivatives."""
+"""The second derivatives that Ipopt is given."""
 
 from typing import Any, ClassVar
 

@@ -139,8 +139,8 @@ def ensemble(
 ) -> list[TrainState]:
     """Train each of several models on the same levels, such as a network of many seeds.
 
-    How far their laws and simulations are apart is what the data leave open and the
-    start decides.
+    The differences between their laws and simulations are what the data leave open and
+    the start decides.
 
     Arguments:
         trainer: The trainer of all.

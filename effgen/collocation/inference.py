@@ -25,9 +25,10 @@ def inferred(
 ) -> Float[np.ndarray, "nodes state"]:
     """Return the data at the nodes, with other states from what the law says of them.
 
-    Where `observe` or the derivative of a known state depends on one that is not known,
-    node by node by least squares; then on, with what is found, until nothing more is
-    told. What nothing tells is as in `interpolated`.
+    Where `observe` or the derivative of a known state depends on a state that is not
+    known, the latter is found by least squares at each node. This is repeated with what
+    is found, until nothing more is determined. All other states are as in
+    `interpolated`.
     """
     x, model = interpolated(problem, mesh), as_model(model)
     lower, upper = (np.broadcast_to(b, x.shape[1:]) for b in problem.state_bounds)

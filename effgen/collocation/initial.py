@@ -12,8 +12,8 @@ class Initial(eqx.Module):
         objective + sum over trajectories and states of ((x - values) / scale)^2 / (2 n)
 
     With a `scale`, each start counts like one more of the `n` measured values. So
-    `scale` is a prior's standard deviation where the problem's `scale` is the noise's.
-    That has to be passed: by default a problem divides by more than the noise.
+    `scale` is the standard deviation of a prior, if the problem's `scale` is that of
+    the noise. Pass the latter: by default a problem divides by more than the noise.
 
     Arguments:
         values: The states, `(state,)` or `(trajectories, state)`, in their units; NaN

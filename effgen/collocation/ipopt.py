@@ -253,9 +253,9 @@ def solve(
 ) -> Solved:
     """Solve from a point, warm where it has multipliers.
 
-    `scales`, of the objective, variables and constraints, in the place of Ipopt's;
-    `stop` is asked at every iteration, with the trace up to it, and ends the solve at
-    the iterate at hand.
+    `scales`, of the objective, variables and constraints, replace Ipopt's own. `stop`
+    is called at every iteration with the trace so far, and may end the solve at the
+    current iterate.
 
     Raises:
         ValueError: For an option that Ipopt does not know, by name.

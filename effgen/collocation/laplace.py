@@ -1,7 +1,7 @@
 """The evidence of a fit, and by it the choice between a law with a network and without.
 
-MacKay's: how likely the data are under a law, with what its weights could be as well
-averaged over. A network that only follows the noise lowers it.
+It is MacKay's evidence: the probability of the data under a law, averaged over its
+weights. A network that only follows the noise lowers it.
 """
 
 from typing import NamedTuple

@@ -67,10 +67,10 @@ class DerivativeMatchingTrainer(AbstractTrainer):
         loss = mean of ((slopes - vector_field(t, x, u, p, nets)) / scale)^2 / 2
                + penalty(p, nets) + weight_decay |nets|^2 / 2
 
-    over the differential components. It is biased where data are noisy or states are
-    not measured, and a good first guess. After each step parameters are moved into
-    their bounds. No trajectory is solved, so that `state_bounds` and `initial` say
-    nothing of it.
+    over the differential components. It is biased if data are noisy or states are not
+    measured, but it gives a good first guess. After each step parameters are moved into
+    their bounds. No trajectory is solved, so `state_bounds` and `initial` have no
+    effect.
 
     Arguments:
         optim: The optax optimizer.
@@ -176,9 +176,9 @@ def pretrain(
     """Return the model fitted to the slopes of the default guess, in float64.
 
     The optimizer is Adam with a cosine schedule. The model stays inside of the
-    problem's bounds. Costs, `penalty` and constraints are left to what solves the
-    problem. Use it where all states are measured: networks that begin near the law
-    leave Ipopt few iterations.
+    problem's bounds. Costs, `penalty` and constraints are left to the trainer that
+    solves the problem. Use it where all states are measured. Networks that begin near
+    the law reduce Ipopt's iterations.
 
     Arguments:
         model: A `Model`, a pair `(parameters, networks)`, or networks alone.

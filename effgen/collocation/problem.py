@@ -81,7 +81,7 @@ class Problem(eqx.Module):
         mayer: `(x_start, x_end, p, nets)` to a cost, a number.
         penalty: `(p, nets)` to a cost, a number.
         weight_decay: Of the networks, a number or a pytree of numbers for their parts.
-        hold: How sampled inputs go on between samples, `"linear"` or `"previous"`; a
+        hold: How sampled inputs continue between samples, `"linear"` or `"previous"`; a
             `Trajectory` may have its own. `None` is linear, but refuses inputs that
             move in steps.
         parameter_nominal: The size of each parameter, a number or a pytree like
@@ -246,7 +246,7 @@ def _check_seen(data: Sequence[Trajectory]) -> None:
     if all(np.all(np.isnan(t.ys)) for t in data):
         raise ValueError(
             "`ys` has no value, and there is no `lagrange` or `mayer` cost: nothing "
-            "would tell the parameters."
+            "would determine the parameters."
         )
 
 

@@ -35,7 +35,7 @@ class Segments(NamedTuple):
         grid: Times between which inputs are linear, `(segments, grid)`.
         inputs: The inputs at these, `(segments, grid, inputs)`.
         trajectory: The trajectory of each, `(segments,)`.
-        joined: Whether the next one goes on where it ends, `(segments,)`.
+        joined: Whether the next one continues where it ends, `(segments,)`.
     """
 
     first: Float[Array, " segments"]

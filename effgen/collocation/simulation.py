@@ -36,9 +36,9 @@ def simulate(
 
     Algebraic states are simulated by steps of Radau's scheme, of index 1, 2 or 3, with
     the error of the differential states below the tolerances. The start's algebraic
-    states are solved for. They stay as given where the start's equations do not tell
-    them, as of index 2 and 3; the differential ones then have to fit the constraint and
-    its derivatives.
+    states are solved for. They stay as given where the start's equations do not
+    determine them, as of index 2 and 3. The differential states must then fulfill the
+    constraint and its derivatives.
 
     Arguments:
         problem: The problem whose law is simulated.

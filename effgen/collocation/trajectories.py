@@ -20,12 +20,12 @@ class Trajectory(NamedTuple):
         inputs: Known `u`, `(obs, inputs)`, or a function of `t` to `(inputs,)`, or
             `None`. Jumps of a function are looked for, between samples too.
         span: The first and the last time of the trajectory; by default those of `ts`.
-        hold: How sampled inputs go on between `ts`: `"linear"`, or `"previous"`, which
-            stays until the next sample; by default that of the problem.
+        hold: How sampled inputs continue between `ts`: `"linear"`, or `"previous"`,
+            which stays until the next sample; by default that of the problem.
         jumps: Times at which inputs or the law jump. Intervals end there.
         doses: Pairs of a time and an amount, `(state,)`, that is added to the state at
             once. Samples at that time are of just before.
-        follows: Whether it goes on from the trajectory before it in the list, as a
+        follows: Whether it continues the trajectory before it in the list, as a
             `LinkConstraint` says.
     """
 

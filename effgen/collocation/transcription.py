@@ -84,9 +84,8 @@ class Transcription(eqx.Module):
     ) -> Solution:
         """Return the guess that an untrained model's own simulations are.
 
-        They begin at the data's start. It is for states that are not measured, of
-        which the data say nothing. Those that are measured, and what is not reached,
-        are as in `guess`.
+        They begin at the data's start. It is for states that are not measured. Measured
+        states, and times that the simulation does not reach, are as in `guess`.
 
         Arguments:
             model: The untrained model.

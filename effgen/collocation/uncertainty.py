@@ -60,7 +60,7 @@ def covariance(
 
     `P` is how all variables follow from what is free, the model and the starts.
     `K = (P^T H P)^-1` where equations and active bounds hold, `H` the objective's
-    curvature. `J` are the residuals' derivatives. `rest` is what is left of the
+    curvature. `J` are the residuals' derivatives. `rest` is the remaining
     curvature, of priors such as weight decay, times the pooled `noise^2`. `effective`
     is the trace of `K J^T J`, and `count` the number of measured values. Starts, and
     what priors hold, take as many degrees of freedom as the data decide. Of equal

@@ -1,1 +1,1 @@
-"""What all four methods share: nothing here knows a method."""
+"""What all four methods share: nothing here depends on a method."""

@@ -37,9 +37,9 @@ def restore(
 ) -> TrainState:
     """Return the newest good checkpoint in `directory`, every byte verified.
 
-    A checkpoint whose bytes are not those written is passed over for the one before
-    it. What else goes wrong (permissions, the disk, memory) is raised. An average of
-    the model that the checkpoint has and `like` has not is restored too.
+    If the bytes of a checkpoint are not those written, the one before it is taken. Any
+    other failure (permissions, the disk, memory) is raised. If the checkpoint has an
+    average of the model and `like` has none, the average is restored too.
 
     ```python
     # The model and the count of steps of that run, with another optimizer:

@@ -42,7 +42,7 @@ def counted_state(old: TrainState, new: Any) -> TrainState:
 def check_tree(old: TrainState, new: TrainState) -> None:
     """Raise `ValueError`, naming what differs, if `new` is another tree than `old`.
 
-    A compiled loop would swap its arrays, or drop what changed, without a word.
+    A compiled loop would silently swap its arrays, or drop what changed.
     """
     faults = _differences("state", old, new)
     if not faults and Static(old) != Static(new):

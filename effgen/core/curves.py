@@ -1,4 +1,4 @@
-"""Learning curves carried forward: what more steps would gain.
+"""Learning curves extended to later steps: what more steps would gain.
 
 Axis: `steps`. All are functions of the losses that `history["loss"]` holds, and free.
 """
@@ -18,7 +18,7 @@ _SHAPES = "power", "exponential"
 
 
 class LearningCurve(NamedTuple):
-    """A learning curve carried forward, in units of loss, as `extrapolate` returns it.
+    """A learning curve extended, in units of loss, as `extrapolate` returns it.
 
     Attributes:
         value: The loss at the step asked for.
@@ -46,17 +46,17 @@ class LearningCurve(NamedTuple):
 def extrapolate(
     losses: Losses, *, at: int, tail: float = 0.5, confidence: float = 0.95
 ) -> LearningCurve:
-    """Fit the tail of a learning curve and carry it to step `at`.
+    """Fit the tail of a learning curve and extend it to step `at`.
 
     Both `a + b * n^(-c)` and `a + b * exp(-c * n)` are fitted by least squares to the
     means of up to 150 blocks of steps. The means average out minibatch noise, and most
     of its correlation from step to step. The shape with the smaller residual gives the
     value. The interval is that of Student's t for the fitted curve, to first order in
-    `a`, `b` and `c`; residuals that are correlated by `rho` from block to block count
-    for `(1 - rho) / (1 + rho)` of their number. It is widened to hold all that curves
-    of either shape say whose residuals are no larger than this interval allows: of few
-    or noisy losses the first order is not enough. It does not know of learning rates
-    yet to fall.
+    `a`, `b` and `c`. Residuals that are correlated by `rho` from block to block count
+    for `(1 - rho) / (1 + rho)` of their number. The interval is widened to hold the
+    values of all curves of either shape whose residuals are no larger than it allows,
+    because the first order is not enough for few or noisy losses. It does not account
+    for learning rates that fall later.
 
     Arguments:
         losses: One training loss a step, shape `(steps,)`.

@@ -1,4 +1,4 @@
-"""What the losses of a run already tell: which run will be better.
+"""What the losses of a run show: which run will be better.
 
 Axis: `steps`. All are functions of the losses that `history["loss"]` holds, and free.
 """

@@ -21,9 +21,9 @@ class Stop(AbstractGuard):
 
 
 class Skip(AbstractGuard):
-    """Leave out a failed step and go on with the next batch and new noise.
+    """Leave out a failed step and continue with the next batch and new noise.
 
-    Right for rare bad batches. The skipped steps are counted in `run.num_skipped`.
+    It is for rare bad batches. The skipped steps are counted in `run.num_skipped`.
 
     Arguments:
         at_most: The most failed steps in a row; one more ends the run.
@@ -43,13 +43,13 @@ class Skip(AbstractGuard):
 
 
 class Rollback(AbstractGuard):
-    """Go back to the chunk's start and take its steps again with fresh noise.
+    """Go back to the run's last yield and take the steps again with fresh noise.
 
-    Right where the noise is to blame (a diverged walker, a bad path). The data stay the
-    same. It holds one more copy of the state.
+    It is for failures that the noise causes (a diverged walker, a bad path). The data
+    stay the same. It holds one more copy of the state.
 
     Arguments:
-        at_most: The most attempts at one chunk after the first.
+        at_most: The most further attempts at the steps between two yields.
 
     Raises:
         ValueError: If `at_most` is no integer of 1 or more.

@@ -22,7 +22,7 @@ class History(Mapping[str, Any]):
         metrics: Names to numpy arrays, shape `(steps, ...)`; a nested metric is a dict.
         steps: The step after which each was reported, shape `(steps,)`.
         result: How the run ended, an item of `RESULTS`.
-        ledger: Where the run's time went, in seconds.
+        ledger: The run's time by what it was spent on, in seconds.
     """
 
     metrics: dict[str, Any]

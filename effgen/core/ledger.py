@@ -1,4 +1,4 @@
-"""Where a run's time went."""
+"""What a run spent its time on."""
 
 import contextlib
 import time

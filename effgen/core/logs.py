@@ -22,17 +22,17 @@ def logged(run: Run, path: str | os.PathLike[str]) -> Run:
     """Append a line of JSON to `path` for each yield of `run`.
 
     A line holds `step`, `seconds` since the start, and the mean of each metric that is
-    one real number a step; a nested one is called `parts/a`, and one with a name of the
-    line's own `metrics/seconds`. Steps that `Skip` left out are not in the means: the
-    line says how many there were, as in `"skipped": 1`. Nor are values that are not
-    finite: `null` stands where none is.
+    one real number a step. A nested metric is called `parts/a`. A metric that has a
+    name of the line's own is called `metrics/seconds`. The means are over finite
+    values; the mean of none is `null`. Steps that `Skip` left out are not in the means.
+    The line says how many there were, as in `"skipped": 1`.
 
-    Each line is written whole, at once. However the run ends, by its last step, a
-    signal, `break` or a failure, the steps since its last yield get a line too.
-    A run that resumes at step `s` first drops the lines past `s` and a line that a
-    crash left half-written, so that no step stands twice; a pipe or a device is only
-    appended to. A log never stops a run: what cannot be written is left out. Only the
-    first of several processes writes.
+    Each line is written whole, at once. The steps since the last yield get a line too,
+    however the run ends: by its last step, a signal, `break` or a failure. A run that
+    resumes at step `s` first drops the lines past `s`, and a line that a crash left
+    half-written. So no step occurs twice. A pipe or a device is only appended to. A log
+    never stops a run: a line that cannot be written is left out. Of several processes
+    only the first writes.
 
     Arguments:
         run: What `train` or another wrapper returned, not yet started.

@@ -17,10 +17,10 @@ from .sinks import warn
 def progress(run: Run) -> Run:
     """Show a bar with the rate, the time left and the metrics worth watching.
 
-    `tqdm` draws it, in a terminal or a notebook, between chunks of steps: nothing is
-    called back from the device. The metrics are the trainer's `watched`, averaged over
-    the chunk; a step that takes long on the host also says how it is getting on. In
-    several processes only the first draws. Without a standard error there is no bar.
+    `tqdm` draws it between chunks of steps, in a terminal or a notebook. The device
+    calls nothing back. The metrics are the trainer's `watched`, averaged over the
+    chunk. A step that takes long on the host also reports its progress. Of several
+    processes only the first draws. Without a standard error there is no bar.
 
     ```python
     for state, metrics in effgen.progress(effgen.train(...)): ...

@@ -28,7 +28,7 @@ def replay(
 
     A step whose loss, gradient and state are sound is returned. Any other is taken once
     more, eagerly: where a NaN first appears, it raises; where none does, the first
-    infinity raises. It may be one that is meant, as in a mask: look further if so.
+    infinity raises. An infinity may be intended, as in a mask: then look further.
 
     Batches and noise depend on `key` and the step alone, so this is the very step that
     failed, with a Python traceback to the operation. With a checkpoint from before the

@@ -29,7 +29,7 @@ class RESULTS(eqx.Enumeration):
         unconfined: The energy has no normalizable density any more.
         energies_apart: Data and walkers differ too far in their mean energies.
         too_many_skips: `Skip` left out too many steps in a row.
-        too_many_rollbacks: A chunk failed at every attempt of `Rollback`.
+        too_many_rollbacks: Steps failed again after every `Rollback`.
         too_many_steps: A series needs more solver steps than allowed.
         times_out_of_order: A series has times that are not in order.
         documents_differ: A batch's document is not that of its number in the cache.
@@ -105,7 +105,7 @@ class RESULTS(eqx.Enumeration):
         "a batch's document has a number that is of another document in the cache, or "
         "past 2^30: the metric `differing` says which. Number documents as the cache "
         "was filled, give them as they are there, or leave `ids` out: documents are "
-        "then told by their content."
+        "then identified by their content."
     )
     document_missing = (
         "a batch's document has a number that the index has no document of: the metric "
@@ -246,7 +246,7 @@ class TrainingError(RuntimeError):
 
 
 class RunWarning(UserWarning):
-    """A run ended early, or went on after something went wrong; the text says how."""
+    """A run ended early, or continued after something failed; the text says how."""
 
 
 def told(result: Any, metrics: Any) -> str:

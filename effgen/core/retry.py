@@ -1,4 +1,4 @@
-"""The way back of a rollback: the state at the last boundary, and the chunks since."""
+"""What a rollback needs: the state at the last boundary, and the chunks since."""
 
 import jax
 import numpy as np

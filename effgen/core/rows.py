@@ -88,7 +88,7 @@ def _is_numeric(dtype: Any) -> bool:
 
 
 def check_width(name: str, tree: PyTree) -> None:
-    """Raise for integers that JAX would wrap around, as it does without a word."""
+    """Raise for integers that JAX would wrap around, as it does silently."""
     for path, leaf in named_leaves(tree):
         if isinstance(leaf, jax.Array) or not jnp.issubdtype(leaf.dtype, np.integer):
             continue  # an array of JAX's has been narrowed already, or is kept wide

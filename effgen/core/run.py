@@ -26,10 +26,10 @@ Wrapper = Callable[[Iterator[Chunk], Job], Iterator[Chunk]]
 class Run:
     """A training run: an iterator of `(state, metrics)` that computes as it is drawn.
 
-    Yielded states stay valid; each that is kept holds its memory. `len(run)` is the
-    number of yields, where it is known. Leaving the loop, by `break` or an exception,
-    ends the run like its last step does: what is to be saved is saved. So does
-    `close()`, and the end of a `with` block:
+    Yielded states stay valid. Each state that is kept holds its memory. `len(run)` is
+    the number of yields, where it is known. If the loop is left by `break` or an
+    exception, the run ends as with its last step, and what is to be saved is saved.
+    `close()` and the end of a `with` block do the same:
 
     ```python
     with effgen.checkpointed(effgen.train(...), "runs/first") as run:
@@ -39,7 +39,7 @@ class Run:
     Attributes:
         state: The state that the run has reached.
         result: How the run ended, an item of `RESULTS`.
-        ledger: Where the run's time went, in seconds.
+        ledger: The run's time by what it was spent on, in seconds.
         num_skipped: How many failed steps were left out.
         num_rollbacks: How many times the run went back.
         job: What the run is to do; a run and its wrappers share it.
@@ -257,7 +257,7 @@ class Run:
 
     @property
     def ledger(self) -> Ledger:
-        """Where the run's time went."""
+        """The run's time by what it was spent on."""
         return self.job.ledger
 
     @property

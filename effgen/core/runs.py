@@ -43,10 +43,10 @@ def averaged(run: Run, decay: float = 0.999) -> Run:
 
     after each step, for any trainer; `n` counts the steps, so that the first models,
     which are far from the last, soon weigh nothing. The average is saved with the state
-    and goes on after `effgen.resume`. `state.evaluated` is the model to evaluate: the
-    average where there is one. Training goes on from the model itself. Of parameters
-    in half precision the average is kept in single: steps as small as `1 - d` of the
-    difference would be rounded away.
+    and continues after `effgen.resume`. `state.evaluated` is the model to evaluate: the
+    average where there is one. Training continues from the model itself. The average of
+    parameters in half precision is kept in single precision, because steps as small as
+    `1 - d` of the difference would be rounded away.
 
     Arguments:
         run: What `train` or another wrapper returned, not yet started.

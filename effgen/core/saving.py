@@ -33,10 +33,10 @@ def checkpointed(
 ) -> Run:
     """Save the state at each multiple of `every` steps, and when the run ends.
 
-    Saves are asynchronous and atomic (see `save`); the newest `keep` stay. The end may
-    be the last step, Ctrl-C, SIGTERM, a failure, `break` or an exception in the loop's
-    body: the last good state is saved, with where its data stood. A save that failed in
-    the background is raised before the next chunk. To resume:
+    Saves are asynchronous and atomic (see `save`). The newest `keep` stay. At the end
+    the last good state is saved, with the position of its data. The end may be the last
+    step, Ctrl-C, SIGTERM, a failure, `break` or an exception in the loop's body. A save
+    that failed in the background is raised before the next chunk. To resume:
 
     ```python
     state = effgen.resume(directory, state)

@@ -67,10 +67,10 @@ def shard(
 ) -> TrainState:
     """Place `state` on `mesh`: memory split over its first axis, the rest replicated.
 
-    Every array of the memory is split along its leading axis (walkers, cached items);
-    scalars are replicated. With a model axis, parameters and the optimizer's state are
-    split over that, each along its longest divisible axis. `train` then splits the
-    batches like the memory and keeps everything where it is.
+    Every array of the memory is split along its leading axis (walkers, cached items).
+    Scalars are replicated. If the mesh has a model axis, parameters and the optimizer's
+    state are split over it, each along its longest divisible axis. `train` then splits
+    the batches like the memory, and keeps every array where it is.
 
     The mesh's first axis is for data and its second for the model; where the first is
     called `"groups"`, the first two are for data.

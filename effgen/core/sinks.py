@@ -114,7 +114,7 @@ class Sink:
 
 
 def warn(text: str) -> None:
-    """Warn, though standard error may be closed: no run ends for want of a console."""
+    """Warn, though standard error may be closed: no run ends for lack of a console."""
     with contextlib.suppress(OSError, ValueError):
         warnings.warn(text, RunWarning, stacklevel=2)
 

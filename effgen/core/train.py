@@ -35,8 +35,8 @@ def train(
     """Train: return a run that yields `(state, metrics)` after each `every` steps.
 
     Step `i` computes `state = trainer.step(state, batch_i, key=fold_in(noise_key, i))`
-    with `i = state.step`, so a resumed run repeats, bit for bit, the one that never
-    stopped; how the steps are cut into chunks changes nothing.
+    with `i = state.step`. So a resumed run repeats, bit for bit, the run that never
+    stopped. How the steps are cut into chunks changes nothing.
 
     ```python
     for state, metrics in effgen.progress(effgen.train(trainer, state, data, key=key,
@@ -54,7 +54,7 @@ def train(
         every: The run yields where the state's step is a multiple of it, and at the
             end; `None` yields about twice a second.
         patience: How many seconds to wait for a batch, or for another process, before
-            the run stops and says so. Signals are heard while it waits.
+            the run stops and says so. Signals still act while it waits.
 
     Returns:
         A `Run`. Its metrics are numpy arrays with a leading axis of steps. Wrap it in
@@ -108,8 +108,8 @@ def fit(
 ) -> tuple[TrainState, History]:
     """Train to the end; return the last state and the metrics of every step.
 
-    Nobody looks on, so the steps are cut into chunks of about half a second, whatever
-    `every` is.
+    Nothing is yielded, so the steps are cut into chunks of about half a second, for any
+    `every`.
 
     Arguments:
         trainer: Any `AbstractTrainer`.

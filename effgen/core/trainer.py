@@ -119,20 +119,20 @@ def check_trainer(trainer: Any) -> None:
 def continued(
     trainer: AbstractTrainer, state: TrainState, memory: Any = None
 ) -> TrainState:
-    """Return the state from which `trainer` goes on where another one stopped.
+    """Return the state from which `trainer` continues the run of another one.
 
         TrainState(state.model, state.opt_state, memory, state.step)
 
-    One method begins and another ends: schedules, moments, data and noise go on by the
-    same count, and only the memory is new. An average of the model goes on too.
+    Schedules, moments, data and noise continue by the same count of steps. Only the
+    memory is new. An average of the model continues too.
 
     Arguments:
-        trainer: The one that goes on, with the optimizer of the one that stopped.
-        state: What that one left; its arrays stay usable.
+        trainer: The one that continues, with the optimizer of the one that stopped.
+        state: The state that the other one ended with; its arrays stay usable.
         memory: As for `trainer.init`.
 
     Returns:
-        The first state of the run that goes on.
+        The first state of the run that continues.
 
     Raises:
         TypeError: If `trainer` is no trainer or `state` no state.

@@ -57,10 +57,11 @@ def apply_gradients(
     """Take one optimizer step: `updates = optim(gradients)`, `model = model + updates`.
 
     The parameters are passed to `optim.update`, so weight decay and trust ratios work.
-    So are the loss, its gradient and the loss as a function, for the optimizers that
-    ask for them: step sizes that follow the loss (`optax.contrib.reduce_on_plateau`,
-    `optax.polyak_sgd`) and line searches (`optax.lbfgs`). To all others they cost
-    nothing: `value_fn` is traced only where it is called.
+    The loss, its gradient and the loss as a function are passed too, to optimizers that
+    ask for them. These are step sizes that follow the loss
+    (`optax.contrib.reduce_on_plateau`, `optax.polyak_sgd`) and line searches
+    (`optax.lbfgs`). They cost the others nothing, because `value_fn` is traced only
+    where it is called.
 
     Arguments:
         optim: Any optax transformation.

@@ -35,11 +35,11 @@ def save(
 ) -> None:
     """Write `state` to `directory/<step>`, and wait until it is there.
 
-    The arrays go to files in the format of safetensors, each process writing the
-    blocks that it holds; with them goes a manifest: the name, shape, dtype and SHA-256
-    of each. All is written aside, through to the disk, and renamed: a checkpoint is
-    whole or absent, whenever the process dies. Functions and other non-array leaves
-    are not saved.
+    The arrays go to files in the format of safetensors. Each process writes the blocks
+    that it holds. A manifest has the name, shape, dtype and SHA-256 of each array. All
+    is written to another name, flushed to the disk, and renamed. So a checkpoint is
+    whole or absent, whenever the process dies. Functions and other non-array leaves are
+    not saved.
 
     Arguments:
         directory: The folder of one run; it is made.

@@ -83,16 +83,17 @@ def annealed(
 ) -> Walkers:
     """Return fresh walkers that have followed `models`, weighted for the last.
 
-    Between one model and the next they go by `kernel.between`, in steps that each
-    leave a share of them:
+    Between one model and the next they follow `kernel.between`. Each step leaves a
+    share of them:
 
         conditional_ess = (1 - radius^2) * n
 
-    So a hard path has more steps, and an easy one fewer. This is annealed importance
-    sampling along the run, with resampling. Fresh walkers are split into `islands`,
-    whose spread is the error bar. Scouts, copies of up to 256 of them that move by
-    themselves, find the steps and the kernel's step size; otherwise errors that the
-    islands share would not be seen in their spread.
+    So a hard path has more steps. This is annealed importance sampling along the run,
+    with resampling. Fresh walkers are split into `islands`, whose spread is the error
+    bar. The steps and the kernel's step size are found by scouts: copies of up to 256
+    walkers, which move independently. Found on the islands themselves, they would share
+    errors that the spread does not show.
+
     `NormalizedEnergy.from_walkers(models[-1], walkers)` is then the density.
 
     Arguments:
@@ -263,7 +264,8 @@ def sandwich(
         lower = log mean(exp(forward weights)), up from the walkers' density
         upper = log Z_start - log mean(exp(backward weights)), down from the data
 
-    The closer the two, the better the path is followed; both gain by more steps.
+    The closer the two are, the better the path was followed. More steps bring them
+    closer.
 
     Arguments:
         models: Energies, as of `annealed`, all of them held at once.

@@ -19,13 +19,14 @@ from .walkers import Walkers
 
 
 class UncorrectedULA(AbstractContinuousKernel):
-    """Unadjusted Langevin moves whose weights forget that the moves are discrete.
+    """Unadjusted Langevin moves whose weights leave out the error of the discrete step.
 
         log_weights += energies - energy(positions)
 
-    The limit of small steps, `d log_weights = -d energy / dt`. BIASED: `log Z` by about
-    the step size times the distance that the model travels (0.02 nats at `h = 0.05`,
-    0.13 at 0.8, where `ULA` has none), and one evaluation dearer than `ULA`.
+    This is the limit of small steps, `d log_weights = -d energy / dt`. It is BIASED:
+    `log Z` is off by about the step size times the distance that the model moves (0.02
+    nats at `h = 0.05`, 0.13 at 0.8, where `ULA` has no bias). It costs one evaluation
+    more than `ULA`.
 
     Arguments:
         step_size: `h`, in units of squared length: a number, an optax schedule, or

@@ -1,4 +1,4 @@
-"""Walkers that only watch: weighted along a training that others steer."""
+"""Audit walkers: weighted along a training whose gradient they never enter."""
 
 from typing import Any
 

@@ -45,8 +45,8 @@ class BlackJAX(AbstractContinuousKernel):
 
     Arguments:
         algorithm: A function from a log-density of one example to a
-            `blackjax.SamplingAlgorithm`. It must be adjusted (accept or refuse): an
-            unadjusted one leaves another density invariant, and the weights would be
+            `blackjax.SamplingAlgorithm`. It must be adjusted (accept or refuse). An
+            unadjusted one leaves another density invariant, so its weights would be
             wrong.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Blocks of log-weights: how many there are, and what they tell of `log Z`."""
+"""Blocks of log-weights: how many there are, and their estimate of `log Z`."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What is looked at before training: energies, and the shape of data."""
+"""Checks before training: of energies, and of the shape of data."""
 
 from typing import Any, NamedTuple
 

@@ -51,11 +51,11 @@ from .walkers import Walkers
 class PCDTrainer(AbstractTrainer):
     """Persistent contrastive divergence: `JarzynskiTrainer`'s steps, weights off.
 
-    The baseline. The walkers move as `JarzynskiTrainer`'s do, at the same cost, but
-    count alike, as if they had equilibrated. They never do between updates, so the
-    model's modes drift to where the walkers happen to be, and `log Z` is unknown.
-    `Audited` walkers, which keep their weights, estimate this trainer's likelihood as
-    well as the other's.
+    The baseline. The walkers move as `JarzynskiTrainer`'s do, at the same cost. They
+    count alike, as if they had equilibrated. They do not equilibrate between updates,
+    so the model's modes drift to where the walkers are, and `log Z` is unknown.
+    `Audited` walkers keep their weights, and estimate the likelihood of this trainer
+    too.
 
     The metrics are `loss`, which is `energy_gap` here; `data_energy`, `grad_norm`;
     `step_size` and `acceptance`; with a `radius`, `update_share` and `update_radius`;
@@ -239,12 +239,12 @@ class CDTrainer(AbstractTrainer):
     """Contrastive divergence: short chains that start anew at the data of each step.
 
     The baseline. Chains of `num_moves` from the batch never leave the modes that the
-    data are in, so nothing tells the model how much each mode should weigh, nor of
-    modes that it has and the data do not.
+    data are in, so the gradient has no information on the mass of each mode, nor
+    on modes that the model has and the data do not have.
 
-    The walkers given, if any, only watch: weighted as `JarzynskiTrainer`'s, they
-    estimate this trainer's likelihood. The memory is `Audited`, with the kernel's state
-    in place of walkers that train.
+    The walkers given, if any, are an audit. They are weighted as `JarzynskiTrainer`'s,
+    and estimate this trainer's likelihood. The memory is `Audited`, with the kernel's
+    state in place of walkers that train.
 
     The metrics are `loss`, which is `energy_gap` here; `data_energy`, `grad_norm`;
     `step_size` and `acceptance`; with a `radius`, `update_share` and `update_radius`;

@@ -41,9 +41,9 @@ class Fixed(eqx.Module):
 class AbstractCoordinates(eqx.Module):
     """An affine map of an example, `z = W (x - mean)`, that is fixed.
 
-    Given to an energy's constructor, to `Walkers.from_gaussian` and, as `scale=
-    coordinates.factor`, to `ULA` or `MALA`, it lets data, samples and likelihoods stay
-    in the user's own units: the moves are those that `z` would make.
+    Give it to an energy's constructor and to `Walkers.from_gaussian`, and its factor to
+    `ULA` or `MALA` as `scale=coordinates.factor`. The moves are then those of `z`.
+    Data, samples and likelihoods stay in the user's own units.
 
     Attributes:
         mean: The mean, as its bits, which no optimizer sees; `mean.value` in units of

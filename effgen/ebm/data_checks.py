@@ -1,4 +1,4 @@
-"""What is looked at in data before training: their values, and their scale."""
+"""Checks of data before training: of their values, and of their scale."""
 
 from typing import Any
 

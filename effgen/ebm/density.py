@@ -84,8 +84,8 @@ class NormalizedEnergy(eqx.Module):
         watches = audit_population(state.memory) is asked
         if trained and not watches and knows_partition(walkers):
             warnings.warn(
-                "the walkers that tell `log Z` also trained the model, so that it is "
-                "too small by more than its error bar: give `trainer.init` "
+                "the walkers that estimate `log Z` also trained the model, so that it "
+                "is too small by more than its error bar: give `trainer.init` "
                 "`ebm.Audited(walkers, audit)`, or fresh walkers to `ebm.annealed`.",
                 RunWarning,
                 stacklevel=2,

@@ -1,4 +1,4 @@
-"""Looking at walkers: their weights' tail, their modes, and where long chains go."""
+"""Diagnostics of walkers: their weights' tail, their modes, and long chains."""
 
 import itertools
 from collections.abc import Callable
@@ -131,10 +131,10 @@ def mode_masses(
 
         masses[j] = sum(weights * (classify(positions) == j)) / sum(weights)
 
-    The errors are those of the spread between up to 16 blocks of walkers: islands
-    where the walkers are in islands, and relatives, which resampling leaves side by
-    side, in any case. They are no smaller than those of as many independent walkers as
-    count.
+    The errors are from the spread between up to 16 blocks of walkers. The blocks are
+    the islands, if the walkers are in islands. Otherwise walkers of one ancestor are
+    mostly in one block, because resampling leaves them side by side. The errors are no
+    smaller than those of as many independent walkers as the effective sample size.
 
     Arguments:
         positions: Walkers, shape `(walkers, *shape)`, as of `weighted_samples`.
@@ -212,7 +212,7 @@ def _masses(weights: Array, labels: Array, num_modes: int) -> Estimate:
 
 
 class Chains(NamedTuple):
-    """Where long chains got to, and how their energy went, as `long_run` returns it.
+    """Where long chains ended, and their mean energies, as `long_run` returns it.
 
     Attributes:
         positions: Where the chains ended, shape `(walkers, *shape)`.
@@ -237,9 +237,9 @@ def long_run(
 ) -> Chains:
     """Move chains from `positions` under a fixed model, without weights, for long.
 
-    A model that is good only where its training chains were cut short drifts away: its
-    long-run samples saturate and their mean energy goes on falling (Nijkamp et al.,
-    2020). Samples of the model itself stay as they are.
+    A model may be good only for short chains. Its long-run samples then saturate, and
+    their mean energy continues to fall (Nijkamp et al., 2020). Exact samples of the
+    model keep their law.
 
     Arguments:
         model: The energy.

@@ -24,10 +24,10 @@ class GibbsWithGradients(AbstractKernel):
         accepted with probability min(1, exp(energy(x) - energy(new))
             * softmax(gains(new))[i] / softmax(gains(x))[i])
 
-    To first order `2 gains` is what a flip gains of log-probability, so flips that the
-    model likes are proposed first. Each is accepted or refused, so the move leaves the
-    model invariant whatever the energy, and the weights are exact. One evaluation a
-    move; take `num_moves` about as large as a tenth of the number of entries.
+    To first order a flip changes the log-probability by `2 gains`, so probable flips
+    are proposed more often. Each is accepted or refused. So the move leaves the model
+    invariant for any energy, and the weights are exact. A move costs one evaluation.
+    Take `num_moves` about as large as a tenth of the number of entries.
 
     Walkers and data are zeros and ones, `Walkers.from_bernoulli`. Spins `s` of -1 and 1
     are `s = 2 x - 1` inside the energy. It takes no arguments.

@@ -23,9 +23,9 @@ class ConfinedEnergy(eqx.Module):
 
         energy(x) = |z|^2 / (2 scale^2) + network(z),  z = coordinates(x)
 
-    The well keeps `Z` finite and walkers near whatever the network says. While the
-    network is zero the model is a Gaussian: `Walkers.from_gaussian` of the same scale
-    are exact samples, of known `log Z`.
+    The well keeps `Z` finite and the walkers near, for any network that grows more
+    slowly than the square. While the network is zero the model is a Gaussian.
+    Then `Walkers.from_gaussian` of the same scale are exact samples of known `log Z`.
 
     Arguments:
         network: A callable pytree from `z`, of an example's shape, to a scalar.
@@ -130,8 +130,8 @@ class ResidualBlock(eqx.Module):
 class TemperedEnergy(eqx.Module):
     """`energy(x) / temperature`: the model `exp(-energy / temperature) / Z`.
 
-    Noise, weights and `log Z` then are at that temperature, and so stay exact; colder
-    noise alone would not be.
+    Noise, weights and `log Z` are then at that temperature, and stay exact. With colder
+    noise alone they would not be exact.
 
     Arguments:
         energy: A callable pytree from one example to its energy, or from a batch.

@@ -1,4 +1,4 @@
-"""A second opinion of `log Z`, by draws about the walkers: is there mass besides?"""
+"""A second estimate of `log Z`, by draws about the walkers, to find missed mass."""
 
 from typing import NamedTuple
 
@@ -41,8 +41,8 @@ def second_opinion(energy: Energy, walkers: Walkers) -> Opinion | None:
 
         log_weights = -energy(x) - log t(x; mean, covariance, 5)
 
-    It reaches where no walker is, and so may find mass that all of them have missed. In
-    a few dimensions only, and where the energy is of the whole space.
+    The draws reach places without walkers, and so may find mass that all walkers have
+    missed. It works in a few dimensions only, for an energy of the whole space.
 
     Returns:
         The opinion; `None` in boxes, of labels and zeros and ones, and past 32

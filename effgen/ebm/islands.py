@@ -1,4 +1,4 @@
-"""Walkers in blocks that never meet, and what becomes of them between moves."""
+"""Walkers in independent blocks, and what is done with them between moves."""
 
 import dataclasses
 from typing import Any

@@ -191,13 +191,13 @@ class ULA(AbstractContinuousKernel):
         log_weights += alpha(positions, new) - alpha'(new, positions)
         alpha(x, y) = energy(x) + (y - x) . gradient(x) / 2 + h / 4 * |gradient(x)|^2
 
-    `alpha` takes the energy before the update at the old position (carried), `alpha'`
-    the energy after it at the new one: so a move costs one energy and one gradient, as
-    it would without weights. The weights undo both the lag behind the model and the
-    bias of the discrete step; a large `h` costs effective sample size, not exactness.
-    As a rule, `h <= 0.5 / sqrt(sum of squared curvatures)`, which `TargetVariance`
-    finds. A walker whose new energy is not finite stays where it was with weight zero,
-    which is exact, until resampling replaces it.
+    `alpha` takes the energy before the update at the old position, which is carried.
+    `alpha'` takes the energy after the update at the new position. So a move costs one
+    energy and one gradient, as it would without weights. The weights correct both the
+    lag behind the model and the bias of the discrete step. A large `h` costs effective
+    sample size, not exactness. As a rule, `h <= 0.5 / sqrt(sum of squared curvatures)`,
+    which `TargetVariance` finds. A walker whose new energy is not finite stays where it
+    was with weight zero, which is exact. Resampling replaces it.
 
     Arguments:
         step_size: `h`, in units of squared length: a number, an optax schedule, or
@@ -265,9 +265,9 @@ class MALA(AbstractContinuousKernel):
             alpha(new, positions)))
 
     with `ULA`'s proposal and `alpha`, at the new energy. Only the lag behind the model
-    enters the weights: large steps cost acceptance, not effective sample size. A
-    following move costs two evaluations (one of them at the walkers' old positions),
-    every further move one.
+    enters the weights, so large steps cost acceptance and not effective sample size.
+    The first move after an update costs two evaluations, one of them at the walkers'
+    old positions. Every further move costs one.
 
     Arguments:
         step_size: `h`, in units of squared length: a number, an optax schedule, or

@@ -25,7 +25,8 @@ class LabeledEnergy(eqx.Module):
         p(label | x) = softmax(-energy(x, :))[label]
 
     A row is the example, flat, and then the label, as `with_labels` makes it. So one
-    model is a density of examples, of the examples of each label, and a classifier.
+    model is a density of examples, a density of the examples of each label, and a
+    classifier.
 
     Arguments:
         energy: A callable pytree from an example and an integer label to a scalar.

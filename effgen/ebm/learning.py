@@ -158,8 +158,8 @@ def change_of(
 
         change = log(sum(weights * exp(energies - energy(positions))))
 
-    Its gradient there is the walkers' part of the `contrast`. It tells the less, the
-    further `model` is from the energy that the walkers are samples of.
+    Its gradient there is the walkers' part of the `contrast`. It is less
+    accurate the further `model` is from the energy that the walkers are samples of.
     """
     falls = walkers.energies - energies_at(model, walkers.positions)
     falls = jnp.where(weights > 0, falls, -jnp.inf)
@@ -272,8 +272,8 @@ def _check_audited(memory: Any) -> None:
             )
     if isinstance(memory, Audited) and _same_walkers(memory):
         raise ValueError(
-            "`memory.audit` are the walkers that train: they would flatter the model, "
-            "and their bar would not hold. Draw the audit by another key."
+            "`memory.audit` are the walkers that train: their likelihood would be too "
+            "high, and its bar would not hold. Draw the audit by another key."
         )
 
 

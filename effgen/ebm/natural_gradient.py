@@ -63,24 +63,24 @@ def minsr(
         direction = (F + shift)^-1 (gradient + shift * momentum * direction)
         F = S' S,  shift = damping * trace(F) / rows
 
-    Of all updates that cost the walkers as much (a trainer's `radius`), it is the one
-    that gains the most likelihood. `S` has one row for each of `num_samples` data and
+    Of all updates with the same cost in walkers (a trainer's `radius`), this one raises
+    the likelihood the most. `S` has one row for each of `num_samples` data and
     `num_samples` walkers: the gradient of its energy, less its group's mean, over the
-    square root of the rows. So `F` is the covariance of the energy's gradients, the
-    Fisher matrix, as far as these samples tell, and the inverse is one of `S S'`, a
+    square root of the rows. So `F` is the covariance of the energy's gradients, which
+    is the samples' estimate of the Fisher matrix. The inverse is one of `S S'`, a
     matrix of `rows` by `rows` (`gram`). It costs a pass over the rows, forward and
     back, and `rows^3 / 3` multiplications.
 
-    Take it with a `radius`: without one the length of its steps is not bounded. A
-    step's own samples underestimate its cost, so the walkers are a `Reservoir` of two
-    blocks or more: one block gives the gradient, and the next one to move tells the
-    radius.
+    Use it with a `radius`. Without one the length of its steps is not bounded. A step's
+    own samples underestimate its cost, so the walkers must be a `Reservoir` of two
+    blocks or more. One block gives the gradient, and the next block to move gives the
+    cost.
 
     Arguments:
         learning_rate: A number or a schedule, by which the direction is multiplied.
         damping: A share of `F`'s trace over the rows, above 0.
         momentum: In [0, 1); how much of the last direction is kept where the samples do
-            not tell.
+            not determine it.
         num_samples: How many of the data, and how many of the walkers; fewer, where
             there are fewer.
 
@@ -116,9 +116,9 @@ def minsr(
         del params, extra
         if samples is None:
             raise ValueError(
-                "`optim` is `ebm.minsr`, which looks at a step's own walkers, so that "
-                "others must tell what its update costs: train by weighted walkers or "
-                "PCD, with an `ebm.Reservoir` of two blocks or more."
+                "`optim` is `ebm.minsr`, which uses a step's own walkers, so that "
+                "others must measure the cost of its update: train by weighted walkers "
+                "or PCD, with an `ebm.Reservoir` of two blocks or more."
             )
         rows = _rows(samples, num_samples, state.num_steps)
         last = jax.tree.map(lambda x: momentum * x, state.direction)

@@ -31,18 +31,19 @@ _MOST = 5.0
 
 
 class NCETrainer(AbstractTrainer):
-    """Noise-contrastive estimation: data are told from a Gaussian's noise.
+    """Noise-contrastive estimation: the model learns to tell data from Gaussian noise.
 
         odds(x) = -energy(x) - log_partition - log_noise(x)
         loss = mean(softplus(-odds(batch))) + mean(softplus(odds(noise)))
 
-    The baseline that needs no samples of the model and learns `log Z` with it, by a
-    tenth of a Newton step at each step. Where data and noise are easily told apart, as
-    in many dimensions, the loss is small whatever the model, and little is learned.
+    This baseline needs no samples of the model. It learns `log Z` with the model, by a
+    tenth of a Newton step at each step. If data and noise are easily told apart, as in
+    many dimensions, the loss is small for any model, and little is learned.
 
-    The walkers given, if any, only watch, as `CDTrainer`'s: moved by `kernel`, they
-    estimate this trainer's likelihood, and how far the learned `log Z` is off. The
-    memory is `Audited`, with the `LearnedPartition` in place of walkers that train.
+    The walkers given, if any, are an audit, as `CDTrainer`'s. They are moved by
+    `kernel`, and estimate this trainer's likelihood and the error of the learned `log
+    Z`. The memory is `Audited`, with the `LearnedPartition` in place of walkers that
+    train.
 
     The metrics are `loss`, `learned_log_partition`, `grad_norm`; with a `radius`,
     `update_share` and `update_radius`; with watching walkers `cross_entropy`,

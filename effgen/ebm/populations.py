@@ -1,4 +1,4 @@
-"""The memory of a trainer: who trains the model, and who only watches."""
+"""The memory of a trainer: the training population, and the audit population."""
 
 import dataclasses
 from collections.abc import Callable
@@ -30,10 +30,10 @@ class LearnedPartition(eqx.Module):
 
 
 class Audited(eqx.Module):
-    """Two populations: one that trains the model, and one that only watches.
+    """Two populations: one that trains the model, and one that only estimates.
 
-    The walkers that enter the gradient steer the model toward what they happen to have
-    sampled, and so their own `log Z` drifts below the truth. The audit walkers move and
+    The walkers that enter the gradient pull the model toward what they happen to have
+    sampled, and so their own `log Z` is biased low. The audit walkers move and
     are weighted alike but never enter the gradient. The path of the model does not
     depend on them, so their `Z` is unbiased, and the likelihood is not inflated.
 
@@ -41,10 +41,11 @@ class Audited(eqx.Module):
     evenly, whose spread is the error bar.
 
     Arguments:
-        walkers: What trains, `Walkers` or a `Reservoir`. Trainers whose chains are not
-            kept have the kernel's state, a learned `log Z`, or nothing, in its place.
-        audit: What watches, `Walkers` or a `Reservoir`, drawn by another key; `None`
-            for no audit. The two may differ in number.
+        walkers: The training population, `Walkers` or a `Reservoir`. Trainers whose
+            chains are not kept have the kernel's state, a learned `log Z`, or nothing,
+            in its place.
+        audit: The audit population, `Walkers` or a `Reservoir`, drawn by another key;
+            `None` for no audit. The two may differ in number.
     """
 
     walkers: Population | KernelState | LearnedPartition | None

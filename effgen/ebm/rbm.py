@@ -51,10 +51,10 @@ class RBM(eqx.Module):
     ) -> "RBM":
         """Return an RBM whose visible units are (almost) independent.
 
-        With `scale` zero they are exactly so, `Walkers.from_bernoulli(key, num,
-        visible_bias)` are its samples and their `log Z` is known. But then all hidden
-        units are alike and stay so: give a `key` and a small `scale`, such as 0.01; the
-        walkers are reweighted for it, exactly.
+        With `scale` zero they are exactly independent. `Walkers.from_bernoulli(key,
+        num, visible_bias)` are then its samples, and `log Z` is known. But then all
+        hidden units are equal, and training keeps them equal. So give a `key` and a
+        small `scale`, such as 0.01. The walkers are reweighted for it, exactly.
 
         Arguments:
             visible_bias: The logits of the visible units, shape `(visible,)`.

@@ -33,10 +33,10 @@ class ReflectedMALA(AbstractKernel):
             * density(new -> x) / density(x -> new))
 
     The density of a reflected Gaussian is the sum of the Gaussian's over the mirror
-    images of a point. So the model, the energy's density *inside the box*, is left
-    invariant exactly, and no walker leaves it: for images in [0, 1], shares, angles.
-    The weights are `MALA`'s. The drift is cut, coordinate by coordinate, at the width
-    of the box, and a step's deviation at half of it.
+    images of a point. So the move leaves the model invariant exactly. The model is the
+    energy's density *inside the box*, and no walker leaves the box. It is for images in
+    [0, 1], shares and angles. The weights are `MALA`'s. The drift is cut, coordinate by
+    coordinate, at the width of the box, and a step's deviation at half of it.
 
     Walkers come from `Walkers.from_uniform` of the same box. The energy need not
     confine.

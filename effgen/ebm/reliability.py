@@ -1,4 +1,4 @@
-"""Whether an error bar of `log Z` can be believed: what walkers tell of themselves."""
+"""Whether an error bar of `log Z` is reliable: checks of the walkers."""
 
 from typing import NamedTuple
 
@@ -32,7 +32,7 @@ _FEWEST_ROOTS = 16
 
 
 class Told(NamedTuple):
-    """What walkers tell of `log Z` and of themselves, as `NormalizedEnergy` has it."""
+    """The walkers' `log Z` and its diagnostics, as `NormalizedEnergy` has it."""
 
     log_partition: Array
     standard_error: Array
@@ -61,7 +61,7 @@ def told_by(walkers: Walkers) -> Told:
 
 
 def doubts(told: Told, energy: Energy, walkers: Walkers) -> list[str]:
-    """Return what speaks against the error bar of `log Z`, in words; at best nothing.
+    """Return the reasons against the error bar of `log Z`; none if it is reliable.
 
     Arguments:
         told: By `told_by(walkers)`.
@@ -76,7 +76,7 @@ def _by_weights(told: Told, walkers: Walkers) -> list[str]:
     size = max(1, walkers.positions[0].size)
     alone = walkers.num_blocks < FEWEST_BLOCKS
     doubts = {
-        f"{num} walkers are too few to tell an error": num < _FEWEST,
+        f"{num} walkers are too few for an error bar": num < _FEWEST,
         f"of the walkers' weights a share of {told.ess:.2f} counts": told.ess
         < LEAST_ESS,
         f"their tail has a Pareto shape of {told.pareto_k:.2f}": num >= _FEWEST_FOR_K

@@ -14,17 +14,18 @@ from .walkers import Walkers
 
 
 class Reservoir(eqx.Module):
-    """Walkers in blocks, of which a step touches one and leaves the others waiting.
+    """Walkers in blocks, of which a step moves one while the others wait.
 
     A waiting block's walkers keep the energies of the model that they last saw. The
-    first move of their next turn crosses from that model to the current one, with exact
-    weights, however far the model has gone meanwhile. So 10^5 or 10^6 walkers cost a
-    step no more than one block of them, while the gradient's variance and the bias of
-    the likelihood fall as the inverse of their number.
+    first move of their next turn crosses from that model to the current one. Its
+    weights are exact, however far the model has moved meanwhile. So a step with 10^5 or
+    10^6 walkers costs no more than one with a single block. The variance of the
+    gradient and the bias of the likelihood fall as the inverse of the number of
+    walkers.
 
-    Blocks are resampled one by one and have each their own `log Z`. On several devices
-    each holds its own blocks: a step touches one on every device, and nothing but the
-    gradient's sums is exchanged. `Reservoir.from_walkers` makes one.
+    Blocks are resampled one by one, and each has its own `log Z`. On several devices
+    each device holds its own blocks. A step moves one block on every device, and only
+    the gradient's sums are exchanged. `Reservoir.from_walkers` makes one.
 
     Arguments:
         walkers: Walkers whose arrays, but the kernel's state, have two leading axes

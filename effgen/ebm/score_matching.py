@@ -30,13 +30,13 @@ class ScoreMatchingTrainer(AbstractTrainer):
         noisy = batch + noise_scale * noise
         loss = mean(|noise_scale * gradient(noisy) - noise|^2) / 2
 
-    The baseline that needs no samples of the model. Its optimum is the density of the
-    noisy data, but where data are rare nothing is learned, and how much distant modes
-    weigh hardly enters the loss.
+    This baseline needs no samples of the model. Its optimum is the density of the noisy
+    data. Where data are rare nothing is learned, and the masses of distant modes have
+    little effect on the loss.
 
-    The walkers given, if any, only watch, as `CDTrainer`'s: moved by `kernel`, they
-    estimate this trainer's likelihood. The memory is `Audited`, with nothing that
-    trains.
+    The walkers given, if any, are an audit, as `CDTrainer`'s. They are moved by
+    `kernel`, and estimate this trainer's likelihood. The memory is `Audited`, with
+    nothing that trains.
 
     The metrics are `loss`, `grad_norm`; with a `radius`, `update_share` and
     `update_radius`; with watching walkers `cross_entropy`, `log_partition`,

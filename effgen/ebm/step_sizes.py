@@ -22,9 +22,9 @@ _LONGEST_SEARCH = 40
 class AbstractStepSizeRule(eqx.Module):
     """A rule that finds the step size while walkers move.
 
-    A move uses what earlier moves have led to, never its own outcome: chosen by that,
-    it would no longer leave the model's distribution alone. Audit walkers move with
-    the training walkers' step size, on which they have no influence.
+    A move uses the outcome of earlier moves, never its own. A step size chosen by the
+    move's own outcome would not leave the model invariant. Audit walkers move with the
+    training walkers' step size, on which they have no influence.
 
     Attributes:
         initial: The step size to begin with, where nothing else tells one.

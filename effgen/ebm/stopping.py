@@ -39,10 +39,10 @@ def early_stopped(
 
         likelihood = -mean(energy(held_out)) - log_partition
 
-    at each yield of the run, by `NormalizedEnergy.from_state`: of the average, if the
-    run is `averaged`, and by the audit walkers. A likelihood of which `from_state`
+    at each yield of the run, by `NormalizedEnergy.from_state` and the audit walkers. If
+    the run is `averaged`, it is that of the average. A likelihood of which `from_state`
     warns is recorded, but is no reason to keep a state or to stop. All likelihoods are
-    of the same rows, so that what is noise between them is that of `log Z`.
+    of the same rows, so the noise between them is that of `log Z`.
 
     Arguments:
         run: As `effgen.train(..., every=50)` makes it, not yet started.

@@ -1,4 +1,4 @@
-"""A density in one file: parameters, `log Z` and its health, without any walkers."""
+"""A density in one file: parameters, `log Z` and its diagnostics, without walkers."""
 
 import hashlib
 import io

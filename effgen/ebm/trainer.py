@@ -58,10 +58,10 @@ class JarzynskiTrainer(AbstractTrainer):
         gradient = mean(d energy(batch)) - sum(weights * d energy(positions))
 
     Each step takes the gradient with the walkers' weights, updates the model, and moves
-    the walkers after it. Their weights take up the change of the model and the error of
-    the discrete move, so they stay samples of the model without ever equilibrating.
+    the walkers after it. Their weights correct for the change of the model and for the
+    error of the discrete move. So they stay samples of the model without equilibrating.
     When the effective sample size falls below `resample_below` of their number they are
-    resampled, and `log Z` is booked.
+    resampled, and `log Z` is added to `log_partition`.
 
     The metrics are:
 
@@ -80,8 +80,8 @@ class JarzynskiTrainer(AbstractTrainer):
       walkers' `log Z` less the audit's.
 
     A run stops with `RESULTS.weights_collapsed` when a single step leaves less than a
-    tenth of the weighted walkers: past that, estimates of `log Z` and their error bars
-    are worthless. It stops with `RESULTS.walkers_lost` when moves take more than one
+    tenth of the weighted walkers: below that, estimates of `log Z` and their error bars
+    are not reliable. It stops with `RESULTS.walkers_lost` when moves take more than one
     walker, and more than one in a hundred, to where the energy is not finite.
 
     Arguments:

@@ -1,4 +1,4 @@
-"""Weighted walkers: samples of a model that moved while they were being drawn."""
+"""Weighted walkers: samples of a model that changes while it is trained."""
 
 import dataclasses
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class Walkers(eqx.Module):
         gradients: Those of that energy, shape `(walkers, *shape)`.
         log_weights: Since the last resampling, shape `(walkers,)`.
         roots: Which of its block's first walkers each descends from, `(walkers,)`.
-        log_partition: `log Z` as booked at the last resampling, shape `(blocks,)`.
+        log_partition: `log Z` up to the last resampling, shape `(blocks,)`.
         least_ess: The least share of a block that one change has left, `(blocks,)`.
         step_size: Of the next move, one number.
         acceptance: The mean share of the last move's proposals that were accepted.
@@ -319,7 +319,7 @@ class Walkers(eqx.Module):
         Arguments:
             key: The randomness of the draw.
             blocks: Which ones to resample, shape `(blocks,)`; `None` for all. Their
-                `log Z` since the last resampling is booked.
+                `log Z` since the last resampling is added to `log_partition`.
         """
         check_key(key)
         num = self.num_blocks

@@ -126,7 +126,7 @@ class RelinearizedAnchor(AbstractAnchor):
         A = E d drift / dx,    b = E drift - A E x
 
     The means are over the linear posterior's law at the start of each step, by
-    cubature. Then the posterior is computed anew. After the last observation the
+    cubature. The posterior is then computed anew. After the last observation the
     prior's own linear part is kept. No gradient flows through `A` and `b`.
 
     Arguments:

@@ -69,7 +69,7 @@ def of_many_steps(dt: float, steps: int, num_paths: int, size: int) -> None:
 
 
 def of_constants(ys: Array, mask: Array) -> None:
-    """Warn of sensors that do not vary in any series: nothing tells their scales.
+    """Warn of sensors that do not vary in any series: their scales are undetermined.
 
     Arguments:
         ys: Values, shape `(obs, sensors)` or `(series, obs, sensors)`.
@@ -85,9 +85,9 @@ def of_constants(ys: Array, mask: Array) -> None:
     varies = np.atleast_2d(high - low > 1e-12 * size) & several
     for i in np.flatnonzero(several.any(0) & ~varies.any(0)):
         _warn(
-            f"`ys` does not vary in time in column {i}: nothing tells its scales, and "
-            "the fit makes them vanish. Leave the column out, or fix its scales by the "
-            'model\'s `frozen`, such as "decoder.log_scale".'
+            f"`ys` does not vary in time in column {i}: nothing determines its scales, "
+            "and the fit makes them zero. Leave the column out, or fix its scales by "
+            'the model\'s `frozen`, such as "decoder.log_scale".'
         )
 
 

@@ -63,9 +63,9 @@ def compare(
 
         log_score = sum over times t >= since of log p(y_t | y before t)
 
-    Each model has seen all before a time, and its parameters should be fitted on times
-    before `since` alone. The error of a difference is from the differences time by
-    time, which may be dependent.
+    Each prediction uses all values before its time. Fit the parameters on times before
+    `since` alone. The error of a difference is from the differences time by time, which
+    may be dependent.
 
     Arguments:
         models: Models by name.

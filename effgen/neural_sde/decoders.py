@@ -106,8 +106,8 @@ class LinearDecoder(AbstractDecoder):
     stay as they are given: data cannot tell them apart from the scale and the level of
     the state. Any entries of `y` may be missing, under correlated noise too.
 
-    For exact observations pass a small `scale`: the messages stay accurate, and in
-    float32 `LatentSDE(message_dtype=jnp.float64)` keeps their digits.
+    For exact observations pass a small `scale`. The messages stay accurate. In float32,
+    `LatentSDE(message_dtype=jnp.float64)` keeps their digits.
 
     Arguments:
         matrix: Shape `(sensors, state)`.

@@ -22,8 +22,8 @@ class DrivenDrift(eqx.Module):
 
         drift(t, x) = sigma v((x[sees] - center) / scale)
 
-    `v` moves the columns of the fit's noise, and sees components in units of their own.
-    So it changes nothing that noise does not, and a fit in other units is the same.
+    `v` moves only the columns of the fit's noise, so it changes nothing that noise does
+    not. It sees components in units of their own, so a fit in other units is the same.
 
     Arguments:
         layers: The network `v`.

@@ -68,7 +68,8 @@ def fit_linear(
         maximize  sum log p(y) - sum (log p - log p_start)^2 / (2 prior_scale^2)
 
     over all that `model.trainable()` names, by BFGS. The second sum is over parameters
-    that are kept by logarithms, rates and scales: it keeps damping and noise off zero.
+    that are kept by logarithms: rates and scales. It keeps damping and noise above
+    zero.
 
     Arguments:
         model: A linear model, observed linearly, such as `structural`'s.

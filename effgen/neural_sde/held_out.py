@@ -25,9 +25,9 @@ def held_out_evidence(
 ) -> Estimate:
     """Return `log p(ys from since on | ys before) = log Z(all) - log Z(before)`.
 
-    Fit `model` to what is before `since` alone: then a model that has learned more than
-    there is has less. Exact for a linear model observed linearly; for others by twisted
-    particle filters, whose errors it carries.
+    Fit `model` to what is before `since` alone. A model that has fitted noise then has
+    a lower value. It is exact for a linear model observed linearly. For others it is
+    by twisted particle filters, and has their errors.
 
     Arguments:
         model: A `LatentSDE`, fitted or trained.

@@ -33,7 +33,7 @@ from .structure import Structure
 class Hierarchy(NamedTuple):
     """Linear models of many series that differ in some parameters.
 
-    Positive parameters are told by their logarithms, as they are kept.
+    Positive parameters are given by their logarithms, as they are kept.
 
     Attributes:
         model: The model at the mean of the shared law.
@@ -45,7 +45,7 @@ class Hierarchy(NamedTuple):
         log_evidence: `log p(y)` of all series, what varies integrated out by Laplace's
             method, in nats.
         num_rounds: How many rounds there were.
-        converged: Whether the law stands.
+        converged: Whether the rounds converged.
     """
 
     model: LatentSDE
@@ -89,8 +89,8 @@ def fit_hierarchy(
 
     by the EM algorithm: each series' `theta_i` at its mode with the curvature there,
     then mean and spread of all. Exact where `log p(y | theta)` is quadratic, as of
-    offsets. Series with few values are drawn to the others. What does not vary stays as
-    `model` has it: fit it before, by `fit_linear` of all series.
+    offsets. Series with few values are pulled to the mean of all. What does not vary
+    stays as `model` has it: fit it before, by `fit_linear` of all series.
 
     Arguments:
         model: A linear model, observed linearly.
@@ -112,7 +112,7 @@ def fit_hierarchy(
             nothing, and a `scale` or `max_rounds` that is not positive.
 
     Warns:
-        RunWarning: Where the rounds end before the law stands.
+        RunWarning: Where the rounds end before they converge.
 
     Source:
         Dempster, Laird and Rubin (1977); Laird and Ware (1982).

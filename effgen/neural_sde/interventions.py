@@ -43,8 +43,8 @@ def intervention(
 
         effect = E[y | X under instead] - E[y | X under inputs]
 
-    The model must say what inputs do: by an `input_matrix` or a drift `(t, x, u)`. The
-    answer is causal as far as the model is.
+    The model must depend on the inputs: by an `input_matrix` or a drift `(t, x, u)`.
+    The answer is causal only if the model is.
 
     Arguments:
         posterior: The posterior of a record with inputs.

@@ -76,8 +76,8 @@ class LinearSDE(AbstractLinearSDE):
         dX = (matrix X + bias + input_matrix u) dt + diffusion dW
 
     A `diffusion` with as many columns as rows must have full rank. It is kept as the
-    Cholesky root of `diffusion diffusion^T`, which has the same law, by the logarithms
-    of its diagonal, so that training never makes it singular. With fewer columns the
+    Cholesky root of `diffusion diffusion^T`, which has the same law. The diagonal is
+    kept by its logarithms, so training never makes it singular. With fewer columns the
     noise drives few directions, and the drift carries it to others.
 
     A step is exact to rounding for rates times `dt` up to 3e10, fast components beside

@@ -112,7 +112,7 @@ class Level(AbstractPart):
 
 
 class Trend(AbstractPart):
-    """A level with a slope that wanders, `dX = slope dt + noise dW`."""
+    """A level whose slope is a random walk, `dX = slope dt + noise dW`."""
 
     kind: ClassVar[str] = "trend"
 
@@ -153,7 +153,7 @@ class Trend(AbstractPart):
 
 
 class Cycle(AbstractPart):
-    """A damped turn, `dX = (-damping I + 2 pi / period J) X dt + noise dW`.
+    """A damped oscillation, `dX = (-damping I + 2 pi / period J) X dt + noise dW`.
 
     `noise = scale sqrt(2 damping)`, so that `scale` is its standard deviation.
     """
@@ -172,7 +172,7 @@ class Cycle(AbstractPart):
         scale: float | None,
         measures: Measures,
     ) -> None:
-        """Start at a damping of a tenth of the turn's rate."""
+        """Start at a damping of a tenth of the angular rate."""
         check_positive(self.kind, period=period, damping=damping, scale=scale)
         self.given = (period, damping, scale)
         self.log_period = log_of(period, 1.0)
@@ -189,7 +189,7 @@ class Cycle(AbstractPart):
         return PartLaw(matrix, noise * eye, scale * eye, eye[0])
 
     def parameters(self) -> dict[str, Array]:
-        """Return `period` and `1 / damping` in units of time, `scale` in the data's."""
+        """Return `period`, `damping` (one over time) and `scale` (data units)."""
         return {
             "period": jnp.exp(self.log_period),
             "damping": jnp.exp(self.log_damping),
@@ -204,7 +204,7 @@ class Cycle(AbstractPart):
 
 
 class Season(AbstractPart):
-    """Turns of one period and its fractions, undamped: their amplitudes wander.
+    """Undamped oscillations of one period and its fractions, of varying amplitude.
 
     `dX_k = 2 pi k / period J X_k dt + noise dW`, `k = 1 ... harmonics`.
     """
@@ -220,7 +220,7 @@ class Season(AbstractPart):
     def __init__(
         self, period: float, harmonics: int, noise: float | None, measures: Measures
     ) -> None:
-        """Start at amplitudes that wander by a twentieth of a deviation a period."""
+        """Start at amplitudes that vary by a twentieth of a deviation a period."""
         check_positive(self.kind, period=period, harmonics=harmonics, noise=noise)
         if int(harmonics) != harmonics:
             raise ValueError(f"`harmonics` is {harmonics}: pass a whole number.")

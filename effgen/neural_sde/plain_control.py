@@ -15,7 +15,7 @@ class PlainControl(eqx.Module):
 
     A recurrent network reads the observations backward. Its state at the next
     observation is the `context` of the control. Its state at the first gives mean and
-    scale of `X` there. It is what the torchsde example does. The control is zero at
+    scale of `X` there. The torchsde example does the same. The control is zero at
     first.
 
     Arguments:

@@ -46,7 +46,7 @@ class Posterior(eqx.Module):
 
     A linear model observed linearly is answered by closed forms: `marginals`,
     `components`, `predictions`, mean and quantiles of `observations` are exact. Others
-    are answered by a particle filter that knows the linear messages: paths are drawn
+    are answered by a particle filter that uses the linear messages. Paths are drawn
     back through its particles, and after the last observation by the prior's chain. All
     answers raise and warn as `paths` does.
 

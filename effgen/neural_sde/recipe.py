@@ -49,8 +49,8 @@ def forecaster(
        these at most three.
     2. `network` begins at the best structure with a part that returns to a mean, moves
        such parts alone, and sees all but levels and trends.
-    3. `stack` weighs them by what each foretold of the record's later part, fitted to
-       its earlier one. A priori the network has one half, and the structures share the
+    3. `stack` weighs them by how each, fitted to the record's earlier part, forecast
+       its later one. A priori the network has one half, and the structures share the
        other in proportion to `exp(criterion)`, as averaging by evidence would.
 
     Arguments:

@@ -35,8 +35,8 @@ class Switching(eqx.Module):
         P(next regime | now) = expm(Q gap)
 
     One regime holds from each time to the next. `Q` has the off-diagonal `rates`. The
-    first regime has the chain's own law. The state goes on through a switch. Rates are
-    learned by their logarithms.
+    first regime has the chain's own law. The state continues through a switch. Rates
+    are learned by their logarithms.
 
     Arguments:
         models: Models by name, linear and observed linearly, of equal numbers of states
@@ -100,9 +100,10 @@ class Switching(eqx.Module):
     ) -> "Regimes":
         """Return which regime held when, and the law of the state.
 
-        Each history of regimes has a Kalman filter of its own. All are followed while
-        there are no more than `num_histories`, then the most probable ones. From there
-        on `log_evidence` is a lower bound, and `dropped` says what was left out.
+        Each history of regimes has its own Kalman filter. All are followed while there
+        are no more than `num_histories`. Then only the most probable ones are followed.
+        From there on `log_evidence` is a lower bound, and `dropped` says what was left
+        out.
 
         Arguments:
             ts: Times of one series in order, numbers or dates, shape `(obs,)`.

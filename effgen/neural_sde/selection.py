@@ -33,11 +33,12 @@ def candidates(
     *,
     season_period: float | None = None,
 ) -> tuple[Structure, ...]:
-    """Return the structures that a record is usually thought to have.
+    """Return the structures that are commonly fitted to a record.
 
-    They are a level, a process that returns to its mean, both, a trend with the latter,
-    and one or two cycles with it. The first cycle begins at the record's strongest
-    period, once a line and the season are taken off, the second at half of it.
+    They are a level; a process that returns to its mean; both; a trend with such a
+    process; and one or two cycles with it. The first cycle begins at the record's
+    strongest period, after a line and the season are subtracted. The second begins at
+    half of that period.
 
     Arguments:
         ts: Times of one series, numbers, shape `(obs,)`.
@@ -98,7 +99,7 @@ def strongest_period(
     *,
     season_period: float | None = None,
 ) -> float:
-    """Return the period at which a turn beside a line fits a record best.
+    """Return the period at which an oscillation beside a line fits a record best.
 
     Periods are from four gaps to the span; multiples of the season's frequency are
     fitted beside.

@@ -88,8 +88,8 @@ def _there(ys: Array, mask: Array | None) -> tuple[Array, Array]:
 def share_times(series: Series) -> Series:
     """Return a batch with one `ts` and one `mask` for all series: the first's.
 
-    What depends on times alone, all matrices of the messages of a linear decoder among
-    it, is then computed once and not for each series.
+    What depends on times alone is then computed once and not for each series, such as
+    all matrices of the messages of a linear decoder.
     """
     return series._replace(ts=series.ts[0], mask=series.mask[0])
 

@@ -57,11 +57,11 @@ class LinearizedSites(AbstractSites):
         precision = J^T W J,    shift = J^T score + precision m
 
     `m` is a state, `J` the network's Jacobian, `W` the Fisher information (of Student's
-    law, the weights of iterated least squares). Each sweep is a step of Gauss and
-    Newton to the mode, shortened until the path's log-density rises. Sweeps end where
-    no state moves by more than 1e-3 of its posterior standard deviation (4e-8 in
-    float64). They begin where each observation is, linearized at the prior's mean. The
-    mode's derivatives are exact there: one sweep more, of Newton's, carries them.
+    law, the weights of iterated least squares). Each sweep is a Gauss-Newton
+    step to the mode, shortened until the path's log-density rises. Sweeps end where no
+    state moves by more than 1e-3 of its posterior standard deviation (4e-8 in float64).
+    They begin at each observation, linearized at the prior's mean. The derivatives of
+    the mode are exact: one further Newton sweep carries them.
 
     Arguments:
         num_sweeps: The most sweeps.

@@ -1,4 +1,4 @@
-"""Stacking: forecasts of several models, mixed by what each foretold of the past."""
+"""Stacking: forecasts of several models, mixed by how well each did on the record."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -130,7 +130,7 @@ def stack(
     num_paths: int = 500,
     shares: Mapping[str, float] | None = None,
 ) -> Stack:
-    """Fit several models, and mix them by what they foretold of the record itself.
+    """Fit several models, and mix them by how well they forecast the record itself.
 
     All are fitted on the first part of the record, the first half or all but
     `num_origins` horizons, and forecast from `num_origins` times of the rest, with
@@ -140,8 +140,8 @@ def stack(
             + 2 sum_k shares_k log w_k
 
     Times after one origin depend on each other and count as one observation. The second
-    term, a Dirichlet prior worth two origins, keeps every weight off zero. Then all are
-    fitted on the whole record.
+    term, a Dirichlet prior worth two origins, keeps every weight above zero. Then all
+    are fitted on the whole record.
 
     Arguments:
         fit: From `(ts, ys, mask, key)` to models by name, fitted to a record whose last

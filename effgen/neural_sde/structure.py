@@ -24,8 +24,8 @@ from .transitions import Coefficients, Transition, constant_transition
 class Structure(AbstractLinearSDE):
     """Parts side by side, `level() + season(1.0)`: values are the sum of all shown.
 
-    Parameters stay positive and stable in training. Numbers that are given are their
-    start values. The others start from data and times of unit size, until `structural`
+    Parameters stay positive and stable in training. Given numbers are their start
+    values. The others start as for data and times of unit size, until `structural`
     takes them from the data.
 
     Arguments:
@@ -203,7 +203,7 @@ def level(*, noise: float | None = None) -> Structure:
 
 
 def trend(*, noise: float | None = None, slope_noise: float | None = None) -> Structure:
-    """Return a level with a slope that wanders.
+    """Return a level with a slope that is a random walk.
 
         dX = slope dt + noise dW,    dslope = slope_noise dV
 
@@ -223,12 +223,12 @@ def trend(*, noise: float | None = None, slope_noise: float | None = None) -> St
 def cycle(
     period: float, *, damping: float | None = None, scale: float | None = None
 ) -> Structure:
-    """Return a damped turn of about `period`, all of whose parameters are trained.
+    """Return a damped oscillation of about `period`; all its parameters are trained.
 
     Arguments:
         period: Its start value, in units of time.
-        damping: The rate at which a turn is forgotten, one over the unit of time;
-            `None`: a tenth of the rate of turning.
+        damping: The rate at which the oscillation decays, one over the unit of time;
+            `None`: a tenth of its angular rate.
         scale: The standard deviation, in data units; `None`: started from the data.
 
     Returns:
@@ -243,12 +243,12 @@ def cycle(
 def season(
     period: float, harmonics: int = 1, *, noise: float | None = None
 ) -> Structure:
-    """Return turns of exactly `period / k`, `k = 1 ... harmonics`, undamped.
+    """Return undamped oscillations of exactly `period / k`, `k = 1 ... harmonics`.
 
     Arguments:
         period: In units of time. It is not trained.
-        harmonics: How many turns there are.
-        noise: How much their amplitudes wander, in data units per root of time;
+        harmonics: How many oscillations there are.
+        noise: How much their amplitudes vary, in data units per root of time;
             `None`: started from the data.
 
     Returns:

@@ -1,6 +1,6 @@
 """The twisted particle filter: smoothed paths of nonlinear models, and their evidence.
 
-Particles know the future by the linear messages; paths are drawn backward through
+Particles use the future through the linear messages. Paths are drawn backward through
 them, so that early times keep as many distinct positions as late ones. A forecast needs
 no more than the particles' own ancestors.
 """
@@ -81,7 +81,7 @@ def twisted_filter(
     key: PRNGKeyArray,
     resample_below: float = 0.5,
 ) -> Smoothed:
-    """Run a particle filter whose particles know the future, and draw paths backward.
+    """Run a particle filter whose particles use the future, and draw paths backward.
 
     Particles move as the posterior's paths do and are resampled where fewer than
     `resample_below` of them count, and at the last observation. Where sites are not the

@@ -23,10 +23,10 @@ class ArrangedMinibatches(AbstractHostEpochs):
     """Minibatches of pairs, half of each in groups of one cluster.
 
     Documents that are alike are hard negatives of each other's queries. A group has
-    them at no cost but that of the order. The other half of a batch is as it comes, and
-    so are pairs of clusters too small for a group. Each epoch visits every pair at most
-    once, and all but `rows % batch_size`, in an order drawn from the run's key and the
-    epoch. A resumed run is exact, given the same `labels`.
+    them at no cost to the encoder. The other half of a batch is in random order, and so
+    are pairs of clusters that are too small for a group. Each epoch visits every pair
+    at most once, and all but `rows % batch_size`, in an order drawn from the run's key
+    and the epoch. A resumed run is exact, given the same `labels`.
 
     Arguments:
         arrays: A pytree of arrays, such as `Pairs`, which stay on the host or on disk.
@@ -100,8 +100,9 @@ def clusters(
 ) -> Int[np.ndarray, " documents"]:
     """Return the cluster of each document, by k-means on some 30,000 of them.
 
-    It is for `ArrangedMinibatches`, anew every epoch or so, as towers change. A cache
-    has embeddings, in an order of its own and with rows that are free:
+    It is for `ArrangedMinibatches`. Compute the clusters anew every epoch or so,
+    because the towers change. A cache has embeddings, in its own order and with free
+    rows:
 
         there = np.flatnonzero(np.asarray(cache.ids) >= 0)
         labels = np.zeros(num_documents, np.int32)

@@ -50,8 +50,8 @@ class InBatchTrainer(AbstractTrainer):
 
         loss = logsumexp(scores in batch) - positive
 
-    With `frequencies`, a score is lowered by `log(frequency)` of its document: popular
-    ones are otherwise too often negatives, as of a recommender (Yi et al., 2019).
+    With `frequencies`, a score is lowered by `log(frequency)` of its document. Popular
+    documents are otherwise negatives too often, as in recommenders (Yi et al., 2019).
 
     Arguments:
         optim: The optax optimizer.
@@ -165,7 +165,7 @@ class CrossBatchTrainer(AbstractTrainer):
         temperature: A number, an optax schedule, or `None` for the model's own.
         label_smoothing: The share, below 1, spread over the batch's documents.
         warm_up: Steps with the batch alone, while the queue fills. Untrained towers
-            change so fast that the queue's documents are too stale to learn from.
+            change so fast that the queue's documents are too stale for training.
         mesh: The queue's mesh; `train` sets it.
 
     Raises:
@@ -279,8 +279,9 @@ class CrossBatchTrainer(AbstractTrainer):
 class FullSoftmaxTrainer(AbstractTrainer):
     """Softmax over the whole corpus, every document embedded at every step.
 
-    It is a cache that is never stale and draws everything, for small corpora. Its
-    memory is the corpus, a `NegativeCache` whose embeddings are not used.
+    It is for small corpora. It equals a cache that is never stale and from which every
+    document is drawn. Its memory is the corpus, a `NegativeCache` whose embeddings are
+    not used.
 
     Arguments:
         optim: The optax optimizer.

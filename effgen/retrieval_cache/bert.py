@@ -75,9 +75,10 @@ class Layers(eqx.Module):
 
 
 class Bert(eqx.Module):
-    """The encoder of Devlin et al. (2019), with a pooling: what MiniLM, BGE, E5 are.
+    """The encoder of Devlin et al. (2019), with a pooling.
 
-    So are, under other names, DistilBERT, RoBERTa, XLM-R and MPNet.
+    MiniLM, BGE and E5 are such encoders. So are, under other names, DistilBERT,
+    RoBERTa, XLM-R and MPNet.
 
         x = norm(words[tokens] + places + types[0])
         x = norm(x + attention(x))
@@ -103,8 +104,8 @@ class Bert(eqx.Module):
         epsilon: What the norms add to variances.
         compute: The type that layers are computed in.
         recompute: Whether gradients compute each layer once more instead of keeping
-            what is inside: about a third more time, and little more memory than one
-            layer takes.
+            its inner values. It takes about a third more time, and little more memory
+            than one layer.
         relative: Of MPNet, what attention adds by how far tokens are apart,
             `(buckets, heads)`.
         dense: Layers of embeddings.

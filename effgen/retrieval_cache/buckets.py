@@ -20,10 +20,10 @@ class Bucketed(eqx.Module):
     (`token_share`). It is an encoder itself, and so serves training, refreshing,
     filling and evaluation: `TwoTowers.tied(Bucketed(bert))`.
 
-    It compiles the encoder once for each length. Its backward pass keeps room for a
-    chunk at every length, up to 2.5 times that of the encoder: where this is too much,
-    let the trainer cut batches into `chunks`. Several devices take the chunks one after
-    the other, not side by side.
+    It compiles the encoder once for each length. Its backward pass keeps memory for a
+    chunk at every length, up to 2.5 times that of the encoder. If this is too much, let
+    the trainer cut batches into `chunks`. Several devices take the chunks one after the
+    other, not in parallel.
 
     Arguments:
         encoder: From `(batch, length)` tokens to embeddings, which padding at the end

@@ -225,7 +225,7 @@ def check_same(cache: NegativeCache, pairs: Pairs) -> None:
         raise ValueError(
             f"`ids` has {number} for a document that is not the cache's document "
             f"{number}: number documents as the cache was filled, give them as they "
-            "are there, or leave `ids` out, and they are told by their content."
+            "are there, or leave `ids` out: content then identifies them."
         )
 
 

@@ -29,7 +29,7 @@ class Corpus:
         relevant: For each query, the numbers of the documents that answer it.
         gains: How well each of these does, one everywhere by default. Below `full_gain`
             it answers in part: it is not trained on, and no negative either.
-        negatives: For each query, the numbers of documents that look like answers and
+        negatives: For each query, the numbers of documents that resemble answers and
             are none.
         full_gain: From which gain on a document answers in full. By default half of the
             largest of all gains, and one at least: of grades 0 to 3 what has a 2 or a

@@ -20,7 +20,7 @@ def descriptions(path: str | os.PathLike[str], *, max_broken: int = 0) -> Corpus
 
     There are some 45,000 pairs. Packages of one source are near-duplicates. Of several
     with the same short or the same long description the first is taken. The lists
-    change from day to day: record the `digest`. To have them on Debian, without being
+    change daily, so record the `digest`. To have them on Debian, without being
     root: `mkdir -p DIR/partial`, then `apt-get -o Acquire::Languages=en
     -o Dir::State::Lists=DIR update`.
 

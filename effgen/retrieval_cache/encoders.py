@@ -20,8 +20,8 @@ class HashedBag(eqx.Module):
         embedding = normalized(tanh(head(mean(table[tokens]))))
 
     Token 0 is padding. It is fast, for tests and baselines. The vectors begin at random
-    with about length one: much longer ones would hardly turn at the learning rates that
-    the head needs.
+    with about length one. Longer ones would change their direction too slowly at the
+    learning rates that the head needs.
 
     Arguments:
         num_words: The tokens of the vocabulary.
@@ -29,7 +29,7 @@ class HashedBag(eqx.Module):
         size: The numbers of an embedding.
         key: The JAX random key of the weights.
         dropout: The share of a text's tokens that each training step leaves out, others
-            each time. Past a few epochs it keeps texts from being learned by heart.
+            each time. Past a few epochs it keeps texts from being memorized.
 
     Raises:
         ValueError: For sizes below 1, or a dropout that is no share below 1.

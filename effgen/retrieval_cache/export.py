@@ -98,7 +98,7 @@ def save_sentence_transformer(
 ) -> None:
     """Write a folder that sentence-transformers, and `Bert.load`, read.
 
-    A report that a pooler is missing means nothing: no embedding is made with it.
+    A message that a pooler is missing can be ignored: no embedding is made with it.
 
     Arguments:
         bert: A `Bert`, or a model of one for queries and documents,

@@ -44,21 +44,21 @@ class FrozenDocumentsTrainer(AbstractTrainer):
 
         loss = -log softmax(scale <query, every document>)[its own]
 
-    For a query tower, or an adapter, where the documents cannot be embedded again. No
-    document is encoded: a step costs its queries' encoder and a pass over the index,
-    and the softmax is the whole corpus's, with its exact gradient. No array of queries
-    by documents is made. Where the pass costs more than the queries' encoder, `drawn`
-    documents stand for all:
+    It is for a query tower, or an adapter, when the documents cannot be embedded again.
+    No document is encoded. A step costs its queries' encoder and a pass over the index.
+    The softmax is that of the whole corpus, with its exact gradient. No array of
+    queries by documents is made. If the pass costs more than the queries' encoder,
+    `drawn` documents stand for all:
 
         loss = log(exp(s_own) + rows / drawn * sum_j exp(s_j)) - s_own,  j drawn evenly
 
-    whose sum is right on average, and its logarithm too low by about half of the sum's
+    The sum is right on average. Its logarithm is too low by about half of the sum's
     relative variance.
 
     A batch is of `Pairs(queries, documents, ids)`, with the documents' numbers in the
     index, and what else is `known` to answer; `documents` are not looked at, and may be
-    `None`. What is no negative goes by number: of documents that are equal, name all as
-    `known`.
+    `None`. Answers are left out of the negatives by number. If several documents are
+    equal, name all of them as `known`.
 
     Arguments:
         optim: The optax optimizer.

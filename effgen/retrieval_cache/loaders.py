@@ -32,8 +32,8 @@ class Example(NamedTuple):
 def merged(corpus: Corpus, tokenize: Tokenize) -> Corpus:
     """Return a corpus in which documents of the same tokens are one, the first.
 
-    Where a tokenizer cuts, documents that begin alike are the same to a model: it is
-    not to be asked which of them answers.
+    Where a tokenizer cuts, documents that begin alike are the same to a model. So it
+    cannot be asked which of them answers.
 
     Arguments:
         corpus: The corpus.

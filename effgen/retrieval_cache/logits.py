@@ -63,10 +63,10 @@ def pseudo_logit(
                    - sum shared stale)> + scale <query, sum weights d fresh>
 
     With a fresh cache the ratios are one, `defense` (`defense_of`) is zero, and the
-    gradient is unbiased. The staler the cache, the more the documents beside take over
-    (`shared_weights`). It is `-inf` with zero gradient for queries without negatives.
-    `R_i` counts the batch's mean as one draw more: of a query's single draw, its own
-    ratio would cancel.
+    gradient is unbiased. The staler the cache, the more weight the documents beside
+    have (`shared_weights`). It is `-inf` with zero gradient for queries without
+    negatives. `R_i` counts the batch's mean as one further draw, because the ratio of a
+    query's single draw would cancel.
 
     Arguments:
         queries: The queries, embedded with gradient, `(queries, size)`.
@@ -128,9 +128,10 @@ def _balanced(
 ) -> Float[Array, "queries known"]:
     """Return weights that sum to one, the more so the staler the cache.
 
-    A positive pulls by one. Where towers begin, all embeddings are near each other, and
-    what pushes must weigh as much, or they fall together. With a fresh cache it does,
-    over a batch; documents beside may be some hundredths short for all queries at once.
+    A positive has weight one. At the start of training all embeddings are near each
+    other. The negatives must then weigh as much as the positives, or all embeddings
+    collapse. With a fresh cache they do, over a batch. Documents beside may be some
+    hundredths short for all queries at once.
     """
     total = jnp.sum(weights, axis=1, keepdims=True)
     whole = jnp.where(total > 0, total, 1)

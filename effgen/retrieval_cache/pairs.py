@@ -24,8 +24,8 @@ class Pairs(NamedTuple):
         queries: A pytree of arrays with the leading axis `batch`.
         documents: The same of documents.
         ids: The documents' numbers in the corpus, `(batch,)`, from 0 up to 2^30.
-            Without them, or where one is below zero, documents are told by their
-            content. One that the cache does not have is a document not in it (yet).
+            Without them, or where one is below zero, documents are identified by
+            their content. A document that the cache does not have is not in it (yet).
         known: Numbers of all documents that answer a query, `(batch, any)`, filled up
             with -1; they are no negatives. Of all pairs of some data,
             `effgen.core.ragged`'s `Ragged` has them without filling, as of `pairs_of`.

@@ -76,7 +76,7 @@ class AbstractRefresh(eqx.Module):
 class WriteBack(AbstractRefresh):
     """Keep the embeddings of what was drawn, and of the batch's documents cached.
 
-    It costs no embedding, and refreshes where the softmax's mass is.
+    It costs no embedding, and refreshes the rows where the softmax has its mass.
     """
 
     def __call__(
@@ -181,7 +181,7 @@ class RandomRows(AbstractRefresh):
 
 
 class Budget(AbstractRefresh):
-    """Spend a share of a step's embedding on the oldest rows, where it pays.
+    """Embed the oldest rows anew, for a share of a step's work, while scores drift.
 
     Rows are embedded anew while scores drift by more than `drift` between their
     embedding and their next draw. A row counts as a third of one with gradient.
@@ -237,11 +237,12 @@ class Budget(AbstractRefresh):
 class PositivesIn(AbstractRefresh):
     """Take the batch's documents in, in place of the oldest: a corpus as a stream.
 
-    For corpora larger than the cache, or without an end. A document that is there
+    It is for corpora larger than the cache, or without an end. A document that is there
     already is embedded anew in its place. The cache then holds documents as often as
-    they are asked for. `frequencies` corrects for that: a row's scores are lowered by
-    the logarithm of the chance `1 - exp(-frequency * turnover)` that it is there,
-    `turnover` the age of the oldest row in steps. Rows written back stay longer.
+    they are asked for, and `frequencies` corrects for that. A row's scores are lowered
+    by the logarithm of its probability of being there, `1 - exp(-frequency *
+    turnover)`, with `turnover` the age of the oldest row in steps. Rows written back
+    stay longer.
 
     Arguments:
         frequencies: How often each document number is in a batch per step, in

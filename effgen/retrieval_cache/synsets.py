@@ -146,8 +146,8 @@ def examples_to_synsets(synsets: Sequence[Synset], reach: int = 0) -> Corpus:
 def definitions_to_lemmas(synsets: Sequence[Synset], reach: int = 0) -> Corpus:
     """Return the task of a reverse dictionary: definitions to words.
 
-    A document is a synset's words, and in brackets those of its hypernyms, without
-    which nothing is known of a word that training has not seen.
+    A document is a synset's words, and in brackets those of its hypernyms. Without the
+    hypernyms a model knows nothing of a word that training has not seen.
 
     Arguments:
         synsets: As of `wordnet`.

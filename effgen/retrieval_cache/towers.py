@@ -21,8 +21,8 @@ class LearnedTemperature(eqx.Module):
 
         scale = 1 / clip(exp(log_temperature), least, most)
 
-    A score's scale that grows without bound makes a few documents decide everything.
-    At a bound the gradient is cut where it points outward, and only there.
+    With a scale that grows without bound a few documents dominate the softmax. At a
+    bound the gradient is cut where it points outward, and only there.
 
     Arguments:
         log_temperature: The logarithm of the temperature, a scalar; it is trained.

@@ -48,7 +48,7 @@ from .towers import Temperature, in_parts, is_random
 
 
 class NegativeCacheTrainer(AbstractTrainer):
-    """The softmax over a whole corpus, at the price of a batch.
+    """The softmax over a whole corpus, estimated from a batch and a cache.
 
         loss = -log softmax(scale <query, every document>)[its own]
 
@@ -74,9 +74,9 @@ class NegativeCacheTrainer(AbstractTrainer):
             compute (Gao et al., 2021). The gradient is that of the whole batch. Rows
             that are refreshed are embedded by as many at once as a chunk has.
         frequencies: How often each document number is in a batch, `(corpus,)`, in any
-            unit, such as `np.bincount(ids)`. What the batch's documents count for where
-            the cache is stale goes by it. `train` finds it where the data are arrays;
-            of others, without it, all documents are taken to be equally often.
+            unit, such as `np.bincount(ids)`. The weight of the batch's documents in a
+            stale cache depends on it. `train` finds it if the data are arrays. For
+            other data, without it, all documents count as equally frequent.
         mesh: The cache's mesh; `train` sets it.
 
     Raises:
@@ -152,13 +152,13 @@ class NegativeCacheTrainer(AbstractTrainer):
             The next state, and the metrics: `loss`, an estimate of the mean
                 cross-entropy over the corpus, in nats; `positive`, the mean share of
                 the softmax that positives have; `beyond_batch`, that of all documents
-                outside the batch: where it is small, a batch's own negatives tell as
-                much for less (`GumbelMax`: of all but the positive); `cache_loss`, the
+                outside the batch: where it is small, a batch's own negatives are
+                enough (`GumbelMax`: of all but the positive); `cache_loss`, the
                 mean log-partition over the cache; `scale`, one over the temperature;
                 `staleness`, `score_drift` and `ess`, of the draws (`Corrected`);
                 `possible_bias`, about how far the gradient's mean may be off, as a
                 share of its length: above 0.2, lower the learning rate, refresh more
-                rows, draw more negatives, or let a batch begin; `coverage`, the share
+                rows, draw more negatives, or begin with a batch; `coverage`, the share
                 of the rows that hold a document (`fill` makes a few rows more than
                 documents); `age`, the mean of these in steps, and `oldest`; `refused`,
                 embeddings not finite and so not written; `differing`, -1, or the number

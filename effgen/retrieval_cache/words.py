@@ -28,8 +28,8 @@ class HashedWords:
     A word is a run of letters with their marks, digits and underscores, in lower case,
     between word boundaries of Unicode (UAX 29): of scripts without spaces, such as
     Chinese or Thai, each sign with its marks is one. Its number is a hash of it, the
-    same on every machine: there is nothing to fit or to keep, and a few words share a
-    number. `truncation` says how much of texts is cut.
+    same on every machine. Nothing is fitted or kept, and a few words share a number.
+    `truncation` says how much of texts is cut.
 
     Arguments:
         num_words: Numbers in all, zero included; as of an encoder.

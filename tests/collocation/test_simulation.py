@@ -71,7 +71,7 @@ def test_a_pendulum_in_x_and_y_is_simulated_at_any_index(index):
         np.testing.assert_allclose(found[0, 4], GRAVITY * np.cos(1.0), rtol=1e-9)
 
 
-@pytest.mark.one_case("2-4.5")
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the mesh is too coarse")
 @pytest.mark.parametrize(("index", "order"), [(1, 4.5), (2, 4.5), (3, 2.0)])
 def test_fits_have_radau_s_order_by_index(index, order):

@@ -103,6 +103,7 @@ def noisy():
     return ts, np.exp(-ts) + 0.1 * rng.normal(size=len(ts))
 
 
+@pytest.mark.slow
 def test_constraints_hold_at_every_node():
     field = lambda t, x, u, p, nets: nets(x)
     net = eqx.nn.MLP(1, 1, 5, 1, jax.nn.tanh, key=KEY)

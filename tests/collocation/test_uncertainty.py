@@ -104,6 +104,7 @@ def test_directions_that_the_data_leave_open_are_named():
         co.covariance(co.transcribe(problem, intervals=3), state)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the mesh is too coarse")
 def test_residuals_vanish_at_nodes_and_refinement_brings_them_below_the_tolerance():
     """A fast start and a slow end: intervals gather where the solution moves."""

@@ -110,6 +110,7 @@ def test_both_sides_close_in_on_the_truth():
     assert abs(upper.value - 2.0) < 4 * upper.standard_error < 0.4
 
 
+@pytest.mark.slow
 def test_saved_checkpoints_are_a_path(tmp_path):
     trainer = ebm.PCDTrainer(optax.sgd(0.05), kernel=ebm.ULA(0.1))
     first = Shifted(jnp.zeros(SIZE))

@@ -155,6 +155,7 @@ def test_any_adjusted_sampler_of_blackjax_moves_walkers():
         ebm.BlackJAX(blackjax.hmc).check(Shifted(jnp.zeros(SIZE)), walkers)
 
 
+@pytest.mark.slow
 def test_a_sampler_that_leaves_another_density_invariant_is_refused():
     walkers = ebm.Walkers.from_gaussian(jax.random.key(0), 256, (2,))
     model, draw = Shifted(jnp.zeros(2)), lambda key: 3 * jax.random.normal(key, (2,))

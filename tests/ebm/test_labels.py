@@ -41,6 +41,7 @@ def label_of(rows):
     return rows[:, -1].astype(int)
 
 
+@pytest.mark.slow
 def test_annealing_finds_z_the_labels_shares_and_their_examples():
     walkers = ebm.labeled_walkers(jax.random.key(0), 4096, (2,), 3)
     start, _ = walkers.estimate()

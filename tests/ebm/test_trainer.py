@@ -214,6 +214,7 @@ def test_bad_settings_are_named(arguments, match):
         ebm.JarzynskiTrainer(optax.sgd(0.1), kernel=ebm.ULA(0.1), **arguments)
 
 
+@pytest.mark.slow
 def test_a_penalty_is_of_the_energies_and_leaves_log_z_exact():
     model = Shifted(jnp.ones(SIZE))
     walkers = populations(jax.random.key(0), 64)

@@ -86,6 +86,7 @@ def test_a_stream_s_bad_times_stop_the_run():
     assert int(error.value.state.step) == 1
 
 
+@pytest.mark.slow
 def test_times_said_to_be_shared_that_are_not_stop_the_run():
     with pytest.raises(eg.TrainingError, match="`shared_times`"):
         train(changed((1, 2), 0.55), shared_times=True)
@@ -300,6 +301,7 @@ def test_what_is_frozen_stays():
     assert not np.array_equal(state.model.decoder.log_scale, model.decoder.log_scale)
 
 
+@pytest.mark.slow
 def test_a_batch_without_a_single_observation_has_a_bound_of_zero():
     ts, ys, mask = series()
     model = double_well(frozen=("linear",))  # the program of what is frozen

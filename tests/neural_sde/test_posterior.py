@@ -139,6 +139,7 @@ def test_a_forecast_is_the_prior_from_the_last_state(trained):
         found.forecast(np.array([1.0]), key=KEY)
 
 
+@pytest.mark.slow
 def test_missing_values_are_imputed(trained):
     gaps = ys.copy()
     gaps[[3, 6]] = np.nan

@@ -97,6 +97,7 @@ def test_errors_are_trained_with():
     assert abs(state.model.decoder.scale[0] - 1.5) < 0.15
 
 
+@pytest.mark.slow
 def test_each_series_has_its_own_horizon():
     series = [(np.arange(3.0), np.ones(3)), (np.arange(2.0), np.ones(2))]
     found = ns.posterior(ornstein(), *ns.pad_series(series), dt=0.1)

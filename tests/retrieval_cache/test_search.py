@@ -118,6 +118,7 @@ def test_a_corpus_may_be_smaller_than_a_ranking_is_deep():
         assert len(set(row[:3].tolist()) - {i}) == 3
 
 
+@pytest.mark.slow
 def test_several_depths_are_as_many_evaluations():
     model = towers(60)
     index = rc.Index.of(model.document, corpus(60))

@@ -142,6 +142,7 @@ def test_hard_negatives_count_once():
         np.testing.assert_allclose(found.exact_loss, exact, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_labels_may_be_smoothed():
     trainer = rc.NegativeCacheTrainer(OPTIM, 24, label_smoothing=0.1)
     state = trainer.init(towers(), filled(towers()))
