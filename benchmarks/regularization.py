@@ -18,22 +18,16 @@ import optax
 
 import effgen as eg
 from benchmarks import measure
-from benchmarks.digits import (
-    BATCH,
-    DECAY,
-    NUM_AUDIT,
-    NUM_WALKERS,
-    RADIUS,
-    SHAPE,
-    annealed,
-    problem,
-)
+from benchmarks.digits import BATCH, DECAY, SHAPE, annealed, problem
 from demo import energy as demo
 from demo.images import NoisyImages, noisy, whitened
 from effgen import ebm
 
 
 RATE = 1e-2
+RADIUS = 0.1
+NUM_WALKERS = 1024
+NUM_AUDIT = 512
 NUM_STEPS = 5_000
 EVERY = 100
 PATIENCE = 8

@@ -14,17 +14,20 @@ from .core.checkpoint import (
     resume as resume,
 )
 from .core.compilation import cache_compilations as cache_compilations
+from .core.curves import (
+    LearningCurve as LearningCurve,
+    extrapolate as extrapolate,
+    should_stop as should_stop,
+)
 from .core.data import (
     AbstractBatches as AbstractBatches,
     AbstractHostBatches as AbstractHostBatches,
     HostMinibatches as HostMinibatches,
     Minibatches as Minibatches,
 )
+from .core.doors import exported as _exported
 from .core.estimators import (
-    Extrapolation as Extrapolation,
-    extrapolate as extrapolate,
     rank_runs as rank_runs,
-    should_stop as should_stop,
     sotl as sotl,
     tse_e as tse_e,
     tse_ema as tse_ema,
@@ -96,6 +99,6 @@ def __dir__() -> list[str]:
 
 
 # pyright reads the aliases above instead.
-__all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
-    name for name in __dir__() if not name.startswith("_")
-]
+__all__ = sorted(  # pyright: ignore[reportUnsupportedDunderAll]
+    {*_exported(vars()), *_METHODS, "__version__"}
+)

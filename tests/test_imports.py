@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path, PurePosixPath
+from types import ModuleType
 
 import pytest
 
@@ -104,6 +105,17 @@ def test_every_name_is_listed_and_there():
     # Whatever is imported here under its own name is meant for users.
     text = (ROOT / "effgen" / "__init__.py").read_text()
     assert set(re.findall(r"(\w+) as \1\b", text)) < set(eg.__all__)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_door_exports_its_names_and_no_module(name):
+    package = getattr(eg, name)
+    text = Path(package.__file__).read_text()
+    assert set(package.__all__) == set(re.findall(r"(\w+) as \1\b", text))
+    assert not any(isinstance(getattr(package, n), ModuleType) for n in package.__all__)
+    # And `effgen.<package>.<name>` is a name's, and not a file's beside it.
+    files = {path.stem for path in Path(package.__file__).parent.glob("*.py")}
+    assert not files & set(package.__all__)
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error():

@@ -49,6 +49,18 @@ def test_every_file_says_what_lives_there_and_is_short(path):
     assert len(text.splitlines()) <= 400, "split it by concept"
 
 
+@pytest.mark.parametrize("folder", ["core", *sorted(FAMILIES)])
+def test_the_architecture_names_every_file(folder):
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    sections = re.split(r"^In `(\w+)/`:$", text, flags=re.MULTILINE)
+    told = dict(zip(["core", *sections[1::2]], sections[::2], strict=True))[folder]
+    named = set(re.findall(r"`(\w+\.py)`", told.partition("\n## Dep")[0]))
+    there = {path.name for path in (PACKAGE / folder).glob("*.py")} - {"__init__.py"}
+    assert there <= named
+    if folder != "core":  # whose section tells of the whole
+        assert named == there
+
+
 def code_blocks(path: Path) -> str:
     return "\n".join(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL))
 

@@ -5,6 +5,8 @@ and `points` (the start and the stages) of an interval, `nodes` of a mesh, `stat
 `model` (the raveled parameters and networks).
 """
 
+from effgen.core.doors import exported as _exported
+
 from .choice import Choice as Choice, Deviation as Deviation, choose as choose
 from .continuation import windows as windows
 from .curvature import (
@@ -13,7 +15,6 @@ from .curvature import (
     GaussNewton as GaussNewton,
     LimitedMemory as LimitedMemory,
 )
-from .evidence import Evidence as Evidence, evidence as evidence
 from .generalization import (
     Extrapolation as Extrapolation,
     ensemble as ensemble,
@@ -26,6 +27,7 @@ from .identifiability import (
 )
 from .integration import integrate as integrate
 from .ipopt import Ipopt as Ipopt, linear_solvers as linear_solvers
+from .laplace import Evidence as Evidence, evidence as evidence
 from .matching import (
     DerivativeMatchingTrainer as DerivativeMatchingTrainer,
     Slopes as Slopes,
@@ -52,7 +54,7 @@ from .problem import (
     Switch as Switch,
     Trajectory as Trajectory,
 )
-from .radau import Radau as Radau, radau as radau
+from .radau_points import Radau as Radau, radau as radau
 from .records import pelts as pelts
 from .refinement import (
     accuracy as accuracy,
@@ -77,3 +79,7 @@ from .uncertainty import (
     covariance as covariance,
     propagated as propagated,
 )
+
+
+# pyright reads the aliases above instead.
+__all__ = _exported(vars())  # pyright: ignore[reportUnsupportedDunderAll]

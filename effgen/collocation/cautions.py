@@ -8,12 +8,12 @@ import numpy as np
 from effgen.core.results import RunWarning
 from effgen.core.state import TrainState
 
-from .accuracy import MeshError, mesh_error
 from .compiled import misfit_of
 from .curvature import LimitedMemory
 from .elimination import Eliminated, SampleJacobian, eliminated, sample_jacobian
 from .evaluator import Evaluator
 from .information import name_of_free
+from .mesh_errors import MeshError, mesh_error
 from .model import Model, names_of_model
 from .nlp import NLP, ravel
 from .pattern import unused

@@ -15,7 +15,7 @@ from effgen.core.state import TrainState
 from effgen.core.train import fit
 
 from .cautions import warn_of_state
-from .evidence import Evidence, check_squares, evidence, groups
+from .laplace import Evidence, check_squares, evidence, groups
 from .model import Model, as_trained
 from .nlp import ravel
 from .phases import Retimed
@@ -177,7 +177,7 @@ def choose(
     transcription: Transcription,
     *,
     key: PRNGKeyArray,
-    turns: int = 6,
+    num_solves: int = 6,
 ) -> Choice:
     """Fit the law without its networks and with them; keep what the evidence prefers.
 
@@ -194,7 +194,7 @@ def choose(
         model: A `Model`, a pair `(parameters, networks)`, or networks alone.
         transcription: The problem on its mesh.
         key: A JAX random key for `fit`.
-        turns: The most solves in each search for the weights' prior.
+        num_solves: The most solves in each search for the weights' prior.
 
     Returns:
         The chosen law, with the evidence of both.
@@ -202,7 +202,7 @@ def choose(
     Raises:
         TrainingError: If the law without networks cannot be fitted.
         ValueError: For a model without networks, a weight decay that is not like them,
-            a `misfit` that is no squares, or no number of turns.
+            a `misfit` that is no squares, or no number of solves.
 
     Warns:
         RunWarning: Where the mesh of the chosen law is too coarse, or the data leave
@@ -217,7 +217,7 @@ def choose(
             "the model has no networks: pass `Model(parameters, networks)`, such as a "
             "`Deviation`, to choose with or without."
         )
-    check_count("turns", turns)
+    check_count("num_solves", num_solves)
     check_squares(transcription.problem)
     groups(transcription.problem, model.networks)
     level = transcription.before_finer()
@@ -226,11 +226,11 @@ def choose(
     plain, _ = fit(trainer, start, iter([bare]), key=key)
     shown = evidence(bare, plain)
     begun = trainer.init(Model(plain.model.parameters, model.networks), plain.memory)
-    best = _searched(trainer, begun, level, shown, key, turns)
+    best = _searched(trainer, begun, level, shown, key, num_solves)
     rho = 0.0 if best is None else best[2].correlation
     if best is not None and rho > _LEAST_CORRELATION:
         shown = evidence(bare, plain, correlation=rho)
-        again = _weighed(trainer, best[0], best[1], best[2], rho, key, turns)
+        again = _weighed(trainer, best[0], best[1], best[2], rho, key, num_solves)
         best = best if again is None else again
     found = None if best is None else best[2]
     network = best is not None and _gains(best[2], shown)
@@ -250,20 +250,20 @@ def _searched(
     level: Transcription,
     before: Evidence,
     key: PRNGKeyArray,
-    turns: int,
+    num_solves: int,
 ) -> tuple[TrainState, Transcription, Evidence] | None:
     """Return the fit of the highest evidence, begun at the weight decay as given.
 
     A prior that is too narrow holds all weights at zero, where nothing widens it: then
     the search begins again at one.
     """
-    best = _weighed(trainer, state, level, before, 0.0, key, turns)
+    best = _weighed(trainer, state, level, before, 0.0, key, num_solves)
     if best is not None and _gains(best[2], before):
         return best
     if not any(jax.tree.leaves(before.precision)):
         return best
     wide = before._replace(precision=jax.tree.map(lambda _: 0.0, before.precision))
-    again = _weighed(trainer, state, level, wide, 0.0, key, turns)
+    again = _weighed(trainer, state, level, wide, 0.0, key, num_solves)
     both = [fit for fit in (best, again) if fit is not None]
     return max(both, key=lambda fit: fit[2].log_evidence, default=None)
 
@@ -275,12 +275,12 @@ def _weighed(
     before: Evidence,
     rho: float,
     key: PRNGKeyArray,
-    turns: int,
+    num_solves: int,
 ) -> tuple[TrainState, Transcription, Evidence] | None:
     """Return the fit of the highest evidence over the weights' prior."""
     alpha, best, halvings = _positive(before.precision), None, 0
     deviation = before.noise
-    for _ in range(turns):
+    for _ in range(num_solves):
         here = _with_precision(level, alpha, deviation, rho)
         try:
             new, _ = fit(trainer, state, iter([here]), key=key)

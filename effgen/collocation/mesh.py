@@ -13,7 +13,7 @@ from .doses import shifts_at
 from .inputs import inputs_at, jumps
 from .phases import followers
 from .problem import Problem, Table, Trajectory
-from .radau import radau
+from .radau_points import radau
 
 
 _NEAR = 1e-5

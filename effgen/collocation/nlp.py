@@ -23,7 +23,7 @@ from .problem import (
     PathConstraint,
     Problem,
 )
-from .radau import radau
+from .radau_points import radau
 
 
 class ConstraintCounts(NamedTuple):

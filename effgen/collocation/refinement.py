@@ -10,14 +10,14 @@ from effgen.core.results import RunWarning
 from effgen.core.state import TrainState
 from effgen.core.train import fit
 
-from .accuracy import MeshError, field_at, mesh_error
 from .cautions import warn_of_state
 from .curvature import LimitedMemory
 from .elimination import eliminated, sample_jacobian
 from .evaluator import Evaluator
 from .inputs import inputs_at
+from .mesh_errors import MeshError, field_at, mesh_error
 from .problem import Model, Problem, as_model
-from .radau import radau
+from .radau_points import radau
 from .solution import OTHER_MESH, Solution, same_mesh
 from .switches import Switches, switches
 from .trainer import CollocationTrainer

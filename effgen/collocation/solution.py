@@ -10,7 +10,7 @@ from jaxtyping import ArrayLike, Bool, Float, Int
 from .clocks import mesh_rates, mesh_times, true_times
 from .mesh import Mesh, node_times, within
 from .problem import Table
-from .radau import radau
+from .radau_points import radau
 
 
 OTHER_MESH = (

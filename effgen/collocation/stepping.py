@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from .integration import Integration
 from .model import Model
 from .problem import Problem
-from .radau import radau
+from .radau_points import radau
 
 
 _STAGES = 4

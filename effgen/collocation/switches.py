@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import PyTree
 
-from .accuracy import field_at
 from .inputs import inputs_at
+from .mesh_errors import field_at
 from .model import as_model
 from .problem import Problem
 from .solution import Solution

@@ -7,8 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from .results import RESULTS, code
+from .state import is_key, named_arrays
+from .tensors import digest
 
 
 _POLL_SECONDS = 0.1
@@ -59,6 +62,30 @@ def agree(num: int, result: Any, kind: Any, *, patience: float) -> Agreement:
     least, (_, worst, _) = said.min(axis=0), said.max(axis=0)
     kinds = {row[2] for row in said.tolist() if row[0] > 0}
     return Agreement(int(least[0]), int(worst), alike=len(kinds) <= 1)
+
+
+def check_same(name: str, tree: PyTree) -> None:
+    """Raise `ValueError` unless all processes hold the same arrays in `tree`."""
+    if not are_same(tree):
+        raise ValueError(
+            f"`{name}` differs between processes, and each would train its own: make "
+            "it in all by the same calls. Rows of its own each brings by data on the "
+            "host, such as an iterable."
+        )
+
+
+def are_same(tree: PyTree) -> bool:
+    """Return whether all processes hold the same arrays in `tree`."""
+    if jax.process_count() == 1:
+        return True
+    arrays = [x for x in named_arrays(tree).values() if not _is_shared(x)]
+    words = [jax.random.key_data(x) if is_key(x) else x for x in arrays]
+    text = "".join(digest(np.asarray(x)) for x in words)
+    return len(np.unique(_gathered([zlib.crc32(text.encode()) >> 1]))) == 1
+
+
+def _is_shared(x: Any) -> bool:
+    return isinstance(x, jax.Array) and not x.is_fully_addressable
 
 
 def _gathered(mine: list[int]) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Checkpoints read: verified byte for byte, whole or in part."""
 
+import dataclasses
 import os
 import re
 import warnings
@@ -54,8 +55,9 @@ def restore(
             `checkpointed(run, directory, best=...)` found best. `None` takes the
             newest good one.
         only: The fields of the state to take, such as `"model"`; the others stay as
-            `like` has them. What is taken has `like`'s precision. `None` takes all,
-            and the dtypes must be the same.
+            `like` has them. What is taken has `like`'s precision (an average that
+            `like` has not, the checkpoint's). `None` takes all, and the dtypes must be
+            the same.
 
     Returns:
         The state that was saved.
@@ -64,8 +66,9 @@ def restore(
         FileNotFoundError: If there is no checkpoint, or none of `step`.
         ValueError: If the checkpoint is of another model or of a newer effgen, with
             the difference leaf by leaf and the call that takes what fits; or if
-            `only` names no field of the state.
-        TypeError: If `like` is no `TrainState`, or `directory` no path.
+            `only` names no field of the state, or an average that was not kept.
+        TypeError: If `like` is no `TrainState`, `directory` no path, or `only` neither
+            a name nor several.
         CorruptCheckpoint: If no checkpoint is good.
 
     Warns:
@@ -133,13 +136,23 @@ def resume(
         CorruptCheckpoint: If there are checkpoints and none is good.
 
     Warns:
-        RunWarning: Where a checkpoint is passed over.
+        RunWarning: Where a checkpoint is passed over, or where it knows the position
+            of data that are not given.
     """
     if not saved_steps(directory):
         return state
     restored, manifest = _restored(directory, state, None, None)
+    position = manifest.get("position")
     if data is not None:
-        set_back(data, decoded(manifest["position"]))
+        set_back(data, decoded(position))
+    elif position is not None:
+        warnings.warn(
+            f"the checkpoint at `{directory}` says where its data stood, and they are "
+            "not set there: pass them, `effgen.resume(directory, state, data=data)`, "
+            "else a source that is taken in turn begins anew.",
+            RunWarning,
+            stacklevel=2,
+        )
     return restored
 
 
@@ -263,6 +276,8 @@ def _candidates(path: Path, step: int | Literal["best"] | None) -> list[int]:
 def _checked_fields(only: str | Collection[str] | None) -> frozenset[str] | None:
     if only is None:
         return None
+    if not isinstance(only, Collection):
+        raise TypeError(f"`only` is {only!r}: pass names of fields, or None for all.")
     fields = frozenset([only] if isinstance(only, str) else only)
     if not fields or fields - set(_FIELDS):
         raise ValueError(f"`only` is {only!r}: choose from {', '.join(_FIELDS)}.")
@@ -275,6 +290,11 @@ def _read(
     """Return what one checkpoint holds, read and placed one array after another."""
     manifest = read_manifest(path)
     like = _averaging(like, manifest, only)
+    if only is not None and "average" in only and like.average is None:
+        raise ValueError(
+            f"the checkpoint at `{path}` has no average of the model: leave it out of "
+            "`only`. `effgen.averaged` keeps one."
+        )
     check_fit(manifest, like, only, str(path))  # another model is not a broken file
     read = _array_reader(path, manifest)
     arrays, rest = eqx.partition(like, eqx.is_array)
@@ -294,7 +314,7 @@ def _averaging(
 ) -> TrainState:
     """Give `like` the average of a model that the checkpoint has and it has not."""
     saved = manifest["arrays"]
-    absent = hasattr(like, "average") and getattr(like, "average", None) is None
+    absent = like.average is None
     chosen = only is None or "average" in only
     if not (absent and chosen and any(field_of(name) == "average" for name in saved)):
         return like
@@ -308,8 +328,7 @@ def _averaging(
         x if is_key(x) else x.astype(t) for x, t in zip(leaves, dtypes, strict=True)
     ]
     average = eqx.combine(jax.tree.unflatten(structure, cast), rest)
-    where = lambda state: getattr(state, "average")  # noqa: B009
-    return eqx.tree_at(where, like, average, is_leaf=lambda leaf: leaf is None)
+    return dataclasses.replace(like, average=average)
 
 
 def _placed(value: np.ndarray, like: Any) -> Any:

@@ -12,7 +12,15 @@ import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from .keys import check_key
-from .ragged import Ragged, is_ragged, whole
+from .ragged import is_ragged, whole
+from .rows import (
+    by_position,
+    check_rows,
+    check_width,
+    is_array,
+    named_leaves,
+    num_rows,
+)
 from .shuffle import shuffled
 from .stream import Stream
 
@@ -53,7 +61,7 @@ class Minibatches(AbstractBatches):
 
     Arguments:
         arrays: A pytree of numeric arrays, shape `(rows, ...)` each, with one number
-            of rows; a `Ragged` is one array. They are moved to the device.
+            of rows; a `Ragged` is one array. They are copied to the device.
         batch_size: Rows in a batch, from 1 to `rows`.
 
     Raises:
@@ -68,16 +76,17 @@ class Minibatches(AbstractBatches):
 
     def __init__(self, arrays: PyTree, batch_size: int) -> None:
         """Move `arrays` to the device."""
-        for name, leaf in _named(arrays):
+        for name, leaf in named_leaves(arrays):
             if isinstance(leaf, np.memmap):
                 raise TypeError(
                     f"`arrays{name}` is memory-mapped and would be loaded whole: use "
                     "`effgen.HostMinibatches`, which reads a batch at a time."
                 )
+        arrays = by_position(arrays)
         check_rows(arrays, batch_size)
         check_width("arrays", arrays)
-        self.arrays = jax.tree.map(jnp.asarray, arrays)
-        self.batch_size = batch_size
+        self.arrays = jax.tree.map(_on_device, arrays)
+        self.batch_size = int(batch_size)
 
     def batch_at(self, step: Int[Array, ""], *, key: PRNGKeyArray) -> PyTree:
         """Return the batch of `step`, from epoch `step // (rows // batch_size)`.
@@ -110,6 +119,11 @@ class Minibatches(AbstractBatches):
         """
         check_key(key)
         return self.batch_at(jnp.zeros((), jnp.int32), key=key)
+
+
+def _on_device(x: Any) -> jax.Array:
+    # On a CPU, what is not copied may be NumPy's own memory, to be written to later.
+    return jnp.array(x) if isinstance(x, np.ndarray) else jnp.asarray(x)
 
 
 class Drawn(AbstractBatches):
@@ -179,9 +193,11 @@ class AbstractHostEpochs(AbstractHostBatches):
 
     def _epoch_order(self, epoch: int, key: PRNGKeyArray) -> np.ndarray:
         seed = (*np.ravel(jax.random.key_data(key)).tolist(), int(epoch))
-        if self._order[0] != seed:
-            self._order = (seed, self.drawn(np.random.default_rng(seed)))
-        return self._order[1]
+        known, order = self._order  # at once: another run's thread may read here too
+        if known != seed:
+            order = self.drawn(np.random.default_rng(seed))
+            self._order = (seed, order)
+        return order
 
 
 class HostMinibatches(AbstractHostEpochs):
@@ -203,9 +219,10 @@ class HostMinibatches(AbstractHostEpochs):
 
     def __init__(self, arrays: PyTree, batch_size: int) -> None:
         """Keep references to `arrays`; nothing is copied."""
+        arrays = by_position(arrays)
         check_rows(arrays, batch_size)
         self.arrays = arrays
-        self.batch_size = batch_size
+        self.batch_size = int(batch_size)
 
     def drawn(self, generator: np.random.Generator) -> Int[np.ndarray, "batches rows"]:
         """Return all rows in a random order, but for those of no whole batch."""
@@ -262,9 +279,9 @@ def as_source(data: Any) -> Source:
 
 
 def _check_sequence(data: Any) -> None:
-    batch = isinstance(data, Mapping | str | bytes) or eqx.is_array_like(data)
+    batch = isinstance(data, Mapping | str | bytes) or is_array(data)
     batch = batch or hasattr(data, "columns")  # a frame, whose items are columns
-    arrays = [np.ndim(x) > 0 and eqx.is_array_like(x) for x in _first_few(data)]
+    arrays = [is_array(x) and len(x.shape) > 0 for x in _first_few(data)]
     if batch or (isinstance(data, tuple) and arrays and all(arrays)):
         raise TypeError(
             f"`data` is a {type(data).__name__}, which is one batch and not a source "
@@ -294,70 +311,3 @@ def set_back(data: Any, position: Any) -> None:
             "another source. Set `data` yourself and leave it out of `resume`."
         )
     source.set_state(position)
-
-
-def num_rows(arrays: PyTree) -> int:
-    """Return the length of the leading axis that the leaves of `arrays` share."""
-    return jax.tree.leaves(arrays, is_leaf=is_ragged)[0].shape[0]
-
-
-def _named(tree: PyTree) -> list[tuple[str, Any]]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_ragged)
-    return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
-
-
-def check_rows(arrays: PyTree, batch_size: int) -> None:
-    """Raise unless `arrays` can be cut into batches of `batch_size` rows."""
-    named = _named(arrays)
-    if not named:
-        raise ValueError("`arrays` holds no array: pass the data to draw batches from.")
-    for name, leaf in named:
-        _check_numeric(name, leaf)
-    rows = {name: np.shape(leaf)[0] for name, leaf in named}
-    if len(set(rows.values())) > 1:
-        sizes = ", ".join(f"arrays{name}: {size}" for name, size in rows.items())
-        raise ValueError(
-            f"the leaves of `arrays` differ in their leading axis ({sizes}): every "
-            "leaf needs one row for each example."
-        )
-    total = next(iter(rows.values()))
-    if total == 0:
-        raise ValueError("`arrays` has no rows: pass the data to draw batches from.")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer):
-        raise TypeError(f"`batch_size` is {batch_size!r}: pass a positive integer.")
-    if not 1 <= batch_size <= total:
-        raise ValueError(
-            f"`batch_size` is {batch_size} but there are {total} rows: pass a size "
-            f"between 1 and {total}."
-        )
-
-
-def _check_numeric(name: str, leaf: Any) -> None:
-    if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
-        raise TypeError(
-            f"`arrays{name}` is a {type(leaf).__name__}: pass numpy or JAX arrays."
-        )
-    if not np.issubdtype(leaf.dtype, np.number) and leaf.dtype != bool:
-        if not jnp.issubdtype(leaf.dtype, np.number):  # bfloat16 and its kin
-            raise TypeError(
-                f"`arrays{name}` has dtype {leaf.dtype}: encode it as numbers first."
-            )
-    if len(leaf.shape) == 0:
-        raise ValueError(f"`arrays{name}` is a scalar: the leading axis must be rows.")
-
-
-def check_width(name: str, tree: PyTree) -> None:
-    """Raise for integers that JAX would wrap around, as it does silently."""
-    for path, leaf in _named(tree):
-        if isinstance(leaf, jax.Array) or not jnp.issubdtype(leaf.dtype, np.integer):
-            continue  # an array of JAX's has been narrowed already, or is kept wide
-        leaf = leaf.values if isinstance(leaf, Ragged) else leaf
-        kept = jax.dtypes.canonicalize_dtype(leaf.dtype)
-        if kept == leaf.dtype:
-            continue
-        low, high = leaf.min(), leaf.max()
-        if low < np.iinfo(kept).min or high > np.iinfo(kept).max:
-            raise ValueError(
-                f"`{name}{path}` has numbers from {low} to {high}, and the device "
-                f"keeps {kept}: number them from 0, or set `jax_enable_x64`."
-            )

@@ -1,5 +1,6 @@
 """Steps taken by a compiled program, their batches moved to the device in stacks."""
 
+import warnings
 from functools import partial
 from typing import Any
 
@@ -9,10 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .data import AbstractBatches, check_width
+from .agreement import are_same, check_same
+from .data import AbstractBatches
 from .job import Job, run_keys
 from .prefetch import Block, stack_length, stacked
 from .program import Advance, compiled_program
+from .results import RunWarning
+from .rows import check_width
 from .sharding import mesh_of, place_stack, replicate
 from .state import Metrics, TrainState, copied
 from .static import Static, arrays_of
@@ -38,6 +42,10 @@ class DeviceDriver:
         data_key, noise_key = run_keys(job.key)
         self.job = job
         self.mesh = mesh_of(job.state)
+        if self.mesh is not None:
+            check_same("trainer", job.trainer)
+            check_same("data", source)
+            check_same("key", (data_key, noise_key))
         state = copied(job.state)
         inputs = Inputs(arrays_of((job.trainer, source)), data_key, noise_key)
         self.inputs = replicate(inputs, self.mesh)
@@ -70,7 +78,21 @@ class DeviceDriver:
 
     def place(self, block: Block) -> None:
         """Move the batches of `block` to the device."""
+        if self.stack is None and block.reads is not None:
+            self._warn_of_same(block.reads[0])
         self.stack = None if block.reads is None else self._stacked(block)
+
+    def _warn_of_same(self, read: Read) -> None:
+        if self.mesh is None or jax.process_count() == 1:
+            return
+        if are_same(jax.tree.map(np.asarray, read.batch)):
+            warnings.warn(
+                f"each of {jax.process_count()} processes brings the same rows, which "
+                "then count as often: give each its part of the data, such as "
+                "`rows[jax.process_index() :: jax.process_count()]`.",
+                RunWarning,
+                stacklevel=2,
+            )
 
     def prepare(self) -> bool:
         """Look at the first batches, compile if need be, and return if that was so."""

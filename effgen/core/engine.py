@@ -5,30 +5,33 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import PyTree
 
 from .agreement import ProcessesApart, agree
 from .data import AbstractBatches
 from .device_run import DeviceDriver
-from .guard import final_result
+from .failures import explained
 from .host_run import HostDriver
 from .job import MOST_STEPS, Chunk, Job
 from .pace import Pace
 from .prefetch import Block, Reader
-from .results import RESULTS, RunWarning, TrainingError, code, told, with_code
+from .results import RESULTS, RunWarning, TrainingError, code, with_code
 from .retry import Retry
 from .state import Metrics
 from .stream import Stream
 from .trainer import AbstractHostTrainer
 
 
-# How long one of several processes waits for its own data before it asks the others.
+# How long a process waits for its data before it looks up, and asks other processes.
 _ASK_SECONDS = 1.0
 
 _MANY = int(np.iinfo(np.int32).max)
+
+_NONE_LEFT = (
+    "`data` had no batch, and no step was taken. An iterator is used up by "
+    "one run: make it anew, or pass a sequence of batches."
+)
 
 
 def driver_of(job: Job) -> DeviceDriver | HostDriver:
@@ -119,8 +122,16 @@ class Loop:
         job = self.job
         if job.result == RESULTS.data_exhausted and job.num_steps is None:
             job.result = RESULTS.successful
+            if self.step == self.start and self._none_left():
+                warnings.warn(_NONE_LEFT, RunWarning, stacklevel=2)
         elif job.result != RESULTS.successful:
             warnings.warn(RESULTS[job.result], RunWarning, stacklevel=2)
+
+    def _none_left(self) -> bool:
+        """Return whether data without a batch are more than a run that was done."""
+        source = self.job.source
+        used_up = isinstance(source, Stream) and not source.settable
+        return self.start == 0 or used_up
 
     def _all_taken(self) -> bool:
         num_steps = self.job.num_steps
@@ -142,14 +153,15 @@ class Loop:
 
     def _awaited(self, reader: Reader) -> int:
         """Wait until all processes have batches; return how many, 0 at the end."""
-        alone = jax.process_count() == 1
-        until = time.monotonic() + self.job.patience
+        until, there = time.monotonic() + self.job.patience, 0
         whole = self.job.guard.num_retries > 0
         with self.job.ledger.account("data"):
             while True:
-                left = until - time.monotonic()
-                seconds = left if alone else min(left, _ASK_SECONDS)
+                seconds = min(until - time.monotonic(), _ASK_SECONDS)
                 num = reader.wait(_MANY, seconds, self.job.interrupts, whole=whole)
+                if reader.num_ahead > there:  # of a whole stack, each batch is awaited
+                    there = reader.num_ahead
+                    until = time.monotonic() + self.job.patience
                 said = self._said(reader, num, until)
                 num = self._agreed(num, said, reader)
                 if num or self.over:
@@ -321,16 +333,8 @@ class Loop:
     def _failure(self, index: int) -> TrainingError:
         """Return the error that names what the failed step made non-finite."""
         new, metrics, number, attempt = self.driver.failed(index)
-        reported = with_code(RESULTS.successful, number)
-        result = RESULTS.nonfinite if number == 0 else reported
-        detail = told(result, metrics)
-        culprits = _nonfinite("metrics", metrics) + _nonfinite("state", new)
-        if culprits and result == RESULTS.nonfinite:
-            detail = f"{'; '.join(culprits[:6])}: {detail}"
-        final = final_result(self.job.guard, result)
-        if final != result:
-            detail = f"{detail} {RESULTS[final]}"
-        return self._error(final, detail, metrics, attempt)
+        result, detail = explained(new, metrics, number, self.job.guard)
+        return self._error(result, detail, metrics, attempt)
 
     def _error(
         self, result: Any, detail: str, metrics: Any, attempt: Any = None
@@ -355,15 +359,3 @@ def _check_average(job: Job) -> None:
             "with: wrap it, `effgen.averaged(train(...), decay)`, or begin without by "
             "`dataclasses.replace(state, average=None)`."
         )
-
-
-def _nonfinite(root: str, tree: PyTree) -> list[str]:
-    found = []
-    arrays = eqx.filter(tree, eqx.is_inexact_array_like)
-    for path, leaf in jax.tree_util.tree_flatten_with_path(arrays)[0]:
-        bad = ~np.isfinite(np.asarray(leaf).astype(np.complex128))
-        if bad.any():
-            where = f" in {int(bad.sum())} of {bad.size}" if bad.size > 1 else ""
-            value = np.asarray(leaf)[bad].flat[0]
-            found.append(f"{root}{jax.tree_util.keystr(path)} is {value}{where}")
-    return found

@@ -1,19 +1,18 @@
-"""What the losses of a run show: which run will be better, and by how much.
+"""What the losses of a run show: which run will be better.
 
 Axis: `steps`. All are functions of the losses that `history["loss"]` holds, and free.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from numbers import Integral
 
 import numpy as np
 from jaxtyping import Float
 
+from .history import History
+
 
 Losses = Float[np.ndarray, " steps"]
-
-_NUM_BLOCKS = 150
-_NUM_RATES = 60
 
 
 def sotl(losses: Losses) -> float:
@@ -32,12 +31,13 @@ def sotl(losses: Losses) -> float:
         The sum, in units of loss.
 
     Raises:
+        TypeError: For a whole history.
         ValueError: For losses that are not finite, or none.
 
     Source:
         Lyle et al. (2020), section 3; Ru et al. (2021), equation 1.
     """
-    return float(np.sum(_checked(losses)))
+    return float(np.sum(checked_losses(losses)))
 
 
 def tse_e(losses: Losses, *, last: int) -> float:
@@ -53,14 +53,15 @@ def tse_e(losses: Losses, *, last: int) -> float:
         The sum, in units of loss.
 
     Raises:
+        TypeError: For a whole history.
         ValueError: For `last` outside `1 .. steps`, or losses that are not finite, or
             none.
 
     Source:
         Ru et al. (2021), TSE-E.
     """
-    losses = _checked(losses)
-    if not 1 <= last <= len(losses):
+    losses = checked_losses(losses)
+    if not isinstance(last, Integral) or not 1 <= last <= len(losses):
         raise ValueError(f"`last` is {last}: pass 1 to {len(losses)}.")
     return float(np.sum(losses[-last:]))
 
@@ -78,13 +79,14 @@ def tse_ema(losses: Losses, *, decay: float = 0.999) -> float:
         The sum, in units of loss.
 
     Raises:
+        TypeError: For a whole history.
         ValueError: For a decay outside (0, 1], or losses that are not finite, or none.
 
     Source:
         Ru et al. (2021), TSE-EMA.
     """
-    losses = _checked(losses)
-    _check_share("decay", decay)
+    losses = checked_losses(losses)
+    check_share("decay", decay)
     return float(np.sum(decay ** np.arange(len(losses) - 1, -1, -1.0) * losses))
 
 
@@ -104,132 +106,42 @@ def rank_runs(
         The names, ordered by the estimate.
 
     Raises:
-        TypeError: If `losses` is no mapping.
+        TypeError: If `losses` is no mapping of names to losses.
         ValueError: If `losses` has no run, or if a run, which is named, has no loss
-            or one that is not finite.
+            or one that is not finite, or an estimate that is not a number.
     """
-    if not isinstance(losses, Mapping):
+    if not isinstance(losses, Mapping) or isinstance(losses, History):
         raise TypeError(
             f"`losses` is a {type(losses).__name__}: pass a mapping of names to losses."
         )
     if not losses:
         raise ValueError("`losses` names no run: pass a mapping of names to losses.")
-    runs = {name: _checked(run, f"losses[{name!r}]") for name, run in losses.items()}
+    runs = {
+        name: checked_losses(run, f"losses[{name!r}]") for name, run in losses.items()
+    }
     shortest = min(map(len, runs.values()))
     scores = {name: estimator(run[:shortest]) for name, run in runs.items()}
+    for name, score in scores.items():
+        if np.ndim(score) or np.isnan(score):
+            raise ValueError(
+                f"`estimator` gives {score} for the run {name!r}: return one number."
+            )
     return sorted(scores, key=scores.__getitem__)
 
 
-class Extrapolation(NamedTuple):
-    """A learning curve extended, in units of loss, as `extrapolate` returns it.
-
-    Attributes:
-        value: The loss at the step asked for.
-        low: The lower end of the interval for `value`.
-        high: The upper end of the interval for `value`.
-        asymptote: The loss where the curve ends, `a`.
-        now: The fitted loss at the last step of the run.
-        gain: `now - value`.
-        most_gain: `now - low`.
-        rate: `c`: of a power a pure number, of an exponential one over steps.
-        shape: Which of `"power"` and `"exponential"` fits better.
-    """
-
-    value: float
-    low: float
-    high: float
-    asymptote: float
-    now: float
-    gain: float
-    most_gain: float
-    rate: float
-    shape: str
-
-
-def extrapolate(
-    losses: Losses, *, at: int, tail: float = 0.5, confidence: float = 0.95
-) -> Extrapolation:
-    """Fit the tail of a learning curve and extend it to step `at`.
-
-    Both `a + b * n^(-c)` and `a + b * exp(-c * n)` are fitted by least squares to the
-    means of up to 150 blocks of steps. The means average out minibatch noise, and its
-    correlation from step to step. The shape with the smaller residual gives the value.
-    The interval is that of Student's t for the fitted curve, to first order in `a`, `b`
-    and `c`. It is widened to hold the other shape's where the losses cannot tell the
-    two apart (their AIC differs by less than 4). It does not account for learning
-    rates that fall later.
-
-    Arguments:
-        losses: One training loss a step, shape `(steps,)`.
-        at: A step at or past the last, counted like the entries of `losses`.
-        tail: The share of the steps to fit, from the end, in (0, 1].
-        confidence: The probability of the interval, in (0, 1).
-
-    Returns:
-        The loss at `at`, its interval, and the gain until then.
-
-    Raises:
-        ValueError: For fewer than 20 steps in the tail, `at` before the last step, a
-            share or a confidence out of range, or losses that are not finite, or none.
-
-    Source:
-        The two shapes are those of Domhan et al. (2015), table 1.
-    """
-    losses = _checked(losses)
-    _check_share("tail", tail)
-    if not 0 < confidence < 1:
-        raise ValueError(f"`confidence` is {confidence}: pass one between 0 and 1.")
-    first = int(len(losses) * (1 - tail))
-    if len(losses) - first < 20:
-        raise ValueError(
-            f"`losses` has {len(losses) - first} steps in its tail: fit at least 20."
-        )
-    if at < len(losses):
-        raise ValueError(f"`at` is {at}, before the last step, {len(losses)}.")
-    steps, means = _blocks(losses, first)
-    fits = [_fit(shape, steps, means) for shape in ("power", "exponential")]
-    best = min(fits, key=lambda fit: fit.squares)
-    likely = [f for f in fits if f.squares <= best.squares * (1 + 4 / best.freedom)]
-    carried = [_carried(fit, steps, at, confidence) for fit in likely]
-    chosen = carried[likely.index(best)]
-    low, high = min(c.low for c in carried), max(c.high for c in carried)
-    return chosen._replace(low=low, high=high, most_gain=chosen.now - low)
-
-
-def should_stop(losses: Losses, *, at: int, threshold: float) -> bool:
-    """Return whether even the lower end of the interval gains less than `threshold`.
-
-        extrapolate(losses, at=at).most_gain < threshold
-
-    Arguments:
-        losses: One training loss a step, shape `(steps,)`.
-        at: The step that the run would end at.
-        threshold: The least gain that is worth the steps, in units of loss.
-
-    Returns:
-        Whether to stop.
-
-    Raises:
-        ValueError: As `extrapolate`.
-    """
-    return extrapolate(losses, at=at).most_gain < threshold
-
-
-class _Fit(NamedTuple):
-    shape: str
-    scale: float
-    rate: float
-    coefficients: np.ndarray
-    squares: float
-    freedom: int
-
-
-def _check_share(name: str, value: float) -> None:
+def check_share(name: str, value: float) -> None:
+    """Raise `ValueError` unless `0 < value <= 1`."""
     if not 0 < value <= 1:
         raise ValueError(f"`{name}` is {value}: pass a number in (0, 1].")
 
 
-def _checked(losses: Losses, name: str = "losses") -> Losses:
+def checked_losses(losses: Losses, name: str = "losses") -> Losses:
+    """Return `losses` in double precision; raise for what are none, or not finite."""
+    if isinstance(losses, Mapping):
+        raise TypeError(
+            f"`{name}` is a {type(losses).__name__}: pass one metric of it, such as "
+            "`history['loss']`."
+        )
     losses = np.asarray(losses, np.float64)
     if losses.ndim != 1 or not len(losses):
         raise ValueError(f"`{name}` has shape {losses.shape}: pass one loss a step.")
@@ -239,76 +151,3 @@ def _checked(losses: Losses, name: str = "losses") -> Losses:
             f"`{name}` is {losses[bad[0]]} at step {bad[0]}: leave such steps out."
         )
     return losses
-
-
-def _blocks(losses: Losses, first: int) -> tuple[np.ndarray, np.ndarray]:
-    parts = np.array_split(np.arange(first, len(losses)), _NUM_BLOCKS)
-    parts = [part for part in parts if len(part)]
-    steps = np.array([part.mean() + 1 for part in parts])
-    return steps, np.array([losses[part].mean() for part in parts])
-
-
-def _curve(shape: str, steps: np.ndarray, rate: float, scale: float) -> np.ndarray:
-    scaled = steps / scale  # near one, so that rates are of one size for any length
-    return scaled**-rate if shape == "power" else np.exp(-rate * (scaled - 1))
-
-
-def _fit(shape: str, steps: np.ndarray, means: np.ndarray) -> _Fit:
-    from scipy import optimize  # here, as half of what `import effgen` would cost
-
-    scale = float(steps[0])
-
-    def solved(log_rate: float) -> tuple[np.ndarray, float]:
-        # Given the rate, `a` and `b` are linear: only one number is searched for.
-        curve = _curve(shape, steps, np.exp(log_rate), scale)
-        matrix = np.stack([np.ones_like(curve), curve], axis=1)
-        coefficients = np.linalg.lstsq(matrix, means, rcond=None)[0]
-        return coefficients, float(np.sum((matrix @ coefficients - means) ** 2))
-
-    grid = np.linspace(np.log(0.02), np.log(20.0), _NUM_RATES)
-    best = int(np.argmin([solved(log_rate)[1] for log_rate in grid]))
-    bounds = grid[max(best - 1, 0)], grid[min(best + 1, _NUM_RATES - 1)]
-    found: Any = optimize.minimize_scalar(
-        lambda log_rate: solved(log_rate)[1],
-        bounds=bounds,
-        method="bounded",
-        options={"xatol": 1e-10},
-    )
-    coefficients, squares = solved(found.x)
-    rate = float(np.exp(found.x))
-    return _Fit(shape, scale, rate, coefficients, squares, max(len(steps) - 3, 1))
-
-
-def _gradient(fit: _Fit, steps: np.ndarray) -> np.ndarray:
-    """Return the curve's derivatives by `a`, `b` and `c`, `(steps, 3)`."""
-    curve = _curve(fit.shape, steps, fit.rate, fit.scale)
-    scaled = steps / fit.scale
-    slope = -np.log(scaled) if fit.shape == "power" else 1 - scaled
-    by_rate = fit.coefficients[1] * slope * curve
-    return np.stack([np.ones_like(curve), curve, by_rate], axis=1)
-
-
-def _carried(fit: _Fit, steps: np.ndarray, at: int, confidence: float) -> Extrapolation:
-    from scipy import stats
-
-    gradient = _gradient(fit, steps)
-    variance = fit.squares / fit.freedom
-    covariance = variance * np.linalg.pinv(gradient.T @ gradient)
-    ends = np.array([steps[-1], float(at)])
-    now, value = fit.coefficients @ np.stack(
-        [np.ones(2), _curve(fit.shape, ends, fit.rate, fit.scale)]
-    )
-    (target,) = _gradient(fit, ends[1:])
-    spread = np.sqrt(max(float(target @ covariance @ target), 0.0))
-    width = float(stats.t.ppf(0.5 + confidence / 2, fit.freedom)) * spread
-    return Extrapolation(
-        value=float(value),
-        low=float(value - width),
-        high=float(value + width),
-        asymptote=float(fit.coefficients[0]),
-        now=float(now),
-        gain=float(now - value),
-        most_gain=float(now - value + width),
-        rate=fit.rate / (1.0 if fit.shape == "power" else fit.scale),
-        shape=fit.shape,
-    )

@@ -2,6 +2,7 @@
 
 import equinox as eqx
 
+from .counts import check_count
 from .results import RESULTS
 
 
@@ -28,7 +29,7 @@ class Skip(AbstractGuard):
         at_most: The most failed steps in a row; one more ends the run.
 
     Raises:
-        ValueError: If `at_most` is below 1.
+        ValueError: If `at_most` is no integer of 1 or more.
     """
 
     num_skips: int
@@ -36,8 +37,7 @@ class Skip(AbstractGuard):
 
     def __init__(self, at_most: int = 10) -> None:
         """Set the most failed steps in a row."""
-        if at_most < 1:
-            raise ValueError(f"`at_most` is {at_most}: pass a positive integer.")
+        check_count("at_most", at_most)
         self.num_skips = at_most
         self.num_retries = 0
 
@@ -52,7 +52,7 @@ class Rollback(AbstractGuard):
         at_most: The most further attempts at the steps between two yields.
 
     Raises:
-        ValueError: If `at_most` is below 1.
+        ValueError: If `at_most` is no integer of 1 or more.
     """
 
     num_skips: int = eqx.field(default=0, init=False)
@@ -60,8 +60,7 @@ class Rollback(AbstractGuard):
 
     def __init__(self, at_most: int = 3) -> None:
         """Set the most attempts."""
-        if at_most < 1:
-            raise ValueError(f"`at_most` is {at_most}: pass a positive integer.")
+        check_count("at_most", at_most)
         self.num_skips = 0
         self.num_retries = at_most
 

@@ -21,10 +21,12 @@ class Interrupts:
     def __init__(self) -> None:
         """Note nothing, and change nothing yet."""
         self.result: Any = None
+        self.process = os.getpid()
 
     def hold(self, *signals: int) -> None:
         """Begin to hold `signals`; only a process's main thread can."""
         if threading.current_thread() is threading.main_thread():
+            self.process = os.getpid()
             for number in signals:
                 _begin(number, self)
 
@@ -39,7 +41,6 @@ class Interrupts:
 # another's loop or two side by side: the handler is shared, and all of them are told.
 _holders: dict[int, list[Interrupts]] = {}
 _previous: dict[int, Any] = {}
-_process = os.getpid()
 
 
 def requested() -> bool:
@@ -75,9 +76,9 @@ def _give_back(number: int) -> None:
 
 def _note(number: int, frame: FrameType | None) -> None:
     holders = _holders[number]
-    if os.getpid() != _process:
-        # A data loader's worker inherits the handler, but there is no run to end in it.
-        holders.clear()
+    # A data loader's worker inherits the handler, but there is no run to end in it.
+    holders[:] = [run for run in holders if run.process == os.getpid()]
+    if not holders:
         _give_back(number)
         signal.raise_signal(number)
         return

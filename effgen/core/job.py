@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -53,6 +54,7 @@ class Job:
     A run and all that it is wrapped in share one. `every` and `periods` say where
     chunks must end: at their multiples, in the steps of the state. `decay` is that of
     the model's average, `patience` the longest wait for data or another process.
+    `first` is the step of the run's first state, and `claimed` what wrappers write to.
     """
 
     trainer: AbstractTrainer
@@ -66,12 +68,31 @@ class Job:
     patience: float
     decay: float | None = None
     periods: tuple[int, ...] = ()
+    claimed: tuple[Path, ...] = ()
     result: Any = dataclasses.field(default_factory=lambda: RESULTS.successful)
     program: Program | None = None
     num_skipped: int = 0
     num_rollbacks: int = 0
     ledger: Ledger = dataclasses.field(default_factory=Ledger)
     interrupts: Interrupts = dataclasses.field(default_factory=Interrupts)
+    first: int = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.first = int(self.state.step)
+
+    def claim(self, name: str, path: Path) -> None:
+        """Note that a wrapper writes to `path`, which is its argument `name`.
+
+        Raises:
+            ValueError: If another wrapper of the run does.
+        """
+        path = path.resolve()
+        if path in self.claimed:
+            raise ValueError(
+                f"`{name}` is `{path}`, which this run is written to already: wrap it "
+                "once, or pass another path."
+            )
+        self.claimed += (path,)
 
     def room(self, start: int, step: int) -> int:
         """Return how many steps may be taken at `step` before a chunk must end."""

@@ -4,16 +4,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 
 def check_key(key: Any) -> None:
     """Raise `TypeError` for what is no random key, or several of them."""
-    typed = isinstance(key, jax.Array) and jnp.issubdtype(
-        key.dtype, jax.dtypes.prng_key
-    )
-    raw = isinstance(key, jax.Array) and key.dtype == np.uint32 and key.ndim == 1
-    if not raw and not (typed and key.ndim == 0):
+    if not isinstance(key, jax.Array):
+        single = False
+    elif jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        single = key.ndim == 0
+    else:
+        single = key.dtype == jnp.uint32 and key.shape == _words()
+    if not single:
         raise TypeError(
             f"`key` is {key!r}: pass one random key, such as `jax.random.key(0)`."
         )
+
+
+def _words() -> tuple[int, ...]:
+    """Return the shape of a key that is given as its words (`jax.random.PRNGKey`)."""
+    return jax.eval_shape(jax.random.PRNGKey, 0).shape

@@ -44,13 +44,17 @@ def logged(run: Run, path: str | os.PathLike[str]) -> Run:
     Raises:
         TypeError: If `run` is no run.
         RuntimeError: If `run` has started, or is wrapped already.
+        ValueError: If `path` takes the run's lines already.
         OSError: At once if `path` cannot be written.
 
     Warns:
         RunWarning: Once, where a line cannot be written during the run.
     """
     check_run(run)
+    run.check_unstarted()
     sink = Sink(path)
+    if not sink.path.exists() or sink.path.is_file():  # a device may be shared
+        run.job.claim("path", sink.path)
     sink.check()  # fail now, not after the first yield
     return run.through(lambda chunks, job: _logged(chunks, job, sink))
 

@@ -209,8 +209,8 @@ def field_of(name: str) -> str:
 
 
 def _fits(saved: Any, wanted: Any, *, cast: bool) -> bool:
-    if saved is None or wanted is None or isinstance(saved, str):
-        return saved == wanted
+    if not (isinstance(saved, dict) and isinstance(wanted, dict)):
+        return saved == wanted  # one is absent, or a scalar's text
     if _kind(saved) == _kind(wanted):
         return True
     return cast and saved["shape"] == wanted["shape"] and _both_float(saved, wanted)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .data import AbstractHostBatches
+from .data import AbstractHostBatches, Indexed
 from .interrupts import Interrupts
 from .stream import Kept, Read, Stream, read_of
 
@@ -77,6 +77,11 @@ class Reader:
     def ended(self) -> bool:
         """Whether everything that the source gives is used."""
         return self._ended and not self.kept.ahead
+
+    @property
+    def num_ahead(self) -> int:
+        """How many batches were read and are not used."""
+        return len(self.kept.ahead)
 
     @property
     def kind(self) -> Any:
@@ -148,7 +153,7 @@ class Reader:
                     break  # another run's reader, which was late, has read it
                 try:
                     read = self._next()
-                except (StopIteration, IndexError):
+                except StopIteration:
                     return self._end(None)
                 except BaseException as error:
                     return self._end(error)
@@ -191,7 +196,19 @@ def _reading(
     if isinstance(source, Stream):
         return source.read
     steps = iter(range(first, np.iinfo(np.int32).max))
-    return lambda: read_of(source.batch_at(next(steps), key=key), None)
+
+    def read() -> Read:
+        step = next(steps)
+        try:
+            return read_of(source.batch_at(step, key=key), None)
+        except IndexError:
+            if isinstance(source, Indexed) and step < len(source.sequence):
+                raise  # of what the sequence does: it has a batch there
+            raise StopIteration from None
+        except StopIteration as error:
+            raise RuntimeError("`batch_at` raised StopIteration") from error
+
+    return read
 
 
 def stacked(reads: tuple[Read, ...]) -> PyTree:

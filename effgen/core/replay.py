@@ -1,5 +1,6 @@
 """Run one step again, op by op, to find the operation that failed."""
 
+from numbers import Integral
 from typing import Any
 
 import equinox as eqx
@@ -10,7 +11,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 from .data import AbstractBatches, Source, Stream
 from .host_run import unsound
 from .job import run_keys
-from .state import Metrics, TrainState
+from .state import Metrics, TrainState, check_kind
 from .train import drain, train
 from .trainer import AbstractHostTrainer, AbstractTrainer
 
@@ -58,7 +59,10 @@ def replay(
             are taken in turn and are not known to stand at this step.
         TrainingError: If a step before `step` fails.
     """
-    ahead = 0 if step is None else step - int(state.step)
+    check_kind(state)
+    if step is not None and not isinstance(step, Integral):
+        raise TypeError(f"`step` is {step!r}: pass an integer or None.")
+    ahead = 0 if step is None else int(step) - int(state.step)
     if ahead < 0:
         raise ValueError(
             f"`step` is {step}, before the state's {int(state.step)}: restore an "
@@ -120,10 +124,7 @@ def _batch(source: Source, state: TrainState, key: PRNGKeyArray) -> PyTree:
     try:
         return source.batch_at(int(state.step), key=key)
     except IndexError:
-        raise ValueError(
-            f"`data` has no batch of step {int(state.step)}: pass the data of the run "
-            "that failed, and a state from before its end."
-        ) from None
+        raise _ended(int(state.step)) from None
 
 
 def _next_of(stream: Stream, step: int) -> PyTree:
@@ -136,4 +137,17 @@ def _next_of(stream: Stream, step: int) -> PyTree:
             f"of step {step} is wanted. Pass the very iterator that the failed run "
             "had, or a source indexed by the step, such as `effgen.Minibatches`."
         )
-    return stream.kept.ahead[0].batch if stream.kept.ahead else next(stream.iterator)
+    with stream.kept.reading:
+        if not stream.kept.ahead:
+            try:
+                stream.kept.ahead.append(stream.read())  # it is still to be used
+            except StopIteration:
+                raise _ended(step) from None
+        return stream.kept.ahead[0].batch
+
+
+def _ended(step: int) -> ValueError:
+    return ValueError(
+        f"`data` has no batch of step {step}: pass the data of the run that failed, "
+        "and a state from before its end."
+    )

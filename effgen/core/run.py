@@ -125,12 +125,15 @@ class Run:
 
     def __len__(self) -> int:
         """Return how many times the run yields if nothing stops it."""
-        job, start = self.job, int(self.job.state.step)
+        job, start = self.job, self.job.first
         num_steps = job.num_steps
-        if num_steps is None and isinstance(job.source, Indexed):
-            num_steps = max(0, len(job.source.sequence) - start)
+        if isinstance(job.source, Indexed):
+            left = max(0, len(job.source.sequence) - start)
+            num_steps = left if num_steps is None else min(num_steps, left)
         if num_steps is None or job.every is None:
             raise TypeError("the length of a run without `num_steps` is not known.")
+        if num_steps == 0:
+            return 0
         return -(-(start + num_steps) // job.every) - start // job.every
 
     def __enter__(self) -> "Run":

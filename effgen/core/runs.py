@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from .guard import AbstractGuard
+from .guard import AbstractGuard, Stop
 from .run import Run, check_run
-from .state import TrainState, copied
+from .state import TrainState, copied, kept_precisely
 
 
 def guarded(run: Run, guard: AbstractGuard) -> Run:
@@ -22,11 +22,15 @@ def guarded(run: Run, guard: AbstractGuard) -> Run:
 
     Raises:
         TypeError: If `run` is no run, or `guard` no guard.
+        ValueError: If the run has a guard already.
         RuntimeError: If `run` has started, or is wrapped already.
     """
     check_run(run)
+    run.check_unstarted()
     if not isinstance(guard, AbstractGuard):
         raise TypeError(f"`guard` is {guard!r}: pass Stop(), Skip() or Rollback().")
+    if not isinstance(run.job.guard, Stop):
+        raise ValueError(f"`run` is guarded by {run.job.guard} already: choose one.")
     run = run.through(lambda chunks, job: chunks)
     run.job.guard = guard
     return run
@@ -40,7 +44,9 @@ def averaged(run: Run, decay: float = 0.999) -> Run:
     after each step, for any trainer; `n` counts the steps, so that the first models,
     which are far from the last, soon weigh nothing. The average is saved with the state
     and continues after `effgen.resume`. `state.evaluated` is the model to evaluate: the
-    average where there is one. Training continues from the model itself.
+    average where there is one. Training continues from the model itself. The average of
+    parameters in half precision is kept in single precision, because steps as small as
+    `1 - d` of the difference would be rounded away.
 
     Arguments:
         run: What `train` or another wrapper returned, not yet started.
@@ -50,7 +56,7 @@ def averaged(run: Run, decay: float = 0.999) -> Run:
         The run, in place of the one given.
 
     Raises:
-        ValueError: For a decay outside (0, 1).
+        ValueError: For a decay outside (0, 1), or if the run is averaged already.
         TypeError: If `run` is no run.
         RuntimeError: If `run` has started, or is wrapped already.
 
@@ -59,8 +65,13 @@ def averaged(run: Run, decay: float = 0.999) -> Run:
         `ExponentialMovingAverage`.
     """
     check_run(run)
+    run.check_unstarted()
     if not 0 < decay < 1:
         raise ValueError(f"`decay` is {decay!r}: pass a number between 0 and 1.")
+    if run.job.decay is not None:
+        raise ValueError(
+            f"`run` is averaged with decay {run.job.decay} already: choose one decay."
+        )
     run = run.through(lambda chunks, job: chunks)
     run.job.decay = float(decay)
     run.job.state = _with_average(run.job.state)
@@ -68,6 +79,8 @@ def averaged(run: Run, decay: float = 0.999) -> Run:
 
 
 def _with_average(state: TrainState) -> TrainState:
-    if state.average is not None:
-        return state
-    return dataclasses.replace(state, average=copied(state.model))
+    if state.average is None:
+        average = copied(kept_precisely(state.model))
+    else:
+        average = kept_precisely(state.average)
+    return dataclasses.replace(state, average=average)

@@ -2,16 +2,22 @@
 
 import math
 import os
+import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PRNGKeyArray
 
 from .checkpoint import absolute, read_manifest, saved_steps
+from .counts import check_count
 from .job import Chunk, Job
-from .results import RESULTS, TrainingError
+from .manifest import Manifest
+from .results import RESULTS, RunWarning, TrainingError
 from .run import Run, check_run
+from .scalars import doubles, scalars
 from .state import TrainState
 from .writer import CheckpointWriter
 
@@ -43,11 +49,12 @@ def checkpointed(
         directory: The folder of this run alone; it is made.
         every: How many steps lie between two saves.
         keep: How many saves stay.
-        best: A metric, one number a step. At each multiple of `every` its mean over the
-            `every` steps before is compared; the best checkpoint stays, beside the
-            newest, and `restore(directory, like, step="best")` returns it. A mean that
-            is not finite is never the best, nor is an end between two multiples. A run
-            that was interrupted and resumed finds the same best as one that was not.
+        best: A metric, one number a step, by the name that it has in `logged`. At each
+            multiple of `every` its mean over the `every` steps before is compared; the
+            best checkpoint stays, beside the newest, and `restore(directory, like,
+            step="best")` returns it. A mean that is not finite is never the best, nor
+            is an end between two multiples. A run that was interrupted and resumed
+            finds the same best as one that was not.
         mode: Whether the least (`"min"`) or the greatest (`"max"`) mean is best.
 
     Returns:
@@ -56,24 +63,52 @@ def checkpointed(
 
     Raises:
         ValueError: If `directory` holds sound steps past the run's first, which would
-            be mixed with this run's, or if `every`, `keep` or `mode` is out of range.
+            be mixed with this run's, or takes the run's checkpoints already; or if
+            `every`, `keep` or `mode` is out of range.
         OSError: At once if `directory` cannot be written.
-        TypeError: If `run` is no run, or `directory` no path.
+        TypeError: If `run` is no run, `directory` no path, or `best` no name.
         RuntimeError: If `run` has started, or is wrapped already.
+
+    Warns:
+        RunWarning: If the run goes on from a checkpoint with another key.
     """
     check_run(run)
-    if every < 1 or keep < 1:
-        raise ValueError(f"`every` and `keep` must be positive, not {every}, {keep}.")
+    run.check_unstarted()
+    check_count("every", every)
+    check_count("keep", keep)
+    if best is not None and not isinstance(best, str):
+        raise TypeError(f"`best` is {best!r}: pass the name of a metric, or None.")
     if mode not in ("min", "max"):
         raise ValueError(f'`mode` is {mode!r}: pass "min" or "max".')
     path, step = absolute(directory), int(run.state.step)
-    writer = CheckpointWriter(path, keep=keep)
+    run.job.claim("directory", path)
+    key = _words(run.job.key)
+    writer = CheckpointWriter(path, keep=keep, key=key)
     writer.clear(step)
-    score = _Score(best, mode).after(path, step)
+    saved = read_manifest(path / str(step)) if step in saved_steps(path) else {}
+    _check_key(saved, key)
+    score = _Score(best, mode).after(saved)
     return run.through(
         lambda chunks, job: _checkpointed(chunks, job, writer, every, score),
         period=every,
     )
+
+
+def _words(key: PRNGKeyArray) -> list[int]:
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    words = jax.random.key_data(key) if typed else key
+    return np.ravel(words).tolist()
+
+
+def _check_key(saved: Manifest, key: list[int]) -> None:
+    if saved.get("key") not in (None, key):
+        warnings.warn(
+            f"the run goes on from step {saved['step']} with another `key` than that "
+            "of the checkpoint: its noise and the order of its data are others from "
+            "here on. The same key would repeat the run that never stopped.",
+            RunWarning,
+            stacklevel=3,
+        )
 
 
 class _Score(NamedTuple):
@@ -84,10 +119,9 @@ class _Score(NamedTuple):
     total: float = 0.0
     num: int = 0
 
-    def after(self, path: Path, step: int) -> "_Score":
-        """Return the sum that a run had reached when it was saved at `step`."""
-        saved = step in saved_steps(path)
-        kept = read_manifest(path / str(step)).get("score") if saved else None
+    def after(self, saved: Manifest) -> "_Score":
+        """Return the sum that a run had reached when it was `saved`."""
+        kept = saved.get("score")
         if kept is None or (kept["metric"], kept["mode"]) != (self.metric, self.mode):
             return self
         return self._replace(total=float(kept["total"]), num=kept["num"])
@@ -96,14 +130,14 @@ class _Score(NamedTuple):
         """Return the sum with a chunk's steps."""
         if self.metric is None:
             return self
-        values = np.asarray(chunk.metrics.get(self.metric))
-        if values.ndim != 1 or values.dtype == object:
-            names = [name for name, rows in chunk.metrics.items() if np.ndim(rows) == 1]
+        found = scalars(chunk.metrics)
+        if self.metric not in found:
             raise ValueError(
                 f"`best` is {self.metric!r}, which is not one number a step: choose "
-                f"from {', '.join(sorted(names))}."
+                f"from {', '.join(sorted(found))}."
             )
-        total = self.total + float(values.sum(dtype=np.float64))
+        values = doubles(found[self.metric])
+        total = self.total + float(values.sum())
         return self._replace(total=total, num=self.num + len(values))
 
     def emptied(self) -> "_Score":

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -12,6 +12,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from .agreement import check_same
+from .counts import check_count
 from .state import TrainState, check_kind
 
 
@@ -40,9 +42,17 @@ def make_mesh(
             equation solvers are refused.
 
     Raises:
-        ValueError: If `model * groups` does not divide the number of devices.
+        TypeError: If `devices` are not several.
+        ValueError: If there are none, or if `model * groups` is not a divisor of their
+            number.
     """
+    if devices is not None and not isinstance(devices, Iterable):
+        raise TypeError(
+            f"`devices` is {devices!r}: pass several, such as `jax.devices()[:4]`."
+        )
     devices = list(jax.devices() if devices is None else devices)
+    if not devices:
+        raise ValueError("`devices` has none: pass one or more, or None for all.")
     for name, number in (("model", model), ("groups", groups)):
         _check_divides(name, number, len(devices))
     _check_divides("model * groups", model * groups, len(devices))
@@ -84,8 +94,9 @@ def shard(
 
     Raises:
         TypeError: If `state` is no `TrainState` or `mesh` no mesh.
-        ValueError: If a leading axis of the memory cannot be split evenly, or if
-            `optimizer` names what is no data axis.
+        ValueError: If a leading axis of the memory cannot be split evenly, if
+            `optimizer` names what is no data axis, if the mesh's axes are in another
+            order or more, or if processes hold different states.
 
     Source:
         Rajbhandari et al. (2020), stage 1; within groups, Wu et al. (2024).
@@ -96,6 +107,7 @@ def shard(
     axes = (optimizer,) if isinstance(optimizer, str) else tuple(optimizer)
     _check_memory(state.memory, mesh)
     _check_axes(axes, mesh)
+    check_same("state", state)
 
     def place(tree: PyTree, spec: Any) -> PyTree:
         arrays, rest = eqx.partition(tree, eqx.is_array)
@@ -184,17 +196,33 @@ def place_stack(stack: PyTree, mesh: Mesh | None) -> PyTree:
     """Move a stack of host batches, `(steps, rows, ...)`, to where the state is.
 
     In several processes each brings its own rows, and the batch is their union.
+
+    Raises:
+        ValueError: If the devices of several processes cannot share the rows evenly:
+            to hold a batch whole, each would need the others' rows.
     """
     if mesh is None:
         return jax.tree.map(jnp.asarray, stack)
     sharding = NamedSharding(mesh, PartitionSpec(None, data_axes(mesh)))
 
     def place(x: Any) -> Any:
-        if x.ndim < 2 or (x.shape[1] * jax.process_count()) % num_parts(mesh):
-            return _placed(x, replicated(mesh))
-        return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+        rows = x.shape[1] if x.ndim > 1 else 0
+        if rows and (rows * jax.process_count()) % num_parts(mesh) == 0:
+            return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+        if rows and jax.process_count() > 1:
+            raise ValueError(_uneven(rows, num_parts(mesh)))
+        return _placed(x, replicated(mesh))
 
     return jax.tree.map(place, stack)
+
+
+def _uneven(rows: int, parts: int) -> str:
+    processes = jax.process_count()
+    step = parts // math.gcd(parts, processes)
+    return (
+        f"a batch has {rows} rows in each of {processes} processes, which {parts} "
+        f"parts of the mesh cannot share evenly: use a multiple of {step}."
+    )
 
 
 def _auto(mesh: Mesh) -> Mesh:
@@ -259,7 +287,8 @@ def _even_spec(x: Any, mesh: Mesh) -> PartitionSpec:
 
 
 def _check_divides(name: str, number: int, devices: int) -> None:
-    if number < 1 or devices % number:
+    check_count(name, number)
+    if devices % number:
         raise ValueError(
             f"`{name}` is {number}, which does not divide {devices} devices: pass one "
             "of their divisors."
@@ -279,6 +308,14 @@ def _check_mesh(mesh: Any) -> None:
         raise TypeError(
             f"`mesh` is a {type(mesh).__name__}: pass `effgen.make_mesh()`, or a "
             "`jax.sharding.Mesh`."
+        )
+    data = data_axes(mesh)
+    model, more = mesh.axis_names[len(data) :][:1], mesh.axis_names[len(data) + 1 :]
+    if "model" in data or "data" in model or _size(mesh, more) > 1:
+        raise ValueError(
+            f"`mesh` has the axes {mesh.axis_names}: the first is for data (the first "
+            f"two, if it is called {_GROUPS!r}) and the next for the model. Put them "
+            "in this order, and leave out others."
         )
 
 

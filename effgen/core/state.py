@@ -24,7 +24,8 @@ class TrainState(eqx.Module, Generic[Model, Memory]):
         memory: What the method keeps in place of an expensive inner computation.
         step: The number of steps taken; it indexes the data and the noise.
         average: An average of the model over the steps (`effgen.averaged`), or `None`.
-        evaluated: The model to evaluate: the average where one is kept, else the model.
+        evaluated: The model to evaluate: the average where one is kept, in the model's
+            precision, else the model.
     """
 
     model: Model
@@ -36,7 +37,9 @@ class TrainState(eqx.Module, Generic[Model, Memory]):
     @property
     def evaluated(self) -> Model:
         """The model to evaluate: the average where one is kept, else the model."""
-        return self.model if self.average is None else self.average
+        if self.average is None:
+            return self.model
+        return jax.tree.map(_as_precise_as, self.average, self.model)
 
     @classmethod
     def start(cls, model: Model, opt_state: Any, memory: Memory) -> "TrainState":
@@ -76,6 +79,22 @@ def check_kind(state: Any) -> None:
             f"`state` is a {type(state).__name__}: pass what `trainer.init(...)` "
             "returned, or a restored `TrainState`."
         )
+
+
+def kept_precisely(model: PyTree) -> PyTree:
+    """Return `model` in single precision at least, to be summed up in small parts."""
+
+    def wide(x: Any) -> Any:
+        if not eqx.is_inexact_array(x):
+            return x
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+    return jax.tree.map(wide, model)
+
+
+def _as_precise_as(average: Any, model: Any) -> Any:
+    same = not eqx.is_array(model) or average.dtype == model.dtype
+    return average if same else average.astype(model.dtype)
 
 
 def copied(tree: PyTree) -> PyTree:

@@ -166,6 +166,8 @@ def _plain(value: Any, owned: list[Any]) -> Any:
         hash(value)
     except TypeError:
         return _identity(value, owned)
+    if isinstance(value, float | complex):
+        return (type(value), repr(value))  # which tells 0.0 from -0.0
     return (type(value), value)  # the type tells 1 from 1.0 and True
 
 

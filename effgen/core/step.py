@@ -142,11 +142,13 @@ def next_state(
 def averaged_model(average: PyTree, new: TrainState, decay: float) -> PyTree:
     """Return `average` after a step, as `effgen.averaged` has it."""
     n = new.step.astype(jnp.float32)
-    weight = 1 - jnp.minimum(decay, (1 + n) / (10 + n))
+    # `1 - d`, without the rounding of a `decay` close to one.
+    weight = jnp.maximum(1 - decay, 9 / (10 + n))
 
     def leaf(average: Any, model: Any) -> Any:
         if not eqx.is_inexact_array(model):
             return model
+        model = model.astype(average.dtype)
         return average + (weight * (model - average)).astype(average.dtype)
 
     return jax.tree.map(leaf, average, new.model)

@@ -1,14 +1,17 @@
 """Batches from any iterable, taken in turn: what was read ahead is kept."""
 
+import copy
 import threading
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
+
+from .rows import is_array
 
 
 class Read(NamedTuple):
@@ -68,6 +71,9 @@ class Stream:
         iterable: The batches, each a pytree of arrays. Its iterator is made at first
             use.
 
+    Raises:
+        TypeError: If `iterable` is one batch, or no iterable.
+
     Attributes:
         kept: What was read ahead and not used, and where the source stands.
         iterator: The one iterator behind this stream.
@@ -76,6 +82,12 @@ class Stream:
 
     def __init__(self, iterable: Iterable[PyTree]) -> None:
         """Keep `iterable`; its iterator is made at first use."""
+        one = isinstance(iterable, str | bytes | Mapping) or is_array(iterable)
+        if one or not hasattr(iterable, "__iter__"):
+            raise TypeError(
+                f"`iterable` is a {type(iterable).__name__}: pass an iterable of "
+                "batches, such as a generator or a loader."
+            )
         self._iterable = iterable
         self._iterator: Iterator[PyTree] | None = None
         self.kept = _kept_of(iterable)
@@ -120,7 +132,9 @@ class Stream:
         Raises:
             StopIteration: At the iterator's end.
         """
-        return read_of(next(self.iterator), self._told())
+        batch = next(self.iterator)
+        # It is used later, when its maker may have written the next one over it.
+        return read_of(jax.tree.map(_own, batch), self._told())
 
     def used(self, position: Any, step: int) -> None:
         """Note where the source stood after the last batch used.
@@ -162,7 +176,7 @@ class Stream:
             )
         owner, _, load = keeper
         with self.kept.reading:
-            getattr(owner, load)(state)
+            getattr(owner, load)(_snapshot(state))
             if owner is not self.iterator:
                 self._iterator = None  # the loader's next iterator begins there
             self.kept.ahead.clear()
@@ -184,11 +198,23 @@ class Stream:
 
     def _told(self) -> Any:
         keeper = self._keeper
-        return None if keeper is None else getattr(keeper[0], keeper[1])()
+        return None if keeper is None else _snapshot(getattr(keeper[0], keeper[1])())
 
 
 _PROTOCOLS = (("get_state", "set_state"), ("state_dict", "load_state_dict"))
 _PATIENCE = 1.0  # seconds that the end of a run waits for a batch that is being read
+
+
+def _own(leaf: Any) -> Any:
+    return np.array(leaf) if type(leaf) in (np.ndarray, np.memmap) else leaf
+
+
+def _snapshot(state: Any) -> Any:
+    """Return a copy of a source's state, which may be the source's own live one."""
+    try:
+        return copy.deepcopy(state)
+    except Exception:  # a handle, which can't be copied: the source makes new ones
+        return state
 
 
 class _Strongly:

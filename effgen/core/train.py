@@ -1,20 +1,25 @@
 """`train` and `fit`: one engine under every trainer."""
 
+import warnings
+from numbers import Real
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from .data import AbstractBatches, as_source
+from .data import AbstractBatches, AbstractHostEpochs, Drawn, as_source
 from .guard import Stop
 from .history import History
 from .job import MOST_STEPS, Job
 from .keys import check_key
-from .results import TrainingError
-from .run import Run, history_of
+from .purity import check_pure
+from .results import RunWarning, TrainingError
+from .run import Run, check_run, history_of
+from .sharding import mesh_of
 from .state import TrainState, check_kind
-from .trainer import AbstractTrainer
+from .trainer import AbstractHostTrainer, AbstractTrainer, check_trainer
 
 
 def train(
@@ -58,15 +63,19 @@ def train(
             state, and what `trainer.check` raises for a batch before the first step.
 
     Raises:
-        TypeError: At once if `state`, `data`, `key` or a count is of the wrong kind.
+        TypeError: At once if `trainer`, `state`, `data`, `key` or a count is of the
+            wrong kind.
         ValueError: At once if a count or `patience` is out of range, if an array of
             `state` was deleted, if data without an end are given without `num_steps`,
-            or as the trainer raises it for the data.
+            if data are a function that draws otherwise than by its key, or as the
+            trainer raises it for the data.
 
     Warns:
         RunWarning: In the run, if a signal or the data's end stops it before
-            `num_steps`.
+            `num_steps`, or if the data have no batch; and at once in several processes,
+            if each would train a state of its own on data of its own.
     """
+    check_trainer(trainer)
     _check_state(state)
     data = trainer.batches(state, data)
     source = as_source(data)
@@ -74,14 +83,14 @@ def train(
     _check_count("num_steps", num_steps, 0)
     _check_count("every", every, 1)
     _check_room(state, num_steps)
-    if not patience > 0:
-        raise ValueError(
-            f"`patience` is {patience!r}: pass a positive number of seconds."
-        )
-    if isinstance(source, AbstractBatches) and num_steps is None:
-        raise ValueError(
-            "`num_steps` is needed: batches drawn on the device have no end."
-        )
+    _check_patience(patience)
+    if isinstance(source, Drawn):
+        check_pure(source.draw)
+    endless = isinstance(source, AbstractBatches | AbstractHostEpochs)
+    if endless and num_steps is None:
+        kind = type(data).__name__
+        raise ValueError(f"`num_steps` is needed: `data`, a {kind}, have no end.")
+    _warn_of_processes(trainer, state, source)
     trainer = trainer.for_data(state, data)
     rest = num_steps, every, Stop(), patience
     return Run(Job(trainer, state, source, data, key, *rest))
@@ -95,6 +104,7 @@ def fit(
     key: PRNGKeyArray,
     num_steps: int | None = None,
     every: int | None = 1,
+    patience: float = 3_600.0,
 ) -> tuple[TrainState, History]:
     """Train to the end; return the last state and the metrics of every step.
 
@@ -109,6 +119,8 @@ def fit(
         key: The run's randomness; pass the same one to resume.
         num_steps: How many steps to take from `state`; `None`: to the data's end.
         every: Checked as by `train`, and not used.
+        patience: How many seconds to wait for a batch, or for another process, as for
+            `train`.
 
     Returns:
         `(state, history)`. After Ctrl-C they are those of the last finished step, and
@@ -124,7 +136,15 @@ def fit(
         RunWarning: If a signal or the data's end stops it before `num_steps`.
     """
     _check_count("every", every, 1)
-    run = train(trainer, state, data, key=key, num_steps=num_steps, every=None)
+    run = train(
+        trainer,
+        state,
+        data,
+        key=key,
+        num_steps=num_steps,
+        every=None,
+        patience=patience,
+    )
     return drain(run)
 
 
@@ -144,11 +164,13 @@ def drain(run: Run) -> tuple[TrainState, History]:
     Raises:
         TrainingError: If a step, the data or a save fails; it holds the last good
             state and the history.
+        TypeError: If `run` is no run.
         RuntimeError: If another run wraps this one.
 
     Warns:
         RunWarning: If a signal or the data's end stops it before its last step.
     """
+    check_run(run)
     start, metrics = int(run.state.step), []
     try:
         metrics.extend(chunk.metrics for chunk in run.chunks())
@@ -160,12 +182,32 @@ def drain(run: Run) -> tuple[TrainState, History]:
 
 def _check_state(state: Any) -> None:
     check_kind(state)
+    if jnp.shape(state.step):
+        raise ValueError(
+            f"`state.step` has shape {jnp.shape(state.step)}, as of several states at "
+            "once: pass one of them."
+        )
     for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
         if isinstance(leaf, jax.Array) and leaf.is_deleted():
             raise ValueError(
                 f"`state{jax.tree_util.keystr(path)}` was deleted: its memory was "
                 "donated elsewhere. Pass a state whose arrays are alive."
             )
+
+
+def _warn_of_processes(
+    trainer: AbstractTrainer, state: TrainState, source: Any
+) -> None:
+    apart = jax.process_count() > 1 and mesh_of(state) is None
+    own = not isinstance(source, AbstractBatches)  # others are the same everywhere
+    if apart and own and not isinstance(trainer, AbstractHostTrainer):
+        warnings.warn(
+            f"`state` is on no mesh: each of {jax.process_count()} processes trains "
+            "its own on its own data, and the first one's is saved. To train one: "
+            "`effgen.shard(state, effgen.make_mesh())`.",
+            RunWarning,
+            stacklevel=3,
+        )
 
 
 def _check_room(state: TrainState, num_steps: int | None) -> None:
@@ -175,6 +217,14 @@ def _check_room(state: TrainState, num_steps: int | None) -> None:
             f"`num_steps` is {num_steps} from step {step}: steps are counted in 32 "
             f"bits, up to {MOST_STEPS}. Ask for fewer, or begin the count anew by "
             "`trainer.init(state.model, state.memory)`."
+        )
+
+
+def _check_patience(patience: Any) -> None:
+    number = isinstance(patience, Real) and not isinstance(patience, bool)
+    if not number or not float(patience) > 0:
+        raise ValueError(
+            f"`patience` is {patience!r}: pass a positive number of seconds."
         )
 
 

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .state import Metrics, TrainState, copied
+from .state import Metrics, TrainState, check_kind, copied
 
 
 class AbstractTrainer(eqx.Module):
@@ -106,6 +106,16 @@ class AbstractHostTrainer(AbstractTrainer):
     """
 
 
+def check_trainer(trainer: Any) -> None:
+    """Raise `TypeError` for what is no trainer, such as a class of them."""
+    if not isinstance(trainer, AbstractTrainer):
+        kind = getattr(trainer, "__name__", type(trainer).__name__)
+        raise TypeError(
+            f"`trainer` is {kind!r}: pass a trainer made of its settings, such as "
+            "`ebm.PCDTrainer(...)`, or one of your own `effgen.AbstractTrainer`s."
+        )
+
+
 def continued(
     trainer: AbstractTrainer, state: TrainState, memory: Any = None
 ) -> TrainState:
@@ -125,9 +135,12 @@ def continued(
         The first state of the run that continues.
 
     Raises:
+        TypeError: If `trainer` is no trainer or `state` no state.
         ValueError: If `state` is of another optimizer, or as `trainer.init` raises it
             for the model and the memory.
     """
+    check_trainer(trainer)
+    check_kind(state)
     first = trainer.init(state.model, memory)
     if jax.tree.structure(first.opt_state) != jax.tree.structure(state.opt_state):
         raise ValueError(

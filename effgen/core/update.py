@@ -27,13 +27,20 @@ def init_opt_state(optim: optax.GradientTransformation, model: PyTree) -> PyTree
 
     Raises:
         TypeError: If `optim` is no optax transformation.
+        ValueError: If `model` has nothing to train.
     """
     if not hasattr(optim, "init") or not hasattr(optim, "update"):
         raise TypeError(
             f"`optim` is a {type(optim).__name__}: pass an optax transformation, such "
             "as `optax.adam(1e-3)`."
         )
-    return optim.init(eqx.filter(model, eqx.is_inexact_array))
+    params = eqx.filter(model, eqx.is_inexact_array)
+    if not jax.tree.leaves(params):
+        raise ValueError(
+            "`model` has no array of real or complex numbers, and so nothing to train: "
+            "make its parameters arrays, such as `jnp.asarray(0.5)` for `0.5`."
+        )
+    return optim.init(params)
 
 
 def apply_gradients(

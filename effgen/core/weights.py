@@ -5,13 +5,14 @@ normalization. Everything is done in log space.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from .counts import check_count
 from .keys import check_key
 
 
@@ -58,12 +59,12 @@ def effective_sample_size(log_weights: Float[Array, " walkers"]) -> Float[Array,
         The effective sample size, one number.
 
     Raises:
-        ValueError: If there are no walkers.
+        ValueError: If there are no walkers, or several rows of them.
 
     Source:
         Kong (1992).
     """
-    shifted = _shifted(jnp.asarray(log_weights))
+    shifted = _shifted(_one_row("log_weights", log_weights))
     total, squares = jnp.sum(shifted), jnp.sum(shifted**2)
     return jnp.where(squares > 0, total**2 / jnp.where(squares > 0, squares, 1), 0.0)
 
@@ -86,16 +87,24 @@ def conditional_ess(
         The conditional effective sample size, one number.
 
     Raises:
-        ValueError: If there are no walkers.
+        ValueError: If there are no walkers, or several rows of them, or if there are
+            not as many increments as weights.
 
     Source:
         Zhou, Johansen and Aston (2016), equation 13.
     """
+    log_weights = _one_row("log_weights", log_weights)
+    log_increments = _one_row("log_increments", log_increments)
+    count = log_weights.shape[0]
+    if log_increments.shape[0] != count:
+        raise ValueError(
+            f"`log_increments` has {log_increments.shape[0]} numbers for {count} "
+            "walkers: pass one for each."
+        )
     weights = normalized(log_weights)
     # A walker without weight has no say in the scale, by which others may vanish.
     increments = _shifted(jnp.where(weights > 0, log_increments, -jnp.inf))
     mean, square = jnp.sum(weights * increments), jnp.sum(weights * increments**2)
-    count = log_weights.shape[0]
     ratio = mean**2 / jnp.where(square > 0, square, 1)
     return jnp.where(square > 0, count * ratio, 0.0)
 
@@ -116,7 +125,8 @@ def log_mean_exp(log_weights: Float[Array, " walkers"]) -> Estimate:
 
     The error is that of the mean, taken to the logarithm to first order:
     `sqrt((n / ess - 1) / (n - 1))`. It holds for independent walkers with a good
-    `ess`; when a few weights dominate, it is too small.
+    `ess`; when a few weights dominate, it is too small. One walker tells no error: it
+    is NaN.
 
     >>> import jax.numpy as jnp
     >>> value, error = log_mean_exp(jnp.full(5, -1000.0))
@@ -130,13 +140,16 @@ def log_mean_exp(log_weights: Float[Array, " walkers"]) -> Estimate:
         The logarithm of the mean weight and one standard error, in nats.
 
     Raises:
-        ValueError: If there are no walkers.
+        ValueError: If there are no walkers, or several rows of them.
     """
+    log_weights = _one_row("log_weights", log_weights)
     count = log_weights.shape[0]
     value = jax.nn.logsumexp(log_weights) - jnp.log(count)
+    if count == 1:
+        return Estimate(value, jnp.full_like(value, jnp.nan))
     ess = effective_sample_size(log_weights)
     relative = jnp.maximum(count / jnp.maximum(ess, 1.0) - 1.0, 0.0)
-    return Estimate(value, jnp.sqrt(relative / max(count - 1, 1)))
+    return Estimate(value, jnp.sqrt(relative / (count - 1)))
 
 
 def resample(
@@ -156,7 +169,9 @@ def resample(
         Indices of walkers, shape `(num,)`.
 
     Raises:
-        ValueError: If there are no walkers.
+        ValueError: If there are no walkers, or several rows of them, for a `num` that
+            is no integer of 1 or more, and, outside of `jit`, for weights that are all
+            zero or of which one is no number.
         TypeError: For what is no key.
 
     Source:
@@ -166,13 +181,37 @@ def resample(
     from blackjax.smc import resampling
 
     check_key(key)
+    check_count("num", num)
+    log_weights = _one_row("log_weights", log_weights)
+    _check_some(log_weights)
     index = resampling.systematic(key, normalized(log_weights), num)
     return jnp.clip(index, 0, log_weights.shape[0] - 1)
 
 
+def _one_row(name: str, values: Any) -> Float[Array, " walkers"]:
+    values = jnp.asarray(values)
+    if values.ndim != 1:
+        raise ValueError(
+            f"`{name}` has shape {values.shape}: pass one row, and map over several by "
+            "`jax.vmap`."
+        )
+    if values.shape[0] == 0:
+        raise ValueError(f"`{name}` has no walkers: pass one log-weight or more.")
+    return values
+
+
+def _check_some(log_weights: Float[Array, " walkers"]) -> None:
+    if isinstance(log_weights, Tracer):
+        return
+    top = float(jnp.max(log_weights))
+    if not math.isfinite(top):
+        raise ValueError(
+            f"the largest of `log_weights` is {top}: no walker can be drawn in "
+            "proportion to such weights."
+        )
+
+
 def _shifted(log_values: Float[Array, " walkers"]) -> Float[Array, " walkers"]:
     """Return `exp(log_values - max)`, all zero where the maximum is `-inf`."""
-    if jnp.size(log_values) == 0:
-        raise ValueError("`log_weights` has no walkers: pass one log-weight or more.")
     top = jnp.max(log_values)
     return jnp.exp(log_values - jnp.where(jnp.isfinite(top), top, 0.0))

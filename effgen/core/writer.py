@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from .checkpoint import MANIFEST, absolute, best_step, is_corrupt, saved_steps
+from .counts import check_count
 from .manifest import Manifest, outline, parts_of, sealed
 from .positions import encoded
 from .state import TrainState, named_arrays
@@ -43,20 +44,20 @@ def save(
     Arguments:
         directory: The folder of one run; it is made.
         state: The state to save, under its step.
-        keep: How many of the newest checkpoints to leave beside the best; `None` for
-            all.
+        keep: How many of the newest checkpoints to leave beside the best and this one;
+            `None` for all.
 
     Raises:
         OSError: If `directory` cannot be written.
         FileExistsError: If `directory` holds this step already.
-        ValueError: For a `keep` below one.
+        ValueError: For a `keep` that is no integer of 1 or more.
         TypeError: If `state` is no `TrainState`, or `directory` no path.
     """
     path = absolute(directory)
     if not isinstance(state, TrainState):
         raise TypeError(f"`state` is a {type(state).__name__}: pass a `TrainState`.")
-    if keep is not None and keep < 1:
-        raise ValueError(f"`keep` is {keep}: pass a positive integer, or None for all.")
+    if keep is not None:
+        check_count("keep", keep)
     writer = CheckpointWriter(path, keep=keep)
     if int(state.step) in saved_steps(path):
         raise FileExistsError(
@@ -72,9 +73,14 @@ class CheckpointWriter:
     In several processes each must make the same calls.
     """
 
-    def __init__(self, path: Path, *, keep: int | None = None) -> None:
-        """Make `path`, or raise `OSError` now if it cannot be written."""
-        self._path, self._keep = path, keep
+    def __init__(
+        self, path: Path, *, keep: int | None = None, key: list[int] | None = None
+    ) -> None:
+        """Make `path`, or raise `OSError` now if it cannot be written.
+
+        The words of the run's `key` are noted in what is saved.
+        """
+        self._path, self._keep, self._key = path, keep, key
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="effgen-checkpoint")
         self._pending: Future[None] | None = None
         self._given_up = threading.Event()
@@ -95,7 +101,7 @@ class CheckpointWriter:
         the host.
         """
         self.wait()
-        about = outline(state, encoded(position), score)
+        about = outline(state, encoded(position), score) | {"key": self._key}
         parts = [part._replace(block=_copied(part.block)) for part in _parts(state)]
         try:
             self._pending = self._pool.submit(self._write, about, parts)
@@ -158,7 +164,7 @@ class CheckpointWriter:
             if me == 0:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
-        self._prune()
+        self._prune(about["step"])
 
     def _await(self, path: Path, other: int) -> None:
         # Through the files that all must see anyhow: a collective in this thread could
@@ -171,13 +177,13 @@ class CheckpointWriter:
                     "look at its output; all processes must see the directory."
                 )
 
-    def _prune(self) -> None:
+    def _prune(self, written: int) -> None:
         steps = saved_steps(self._path)
         if self._keep is None or len(steps) <= self._keep:
             return
-        best = best_step(self._path)
+        stay = best_step(self._path), written
         for step in steps[: -self._keep]:
-            if step != best:
+            if step not in stay:
                 _discard(self._path / str(step))
         _remove(self._path, _DISCARDED)
 

@@ -3,6 +3,8 @@
 Axes: `walkers`, `batch`, `examples`, `blocks`; `*shape` is that of one example.
 """
 
+from effgen.core.doors import exported as _exported
+
 from .annealing import (
     Sandwich as Sandwich,
     annealed as annealed,
@@ -62,3 +64,7 @@ from .step_sizes import (
 from .stopping import Stopped as Stopped, early_stopped as early_stopped
 from .trainer import JarzynskiTrainer as JarzynskiTrainer
 from .walkers import Walkers as Walkers
+
+
+# pyright reads the aliases above instead.
+__all__ = _exported(vars())  # pyright: ignore[reportUnsupportedDunderAll]

@@ -93,7 +93,9 @@ def combined(
         return Estimate(value, jnp.where(known, spread_error(values), jnp.nan))
     variances = jax.vmap(variance_by_roots)(log_weights, roots)
     within = jnp.sum(normalized(values) ** 2 * variances)
-    return Estimate(value, jnp.sqrt(jnp.maximum(within, between**2)))
+    if len(values) > 1:
+        within = jnp.maximum(within, between**2)
+    return Estimate(value, jnp.sqrt(within))
 
 
 def num_roots(roots: Int[Array, " walkers"]) -> Int[Array, ""]:

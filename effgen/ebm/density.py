@@ -369,7 +369,7 @@ def _evaluated(population: Population, state: TrainState[Energy, Memory]) -> Wal
     average = getattr(state, "average", None)  # a state may be any with these fields
     if average is None or not knows_partition(population):
         return walkers
-    return reweighted(walkers, average)
+    return reweighted(walkers, state.evaluated)
 
 
 def _settled(population: Population, energy: Energy) -> Walkers:

@@ -29,8 +29,7 @@ class ConfinedEnergy(eqx.Module):
 
     Arguments:
         network: A callable pytree from `z`, of an example's shape, to a scalar.
-        scale: In units of `z`, fixed; about the data's largest distance from zero, per
-            coordinate.
+        scale: In units of `z`, fixed; about the data's largest `|z|` per coordinate.
         coordinates: Such as `Standardized.of(data)`, or `None` for `z = x`.
 
     Raises:
@@ -328,7 +327,7 @@ def residual_energy(
     *,
     key: PRNGKeyArray,
     channels: tuple[int, ...] = (32, 64, 128),
-    blocks: int = 2,
+    num_blocks: int = 2,
     scale: float = 1.0,
     coordinates: AbstractCoordinates | None = None,
 ) -> ConfinedEnergy:
@@ -338,26 +337,27 @@ def residual_energy(
         shape: `(channels, height, width)`.
         key: The randomness of the initial weights.
         channels: Those of the stages, each at half the resolution of the one before.
-        blocks: Residual blocks a stage.
+        num_blocks: Residual blocks a stage.
         scale: Of the well; the network sees the image divided by it.
         coordinates: As of `ConfinedEnergy`.
 
     Raises:
         TypeError: If `shape` is no shape, `key` no key, or `coordinates` are none.
-        ValueError: As `image_energy`, or for an image too small for as many stages.
+        ValueError: As `image_energy`, for an image too small for as many stages, or a
+            `num_blocks` that is no integer of 1 or more.
 
     Source:
         After the residual energies of Du and Mordatch (2019).
     """
     check_key(key)
     _check_image(shape, channels, coordinates, scale)
-    check_count("blocks", blocks)
+    check_count("num_blocks", num_blocks)
     if min(shape[1:]) < 2 ** (len(channels) - 1):
         raise ValueError(
             f"`shape` {shape} is too small for {len(channels)} stages: pass fewer "
             "`channels`."
         )
-    network = _residual_network(shape[0], channels, blocks, scale, key)
+    network = _residual_network(shape[0], channels, num_blocks, scale, key)
     return ConfinedEnergy(network, scale, coordinates)
 
 
@@ -365,16 +365,16 @@ def residual_energy(
 def _residual_network(
     num_channels: int,
     channels: tuple[int, ...],
-    blocks: int,
+    num_blocks: int,
     unit: float,
     key: PRNGKeyArray,
 ) -> ResidualNetwork:
-    keys = iter(jax.random.split(key, 2 + 3 * blocks * len(channels)))
+    keys = iter(jax.random.split(key, 2 + 3 * num_blocks * len(channels)))
     stem = eqx.nn.Conv2d(num_channels, channels[0], 3, padding=1, key=next(keys))
     stages, before = [], channels[0]
     for width in channels:
         stage = []
-        for _ in range(blocks):
+        for _ in range(num_blocks):
             stage.append(_residual_block(before, width, [next(keys) for _ in range(3)]))
             before = width
         stages.append(tuple(stage))

@@ -4,6 +4,8 @@ Axes: `series`, `obs` (times of one series), `sensors`, `steps` and `nodes` of a
 `paths`, `state`, `noise` (normal variables of a step), `inputs`.
 """
 
+from effgen.core.doors import exported as _exported
+
 from .anchors import (
     AbstractAnchor as AbstractAnchor,
     GivenAnchor as GivenAnchor,
@@ -70,7 +72,7 @@ from .plain import (
     plain_paths as plain_paths,
 )
 from .plain_control import PlainControl as PlainControl
-from .posterior import (
+from .posteriors import (
     Posterior as Posterior,
     posterior as posterior,
 )
@@ -109,3 +111,7 @@ from .trainer import LatentSDETrainer as LatentSDETrainer
 from .transitions import Transition as Transition
 from .twisted import Smoothed as Smoothed
 from .varying import VaryingSDE as VaryingSDE
+
+
+# pyright reads the aliases above instead.
+__all__ = _exported(vars())  # pyright: ignore[reportUnsupportedDunderAll]

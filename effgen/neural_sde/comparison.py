@@ -10,7 +10,7 @@ from effgen.core.extras import needed
 
 from .clock import as_times
 from .model import LatentSDE
-from .posterior import posterior
+from .posteriors import posterior
 
 
 class Comparison(NamedTuple):

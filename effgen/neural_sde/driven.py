@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 from .draws import is_exact
 from .model import LatentSDE
 from .networks import residual_network, zero_at_first
-from .posterior import posterior
+from .posteriors import posterior
 from .structure import Structure
 
 

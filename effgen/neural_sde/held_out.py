@@ -10,7 +10,7 @@ from effgen.core.weights import Estimate
 
 from .draws import is_exact
 from .model import LatentSDE
-from .posterior import posterior
+from .posteriors import posterior
 from .series import check_mask, check_no_dates, check_shapes
 
 

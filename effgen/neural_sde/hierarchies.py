@@ -25,7 +25,7 @@ from .draws import is_exact, linear_evidence, num_steps_of
 from .frozen import part_of
 from .model import LatentSDE
 from .peak import step_of
-from .posterior import posterior
+from .posteriors import posterior
 from .series import Series, check_times
 
 

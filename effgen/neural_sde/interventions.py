@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, PRNGKeyArray
 from .answers import Bands
 from .checks import takes_inputs
 from .model import LatentSDE
-from .posterior import Posterior
+from .posteriors import Posterior
 
 
 class Intervention(NamedTuple):

@@ -21,7 +21,7 @@ from .clock import clock_of
 from .decoders import LinearDecoder
 from .draws import is_exact, linear_evidence, num_steps_of
 from .model import LatentSDE
-from .posterior import posterior
+from .posteriors import posterior
 from .series import Series
 
 

@@ -17,7 +17,7 @@ from .answers import Bands
 from .checks import check_levels
 from .held_out import evidence_until
 from .model import LatentSDE
-from .posterior import posterior
+from .posteriors import posterior
 from .series import (
     check_mask,
     check_no_dates,

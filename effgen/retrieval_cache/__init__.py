@@ -4,6 +4,8 @@ Lindgren, Reddi, Guo and Kumar (2021). The model is two towers, the memory a
 `NegativeCache` of documents and their embeddings of some steps ago.
 """
 
+from effgen.core.doors import exported as _exported
+
 from .arranged import (
     ArrangedMinibatches as ArrangedMinibatches,
     clusters as clusters,
@@ -77,6 +79,13 @@ from .search import (
     mined as mined,
 )
 from .stream import PositivesIn as PositivesIn
+from .synsets import (
+    Synset as Synset,
+    definitions_to_lemmas as definitions_to_lemmas,
+    examples_to_synsets as examples_to_synsets,
+    lemmas_to_definitions as lemmas_to_definitions,
+    wordnet as wordnet,
+)
 from .tokenizer import Tokenizer as Tokenizer
 from .towers import (
     LearnedTemperature as LearnedTemperature,
@@ -85,16 +94,13 @@ from .towers import (
     normalized as normalized,
 )
 from .trainer import NegativeCacheTrainer as NegativeCacheTrainer
-from .trec import trec as trec
+from .trec_files import trec as trec
 from .truncation import (
     Truncation as Truncation,
     TruncationWarning as TruncationWarning,
 )
-from .wordnet import (
-    Synset as Synset,
-    definitions_to_lemmas as definitions_to_lemmas,
-    examples_to_synsets as examples_to_synsets,
-    lemmas_to_definitions as lemmas_to_definitions,
-    wordnet as wordnet,
-)
 from .words import HashedWords as HashedWords
+
+
+# pyright reads the aliases above instead.
+__all__ = _exported(vars())  # pyright: ignore[reportUnsupportedDunderAll]

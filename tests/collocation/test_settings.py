@@ -147,7 +147,9 @@ def test_counts_and_shapes_that_cannot_be_are_refused_by_name():
         "`max_steps` is 0": lambda: co.ShootingTrainer(sgd, problem, max_steps=0),
         "`num_steps` is 0": lambda: co.pretrain(model, level, key=key, num_steps=0),
         "`rate` is -1": lambda: co.pretrain(model, level, key=key, rate=-1),
-        "`turns` is 0": lambda: co.choose(trainer, network, level, key=key, turns=0),
+        "`num_solves` is 0": lambda: co.choose(
+            trainer, network, level, key=key, num_solves=0
+        ),
         "`models` is empty": lambda: co.ensemble(trainer, [], [level], key=key),
         "`levels` is empty": lambda: co.ensemble(trainer, [model], [], key=key),
         "`rounds` is 1.5": lambda: co.fit_refined(

@@ -52,6 +52,38 @@ def test_the_average_is_resumed_bit_for_bit(tmp_path):
     assert eg.state_digest(rest) == eg.state_digest(whole)
 
 
+def test_the_average_of_half_precision_moves():
+    # In bfloat16 a step of `1 - d` of the difference is rounded away.
+    state = Total().init()
+    state = dataclasses.replace(state, model=jnp.ones((), jnp.bfloat16))
+    run = eg.train(InHalf(), state, ones, key=KEY, num_steps=400, every=400)
+    state, _ = eg.drain(eg.averaged(run, 0.999))
+    average = 1.0
+    for n in range(1, 401):
+        decay = min(0.999, (1 + n) / (10 + n))
+        average = decay * average + (1 - decay) * (1.0 if n < 100 else 1.25)
+    assert state.average.dtype == jnp.float32
+    np.testing.assert_allclose(state.average, average, rtol=1e-5)
+    assert state.evaluated.dtype == jnp.bfloat16
+    assert float(state.evaluated) == float(jnp.bfloat16(average))
+
+
+class InHalf(Total):
+    """Its model is 1, and 1.25 from step 100 on."""
+
+    def step(self, state, batch, *, key):
+        model = jnp.where(state.step < 99, 1.0, 1.25).astype(jnp.bfloat16)
+        return state.advance(model, None, None), {"loss": jnp.zeros(())}
+
+
+def test_a_run_has_one_average_and_one_guard():
+    with pytest.raises(ValueError, match=r"`run` is averaged with decay 0.9 already"):
+        eg.averaged(averaged(Total().init(), 3), 0.5)
+    run = eg.guarded(averaged(Total().init(), 3), eg.Skip())
+    with pytest.raises(ValueError, match=r"`run` is guarded by Skip.* already"):
+        eg.guarded(run, eg.Rollback())
+
+
 def test_an_average_is_never_left_behind_in_silence():
     state, _ = eg.drain(averaged(Total().init(), 3))
     with pytest.raises(ValueError, match="keeps an average of its model"):

@@ -17,9 +17,11 @@ import optax
 import pytest
 
 import effgen as eg
+from effgen.core.checkpoint import saved_steps
 from effgen.core.manifest import sealed
 from effgen.core.writer import CheckpointWriter
 from tests.cases import KEY, Regression, arrays, jarzynski, regression
+from tests.core.tiny import Total, ones
 
 
 def odd_state():
@@ -453,8 +455,6 @@ def test_blocks_make_the_array(tmp_path):
 
 def test_an_average_comes_back_where_none_is_asked_for(tmp_path):
     state = regression().state
-    if not hasattr(state, "average"):
-        pytest.skip("states have no average yet")
     average = jax.tree.map(
         lambda x: x.astype(jnp.float16) + 1 if eqx.is_array(x) else x, state.model
     )
@@ -470,6 +470,14 @@ def test_an_average_comes_back_where_none_is_asked_for(tmp_path):
     eg.save(tmp_path / "without", state)
     with pytest.raises(ValueError, match=r'only=\["memory", "model", "opt_state", "s'):
         eg.restore(tmp_path / "without", saved)
+
+
+def test_what_is_saved_now_stays_beside_newer_ones(tmp_path):
+    early, _ = eg.fit(Total(), Total().init(), ones, key=KEY, num_steps=3)
+    late, _ = eg.fit(Total(), early, ones, key=KEY, num_steps=3)
+    eg.save(tmp_path, late, keep=1)
+    eg.save(tmp_path, early, keep=1)
+    assert saved_steps(tmp_path) == [3, 6]
 
 
 def test_none_is_no_number_to_keep(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import effgen as eg
-from effgen.core.data import check_width
+from effgen.core.rows import check_width
 from effgen.core.shuffle import shuffled
 from tests.cases import KEY, regression, regression_data
 from tests.core.tiny import Total
@@ -101,6 +101,125 @@ def test_a_memory_map_stays_on_disk(tmp_path):
     seen = np.concatenate([batches.batch_at(i, key=KEY) for i in range(5)])
     np.testing.assert_array_equal(np.sort(seen, axis=0), rows)
     assert not np.array_equal(seen, rows)
+
+
+def test_a_column_s_rows_are_taken_by_position():
+    """Its labels are in another order, as after a sort."""
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"x": np.arange(6.0), "y": np.arange(6)})
+    frame = frame.sort_values("x", ascending=False)
+    arrays = {"x": frame["x"], "y": frame["y"].to_numpy()}
+    for batches in (eg.Minibatches(arrays, 6), eg.HostMinibatches(arrays, 6)):
+        batch = batches.batch_at(0, key=KEY)
+        np.testing.assert_array_equal(batch["x"], batch["y"])
+    with pytest.raises(TypeError, match=r"`arrays\['x'\]` has dtype "):
+        eg.HostMinibatches({"x": frame["y"].astype(str)}, 2)
+
+
+class Tensor:
+    """An array of another library: rows that would be taken for batches."""
+
+    shape, dtype = (8, 2), "float32"
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return np.zeros(2, np.float32)
+
+
+@pytest.mark.parametrize("data", [Tensor(), (Tensor(), Tensor())])
+def test_a_tensor_is_one_batch(data):
+    with pytest.raises(TypeError, match="is one batch and not a source"):
+        eg.fit(Total(), Total().init(), data, key=KEY)
+
+
+def test_an_array_of_another_library_is_named():
+    tensor = Tensor()
+    tensor.dtype = "float33"
+    with pytest.raises(TypeError, match="`arrays` has dtype float33"):
+        eg.HostMinibatches(tensor, 2)
+
+
+def test_minibatches_on_the_host_have_no_end():
+    batches = eg.HostMinibatches(np.zeros((6, 2)), 2)
+    with pytest.raises(ValueError, match=r"`num_steps` is needed: .* HostMin"):
+        eg.fit(Total(), Total().init(), batches, key=KEY)
+
+
+class Broken:
+    """A dataset whose third item fails, as of a list that is too short."""
+
+    def __len__(self):
+        return 9
+
+    def __getitem__(self, index):
+        return np.float32([[1, 2, 3][index]])
+
+
+def broken_iterator():
+    dataset = Broken()
+    for i in range(9):
+        yield dataset[i]
+
+
+@pytest.mark.parametrize("make", [Broken, broken_iterator])
+def test_an_index_error_of_the_data_is_no_end(make):
+    with pytest.raises(eg.TrainingError, match="the data raised IndexError") as caught:
+        eg.fit(Total(), Total().init(), make(), key=KEY)
+    assert caught.value.result == eg.RESULTS.data_failed
+    assert caught.value.step == 3
+
+
+class Exhausted(eg.AbstractHostBatches):
+    """Its data end as they should, or by what ends iterators."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def batch_at(self, step, *, key):
+        if step == 3:
+            raise self.error
+        return np.ones(1, np.float32)
+
+
+def test_batches_on_the_host_end_by_an_index_error():
+    state, _ = eg.fit(Total(), Total().init(), Exhausted(IndexError()), key=KEY)
+    assert int(state.step) == 3
+    with pytest.raises(eg.TrainingError, match="`batch_at` raised StopIteration"):
+        eg.fit(Total(), Total().init(), Exhausted(StopIteration()), key=KEY)
+
+
+def test_a_function_that_ignores_its_key_is_refused():
+    """It would be traced once, and one batch would serve for all steps."""
+    rng, rows = np.random.default_rng(0), np.arange(96.0)
+
+    def picked(key):
+        return jnp.asarray(rows[rng.integers(96, size=4)])
+
+    def scaled(key):
+        return jax.random.normal(key, (4,)) * rng.normal()
+
+    for draw in (picked, scaled):
+        with pytest.raises(ValueError, match="gives other batches for the same key"):
+            eg.train(Total(), Total().init(), draw, key=KEY, num_steps=2)
+
+    def counted(key):  # as of libraries that number what they trace
+        picks = jnp.asarray([rng.normal(), 1.0], jnp.float32)
+        return jax.random.normal(key, (4,)) * picks[1]
+
+    eg.train(Total(), Total().init(), counted, key=KEY, num_steps=2)
+    with pytest.raises(ZeroDivisionError):  # of its own, from the run
+        eg.fit(Total(), Total().init(), lambda key: 1 / 0, key=KEY, num_steps=1)
+    constant = jnp.asarray(rows).at[0].set(jnp.nan)  # and the same at every step
+    eg.train(Total(), Total().init(), lambda key: constant, key=KEY, num_steps=2)
+
+
+def test_arrays_may_be_written_to_once_batches_are_made():
+    rows = np.zeros((64, 16), np.float32)
+    batches = eg.Minibatches(rows, 64)
+    rows[:] = 1
+    assert float(batches.batch_at(0, key=KEY).sum()) == 0
 
 
 def host_case(tmp_path):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from scipy import stats
+from scipy import signal, stats
 from sklearn.datasets import load_digits
 
 import effgen as eg
@@ -52,6 +52,20 @@ def test_the_interval_covers(shape):
     assert stats.binom.cdf(inside, num, 0.93) > 1e-3
 
 
+@pytest.mark.one_case("0.8")
+@pytest.mark.parametrize("phi", [0.8, 0.95])
+def test_the_interval_covers_where_noise_is_correlated(phi):
+    """As of losses over batches that follow each other in a stream."""
+    rng = np.random.default_rng(0)
+    curve, truth = 0.5 + STEPS**-0.5 * 10, 0.5 + 3000**-0.5 * 10
+    num, inside = 60, 0
+    for _ in range(num):
+        noise = signal.lfilter([0.1], [1, -phi], rng.normal(size=2200))[200:]
+        found = eg.extrapolate(curve + noise, at=3000)
+        inside += found.low <= truth <= found.high
+    assert stats.binom.cdf(inside, num, 0.90) > 1e-3
+
+
 def test_a_flat_curve_is_a_reason_to_stop_and_a_steep_one_is_not():
     rng = np.random.default_rng(1)
     noise = 0.02 * rng.normal(size=2000)
@@ -69,6 +83,10 @@ def test_a_flat_curve_is_a_reason_to_stop_and_a_steep_one_is_not():
         (lambda x: eg.tse_ema(x, decay=0.0), "`decay` is 0"),
         (lambda x: eg.extrapolate(x[:30], at=100), "fit at least 20"),
         (lambda x: eg.extrapolate(x, at=10), "`at` is 10, before the last step"),
+        (lambda x: eg.extrapolate(x, at=np.inf), "`at` is inf, before the last"),
+        (lambda x: eg.tse_e(x, last=2.5), "`last` is 2.5"),
+        (lambda x: eg.should_stop(x, at=9000, threshold=np.nan), "`threshold` is nan"),
+        (lambda x: eg.rank_runs({"a": x}, lambda _: np.nan), "nan for the run 'a'"),
         (lambda x: eg.extrapolate(x, at=3000, tail=1.5), "`tail` is 1.5"),
         (lambda x: eg.extrapolate(x, at=3000, confidence=1.0), "`confidence` is 1"),
         (lambda x: eg.rank_runs({}), "names no run"),
@@ -79,6 +97,16 @@ def test_a_flat_curve_is_a_reason_to_stop_and_a_steep_one_is_not():
 def test_bad_input_is_named(call, match):
     with pytest.raises(ValueError, match=match), np.errstate(divide="ignore"):
         call(1 / STEPS)
+
+
+def test_a_whole_history_is_no_losses():
+    history = eg.History({"loss": 1 / STEPS}, STEPS.astype(int))
+    with pytest.raises(TypeError, match="`losses` is a History: pass one metric of it"):
+        eg.sotl(history)
+    with pytest.raises(TypeError, match=r"`losses\['a'\]` is a History: pass one"):
+        eg.rank_runs({"a": history})
+    with pytest.raises(TypeError, match="`losses` is a History: pass a mapping"):
+        eg.rank_runs(history)
 
 
 def test_runs_are_cut_to_the_shortest_and_have_names():

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 import effgen as eg
+from effgen.core.interrupts import Interrupts
 from tests.cases import KEY
 from tests.core.tiny import OnHost, Total, ones
 
@@ -190,6 +191,23 @@ def test_a_forked_worker_can_be_terminated():
     _, status = os.waitpid(worker, 0)
     assert os.WIFSIGNALED(status)
     assert os.WTERMSIG(status) == signal.SIGTERM
+    list(run)
+    assert run.result == eg.RESULTS.successful
+
+
+def test_a_run_in_a_forked_process_hears_its_own_signals():
+    run = made()
+    next(run)  # the parent's holds signals while it forks
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # JAX warns of any fork
+        worker = os.fork()
+    if worker == 0:
+        mine = Interrupts()
+        mine.hold(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        os._exit(7 if mine.result is not None else 1)
+    _, status = os.waitpid(worker, 0)
+    assert os.waitstatus_to_exitcode(status) == 7
     list(run)
     assert run.result == eg.RESULTS.successful
 

@@ -161,6 +161,18 @@ def test_yields_fall_on_multiples_of_the_state_s_step():
     run = eg.train(Total(), state, ones, key=KEY, num_steps=45, every=10)
     assert len(run) == 6
     assert [int(state.step) for state, _ in run] == [40, 50, 60, 70, 80, 82]
+    assert len(run) == 6  # as before its first step
+
+
+@pytest.mark.parametrize(("num_steps", "num"), [(0, 0), (3, 1), (None, 1), (9, 1)])
+def test_the_length_is_the_number_of_yields(num_steps, num):
+    state, _ = eg.fit(Total(), Total().init(), ones, key=KEY, num_steps=5)
+    data = [np.ones(1, np.float32)] * 9
+    run = eg.train(Total(), state, data, key=KEY, num_steps=num_steps, every=10)
+    assert len(run) == num
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of data that end
+        assert len(list(run)) == num
 
 
 SCRIPT = """

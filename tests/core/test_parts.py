@@ -43,6 +43,7 @@ def test_what_is_built_alike_is_equal(make):
         ),
         (lambda: 1, lambda: 1.0),
         (lambda: 1, lambda: True),
+        (lambda: 0.0, lambda: -0.0),
         (lambda: [1, 2], lambda: (1, 2)),
         (
             lambda: eqx.nn.MLP(2, 2, 4, 1, activation=jnp.tanh, key=KEY),

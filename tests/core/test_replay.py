@@ -67,6 +67,18 @@ def test_a_loss_that_is_infinite_is_found():
         eg.replay(Total(), Total().init(), data, key=KEY)
 
 
+def test_a_batch_taken_in_turn_is_replayed_and_not_used_up():
+    data = iter([np.float32([i]) for i in range(7)])
+    state, _ = eg.fit(Total(), Total().init(), data, key=KEY, num_steps=5)
+    for _ in range(2):
+        _, metrics = eg.replay(Total(), state, data, key=KEY)
+        assert float(metrics["loss"]) == 5
+    state, history = eg.fit(Total(), state, data, key=KEY)
+    assert history["loss"].tolist() == [5, 6]
+    with pytest.raises(ValueError, match="`data` has no batch of step 7"):
+        eg.replay(Total(), state, data, key=KEY)
+
+
 def test_what_cannot_be_replayed_is_named():
     data = [np.float32([1.0])]
     state, _ = eg.fit(Total(), Total().init(), data, key=KEY)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 import effgen as eg
 from tests.cases import CASES, KEY, regression, regression_data
@@ -282,11 +283,16 @@ def test_a_killed_script_goes_on_where_it_was(number, name, tmp_path):
     assert out.splitlines()[-1] == f"end {eg.state_digest(whole)}"
 
 
-def test_compilations_can_be_kept(tmp_path):
+def test_compilations_can_be_kept(tmp_path, monkeypatch):
     before = jax.config.jax_compilation_cache_dir  # pyright: ignore
-    path = eg.cache_compilations(tmp_path / "kept")
+    monkeypatch.chdir(tmp_path)
+    path = eg.cache_compilations("kept")
     try:
-        assert path.is_dir()
+        # Wherever the process goes, and though much was compiled before.
+        assert path == tmp_path / "kept"
         assert jax.config.jax_compilation_cache_dir == str(path)  # pyright: ignore
+        jax.jit(lambda x: x * 3.25 + 1.5)(jnp.ones(7)).block_until_ready()
+        assert list(path.iterdir())
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+        compilation_cache.reset_cache()

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +84,27 @@ def test_a_failure_is_saved_with_the_position_of_its_state(tmp_path):
     state = eg.resume(tmp_path, Total().init(), data=data)
     assert int(state.step) == data.iterator.next == 57
     assert float(state.model) == sum(range(57))
+
+
+def test_data_that_are_not_set_back_are_told_of(tmp_path):
+    eg.drain(eg.checkpointed(run_of(eg.Stream(Counting()), 20), tmp_path))
+    with pytest.warns(eg.RunWarning, match=r"says where its data stood.*data=data"):
+        state = eg.resume(tmp_path, Total().init())
+    assert int(state.step) == 20
+
+
+def test_a_run_that_goes_on_with_another_key_is_told(tmp_path):
+    eg.drain(eg.checkpointed(run_of(ones, 20), tmp_path))
+    state = eg.resume(tmp_path, Total().init())
+    for key, told in ((KEY, False), (jax.random.key(7), True)):
+        run = eg.train(Total(), state, ones, key=key, num_steps=5)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            eg.checkpointed(run, tmp_path)
+        assert (
+            any("from step 20 with another `key`" in str(w.message) for w in caught)
+            == told
+        )
 
 
 def test_relative_directories_resume(tmp_path, monkeypatch):
@@ -177,6 +199,32 @@ def test_a_best_that_cannot_be_is_named(tmp_path):
         eg.drain(run)
     with pytest.raises(FileNotFoundError, match="no best checkpoint"):
         eg.restore(tmp_path, run.state, step="best")
+    with pytest.raises(TypeError, match=r"`best` is \['loss'\]: pass the name"):
+        eg.checkpointed(run_of(ones, 20), tmp_path / "a", best=["loss"])
+
+
+def test_a_run_is_written_to_a_path_once(tmp_path):
+    run = eg.checkpointed(run_of(ones, 20), tmp_path / "a")
+    with pytest.raises(ValueError, match=r"`directory` is .*/a`, which this run is"):
+        eg.checkpointed(run, tmp_path / "b" / ".." / "a")
+    run = eg.logged(run, tmp_path / "log")
+    with pytest.raises(ValueError, match=r"`path` is .*/log`, which this run is"):
+        eg.logged(run, tmp_path / "log")
+    eg.drain(eg.logged(eg.checkpointed(run, tmp_path / "b", every=7), os.devnull))
+    assert saved_steps(tmp_path / "a") == [20]
+    assert saved_steps(tmp_path / "b") == [7, 14, 20]
+
+
+def test_what_a_checkpoint_has_not_cannot_be_taken(tmp_path):
+    eg.save(tmp_path, eg.TrainState.start({"w": jnp.ones(2)}, None, None))
+    other = eg.TrainState.start({"w": 0.5}, None, None)
+    with pytest.raises(ValueError, match=r"w'\]: float32\[2\] in .*, 0.5 in `like`"):
+        eg.restore(tmp_path, other)
+    like = eg.TrainState.start({"w": jnp.zeros(2)}, None, None)
+    with pytest.raises(ValueError, match="has no average of the model"):
+        eg.restore(tmp_path, like, only=["model", "average"])
+    with pytest.raises(TypeError, match="`only` is 3: pass names of fields"):
+        eg.restore(tmp_path, like, only=3)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_failing_disk_stops_the_run_and_leaves_no_half(tmp_path, monkeypatch):

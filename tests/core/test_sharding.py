@@ -2,6 +2,7 @@
 
 import functools
 import re
+import warnings
 
 import equinox as eqx
 import jax
@@ -10,10 +11,12 @@ import numpy as np
 import optax
 import pytest
 from jax import P
+from jax.experimental import multihost_utils
 
 import effgen as eg
-from effgen.core.sharding import data_axes, num_parts
+from effgen.core.sharding import data_axes, num_parts, place_stack
 from tests.cases import CASES, KEY, Regression, arrays
+from tests.core.tiny import Total
 
 
 # The ways in which the optimizer's state can be split, and over how many devices.
@@ -109,6 +112,15 @@ def test_a_mesh_of_one_s_own_has_two_data_axes_by_name():
     mesh = jax.make_mesh((2, 4), ("slow", "fast"))  # the second is the model's
     assert eg.shard(shaped((8,)), mesh).memory.sharding.spec == P("slow")
     assert specs(eg.shard(shaped((8,)), mesh)) == [P("fast")]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "names"),
+    [((2, 4), ("model", "data")), ((2, 2, 2), ("data", "model", "pipeline"))],
+)
+def test_axes_of_a_mesh_in_another_order_are_named(sizes, names):
+    with pytest.raises(ValueError, match=f"`mesh` has the axes .*{names[-1]}"):
+        eg.shard(shaped((8,)), jax.make_mesh(sizes, names))
 
 
 def test_an_array_is_split_along_the_longest_axis_that_divides():
@@ -207,6 +219,71 @@ def test_streams_are_split_over_groups():
     whole, _ = eg.fit(case.trainer(), case.state, data, key=KEY)
     for a, b in zip(arrays(split.model), arrays(whole.model), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_rows_that_processes_cannot_share_are_named(monkeypatch):
+    """Each would take its own rows for all, and the model would go apart."""
+    mesh = eg.make_mesh()
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    match = r"3 rows in each of 2 processes, which 8 parts .* a multiple of 4"
+    with pytest.raises(ValueError, match=match):
+        place_stack(np.zeros((1, 3, 2)), mesh)
+
+
+def test_states_that_differ_between_processes_are_named(monkeypatch):
+    others = lambda mine: np.stack([mine, mine + 1])
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "process_allgather", others)
+    with pytest.raises(ValueError, match="`state` differs between processes"):
+        eg.shard(shaped((8,)), eg.make_mesh())
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda x: x[None])
+    assert specs(eg.shard(shaped((8,)), eg.make_mesh())) == [P()]
+
+
+@pytest.mark.parametrize("name", ["trainer", "data", "key"])
+def test_what_processes_have_to_share_is_named(name, monkeypatch):
+    case = made("regression")
+    state, seen = eg.shard(case.state, eg.make_mesh()), []
+
+    def gathered(mine):
+        seen.append(mine)
+        apart = len(seen) == 1 + ["trainer", "data", "key"].index(name)
+        return np.stack([mine, mine + apart])
+
+    run = eg.train(case.trainer(), state, case.data, key=KEY, num_steps=1)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "process_allgather", gathered)
+    with pytest.raises(ValueError, match=f"`{name}` differs between processes"):
+        next(run)
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_rows_that_all_processes_bring_are_told_of(same, monkeypatch):
+    """Two processes are played: the other says what this one does, or reads others."""
+    state = eg.shard(Total().init(memory=jnp.zeros(8)), eg.make_mesh())
+    data = [np.full(8, i, np.float32) for i in range(3)]
+    run, seen = eg.train(Total(), state, data, key=KEY), []
+
+    def gathered(mine):
+        seen.append(mine)
+        other = len(seen) == 5 and not same  # state's parts, the blocks, and the rows
+        return np.stack([mine, mine + other])
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "process_allgather", gathered)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        state, _ = eg.drain(run)
+    assert float(state.model) == 24
+    assert any("brings the same rows" in str(w.message) for w in caught) == same
+
+
+def test_processes_that_train_apart_are_told(monkeypatch):
+    state, data = Total().init(), [np.ones(1, np.float32)]
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.warns(eg.RunWarning, match="`state` is on no mesh: each of 2 proc"):
+        eg.train(Total(), state, data, key=KEY)
 
 
 def test_checkpoints_go_from_one_placement_to_another(tmp_path):

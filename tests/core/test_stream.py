@@ -1,6 +1,7 @@
 """Data that are slow, hang, end, come in two shapes, or can be set back."""
 
 import itertools
+import json
 import threading
 import time
 
@@ -11,6 +12,7 @@ import pytest
 
 import effgen as eg
 from effgen.core import device_run
+from effgen.core.positions import decoded
 from tests.cases import KEY
 from tests.core.tiny import OnHost, Total
 
@@ -90,6 +92,85 @@ def test_data_that_hang_are_named_after_the_patience(tmp_path):
     assert caught.value.step == 5 == int(eg.restore(tmp_path, Total().init()).step)
     with pytest.raises(ValueError, match="`patience` is 0"):
         run(hangs(), patience=0)
+    with pytest.raises(ValueError, match="`patience` is 0"):
+        eg.fit(Total(), Total().init(), hangs(), key=KEY, patience=0)
+
+
+def test_patience_is_for_a_batch_where_a_whole_stack_is_awaited():
+    """`Rollback` waits for all of a stack; its batches come one by one."""
+
+    def slow():
+        for _ in range(12):
+            time.sleep(0.1)
+            yield np.ones(1, np.float32)
+
+    made = eg.guarded(run(slow(), 12, patience=0.6), eg.Rollback())
+    state, _ = eg.drain(made)
+    assert int(state.step) == 12
+
+
+class Live:
+    """An iterator that hands out its own state, and goes on in one it is given."""
+
+    def __init__(self):
+        self.state = {"next": 0}
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.state["next"] += 1
+        return np.float32([self.state["next"] - 1])
+
+    def get_state(self):
+        return self.state
+
+    def set_state(self, state):
+        self.state = state
+
+
+def test_a_live_state_is_not_read_ahead_of_what_was_used(tmp_path):
+    made = run(Live(), 50, every=10)
+    eg.drain(eg.checkpointed(made, tmp_path, every=20, keep=9))
+    for step in (20, 40):
+        data = eg.Stream(Live())
+        path = tmp_path / str(step) / "manifest.json"
+        data.set_state(decoded(json.loads(path.read_text())["position"]))
+        _, history = eg.fit(Total(), Total().init(), data, key=KEY, num_steps=2)
+        assert history["loss"].tolist() == [step, step + 1]
+
+
+@pytest.mark.parametrize("trainer", [Total(), OnHost()])
+def test_batches_in_one_buffer_are_told_apart(trainer):
+    """The next one is written over the last, which was read ahead and not used."""
+
+    def reusing():
+        buffer = np.zeros(4, np.float32)
+        for i in range(200):
+            buffer[:] = i
+            yield {"x": buffer}["x"][:2]
+
+    run = eg.train(trainer, trainer.init(), reusing(), key=KEY)
+    _, history = eg.drain(run)
+    assert history["loss"].tolist() == [2 * i for i in range(200)]
+
+
+@pytest.mark.parametrize("data", [np.zeros((8, 2)), {"x": 1}, "rows", 3])
+def test_a_stream_is_of_several_batches(data):
+    with pytest.raises(TypeError, match=r"`iterable` is a .*: pass an iterable of"):
+        eg.Stream(data)
+
+
+def test_an_iterator_that_is_used_up_is_told_of():
+    data = iter([np.ones(1, np.float32)] * 3)
+    state, _ = eg.fit(Total(), Total().init(), data, key=KEY)
+    for given in (data, iter([])):
+        with pytest.warns(eg.RunWarning, match="`data` had no batch, and no step"):
+            again, _ = eg.fit(Total(), state, given, key=KEY)
+        assert int(again.step) == 3
+    with pytest.warns(eg.RunWarning, match="`data` had no batch"):
+        eg.fit(Total(), Total().init(), [], key=KEY)
+    eg.fit(Total(), state, [np.ones(1, np.float32)] * 3, key=KEY)  # is done
 
 
 def test_no_more_is_taken_than_asked_run_after_run():

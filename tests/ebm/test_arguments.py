@@ -152,9 +152,9 @@ def masses(weights, classify=lambda x: jnp.zeros(len(x), int)):
             r"`channels` is \(\): pass positive integers",
         ),
         (
-            lambda: ebm.residual_energy((1, 8, 8), key=KEY, blocks=0),
+            lambda: ebm.residual_energy((1, 8, 8), key=KEY, num_blocks=0),
             ValueError,
-            "`blocks` is 0",
+            "`num_blocks` is 0",
         ),
         (lambda: ebm.ConfinedEnergy(MODEL, 0.0), ValueError, "`scale` is 0"),
         (lambda: ebm.ConfinedEnergy(None, 1.0), TypeError, "`network` is None"),

@@ -1,13 +1,13 @@
 """WordNet: its files, and the tasks they make."""
 
-import importlib
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from effgen.retrieval_cache import synsets as module
 from effgen.retrieval_cache.corpora import split
-from effgen.retrieval_cache.wordnet import (
+from effgen.retrieval_cache.synsets import (
     Synset,
     definitions_to_lemmas,
     examples_to_synsets,
@@ -18,10 +18,6 @@ from effgen.retrieval_cache.wordnet import (
     wordnet,
 )
 from tests.retrieval_cache.texts import written
-
-
-# The name in the package is the function's.
-module = importlib.import_module("effgen.retrieval_cache.wordnet")
 
 
 # From WordNet 3.0, Copyright 2006 by Princeton University, with fewer pointers.

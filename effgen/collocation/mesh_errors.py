@@ -21,7 +21,7 @@ from .misfits import influence
 from .model import Model
 from .nlp import NLP
 from .problem import Problem
-from .radau import radau
+from .radau_points import radau
 from .solution import Solution, full_differentiation
 from .transcription import Transcription
 
