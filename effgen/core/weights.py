@@ -102,7 +102,8 @@ def conditional_ess(
             "walkers: pass one for each."
         )
     weights = normalized(log_weights)
-    increments = _shifted(log_increments)
+    # A walker without weight has no say in the scale, by which others may vanish.
+    increments = _shifted(jnp.where(weights > 0, log_increments, -jnp.inf))
     mean, square = jnp.sum(weights * increments), jnp.sum(weights * increments**2)
     ratio = mean**2 / jnp.where(square > 0, square, 1)
     return jnp.where(square > 0, count * ratio, 0.0)

@@ -26,7 +26,7 @@ from .arguments import (
 from .checks import check_batch
 from .evaluation import Energy, energies_at
 from .islands import check_walkers, first_walkers, islands, resampled_below
-from .kernels import AbstractKernel, check_kernel
+from .kernels import AbstractKernel, check_admitted, check_kernel
 from .learning import followed
 from .populations import knows_partition, reweighted
 from .walkers import Walkers
@@ -258,6 +258,7 @@ def sandwich(
     radius: float = 0.05,
     num_between: int = 1,
     num_moves: int = 1,
+    resample_below: float = 0.5,
 ) -> Sandwich:
     """Return `log Z` of the last model by a run forward, and by one back from `data`.
 
@@ -277,13 +278,15 @@ def sandwich(
         radius: In (0, 1); its square is the share of the walkers that a step may cost.
         num_between: The least number of steps between two models.
         num_moves: Moves a step.
+        resample_below: As of `annealed`.
 
     Returns:
         Both estimates with one standard error each, in nats.
 
     Raises:
         ValueError: As `annealed`, and for data that are not finite, not of the
-            walkers' shape, or of infinite energy.
+            walkers' shape, fewer than 2, of infinite energy, or where walkers of the
+            kernel can never be.
         TypeError: As `annealed`, and for data that are no numbers.
 
     Source:
@@ -292,15 +295,22 @@ def sandwich(
     check_energies_in(models)
     check_walkers("walkers", walkers)
     check_key(key)
+    check_kernel(kernel)
     data, models = as_rows("data", data), list(models)
     check_batch(data, walkers.positions.shape[1:])
     check_finite("data", data)
+    if len(data) < 2:
+        raise ValueError(f"`data` has {len(data)} row(s): pass at least 2 examples.")
+    if not models:
+        raise ValueError("`models` is empty: pass at least the trained model.")
+    check_admitted("`data` has", kernel, models[-1], data)
     keys = jax.random.split(key)
     settings: dict[str, Any] = {
         "kernel": kernel,
         "radius": radius,
         "num_between": num_between,
         "num_moves": num_moves,
+        "resample_below": resample_below,
     }
     forward = annealed(models, walkers, key=keys[0], **settings)
     start = _estimate(reweighted(walkers, models[0]))
@@ -313,7 +323,7 @@ def sandwich(
         )
     # Weights of one for the last model, whose log Z is the unknown: here, zero.
     even = jnp.zeros_like(samples.log_weights)
-    samples = dataclasses.replace(samples, log_weights=even)
+    samples = dataclasses.replace(samples, log_weights=even, walls=walkers.walls)
     backward = annealed(models[::-1], samples, key=keys[1], **settings)
     back = _estimate(backward)
     error = jnp.hypot(back.standard_error, start.standard_error)

@@ -8,6 +8,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from effgen.core.state import Metrics, TrainState
 
+from .arguments import as_rows, check_energy
+from .checks import check_energies
+from .data_checks import values_at_hand
 from .evaluation import Energy
 from .islands import resampled_below
 from .kernels import AbstractKernel
@@ -17,6 +20,7 @@ from .learning import (
     check_memory,
     check_values,
     followed,
+    local_rows,
     started,
 )
 from .particles import KernelState
@@ -28,6 +32,10 @@ from .populations import (
     taken,
 )
 from .walkers import Walkers
+
+
+# So many rows of the data show whether an energy is a function of each.
+_TRIED = 64
 
 
 def audited(
@@ -84,6 +92,7 @@ def watched_start(
     `memory` are walkers that watch, if any; `own` is what the trainer keeps.
     """
     audit = memory.audit if isinstance(memory, Audited) else memory
+    check_energy("model", model)
     if audit is not None:
         check_memory(kernel, model, audit)
         check_known(audit, "leave out the memory")
@@ -119,11 +128,27 @@ def watch(
 
 
 def check_watched_data(
-    kernel: AbstractKernel, state: TrainState, batch: Any, source: Any
+    kernel: AbstractKernel, state: TrainState, batch: Any, source: Any, own: type
 ) -> None:
-    """Raise on data that are no rows, or not of the watching walkers' shape."""
-    if state.memory.audit is None:
+    """Raise on data that are no rows, or not of the watching walkers' shape.
+
+    Without these the energy is tried on some rows. `own` is the kind of what the
+    trainer keeps in place of walkers that train.
+    """
+    memory = state.memory
+    if not (isinstance(memory, Audited) and isinstance(memory.walkers, own)):
+        raise ValueError(
+            "`state` is of another trainer: begin by `trainer.init(state.model)`, or "
+            "go on by `effgen.continued(trainer, state)`."
+        )
+    if memory.audit is None:
         shape = tuple(getattr(batch, "shape", ())[1:])
         check_values(kernel, state.model, shape, batch, source)
+        values = values_at_hand(batch, source)
+        if values is not None:
+            some = as_rows("data", local_rows(values)[:_TRIED])
+            check_energies(state.model, some, "rows")
     else:
         check_data(kernel, state, batch, source)
+    if batch.shape[0] < 2:
+        raise ValueError("`data` gives batches of 1 row: this trainer needs 2 or more.")

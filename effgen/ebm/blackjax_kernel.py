@@ -102,13 +102,7 @@ class BlackJAX(AbstractContinuousKernel):
                 energy that is not finite, repeatable and confining.
         """
         super().check(model, walkers)
-        info = self._info(model, walkers)
-        if not any(hasattr(info, name) for name in _ADJUSTED):
-            raise TypeError(
-                "`algorithm` tells of no acceptance, as unadjusted samplers do, which "
-                "leave another density than the model's invariant: pass an adjusted "
-                "one, such as `blackjax.hmc` or `blackjax.adjusted_mclmc`."
-            )
+        _check_adjusted(self._info(model, walkers))
         if not traced(walkers):
             self._check_invariant(walkers.positions)
 
@@ -174,6 +168,16 @@ def _mean_squares(
     return before, after, jnp.abs(after - scale**2) / error
 
 
+def _check_adjusted(info: Any) -> None:
+    if not any(hasattr(info, name) for name in _ADJUSTED):
+        raise TypeError(
+            "`algorithm` tells of no acceptance, as unadjusted samplers do, which "
+            "leave another density than the model's invariant: pass an adjusted "
+            "one, such as `blackjax.hmc` or `blackjax.adjusted_mclmc`."
+        )
+
+
 def _acceptance(info: Any) -> Array:
+    _check_adjusted(info)  # again: chains of data, and long runs, have no walkers
     rates = [getattr(info, name) for name in _ADJUSTED[:2] if hasattr(info, name)]
     return jnp.asarray(rates[0] if rates else 1.0)

@@ -31,9 +31,16 @@ def check_continuous(model: Energy, positions: Float[Array, "walkers *shape"]) -
 
 
 def check_energies(
-    model: Energy, positions: Float[Array, "walkers *shape"]
+    model: Energy,
+    positions: Float[Array, "walkers *shape"],
+    called: str = "walkers",
+    *,
+    least: float = 1.0,
 ) -> "_Seen | None":
     """Raise `ValueError` if `model` is no function of a row, finite at the walkers.
+
+    They are `called` so in messages. A share of `least` or more must have a finite
+    energy; that of the others is infinite, as where a model has no mass.
 
     Returns:
         What was seen of it, if there are numbers to look at.
@@ -41,7 +48,7 @@ def check_energies(
     if isinstance(positions, Tracer) or traced(model):
         return None
     seen = _Seen(*map(np.asarray, _seen(model, positions[:_NUM_ROWS])))
-    _check_finite(seen.energies)
+    _check_finite(seen.energies, called, least)
     _check_repeatable(seen)
     return seen
 
@@ -83,7 +90,9 @@ def _along_rays(
     flat = rows.reshape(rows.shape[0], -1)
     norms = jnp.linalg.norm(flat, axis=1, keepdims=True)
     spread = jnp.sqrt(jnp.mean(norms**2))
-    rays = (flat / jnp.maximum(norms, 1e-12)).reshape(rows.shape)
+    # A row of zeros has no direction: it looks along the diagonal.
+    along = jnp.where(norms > 0, flat / jnp.where(norms > 0, norms, 1.0), 1.0)
+    rays = along.reshape(rows.shape)
     near, far = (energies_at(model, spread * r * rays) for r in _FAR)
     return near, far
 
@@ -94,24 +103,49 @@ def _grows(near: Any, far: Any, size: int) -> Array:
     return (jnp.asarray(far) - near > needed) | jnp.isposinf(far)
 
 
+def walled(
+    model: Energy,
+    positions: Float[Array, "walkers *shape"],
+    walls: tuple[float, float] | None,
+) -> bool:
+    """Return whether the energy is infinite outside of a box, if there is one."""
+    if walls is None or traced((model, positions)):
+        return True
+    return bool(_infinite_beyond(model, positions[:_NUM_ROWS], walls[1] - walls[0]))
+
+
+@eqx.filter_jit
+def _infinite_beyond(
+    model: Energy, rows: Float[Array, "walkers *shape"], width: float
+) -> Array:
+    # Each row with one of its entries past a wall, above or below by turns.
+    flat = rows.reshape(rows.shape[0], -1)
+    i = jnp.arange(len(flat))
+    past = jnp.where(i // flat.shape[1] % 2 == 0, 1.5 * width, -1.5 * width)
+    beyond = flat.at[i, i % flat.shape[1]].add(past.astype(flat.dtype))
+    return jnp.all(jnp.isposinf(energies_at(model, beyond.reshape(rows.shape))))
+
+
 def traced(tree: Any) -> bool:
     """Return whether there are no numbers yet to look at."""
     return any(isinstance(x, Tracer) for x in jax.tree.leaves(tree))
 
 
-def _check_finite(energies: np.ndarray) -> None:
+def _check_finite(energies: np.ndarray, called: str, least: float) -> None:
     bad = int(np.sum(~np.isfinite(energies)))
-    if bad:
+    infinite = int(np.sum(np.isposinf(energies)))
+    if bad > infinite or len(energies) - bad < least * len(energies):
         raise ValueError(
-            f"`model` gives {bad} of {len(energies)} walkers an energy that is not "
-            "finite: start the walkers where the energy is, or mend it there."
+            f"`model` gives {bad} of {len(energies)} {called} an energy that is not "
+            f"finite: pass {called} where the energy is, or mend it there."
         )
 
 
 def _check_repeatable(seen: _Seen) -> None:
-    energies, half = seen.energies, seen.half
+    # Infinite energies stay what they are: all are looked at as finite ones.
+    energies, again, half = map(np.nan_to_num, (seen.energies, seen.again, seen.half))
     scale = 1e-4 * (1 + np.abs(energies))
-    if np.any(np.abs(seen.again - energies) > scale):
+    if np.any(np.abs(again - energies) > scale):
         raise ValueError(
             "`model` gives the same walkers other energies the second time: an energy "
             "must be a function of its input alone. Take out dropout and other noise "

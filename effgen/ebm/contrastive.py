@@ -19,7 +19,7 @@ from .arguments import check_penalty, check_positive, check_share
 from .audit import audited, check_watched_data, watch, watched_start
 from .evaluation import Energy
 from .islands import unweighted
-from .kernels import AbstractKernel, check_kernel
+from .kernels import AbstractKernel, check_admitted, check_kernel
 from .learning import (
     check_data,
     check_known,
@@ -36,6 +36,7 @@ from .populations import (
     Memory,
     Population,
     audit_population,
+    example_shape,
     put,
     taken,
     training_population,
@@ -46,6 +47,10 @@ from .populations import (
 from .step_sizes import begun_with
 from .trust_region import bounded, check_radius
 from .walkers import Walkers
+
+
+# So many restarts are drawn, to see whether walkers may be where they begin.
+_NUM_TRIED = 64
 
 
 class PCDTrainer(AbstractTrainer):
@@ -124,13 +129,16 @@ class PCDTrainer(AbstractTrainer):
         Raises:
             TypeError: For walkers that are missing, or what is no energy.
             ValueError: For an energy that does not fit the walkers or that the kernel
-                refuses; for audit walkers of unknown density.
+                refuses; for audit walkers of unknown density; for `restarts` where the
+                kernel's walkers can never be.
         """
         check_memory(self.kernel, model, memory)
         assert memory is not None
         audit = audit_population(memory)
         if audit is not None:
             check_known(audit, "leave out the audit")
+        if self.restarts:
+            self._check_restarts(model, example_shape(memory))
         population = within(training_population(memory), unweighted)
         memory = with_walkers(memory, population)
         return started(self.optim, self.kernel, model, memory)
@@ -219,6 +227,11 @@ class PCDTrainer(AbstractTrainer):
         mixed = jax.tree.map(put_in, walkers.particles, begun)
         return walkers.at(mixed)
 
+    def _check_restarts(self, model: Energy, shape: tuple[int, ...]) -> None:
+        noise = 3 * jax.random.normal(jax.random.key(0), (_NUM_TRIED, *shape))  # rare
+        said = f"`restarts` is {self.restarts}, but a Gaussian draws"
+        check_admitted(said, self.kernel, model, self.restart_scale * noise)
+
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
         """Raise on data that the walkers cannot be compared with.
 
@@ -230,8 +243,9 @@ class PCDTrainer(AbstractTrainer):
         Raises:
             TypeError: For batches that are no array, or as `kernel.check_data`.
             ValueError: For rows of another shape or scale than the walkers, or as
-                `kernel.check_data`.
+                `kernel.check_data`; for a state without walkers that train.
         """
+        training_population(state.memory)
         check_data(self.kernel, state, batch, source)
 
 
@@ -349,8 +363,10 @@ class CDTrainer(AbstractTrainer):
             self.kernel, model, chains, metrics["energy_gap"], state.step, batch
         )
         metrics |= moved_by(chains.kernel_state)
-        memory = Audited(chains.kernel_state, audit)
-        return state.advance(model, opt_state, memory), metrics | more
+        # In the precision that it has been kept in, whatever that of the batch is.
+        same = lambda new, old: new.astype(old.dtype)
+        kept = jax.tree.map(same, chains.kernel_state, state.memory.walkers)
+        return state.advance(model, opt_state, Audited(kept, audit)), metrics | more
 
     def _chains(
         self, state: TrainState[Energy, Audited], batch: Array, key: PRNGKeyArray
@@ -377,6 +393,6 @@ class CDTrainer(AbstractTrainer):
         Raises:
             TypeError: For batches that are no array, or as `kernel.check_data`.
             ValueError: For rows of another shape or scale than the watching walkers,
-                or as `kernel.check_data`.
+                or as `kernel.check_data`; for a state of another trainer.
         """
-        check_watched_data(self.kernel, state, batch, source)
+        check_watched_data(self.kernel, state, batch, source, KernelState)

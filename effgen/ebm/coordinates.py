@@ -261,11 +261,17 @@ def check_coordinates(coordinates: Any, shape: tuple[int, ...] | None = None) ->
             f"`coordinates` is a {type(coordinates).__name__}: pass "
             "`ebm.Standardized.of(data)`, or `ebm.Whitened.of(data)`."
         )
-    size = coordinates.mean.bits.size
+    size, own = coordinates.mean.bits.size, coordinates.mean.bits.shape
     if shape is not None and size != int(np.prod(shape)):
         raise ValueError(
             f"`coordinates` are of {size} numbers, an example of `shape` {shape} has "
             f"{int(np.prod(shape))}: make them of the data that the model is of."
+        )
+    # Whitened ones are of any example with as many entries.
+    if shape is not None and isinstance(coordinates, Standardized) and own != shape:
+        raise ValueError(
+            f"`coordinates` are of examples of shape {own}, not {shape}: make them of "
+            "data whose rows have the `shape` of the model."
         )
 
 

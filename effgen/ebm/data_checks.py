@@ -40,11 +40,16 @@ def check_continuous_data(batch: Any, source: Any, last: int | None = None) -> N
     rows = rows_at_hand(batch, source)
     if isinstance(rows, np.ndarray | jax.Array) and not isinstance(rows, Tracer):
         if len(rows) >= _LEAST_ROWS:
-            check_columns("data", _columns_to(last, rows[:_MOST_ROWS]))
+            check_columns("data", _columns_to(last, spread_rows(rows, _MOST_ROWS)))
 
 
 def _columns_to(last: int | None, rows: Any) -> Any:
     return rows if last is None else rows[:, :last]
+
+
+def spread_rows(rows: Any, most: int) -> Any:
+    """Return some rows of an array from all over it: its rows may be sorted."""
+    return rows[:: max(1, len(rows) // most)][:most]
 
 
 def rows_at_hand(batch: Any, source: Any) -> Any:
@@ -82,6 +87,7 @@ def check_columns(name: str, rows: Any) -> None:
         ValueError: With the columns, what is wrong and what to do.
     """
     values = jnp.asarray(rows)
+    values = values[:, None] if values.ndim == 1 else values
     if len(values) < 2:
         raise ValueError(
             f"`{name}` has {len(values)} row(s): there is no density to learn of fewer "
@@ -104,12 +110,16 @@ def check_columns(name: str, rows: Any) -> None:
                 f"{_listed(constant)}. Its density there is degenerate: drop the "
                 "columns, or add noise to the data."
             )
-    _check_atoms(name, np.asarray(values[:_MOST_ROWS]))
+    if len(values) >= _LEAST_ROWS:
+        # Copies may be side by side, or come again after all the others.
+        some = np.asarray(spread_rows(values, _MOST_ROWS))
+        _check_copies(name, some)
+        if len(values) > len(some):
+            _check_copies(name, np.asarray(values[:_MOST_ROWS]))
+        _check_atoms(name, some)
 
 
-def _check_atoms(name: str, rows: np.ndarray) -> None:
-    if len(rows) < _LEAST_ROWS:
-        return
+def _check_copies(name: str, rows: np.ndarray) -> None:
     flat = np.ascontiguousarray(rows.reshape(len(rows), -1))
     different = len(np.unique(flat.view(np.dtype((np.void, flat[0].nbytes)))))
     if different < len(rows) / 2:
@@ -117,9 +127,12 @@ def _check_atoms(name: str, rows: np.ndarray) -> None:
             f"`{name}` has {different} different rows in {len(rows)}: where rows are "
             "repeated there is no density. Drop the copies, or add noise to the data."
         )
+
+
+def _check_atoms(name: str, rows: np.ndarray) -> None:
     if rows.ndim != 2:
         return
-    common = np.array([np.unique(x, return_counts=True)[1].max() for x in flat.T])
+    common = np.array([np.unique(x, return_counts=True)[1].max() for x in rows.T])
     atoms = np.flatnonzero(common > _ATOM * len(rows))
     if len(atoms):
         raise ValueError(

@@ -17,6 +17,7 @@ from effgen.core.weights import Estimate, resample
 
 from .arguments import as_rows, check_energy, check_finite
 from .checks import traced
+from .discrete import are_bits
 from .evaluation import Energy, energies_at
 from .islands import check_walkers
 from .populations import (
@@ -35,6 +36,12 @@ from .stored import read, written
 from .walkers import Walkers
 
 
+_LOST = (
+    "`walkers` have no weight left under `energy`: it is not finite where they are. "
+    "Follow it by `ebm.annealed`."
+)
+
+
 class NormalizedEnergy(eqx.Module):
     """A normalized density: `log_prob(x) = -energy(x) - log_partition`.
 
@@ -49,6 +56,8 @@ class NormalizedEnergy(eqx.Module):
         least_share: The least share of an island that one change of the model left.
         survivors: The share of the first walkers with descendants.
         imbalance: How far the walkers are from equilibrium, in standard errors.
+        walls: The box that the density is of, `(low, high)`, or `None`.
+        binary: Whether it is of zeros and ones alone.
     """
 
     energy: Energy
@@ -61,6 +70,8 @@ class NormalizedEnergy(eqx.Module):
     least_share: Float[Array, ""] | float = 1.0
     survivors: Float[Array, ""] | float = 1.0
     imbalance: Float[Array, ""] | float = 0.0
+    walls: tuple[float, float] | None = eqx.field(static=True, default=None)
+    binary: bool = eqx.field(static=True, default=False)
 
     @classmethod
     def from_state(
@@ -101,7 +112,8 @@ class NormalizedEnergy(eqx.Module):
             walkers: `Walkers` or a `Reservoir`; they are reweighted for `energy`.
 
         Raises:
-            ValueError: If the walkers do not know `log Z`, or none has weight left.
+            ValueError: If the walkers do not know `log Z`, if none has weight left, or
+                where the energy is NaN.
 
         Warns:
             RunWarning: If the error bar cannot be relied on, with the reasons.
@@ -110,10 +122,14 @@ class NormalizedEnergy(eqx.Module):
         if isinstance(walkers, Reservoir):
             walkers = flattened(walkers)
         check_walkers("walkers", walkers)
+        _check_defined(energy, walkers)
         return _density(energy, reweighted(walkers, energy))
 
     def log_prob(self, x: Float[Array, "*batch_and_shape"]) -> Float[Array, "*batch"]:
         """Return the log-density in nats of each example, shape `(*batch,)`.
+
+        It is `-inf` where walkers can never be: outside of `walls`, and, of `binary`
+        models, at other values than zeros and ones.
 
         Arguments:
             x: Examples, shape `(*batch, *shape)`; `log Z`'s error is common to all.
@@ -128,21 +144,35 @@ class NormalizedEnergy(eqx.Module):
                 f"`x` has shape {x.shape}, which does not end in that of an example, "
                 f"{self.shape}."
             )
-        energies = _energies_at(self.energy, x.reshape(-1, *self.shape))
-        return -energies.reshape(batch) - self.log_partition
+        rows = x.reshape(-1, *self.shape)
+        values = -_energies_at(self.energy, rows).reshape(batch) - self.log_partition
+        for inside in self._inside(rows):
+            each = jnp.all(inside, axis=tuple(range(1, rows.ndim)))
+            values = jnp.where(each.reshape(batch), values, -jnp.inf)
+        return values
+
+    def _inside(self, rows: Float[Array, "examples *shape"]) -> list[Array]:
+        """Return where entries may be, by each of the bounds that there are."""
+        inside = []
+        if self.walls is not None:
+            low, high = self.walls
+            inside.append((rows >= low) & (rows <= high))
+        if self.binary:
+            inside.append((rows == 0) | (rows == 1))
+        return inside
 
     def log_likelihood(self, x: Float[Array, "examples *shape"]) -> Estimate:
         """Return the mean log-density in nats, with `log Z`'s and the sample's error.
 
         Arguments:
-            x: Examples, `(examples, *shape)`, finite; of a single one the error is NaN.
+            x: Examples, `(*batch, *shape)`, finite; of a single one the error is NaN.
         """
         x = as_rows("x", x)
-        if not len(x):
+        if not x.size:
             raise ValueError("`x` has no rows: pass the examples to be judged.")
-        check_finite("x", x)
-        values = self.log_prob(x)
-        sampling = jnp.std(values, ddof=1) / jnp.sqrt(values.shape[0])
+        check_finite("x", jnp.atleast_1d(x))
+        values = self.log_prob(x).reshape(-1)
+        sampling = jnp.std(values, ddof=1) / jnp.sqrt(values.size)
         return Estimate(jnp.mean(values), jnp.hypot(sampling, self.standard_error))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -152,7 +182,8 @@ class NormalizedEnergy(eqx.Module):
             path: The file.
         """
         told = Told(*(jnp.asarray(getattr(self, name)) for name in Told._fields))
-        written(path, (self.energy, told), self.shape)
+        support = {"shape": self.shape, "walls": self.walls, "binary": self.binary}
+        written(path, self.energy, told, support)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], energy: Energy) -> "NormalizedEnergy":
@@ -160,29 +191,52 @@ class NormalizedEnergy(eqx.Module):
 
         Arguments:
             path: The file that `save` wrote.
-            energy: Built as the saved one was: its parameters are replaced.
+            energy: Built as the saved one was: its parameters are replaced. What is no
+                array in it, such as a `scale`, must be the same.
 
         Raises:
             ValueError: If the file is damaged, of another format, or of another energy.
+            TypeError: If `energy` is none.
         """
+        check_energy("energy", energy)
         blank = Told(*(jnp.zeros(()) for _ in Told._fields))
-        energy, told, shape = read(path, energy, blank)
-        return cls(energy=energy, shape=shape, **told._asdict())
+        energy, told, support = read(path, energy, blank)
+        walls = support.get("walls")  # files of before have none
+        return cls(
+            energy=energy,
+            shape=tuple(support["shape"]),
+            walls=None if walls is None else (walls[0], walls[1]),
+            binary=support.get("binary", False),
+            **told._asdict(),
+        )
+
+
+def _check_defined(energy: Energy, walkers: Walkers) -> None:
+    """Raise where the energy is NaN, which is no infinity: there may well be mass."""
+    undefined = jnp.isnan(_energies_at(energy, walkers.positions))
+    if not traced(undefined) and (bad := int(jnp.sum(undefined))):
+        raise ValueError(
+            f"`energy` is NaN at {bad} of {walkers.num} walkers: mend it there, or let "
+            "it be infinite where the model has no mass."
+        )
 
 
 def _density(energy: Energy, walkers: Walkers) -> NormalizedEnergy:
     """Return the density of `energy`, by walkers that are weighted for it."""
+    if traced((energy, walkers)):
+        raise TypeError(
+            "`walkers` or `energy` are traced, by `jit` or the like, so that nothing "
+            "can be said of their error: make the density outside. Its `log_prob` may "
+            "be called inside."
+        )
     if not knows_partition(walkers):
         raise ValueError(
-            "`state.memory` does not know `log Z`: its walkers carry no weights. "
+            "the population does not know `log Z`: its walkers carry no weights. "
             "Train with `JarzynskiTrainer`, or give the trainer `Audited` walkers."
         )
     told = told_by(walkers)
     if not bool(jnp.isfinite(told.log_partition)):
-        raise ValueError(
-            "`walkers` have no weight left under `energy`: it is not finite where "
-            "they are. Follow it by `ebm.annealed`."
-        )
+        raise ValueError(_LOST)
     reasons = doubts(told, energy, walkers)
     if reasons:
         warnings.warn(
@@ -192,8 +246,13 @@ def _density(energy: Energy, walkers: Walkers) -> NormalizedEnergy:
             RunWarning,
             stacklevel=3,
         )
-    shape = walkers.positions.shape[1:]
-    return NormalizedEnergy(energy=energy, shape=shape, **told._asdict())
+    return NormalizedEnergy(
+        energy=energy,
+        shape=walkers.positions.shape[1:],
+        walls=walkers.walls,
+        binary=bool(are_bits(walkers.positions)),
+        **told._asdict(),
+    )
 
 
 def weighted_samples(
@@ -208,6 +267,7 @@ def weighted_samples(
         population: Of `state.memory`; by default the audit, else what trains.
     """
     walkers = _evaluated(_population(state, population), state)
+    _check_alive(walkers)
     return walkers.positions, walkers.weights
 
 
@@ -241,9 +301,15 @@ def sample(
             RunWarning,
             stacklevel=2,
         )
+    _check_alive(walkers)
     if not traced(walkers) and knows_partition(chosen):
         _warn_of_copies(walkers)
     return _drawn(walkers, num, key)
+
+
+def _check_alive(walkers: Walkers) -> None:
+    if not traced(walkers) and not bool(_shared(walkers)[0] > 0):
+        raise ValueError(_LOST)
 
 
 def _warn_of_copies(walkers: Walkers) -> None:

@@ -21,7 +21,7 @@ from .blocks import FEWEST_BLOCKS, num_blocks_of, widening
 from .checks import traced
 from .evaluation import Energy
 from .islands import check_walkers
-from .kernels import AbstractKernel, check_kernel
+from .kernels import AbstractKernel, check_admitted, check_kernel
 from .walkers import Walkers
 
 
@@ -30,7 +30,7 @@ def pareto_k(log_weights: Float[Array, " walkers"]) -> Float[Array, ""]:
 
     Weights have `1 / k` finite moments. Below 0.5 the effective sample size is right,
     up to 0.7 nearly; past 0.7, more walkers or smaller steps are needed. Equal weights
-    have `-inf`.
+    have `-inf`; weights that are all 0 have `inf`.
 
     Arguments:
         log_weights: Log-weights, shape `(walkers,)`, 2 or more; `-inf` for a weight
@@ -66,7 +66,8 @@ def _pareto_k(log_weights: Float[Array, " walkers"]) -> Float[Array, ""]:
     equal = jnp.max(weights) - jnp.min(weights) < 1e-6
     shape = pareto_khat(weights, tail="upper", tail_frac=share)
     # A tail of equal weights, as after a resampling, has no shape and no end.
-    return jnp.where(equal | jnp.isnan(shape), -jnp.inf, shape)
+    shape = jnp.where(equal | jnp.isnan(shape), -jnp.inf, shape)
+    return jnp.where(jnp.isneginf(jnp.max(log_weights)), jnp.inf, shape)
 
 
 def imbalance(walkers: Walkers) -> Float[Array, ""]:
@@ -192,6 +193,8 @@ def _check_weights(positions: Array, weights: Array) -> None:
 @partial(jax.jit, static_argnames="num_modes")
 def _masses(weights: Array, labels: Array, num_modes: int) -> Estimate:
     num, num_blocks = weights.shape[0], num_blocks_of(weights.shape[0])
+    if num_blocks == 1:  # of few walkers, which may be relatives too
+        num_blocks = min(num, FEWEST_BLOCKS)
     blocks = jnp.arange(num) * num_blocks // num
     both = jax.ops.segment_sum(
         weights, blocks * num_modes + labels, num_blocks * num_modes
@@ -255,8 +258,8 @@ def long_run(
             is one.
 
     Raises:
-        ValueError: For counts that are not positive, or positions that are not finite
-            or fewer than 2.
+        ValueError: For counts that are not positive, or positions that are not finite,
+            fewer than 2, or where walkers of the kernel can never be.
         TypeError: For what is no energy, no kernel, no key, or no numbers.
     """
     check_count("num_steps", num_steps)
@@ -266,6 +269,7 @@ def long_run(
     check_key(key)
     positions = as_rows("positions", positions)
     check_finite("positions", positions)
+    check_admitted("`positions` has", kernel, model, positions)
     walkers = kernel.begun(_started(model, positions), model)
     ends = np.linspace(0, num_steps, min(num_records, num_steps) + 1).astype(int)
     energies = [jnp.mean(walkers.energies)]

@@ -8,11 +8,16 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from .checks import check_energies
 from .data_checks import values_at_hand
 from .evaluation import Energy
 from .kernels import AbstractKernel, metropolized
 from .particles import Particles
 from .walkers import Walkers
+
+
+# The share of the walkers that must begin where the energy is finite.
+_LEAST_ALLOWED = 0.05
 
 
 class GibbsWithGradients(AbstractKernel):
@@ -30,7 +35,8 @@ class GibbsWithGradients(AbstractKernel):
     Take `num_moves` about as large as a tenth of the number of entries.
 
     Walkers and data are zeros and ones, `Walkers.from_bernoulli`. Spins `s` of -1 and 1
-    are `s = 2 x - 1` inside the energy. It takes no arguments.
+    are `s = 2 x - 1` inside the energy. Where a gradient is not finite, nothing is
+    preferred, which is exact too. It takes no arguments.
 
     Source:
         Grathwohl et al. (2021); Zanella (2020).
@@ -80,17 +86,20 @@ class GibbsWithGradients(AbstractKernel):
         return are_bits(batch)
 
     def check(self, model: Energy, walkers: Walkers) -> None:
-        """Raise unless the walkers are zeros and ones.
+        """Raise unless the walkers are zeros and ones, where the energy is finite.
 
         Arguments:
-            model: Not used.
+            model: The energy at the start.
             walkers: The walkers at the start.
 
         Raises:
-            ValueError: For walkers that are not zeros and ones.
+            ValueError: For walkers that are not zeros and ones, or an energy that is
+                infinite at most of them, undefined, not the same twice, or a function
+                of the other rows.
         """
-        del model
         check_bits(walkers)
+        # Codes that stand for nothing may be forbidden, as of three colors in two bits.
+        check_energies(model, walkers.positions, least=_LEAST_ALLOWED)
 
     def check_data(self, batch: Any, source: Any) -> None:
         """Raise unless the data, as far as they are at hand, are zeros and ones.
@@ -108,6 +117,8 @@ class GibbsWithGradients(AbstractKernel):
 def _logits(
     x: Float[Array, "walkers *shape"], gradients: Float[Array, "walkers *shape"]
 ) -> Float[Array, "walkers entries"]:
+    # Any function of the position will do: an energy may have no gradient at a corner.
+    gradients = jnp.where(jnp.isfinite(gradients), gradients, 0.0)
     gains = 0.5 * ((2 * x - 1) * gradients).reshape(x.shape[0], -1)
     return jax.nn.log_softmax(gains, axis=1)
 

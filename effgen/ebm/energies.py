@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from effgen.core.counts import check_count
 from effgen.core.keys import check_key
 
-from .arguments import check_energy, check_positive, check_shape
+from .arguments import check_channels, check_energy, check_positive, check_shape
 from .coordinates import AbstractCoordinates, check_coordinates
 
 
@@ -29,8 +29,7 @@ class ConfinedEnergy(eqx.Module):
 
     Arguments:
         network: A callable pytree from `z`, of an example's shape, to a scalar.
-        scale: In units of `z`, fixed; about the data's largest distance from zero, per
-            coordinate.
+        scale: In units of `z`, fixed; about the data's largest `|z|` per coordinate.
         coordinates: Such as `Standardized.of(data)`, or `None` for `z = x`.
 
     Raises:
@@ -284,15 +283,16 @@ def image_energy(
         After the image network of Carbone et al. (2023), section 4.2.
     """
     check_key(key)
-    _check_image(shape, coordinates, scale)
+    _check_image(shape, channels, coordinates, scale)
     network = _image_network((shape[0], shape[1], shape[2]), channels, scale, key)
     return ConfinedEnergy(network, scale, coordinates)
 
 
 def _check_image(
-    shape: Any, coordinates: AbstractCoordinates | None, scale: Any
+    shape: Any, channels: Any, coordinates: AbstractCoordinates | None, scale: Any
 ) -> None:
     check_shape(shape)
+    check_channels(channels)
     if len(shape) != 3:
         raise ValueError(
             f"`shape` is {tuple(shape)}: pass `(channels, height, width)`, as in "
@@ -350,8 +350,8 @@ def residual_energy(
         After the residual energies of Du and Mordatch (2019).
     """
     check_key(key)
+    _check_image(shape, channels, coordinates, scale)
     check_count("num_blocks", num_blocks)
-    _check_image(shape, coordinates, scale)
     if min(shape[1:]) < 2 ** (len(channels) - 1):
         raise ValueError(
             f"`shape` {shape} is too small for {len(channels)} stages: pass fewer "

@@ -46,7 +46,8 @@ def gram(
     of_one = jax.grad(tapped, has_aux=True)
     (ends, gradients), starts = jax.vmap(of_one, (None, 0))((taps, rest), positions)
     parts = [_inner(starts[at]) * _inner(ends[at]) for at in products]
-    return sum([*parts, *map(_inner, gradients)], jnp.zeros((len(positions),) * 2))
+    start = jnp.zeros((len(positions),) * 2, positions.dtype)
+    return sum([*parts, *map(_inner, gradients)], start)
 
 
 def _inner(rows: Float[Array, "examples *shape"]) -> Float[Array, "examples examples"]:

@@ -51,13 +51,17 @@ def second_opinion(energy: Energy, walkers: Walkers) -> Opinion | None:
     Source:
         Kloek and van Dijk (1978).
     """
+    size = walkers.positions[0].size
+    if not 0 < size <= min(_MOST_COORDINATES, walkers.num // 4):
+        return None
+    return _opinion(energy, walkers, jax.random.key(0)) if everywhere(walkers) else None
+
+
+def everywhere(walkers: Walkers) -> bool:
+    """Return whether walkers may be anywhere: in no box, and on no lattice."""
     x = walkers.positions.reshape(walkers.num, -1)
-    size = x.shape[1]
-    if walkers.walls is not None or not 0 < size <= min(_MOST_COORDINATES, len(x) // 4):
-        return None
-    if bool(jnp.any(jnp.all(x == jnp.round(x), axis=0))):
-        return None
-    return _opinion(energy, walkers, jax.random.key(0))
+    lattice = jnp.any(jnp.all(x == jnp.round(x), axis=0))
+    return walkers.walls is None and not bool(lattice)
 
 
 @eqx.filter_jit

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from .checks import check_continuous, confines, traced
+from .checks import check_continuous, confines, traced, walled
 from .data_checks import check_continuous_data
 from .evaluation import Energy, energies_at
 from .langevin import Langevin, check_langevin
@@ -157,6 +157,16 @@ class AbstractKernel(eqx.Module):
 
 class AbstractContinuousKernel(AbstractKernel):
     """A kernel of walkers that may go anywhere, if the energy lets them."""
+
+    def check(self, model: Energy, walkers: Walkers) -> None:
+        """Raise for walkers that would leave a box, or an energy without a density."""
+        if not walled(model, walkers.positions, walkers.walls):
+            raise ValueError(
+                f"`memory` has walkers of the walls {walkers.walls}, to which neither "
+                f"`{type(self).__name__}` nor the energy keeps them: move them by "
+                "`ebm.ReflectedMALA`, or draw them by `ebm.Walkers.from_gaussian`."
+            )
+        super().check(model, walkers)
 
     def confined(self, model: Energy, walkers: Walkers) -> Bool[Array, ""]:
         """Return whether the energy grows fast enough along a few rays."""
@@ -360,6 +370,20 @@ def _acceptance(
     begun, key = begun_with(walkers, h), jax.random.key(0)
     moved = kernel.move(begun, energy, jnp.zeros((), jnp.int32), key=key)
     return moved.acceptance
+
+
+def check_admitted(
+    said: str, kernel: AbstractKernel, model: Energy, rows: Float[Array, "rows *shape"]
+) -> None:
+    """Raise `ValueError` for rows where walkers of the kernel can never be."""
+    admitted = kernel.admits(model, rows)
+    if not traced(admitted) and not bool(admitted):
+        each = jax.vmap(lambda row: kernel.admits(model, row[None]))(rows)
+        raise ValueError(
+            f"{said} {int(jnp.sum(~each))} row(s) of {len(rows)} (row "
+            f"{int(jnp.argmin(each))} first) where walkers of the `kernel`, "
+            f"`{type(kernel).__name__}`, can never be."
+        )
 
 
 def check_kernel(kernel: Any) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from .checks import check_continuous
+from .checks import check_continuous, check_energies, confines
 from .data_checks import check_continuous_data, values_at_hand
 from .evaluation import Energy
 from .kernels import MALA, AbstractContinuousKernel, part_of
@@ -91,8 +91,16 @@ class LabelGibbs(AbstractContinuousKernel):
 
         Returns:
             The `LabeledEnergy` at `share`.
+
+        Raises:
+            ValueError: For energies of other shapes, or of other numbers of labels.
         """
         old, new = _as_labeled(old), _as_labeled(new)
+        if (old.shape, old.num_labels) != (new.shape, new.num_labels):
+            raise ValueError(
+                f"`models` have examples of {old.shape} with {old.num_labels} labels, "
+                f"and of {new.shape} with {new.num_labels}: pass models of the same."
+            )
         return dataclasses.replace(new, energy=_Between(old.energy, new.energy, share))
 
     def admits(
@@ -105,6 +113,15 @@ class LabelGibbs(AbstractContinuousKernel):
             batch: The rows of a step.
         """
         return are_labels(batch[:, -1], _as_labeled(model).num_labels)
+
+    def confined(self, model: Energy, walkers: Walkers) -> Bool[Array, ""]:
+        """Return whether the energy of every label grows fast enough along a few rays.
+
+        Arguments:
+            model: The `LabeledEnergy` after an update.
+            walkers: Rows, where to begin to look.
+        """
+        return confines(_Marginal(_as_labeled(model)), walkers.positions[:, :-1])
 
     def check(self, model: Energy, walkers: Walkers) -> None:
         """Raise unless the walkers are rows of the `LabeledEnergy`'s shape.
@@ -128,7 +145,8 @@ class LabelGibbs(AbstractContinuousKernel):
                 "`ebm.labeled_walkers`."
             )
         check_labels("memory", walkers.positions[:, -1], labeled.num_labels)
-        check_continuous(model, walkers.positions)
+        check_energies(model, walkers.positions)
+        check_continuous(_Marginal(labeled), walkers.positions[:, :-1])
 
     def check_data(self, batch: Any, source: Any) -> None:
         """Raise on examples that have no density, or labels that are none.
@@ -150,7 +168,8 @@ class LabelGibbs(AbstractContinuousKernel):
     def _of_examples(self, energy: LabeledEnergy) -> MALA:
         """Return the kernel that leaves the last entry, the label, where it is."""
         size = energy.size
-        scale = jnp.ones(size) if self.kernel.scale is None else self.kernel.scale
+        given = self.kernel.scale
+        scale = jnp.ones(size) if given is None else jnp.asarray(given)
         if jnp.shape(scale) == energy.shape:
             scale = jnp.reshape(scale, size)
         if jnp.shape(scale) not in ((size,), (size, size)):
@@ -159,8 +178,25 @@ class LabelGibbs(AbstractContinuousKernel):
                 f"an example, {energy.shape}, or flat, {(size,)}, or a matrix, "
                 f"{(size, size)}."
             )
-        padding = [(0, 1)] * jnp.ndim(scale)
-        return dataclasses.replace(self.kernel, scale=jnp.pad(scale, padding))
+        padded = jnp.pad(scale, [(0, 1)] * jnp.ndim(scale))
+        # Past the check of `MALA`, which refuses a scale that moves no label.
+        return eqx.tree_at(
+            lambda kernel: kernel.scale,
+            self.kernel,
+            padded,
+            is_leaf=lambda x: x is None,
+        )
+
+
+class _Marginal(eqx.Module):
+    """The energy of a flat example, its label summed out: as low as that of any."""
+
+    labeled: LabeledEnergy
+
+    def __call__(self, x: Float[Array, " size"]) -> Float[Array, ""]:
+        """Return the energy."""
+        row = jnp.concatenate([x, jnp.zeros(1, x.dtype)])
+        return -jax.nn.logsumexp(-self.labeled.of_all(row))
 
 
 class _Between(eqx.Module):

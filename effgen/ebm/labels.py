@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from effgen.core.counts import check_count
 from effgen.core.keys import check_key
 
-from .arguments import as_rows, check_draw, check_shape
+from .arguments import as_rows, as_shape, check_draw, check_energy
+from .coordinates import AbstractCoordinates, check_coordinates
 from .energies import VectorNetwork, check_sizes, vector_network
 from .walkers import Walkers
 
@@ -34,15 +35,17 @@ class LabeledEnergy(eqx.Module):
         num_labels: The number of labels, which are 0 to `num_labels - 1`.
 
     Raises:
+        TypeError: If `energy` cannot be called, or `shape` is no shape.
         ValueError: If `num_labels` is not positive.
     """
 
     energy: Callable[[Float[Array, "*shape"], Int[Array, ""]], Float[Array, ""]]
-    shape: tuple[int, ...] = eqx.field(static=True)
+    shape: tuple[int, ...] = eqx.field(static=True, converter=as_shape)
     num_labels: int = eqx.field(static=True)
 
     def __check_init__(self) -> None:
-        """Raise `ValueError` unless there are labels."""
+        """Raise `TypeError` or `ValueError` unless there are an energy and labels."""
+        check_energy("energy", self.energy)
         check_count("num_labels", self.num_labels)
 
     @property
@@ -68,7 +71,7 @@ class LabeledEnergy(eqx.Module):
         Returns:
             The energy, one number.
         """
-        known = (row[-1] >= 0) & (row[-1] < self.num_labels)
+        known = are_labels(row[-1], self.num_labels)
         label = jnp.where(known, row[-1], 0).astype(jnp.int32)
         energy = self.energy(row[:-1].reshape(self.shape), label)
         return jnp.where(known, energy, jnp.inf)
@@ -110,21 +113,24 @@ class LabeledEnergy(eqx.Module):
 
 
 class LogitsEnergy(eqx.Module):
-    """`energy(x, label) = |x|^2 / (2 scale^2) - logits(x)[label]`.
+    """`energy(x, label) = |z|^2 / (2 scale^2) - logits(z)[label]`.
 
     Arguments:
-        logits: From an example to one number a label.
-        scale: Of the well, fixed.
+        logits: From `z` to one number a label.
+        scale: Of the well, in units of `z`, fixed.
+        coordinates: From `x` to `z`, or `None` for `z = x`.
     """
 
     logits: VectorNetwork
     scale: float = eqx.field(static=True)
+    coordinates: AbstractCoordinates | None = None
 
     def __call__(
         self, x: Float[Array, "*shape"], label: Int[Array, ""]
     ) -> Float[Array, ""]:
         """Return the energy of an example and its label."""
-        return 0.5 * jnp.sum((x / self.scale) ** 2) - self.logits(x)[label]
+        z = x if self.coordinates is None else self.coordinates(x)
+        return 0.5 * jnp.sum((z / self.scale) ** 2) - self.logits(z)[label]
 
 
 def labeled_mlp_energy(
@@ -135,10 +141,11 @@ def labeled_mlp_energy(
     width_size: int = 128,
     depth: int = 2,
     scale: float = 1.0,
+    coordinates: AbstractCoordinates | None = None,
 ) -> LabeledEnergy:
     """Return a `LabeledEnergy` that is a Gaussian at first, whatever the label.
 
-        energy(x, label) = |x|^2 / (2 scale^2) - logits(x)[label]
+        energy(x, label) = |z|^2 / (2 scale^2) - logits(z)[label],  z = coordinates(x)
 
     Arguments:
         shape: The shape of one example.
@@ -146,23 +153,24 @@ def labeled_mlp_energy(
         key: The randomness of the initial weights.
         width_size: Units of each hidden layer (SiLU).
         depth: The number of hidden layers.
-        scale: Of the well, in units of the data; the network sees the example divided
-            by it.
+        scale: Of the well, in units of `z`; the network sees `z` divided by it.
+        coordinates: As of `ConfinedEnergy`, of the example alone.
 
     Returns:
         The energy; its logits are a multilayer perceptron, zero at first.
 
     Raises:
-        TypeError: If `shape` is no shape, or `key` no key.
-        ValueError: For sizes, a scale or a number of labels not positive.
+        TypeError: If `shape` is no shape, `key` no key, or `coordinates` are none.
+        ValueError: For sizes, a scale or a number of labels not positive, or
+            coordinates of another shape.
     """
     check_key(key)
-    check_shape(shape)
+    shape = as_shape(shape)
     check_count("num_labels", num_labels)
     check_sizes(width_size, depth, scale)
-    shape = tuple(shape)
+    check_coordinates(coordinates, shape)
     logits = vector_network(shape, num_labels, width_size, depth, scale, key)
-    return LabeledEnergy(LogitsEnergy(logits, scale), shape, num_labels)
+    return LabeledEnergy(LogitsEnergy(logits, scale, coordinates), shape, num_labels)
 
 
 def with_labels(
@@ -178,7 +186,8 @@ def with_labels(
         Rows of floats, shape `(examples, size + 1)`.
 
     Raises:
-        ValueError: If there are not as many labels as examples.
+        ValueError: If there are not as many labels as examples, or they are no
+            integers from 0.
         TypeError: For what are no numbers.
     """
     x, labels = as_rows("x", x), as_rows("labels", labels)
@@ -187,6 +196,7 @@ def with_labels(
             f"`labels` have shape {labels.shape}: pass one for each of the {len(x)} "
             "examples."
         )
+    check_labels("labels", labels, None, "")
     flat = x.reshape(len(x), -1)
     return jnp.concatenate([flat, labels[:, None].astype(flat.dtype)], axis=1)
 
@@ -198,6 +208,7 @@ def labeled_walkers(
     num_labels: int,
     *,
     scale: float = 1.0,
+    coordinates: AbstractCoordinates | None = None,
 ) -> Walkers:
     """Return walkers from a Gaussian, each with a label, all labels as likely.
 
@@ -206,36 +217,43 @@ def labeled_walkers(
         num: How many walkers, 2 or more.
         shape: The shape of one example.
         num_labels: The number of labels.
-        scale: The Gaussian's standard deviation, in units of the data.
+        scale: The Gaussian's standard deviation, in `coordinates`, if there are any,
+            else in units of the data.
+        coordinates: As of `Walkers.from_gaussian`, of the example alone.
 
     Returns:
         Walkers of known density, whose positions are rows, shape `(num, size + 1)`.
 
     Raises:
-        TypeError: If `shape` is no shape, or `key` no key.
-        ValueError: For fewer than 2 walkers, or a scale or a number of labels not
-            positive.
+        TypeError: If `shape` is no shape, `key` no key, or `coordinates` are none.
+        ValueError: For fewer than 2 walkers, a scale or a number of labels not
+            positive, or coordinates of another shape.
     """
     check_count("num_labels", num_labels)
     check_draw(key, num, shape)
     keys = jax.random.split(key)
-    x = Walkers.from_gaussian(keys[0], num, shape, scale=scale)
+    x = Walkers.from_gaussian(keys[0], num, shape, scale=scale, coordinates=coordinates)
     labels = jax.random.randint(keys[1], (num,), 0, num_labels)
     density = -x.energies - x.log_partition - jnp.log(num_labels)
     return Walkers.from_samples(with_labels(x.positions, labels), density)
 
 
-def check_labels(name: str, labels: Any, num: int | None) -> None:
+def check_labels(
+    name: str, labels: Any, num: int | None, place: str = " in its last column"
+) -> None:
     """Raise `ValueError` for labels that are no integers from 0, up to a number."""
     if isinstance(labels, Tracer):
         return
-    if not bool(are_labels(jnp.asarray(labels), num)):
-        most = "`num_labels - 1`" if num is None else f"{num - 1}, `num_labels` - 1"
-        raise ValueError(
-            f"`{name}` has labels from {labels.min():.3g} to {labels.max():.3g} in its "
-            f"last column: pass integers from 0 to {most}, as "
-            "`ebm.with_labels(x, labels)` puts them there."
-        )
+    with jax.ensure_compile_time_eval():  # constants may be met under a trace
+        labels = jnp.asarray(labels)
+        if bool(are_labels(labels, num)):
+            return
+        least, largest = float(labels.min()), float(labels.max())
+    most = "`num_labels - 1`" if num is None else f"{num - 1}, `num_labels` - 1"
+    raise ValueError(
+        f"`{name}` has labels from {least:.3g} to {largest:.3g}{place}: pass integers "
+        f"from 0 to {most}; `ebm.with_labels(x, labels)` puts them beside the examples."
+    )
 
 
 def are_labels(labels: Array, num: int | None) -> Array:

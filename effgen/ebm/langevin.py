@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .arguments import as_rows, check_finite
@@ -77,7 +78,9 @@ class Langevin(eqx.Module):
         if self.clip is None:
             return gradients
         norms = jnp.sqrt(_squares(gradients)).reshape(-1, *[1] * (gradients.ndim - 1))
-        return gradients * jnp.minimum(1.0, self.clip / jnp.maximum(norms, self.clip))
+        # An infinite norm cuts nothing; a gradient of 0 stays so.
+        norms = jnp.maximum(norms, jnp.finfo(norms.dtype).tiny)
+        return gradients * jnp.minimum(1.0, self.clip / norms)
 
     def _across(self, x: Float[Array, "walkers *shape"]) -> Array:
         return self._scaled(x, transposed=True)
@@ -97,12 +100,27 @@ class Langevin(eqx.Module):
 
 
 def check_langevin(step_size: Any, clip: float | None, scale: Any = None) -> None:
-    """Raise on a step size or a norm that is not positive, or a scale not finite."""
+    """Raise on a step size or a norm that is not positive, or a scale of no use."""
     check_step_size(step_size)
-    if clip is not None and not (isinstance(clip, Real) and clip > 0):
+    number = isinstance(clip, Real) and not isinstance(clip, bool)
+    if clip is not None and not (number and float(clip) > 0):
         raise ValueError(f"`clip` is {clip!r}: pass a norm > 0, or `None`.")
     if scale is not None and not traced(scale):
         check_finite("scale", jnp.atleast_1d(as_rows("scale", scale)))
+        _check_invertible(np.asarray(scale, np.float64))
+
+
+def _check_invertible(scale: np.ndarray) -> None:
+    """Raise on a preconditioner that leaves a direction without any move.
+
+    A square one may be a matrix, or one number for each entry of a square example.
+    """
+    square = scale.ndim == 2 and scale.shape[0] == scale.shape[1]
+    if not scale.all() and not (square and np.linalg.matrix_rank(scale) == len(scale)):
+        raise ValueError(
+            "`scale` is 0 in some direction, in which walkers would never move: pass "
+            "deviations above 0, or a matrix that has an inverse."
+        )
 
 
 def check_scale(scale: Any, shape: tuple[int, ...]) -> None:

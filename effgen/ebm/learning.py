@@ -19,7 +19,8 @@ from effgen.core.weights import conditional_ess
 from .arguments import check_energy
 from .blocks import increments
 from .checks import check_batch, traced
-from .data_checks import check_scale_of, rows_at_hand, values_at_hand
+from .data_checks import check_scale_of, rows_at_hand, spread_rows, values_at_hand
+from .discrete import are_bits
 from .evaluation import Energy, energies_at, takes_one_example
 from .islands import islands
 from .kernels import AbstractKernel
@@ -62,31 +63,40 @@ def contrast(
     positions: Float[Array, "walkers *shape"],
     weights: Float[Array, " walkers"],
     penalty: float = 0.0,
-) -> tuple[tuple[Float[Array, ""], Float[Array, ""]], PyTree]:
-    """Return `(energy_gap, data_energy)` and the cross-entropy's gradient.
+) -> tuple[tuple[Array, Array, Array], PyTree]:
+    """Return `(energy_gap, data_energy, added)` and the cross-entropy's gradient.
 
         energy_gap = mean(energy(batch)) - sum(weights * energy(positions))
+        added = penalty * (mean(energy(batch)^2) + sum(weights * energy^2)) / 2
 
-    whose gradient, at fixed weights and positions, is that of the cross-entropy. Data
-    and walkers go through the model as one batch. With a `penalty` the gradient is that
-    of
-
-        energy_gap + penalty * (mean(energy(batch)^2) + sum(weights * energy^2)) / 2
+    The gradient of `energy_gap`, at fixed weights and positions, is that of the
+    cross-entropy. Data and walkers go through the model as one batch. With a `penalty`
+    the gradient is that of `energy_gap + added`.
     """
     num = batch.shape[0]
     signed = jnp.concatenate([jnp.full(num, 1 / num, weights.dtype), -weights])
     everything = jnp.concatenate([batch, positions])
 
-    def gap(model: Energy) -> tuple[Array, tuple[Array, Array]]:
+    def gap(model: Energy) -> tuple[Array, tuple[Array, Array, Array]]:
         energies = energies_at(model, everything)
+        # A walker without weight may be where the energy is infinite.
+        energies = jnp.where(signed == 0, 0.0, energies)
         gap = jnp.sum(signed * energies)
-        told = gap, jnp.mean(energies[:num])
-        if penalty:
-            gap += 0.5 * penalty * jnp.sum(jnp.abs(signed) * energies**2)
-        return gap, told
+        added = _added(penalty, energies, jnp.abs(signed))
+        told = gap, jnp.mean(energies[:num]), added
+        return (gap + added if penalty else gap), told
 
     (_, told), gradients = eqx.filter_value_and_grad(gap, has_aux=True)(model)
     return told, gradients
+
+
+def _added(
+    penalty: float, energies: Float[Array, " rows"], shares: Float[Array, " rows"]
+) -> Float[Array, ""]:
+    """Return what a `penalty` adds: half of it times the mean square of energies."""
+    if not penalty:
+        return jnp.zeros((), energies.dtype)
+    return 0.5 * penalty * jnp.sum(shares * energies**2)
 
 
 class Learned(NamedTuple):
@@ -111,7 +121,8 @@ def learned(
     """Return the model after one step on the contrast of data and walkers.
 
     The optimizer is told the loss: `data_energy + log_partition`, or the energy gap
-    where `log Z` is unknown. A line search is told how that changes (`change_of`).
+    where `log Z` is unknown; and what a `penalty` adds. A line search is told how that
+    changes (`change_of`).
 
     Arguments:
         optim: The optimizer.
@@ -122,24 +133,32 @@ def learned(
         log_partition: `log Z` in nats, if it is known.
         apart: Whether other walkers tell what the update costs, so that an optimizer
             may look at these (`minsr`).
-        penalty: As of `contrast`. The loss is without it.
+        penalty: As of `contrast`.
     """
     positions = walkers.positions
-    (gap, data_energy), gradients = contrast(
+    # Bits may be integers, in which an energy would be computed otherwise.
+    batch = batch.astype(jnp.promote_types(batch.dtype, positions.dtype))
+    (gap, data_energy, added), gradients = contrast(
         state.model, batch, positions, weights, penalty
     )
     loss = gap if log_partition is None else data_energy + log_partition
 
     def loss_of(model: Energy) -> Float[Array, ""]:
-        data = jnp.mean(energies_at(model, batch)) - data_energy
-        return loss + data + change_of(model, walkers, weights)
+        energies = energies_at(model, batch)
+        change = jnp.mean(energies) - data_energy + change_of(model, walkers, weights)
+        if not penalty:
+            return loss + change
+        there = energies_at(model, positions)
+        even = jnp.full(len(batch), 1 / len(batch), weights.dtype)
+        pulled = _added(penalty, energies, even) + _added(penalty, there, weights)
+        return loss + change + pulled
 
     model, opt_state = apply_gradients(
         optim,
         gradients,
         state.opt_state,
         state.model,
-        value=loss,
+        value=loss + added if penalty else loss,
         value_fn=loss_of,
         samples=Samples(state.model, batch, positions, weights) if apart else None,
     )
@@ -244,6 +263,8 @@ def started(
         begun = kernel.begun(first_block(populations(memory)[0]), model)
         state = begun.kernel_state
         memory = each_population(lambda one: with_kernel_state(one, state), memory)
+        if isinstance(memory, Audited) and isinstance(memory.walkers, KernelState):
+            memory = dataclasses.replace(memory, walkers=state)
     return TrainState.start(model, init_opt_state(optim, model), memory)
 
 
@@ -270,6 +291,12 @@ def _check_audited(memory: Any) -> None:
                 f"`memory.{name}` is a {type(held).__name__}: pass "
                 "`ebm.Walkers.from_gaussian(key, num, shape)`."
             )
+    shapes = {flattened(one).positions.shape[1:] for one in populations(memory)}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"`memory.walkers` and `memory.audit` have shapes {sorted(shapes)}: draw "
+            "both of the shape of one example."
+        )
     if isinstance(memory, Audited) and _same_walkers(memory):
         raise ValueError(
             "`memory.audit` are the walkers that train: their likelihood would be too "
@@ -278,11 +305,11 @@ def _check_audited(memory: Any) -> None:
 
 
 def _same_walkers(memory: Audited) -> bool:
-    pair = [one for one in (memory.walkers, memory.audit) if isinstance(one, Walkers)]
+    pair = [flattened(one) for one in populations(memory)]
     if len(pair) < 2 or traced(pair):
         return False
     num = min(_FEW, *(walkers.num for walkers in pair))
-    one, other = (np.asarray(_here(walkers.positions)[:num]) for walkers in pair)
+    one, other = (np.asarray(local_rows(walkers.positions)[:num]) for walkers in pair)
     # A few zeros and ones are alike by chance.
     return one.size >= _FEW and np.array_equal(one, other)
 
@@ -298,7 +325,7 @@ def check_known(memory: Memory, instead: str) -> None:
             )
 
 
-def _here(x: Any) -> Any:
+def local_rows(x: Any) -> Any:
     """Return the rows of `x` that this process holds."""
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         return x.addressable_shards[0].data
@@ -327,6 +354,8 @@ def check_data(
     check_values(kernel, state.model, example_shape(state.memory), batch, source)
     memory = state.memory
     rows = rows_at_hand(batch, source)
-    rows = rows if rows is batch else rows[:_LOOKED_AT]
+    rows = rows if rows is batch else spread_rows(rows, _LOOKED_AT)
     if isinstance(rows, np.ndarray | jax.Array) and not traced((rows, memory)):
-        check_scale_of(_here(rows), _here(some_positions(memory)))
+        positions = local_rows(some_positions(memory))
+        if not bool(are_bits(positions)):  # these have no scale: any may be flipped
+            check_scale_of(local_rows(rows), positions)

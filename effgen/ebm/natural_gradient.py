@@ -1,5 +1,6 @@
 """Natural gradient steps, by the Fisher matrix of a step's own samples."""
 
+from numbers import Real
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -97,7 +98,8 @@ def minsr(
     """
     if not callable(learning_rate) and not isinstance(learning_rate, jax.Array):
         check_positive("learning_rate", learning_rate)
-    _check(damping, momentum)
+    check_positive("damping", damping)
+    _check_momentum(momentum)
     check_count("num_samples", num_samples)
 
     def init(params: PyTree) -> MinSRState:
@@ -129,11 +131,9 @@ def minsr(
     return optax.chain(first, optax.scale_by_learning_rate(learning_rate))
 
 
-def _check(damping: float, momentum: float) -> None:
-    if not damping > 0:
-        raise ValueError(f"`damping` is {damping}: pass a number above 0, such as 0.1.")
-    if not 0 <= momentum < 1:
-        raise ValueError(f"`momentum` is {momentum}: pass a share below 1.")
+def _check_momentum(momentum: Any) -> None:
+    if not isinstance(momentum, Real) or not 0 <= float(momentum) < 1:
+        raise ValueError(f"`momentum` is {momentum!r}: pass a share below 1.")
 
 
 def _rows(samples: Samples, num: int, count: Int[Array, ""]) -> _Rows:
@@ -166,13 +166,18 @@ def _solved(
     # Below a few rounding errors of the largest eigenvalue there is no factor.
     least = 8 * jnp.finfo(inner.dtype).eps
     shift = (damping / size + least) * jnp.trace(inner) + jnp.finfo(inner.dtype).tiny
-    wanted = jax.tree.map(lambda g, x: g + shift * x, gradient, last)
+    # Each in its own precision, whatever that of the positions is.
+    wanted = jax.tree.map(lambda g, x: (g + shift * x).astype(g.dtype), gradient, last)
     _, pushed = slopes_along(model, wanted, rows.positions)
     pushed = scale * _centered(pushed, rows)
-    factor = jax.scipy.linalg.cho_factor(inner + shift * jnp.eye(size))
+    factor = jax.scipy.linalg.cho_factor(
+        inner + shift * jnp.eye(size, dtype=inner.dtype)
+    )
     solved = jax.scipy.linalg.cho_solve(factor, pushed)
     back = _pulled(model, rows.positions, _uncentered(scale * solved, rows))
-    return jax.tree.map(lambda w, b: (w - b) / shift, wanted, back)
+    return jax.tree.map(
+        lambda w, b, g: ((w - b) / shift).astype(g.dtype), wanted, back, gradient
+    )
 
 
 def _pulled(

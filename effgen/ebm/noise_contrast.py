@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from effgen.core.counts import check_count
 from effgen.core.state import Metrics, TrainState
 from effgen.core.trainer import AbstractTrainer
 from effgen.core.update import apply_gradients
@@ -18,7 +19,7 @@ from .arguments import check_positive, check_share
 from .audit import check_watched_data, watch, watched_start
 from .coordinates import AbstractCoordinates, check_coordinates
 from .evaluation import Energy, energies_at
-from .kernels import AbstractKernel, check_kernel
+from .kernels import AbstractKernel, check_admitted, check_kernel
 from .learning import soundness
 from .populations import Audited, LearnedPartition, Population
 from .trust_region import bounded, check_radius
@@ -56,6 +57,7 @@ class NCETrainer(AbstractTrainer):
             else in units of the data.
         coordinates: In which the noise is drawn, such as `Standardized.of(data)`, or
             `None`.
+        num_moves: Moves a step of the watching walkers.
         resample_below: The share of the watching walkers, in (0, 1), below which they
             are resampled.
         radius: An update may cost at most `radius^2` of the data, which count alike, to
@@ -75,12 +77,14 @@ class NCETrainer(AbstractTrainer):
     kernel: AbstractKernel
     noise_scale: float = eqx.field(default=1.0, kw_only=True)
     coordinates: AbstractCoordinates | None = eqx.field(default=None, kw_only=True)
+    num_moves: int = eqx.field(default=1, kw_only=True)
     resample_below: float = eqx.field(default=0.5, kw_only=True)
     radius: float = eqx.field(default=math.inf, kw_only=True)
 
     def __check_init__(self) -> None:
         """Raise `TypeError` or `ValueError` for settings out of range."""
         check_kernel(self.kernel)
+        check_count("num_moves", self.num_moves)
         check_share("resample_below", self.resample_below)
         check_radius(self.radius)
         check_positive("noise_scale", self.noise_scale)
@@ -107,7 +111,7 @@ class NCETrainer(AbstractTrainer):
             ValueError: For watching walkers that do not fit the model, or whose density
                 is unknown.
         """
-        own = LearnedPartition(jnp.zeros(()))
+        own = LearnedPartition(jnp.full((), jnp.inf))
         return watched_start(self.optim, self.kernel, model, memory, own)
 
     def step(
@@ -165,7 +169,7 @@ class NCETrainer(AbstractTrainer):
             self.kernel,
             state,
             model,
-            1,
+            self.num_moves,
             self.resample_below,
             data_energy=jnp.mean(looked.energies),
             key=watch_key,
@@ -176,11 +180,15 @@ class NCETrainer(AbstractTrainer):
     def _begun(
         self, state: TrainState, log_weights: Float[Array, " batch"]
     ) -> Float[Array, ""]:
-        """Return the learned `log Z`; at first what the noise's weights say it is."""
+        """Return the learned `log Z`; at first what the noise's weights say it is.
+
+        At first it is infinite: `effgen.continued` goes on at a later step than 0.
+        """
         own = state.memory.walkers
         assert isinstance(own, LearnedPartition)
         estimated = log_mean_exp(log_weights).value.astype(own.log_partition.dtype)
-        return jnp.where(state.step == 0, estimated, own.log_partition)
+        unknown = jnp.isposinf(own.log_partition)
+        return jnp.where(unknown, estimated, own.log_partition)
 
     def _noise(self, key: PRNGKeyArray, batch: Array) -> Float[Array, "batch *shape"]:
         """Return as much noise as data."""
@@ -209,9 +217,13 @@ class NCETrainer(AbstractTrainer):
         Raises:
             TypeError: For batches that are no array, or as `kernel.check_data`.
             ValueError: For rows of another shape or scale than the watching walkers,
-                or as `kernel.check_data`.
+                or as `kernel.check_data`; for noise where the kernel's walkers can
+                never be; for a state of another trainer.
         """
-        check_watched_data(self.kernel, state, batch, source)
+        check_watched_data(self.kernel, state, batch, source, LearnedPartition)
+        noise = self._noise(jax.random.key(0), batch)
+        said = "`data` are told from a Gaussian's noise, which has"
+        check_admitted(said, self.kernel, state.model, noise)
 
 
 def _newton(

@@ -64,7 +64,11 @@ def training_population(memory: Memory) -> Population:
     """
     walkers = memory.walkers if isinstance(memory, Audited) else memory
     if not isinstance(walkers, Walkers | Reservoir):
-        raise ValueError("`memory` keeps no walkers that train the model.")
+        raise ValueError(
+            "`memory` keeps no walkers that train the model: pass "
+            "`ebm.Walkers.from_gaussian(key, num, shape)`, or those and others in "
+            "`ebm.Audited`."
+        )
     return walkers
 
 

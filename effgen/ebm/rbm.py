@@ -7,8 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from effgen.core.counts import check_count
 from effgen.core.keys import check_key
 
+from .arguments import as_rows, check_logits, check_positive
+from .checks import check_energies
 from .discrete import are_bits, check_bits, check_bits_of
 from .evaluation import Energy
 from .kernels import AbstractKernel
@@ -32,6 +35,10 @@ class RBM(eqx.Module):
         visible_bias: Shape `(visible,)`.
         hidden_bias: Shape `(hidden,)`.
 
+    Raises:
+        ValueError: For arrays whose shapes do not fit.
+        TypeError: For arrays that are not of floats.
+
     Source:
         Smolensky (1986); Hinton (2002).
     """
@@ -39,6 +46,20 @@ class RBM(eqx.Module):
     weights: Float[Array, "visible hidden"]
     visible_bias: Float[Array, " visible"]
     hidden_bias: Float[Array, " hidden"]
+
+    def __check_init__(self) -> None:
+        """Raise for arrays whose shapes do not fit, or that would not be trained."""
+        for name in ("weights", "visible_bias", "hidden_bias"):
+            dtype = jnp.result_type(getattr(self, name))
+            if not jnp.issubdtype(dtype, jnp.floating):
+                raise TypeError(f"`{name}` is of {dtype}: pass floats, to be trained.")
+        shape = (*jnp.shape(self.visible_bias), *jnp.shape(self.hidden_bias))
+        if jnp.shape(self.weights) != shape or len(shape) != 2:
+            raise ValueError(
+                f"`weights` have shape {jnp.shape(self.weights)}, the biases "
+                f"{jnp.shape(self.visible_bias)} and {jnp.shape(self.hidden_bias)}: "
+                "pass `(visible, hidden)`, `(visible,)` and `(hidden,)`."
+            )
 
     @classmethod
     def independent(
@@ -60,24 +81,26 @@ class RBM(eqx.Module):
             visible_bias: The logits of the visible units, shape `(visible,)`.
             num_hidden: How many hidden units, whose biases are zero.
             key: The randomness of the weights; `None` for weights of zero.
-            scale: The weights' standard deviation.
+            scale: The weights' standard deviation, above 0 where there is a `key`.
 
         Returns:
             The machine.
 
         Raises:
-            ValueError: If `num_hidden` is not positive, or a `scale` comes without a
-                key.
-            TypeError: For what is no key.
+            ValueError: If `num_hidden` is not positive, if a `scale` comes without a
+                key or a key without a `scale`, or for biases that are not finite.
+            TypeError: For what is no key, or no numbers.
         """
-        visible_bias = jnp.asarray(visible_bias)
-        if num_hidden < 1:
-            raise ValueError(f"`num_hidden` is {num_hidden}: pass a positive integer.")
+        visible_bias = as_rows("visible_bias", visible_bias)
+        check_logits("visible_bias", visible_bias)
+        check_count("num_hidden", num_hidden)
         if scale and key is None:
             raise ValueError("`scale` needs a `key`: pass `key=jax.random.key(0)`.")
-        weights = jnp.zeros((visible_bias.size, num_hidden), visible_bias.dtype)
         if key is not None:
             check_key(key)
+            check_positive("scale", scale)  # of 0, the key would draw nothing
+        weights = jnp.zeros((visible_bias.size, num_hidden), visible_bias.dtype)
+        if key is not None:
             weights = scale * jax.random.normal(key, weights.shape, weights.dtype)
         return cls(weights, visible_bias, jnp.zeros(num_hidden, visible_bias.dtype))
 
@@ -208,15 +231,17 @@ class BlockGibbs(AbstractKernel):
 
         Raises:
             TypeError: For a model that is no `RBM`.
-            ValueError: For walkers of another size, or that are not zeros and ones.
+            ValueError: For walkers of another size, or that are not zeros and ones, or
+                a machine whose energy is not finite there.
         """
         shape = _as_rbm(model).visible_bias.shape
-        if walkers.positions.shape[-1:] != shape:
+        if walkers.positions.shape[1:] != shape:
             raise ValueError(
-                f"`memory` has walkers of shape {walkers.positions.shape[-1:]}, the "
+                f"`memory` has walkers of shape {walkers.positions.shape[1:]}, the "
                 f"RBM {shape} visible units: give both the same."
             )
         check_bits(walkers)
+        check_energies(model, walkers.positions)
 
     def check_data(self, batch: Any, source: Any) -> None:
         """Raise unless the data, as far as they are at hand, are zeros and ones.

@@ -2,15 +2,16 @@
 
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Array
 
 from .blocks import FEWEST_BLOCKS
-from .checks import traced
+from .checks import confines, traced
 from .diagnostics import imbalance, pareto_k
 from .evaluation import Energy
-from .importance import second_opinion
+from .importance import everywhere, second_opinion
 from .walkers import Walkers
 
 
@@ -68,7 +69,11 @@ def doubts(told: Told, energy: Energy, walkers: Walkers) -> list[str]:
         energy: The model.
         walkers: Weighted for it.
     """
-    return _by_weights(told, walkers) + _contradicted(told, energy, walkers)
+    return [
+        *_by_weights(told, walkers),
+        *_escaping(energy, walkers),
+        *_contradicted(told, energy, walkers),
+    ]
 
 
 def _by_weights(told: Told, walkers: Walkers) -> list[str]:
@@ -93,6 +98,18 @@ def _by_weights(told: Told, walkers: Walkers) -> list[str]:
         and roots < _FEWEST_ROOTS,
     }
     return [reason for reason, holds in doubts.items() if holds]
+
+
+def _escaping(energy: Energy, walkers: Walkers) -> list[str]:
+    """Return that an energy has no `Z`, where walkers may go anywhere."""
+    if traced((energy, walkers)) or not everywhere(walkers):
+        return []
+    if bool(_confines(energy, walkers.positions)):
+        return []
+    return ["far out the energy does not grow fast enough for there to be a `Z`"]
+
+
+_confines = eqx.filter_jit(confines)
 
 
 def _contradicted(told: Told, energy: Energy, walkers: Walkers) -> list[str]:

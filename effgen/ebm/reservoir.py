@@ -31,9 +31,21 @@ class Reservoir(eqx.Module):
         walkers: Walkers whose arrays, but the kernel's state, have two leading axes
             more, `(active, turns)`: `active` blocks are touched at once, and every
             block again after `turns` steps.
+
+    Raises:
+        TypeError: For walkers that are not arranged so.
     """
 
     walkers: Walkers
+
+    def __check_init__(self) -> None:
+        """Raise `TypeError` for walkers that are not arranged in turns."""
+        check_walkers("walkers", self.walkers)
+        if jnp.ndim(self.walkers.log_partition) != 3:
+            raise TypeError(
+                "`walkers` are not arranged in turns: make a reservoir of them by "
+                "`ebm.Reservoir.from_walkers(walkers)`."
+            )
 
     @classmethod
     def from_walkers(
@@ -65,6 +77,11 @@ class Reservoir(eqx.Module):
             raise ValueError(
                 f"`walkers` are {walkers.num}, which blocks of {block_size}, {active} "
                 f"at a time, do not share evenly: draw {nearest}."
+            )
+        if walkers.num_blocks > 1:
+            raise ValueError(
+                f"`walkers` are in {walkers.num_blocks} blocks already, as `annealed` "
+                "leaves them: draw fresh ones."
             )
         num, turns = walkers.num // block_size, walkers.num // per_turn
         blocks = walkers.in_blocks(num)

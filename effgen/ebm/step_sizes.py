@@ -8,6 +8,7 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from .arguments import check_positive, check_share
@@ -190,8 +191,11 @@ def step_size_at(
     if isinstance(step_size, AbstractStepSizeRule):
         found = walkers.step_size
         return jnp.where(found > 0, found, step_size.initial).astype(dtype)
-    value = step_size(step) if callable(step_size) else step_size
-    return jnp.asarray(value).astype(dtype)
+    if not callable(step_size):
+        return jnp.asarray(step_size, dtype)
+    value = jnp.asarray(step_size(step)).astype(dtype)
+    # Below 0 no walker would move any more. What is not a number stops a training.
+    return jnp.where(value >= 0, value, jnp.nan)
 
 
 def with_step_size(
@@ -261,14 +265,33 @@ def check_unadjusted(kernel: str, step_size: Any) -> None:
 
 
 def check_step_size(step_size: Any) -> None:
-    """Raise on a step size that is not positive, or neither number nor schedule."""
-    if isinstance(step_size, Real):
+    """Raise on a step size that is not positive, or neither number, schedule nor rule.
+
+    Of a schedule the first value is looked at.
+    """
+    if isinstance(step_size, Real) and not isinstance(step_size, bool):
         if not 0 < float(step_size) < float("inf"):
             raise ValueError(
                 f"`step_size` is {step_size}: pass a number > 0, a schedule or a rule."
             )
-    elif not (isinstance(step_size, AbstractStepSizeRule) or callable(step_size)):
+        return
+    if isinstance(step_size, AbstractStepSizeRule):
+        return
+    if isinstance(step_size, type) or not callable(step_size):
+        kind = f"a {type(step_size).__name__}"
+        if isinstance(step_size, type):
+            kind = f"the class {step_size.__name__}"
         raise TypeError(
-            f"`step_size` is a {type(step_size).__name__}: pass a number, an optax "
-            "schedule, or a rule such as `ebm.TargetAcceptance(0.01)`."
+            f"`step_size` is {kind}: pass a number, an optax schedule, or a rule such "
+            "as `ebm.TargetAcceptance(0.01)`."
+        )
+    _check_schedule(step_size)
+
+
+def _check_schedule(schedule: Callable[..., Any]) -> None:
+    first = jnp.asarray(schedule(jnp.zeros((), jnp.int32)))
+    if first.shape or not (isinstance(first, Tracer) or 0 <= float(first) < jnp.inf):
+        raise ValueError(
+            f"`step_size` is a schedule that begins with {first}: it must give one "
+            "number, 0 or more, at every step."
         )

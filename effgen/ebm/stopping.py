@@ -1,5 +1,6 @@
 """Stopping by the likelihood of rows that are held out, while it can be believed."""
 
+import math
 import warnings
 from typing import NamedTuple
 
@@ -66,12 +67,17 @@ def early_stopped(
     """
     check_run(run)
     check_count("patience", patience)
-    _told(run.state, held_out)  # what cannot be answered is refused before a step
+    first, _, _ = _told(run.state, held_out)  # refused before a step, if it must be
+    if not np.isfinite(first):
+        raise ValueError(
+            f"`held_out` has a mean log-density of {first} under the first model: "
+            "leave out rows where walkers can never be, such as those outside of walls."
+        )
     seen = Stopped(run.state, [], [], [], [])
     best, since = -np.inf, 0
     with run:
         for state, _ in run:
-            value, error, believed = _told(state, held_out)
+            value, error, believed = _recorded(state, held_out)
             seen.steps.append(int(state.step))
             seen.likelihoods.append(value)
             seen.errors.append(error)
@@ -96,6 +102,16 @@ def _told(
     doubted = any(issubclass(one.category, RunWarning) for one in caught)
     believed = not doubted and bool(np.isfinite(value))
     return value, float(density.standard_error), believed
+
+
+def _recorded(
+    state: TrainState, held_out: Float[Array, "examples *shape"]
+) -> tuple[float, float, bool]:
+    """Return what is told; without a walker left nothing is, and the run goes on."""
+    try:
+        return _told(state, held_out)
+    except ValueError:
+        return math.nan, math.nan, False
 
 
 def _check_believed(seen: Stopped) -> None:

@@ -1,9 +1,11 @@
 """A density in one file: parameters, `log Z` and its diagnostics, without walkers."""
 
+import dataclasses
 import hashlib
 import io
 import json
 import os
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,21 @@ from .evaluation import Energy
 _FORMAT = 1
 
 
-def written(path: str | os.PathLike[str], tree: Any, shape: tuple[int, ...]) -> None:
-    """Write `tree`'s arrays to `path`, whole or not at all, with what they are."""
+def written(
+    path: str | os.PathLike[str], energy: Energy, told: Any, support: dict[str, Any]
+) -> None:
+    """Write the arrays of `energy` and of what is `told` of it, whole or not at all.
+
+    Beside them stand the energy's settings, and its `support`, as JSON has it.
+    """
     stream = io.BytesIO()
-    eqx.tree_serialise_leaves(stream, tree)
+    eqx.tree_serialise_leaves(stream, (energy, told))
     about = {
         "format": _FORMAT,
         "effgen": installed_version("effgen-jax"),
-        "shape": shape,
-        "arrays": _arrays(tree),
+        **support,
+        "arrays": _arrays((energy, told)),
+        "settings": _settings(energy, "energy"),
         "sha256": hashlib.sha256(stream.getvalue()).hexdigest(),
     }
     with replacing(path) as part:
@@ -37,12 +45,12 @@ def written(path: str | os.PathLike[str], tree: Any, shape: tuple[int, ...]) -> 
 
 def read(
     path: str | os.PathLike[str], energy: Energy, told: Any
-) -> tuple[Energy, Any, tuple[int, ...]]:
-    """Return an energy like `energy`, what is told of it like `told`, and the shape.
+) -> tuple[Energy, Any, dict[str, Any]]:
+    """Return an energy like `energy`, what is told of it like `told`, and its support.
 
     Raises:
         ValueError: If the file is damaged, of another format, or holds another energy,
-            array by array.
+            array by array and setting by setting.
     """
     head, _, arrays = Path(path).read_bytes().partition(b"\n")
     try:
@@ -60,9 +68,11 @@ def read(
             f"{about['effgen']}; this one reads format {_FORMAT}."
         )
     like = (energy, told)
-    _check_same(about["arrays"], _arrays(like))
+    _check_same("array", about["arrays"], _arrays(like))
+    if "settings" in about:  # which earlier files have not
+        _check_same("setting", about["settings"], _settings(energy, "energy"))
     energy, told = eqx.tree_deserialise_leaves(io.BytesIO(arrays), like)
-    return energy, told, tuple(about["shape"])
+    return energy, told, about
 
 
 def _arrays(tree: Any) -> dict[str, str]:
@@ -70,7 +80,38 @@ def _arrays(tree: Any) -> dict[str, str]:
     return {name: f"{array.dtype}{list(array.shape)}" for name, array in named}
 
 
-def _check_same(saved: dict[str, str], asked: dict[str, str]) -> None:
+def _settings(node: Any, name: str) -> dict[str, str]:
+    """Return the numbers and words that are fixed in the modules of a tree, by name.
+
+    They are no arrays, such as the scale of a well, and so must be given again.
+    """
+    found: dict[str, str] = {}
+    if isinstance(node, eqx.Module):
+        for field in dataclasses.fields(node):
+            value, place = getattr(node, field.name, None), f"{name}.{field.name}"
+            if not field.metadata.get("static", False):
+                found |= _settings(value, place)
+            elif (told := _told(value)) is not None:
+                found[place] = told
+    elif isinstance(node, dict | list | tuple):
+        parts = node.items() if isinstance(node, dict) else enumerate(node)
+        for key, part in parts:
+            found |= _settings(part, f"{name}[{key!r}]")
+    return found
+
+
+def _told(value: Any) -> str | None:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Real):
+        return repr(float(value))
+    if isinstance(value, tuple):
+        parts = [_told(part) for part in value]
+        return None if None in parts else f"({', '.join(map(str, parts))})"
+    return None
+
+
+def _check_same(kind: str, saved: dict[str, str], asked: dict[str, str]) -> None:
     names = [name for name in {**saved, **asked} if saved.get(name) != asked.get(name)]
     if names:
         told = "; ".join(
@@ -79,6 +120,6 @@ def _check_same(saved: dict[str, str], asked: dict[str, str]) -> None:
             for name in names[:3]
         )
         raise ValueError(
-            f"`energy` is not built as the saved one, in {len(names)} array(s): {told}"
+            f"`energy` is not built as the saved one, in {len(names)} {kind}(s): {told}"
             ". Pass one from the same constructor, with the same settings."
         )

@@ -86,8 +86,8 @@ class JarzynskiTrainer(AbstractTrainer):
 
     Arguments:
         optim: Any optax transformation. One that asks for the loss is told the metric
-            `loss`; a line search weighs the walkers as they are (`change_of`), which
-            holds near the model alone: bound its steps.
+            `loss` and what a `penalty` adds; a line search weighs the walkers as they
+            are (`change_of`), which holds near the model alone: bound its steps.
         kernel: How walkers move.
         resample_below: A share of the walkers, in (0, 1).
         num_moves: Moves a step.
@@ -140,11 +140,13 @@ class JarzynskiTrainer(AbstractTrainer):
 
         Raises:
             TypeError: For walkers that are missing, or what is no energy.
-            ValueError: For walkers of unknown density, and for an energy that does not
-                fit their positions or that the kernel refuses.
+            ValueError: For walkers of unknown density, for a memory that keeps none
+                that train, and for an energy that does not fit their positions or that
+                the kernel refuses.
         """
         check_memory(self.kernel, model, memory)
         assert memory is not None
+        training_population(memory)
         check_known(memory, "train with `PCDTrainer`")
         return started(self.optim, self.kernel, model, memory)
 
@@ -252,8 +254,10 @@ class JarzynskiTrainer(AbstractTrainer):
         Raises:
             TypeError: For batches that are no array, or as `kernel.check_data`.
             ValueError: For rows of another shape or scale than the walkers, or as
-                `kernel.check_data`.
+                `kernel.check_data`; for a state whose walkers have no weights.
         """
+        training_population(state.memory)
+        check_known(state.memory, "begin anew by `trainer.init`, with fresh walkers")
         check_data(self.kernel, state, batch, source)
 
 

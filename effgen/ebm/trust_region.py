@@ -18,7 +18,7 @@ from .walkers import Walkers
 
 def check_radius(radius: Any) -> None:
     """Raise `TypeError` or `ValueError` for a radius that is no positive number."""
-    if not isinstance(radius, Real):
+    if not isinstance(radius, Real) or isinstance(radius, bool):
         raise TypeError(f"`radius` is {radius!r}: pass a number, such as 0.1.")
     if not float(radius) > 0:
         raise ValueError(

@@ -9,10 +9,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from effgen.core.counts import check_count
 from effgen.core.keys import check_key
 from effgen.core.weights import Estimate, effective_sample_size, normalized
 
-from .arguments import as_rows, check_box, check_draw, check_finite, check_positive
+from .arguments import (
+    as_rows,
+    as_walls,
+    check_box,
+    check_draw,
+    check_finite,
+    check_logits,
+    check_positive,
+)
 from .blocks import combined, drawn_if, log_mean, num_roots, share_left
 from .checks import traced
 from .coordinates import AbstractCoordinates, check_coordinates
@@ -127,6 +136,7 @@ class Walkers(eqx.Module):
             logits: Of the shape of an example; as an `RBM` without weights has them.
         """
         logits = as_rows("logits", logits)
+        check_logits("logits", logits)
         check_draw(key, num, logits.shape)
         return bernoulli(key, logits, num, _started)
 
@@ -163,10 +173,10 @@ class Walkers(eqx.Module):
         check_finite("positions", positions)
         check_finite("log_density", density)
         start = 0.0 if known else jnp.nan
-        if walls is not None:
-            check_box(*walls)
         begun = _started(positions, -density, jnp.zeros_like(positions), start)
-        return dataclasses.replace(begun, walls=walls)
+        if walls is None:
+            return begun
+        return dataclasses.replace(begun, walls=as_walls(walls))
 
     @property
     def particles(self) -> Particles:
@@ -194,7 +204,8 @@ class Walkers(eqx.Module):
         if self.num_blocks == 1:
             return self.log_weights
         booked = self.log_partition - jnp.max(self.log_partition)
-        booked = jnp.where(jnp.isfinite(booked), booked, 0.0)  # NaN: no weights at all
+        # NaN: no weights at all; of a block that is lost as a whole, `-inf`.
+        booked = jnp.where(jnp.isnan(booked), 0.0, booked)
         return self.log_weights + jnp.repeat(booked, self.num // self.num_blocks)
 
     @property
@@ -247,14 +258,17 @@ class Walkers(eqx.Module):
             num_blocks: A divisor of the number of walkers.
 
         Raises:
-            ValueError: If it is no divisor, or for walkers in blocks, or relatives.
+            ValueError: If it leaves fewer than 2 a block, or is no divisor, or for
+                walkers in blocks, or relatives.
         """
-        if self.num_blocks > 1 or num_blocks < 1 or self.num % num_blocks:
+        check_count("num_blocks", num_blocks)
+        size = self.num // num_blocks
+        if self.num_blocks > 1 or self.num % num_blocks or size < 2:
             raise ValueError(
                 f"`num_blocks` is {num_blocks}, for {self.num} walkers in "
-                f"{self.num_blocks} block(s): pass a divisor, for walkers in one block."
+                f"{self.num_blocks} block(s): pass a divisor that leaves 2 or more a "
+                "block, for walkers in one block."
             )
-        size = self.num // num_blocks
         roots = jnp.arange(self.num, dtype=self.roots.dtype)
         if not traced(self.roots) and bool(jnp.any(self.roots != roots)):
             raise ValueError(

@@ -184,6 +184,8 @@ def test_the_conditional_sample_size():
     only = jnp.array([0.0, -jnp.inf, -jnp.inf])
     np.testing.assert_allclose(eg.conditional_ess(jnp.zeros(3), only), 1.0, rtol=1e-6)
     assert eg.conditional_ess(jnp.zeros(3), jnp.full(3, -jnp.inf)) == 0
+    lost = jnp.array([0.0, -200.0]), jnp.array([0.0, 60.0])  # in all but name
+    np.testing.assert_allclose(eg.conditional_ess(*lost), 2.0)
 
 
 def test_the_log_mean_has_an_honest_error():

@@ -146,6 +146,16 @@ def masses(weights, classify=lambda x: jnp.zeros(len(x), int)):
             ValueError,
             r"`shape` is \(28, 28\): pass `\(channels",
         ),
+        (
+            lambda: ebm.image_energy((1, 8, 8), key=KEY, channels=()),
+            ValueError,
+            r"`channels` is \(\): pass positive integers",
+        ),
+        (
+            lambda: ebm.residual_energy((1, 8, 8), key=KEY, num_blocks=0),
+            ValueError,
+            "`num_blocks` is 0",
+        ),
         (lambda: ebm.ConfinedEnergy(MODEL, 0.0), ValueError, "`scale` is 0"),
         (lambda: ebm.ConfinedEnergy(None, 1.0), TypeError, "`network` is None"),
         (lambda: ebm.TemperedEnergy(MODEL, "1"), ValueError, "`temperature` is '1'"),
@@ -203,6 +213,120 @@ def masses(weights, classify=lambda x: jnp.zeros(len(x), int)):
             TypeError,
             "`labels` is a list that is no array of numbers",
         ),
+        (lambda: ebm.MALA(0.1, scale=[1.0, 0.0]), ValueError, "`scale` is 0 in some"),
+        (
+            lambda: ebm.ULA(0.1, scale=np.diag([1.0, 0.0])),
+            ValueError,
+            "a matrix that has an inverse",
+        ),
+        (
+            lambda: ebm.MALA(ebm.TargetAcceptance),
+            TypeError,
+            "`step_size` is the class TargetAcceptance: pass",
+        ),
+        (lambda: ebm.MALA(True), TypeError, "`step_size` is a bool"),
+        (
+            lambda: ebm.ULA(lambda step: step - 1.0),
+            ValueError,
+            "`step_size` is a schedule that begins with -1",
+        ),
+        (lambda: trainer(radius=True), TypeError, "`radius` is True"),
+        (lambda: trainer(penalty=True), ValueError, "`penalty` is True"),
+        (lambda: ebm.minsr(damping=np.inf), ValueError, "`damping` is inf"),
+        (lambda: ebm.minsr(momentum="0"), ValueError, "`momentum` is '0'"),
+        (
+            lambda: ebm.Walkers.from_bernoulli(KEY, 16, [0.0, -np.inf]),
+            ValueError,
+            "`logits` has NaN or infinite values: clip the shares",
+        ),
+        (
+            lambda: ebm.RBM.independent(np.full(2, np.inf), 2),
+            ValueError,
+            "`visible_bias` has NaN or infinite",
+        ),
+        (
+            lambda: ebm.RBM.independent([0, 0], 2, key=KEY),
+            ValueError,
+            r"`scale` is 0\.0: pass a positive",
+        ),
+        (
+            lambda: ebm.RBM(jnp.zeros((2, 3)), jnp.zeros(3), jnp.zeros(2)),
+            ValueError,
+            r"`weights` have shape \(2, 3\), the biases \(3,\) and \(2,\)",
+        ),
+        (
+            lambda: ebm.RBM(jnp.zeros((2, 3), int), jnp.zeros(2), jnp.zeros(3)),
+            TypeError,
+            "`weights` is of int32: pass floats",
+        ),
+        (
+            lambda: ebm.Walkers.from_uniform(KEY, 16, (2,), low=np.zeros(2)),
+            ValueError,
+            "they are the walls of every coordinate",
+        ),
+        (
+            lambda: ebm.mlp_energy((1, 2), key=KEY, coordinates=UNITS),
+            ValueError,
+            r"`coordinates` are of examples of shape \(2,\), not \(1, 2\)",
+        ),
+        (
+            lambda: ebm.labeled_walkers(KEY, 16, (3,), 2, coordinates=UNITS),
+            ValueError,
+            "`coordinates` are of 2 numbers",
+        ),
+        (
+            lambda: ebm.labeled_mlp_energy((3,), 2, key=KEY, coordinates=UNITS),
+            ValueError,
+            "`coordinates` are of 2 numbers",
+        ),
+        (
+            lambda: ebm.Reservoir.from_walkers(walkers().in_blocks(8), block_size=2),
+            ValueError,
+            "`walkers` are in 8 blocks already",
+        ),
+        (
+            lambda: trainer().init(
+                lambda x: jnp.sum(x**2),
+                ebm.Audited(walkers(), ebm.Walkers.from_gaussian(KEY, 16, (2,))),
+            ),
+            ValueError,
+            r"`memory.audit` have shapes \[\(2,\), \(8,\)\]",
+        ),
+        (lambda: ebm.NormalizedEnergy.load("x", None), TypeError, "`energy` is None"),
+        (
+            lambda: ebm.Walkers.from_samples(data(8), walls=(0, 1, 2)),
+            ValueError,
+            r"`walls` is \(0, 1, 2\): pass `\(low, high\)`",
+        ),
+        (
+            lambda: ebm.LabeledEnergy(LABELED.energy, 2, 2),
+            TypeError,
+            "`shape` is 2: pass that of one example",
+        ),
+        (lambda: ebm.LabeledEnergy(None, (2,), 2), TypeError, "`energy` is None"),
+        (lambda: ebm.Reservoir(walkers()), TypeError, "`walkers` are not arranged in"),
+        (lambda: walkers().in_blocks(16), ValueError, "leaves 2 or more a block"),
+        (lambda: walkers().in_blocks(0), ValueError, "`num_blocks` is 0"),
+        (
+            lambda: trainer().init(
+                MODEL,
+                ebm.Audited(
+                    ebm.Reservoir.from_walkers(walkers(), block_size=4), walkers()
+                ),
+            ),
+            ValueError,
+            "walkers that train",
+        ),
+        (
+            lambda: trainer().init(MODEL, ebm.Audited(None, walkers())),
+            ValueError,
+            "`memory` keeps no walkers that train",
+        ),
+        (
+            lambda: ebm.CDTrainer(optax.sgd(0.1), kernel=KERNEL).init("energy"),
+            TypeError,
+            "`model` is 'energy'",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_named(call, error, match):
@@ -216,6 +340,8 @@ def test_lists_frames_and_integers_are_rows():
         found = ebm.Walkers.from_samples(given).positions
         assert found.dtype == jnp.float32
         np.testing.assert_array_equal(found, rows)
+    half = ebm.Walkers.from_samples(rows.astype(np.float16))
+    assert half.positions.dtype == jnp.float32
     density = ebm.NormalizedEnergy(MODEL, jnp.zeros(()), jnp.zeros(()), (SIZE,))
     expected = -0.5 * (rows**2).sum(axis=1)
     np.testing.assert_allclose(density.log_prob(Frame(rows)), expected)

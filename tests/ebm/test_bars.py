@@ -151,6 +151,14 @@ def test_any_adjusted_sampler_of_blackjax_moves_walkers():
     free = ebm.BlackJAX(lambda f: blackjax.mclmc(f, L=1.5, step_size=0.5))
     with pytest.raises(TypeError, match="tells of no acceptance"):
         free.check(Shifted(jnp.zeros(SIZE)), walkers)
+    with pytest.raises(TypeError, match="tells of no acceptance"):
+        ebm.long_run(
+            Shifted(jnp.zeros(SIZE)),
+            walkers.positions[:4],
+            kernel=free,
+            key=jax.random.key(0),
+            num_steps=1,
+        )
     with pytest.raises(TypeError, match="must be a function from a log-density"):
         ebm.BlackJAX(blackjax.hmc).check(Shifted(jnp.zeros(SIZE)), walkers)
 

@@ -78,6 +78,34 @@ def test_score_matching_s_gradient_vanishes_at_the_noisy_data_s_density():
     assert metrics["grad_norm"] < 0.02
 
 
+def test_score_matching_in_coordinates_is_that_of_standard_columns():
+    x = data(64)[:, :2] * jnp.array([[100.0, 1e-3]])
+    to = ebm.Standardized.of(x)
+    settings = {"kernel": KERNEL, "noise_scale": 0.3}
+    raw = ebm.ScoreMatchingTrainer(optax.sgd(0.0), coordinates=to, **settings)
+    plain = ebm.ScoreMatchingTrainer(optax.sgd(0.0), **settings)
+    model = Shifted(jnp.array([0.3, -0.2]))
+
+    in_units = ebm.FunctionEnergy(lambda mean, x: Shifted(mean)(to(x)), model.mean)
+
+    @eqx.filter_jit
+    def loss(trainer, energy, rows):
+        state = trainer.init(energy)
+        return trainer.step(state, rows, key=jax.random.key(0))[1]["loss"]
+
+    expected = loss(plain, model, jax.vmap(to)(x))
+    np.testing.assert_allclose(loss(raw, in_units, x), expected, rtol=1e-4)
+    source = eg.Minibatches(x, 16)
+    with pytest.warns(eg.RunWarning, match="wider than column 1 .*Standardized"):
+        plain.check(plain.init(model), x[:16], source)
+    raw.check(raw.init(model), x[:16], source)
+    narrow = ebm.ScoreMatchingTrainer(
+        optax.sgd(0.0), kernel=KERNEL, coordinates=ebm.Standardized.of(x[:, :1])
+    )
+    with pytest.raises(ValueError, match="`coordinates` are of 1 numbers"):
+        narrow.check(narrow.init(model), x[:16], source)
+
+
 def test_cd_s_chains_start_at_the_batch():
     trainer = ebm.CDTrainer(optax.sgd(0.1), kernel=ebm.ULA(1e-8))
     state = trainer.init(Shifted(jnp.zeros(SIZE)))
@@ -115,11 +143,67 @@ def test_pcd_forgets_its_partition_function():
     assert ebm.sample(state, 5, key=jax.random.key(0)).shape == (5, SIZE)
 
 
+def test_cd_begins_with_the_step_size_that_the_watching_walkers_found():
+    kernel = ebm.MALA(ebm.TargetAcceptance(1e-3))
+    trainer = ebm.CDTrainer(optax.sgd(0.1), kernel=kernel)
+    model = Shifted(jnp.zeros(SIZE))
+    state = trainer.init(model, populations(jax.random.key(0), 64))
+    found = float(state.memory.walkers.step_size)
+    assert found == float(state.memory.audit.step_size) > 0.05
+    assert float(trainer.init(model).memory.walkers.step_size) == 0.0  # `initial`
+
+
+def test_cd_keeps_its_state_s_precision_whatever_the_batch_s():
+    with jax.enable_x64(True):
+        trainer = ebm.CDTrainer(optax.sgd(0.1), kernel=KERNEL)
+        state = trainer.init(Shifted(jnp.zeros(SIZE)))
+        batch = jnp.zeros((4, SIZE), jnp.float32)
+        step = lambda *args: trainer.step(*args, key=jax.random.key(0))[0]
+        after = eqx.filter_eval_shape(step, state, batch)
+        assert after.memory.walkers.step_size.dtype == jnp.float64
+
+
+def test_states_of_other_trainers_are_named():
+    model, batch = Shifted(jnp.zeros(SIZE)), data(64)[:8]
+    source = eg.Minibatches(data(64), 8)
+    pcd = ebm.PCDTrainer(optax.sgd(0.1), kernel=KERNEL)
+    weighted = ebm.JarzynskiTrainer(optax.sgd(0.1), kernel=KERNEL)
+    cd, score, contrasting = (
+        kind(optax.sgd(0.1), kernel=KERNEL)
+        for kind in (ebm.CDTrainer, ebm.ScoreMatchingTrainer, ebm.NCETrainer)
+    )
+    unweighted = pcd.init(model, populations(jax.random.key(0), 16))
+    for trainer, state, said in (
+        (cd, unweighted, "`state` is of another trainer"),
+        (score, cd.init(model), "`state` is of another trainer"),
+        (contrasting, score.init(model), "`state` is of another trainer"),
+        (pcd, cd.init(model), "keeps no walkers that train"),
+        (weighted, unweighted, "unknown density.*begin anew"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            trainer.check(state, batch, source)
+    with pytest.raises(ValueError, match="batches of 1 row"):
+        cd.check(cd.init(model), batch[:1], source)
+
+
+def test_without_walkers_the_energy_is_tried_on_the_data():
+    trainer = ebm.CDTrainer(optax.sgd(0.1), kernel=KERNEL)
+
+    def normalized(x):
+        return jnp.sum((x - x.mean(0, keepdims=True)) ** 2, axis=1)
+
+    with pytest.raises(ValueError, match="no batch normalization"):
+        trainer.check(
+            trainer.init(normalized), data(64)[:8], eg.Minibatches(data(64), 8)
+        )
+
+
 def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="`noise_scale` is 0"):
         ebm.ScoreMatchingTrainer(optax.sgd(0.1), kernel=KERNEL, noise_scale=0.0)
-    with pytest.raises(ValueError, match="`num_moves` is 0"):
-        ebm.CDTrainer(optax.sgd(0.1), kernel=KERNEL, num_moves=0)
+    for kind in (ebm.CDTrainer, ebm.ScoreMatchingTrainer, ebm.NCETrainer):
+        with pytest.raises(ValueError, match="`num_moves` is 0"):
+            kind(optax.sgd(0.1), kernel=KERNEL, num_moves=0)
     with pytest.raises(TypeError, match=r"`kernel` is 0\.1"):
         ebm.CDTrainer(optax.sgd(0.1), kernel=0.1)
     trainer = ebm.CDTrainer(optax.sgd(0.1), kernel=KERNEL)

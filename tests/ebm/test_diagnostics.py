@@ -22,6 +22,7 @@ def test_the_tail_of_pareto_weights_is_found(shape):
 
 def test_equal_weights_have_no_tail():
     assert ebm.pareto_k(jnp.full(1000, 3.0)) == -jnp.inf
+    assert ebm.pareto_k(jnp.full(1000, -jnp.inf)) == jnp.inf  # no weights at all
 
 
 def test_masses_of_modes_with_their_errors():
@@ -40,6 +41,17 @@ def test_masses_of_modes_with_their_errors():
         ebm.mode_masses(positions, weights, lambda x: x, 3)
     with pytest.raises(ValueError, match="`num_modes` is 0"):
         ebm.mode_masses(positions, weights, lambda x: x, 0)
+
+
+def test_few_walkers_that_are_relatives_count_as_few():
+    positions = jnp.repeat(jnp.array([[0.0], [1.0]]), 16, 0)
+    classify = lambda x: x[:, 0].astype(int)
+    masses, errors = ebm.mode_masses(positions, jnp.ones(32), classify, 2)
+    np.testing.assert_allclose(masses, 0.5)
+    assert bool((errors > 0.2).all())  # of independent ones it would be 0.09
+    one, error = ebm.mode_masses(positions[:1], jnp.ones(1), classify, 2)
+    assert one[0] == 1
+    assert bool(jnp.isfinite(error).all())
 
 
 @pytest.mark.slow

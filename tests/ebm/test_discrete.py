@@ -117,6 +117,30 @@ def test_an_energy_of_bits_is_trained():
     assert abs(density.log_partition - truth) < 3 * density.standard_error
 
 
+def test_walkers_leave_a_corner_where_the_gradient_is_infinite():
+    root = lambda x: jnp.sqrt(jnp.sum(x))
+    walkers = ebm.Walkers.from_samples(jnp.zeros((64, SIZE))).reweighted(root)
+    assert bool(jnp.isinf(walkers.gradients).all())
+    kernel = ebm.GibbsWithGradients()
+    moved = kernel.move(walkers, root, jnp.array(0), key=jax.random.key(0))
+    assert 5 < int(moved.positions.sum()) < 60
+    with pytest.raises(ValueError, match="of 64 walkers an energy that is not finite"):
+        kernel.check(lambda x: -jnp.log(jnp.sum(x)), walkers)
+
+
+def test_codes_that_stand_for_nothing_may_be_forbidden():
+    # Two sites of three colors, free: of 16 states 9 are left, log Z = 2 log 3.
+    def three(x):
+        codes = x.reshape(2, 2).sum(axis=1)
+        return jnp.where(jnp.any(codes == 2), jnp.inf, 0.0)
+
+    walkers = ebm.Walkers.from_bernoulli(jax.random.key(0), 512, jnp.zeros(4))
+    kernel = ebm.GibbsWithGradients()
+    kernel.check(three, walkers)
+    value, error = walkers.reweighted(three).estimate()
+    assert abs(float(value) - 2 * np.log(3)) < 4 * float(error) < 0.2
+
+
 def test_what_is_not_zeros_and_ones_is_named():
     trainer = ebm.PCDTrainer(optax.sgd(0.1), kernel=ebm.GibbsWithGradients())
     with pytest.raises(ValueError, match="`memory` has walkers that are not zeros"):

@@ -61,6 +61,9 @@ def test_log_prob_keeps_the_shape_of_the_batch():
         density.log_prob(x), jax.scipy.stats.norm.logpdf(x).sum(-1), rtol=1e-5
     )
     value, error = density.log_likelihood(x.reshape(-1, 2))
+    same = density.log_likelihood(x)
+    np.testing.assert_allclose(same, (value, error), rtol=1e-6)
+    assert density.log_likelihood(x[0, 0]).value == density.log_prob(x[0, 0])
     np.testing.assert_allclose(value, density.log_prob(x).mean(), rtol=1e-5)
     assert error > 0.1
     with pytest.raises(ValueError, match="does not end in that of an example"):

@@ -196,6 +196,16 @@ def test_columns_that_cannot_be_learned_from_are_named():
     bad[:, 1] = 3.0
     with pytest.raises(ValueError, match=r"constant in 1 column\(s\): 1"):
         check_columns("x", bad)
+    scalars = np.random.default_rng(1).normal(size=50)
+    check_columns("x", scalars)
+    with pytest.raises(ValueError, match="constant in 1 column"):
+        check_columns("x", np.ones(50))
+    many = np.random.default_rng(1).normal(size=(20_000, 1)).astype(np.float32)
+    coarse = np.sort(np.round(2 * many[:, 0]) / 2)  # by whose order rows are sorted
+    check_columns("x", np.stack([coarse, many[::-1, 0]], axis=1))
+    for copied in (np.repeat(many[:4000], 5, 0), np.tile(many[:5000], (4, 1))):
+        with pytest.raises(ValueError, match="different rows in"):
+            check_columns("x", copied)
     images = x.reshape(50, 2, 2).copy()
     images[:, 0, 0] = 0.0  # a border pixel
     check_columns("x", images)

@@ -96,6 +96,18 @@ def test_a_network_starts_as_a_gaussian_of_every_label():
     np.testing.assert_allclose(posterior, -np.log(3), rtol=1e-6)
 
 
+def test_coordinates_are_of_the_example_alone():
+    x = np.random.default_rng(0).normal(120.0, [40.0, 0.02], (50, 2))
+    to = ebm.Standardized.of(x)
+    walkers = ebm.labeled_walkers(jax.random.key(1), 64, (2,), 3, coordinates=to)
+    energy = ebm.labeled_mlp_energy(
+        (2,), 3, key=jax.random.key(0), width_size=4, coordinates=to
+    )
+    value, _ = walkers.reweighted(energy).estimate()
+    constant = np.log(3 * 2 * np.pi) + np.log(x.std(axis=0)).sum()
+    np.testing.assert_allclose(value, constant, atol=1e-3)
+
+
 def test_what_does_not_fit_is_named():
     trainer = ebm.PCDTrainer(optax.sgd(0.1), kernel=KERNEL)
     walkers = ebm.labeled_walkers(jax.random.key(0), 64, (2,), 3)
@@ -121,6 +133,9 @@ def test_what_does_not_fit_is_named():
         ebm.with_labels(jnp.zeros((4, 2)), jnp.zeros(3))
     with pytest.raises(TypeError, match="`kernel` is ULA"):
         ebm.LabelGibbs(ebm.ULA(0.1))
+    fewer = ebm.LabeledEnergy(TRUTH.energy, (2,), 2)
+    with pytest.raises(ValueError, match=r"with 3 labels, and of .* with 2: pass"):
+        KERNEL.between(START, fewer, jnp.array(0.5))
 
 
 def test_a_scale_may_be_of_the_example_s_shape():

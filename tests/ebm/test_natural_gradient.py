@@ -166,6 +166,21 @@ def test_settings_and_trainers_that_do_not_fit_are_named():
             eg.fit(trainer, state, x, key=key, num_steps=1)
 
 
+def test_it_keeps_the_model_s_precision():
+    with jax.enable_x64(True):
+        model = Shifted(jnp.zeros(SIZE, jnp.float32))
+        optim = ebm.minsr(0.5, num_samples=4)
+        state = init_opt_state(optim, model)
+        for dtype in (jnp.float32, jnp.float64):
+            x = jnp.ones((4, SIZE), dtype)
+            samples = Samples(model, x, 2 * x, jnp.full(4, 0.25, dtype))
+            step = lambda state, samples: optim.update(
+                model, state, model, samples=samples
+            )[1]
+            after = eqx.filter_eval_shape(step, state, samples)[0].direction
+            assert after.mean.dtype == jnp.float32
+
+
 def test_the_last_direction_is_kept_in_the_state():
     trainer = ebm.JarzynskiTrainer(ebm.minsr(), kernel=ebm.MALA(0.1), radius=0.1)
     state = trainer.init(Shifted(jnp.zeros(SIZE)), reservoir(64, 32))

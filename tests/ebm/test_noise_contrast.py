@@ -1,5 +1,8 @@
 """Noise-contrastive estimation: the model, its `log Z`, and an honest likelihood."""
 
+import dataclasses
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +49,21 @@ def test_walkers_that_watch_tell_its_likelihood():
     assert float(history["update_radius"].max()) < 0.2 * 1.001
     density = ebm.NormalizedEnergy.from_state(state)
     assert abs(density.log_partition - LOG_PARTITION) < 3 * density.standard_error
+
+
+def test_it_may_go_on_where_another_trainer_stopped():
+    # The model is the noise's own Gaussian, whose log Z the noise tells exactly.
+    trainer = ebm.NCETrainer(optax.sgd(0.0), kernel=ebm.MALA(0.3))
+    other = ebm.ScoreMatchingTrainer(optax.sgd(0.0), kernel=ebm.MALA(0.3))
+    state = other.init(Shifted(jnp.zeros(SIZE)))
+    state = dataclasses.replace(state, step=jnp.array(500))
+    state = eg.continued(trainer, state)
+    _, metrics = eqx.filter_jit(trainer.step)(
+        state, data(64)[:8], key=jax.random.key(0)
+    )
+    np.testing.assert_allclose(
+        metrics["learned_log_partition"], LOG_PARTITION, rtol=1e-5
+    )
 
 
 def test_settings_out_of_range_are_named():

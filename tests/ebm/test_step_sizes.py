@@ -9,6 +9,7 @@ import pytest
 
 import effgen as eg
 from effgen import ebm
+from effgen.ebm.langevin import Langevin
 from tests.ebm.gaussians import LOG_PARTITION, SIZE, Scaled, Shifted, data, populations
 
 
@@ -89,11 +90,27 @@ def test_a_rule_that_does_not_fit_the_kernel_is_named():
         ebm.MALA(0.1, clip=-1.0)
 
 
+def test_a_schedule_that_falls_below_zero_stops_a_training():
+    kernel = ebm.MALA(lambda step: 0.1 - 0.1 * step)
+    trainer = ebm.PCDTrainer(optax.sgd(0.1), kernel=kernel)
+    state = trainer.init(Shifted(jnp.zeros(SIZE)), populations(jax.random.key(0), 8))
+    x = eg.Minibatches(data()[:64], 64)
+    with pytest.raises(eg.TrainingError, match=r"memory\.step_size"):
+        eg.fit(trainer, state, x, key=jax.random.key(1), num_steps=4)
+
+
 def test_a_preconditioner_of_another_shape_is_named():
     kernel = ebm.ULA(0.1, scale=jnp.ones(3))
     walkers = populations(jax.random.key(0), 8)
     with pytest.raises(ValueError, match=r"`scale` has shape \(3,\)"):
         kernel.follow(walkers, Scaled(PRECISIONS), jnp.array(0), key=jax.random.key(0))
+
+
+def test_an_infinite_norm_clips_nothing():
+    gradients = jnp.array([[3.0, 4.0], [0.0, 0.0]])
+    for clip, expected in ((np.inf, [25.0, 0.0]), (None, [25.0, 0.0]), (1, [1.0, 0.0])):
+        found = Langevin(clip, None).squares(gradients)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_temperature_scales_the_energy():

@@ -1,5 +1,6 @@
 """Stopping by held-out likelihood: the best that can be believed, and nothing else."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 import effgen as eg
 from effgen import ebm
+from effgen.ebm.stopping import _recorded
 from tests.ebm.gaussians import SIZE, Shifted, data, populations
 
 
@@ -38,6 +40,35 @@ def test_the_state_of_the_highest_likelihood_is_kept():
     truth = -0.5 * jnp.sum((held_out - mean[None]) ** 2, axis=1).mean()
     truth -= 0.5 * SIZE * np.log(2 * np.pi)
     assert abs(found.likelihoods[best] - truth) < 4 * found.errors[best] < 0.4
+
+
+def test_an_audit_that_is_lost_on_the_way_loses_no_state():
+    trainer = ebm.JarzynskiTrainer(optax.sgd(0.02), kernel=KERNEL)
+    memory = populations(jax.random.key(0), 16, audit=64)
+    state = trainer.init(Shifted(jnp.zeros(SIZE)), memory)
+    weights = lambda state: state.memory.audit.log_weights
+    lost = eqx.tree_at(weights, state, jnp.full(64, -jnp.inf))
+    with pytest.raises(ValueError, match="no weight left"):
+        ebm.NormalizedEnergy.from_state(lost)
+    value, error, believed = _recorded(lost, data(512))
+    assert np.isnan([value, error]).all()
+    assert not believed
+
+
+def test_rows_without_a_density_are_named():
+    trainer = ebm.JarzynskiTrainer(optax.sgd(0.02), kernel=ebm.ReflectedMALA(0.1))
+    both = [
+        ebm.Walkers.from_uniform(key, 64, (2,))
+        for key in jax.random.split(jax.random.key(0))
+    ]
+    state = trainer.init(Shifted(jnp.zeros(2)), ebm.Audited(*both))
+    x = jax.random.uniform(jax.random.key(1), (64, 2))
+    refused = eg.train(
+        trainer, state, eg.Minibatches(x, 16), key=jax.random.key(2), num_steps=5
+    )
+    with pytest.raises(ValueError, match="`held_out` has a mean log-density of -inf"):
+        ebm.early_stopped(refused, x + 0.5)
+    assert int(refused.state.step) == 0
 
 
 def test_without_a_likelihood_to_believe_nothing_stops():

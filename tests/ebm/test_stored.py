@@ -44,6 +44,24 @@ def test_a_density_that_you_make_yourself_is_saved_too(tmp_path):
     assert float(found.pareto_k) == -np.inf
 
 
+def test_a_setting_that_is_no_array_must_be_the_same(tmp_path):
+    def saved(scale, temperature):
+        model = ebm.TemperedEnergy(energy(scale=scale), temperature)
+        return ebm.NormalizedEnergy(model, jnp.zeros(()), jnp.zeros(()), (2,))
+
+    saved(2, 3).save(tmp_path / "density")
+    found = ebm.NormalizedEnergy.load(tmp_path / "density", saved(2.0, 3.0).energy)
+    assert found.energy.temperature == 3.0
+    for scale, temperature, named in (
+        (1.0, 3.0, r"in 2 setting\(s\): energy.energy.network.unit: 2.0 was saved"),
+        (2.0, 1.0, r"in 1 setting\(s\): energy.temperature: 3.0 was saved, .* has 1.0"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            ebm.NormalizedEnergy.load(
+                tmp_path / "density", saved(scale, temperature).energy
+            )
+
+
 def test_another_energy_or_a_damaged_file_is_named(tmp_path):
     path = tmp_path / "density.eqx"
     density().save(path)

@@ -9,7 +9,8 @@ import pytest
 
 import effgen as eg
 from effgen import ebm
-from effgen.ebm.learning import contrast
+from effgen.core.state import TrainState
+from effgen.ebm.learning import change_of, contrast, learned
 from tests.ebm.gaussians import LOG_PARTITION, SIZE, Shifted, data, populations
 
 
@@ -120,7 +121,7 @@ def test_the_gradient_is_that_of_the_cross_entropy():
     walkers = populations(jax.random.key(0), 64).reweighted(model)
     x = data()[:32]
     weights = jax.nn.softmax(walkers.log_weights)
-    (gap, data_energy), gradient = contrast(model, x, walkers.positions, weights)
+    (gap, data_energy, _), gradient = contrast(model, x, walkers.positions, weights)
     mean = model.mean[None]
     expected = (mean - x).mean(0) - weights @ (mean - walkers.positions)
     np.testing.assert_allclose(gradient.mean, expected, rtol=1e-4, atol=1e-5)
@@ -212,6 +213,49 @@ def test_bad_data_is_named_before_any_compute(x, error, match):
 def test_bad_settings_are_named(arguments, match):
     with pytest.raises(ValueError, match=match):
         ebm.JarzynskiTrainer(optax.sgd(0.1), kernel=ebm.ULA(0.1), **arguments)
+
+
+def test_a_lost_walker_may_be_where_the_energy_is_infinite():
+    def cliff(mean, x):
+        return jnp.where(x[0] > 9, jnp.inf, 0.5 * jnp.sum((x - mean) ** 2))
+
+    x = jax.random.normal(jax.random.key(0), (4, 2))
+    positions = x.at[0, 0].set(10.0)
+    weights = jnp.array([0.0, 0.2, 0.3, 0.5])
+    model = ebm.FunctionEnergy(cliff, jnp.ones(2))
+    (gap, _, added), found = contrast(model, x, positions, weights, 0.1)
+    assert bool(jnp.isfinite(gap) & jnp.isfinite(added))
+    few = contrast(model, x, positions[1:], weights[1:], 0.1)
+    np.testing.assert_allclose(gap, few[0][0], rtol=1e-4)
+    np.testing.assert_allclose(found.parameters, few[1].parameters, rtol=1e-4)
+
+
+def test_an_optimizer_that_asks_for_the_loss_is_told_what_a_penalty_adds():
+    told = []
+
+    def update(updates, state, params=None, *, value, value_fn, **others):
+        told.extend([value, value_fn(params), value_fn(Shifted(params.mean + 1))])
+        return updates, state
+
+    empty = lambda params: optax.EmptyState()
+    optim = optax.GradientTransformationExtraArgs(empty, update)
+    model, walkers = Shifted(jnp.ones(SIZE)), populations(jax.random.key(0), 16)
+    walkers = walkers.reweighted(model)
+    weights, x = jax.nn.softmax(jnp.linspace(-1, 1, 16)), data(32)
+    state = TrainState(model, optax.EmptyState(), walkers, jnp.array(0))
+    metrics = learned(optim, state, x, walkers, weights, penalty=0.3).metrics
+
+    def added(model):
+        there, here = jax.vmap(model)(x), jax.vmap(model)(walkers.positions)
+        return 0.5 * 0.3 * (jnp.mean(there**2) + jnp.sum(weights * here**2))
+
+    expected = metrics["energy_gap"] + added(model)
+    np.testing.assert_allclose(told[:2], [expected] * 2, rtol=1e-4)
+    further = Shifted(model.mean + 1)
+    change = jnp.mean(jax.vmap(further)(x)) - metrics["data_energy"]
+    change += change_of(further, walkers, weights)
+    expected = metrics["energy_gap"] + change + added(further)
+    np.testing.assert_allclose(told[2], expected, rtol=1e-4)
 
 
 @pytest.mark.slow
