@@ -21,7 +21,7 @@ from .generalization import (
     extrapolation as extrapolation,
     held_out as held_out,
 )
-from .identifiability import (
+from .determination import (
     Identifiability as Identifiability,
     identifiability as identifiability,
 )

@@ -27,7 +27,8 @@ def init_opt_state(optim: optax.GradientTransformation, model: PyTree) -> PyTree
 
     Raises:
         TypeError: If `optim` is no optax transformation.
-        ValueError: If `model` has nothing to train.
+        ValueError: If `model` has numbers, and none that can be trained. A function
+            without any, such as a fixed energy, is let through.
     """
     if not hasattr(optim, "init") or not hasattr(optim, "update"):
         raise TypeError(
@@ -35,7 +36,8 @@ def init_opt_state(optim: optax.GradientTransformation, model: PyTree) -> PyTree
             "as `optax.adam(1e-3)`."
         )
     params = eqx.filter(model, eqx.is_inexact_array)
-    if not jax.tree.leaves(params):
+    numbers = [x for x in jax.tree.leaves(model) if eqx.is_array_like(x)]
+    if numbers and not jax.tree.leaves(params):
         raise ValueError(
             "`model` has no array of real or complex numbers, and so nothing to train: "
             "make its parameters arrays, such as `jnp.asarray(0.5)` for `0.5`."

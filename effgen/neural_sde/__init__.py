@@ -96,7 +96,7 @@ from .sites import (
     LinearizedSites as LinearizedSites,
 )
 from .stacking import Stack as Stack, stack as stack
-from .structural import structural as structural
+from .structural_models import structural as structural
 from .structure import (
     Structure as Structure,
     car as car,

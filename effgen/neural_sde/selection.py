@@ -10,7 +10,7 @@ from .checks import check_positive
 from .model import LatentSDE
 from .peak import Maximum, maximum
 from .series import as_series, check_no_dates, check_season, check_times
-from .structural import structural
+from .structural_models import structural
 from .structure import Structure, cycle, level, ou, season, trend
 
 
