@@ -15,15 +15,15 @@ from .curvature import (
     GaussNewton as GaussNewton,
     LimitedMemory as LimitedMemory,
 )
+from .determination import (
+    Identifiability as Identifiability,
+    identifiability as identifiability,
+)
 from .generalization import (
     Extrapolation as Extrapolation,
     ensemble as ensemble,
     extrapolation as extrapolation,
     held_out as held_out,
-)
-from .determination import (
-    Identifiability as Identifiability,
-    identifiability as identifiability,
 )
 from .integration import integrate as integrate
 from .ipopt import Ipopt as Ipopt, linear_solvers as linear_solvers
