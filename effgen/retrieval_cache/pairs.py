@@ -32,8 +32,8 @@ class Pairs(NamedTuple):
         negatives: Documents that do not answer, a pytree of `(batch, each, ...)`. They
             are negatives of every query.
         negative_ids: Their numbers, `(batch, each)`.
-        weights: What each pair counts for, `(batch,)`, zero or more: a loss is the mean
-            of `weights * losses`. By default one each.
+        weights: The weight of each pair, `(batch,)`, zero or more. The loss is the mean
+            of `weights * losses`. By default each weight is one.
     """
 
     queries: PyTree
@@ -111,7 +111,7 @@ def marks(pairs: Pairs) -> Marks:
 
 
 def weighed(losses: Float[Array, " batch"], pairs: Pairs) -> Float[Array, ""]:
-    """Return the mean of `weights * losses`; no number for a weight below zero."""
+    """Return the mean of `weights * losses`; NaN if a weight is below zero."""
     if pairs.weights is None:
         return jnp.mean(losses)
     given = pairs.weights.astype(losses.dtype)

@@ -261,7 +261,11 @@ def asked():
 def started_with(name, optim):
     """Return the trainer and the first state of a case with another optimizer."""
     case = made(name)
-    trainer = eqx.tree_at(lambda trainer: getattr(trainer, "trainer", trainer).optim, case.trainer(), optim)
+    trainer = eqx.tree_at(
+        lambda trainer: getattr(trainer, "trainer", trainer).optim,
+        case.trainer(),
+        optim,
+    )
     model = case.state.model
     trained = model.trainable()[0] if hasattr(model, "trainable") else model
     opt_state = eg.init_opt_state(optim, trained)
