@@ -168,8 +168,9 @@ def members(
 ) -> dict[str, LatentSDE | Sequence[LatentSDE]]:
     """Return models of each structure, in their order, and the network's.
 
-    A structure's are drawn from the posterior density of its parameters, the mean among
-    them: for a short record, forecasts of the fit alone have too narrow bands.
+    A structure's models are drawn from the posterior density of its parameters, which
+    include the mean. For a short record, forecasts of the fit alone have bands that are
+    too narrow.
     """
     found = ranked(structures, ts, ys, mask)
     keys = jax.random.split(key, 2 + len(structures))
@@ -222,9 +223,9 @@ def trained(
     num_steps: int,
     key: PRNGKeyArray,
 ) -> LatentSDE:
-    """Return a model trained by the anchored bound; where that fails, its last.
+    """Return a model trained by the anchored bound; if that fails, the last good one.
 
-    Each parameter has a normal prior about where it begins: see `weight_prior`.
+    Each parameter has a normal prior around its start: see `weight_prior`.
     """
     trainer = LatentSDETrainer(_optimizer(num_steps, model.dt), model.dt, num_paths=4)
     data = Minibatches(_batch(ts, ys, mask), 1)
@@ -240,7 +241,7 @@ def trained(
 
 @functools.lru_cache(maxsize=8)
 def _optimizer(num_steps: int, dt: float) -> optax.GradientTransformation:
-    """Return the optimizer of a network: one of a kind, so that programs are shared."""
+    """Return the optimizer of a network; it is cached, so that programs are shared."""
     rate = optax.cosine_decay_schedule(5e-3, num_steps)
     return optax.chain(
         optax.clip_by_global_norm(100.0), weight_prior(dt), optax.adam(rate)

@@ -1,4 +1,4 @@
-"""What the cache is compared with beside a batch: a queue, and the full softmax."""
+"""Baselines besides the batch's softmax: a queue, and the full softmax."""
 
 import dataclasses
 from numbers import Integral

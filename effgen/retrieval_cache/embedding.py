@@ -35,12 +35,12 @@ def embedded(
 
 
 def at_once() -> int:
-    """Return how many documents are embedded at once, where nothing else is said."""
+    """Return the default number of documents that are embedded at once."""
     return 64 if jax.default_backend() == "cpu" else 1_024
 
 
 def check_callable(encode: Any) -> None:
-    """Raise `TypeError` for what is no tower."""
+    """Raise `TypeError` for an object that is no tower."""
     if not callable(encode):
         raise TypeError(
             f"`encode` is a {type(encode).__name__}, which cannot be called: pass a "

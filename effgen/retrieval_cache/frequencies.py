@@ -131,7 +131,7 @@ class StreamedFrequencies(eqx.Module):
         )
 
     def frequencies(self) -> Float[Array, " corpus"]:
-        """Return the share of batches that each document is in; zero without a visit."""
+        """Return the share of batches that each document is in; zero if never met."""
         return self.at(jnp.arange(len(self.last)))
 
     def at(self, ids: Int[Array, " batch"]) -> Float[Array, " batch"]:

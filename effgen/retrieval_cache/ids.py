@@ -26,7 +26,7 @@ class AbstractTable(eqx.Module):
 
     @abc.abstractmethod
     def rows(self, numbers: Int[Array, " batch"]) -> Float[Array, "batch size"]:
-        """Return the numbers' vectors; NaN for a number that the table does not have."""
+        """Return the numbers' vectors; NaN for a number out of range."""
 
     def __call__(self, numbers: Int[Array, "batch *one"]) -> Float[Array, "batch size"]:
         """Return the embeddings of a batch of numbers.

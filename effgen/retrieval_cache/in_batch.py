@@ -48,7 +48,7 @@ class InBatchTrainer(AbstractTrainer):
 
     With `frequencies`, a score is lowered by `log(frequency)` of its document. Popular
     documents are otherwise negatives too often, as in recommenders (Yi et al., 2019).
-    The frequencies of a stream are not known, and are found during the run:
+    The frequencies of a stream are not known, and are estimated during the run:
 
         state = trainer.init(model, StreamedFrequencies.of(num_documents))
 
@@ -96,7 +96,7 @@ class InBatchTrainer(AbstractTrainer):
 
         Arguments:
             model: The towers, such as `TwoTowers`.
-            memory: How often documents are met, as found on the way; by default none.
+            memory: Frequencies that are estimated during the run; by default none.
 
         Returns:
             The state at step 0.
@@ -173,7 +173,7 @@ class InBatchTrainer(AbstractTrainer):
     def met(
         self, state: TrainState, pairs: Pairs
     ) -> tuple[StreamedFrequencies | None, Float[Array, " batch"] | None]:
-        """Return the memory with a batch, and how often its documents are met.
+        """Return the memory after a batch, and the frequencies of its documents.
 
         Arguments:
             state: The state before.
@@ -216,7 +216,7 @@ class InBatchTrainer(AbstractTrainer):
 
 
 def _corrected(scores: BatchScores, often: Float[Array, " batch"]) -> BatchScores:
-    """Return scores less the logarithm of how often their documents are met.
+    """Return scores less the logarithm of their documents' frequencies.
 
     Of one that is never met, or has no number, no number: the step is then refused.
     """

@@ -1,4 +1,4 @@
-"""What is made of a search: measures of a model, and hard negatives."""
+"""Uses of a search: measures of a model, and hard negatives."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, overload
