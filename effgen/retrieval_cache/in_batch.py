@@ -109,13 +109,13 @@ class InBatchTrainer(AbstractTrainer):
         check_model(self.temperature, model)
         if memory is not None and not isinstance(memory, StreamedFrequencies):
             raise TypeError(
-                f"`memory` is a {type(memory).__name__}, and a batch has its own "
-                "negatives alone: pass none, or use `NegativeCacheTrainer`."
+                f"`memory` is a {type(memory).__name__}, and this trainer uses the "
+                "batch's own negatives only: pass none, or use `NegativeCacheTrainer`."
             )
         if memory is not None and self.frequencies is not None:
             raise ValueError(
-                "`frequencies` are given, and `memory` finds them on the way: pass "
-                "one of the two."
+                "`frequencies` are given, and `memory` estimates them during the run: "
+                "pass one of the two."
             )
         return TrainState.start(model, init_opt_state(self.optim, model), memory)
 
@@ -218,7 +218,8 @@ class InBatchTrainer(AbstractTrainer):
 def _corrected(scores: BatchScores, often: Float[Array, " batch"]) -> BatchScores:
     """Return scores less the logarithm of their documents' frequencies.
 
-    Of one that is never met, or has no number, no number: the step is then refused.
+    The score is NaN for a document that is never met, or has no number. The step is
+    then refused.
     """
     log_often = jnp.log(jnp.where(often > 0, often, jnp.nan))
     log_often = log_often.astype(scores.positives.dtype)
