@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def check_key(key: Any) -> None:
-    """Raise `TypeError` for what is no random key, or several of them."""
+    """Raise `TypeError` for an object that is no random key, or several of them."""
     if not isinstance(key, jax.Array):
         single = False
     elif jnp.issubdtype(key.dtype, jax.dtypes.prng_key):

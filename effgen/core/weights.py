@@ -172,7 +172,7 @@ def resample(
         ValueError: If there are no walkers, or several rows of them, for a `num` that
             is no integer of 1 or more, and, outside of `jit`, for weights that are all
             zero or of which one is no number.
-        TypeError: For what is no key.
+        TypeError: If `key` is no random key.
 
     Source:
         Carpenter, Clifford and Fearnhead (1999); `blackjax.smc.resampling`.

@@ -43,7 +43,7 @@ def named_parameters(model: LatentSDE) -> dict[str, Array]:
 
 @eqx.filter_jit
 def _bent(problem: Problem, x: Array) -> tuple[Array, Array, Any, Any]:
-    """Return the density's gradient and Hessian, and the named parameters and slopes."""
+    """Return the density's derivatives, and the named parameters with theirs."""
     named = lambda x: named_parameters(problem.model(x))
     return jax.grad(problem)(x), jax.hessian(problem)(x), named(x), jax.jacfwd(named)(x)
 

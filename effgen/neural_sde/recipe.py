@@ -77,7 +77,7 @@ def forecaster(
     Raises:
         ValueError: For a record shorter than two horizons, dates, no structures, and a
             `season_period` beside `structures` or that the times can't show.
-        TypeError: For what are no structures, and what is no key.
+        TypeError: For values that are no structures, and for an invalid key.
 
     Source:
         Hoeting, Madigan, Raftery and Volinsky (1999), of the shares.
@@ -116,7 +116,7 @@ def forecaster(
 
 
 def check_structures(structures: Any) -> None:
-    """Raise `TypeError` or `ValueError` for what are no structures."""
+    """Raise `TypeError` or `ValueError` for values that are no structures."""
     several = isinstance(structures, Sequence)
     if not several or not all(isinstance(x, Structure) for x in structures):
         raise TypeError(

@@ -11,7 +11,7 @@ from .model import LatentSDE
 from .peak import kept_by_logarithms
 
 
-_SCALE = 1.5  # of a natural logarithm, as of `fit_linear`
+_SCALE = 1.5  # of a natural logarithm, as in `fit_linear`
 _MOVED = 4.0  # the variance of a step's drift over its noise's, for features of one
 
 

@@ -58,7 +58,7 @@ def checked_ids(ids: Any, num: int) -> Int[Array, " documents"]:
     """Return the documents' numbers as an array; by default they are in order.
 
     Raises:
-        ValueError: For what are no distinct numbers, one a document.
+        ValueError: Unless they are distinct numbers, one for each document.
     """
     if ids is None:
         return jnp.arange(num, dtype=jnp.int32)
@@ -82,7 +82,7 @@ def checked_step(step: Any) -> int:
     """Return the number of a step.
 
     Raises:
-        ValueError: For what is none.
+        ValueError: If `step` is no step.
     """
     try:
         found = operator.index(step)

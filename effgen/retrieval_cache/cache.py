@@ -126,7 +126,7 @@ class NegativeCache(eqx.Module):
             example: One or more documents, with the leading axis.
             size: The numbers of an embedding.
             capacity: The rows.
-            dtype: Of the embeddings, as of `fill`.
+            dtype: Of the embeddings, as in `fill`.
 
         Raises:
             TypeError: For another `dtype`.
@@ -330,7 +330,7 @@ class NegativeCache(eqx.Module):
         """Return the cache with every document embedded anew.
 
         Arguments:
-            encode: A batch of documents to embeddings, as of `fill`.
+            encode: A batch of documents to embeddings, as in `fill`.
             step: That it is embedded at; by default that of the newest embedding.
             batch_size: Documents embedded at once.
 

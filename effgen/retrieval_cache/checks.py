@@ -21,7 +21,7 @@ _FIRST = 1 << 14
 
 
 def check_temperature(temperature: Any) -> None:
-    """Raise for what is no temperature."""
+    """Raise for an object that is no temperature."""
     if temperature is None or callable(temperature):
         return
     number = int | float | np.floating
@@ -35,7 +35,7 @@ def check_temperature(temperature: Any) -> None:
 
 
 def check_smoothing(label_smoothing: Any) -> None:
-    """Raise `ValueError` for what is no share below one."""
+    """Raise `ValueError` for an object that is no share below one."""
     if not 0 <= label_smoothing < 1:
         raise ValueError(
             f"`label_smoothing` is {label_smoothing}: pass a share below 1."
@@ -163,7 +163,7 @@ def _check_towers(model: PyTree, names: tuple[str, ...]) -> None:
 
 
 def check_cache(model: PyTree, cache: Any) -> None:
-    """Raise for what is no cache, or one that the document tower does not fit."""
+    """Raise for an object that is no cache, or a cache of another embedding size."""
     if not isinstance(cache, NegativeCache):
         raise TypeError(
             f"`memory` is a {type(cache).__name__}: pass a cache, such as "
@@ -179,7 +179,7 @@ def check_cache(model: PyTree, cache: Any) -> None:
 
 
 def check_frozen(temperature: Any, model: PyTree, index: Any) -> None:
-    """Raise for a model without queries' tower, or for what is no index."""
+    """Raise for a model without queries' tower, or for an object that is no index."""
     _check_towers(model, ("query",))
     _check_own_temperature(temperature, model)
     if not isinstance(index, Index):
@@ -262,7 +262,7 @@ def _check_negatives(pairs: Pairs, num: int) -> None:
 
 
 def _check_weights(weights: Any, num: int) -> None:
-    """Raise `ValueError` for what are no weights, one a pair."""
+    """Raise `ValueError` for values that are no weights, one a pair."""
     if weights is None:
         return
     number = jnp.issubdtype(weights.dtype, jnp.integer)
@@ -315,7 +315,7 @@ def check_taken_in(cache: NegativeCache, pairs: Pairs) -> None:
 def check_contents(cache: NegativeCache, data: Any) -> None:
     """Raise `ValueError` if documents are not those that the cache has by their number.
 
-    Of data that are arrays, the first few; of all others each step tells.
+    For arrays, the first few rows are checked. For other data, each step checks.
     """
     arrays = getattr(data, "arrays", None)
     if arrays is None or not cache.ids.is_fully_addressable:

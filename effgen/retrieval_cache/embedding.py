@@ -122,7 +122,7 @@ def check_embeddings(
     found: Float[Array, "documents size"],
     at: Int[np.ndarray, " documents"] | None = None,
 ) -> None:
-    """Raise `ValueError` for what are no embeddings, or not finite, or all zero.
+    """Raise `ValueError` for values that are no embeddings, or not finite, or all zero.
 
     `at` are the documents' rows, where they are not those of `found`.
     """
@@ -135,7 +135,7 @@ def check_finite(
     found: Float[Array, "documents size"],
     at: Int[np.ndarray, " documents"] | None = None,
 ) -> None:
-    """Raise `ValueError` for what are no embeddings, or not finite."""
+    """Raise `ValueError` for values that are no embeddings, or not finite."""
     if found.ndim != 2:
         raise ValueError(
             f"`encode` returned shape {found.shape}: it takes a batch of documents and "

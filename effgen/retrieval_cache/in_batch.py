@@ -65,7 +65,7 @@ class InBatchTrainer(AbstractTrainer):
             document once.
 
     Raises:
-        TypeError: For what is no temperature.
+        TypeError: For an invalid temperature.
         ValueError: For settings out of range.
 
     Source:

@@ -92,8 +92,8 @@ class Index(eqx.Module):
         Arguments:
             embeddings: `(documents, size)`, of length one if the queries' are.
             ids: The documents' numbers, `0 .. documents - 1` by default.
-            dtype: Of the embeddings, as of `of`.
-            mesh: Over which the index is split, as of `of`.
+            dtype: Of the embeddings, as in `of`.
+            mesh: Over which the index is split, as in `of`.
 
         Raises:
             TypeError: For another `dtype`.

@@ -28,7 +28,7 @@ class Pairs(NamedTuple):
             their content. A document that the cache does not have is not in it (yet).
         known: Numbers of all documents that answer a query, `(batch, any)`, filled up
             with -1; they are no negatives. Of all pairs of some data,
-            `effgen.core.ragged`'s `Ragged` has them without filling, as of `pairs_of`.
+            `effgen.core.ragged`'s `Ragged` has them without filling, as in `pairs_of`.
         negatives: Documents that do not answer, a pytree of `(batch, each, ...)`. They
             are negatives of every query.
         negative_ids: Their numbers, `(batch, each)`.
@@ -50,7 +50,7 @@ class Marks(NamedTuple):
 
     Attributes:
         ids: The numbers, `(documents,)`, -1 if unknown.
-        digests: The digests of the content, `(documents,)`, as of `content_digests`.
+        digests: The digests of the content, `(documents,)`, as in `content_digests`.
     """
 
     ids: Int[Array, " documents"]

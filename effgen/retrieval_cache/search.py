@@ -197,7 +197,7 @@ def mined(
 
 
 def _check_searched(model: Any, index: Any) -> None:
-    """Raise `TypeError` for what is no model, or no index."""
+    """Raise `TypeError` for an object that is no model, or no index."""
     if not callable(getattr(model, "query", None)):
         raise TypeError(
             f"`model` is a {type(model).__name__} without a tower `query`: pass the "
