@@ -31,7 +31,7 @@ _MOST_NAMES = 4
 
 
 def warn_of_unused(evaluator: Evaluator) -> None:
-    """Warn of parameters that stay at their start, as nothing depends on them."""
+    """Warn of parameters that stay at their start because nothing depends on them."""
     nlp = evaluator.nlp
     names = [names_of_model(nlp.template)[i] for i in unused(nlp, evaluator.depends)]
     if not names:

@@ -139,7 +139,7 @@ def edges_at_jumps(problem: Problem, edges: Sequence[np.ndarray]) -> list[np.nda
 
 
 def _with_samples(edges: np.ndarray, trajectory: Trajectory) -> np.ndarray:
-    """Return edges with the samples of intervals that begin at a jump."""
+    """Return edges, with the samples in intervals that begin at a jump added."""
     ts = trajectory.ts
     at, share = within(edges, ts)
     # A sample that is a rounding away from an edge is at a node as it is.

@@ -34,8 +34,8 @@ class Covariance(NamedTuple):
             units.
         noise: The standard deviation of residuals in units of `problem.scale`, a number
             for one output and `(outputs,)` for more; NaN where an output is not
-            measured. Of a `misfit` that is no squares, of the normal noise that would
-            leave as much open.
+            measured. For a `misfit` other than `Squares`, it is the normal noise that
+            would give the same covariance.
         effective: How many of the samples' degrees of freedom the estimate takes,
             `(outputs,)`.
         names: The names of the model's numbers, in the order of `model`.

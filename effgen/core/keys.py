@@ -21,5 +21,5 @@ def check_key(key: Any) -> None:
 
 
 def _words() -> tuple[int, ...]:
-    """Return the shape of a key that is given as its words (`jax.random.PRNGKey`)."""
+    """Return the shape of a key that is an array of integers, as of `PRNGKey`."""
     return jax.eval_shape(jax.random.PRNGKey, 0).shape

@@ -102,7 +102,7 @@ def conditional_ess(
             "walkers: pass one for each."
         )
     weights = normalized(log_weights)
-    # A walker without weight has no say in the scale, by which others may vanish.
+    # A walker without weight must not set the scale, or other weights underflow.
     increments = _shifted(jnp.where(weights > 0, log_increments, -jnp.inf))
     mean, square = jnp.sum(weights * increments), jnp.sum(weights * increments**2)
     ratio = mean**2 / jnp.where(square > 0, square, 1)
