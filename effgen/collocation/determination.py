@@ -64,7 +64,7 @@ class Identifiability(NamedTuple):
         for spread, direction in zip(self.spreads, self.directions.T, strict=True):
             if spread > _LOOSE:
                 lines.append(
-                    f"told to {spread:.2g} of its size: {self._named(direction)}"
+                    f"deviation {spread:.2g} of its size: {self._named(direction)}"
                 )
         return "\n".join(lines)
 
@@ -76,7 +76,7 @@ class Identifiability(NamedTuple):
             return "held by a bound"
         row = np.abs(np.nan_to_num(self.correlations[i]))
         alike = [self.names[j] for j in np.flatnonzero(row > _ALIKE) if j != i]
-        return f"told with {', '.join(alike)} alone" if alike else ""
+        return f"only together with {', '.join(alike)}" if alike else ""
 
     def _named(self, direction: np.ndarray) -> str:
         chosen = np.flatnonzero(np.abs(direction) > _NAMED)

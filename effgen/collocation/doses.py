@@ -59,8 +59,8 @@ def check_amount(
         if np.any(amount[num_states - num_algebraic :] != 0):
             raise ValueError(
                 f"the dose of trajectory {i} at t = {time:.6g} is {amount.tolist()}, "
-                "of which an algebraic state would have a part. Its equation determines "
-                "that state: pass zero there."
+                "of which an algebraic state would have a part. Its equation sets that "
+                "state: pass zero there."
             )
 
 

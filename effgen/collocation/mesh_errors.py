@@ -1,4 +1,4 @@
-"""The error of the outputs that the mesh makes, beside their noise.
+"""The error of the outputs by the mesh, relative to their noise.
 
 The states' polynomials meet the equations at the nodes. Between them is a residual; its
 integral, carried through the linearized equations of all intervals, is the error of the

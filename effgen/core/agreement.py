@@ -1,4 +1,4 @@
-"""Several processes agree on what they do next; alone, there is nothing to agree on."""
+"""Agreement of several processes on their next step; one process needs none."""
 
 import threading
 import zlib

@@ -180,7 +180,7 @@ class NCETrainer(AbstractTrainer):
     def _begun(
         self, state: TrainState, log_weights: Float[Array, " batch"]
     ) -> Float[Array, ""]:
-        """Return the learned `log Z`; at first what the noise's weights say it is.
+        """Return the learned `log Z`; at first an estimate by the noise's weights.
 
         At first it is infinite: `effgen.continued` goes on at a later step than 0.
         """

@@ -120,7 +120,7 @@ def as_names(names: Any) -> tuple[str, ...]:
 
 
 def check_frozen(model: Any, names: tuple[str, ...]) -> None:
-    """Raise `ValueError` for names of nothing, and entries that are not there."""
+    """Raise `ValueError` for names and entries that the model does not have."""
     for name in names:
         part = part_of(model, name)
         try:

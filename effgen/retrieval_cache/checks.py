@@ -80,7 +80,7 @@ def check_met(frequencies: Any, pairs: Pairs, data: Any) -> None:
 
 
 def check_numbered(pairs: Pairs, num: int, data: Any) -> None:
-    """Raise `ValueError` for documents whose frequency cannot be found on the way."""
+    """Raise `ValueError` for documents whose frequency cannot be estimated."""
     _check_by_number(pairs)
     ids = _ids_of(data)
     outside = ids[(ids < 0) | (ids >= num)]
@@ -100,7 +100,7 @@ def _check_by_number(pairs: Pairs) -> None:
 
 
 def _ids_of(data: Any) -> np.ndarray:
-    """Return the numbers of documents of data that are arrays, none of others."""
+    """Return the documents' numbers if data are arrays, else `None`."""
     arrays = getattr(data, "arrays", None)
     if arrays is None:
         return np.zeros(0, np.int32)
