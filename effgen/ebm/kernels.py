@@ -375,7 +375,7 @@ def _acceptance(
 def check_admitted(
     said: str, kernel: AbstractKernel, model: Energy, rows: Float[Array, "rows *shape"]
 ) -> None:
-    """Raise `ValueError` for rows where walkers of the kernel can never be."""
+    """Raise `ValueError` for rows that walkers of the kernel cannot reach."""
     admitted = kernel.admits(model, rows)
     if not traced(admitted) and not bool(admitted):
         each = jax.vmap(lambda row: kernel.admits(model, row[None]))(rows)

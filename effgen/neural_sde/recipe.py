@@ -189,7 +189,7 @@ def members(
 
 
 def returning(found: Sequence[Candidate]) -> Candidate | None:
-    """Return the best with a part that returns to a mean, if there is one."""
+    """Return the best candidate with a part that returns to a mean, if there is one."""
     return next((c for c in found if _parts(c.structure, _RETURNING)), None)
 
 
