@@ -31,7 +31,7 @@ _MOST_NAMES = 4
 
 
 def warn_of_unused(evaluator: Evaluator) -> None:
-    """Warn of parameters that stay at their start, as nothing depends on them."""
+    """Warn of parameters that stay at their start because nothing depends on them."""
     nlp = evaluator.nlp
     names = [names_of_model(nlp.template)[i] for i in unused(nlp, evaluator.depends)]
     if not names:
@@ -49,7 +49,7 @@ def warn_of_unused(evaluator: Evaluator) -> None:
 
 
 def warn_of_state(transcription: Transcription, state: TrainState) -> None:
-    """Warn of all that a last solve would warn of, where none was told to be."""
+    """Warn as a last solve does, after solves of which none was the last."""
     level = weighed(transcription, state.memory)
     evaluator = Evaluator(level.program(state.model), LimitedMemory())
     warn_of_unused(evaluator)
@@ -94,7 +94,7 @@ def _warn_of_switches(problem: Problem, model: Model) -> None:
 
 
 def _warn_of_prior(nlp: NLP, z: np.ndarray) -> None:
-    """Warn of priors whose deviations are not beside that of the noise."""
+    """Warn of priors if the residuals' noise is far from the problem's `scale`."""
     initial, count = nlp.problem.initial, float(nlp.counted)
     names = ["`initial.scale`"] * (initial is not None and initial.scale is not None)
     names += [f"the scale of {prior.name!r}" for prior in nlp.problem.priors]

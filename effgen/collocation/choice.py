@@ -28,7 +28,7 @@ _LEAST_CORRELATION = 0.05
 _FARTHEST = 30.0  # by what factor one turn moves the weights' precision
 _MOST_HALVINGS = 3
 _SETTLED = 0.1
-_LEAST_GAIN = 1e-3  # in nats: less is the rounding of weights that are zero
+_LEAST_GAIN = 1e-3  # in nats; a smaller gain may be rounding of weights that are zero
 
 
 class Deviation(eqx.Module):
@@ -201,12 +201,12 @@ def choose(
 
     Raises:
         TrainingError: If the law without networks cannot be fitted.
-        ValueError: For a model without networks, a weight decay that is not like them,
-            a `misfit` that is no squares, or no number of solves.
+        ValueError: For a model without networks, a `weight_decay` that does not fit
+            their tree, a `misfit` other than `Squares`, or an invalid `num_solves`.
 
     Warns:
-        RunWarning: Where the mesh of the chosen law is too coarse, or the data leave
-            parameters open.
+        RunWarning: If the mesh of the chosen law is too coarse, or if the data do not
+            determine some parameters.
 
     Source:
         MacKay (1992).
@@ -252,10 +252,10 @@ def _searched(
     key: PRNGKeyArray,
     num_solves: int,
 ) -> tuple[TrainState, Transcription, Evidence] | None:
-    """Return the fit of the highest evidence, begun at the weight decay as given.
+    """Return the fit with the highest evidence, starting at the given `weight_decay`.
 
-    A prior that is too narrow holds all weights at zero, where nothing widens it: then
-    the search begins again at one.
+    A prior that is too narrow holds all weights at zero, and the iteration then does
+    not widen it. In that case the search is repeated from a precision of one.
     """
     best = _weighed(trainer, state, level, before, 0.0, key, num_solves)
     if best is not None and _gains(best[2], before):

@@ -44,8 +44,8 @@ def mesh_rates(
 ) -> Float[np.ndarray, " ts"]:
     """Return the rate `ds/dt` of the mesh's clock, at times on it.
 
-    At an edge the rate is that of the interval that ends there; at the trajectory's
-    `first` edge that of the one that begins.
+    At an edge, the rate is that of the interval that ends there. At the trajectory's
+    `first` edge it is that of the first interval.
     """
     rate = np.ones(len(s))
     for time, before, at, after in () if switches is None else switches:

@@ -83,7 +83,7 @@ KINDS = (PathConstraint, BoundaryConstraint, ModelConstraint, LinkConstraint)
 
 
 def check_functions(**functions: Any) -> None:
-    """Raise `TypeError` for what is no function, by name."""
+    """Raise `TypeError` for an object that is no function, by name."""
     for name, function in functions.items():
         optional = name != "vector_field"
         if not (callable(function) or (optional and function is None)):

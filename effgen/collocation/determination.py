@@ -1,4 +1,4 @@
-"""Which parameters the data tell, each alone and all together: a report."""
+"""A report of the parameters that the data determine, alone and in combination."""
 
 from typing import NamedTuple
 
@@ -22,19 +22,20 @@ _ALIKE = 0.95
 
 
 class Identifiability(NamedTuple):
-    """What the data tell of the physical parameters. `str` makes a table of it.
+    """How well the data determine the physical parameters; `str` makes a table.
 
     Attributes:
         names: The names of the parameters' numbers.
         values: Their values, `(parameters,)`.
-        deviations: Their standard deviations, `(parameters,)`, in their units; infinite
-            where a direction that nothing tells moves one, zero where a bound holds it.
-        correlations: `(parameters, parameters)`; NaN of deviations that are zero or
+        deviations: Their standard deviations, `(parameters,)`, in their units. They are
+            infinite for a parameter that an open direction moves, and zero for one at
+            an active bound. A direction is open if the data do not determine it.
+        correlations: `(parameters, parameters)`; NaN if a deviation is zero or
             infinite.
-        open: The names of what open directions move, starts among them.
+        open: The names of the parameters and starts that open directions move.
         spreads: The standard deviations along `directions`, `(told,)`, the largest
-            first, relative to the parameters' sizes. Above one, a direction is hardly
-            told.
+            first, relative to the parameters' sizes. Above one, the data hardly
+            determine a direction.
         directions: Orthogonal combinations of relative parameters, `(parameters,
             told)`.
     """
@@ -48,7 +49,10 @@ class Identifiability(NamedTuple):
     directions: Float[np.ndarray, "parameters told"]
 
     def __str__(self) -> str:
-        """Return the report: a line for each parameter, then what is told together."""
+        """Return the report: a line for each parameter, then one for each combination.
+
+        Combinations are listed if their relative standard deviation is above one half.
+        """
         width = max([len(name) for name in self.names], default=0)
         rows = zip(self.names, self.values, self.deviations, strict=True)
         lines = [
@@ -60,19 +64,19 @@ class Identifiability(NamedTuple):
         for spread, direction in zip(self.spreads, self.directions.T, strict=True):
             if spread > _LOOSE:
                 lines.append(
-                    f"told to {spread:.2g} of its size: {self._named(direction)}"
+                    f"deviation {spread:.2g} of its size: {self._named(direction)}"
                 )
         return "\n".join(lines)
 
     def _said(self, i: int) -> str:
-        """Return what is to be said of one parameter."""
+        """Return the remark on one parameter, or nothing."""
         if np.isinf(self.deviations[i]):
             return "not told"
         if self.deviations[i] == 0:
             return "held by a bound"
         row = np.abs(np.nan_to_num(self.correlations[i]))
         alike = [self.names[j] for j in np.flatnonzero(row > _ALIKE) if j != i]
-        return f"told with {', '.join(alike)} alone" if alike else ""
+        return f"only together with {', '.join(alike)}" if alike else ""
 
     def _named(self, direction: np.ndarray) -> str:
         chosen = np.flatnonzero(np.abs(direction) > _NAMED)
@@ -83,14 +87,15 @@ class Identifiability(NamedTuple):
 def identifiability(
     transcription: Transcription, state: TrainState, *, noise: ArrayLike | None = None
 ) -> Identifiability:
-    """Return which parameters the data tell at a solution, alone and together.
+    """Report which parameters the data determine at a solution, alone and combined.
 
-    Where `covariance` refuses open directions, this names them, and tells of the rest.
+    `covariance` refuses open directions. This function names them, and reports the
+    standard deviations of the other parameters.
 
     Arguments:
         transcription: The transcription that `state` was solved on.
         state: The trained state of a `CollocationTrainer`.
-        noise: As of `covariance`.
+        noise: As for `covariance`.
 
     Returns:
         The report.

@@ -49,7 +49,7 @@ def checked_doses(
 def check_amount(
     i: int, doses: Sequence[tuple[float, Any]], num_states: int, num_algebraic: int
 ) -> None:
-    """Raise `ValueError` for doses that are no numbers of differential states."""
+    """Raise `ValueError` for doses that are no numbers, or of algebraic states."""
     for time, amount in doses:
         if amount.shape != (num_states,):
             raise ValueError(
@@ -59,8 +59,8 @@ def check_amount(
         if np.any(amount[num_states - num_algebraic :] != 0):
             raise ValueError(
                 f"the dose of trajectory {i} at t = {time:.6g} is {amount.tolist()}, "
-                "of which an algebraic state would have a part, which its equation "
-                "tells: pass zero there."
+                "of which an algebraic state would have a part. Its equation sets that "
+                "state: pass zero there."
             )
 
 

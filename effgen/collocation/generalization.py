@@ -79,7 +79,7 @@ def _of(problem: Problem, indices: list[int]) -> Problem:
 
 
 def _rows(value: Any, indices: list[int]) -> Any:
-    """Return the rows of some trajectories, of values that have one for each."""
+    """Return the rows of some trajectories, if the values have a row for each."""
     if value is None or np.ndim(value) < 2 or len(value) == 1:
         return value
     return np.asarray(value)[indices]

@@ -29,7 +29,7 @@ class Initial(eqx.Module):
 
 
 def of_first_phases(initial: Initial, follows: Sequence[bool]) -> Initial:
-    """Return what is known, where one row is of all, free where phases begin."""
+    """Return the known starts of all trajectories; those of later phases are free."""
     values = np.asarray(initial.values, float)
     if not any(follows) or values.ndim > 1:
         return initial
@@ -80,7 +80,7 @@ def checked_initial(
     num_states: int,
     bounds: tuple[np.ndarray, np.ndarray],
 ) -> Initial | None:
-    """Return what is known of starts, checked; `None` of nothing."""
+    """Return the known starts, checked, or `None` if none are known."""
     if initial is None:
         return None
     if not isinstance(initial, Initial):

@@ -58,7 +58,7 @@ def inputs_at(
     gap = times[at] - times[at - 1]
     share = (ts - times[at - 1]) / np.where(gap > 0, gap, 1.0)
     share = np.clip(share, 0, 1)[:, None]
-    # Exact where both ends are alike: an input may be a number to look things up by.
+    # Exact if both ends are equal: an input may be an index, such as in `numbered`.
     between = values[at - 1] + share * (values[at] - values[at - 1])
     return np.where(share < 1, between, values[at])
 

@@ -40,9 +40,10 @@ class Evidence(NamedTuple):
     Attributes:
         log_evidence: The log probability of the data, but for a constant that laws of
             the same parameters share.
-        effective: `gamma`, how many weights of the networks the data decide; of each
-            group, where `weight_decay` has groups, a pytree like it.
-        precision: `alpha`, the precision of the weights' prior, likewise.
+        effective: `gamma`, the number of the networks' weights that the data
+            determine. If `weight_decay` is a pytree, one number for each of its leaves,
+            in a pytree like it.
+        precision: `alpha`, the precision of the weights' prior, of the same form.
         noise: The standard deviation of each output in its own units, `(outputs,)`.
         correlation: The correlation of neighboring residuals.
         deviations: The standard deviation of each number of the raveled model,
@@ -145,7 +146,7 @@ def evidence(
 
 
 def check_squares(problem: Problem) -> None:
-    """Raise `ValueError` for a misfit that is no squares, which has no evidence."""
+    """Raise `ValueError` for a misfit other than `Squares`."""
     if not isinstance(problem.misfit, Squares):
         raise ValueError(
             f"`misfit` is {problem.misfit}: the evidence is that of normal noise; pass "
@@ -154,7 +155,7 @@ def check_squares(problem: Problem) -> None:
 
 
 def groups(problem: Problem, networks: PyTree) -> Int[np.ndarray, " weights"]:
-    """Return the group of each weight of the networks: which leaf of `weight_decay`.
+    """Return the group of each weight of the networks: the leaf of `weight_decay`.
 
     Raises:
         ValueError: For a `weight_decay` that is no part of the networks' tree.

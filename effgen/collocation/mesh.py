@@ -139,10 +139,10 @@ def edges_at_jumps(problem: Problem, edges: Sequence[np.ndarray]) -> list[np.nda
 
 
 def _with_samples(edges: np.ndarray, trajectory: Trajectory) -> np.ndarray:
-    """Return edges with the samples of intervals that begin at a jump."""
+    """Return edges, with the samples in intervals that begin at a jump added."""
     ts = trajectory.ts
     at, share = within(edges, ts)
-    # A sample that is a rounding away from an edge is at a node as it is.
+    # A sample that differs from an edge by rounding is already at a node.
     inside = (share > _NEAR) & (share < 1 - _NEAR)
     chosen = _after_jumps(edges, trajectory)[at] & inside
     return np.union1d(edges, ts[chosen])

@@ -1,4 +1,4 @@
-"""The error of the outputs that the mesh makes, beside their noise.
+"""The error of the outputs by the mesh, relative to their noise.
 
 The states' polynomials meet the equations at the nodes. Between them is a residual; its
 integral, carried through the linearized equations of all intervals, is the error of the
@@ -95,7 +95,7 @@ def mesh_error(
     error = error + np.einsum("son,sn->so", jacobian.states, between)
     residuals = np.asarray(sample_residuals(nlp, jnp.asarray(z)))
     mask, count = np.asarray(nlp.samples.mask), float(nlp.counted)
-    # Outliers are no noise that hides an error: they count as they pull.
+    # Outliers would inflate the noise, so they enter by their costs' derivatives.
     pulls, _ = influence(nlp.problem.misfit, residuals * np.sqrt(count))
     mean = lambda v: np.sqrt(
         count * np.sum(np.where(mask, v, 0) ** 2, 0) / np.maximum(mask.sum(0), 1)

@@ -1,4 +1,4 @@
-"""What a residual costs: its square, or less where it is far out."""
+"""Costs of residuals: half the square, or less for a large residual."""
 
 import abc
 
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 
 class AbstractMisfit(eqx.Module):
-    """What a residual costs, near zero `residual^2 / 2`; convex."""
+    """The cost of a residual: convex, and `residual^2 / 2` near zero."""
 
     @abc.abstractmethod
     def __call__(self, residual: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -25,7 +25,7 @@ class AbstractMisfit(eqx.Module):
 
 
 class Squares(AbstractMisfit):
-    """Least squares, of noise that is normal.
+    """Least squares, for normal noise.
 
         residual^2 / 2
 
@@ -45,14 +45,17 @@ class Squares(AbstractMisfit):
 
 
 class Huber(AbstractMisfit):
-    """Squares near zero and lines past a threshold: outliers pull no harder than it.
+    """Huber's cost: a square up to a threshold, and linear beyond it.
 
         residual^2 / 2                                   |residual| <= threshold
         threshold |residual| - threshold^2 / 2           else
 
+    The derivative of an outlier's cost is at most `threshold`.
+
     Arguments:
-        threshold: In units of the problem's `scale`, the noise's standard deviation. By
-            default 1.345: of normal noise, variances are a twentieth above the least.
+        threshold: In units of the problem's `scale`, the noise's standard deviation.
+            With the default and normal noise, variances are about 5 % above those of
+            least squares.
 
     Raises:
         ValueError: Unless `threshold` is positive.
@@ -82,7 +85,7 @@ class Huber(AbstractMisfit):
 
 
 class SoftL1(AbstractMisfit):
-    """A smooth form of `Huber`: squares near zero, and lines far out.
+    """A smooth form of `Huber`: a square near zero, and linear for large residuals.
 
         threshold^2 (sqrt(1 + (residual / threshold)^2) - 1)
 
@@ -121,12 +124,12 @@ def _check_threshold(threshold: float) -> None:
 
 
 def check_misfit(misfit: AbstractMisfit, *, scaled: bool) -> None:
-    """Raise for a misfit that is none, or whose threshold has no unit.
+    """Raise for an object that is no misfit, or a threshold without a unit.
 
     Raises:
-        TypeError: For what is no misfit.
-        ValueError: For a threshold without a `scale`: the default one is the deviation
-            of the data, beside which no residual is large.
+        TypeError: If `misfit` is no misfit.
+        ValueError: For a threshold without a `scale`. The default scale is the standard
+            deviation of the data, and no residual is large relative to it.
     """
     if not isinstance(misfit, AbstractMisfit):
         raise TypeError(f"`misfit` is {misfit!r}: pass `Huber()`, `SoftL1()` or such.")

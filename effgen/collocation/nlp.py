@@ -149,12 +149,12 @@ def node_terms(
 def sample_loss(
     nlp: NLP, sample: Samples, x: Float[Array, " state"], flat: Array
 ) -> Float[Array, ""]:
-    """Return what the residuals of one sample cost, `x` scaled."""
+    """Return the cost of the residuals of one sample, `x` scaled."""
     return residual_loss(nlp, sample_residual(nlp, sample, x, flat))
 
 
 def residual_loss(nlp: NLP, residual: Float[Array, "..."]) -> Float[Array, ""]:
-    """Return what residuals cost that are divided by `scale` and the count's root."""
+    """Return the cost of residuals that are divided by `scale` and the count's root."""
     costs = nlp.problem.misfit(residual * jnp.sqrt(nlp.counted))
     return jnp.sum(costs) / nlp.counted
 
@@ -297,7 +297,7 @@ def objective(nlp: NLP, z: Float[Array, " variables"]) -> Float[Array, ""]:
 
 
 def misfit(nlp: NLP, z: Float[Array, " variables"]) -> Float[Array, ""]:
-    """Return the mean of what the samples' scaled residuals cost."""
+    """Return the mean cost of the samples' scaled residuals."""
     return jnp.sum(over_samples(nlp, sample_loss, *nlp.split(z)))
 
 

@@ -33,7 +33,7 @@ def leverages(
 
 
 def pulls(found: Information, nlp: NLP) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first and second derivatives of what the samples' residuals cost."""
+    """Return the first and second derivatives of the costs of samples' residuals."""
     return influence(nlp.problem.misfit, found.residuals * np.sqrt(float(nlp.counted)))
 
 
@@ -42,8 +42,8 @@ def estimated(
 ) -> tuple[Float[np.ndarray, " outputs"], float]:
     """Return the outputs' noise in units of the scale, and all of it pooled.
 
-    An output without samples has the pooled noise. Of misfits that are no squares it is
-    the deviation of their costs' derivatives.
+    An output without samples has the pooled noise. For a misfit other than `Squares` it
+    is the standard deviation of the costs' derivatives.
 
     Raises:
         ValueError: If an output has no degrees of freedom left.

@@ -1,4 +1,4 @@
-"""What is known of parameters beforehand: normal priors of any function of them."""
+"""Normal priors of functions of the parameters, and inputs that are parameters."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -10,19 +10,22 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 
 class Prior(NamedTuple):
-    """Knowledge of parameters that counts like more measured values.
+    """A normal prior of a function of the parameters.
 
         objective + sum of ((function(p, nets) - values) / scale)^2 / (2 n)
 
-    `n` is the number of measured values, of which the misfit is the mean. So `scale` is
-    a standard deviation where the problem's `scale` is the noise's. Parameters of all
-    trajectories share one by `Prior(lambda p, nets: p["rate"] - p["mean"], 0.2)`.
+    `n` is the number of measured values, over which the misfit is a mean. So each
+    number of the function counts like one more measured value. `scale` is a standard
+    deviation if the problem's `scale` is that of the noise.
+
+    If each trajectory has a parameter of its own, `Prior(lambda p, nets: p["rate"] -
+    p["mean"], 0.2)` gives them one prior with a mean that is fitted.
 
     Arguments:
         function: `(p, nets)` to a number or a vector.
-        scale: The standard deviation, a number or one of each value, in its units.
-        values: What the values are thought to be, likewise.
-        name: What messages call it.
+        scale: The standard deviation, a number or one for each value, in its units.
+        values: The means, a number or one for each value, in the same units.
+        name: The name of the prior in messages.
     """
 
     function: Callable[..., Array]
@@ -32,10 +35,10 @@ class Prior(NamedTuple):
 
 
 def checked_priors(priors: Any) -> tuple[Prior, ...]:
-    """Return priors of positive scales.
+    """Return the priors as a tuple, with arrays for scales and values.
 
     Raises:
-        TypeError: For what is no `Prior`, or has no function.
+        TypeError: For an object that is no `Prior`, or a prior without a function.
         ValueError: For scales that are not positive, or values that are not finite.
     """
     if isinstance(priors, Prior):
@@ -63,10 +66,11 @@ def _checked(prior: Any) -> Prior:
 def prior_loss(
     priors: Sequence[Prior], parameters: PyTree, networks: PyTree
 ) -> Float[Array, ""]:
-    """Return half the squares of what priors know, not divided by the count.
+    """Return half the sum of the priors' squared residuals, not divided by `n`.
 
     Raises:
-        ValueError: For a function that is no vector, or scales of another shape.
+        ValueError: For a function whose result is no vector, or scales of another
+            shape.
     """
     return sum((_loss(p, parameters, networks) for p in priors), start=jnp.zeros(()))
 
@@ -84,25 +88,27 @@ def _loss(prior: Prior, parameters: PyTree, networks: PyTree) -> Float[Array, ""
 
 
 class FreeInput(eqx.Module):
-    """An input that is not known: parameters at knots, linear between, constant past.
+    """An unknown input: its values at knots are parameters.
 
-    A law calls it, `p["w"](t)`. Without a prior the data alone tell the values: `steps`
-    are what a random walk makes, `bends` what a smooth curve has.
+    It is linear between knots, and constant outside of them. A law calls it, as in
+    `p["w"](t)`. Without a prior, the data alone determine the values. A prior of
+    `steps` makes it a random walk, and a prior of `bends` a smooth curve:
 
         priors=[Prior(lambda p, nets: p["w"].steps(), 0.3)]
 
-    Intervals should end at knots, where it bends: have knots at samples, or
-    `Trajectory(jumps=knots)`. Each knot is a parameter, with a column of its own.
+    The slope changes at knots, so intervals of the mesh should end there. Place knots
+    at samples, or pass `Trajectory(jumps=knots)`. Each knot adds a parameter, and a
+    column to the border of the program.
 
     Arguments:
-        knots: Two or more times that rise, `(knots,)`.
-        values: The first guess at these, a number or `(knots,)`.
+        knots: Two or more increasing times, `(knots,)`.
+        values: The first guess of the values there, a number or `(knots,)`.
 
     Raises:
-        ValueError: For times that do not rise, or values of another shape.
+        ValueError: For times that do not increase, or values of another shape.
 
     Source:
-        Wahba (1978), of splines as what random walks are smoothed to.
+        Wahba (1978), on smoothing splines as estimates of random walks.
     """
 
     values: Float[Array, " knots"]
@@ -133,9 +139,10 @@ class FreeInput(eqx.Module):
         return jnp.interp(t, jnp.asarray(self.knots), self.values)
 
     def steps(self) -> Float[Array, " steps"]:
-        """Return the steps between knots, by the root of the time between.
+        """Return the steps between knots, divided by the root of the time between them.
 
-        Of a random walk all have one standard deviation, in units by root time.
+        For a random walk they all have the same standard deviation, in units of the
+        input per root of time.
 
         Returns:
             The steps, `(knots - 1,)`.
@@ -143,9 +150,10 @@ class FreeInput(eqx.Module):
         return jnp.diff(self.values) / jnp.sqrt(jnp.diff(jnp.asarray(self.knots)))
 
     def bends(self) -> Float[Array, " bends"]:
-        """Return the changes of slope at inner knots, by the root of the time there.
+        """Return the changes of slope at inner knots, divided by the root of the time.
 
-        Of a slope that is a random walk all have about one standard deviation.
+        The time is half of that between the two neighbors. If the slope is a random
+        walk, all have about the same standard deviation.
 
         Returns:
             The bends, `(knots - 2,)`.
@@ -156,6 +164,6 @@ class FreeInput(eqx.Module):
 
 
 def check_prior_shapes(priors: Sequence[Prior], given: tuple[Any, ...]) -> None:
-    """Raise `ValueError` for priors of shapes that do not fit, without compute."""
+    """Raise `ValueError` for priors of shapes that do not fit, before any compute."""
     for prior in priors:
         eqx.filter_eval_shape(lambda *given, one=prior: _loss(one, *given), *given)

@@ -91,9 +91,9 @@ class Problem(eqx.Module):
             divided by it where it is far from one.
         switches: Times that are parameters, where the law or a phase ends. The law, and
             what depends on `t`, is on the mesh's clock between the samples around one.
-        misfit: What a residual costs: `Squares()`, half its square, by default. Where
+        misfit: The cost of a residual: `Squares()`, half its square, by default. Where
             some samples are far out `Huber()` or `SoftL1()`, which need a `scale`.
-        priors: What is known of parameters, each number of which counts like one more
+        priors: Priors of parameters, each number of which counts like one more
             measured value.
 
     Raises:

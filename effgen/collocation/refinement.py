@@ -248,8 +248,9 @@ def fit_refined(
         error = accuracy(level, state)
         if error is None:
             warnings.warn(
-                "the mesh is not cut, as its error cannot be told: the law is not "
-                "finite between nodes, or its equations do not determine the states.",
+                "the mesh is not refined, as its error cannot be computed: the law is "
+                "not finite between nodes, or its equations do not determine the "
+                "states.",
                 RunWarning,
                 stacklevel=2,
             )

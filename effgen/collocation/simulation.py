@@ -126,9 +126,10 @@ def _in_true_time(problem: Problem) -> Problem:
 
 
 def _check_phases(problem: Problem, model: Model, times: np.ndarray) -> None:
-    """Raise `ValueError` for times on both sides of a link, which no law tells.
+    """Raise `ValueError` for times on both sides of a link.
 
-    Where another trajectory goes on at that time, its law does.
+    The law does not say how a phase starts there. The times are allowed if another
+    trajectory covers that time without a link.
     """
     found = {
         b.at: float(np.asarray(b.time(model.parameters))) for b in problem.brackets

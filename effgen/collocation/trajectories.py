@@ -133,33 +133,34 @@ def _follows(i: int, follows: Any) -> bool:
 def numbered(data: Any, *, hold: str | None = None) -> tuple[Trajectory, ...]:
     """Return trajectories with one more input, the last: their number, from 0.
 
-    So a law has parameters of its own for each trajectory, which a `Prior` may share:
-    `p["rate"][u[-1].astype(int)]`. No trajectory moves with the others' numbers, but
-    the program's border has a column for each of them.
+    A law can then have parameters for each trajectory, as in
+    `p["rate"][u[-1].astype(int)]`. A `Prior` may give them a common mean. A trajectory
+    does not depend on the parameters of the others, but the program's border has a
+    column for each of them.
 
     Arguments:
-        data: What `Problem` takes.
-        hold: As of `Problem`.
+        data: The data, as for `Problem`.
+        hold: As for `Problem`.
 
     Returns:
         The trajectories, for `Problem`.
 
     Raises:
         TypeError: For data of another type.
-        ValueError: For data that cannot be.
+        ValueError: For invalid data.
     """
     found = as_trajectories(data, hold)
     return tuple(t._replace(inputs=_with_number(t, i)) for i, t in enumerate(found))
 
 
 class Numbered(eqx.Module):
-    """Inputs that are a function of the time, and a trajectory's number."""
+    """Inputs that are a function of time, with a trajectory's number as the last."""
 
     function: Any
     number: int
 
     def __call__(self, t: Any) -> Any:
-        """Return the inputs at `t`, the number last; JAX's where the function's are."""
+        """Return the inputs at `t`, the number last, as NumPy's or JAX's array."""
         given = self.function(t)
         if isinstance(given, jax.Array):
             return jnp.append(jnp.ravel(given), float(self.number))

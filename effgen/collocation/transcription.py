@@ -137,7 +137,7 @@ def transcribe(
         The transcription.
 
     Raises:
-        TypeError: For what is no `Problem`.
+        TypeError: For an object that is no `Problem`.
         ValueError: For both `intervals` and `edges`; for `intervals` or `stages` that
             are no positive integers; for edges that do not rise through the spans.
     """

@@ -34,8 +34,8 @@ class Covariance(NamedTuple):
             units.
         noise: The standard deviation of residuals in units of `problem.scale`, a number
             for one output and `(outputs,)` for more; NaN where an output is not
-            measured. Of a `misfit` that is no squares, of the normal noise that would
-            leave as much open.
+            measured. For a `misfit` other than `Squares`, it is the normal noise that
+            would give the same covariance.
         effective: How many of the samples' degrees of freedom the estimate takes,
             `(outputs,)`.
         names: The names of the model's numbers, in the order of `model`.
@@ -60,16 +60,16 @@ def covariance(
         cov = P K (sum over outputs of spread^2 J^T J + rest) K P^T / count
         spread^2 = sum of misfit'^2 / (samples - effective)    of an output
 
-    `misfit'` are the derivatives of what residuals cost: of squares the residuals, and
-    `spread` is the noise. With outliers, `Huber` and `SoftL1` keep them small.
-    `P` is how all variables follow from what is free, the model and the starts.
+    `misfit'` are the derivatives of the residuals' costs, for squares the residuals.
+    `spread` is the noise. With outliers, `Huber` and `SoftL1` keep them small. `P` is
+    the derivative of all variables by the free ones, the model and the starts.
     `K = (P^T H P)^-1` where equations and active bounds hold, `H` the objective's
     curvature. `J` are the residuals' derivatives. `rest` is the remaining curvature, of
     priors such as weight decay, times the pooled `spread^2`. `effective` is the trace
-    of `K J^T W J`, `W` the second derivatives of what residuals cost, and `count` the
-    number of measured values. Starts, and what priors hold, take as many degrees of
-    freedom as the data decide. Of equal noise the result is `noise^2 K / count`, the
-    Cramer-Rao bound of the linearized problem of squares.
+    of `K J^T W J`, with `W` the second derivatives of the costs, and `count` the
+    number of measured values. Starts, and parameters with priors, take degrees of
+    freedom to the extent that the data determine them. For equal noise the result is
+    `noise^2 K / count`, the Cramer-Rao bound of the linearized least squares problem.
 
     Arguments:
         transcription: The transcription that `state` was solved on.
@@ -122,7 +122,7 @@ def covariance(
 def informed(
     transcription: Transcription, state: TrainState, curvature: AbstractCurvature
 ) -> tuple[NLP, Information]:
-    """Return the program of a solution, and what the data tell there.
+    """Return the program of a solution, and the information of the data there.
 
     Raises:
         ValueError: If the state is of another mesh; if the point is no minimum; for
@@ -180,9 +180,9 @@ def known_noise(noise: ArrayLike, problem: Problem) -> Float[np.ndarray, " outpu
 def _root(
     found: Information, spread: np.ndarray, pooled: float, weights: np.ndarray
 ) -> np.ndarray:
-    """Return `R` with `L R R^T L^T` the free numbers' moments, but for the count.
+    """Return `R` with `L R R^T L^T` the free numbers' moments, not divided by `count`.
 
-    What the curvature has beside the samples is of priors, and varies as all do.
+    The curvature that is not of samples is that of priors.
     """
     along = found.sensitivities
     size = along.shape[2]

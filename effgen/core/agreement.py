@@ -1,4 +1,4 @@
-"""Several processes agree on what they do next; alone, there is nothing to agree on."""
+"""Agreement of several processes on their next step; one process needs none."""
 
 import threading
 import zlib
@@ -68,9 +68,9 @@ def check_same(name: str, tree: PyTree) -> None:
     """Raise `ValueError` unless all processes hold the same arrays in `tree`."""
     if not are_same(tree):
         raise ValueError(
-            f"`{name}` differs between processes, and each would train its own: make "
-            "it in all by the same calls. Rows of its own each brings by data on the "
-            "host, such as an iterable."
+            f"`{name}` differs between processes, and each would train its own. Make "
+            "it by the same calls in all of them. For different rows in each process, "
+            "pass data on the host, such as an iterable."
         )
 
 

@@ -148,8 +148,8 @@ def resume(
     elif position is not None:
         warnings.warn(
             f"the checkpoint at `{directory}` says where its data stood, and they are "
-            "not set there: pass them, `effgen.resume(directory, state, data=data)`, "
-            "else a source that is taken in turn begins anew.",
+            "not set there: pass them, `effgen.resume(directory, state, data=data)`. "
+            "Otherwise an iterator starts again from its first batch.",
             RunWarning,
             stacklevel=2,
         )

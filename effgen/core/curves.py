@@ -1,6 +1,6 @@
-"""Learning curves extended to later steps: what more steps would gain.
+"""Extrapolation of learning curves: the gain of further steps.
 
-Axis: `steps`. All are functions of the losses that `history["loss"]` holds, and free.
+Axis: `steps`. The losses are those of `history["loss"]`.
 """
 
 from typing import Any, NamedTuple
@@ -18,18 +18,20 @@ _SHAPES = "power", "exponential"
 
 
 class LearningCurve(NamedTuple):
-    """A learning curve extended, in units of loss, as `extrapolate` returns it.
+    """The extrapolation of a learning curve, as `extrapolate` returns it.
+
+    Losses are in the units of those given.
 
     Attributes:
-        value: The loss at the step asked for.
+        value: The fitted loss at step `at`.
         low: The lower end of the interval for `value`.
         high: The upper end of the interval for `value`.
-        asymptote: The loss where the curve ends, `a`.
+        asymptote: The limit of the curve, `a`.
         now: The fitted loss at the last step of the run.
         gain: `now - value`.
         most_gain: `now - low`.
-        rate: `c`: of a power a pure number, of an exponential one over steps.
-        shape: Which of `"power"` and `"exponential"` fits better.
+        rate: `c`, a pure number for a power, and per step for an exponential.
+        shape: The shape that fits better, `"power"` or `"exponential"`.
     """
 
     value: float
@@ -51,7 +53,7 @@ def extrapolate(
     Both `a + b * n^(-c)` and `a + b * exp(-c * n)` are fitted by least squares to the
     means of up to 150 blocks of steps. The means average out minibatch noise, and most
     of its correlation from step to step. The shape with the smaller residual gives the
-    value. The interval is that of Student's t for the fitted curve, to first order in
+    `value`. The interval is that of Student's t for the fitted curve, to first order in
     `a`, `b` and `c`. Residuals that are correlated by `rho` from block to block count
     for `(1 - rho) / (1 + rho)` of their number. The interval is widened to hold the
     values of all curves of either shape whose residuals are no larger than it allows,
@@ -182,9 +184,9 @@ def _fit(shape: str, steps: np.ndarray, means: np.ndarray) -> _Fit:
 def _ends(
     shape: str, steps: np.ndarray, means: np.ndarray, at: int, most: float
 ) -> tuple[float, float]:
-    """Return the ends of the losses at `at` that fits of at most `most` squares have.
+    """Return the range of losses at `at` of curves with at most `most` squares.
 
-    Of each rate the other two numbers are linear, so that its ends are exact.
+    For each rate the curve is linear in `a` and `b`, so its range is exact.
     """
     low, high = np.inf, -np.inf
     for rate in np.geomspace(*_RATES, _NUM_PROFILED):
@@ -206,7 +208,7 @@ def _freedom(residuals: np.ndarray) -> float:
     """Return the degrees of freedom that correlated residuals leave, 1 or more."""
     num, total = len(residuals), float(residuals @ residuals)
     rho = float(residuals[1:] @ residuals[:-1]) / total if total else 0.0
-    rho += (2 + 4 * rho) / num  # what a fit of three numbers has hidden of it, about
+    rho += (2 + 4 * rho) / num  # approximately the bias by a fit of three numbers
     rho = min(max(rho, 0.0), 0.99)
     return max((num - 3) * (1 - rho) / (1 + rho), 1.0)
 

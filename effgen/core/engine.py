@@ -23,7 +23,7 @@ from .stream import Stream
 from .trainer import AbstractHostTrainer
 
 
-# How long a process waits for its data before it looks up, and asks other processes.
+# How long a process waits for its data before it asks the other processes, in seconds.
 _ASK_SECONDS = 1.0
 
 _MANY = int(np.iinfo(np.int32).max)
@@ -128,7 +128,7 @@ class Loop:
             warnings.warn(RESULTS[job.result], RunWarning, stacklevel=2)
 
     def _none_left(self) -> bool:
-        """Return whether data without a batch are more than a run that was done."""
+        """Return whether to warn of no batch: at step 0, or of a used up iterator."""
         source = self.job.source
         used_up = isinstance(source, Stream) and not source.settable
         return self.start == 0 or used_up

@@ -1,4 +1,4 @@
-"""What the error of a failed step says: what became non-finite, and the remedy."""
+"""The message of a failed step: what became non-finite, and the remedy."""
 
 from typing import Any
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def check_key(key: Any) -> None:
-    """Raise `TypeError` for what is no random key, or several of them."""
+    """Raise `TypeError` for an object that is no random key, or several of them."""
     if not isinstance(key, jax.Array):
         single = False
     elif jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
@@ -21,5 +21,5 @@ def check_key(key: Any) -> None:
 
 
 def _words() -> tuple[int, ...]:
-    """Return the shape of a key that is given as its words (`jax.random.PRNGKey`)."""
+    """Return the shape of a key that is an array of integers, as of `PRNGKey`."""
     return jax.eval_shape(jax.random.PRNGKey, 0).shape

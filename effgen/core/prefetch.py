@@ -80,7 +80,7 @@ class Reader:
 
     @property
     def num_ahead(self) -> int:
-        """How many batches were read and are not used."""
+        """The number of batches that were read and are not yet used."""
         return len(self.kept.ahead)
 
     @property

@@ -1,4 +1,4 @@
-"""Whether a function of a key draws by its key alone."""
+"""A check that a function of a key depends on its key alone."""
 
 import re
 import weakref
@@ -10,15 +10,15 @@ import numpy as np
 from jax.extend import core as jex
 
 
-# What was traced and found to draw by its key alone.
+# Functions that were traced and found to depend on their key alone.
 _known: "weakref.WeakSet[FunctionType]" = weakref.WeakSet()
 
 
 def check_pure(draw: Any) -> None:
-    """Raise `ValueError` for a function whose batch is not its key's alone.
+    """Raise `ValueError` for a function whose batch does not depend on its key alone.
 
-    It is traced once for all steps: what NumPy's generator drew in the trace would be
-    in the batch of every step.
+    The function is traced once for all steps. A number that NumPy's generator draws
+    during the trace would be in the batch of every step.
     """
     if not isinstance(draw, FunctionType) or draw in _known:
         return
@@ -31,8 +31,8 @@ def check_pure(draw: Any) -> None:
     if not same:
         raise ValueError(
             "`data` is a function that gives other batches for the same key, as by "
-            "NumPy's random numbers. It is traced once, and those of the first batch "
-            "would serve for all: draw by the key, such as "
+            "NumPy's random numbers. It is traced once, so every step would have the "
+            "numbers of the first batch. Draw by the key, such as "
             "`jax.random.choice(key, ...)`, or pass an iterable of batches."
         )
     _known.add(draw)

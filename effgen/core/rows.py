@@ -1,4 +1,4 @@
-"""Arrays with a row for each example, as batches are drawn of: what they must be."""
+"""Checks of arrays with a row for each example, from which batches are drawn."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from .ragged import Ragged, is_ragged
 
 
 def is_array(x: Any) -> bool:
-    """Return whether `x` is an array, of whatever library, or a column of pandas'."""
+    """Return whether `x` is an array of any library, or a pandas column."""
     return hasattr(x, "shape") and hasattr(x, "dtype")
 
 
 def by_position(arrays: PyTree) -> PyTree:
-    """Return `arrays` with columns of pandas as NumPy's arrays.
+    """Return `arrays` with pandas columns as NumPy arrays.
 
-    A column's items are found by its labels, and its rows may lie in another order.
+    Indexing a column uses its labels, whose order may differ from that of the rows.
     """
 
     def plain(x: Any) -> Any:

@@ -104,8 +104,8 @@ def _check_key(saved: Manifest, key: list[int]) -> None:
     if saved.get("key") not in (None, key):
         warnings.warn(
             f"the run goes on from step {saved['step']} with another `key` than that "
-            "of the checkpoint: its noise and the order of its data are others from "
-            "here on. The same key would repeat the run that never stopped.",
+            "of the checkpoint: its noise and the order of its data differ from here "
+            "on. With the same key it would repeat the run that never stopped.",
             RunWarning,
             stacklevel=3,
         )

@@ -315,7 +315,7 @@ def _check_mesh(mesh: Any) -> None:
         raise ValueError(
             f"`mesh` has the axes {mesh.axis_names}: the first is for data (the first "
             f"two, if it is called {_GROUPS!r}) and the next for the model. Put them "
-            "in this order, and leave out others."
+            "in this order, and leave out other axes."
         )
 
 

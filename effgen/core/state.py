@@ -73,7 +73,7 @@ class TrainState(eqx.Module, Generic[Model, Memory]):
 
 
 def check_kind(state: Any) -> None:
-    """Raise `TypeError` for what is no `TrainState`."""
+    """Raise `TypeError` for an object that is no `TrainState`."""
     if not isinstance(state, TrainState):
         raise TypeError(
             f"`state` is a {type(state).__name__}: pass what `trainer.init(...)` "

@@ -133,7 +133,7 @@ class Stream:
             StopIteration: At the iterator's end.
         """
         batch = next(self.iterator)
-        # It is used later, when its maker may have written the next one over it.
+        # It is used later, when the iterator may have overwritten it by the next batch.
         return read_of(jax.tree.map(_own, batch), self._told())
 
     def used(self, position: Any, step: int) -> None:
@@ -210,7 +210,7 @@ def _own(leaf: Any) -> Any:
 
 
 def _snapshot(state: Any) -> Any:
-    """Return a copy of a source's state, which may be the source's own live one."""
+    """Return a copy of a source's state, which the source may change later."""
     try:
         return copy.deepcopy(state)
     except Exception:  # a handle, which can't be copied: the source makes new ones

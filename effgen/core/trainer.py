@@ -102,12 +102,12 @@ class AbstractHostTrainer(AbstractTrainer):
     """A trainer whose `step` runs on the host and calls compiled functions itself.
 
     `train` neither compiles nor donates for it: one step is one call. A subclass
-    defines `init` and `step`, as of `AbstractTrainer`.
+    defines `init` and `step`, as in `AbstractTrainer`.
     """
 
 
 def check_trainer(trainer: Any) -> None:
-    """Raise `TypeError` for what is no trainer, such as a class of them."""
+    """Raise `TypeError` for an object that is no trainer, such as a class of them."""
     if not isinstance(trainer, AbstractTrainer):
         kind = getattr(trainer, "__name__", type(trainer).__name__)
         raise TypeError(

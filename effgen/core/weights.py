@@ -102,7 +102,7 @@ def conditional_ess(
             "walkers: pass one for each."
         )
     weights = normalized(log_weights)
-    # A walker without weight has no say in the scale, by which others may vanish.
+    # A walker without weight must not set the scale, or other weights underflow.
     increments = _shifted(jnp.where(weights > 0, log_increments, -jnp.inf))
     mean, square = jnp.sum(weights * increments), jnp.sum(weights * increments**2)
     ratio = mean**2 / jnp.where(square > 0, square, 1)
@@ -172,7 +172,7 @@ def resample(
         ValueError: If there are no walkers, or several rows of them, for a `num` that
             is no integer of 1 or more, and, outside of `jit`, for weights that are all
             zero or of which one is no number.
-        TypeError: For what is no key.
+        TypeError: If `key` is no random key.
 
     Source:
         Carpenter, Clifford and Fearnhead (1999); `blackjax.smc.resampling`.

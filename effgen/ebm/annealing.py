@@ -97,7 +97,7 @@ def annealed(
     `NormalizedEnergy.from_walkers(models[-1], walkers)` is then the density.
 
     Arguments:
-        models: Energies, as of `saved_models`, or any two. They are drawn one by one.
+        models: Energies, as in `saved_models`, or any two. They are drawn one by one.
         walkers: Fresh ones, of known density and near the first model.
         kernel: How the walkers move.
         key: The randomness of moves and resampling.
@@ -269,7 +269,7 @@ def sandwich(
     closer.
 
     Arguments:
-        models: Energies, as of `annealed`, all of them held at once.
+        models: Energies, as in `annealed`, all of them held at once.
         walkers: Fresh ones, of known density and near the first model.
         data: Examples that stand in for exact samples of the last model, shape
             `(examples, *shape)`.
@@ -278,7 +278,7 @@ def sandwich(
         radius: In (0, 1); its square is the share of the walkers that a step may cost.
         num_between: The least number of steps between two models.
         num_moves: Moves a step.
-        resample_below: As of `annealed`.
+        resample_below: As for `annealed`.
 
     Returns:
         Both estimates with one standard error each, in nats.

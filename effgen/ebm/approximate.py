@@ -34,7 +34,7 @@ class UncorrectedULA(AbstractContinuousKernel):
 
     Raises:
         ValueError: For a step size that is not positive, or a `TargetAcceptance`.
-        TypeError: For what is no step size.
+        TypeError: For an object that is no step size.
     """
 
     step_size: StepSize

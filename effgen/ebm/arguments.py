@@ -41,7 +41,7 @@ def as_walls(walls: Any) -> tuple[float, float]:
     """Return the walls of a box, two numbers, the lower one first.
 
     Raises:
-        ValueError: For what are no such numbers.
+        ValueError: For values that are not two such numbers.
     """
     if not isinstance(walls, Sequence) or len(walls) != 2:
         raise ValueError(f"`walls` is {walls!r}: pass `(low, high)`.")
@@ -51,7 +51,7 @@ def as_walls(walls: Any) -> tuple[float, float]:
 
 
 def check_logits(name: str, logits: Any) -> None:
-    """Raise `ValueError` for logits of shares that are 0 or 1, which are infinite."""
+    """Raise `ValueError` for infinite logits, which are those of shares of 0 or 1."""
     if isinstance(logits, Tracer):
         return
     with jax.ensure_compile_time_eval():  # constants may be met under a trace
@@ -70,7 +70,7 @@ def check_penalty(value: Any) -> None:
 
 
 def check_draw(key: Any, num: Any, shape: Any) -> None:
-    """Raise for what is no key, fewer than 2 walkers, or what is no shape of one."""
+    """Raise for an invalid key, fewer than 2 walkers, or an invalid shape of one."""
     check_key(key)
     if not isinstance(num, Integral) or num < 2:
         raise ValueError(f"`num` is {num!r}: weights need at least 2 walkers.")
@@ -78,7 +78,7 @@ def check_draw(key: Any, num: Any, shape: Any) -> None:
 
 
 def check_shape(shape: Any) -> None:
-    """Raise `TypeError` or `ValueError` for what is no shape of an example."""
+    """Raise `TypeError` or `ValueError` for an invalid shape of an example."""
     whole = isinstance(shape, Iterable) and all(isinstance(n, Integral) for n in shape)
     if not whole or isinstance(shape, str | bytes):
         raise TypeError(
@@ -103,7 +103,7 @@ def as_shape(shape: Any) -> tuple[int, ...]:
     """Return the shape of an example as a tuple.
 
     Raises:
-        TypeError: For what is no shape.
+        TypeError: For an object that is no shape.
         ValueError: For an axis of 0 entries.
     """
     check_shape(shape)
@@ -120,7 +120,7 @@ def check_energy(name: str, value: Any) -> None:
 
 
 def check_energies_in(models: Any) -> None:
-    """Raise `TypeError` for what is no sequence of energies.
+    """Raise `TypeError` for an object that is no sequence of energies.
 
     Those of a list are looked at; others when they are drawn.
     """
@@ -137,10 +137,10 @@ def check_energies_in(models: Any) -> None:
 def as_rows(name: str, rows: Any) -> Float[Array, "rows *shape"]:
     """Return `rows`, an array, a list or a frame, as an array of floats.
 
-    In 32 bits or more: energies in fewer would be off by tenths of nats.
+    They have 32 bits or more. With fewer, energies would be off by tenths of nats.
 
     Raises:
-        TypeError: For what is no array of numbers.
+        TypeError: For an object that is no array of numbers.
     """
     values = rows if isinstance(rows, jax.Array) else as_numbers(name, rows)
     if not jnp.issubdtype(values.dtype, jnp.floating):
@@ -168,7 +168,7 @@ def as_numbers(name: str, rows: Any) -> np.ndarray:
     """Return `rows` as numpy's array, in their own precision.
 
     Raises:
-        TypeError: For what is no array of numbers.
+        TypeError: For an object that is no array of numbers.
     """
     try:
         values = np.asarray(rows)

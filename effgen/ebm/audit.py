@@ -1,4 +1,4 @@
-"""Audit walkers: weighted along a training whose gradient they never enter."""
+"""Audit walkers: weighted during training, without an effect on the gradient."""
 
 from typing import Any
 

@@ -96,7 +96,7 @@ class BlackJAX(AbstractContinuousKernel):
             walkers: The walkers at the start.
 
         Raises:
-            TypeError: For what is no function from a log-density to a
+            TypeError: For an object that is no function from a log-density to a
                 `blackjax.SamplingAlgorithm`, or for an unadjusted sampler.
             ValueError: For an algorithm that does not leave a Gaussian as it is, or an
                 energy that is not finite, repeatable and confining.

@@ -49,7 +49,7 @@ from .trust_region import bounded, check_radius
 from .walkers import Walkers
 
 
-# So many restarts are drawn, to see whether walkers may be where they begin.
+# The number of restarts that are drawn, to check that walkers may start there.
 _NUM_TRIED = 64
 
 
@@ -317,7 +317,7 @@ class CDTrainer(AbstractTrainer):
             The state at step 0, the watching walkers reweighted to `model`.
 
         Raises:
-            TypeError: For watching walkers that are none.
+            TypeError: If the audit walkers are no walkers.
             ValueError: For watching walkers that do not fit the model, or whose density
                 is unknown.
         """

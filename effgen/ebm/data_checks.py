@@ -48,7 +48,7 @@ def _columns_to(last: int | None, rows: Any) -> Any:
 
 
 def spread_rows(rows: Any, most: int) -> Any:
-    """Return some rows of an array from all over it: its rows may be sorted."""
+    """Return some rows of an array, evenly spread, because rows may be sorted."""
     return rows[:: max(1, len(rows) // most)][:most]
 
 

@@ -284,7 +284,7 @@ def sample(
         state: What training has returned; it must hold walkers.
         num: How many samples; they are drawn with replacement.
         key: The randomness of the draw.
-        population: Of `state.memory`, as of `NormalizedEnergy.from_state`.
+        population: Of `state.memory`, as in `NormalizedEnergy.from_state`.
 
     Warns:
         RunWarning: If samples are more than walkers, or few walkers hold the weight.

@@ -40,8 +40,8 @@ def pareto_k(log_weights: Float[Array, " walkers"]) -> Float[Array, ""]:
         `k`, one number.
 
     Raises:
-        ValueError: For what is no row of log-weights, or has NaN or `inf`.
-        TypeError: For what are no numbers.
+        ValueError: For an object that is no row of log-weights, or has NaN or `inf`.
+        TypeError: For values that are not numbers.
 
     Source:
         Vehtari, Simpson, Gelman, Yao and Gabry (2024); `blackjax.pareto_khat`.
@@ -91,7 +91,7 @@ def imbalance(walkers: Walkers) -> Float[Array, ""]:
             lattice, and of coordinates in which the energy is flat.
 
     Raises:
-        TypeError: For what are no walkers.
+        TypeError: For values that are no walkers.
 
     Source:
         The identity of Stein (1972); Wallace (1959), from Student's to normal.
@@ -138,7 +138,7 @@ def mode_masses(
     smaller than those of as many independent walkers as the effective sample size.
 
     Arguments:
-        positions: Walkers, shape `(walkers, *shape)`, as of `weighted_samples`.
+        positions: Walkers, shape `(walkers, *shape)`, as in `weighted_samples`.
         weights: Their weights, shape `(walkers,)`, 0 or more.
         classify: From the positions to integer labels, shape `(walkers,)`, from 0 to
             `num_modes - 1`.
@@ -201,7 +201,7 @@ def _masses(weights: Array, labels: Array, num_modes: int) -> Estimate:
     ).reshape(-1, num_modes)
     totals = jnp.sum(both, axis=1, keepdims=True)
     masses = jnp.sum(both, axis=0) / jnp.sum(totals)
-    # Of a ratio, whose parts vary together; nothing, where there is but one block.
+    # The error of a ratio whose parts vary together; zero if there is one block.
     off = (both - masses[None] * totals) / jnp.sum(totals)
     freedom = max(1, num_blocks - 1)
     spread = widening(freedom) * jnp.sqrt(
@@ -260,7 +260,7 @@ def long_run(
     Raises:
         ValueError: For counts that are not positive, or positions that are not finite,
             fewer than 2, or where walkers of the kernel can never be.
-        TypeError: For what is no energy, no kernel, no key, or no numbers.
+        TypeError: For an object that is no energy, no kernel, no key, or no numbers.
     """
     check_count("num_steps", num_steps)
     check_count("num_records", num_records)

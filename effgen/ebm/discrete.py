@@ -98,7 +98,7 @@ class GibbsWithGradients(AbstractKernel):
                 of the other rows.
         """
         check_bits(walkers)
-        # Codes that stand for nothing may be forbidden, as of three colors in two bits.
+        # Unused codes may have infinite energy, such as the fourth of three colors.
         check_energies(model, walkers.positions, least=_LEAST_ALLOWED)
 
     def check_data(self, batch: Any, source: Any) -> None:

@@ -204,7 +204,7 @@ def mlp_energy(
         width_size: Units of each hidden layer (SiLU, for smooth energies).
         depth: The number of hidden layers.
         scale: Of the well; the network sees the example divided by it.
-        coordinates: As of `ConfinedEnergy`.
+        coordinates: As for `ConfinedEnergy`.
 
     Raises:
         TypeError: If `shape` is no shape, `key` no key, or `coordinates` are none.
@@ -236,7 +236,7 @@ def vector_network(
 ) -> VectorNetwork:
     """Return a perceptron of examples of `shape` that is zero at first.
 
-    It returns `out_size` numbers, or a `"scalar"`; `unit` is as of `VectorNetwork`.
+    It returns `out_size` numbers, or a `"scalar"`; `unit` is as in `VectorNetwork`.
     """
     size = 1
     for axis in shape:
@@ -272,7 +272,7 @@ def image_energy(
         channels: Those of the convolutions: each is 3 by 3, and all but the first halve
             the image.
         scale: Of the well; the network sees the image divided by it.
-        coordinates: As of `ConfinedEnergy`.
+        coordinates: As for `ConfinedEnergy`.
 
     Raises:
         TypeError: If `shape` is no shape, `key` no key, or `coordinates` are none.
@@ -339,7 +339,7 @@ def residual_energy(
         channels: Those of the stages, each at half the resolution of the one before.
         num_blocks: Residual blocks a stage.
         scale: Of the well; the network sees the image divided by it.
-        coordinates: As of `ConfinedEnergy`.
+        coordinates: As for `ConfinedEnergy`.
 
     Raises:
         TypeError: If `shape` is no shape, `key` no key, or `coordinates` are none.

@@ -1,4 +1,4 @@
-"""A second estimate of `log Z`, by draws about the walkers, to find missed mass."""
+"""A second estimate of `log Z`, by draws around the walkers, to find missed mass."""
 
 from typing import NamedTuple
 
@@ -58,7 +58,7 @@ def second_opinion(energy: Energy, walkers: Walkers) -> Opinion | None:
 
 
 def everywhere(walkers: Walkers) -> bool:
-    """Return whether walkers may be anywhere: in no box, and on no lattice."""
+    """Return whether walkers may be anywhere, and not only in a box or on a lattice."""
     x = walkers.positions.reshape(walkers.num, -1)
     lattice = jnp.any(jnp.all(x == jnp.round(x), axis=0))
     return walkers.walls is None and not bool(lattice)

@@ -1,4 +1,4 @@
-"""Walkers in independent blocks, and what is done with them between moves."""
+"""Walkers in independent blocks: checks, and resampling between moves."""
 
 import dataclasses
 from typing import Any
@@ -62,7 +62,7 @@ def resampled_below(share: float, walkers: Walkers, *, key: PRNGKeyArray) -> Wal
 
 
 def check_walkers(name: str, walkers: Any) -> None:
-    """Raise `TypeError` for what are no walkers."""
+    """Raise `TypeError` for an object that is no walkers."""
     if not isinstance(walkers, Walkers):
         raise TypeError(
             f"`{name}` is a {type(walkers).__name__}: pass "

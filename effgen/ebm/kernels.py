@@ -282,8 +282,8 @@ class MALA(AbstractContinuousKernel):
     Arguments:
         step_size: `h`, in units of squared length: a number, an optax schedule, or
             `TargetAcceptance`.
-        clip: As of `ULA`.
-        scale: As of `ULA`.
+        clip: As for `ULA`.
+        scale: As for `ULA`.
 
     Raises:
         TypeError: If `step_size` is neither number, schedule nor rule.
@@ -375,7 +375,7 @@ def _acceptance(
 def check_admitted(
     said: str, kernel: AbstractKernel, model: Energy, rows: Float[Array, "rows *shape"]
 ) -> None:
-    """Raise `ValueError` for rows where walkers of the kernel can never be."""
+    """Raise `ValueError` for rows that walkers of the kernel cannot reach."""
     admitted = kernel.admits(model, rows)
     if not traced(admitted) and not bool(admitted):
         each = jax.vmap(lambda row: kernel.admits(model, row[None]))(rows)
@@ -387,6 +387,6 @@ def check_admitted(
 
 
 def check_kernel(kernel: Any) -> None:
-    """Raise `TypeError` for what is no kernel."""
+    """Raise `TypeError` for an object that is no kernel."""
     if not isinstance(kernel, AbstractKernel):
         raise TypeError(f"`kernel` is {kernel!r}: pass `ebm.ULA(step_size=...)`.")

@@ -189,7 +189,7 @@ class LabelGibbs(AbstractContinuousKernel):
 
 
 class _Marginal(eqx.Module):
-    """The energy of a flat example, its label summed out: as low as that of any."""
+    """The energy of a flat example, with the label summed out."""
 
     labeled: LabeledEnergy
 

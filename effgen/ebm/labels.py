@@ -101,7 +101,7 @@ class LabeledEnergy(eqx.Module):
 
         Raises:
             ValueError: For examples of another shape.
-            TypeError: For what are no numbers.
+            TypeError: For values that are not numbers.
         """
         x = as_rows("x", x)
         if x.shape[1:] != self.shape:
@@ -154,7 +154,7 @@ def labeled_mlp_energy(
         width_size: Units of each hidden layer (SiLU).
         depth: The number of hidden layers.
         scale: Of the well, in units of `z`; the network sees `z` divided by it.
-        coordinates: As of `ConfinedEnergy`, of the example alone.
+        coordinates: As for `ConfinedEnergy`, of the example alone.
 
     Returns:
         The energy; its logits are a multilayer perceptron, zero at first.
@@ -188,7 +188,7 @@ def with_labels(
     Raises:
         ValueError: If there are not as many labels as examples, or they are no
             integers from 0.
-        TypeError: For what are no numbers.
+        TypeError: For values that are not numbers.
     """
     x, labels = as_rows("x", x), as_rows("labels", labels)
     if labels.shape != x.shape[:1]:
@@ -219,7 +219,7 @@ def labeled_walkers(
         num_labels: The number of labels.
         scale: The Gaussian's standard deviation, in `coordinates`, if there are any,
             else in units of the data.
-        coordinates: As of `Walkers.from_gaussian`, of the example alone.
+        coordinates: As for `Walkers.from_gaussian`, of the example alone.
 
     Returns:
         Walkers of known density, whose positions are rows, shape `(num, size + 1)`.

@@ -93,7 +93,7 @@ def contrast(
 def _added(
     penalty: float, energies: Float[Array, " rows"], shares: Float[Array, " rows"]
 ) -> Float[Array, ""]:
-    """Return what a `penalty` adds: half of it times the mean square of energies."""
+    """Return the penalty: half of `penalty` times the mean square of the energies."""
     if not penalty:
         return jnp.zeros((), energies.dtype)
     return 0.5 * penalty * jnp.sum(shares * energies**2)
@@ -133,7 +133,7 @@ def learned(
         log_partition: `log Z` in nats, if it is known.
         apart: Whether other walkers tell what the update costs, so that an optimizer
             may look at these (`minsr`).
-        penalty: As of `contrast`.
+        penalty: As for `contrast`.
     """
     positions = walkers.positions
     # Bits may be integers, in which an energy would be computed otherwise.
@@ -299,8 +299,8 @@ def _check_audited(memory: Any) -> None:
         )
     if isinstance(memory, Audited) and _same_walkers(memory):
         raise ValueError(
-            "`memory.audit` are the walkers that train: their likelihood would be too "
-            "high, and its bar would not hold. Draw the audit by another key."
+            "`memory.audit` are the walkers that train. Their likelihood would be too "
+            "high, and its error bar too small. Draw the audit by another key."
         )
 
 

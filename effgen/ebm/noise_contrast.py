@@ -57,7 +57,7 @@ class NCETrainer(AbstractTrainer):
             else in units of the data.
         coordinates: In which the noise is drawn, such as `Standardized.of(data)`, or
             `None`.
-        num_moves: Moves a step of the watching walkers.
+        num_moves: The number of moves of the audit walkers in each step.
         resample_below: The share of the watching walkers, in (0, 1), below which they
             are resampled.
         radius: An update may cost at most `radius^2` of the data, which count alike, to
@@ -107,7 +107,7 @@ class NCETrainer(AbstractTrainer):
             The state at step 0, the watching walkers reweighted to `model`.
 
         Raises:
-            TypeError: For watching walkers that are none.
+            TypeError: If the audit walkers are no walkers.
             ValueError: For watching walkers that do not fit the model, or whose density
                 is unknown.
         """
@@ -180,7 +180,7 @@ class NCETrainer(AbstractTrainer):
     def _begun(
         self, state: TrainState, log_weights: Float[Array, " batch"]
     ) -> Float[Array, ""]:
-        """Return the learned `log Z`; at first what the noise's weights say it is.
+        """Return the learned `log Z`; at first an estimate by the noise's weights.
 
         At first it is infinite: `effgen.continued` goes on at a later step than 0.
         """

@@ -26,7 +26,7 @@ class ReweightFirst(AbstractKernel):
     kernel: AbstractKernel
 
     def __check_init__(self) -> None:
-        """Raise `TypeError` for what is no kernel."""
+        """Raise `TypeError` for an object that is no kernel."""
         check_kernel(self.kernel)
 
     def move(

@@ -89,7 +89,7 @@ class RBM(eqx.Module):
         Raises:
             ValueError: If `num_hidden` is not positive, if a `scale` comes without a
                 key or a key without a `scale`, or for biases that are not finite.
-            TypeError: For what is no key, or no numbers.
+            TypeError: For an object that is no key, or no numbers.
         """
         visible_bias = as_rows("visible_bias", visible_bias)
         check_logits("visible_bias", visible_bias)

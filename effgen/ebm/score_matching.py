@@ -59,7 +59,7 @@ class ScoreMatchingTrainer(AbstractTrainer):
             else in units of the data; the model is at least as wide, in every column.
         coordinates: In which noise is added, such as `Standardized.of(data)`, or
             `None` for `z = x`.
-        num_moves: Moves a step of the watching walkers.
+        num_moves: The number of moves of the audit walkers in each step.
         resample_below: The share of the watching walkers, in (0, 1), below which they
             are resampled.
         radius: An update may cost at most `radius^2` of the noisy data, which count
@@ -107,7 +107,7 @@ class ScoreMatchingTrainer(AbstractTrainer):
             The state at step 0, the watching walkers reweighted to `model`.
 
         Raises:
-            TypeError: For watching walkers that are none.
+            TypeError: If the audit walkers are no walkers.
             ValueError: For watching walkers that do not fit the model, or whose density
                 is unknown.
         """

@@ -107,7 +107,10 @@ def _told(
 def _recorded(
     state: TrainState, held_out: Float[Array, "examples *shape"]
 ) -> tuple[float, float, bool]:
-    """Return what is told; without a walker left nothing is, and the run goes on."""
+    """Return the likelihood and its error; without walkers both are undefined.
+
+    The run then continues.
+    """
     try:
         return _told(state, held_out)
     except ValueError:

@@ -25,9 +25,9 @@ _FORMAT = 1
 def written(
     path: str | os.PathLike[str], energy: Energy, told: Any, support: dict[str, Any]
 ) -> None:
-    """Write the arrays of `energy` and of what is `told` of it, whole or not at all.
+    """Write the arrays of `energy` and its diagnostics `told`, whole or not at all.
 
-    Beside them stand the energy's settings, and its `support`, as JSON has it.
+    The file also has the energy's settings and its `support`, in JSON.
     """
     stream = io.BytesIO()
     eqx.tree_serialise_leaves(stream, (energy, told))
@@ -81,9 +81,9 @@ def _arrays(tree: Any) -> dict[str, str]:
 
 
 def _settings(node: Any, name: str) -> dict[str, str]:
-    """Return the numbers and words that are fixed in the modules of a tree, by name.
+    """Return the static numbers and strings of the modules of a tree, by name.
 
-    They are no arrays, such as the scale of a well, and so must be given again.
+    They are no arrays, so they must be given again. An example is a well's scale.
     """
     found: dict[str, str] = {}
     if isinstance(node, eqx.Module):

@@ -109,7 +109,7 @@ def of_lost(dt: float, holding: float | None) -> None:
 
 
 def of_unit(dt: float, ts: np.ndarray, unit: str) -> None:
-    """Warn of dates that seem to be in another unit than the model.
+    """Warn of dates whose unit seems to differ from the model's.
 
     Arguments:
         dt: The model's own step, zero where it has none.
@@ -136,7 +136,7 @@ def of_period(name: str, period: float, gap: float, unit: str | None) -> None:
 
 
 def of_sizes(sizes: np.ndarray) -> None:
-    """Warn of sensors of one sum that are not in one unit, once loadings are off."""
+    """Warn of sensors of one sum whose sizes differ after division by the loadings."""
     if len(sizes) and np.max(sizes) > _UNLIKE * np.min(sizes):
         _warn(
             f"columns of `ys` vary by {np.min(sizes):.3g} to {np.max(sizes):.3g}, and "

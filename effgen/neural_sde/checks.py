@@ -73,7 +73,7 @@ def check_batch(model: LatentSDE, batch: Any) -> None:
 
 
 def check_levels(levels: tuple[float, ...]) -> None:
-    """Raise `TypeError` or `ValueError` for what are no probabilities."""
+    """Raise `TypeError` or `ValueError` for values that are no probabilities."""
     if not isinstance(levels, tuple | list):
         raise TypeError(f"`levels` is {levels!r}: pass a tuple, such as (0.05, 0.95).")
     if not len(levels) or not all(0 < level < 1 for level in levels):
@@ -81,14 +81,14 @@ def check_levels(levels: tuple[float, ...]) -> None:
 
 
 def check_positive(name: str, value: Any) -> None:
-    """Raise `ValueError` for what is no positive finite number."""
+    """Raise `ValueError` for an object that is no positive finite number."""
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     if not (number and np.isfinite(value) and value > 0):
         raise ValueError(f"`{name}` is {value!r}: pass a positive number.")
 
 
 def check_share(name: str, value: Any) -> None:
-    """Raise `ValueError` for what is no number in [0, 1]."""
+    """Raise `ValueError` for an object that is no number in [0, 1]."""
     if not (isinstance(value, int | float | np.number) and 0 <= value <= 1):
         raise ValueError(f"`{name}` is {value!r}: pass a number in [0, 1].")
 
@@ -119,7 +119,7 @@ def check_series(model: LatentSDE, batch: Any) -> None:
 
 
 def _check_horizon(model: LatentSDE, ts: np.ndarray) -> None:
-    """Warn of series longer than a sum of processes stands for fractional noise."""
+    """Warn of series that are longer than the horizon of the fractional noise."""
     if not isinstance(model.linear, FractionalSDE):
         return
     ts = np.atleast_2d(ts)

@@ -132,7 +132,7 @@ def _held_out(ts: np.ndarray, since: Any, seen: np.ndarray) -> np.ndarray:
 
 
 def _as_time(since: Any, ts: np.ndarray) -> np.ndarray:
-    """Return the first time held out as one of the record's.
+    """Return the first time that is held out, in the form of the record's times.
 
     Raises:
         TypeError: For a number where the record has dates, or the converse.

@@ -1,6 +1,6 @@
-"""What a fit leaves open: standard errors, and models that the record does not refuse.
+"""The uncertainty of a fit's parameters: standard errors, and models drawn from it.
 
-Both are of the posterior density of a linear model's parameters about its peak.
+Both use the posterior density of a linear model's parameters around its maximum.
 """
 
 import warnings
@@ -26,9 +26,9 @@ from .structure import Structure
 
 _DEGREES = 5.0  # of Student's law: its tails are above the density's
 _PROPOSALS, _BATCH = 256, 32
-_FEWEST = 0.05  # of the proposals that should count
-_FARTHEST = 5.0  # deviations of a step from a place that is not the peak
-_FLATTEST = 0.1  # of the prior's curvature, in logarithms
+_FEWEST = 0.05  # the least effective share of the proposals
+_FARTHEST = 5.0  # the longest Newton step to the maximum, in standard deviations
+_FLATTEST = 0.1  # the least curvature, relative to the prior's, in logarithms
 
 
 def named_parameters(model: LatentSDE) -> dict[str, Array]:
@@ -43,7 +43,7 @@ def named_parameters(model: LatentSDE) -> dict[str, Array]:
 
 @eqx.filter_jit
 def _bent(problem: Problem, x: Array) -> tuple[Array, Array, Any, Any]:
-    """Return slope and curvature of the density, and named parameters and theirs."""
+    """Return the density's derivatives, and the named parameters with theirs."""
     named = lambda x: named_parameters(problem.model(x))
     return jax.grad(problem)(x), jax.hessian(problem)(x), named(x), jax.jacfwd(named)(x)
 
@@ -52,8 +52,9 @@ class Spectrum(NamedTuple):
     """`hessian = D^-1 vectors diag(sizes) vectors^T D^-1`, `D = diag(units)`.
 
     Attributes:
-        units: The prior's deviation of a logarithm, and of any other parameter that of
-            the density along it: so the spectrum is the same in any units.
+        units: The unit of each parameter. For a logarithm it is the prior's standard
+            deviation, for any other parameter that of the density along it. So the
+            spectrum does not depend on the units of time and data.
         sizes: Shape `(parameters,)`.
         vectors: One a column, shape `(parameters, parameters)`.
     """
@@ -98,22 +99,23 @@ def drawn_models(
 ) -> tuple[LatentSDE, ...]:
     """Draw models from the posterior density of a fit's parameters.
 
-    Proposals are of Student's law about the peak, with the curvature there, and are
-    chosen by `posterior density / proposal's`, no weight above the mean's times the
-    root of their number. The prior is that of the fit: a logarithm has a normal one,
-    and what else is trained a flat one.
+    Proposals are drawn from a Student distribution around the maximum, with the
+    curvature there. They are resampled with weights `posterior density / proposal's`.
+    No weight exceeds the mean weight times the root of the number of proposals. The
+    prior is that of the fit: normal for logarithms, and flat for other parameters.
 
     Arguments:
-        peak: Where the density is highest, or a place near by.
-        num: How many models.
+        peak: The maximum of the density, or a point near it.
+        num: The number of models.
         key: A random key.
 
     Returns:
-        Models that count alike. Where few proposals count, some are the same.
+        Models of equal weight. If few proposals have weight, some models are equal.
 
     Warns:
-        RunWarning: Where fewer than one in twenty proposals count, and where the
-            curvature is not finite: then all models are the peak's.
+        RunWarning: If the effective number of proposals is below one in twenty, or if
+            the curvature is not finite. In the latter case all models are those of the
+            maximum.
 
     Source:
         Rubin (1988), sampling and importance resampling; Ionides (2008), the weights.
@@ -146,10 +148,10 @@ def drawn_models(
 def laplace(
     peak: Maximum, slope: np.ndarray, hessian: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return mean and root of the normal law with slope and curvature of a density.
+    """Return mean and root of the normal law with a density's gradient and Hessian.
 
-    Where the curvature is too flat for what the prior says, it is raised. `None` where
-    it is not finite.
+    An eigenvalue of the Hessian that is too small for the prior is raised. Returns
+    `None` if the Hessian is not finite.
     """
     if not (np.all(np.isfinite(slope)) and np.all(np.isfinite(hessian))):
         return None
@@ -182,7 +184,8 @@ def _densities(problem: Problem, xs: Array) -> Array:
 def truncated(logs: Float[np.ndarray, " proposals"]) -> np.ndarray:
     """Return log-weights, none above the mean weight times the root of their number.
 
-    What is not finite has no weight; where that is so of all, all have the same.
+    A log-weight that is not finite becomes zero weight. If that holds for all, all
+    weights are equal.
     """
     logs = np.where(np.isfinite(logs), logs, -np.inf)
     if np.all(np.isneginf(logs)):

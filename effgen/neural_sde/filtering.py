@@ -1,4 +1,4 @@
-"""The particle filter that uses the past alone: laws given what was seen so far."""
+"""The particle filter: laws of the state given the past values alone."""
 
 import dataclasses
 from typing import NamedTuple

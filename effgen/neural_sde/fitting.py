@@ -27,7 +27,7 @@ class Fitted(NamedTuple):
             do not hold one.
         num_steps: How many steps the optimizer took.
         converged: Whether it converged.
-        peak: The density that was maximized, and where.
+        peak: The density that was maximized, and its maximum.
     """
 
     model: LatentSDE
@@ -42,23 +42,23 @@ class Fitted(NamedTuple):
     def drawn(self, num: int, *, key: PRNGKeyArray) -> tuple[LatentSDE, ...]:
         """Draw models from the posterior density of the parameters.
 
-        The fitted model leaves out the uncertainty of its parameters, so its forecasts
-        of a short record have too narrow bands. The forecasts of several models that
-        are drawn here and mixed, as by `stack`, include it.
+        The fitted model leaves out the uncertainty of its parameters. So its forecasts
+        of a short record have bands that are too narrow. A mixture of the forecasts of
+        several drawn models, as `stack` makes, includes this uncertainty.
 
         Arguments:
-            num: How many models.
+            num: The number of models.
             key: A random key.
 
         Returns:
-            Models that count alike. Where few proposals count, some are the same.
+            Models of equal weight. If few proposals have weight, some models are equal.
 
         Raises:
-            ValueError: For no models.
-            TypeError: For what is no key.
+            ValueError: If `num` is below 1.
+            TypeError: If `key` is no random key.
 
         Warns:
-            RunWarning: Where few of the proposals count.
+            RunWarning: If few of the proposals have weight.
 
         Source:
             Rubin (1988).

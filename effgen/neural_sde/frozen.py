@@ -54,12 +54,12 @@ def as_part(name: str) -> Part:
 
 
 def part_of(model: Any, name: str) -> Part:
-    """Return what a name is of a model, one of a structure's `parameters` too."""
+    """Return the part of a model with this name, which may be that of a parameter."""
     return as_part(_places(model).get(name, name))
 
 
 def _places(model: Any) -> dict[str, str]:
-    """Return where a structure's parameters are kept, by their names."""
+    """Return the path of each of a structure's parameters, by its name."""
     found = {}
     if isinstance(model.linear, Structure):
         for i, name in enumerate(model.linear.names):
@@ -71,7 +71,7 @@ def _places(model: Any) -> dict[str, str]:
 
 
 def _kept(part: Any) -> dict[str, str]:
-    """Return the logarithms that a part keeps, by the names of its parameters."""
+    """Return the fields of a part that are logarithms, by the parameters' names."""
     found = {}
     for field in dataclasses.fields(part):
         own = field.name.removeprefix("log_")
@@ -120,7 +120,7 @@ def as_names(names: Any) -> tuple[str, ...]:
 
 
 def check_frozen(model: Any, names: tuple[str, ...]) -> None:
-    """Raise `ValueError` for names of nothing, and entries that are not there."""
+    """Raise `ValueError` for names and entries that the model does not have."""
     for name in names:
         part = part_of(model, name)
         try:

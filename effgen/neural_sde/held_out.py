@@ -47,7 +47,7 @@ def held_out_evidence(
 
     Raises:
         ValueError: For a batch, dates, and where nothing is on one side of `since`.
-        TypeError: For what is no model, and a `since` that is no number.
+        TypeError: For an object that is no model, and a `since` that is no number.
     """
     if not isinstance(model, LatentSDE):
         raise TypeError(f"`model` is a {type(model).__name__}: pass a `LatentSDE`.")

@@ -1,4 +1,4 @@
-"""Hierarchies: parameters that differ by series, and the law that they share."""
+"""Hierarchies: parameters that differ between series, with a shared normal law."""
 
 import dataclasses
 import itertools
@@ -229,7 +229,7 @@ def _first_scales(
 ) -> Array:
     """Return where the shared deviations start, each in its parameter's own units.
 
-    From too small a start the EM algorithm would hardly move: it is rather too large.
+    The EM algorithm hardly moves from a start that is too small, so the start is large.
     """
     sizes = [np.full(_getter(model, n)(model).size, _is_log(model, n)) for n in varies]
     is_log = np.concatenate(sizes)
@@ -242,7 +242,7 @@ def _first_scales(
 
 
 def _is_log(model: LatentSDE, name: str) -> bool:
-    """Return whether a parameter that varies is kept by its logarithm."""
+    """Return whether a parameter that varies is stored as its logarithm."""
     return part_of(model, name).name.rpartition(".")[2].startswith("log_")
 
 

@@ -1,4 +1,4 @@
-"""The peak of the posterior density of a linear model's parameters, in float64."""
+"""The maximum of the posterior density of a linear model's parameters, in float64."""
 
 import dataclasses
 from collections.abc import Callable
@@ -49,7 +49,7 @@ class Problem(eqx.Module):
     steps: int = eqx.field(static=True)
 
     def model(self, x: Array) -> LatentSDE:
-        """Return the model at other values of what is trained."""
+        """Return the model at other values of its trained parameters."""
         _, unravel = ravel_pytree(self.first.trainable()[0])
         return self.first.retrained(unravel(x))
 
@@ -63,19 +63,19 @@ class Problem(eqx.Module):
         return jnp.sum(linear_evidence(self.model(x), self.series, self.steps))
 
     def __call__(self, x: Array, args: None = None) -> Array:
-        """Return what is minimized."""
+        """Return the negative log posterior density, in nats."""
         return -self.log_evidence(x) - self.log_prior(x)
 
 
 class Maximum(NamedTuple):
-    """Where the posterior density of a linear model is highest, in float64.
+    """The maximum of the posterior density of a linear model, in float64.
 
     Attributes:
         model: In the working precision.
-        log_evidence: As of `Fitted`.
-        log_prior: As of `Fitted`.
-        num_steps: As of `Fitted`.
-        converged: As of `Fitted`.
+        log_evidence: As in `Fitted`.
+        log_prior: As in `Fitted`.
+        num_steps: As in `Fitted`.
+        converged: As in `Fitted`.
         problem: What was maximized.
         x: Its maximum as one array.
     """
@@ -188,7 +188,7 @@ def _problem(
 
 
 def with_offset(peak: Maximum) -> Maximum:
-    """Return the same place with the decoder's offset among the parameters.
+    """Return the same maximum with the decoder's offset among the parameters.
 
     Its prior is flat. The decoder's noise must be independent between sensors.
     """

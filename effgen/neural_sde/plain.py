@@ -261,7 +261,7 @@ def plain_paths(
         ValueError: For a model without a `dt` or a `control`, a batch of series, `ts`
             that are not sorted or before its first, and inputs of another shape or of a
             series that has none.
-        TypeError: For what is no key.
+        TypeError: If `key` is no random key.
     """
     require_step(model)
     check_key(key)

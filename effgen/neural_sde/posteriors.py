@@ -88,7 +88,7 @@ class Posterior(eqx.Module):
         Raises:
             ValueError: For times that are not sorted or before the first, inputs that
                 do not fit, and no paths.
-            TypeError: For what is no key, and times that are traced or of another kind.
+            TypeError: For an invalid key, and times that are traced or of another kind.
 
         Warns:
             RunWarning: Where fewer than one in twenty paths are distinct, where paths
@@ -138,10 +138,10 @@ class Posterior(eqx.Module):
         """Return mean and standard deviation of the state, each `(times, state)`.
 
         Arguments:
-            times: As of `paths`.
+            times: As for `paths`.
             key: A random key, by default `jax.random.key(0)`.
             num_paths: How many paths are drawn where the answer is not exact.
-            inputs: As of `paths`.
+            inputs: As for `paths`.
         """
         if is_exact(self.model):
             series, at = self.record.merged(times, inputs, self.model.t0)
@@ -168,10 +168,10 @@ class Posterior(eqx.Module):
         """Return each part's share in the values, or in a likelihood's parameter.
 
         Arguments:
-            times: As of `paths`.
+            times: As for `paths`.
             key: A random key, by default `jax.random.key(0)`.
             num_paths: How many paths are drawn where the answer is not exact.
-            inputs: As of `paths`.
+            inputs: As for `paths`.
 
         Raises:
             ValueError: For a model whose linear part is no sum of parts.
@@ -203,11 +203,11 @@ class Posterior(eqx.Module):
         """Return quantiles of what would be observed at `times`, noise included.
 
         Arguments:
-            times: As of `paths`.
+            times: As for `paths`.
             key: A random key.
             num_paths: How many whole records are drawn.
             levels: Probabilities of the quantiles, in (0, 1).
-            inputs: As of `paths`.
+            inputs: As for `paths`.
 
         Raises:
             ValueError: For `levels` that are no probabilities.
@@ -249,11 +249,11 @@ class Posterior(eqx.Module):
         """Return quantiles of what will be observed at `times`, noise included.
 
         Arguments:
-            times: As of `paths`, at or after each series' last time.
+            times: As for `paths`, at or after each series' last time.
             key: A random key.
             num_paths: How many whole records are drawn.
             levels: Probabilities of the quantiles, in (0, 1).
-            inputs: As of `paths`.
+            inputs: As for `paths`.
 
         Raises:
             ValueError: For times before a series' last, and as `observations`.

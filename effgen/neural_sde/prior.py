@@ -101,7 +101,7 @@ def sample_prior(
     Raises:
         ValueError: For times that do not increase or are fewer than two, no paths, and
             a `dt` that is not positive.
-        TypeError: For what is no model or no key, and inputs as of `prior_terms`.
+        TypeError: For an invalid model or key, and for inputs as `prior_terms` raises.
     """
     if not isinstance(model, LatentSDE):
         raise TypeError(f"`model` is a {type(model).__name__}: pass a `LatentSDE`.")

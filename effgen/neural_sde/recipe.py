@@ -77,7 +77,7 @@ def forecaster(
     Raises:
         ValueError: For a record shorter than two horizons, dates, no structures, and a
             `season_period` beside `structures` or that the times can't show.
-        TypeError: For what are no structures, and what is no key.
+        TypeError: For values that are no structures, and for an invalid key.
 
     Source:
         Hoeting, Madigan, Raftery and Volinsky (1999), of the shares.
@@ -116,7 +116,7 @@ def forecaster(
 
 
 def check_structures(structures: Any) -> None:
-    """Raise `TypeError` or `ValueError` for what are no structures."""
+    """Raise `TypeError` or `ValueError` for values that are no structures."""
     several = isinstance(structures, Sequence)
     if not several or not all(isinstance(x, Structure) for x in structures):
         raise TypeError(
@@ -168,8 +168,9 @@ def members(
 ) -> dict[str, LatentSDE | Sequence[LatentSDE]]:
     """Return models of each structure, in their order, and the network's.
 
-    A structure's are drawn from the posterior density of its parameters, the mean among
-    them: for a short record, forecasts of the fit alone have too narrow bands.
+    A structure's models are drawn from the posterior density of its parameters, which
+    include the mean. For a short record, forecasts of the fit alone have bands that are
+    too narrow.
     """
     found = ranked(structures, ts, ys, mask)
     keys = jax.random.split(key, 2 + len(structures))
@@ -188,7 +189,7 @@ def members(
 
 
 def returning(found: Sequence[Candidate]) -> Candidate | None:
-    """Return the best with a part that returns to a mean, if there is one."""
+    """Return the best candidate with a part that returns to a mean, if there is one."""
     return next((c for c in found if _parts(c.structure, _RETURNING)), None)
 
 
@@ -222,9 +223,9 @@ def trained(
     num_steps: int,
     key: PRNGKeyArray,
 ) -> LatentSDE:
-    """Return a model trained by the anchored bound; where that fails, its last.
+    """Return a model trained by the anchored bound; if that fails, the last good one.
 
-    Each parameter has a normal prior about where it begins: see `weight_prior`.
+    Each parameter has a normal prior around its start: see `weight_prior`.
     """
     trainer = LatentSDETrainer(_optimizer(num_steps, model.dt), model.dt, num_paths=4)
     data = Minibatches(_batch(ts, ys, mask), 1)
@@ -240,7 +241,7 @@ def trained(
 
 @functools.lru_cache(maxsize=8)
 def _optimizer(num_steps: int, dt: float) -> optax.GradientTransformation:
-    """Return the optimizer of a network: one of a kind, so that programs are shared."""
+    """Return the optimizer of a network; it is cached, so that programs are shared."""
     rate = optax.cosine_decay_schedule(5e-3, num_steps)
     return optax.chain(
         optax.clip_by_global_norm(100.0), weight_prior(dt), optax.adam(rate)

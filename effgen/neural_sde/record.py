@@ -194,7 +194,7 @@ def _array(name: str, values: Any) -> Array | None:
     """Return values as an array.
 
     Raises:
-        TypeError: For what are no numbers.
+        TypeError: For values that are not numbers.
     """
     if values is None or isinstance(values, jax.Array):
         return values

@@ -197,7 +197,7 @@ class Regimes(NamedTuple):
         Raises:
             ValueError: For times that are not sorted, or before the last, `levels`
                 that are no probabilities, and no paths.
-            TypeError: For what is no key, and `levels` that are no tuple.
+            TypeError: For an object that is no key, and `levels` that are no tuple.
         """
         check_levels(levels)
         self.record.keys(key, num_paths)
@@ -252,7 +252,7 @@ def fit_regimes(
         ys: Values, shape `(obs,)` or `(obs, sensors)`.
         mask: Where there is a value, of the shape of `ts` or `ys`.
         prior_scale: The prior's standard deviation of a natural logarithm.
-        num_histories: The most histories, as of `Switching.filter`.
+        num_histories: The most histories, as in `Switching.filter`.
         max_steps: The most steps of the optimizer.
         unit: The unit in which the models count dates, one of NumPy's.
 
@@ -262,7 +262,7 @@ def fit_regimes(
     Raises:
         ValueError: For a batch of series, an evidence that is not finite, and settings
             that are not positive.
-        TypeError: For what are no regimes.
+        TypeError: For values that are no regimes.
 
     Warns:
         RunWarning: Where the optimizer does not converge.

@@ -106,7 +106,7 @@ def strongest_period(
     *,
     season_period: float | None = None,
 ) -> float:
-    """Return the period at which an oscillation beside a line fits a record best.
+    """Return the period of the oscillation that, with a line, fits a record best.
 
     Periods are from four gaps to the span; multiples of the season's frequency are
     fitted beside.

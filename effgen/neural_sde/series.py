@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 from .clock import loses_gaps
 
 
-_STANDING = 1e-2  # of a turn that float32 times, a long way on, leave where it was
+_STANDING = 1e-2  # of a turn: the tolerance of phases at times in float32
 
 
 class Series(NamedTuple):
@@ -229,10 +229,10 @@ def check_times(ts: np.ndarray, t0: float | None) -> None:
 
 
 def check_season(name: str, period: float, ts: np.ndarray) -> None:
-    """Raise `ValueError` for a turn that is the same at all times of each series.
+    """Raise `ValueError` for a period whose phase is the same at all times of a series.
 
     Arguments:
-        name: What the period is called.
+        name: The name of the period in messages.
         period: In the unit of `ts`.
         ts: Shape `(obs,)` or `(series, obs)`.
     """
@@ -241,7 +241,7 @@ def check_season(name: str, period: float, ts: np.ndarray) -> None:
     if np.all(np.abs(np.exp(2j * np.pi * turns) - 1) < _STANDING):
         raise ValueError(
             f"`{name}` is {period:.6g}, and times are whole periods apart, or far less "
-            "than one: they show nothing of it. Pass it in the unit of `ts`."
+            "than one. They do not determine it. Pass it in the unit of `ts`."
         )
 
 

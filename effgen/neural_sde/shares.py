@@ -1,4 +1,4 @@
-"""Shares of models in a mixture: a priori, by evidence, by how well they forecast."""
+"""Shares of models in a mixture: the prior's, by evidence, and by forecasts."""
 
 from collections.abc import Mapping
 
@@ -7,17 +7,17 @@ import scipy.special
 from jaxtyping import Float
 
 
-_PRIOR = 2.0  # origins that the shares a priori are worth
+_PRIOR = 2.0  # the weight of the prior shares, in origins
 _BOOTSTRAPS, _LEAST = 2_000, 0.01
-# A normal law this much wider, with this share, so that no value is impossible.
+# A normal law that is wider by this factor has this share, so no density is zero.
 _WIDER, _SHARE = 3.0, 0.01
 
 
 def prior_of(names: list[str], shares: Mapping[str, float] | None) -> np.ndarray:
-    """Return the shares in the order of names, summing to one; `None`: equal ones.
+    """Return the shares in the order of names, summing to one; for `None`, equal ones.
 
     Raises:
-        ValueError: For shares that are not of the members, or not positive.
+        ValueError: For shares that are not positive, or not one for each member.
     """
     if shares is None:
         return np.full(len(names), 1 / len(names))
@@ -35,7 +35,7 @@ def bootstrapped_shares(
     blocks: Float[np.ndarray, "origins members"],
     shares: Float[np.ndarray, " members"],
 ) -> Float[np.ndarray, " members"]:
-    """Return what shares become by the evidence of blocks, in nats: see `stack`.
+    """Return the shares, updated by the evidence of blocks in nats, as in `stack`.
 
     Source:
         Yao, Vehtari, Simpson and Gelman (2018), section 3.4; Rubin (1981).

@@ -100,7 +100,7 @@ def structural(
 
 
 def _rows(loadings: ArrayLike, num: int) -> np.ndarray:
-    """Return how much of the sum each sensor shows.
+    """Return the loading of each sensor on the sum.
 
     Raises:
         ValueError: For another shape, values that are not finite, and zeros alone.
@@ -115,7 +115,7 @@ def _rows(loadings: ArrayLike, num: int) -> np.ndarray:
 
 
 def _spread(values: np.ndarray, own: np.ndarray, rows: np.ndarray) -> float:
-    """Return the deviation of the sum that sensors show; one where nothing varies."""
+    """Return the standard deviation of the sum; one if no sensor varies."""
     shown = rows != 0
     sizes = own[shown] / np.abs(rows[shown])
     spread = float(np.mean(sizes))
@@ -130,7 +130,7 @@ def _spread(values: np.ndarray, own: np.ndarray, rows: np.ndarray) -> float:
 def _check_periods(
     structure: Structure, ts: np.ndarray, gap: float, clock: Clock | None
 ) -> None:
-    """Raise or warn where times can't show a season, a harmonic of it, or a cycle."""
+    """Raise or warn if the times do not resolve a season, its harmonics or a cycle."""
     unit = None if clock is None else clock.unit
     for name, part in zip(structure.names, structure.parts, strict=True):
         if isinstance(part, Season):

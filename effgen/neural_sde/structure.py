@@ -27,7 +27,7 @@ class Structure(AbstractLinearSDE):
         input_matrix: `C`, shape `(state, inputs)`, or `None` for no inputs.
 
     Raises:
-        TypeError: For what is no part.
+        TypeError: For an object that is no part.
         ValueError: For an `input_matrix` of another shape.
     """
 
@@ -52,7 +52,7 @@ class Structure(AbstractLinearSDE):
         """Return both side by side, of inputs that they share.
 
         Raises:
-            TypeError: For what is no structure.
+            TypeError: For an object that is no structure.
             ValueError: For an `input_matrix` of another number of inputs.
         """
         if not isinstance(other, Structure):
@@ -155,7 +155,7 @@ class Structure(AbstractLinearSDE):
         """Return the decoder that reads the sum of the parts.
 
         Arguments:
-            scale: The noise's standard deviation, as of `LinearDecoder`.
+            scale: The noise's standard deviation, as in `LinearDecoder`.
             offset: Shape `(sensors,)`, or one number for all sensors.
             loadings: How much of the sum each sensor shows, shape `(sensors,)`, or one
                 number for one sensor.
@@ -172,7 +172,7 @@ class Structure(AbstractLinearSDE):
 
         Arguments:
             offset: Shape `(sensors,)`, or one number for all sensors.
-            loadings: How much of the sum each sensor shows, as of `decoder`.
+            loadings: How much of the sum each sensor shows, as in `decoder`.
 
         Returns:
             A linear function of the state.

@@ -95,8 +95,8 @@ class LatentSDETrainer(AbstractTrainer):
             The state of step 0.
 
         Raises:
-            TypeError: For what is no model, a `drift` that cannot be called, and an
-                `optim` that is no optax transformation.
+            TypeError: For an object that is no model, a `drift` that cannot be called,
+                and an `optim` that is no optax transformation.
             ValueError: For a `drift` of another shape, or not finite near the initial
                 mean.
         """

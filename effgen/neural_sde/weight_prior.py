@@ -1,4 +1,4 @@
-"""A prior of a network about the linear fit from which it begins, as a gradient."""
+"""A normal prior of a network's parameters, as a transformation of gradients."""
 
 from typing import Any
 
@@ -11,27 +11,28 @@ from .model import LatentSDE
 from .peak import kept_by_logarithms
 
 
-_SCALE = 1.5  # of a natural logarithm, as of `fit_linear`
-_MOVED = 4.0  # the variance of a step's drift, in that of its noise, were features one
+_SCALE = 1.5  # of a natural logarithm, as in `fit_linear`
+_MOVED = 4.0  # the variance of a step's drift over its noise's, for features of one
 
 
 def weight_prior(dt: float) -> optax.GradientTransformation:
-    """Return the gradient of a normal prior about where parameters began, beside.
+    """Return a transformation that adds the gradient of a normal prior.
 
         update + precision (parameter - start)
 
-    It is for losses that are nats of one record, and models of `with_network`. The last
-    layer begins at zero: so the prior says that a step's drift is about as large as its
-    noise, and what the values do not hold stays linear. The control has no prior.
+    The prior's mean is the parameters' start. The loss must be in nats of one record,
+    and the model one of `with_network`. The last layer starts at zero. So under the
+    prior a step's drift is about as large as its noise, and the model stays linear
+    where the values do not determine the network. The control has no prior.
 
     Arguments:
         dt: The model's step.
 
     Returns:
-        What goes before `optax.adam`.
+        A transformation to chain before `optax.adam`.
 
     Source:
-        MacKay (1992), of the evidence for networks; Williams (1996), of the widths.
+        MacKay (1992), on the evidence for networks; Williams (1996), on the widths.
     """
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
@@ -45,9 +46,9 @@ def weight_prior(dt: float) -> optax.GradientTransformation:
 def precisions(params: LatentSDE, dt: float) -> LatentSDE:
     """Return the prior precision of each parameter.
 
-    Of logarithms, `1 / 1.5^2`; of the drift's layers one, but of the last `width dt /
-    4`, so that the drift of unit features over a step has four times the noise's
-    variance; of all others zero.
+    It is `1 / 1.5^2` for logarithms, one for the drift's layers, and zero for all other
+    parameters. For the drift's last layer it is `width dt / 4`. With features of one,
+    the drift of a step then has four times the variance of its noise.
     """
     found = jax.tree.map(lambda x: x / _SCALE**2, kept_by_logarithms(params))
     layers = lambda model: model.drift.layers

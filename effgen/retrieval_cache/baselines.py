@@ -1,4 +1,4 @@
-"""What the cache is compared with beside a batch: a queue, and the full softmax."""
+"""Baselines besides the batch's softmax: a queue, and the full softmax."""
 
 import dataclasses
 from numbers import Integral
@@ -67,7 +67,7 @@ class CrossBatchTrainer(AbstractTrainer):
         mesh: The queue's mesh; `train` sets it.
 
     Raises:
-        TypeError: For what is no temperature.
+        TypeError: For an invalid temperature.
         ValueError: For settings out of range.
 
     Source:
@@ -192,7 +192,7 @@ class FullSoftmaxTrainer(AbstractTrainer):
         label_smoothing: The share, below 1, spread over the batch's documents.
 
     Raises:
-        TypeError: For what is no temperature.
+        TypeError: For an invalid temperature.
         ValueError: For settings out of range.
     """
 
@@ -235,7 +235,7 @@ class FullSoftmaxTrainer(AbstractTrainer):
 
         Returns:
             The next state, and the metrics `loss`, in nats, `scale`, `grad_norm`, and
-                `differing`, as of `NegativeCacheTrainer`.
+                `differing`, as in `NegativeCacheTrainer`.
         """
 
         def loss(model: PyTree) -> tuple[Array, None]:

@@ -266,7 +266,7 @@ class Bert(eqx.Module):
             The embeddings, `(batch, size)`.
 
         Raises:
-            TypeError: For what are no integers.
+            TypeError: For values that are no integers.
             ValueError: For another shape, or more tokens than places.
         """
         self._check_tokens(tokens)

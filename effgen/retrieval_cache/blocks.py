@@ -1,4 +1,4 @@
-"""How many rows a cache has, and a block of it; documents' numbers, one a row."""
+"""The number of rows of a cache and of its blocks, and the documents' numbers."""
 
 import math
 import operator
@@ -20,7 +20,7 @@ _DEVICES = 8
 
 
 def block_size(capacity: int) -> int:
-    """Return how many rows make a block: about the root of all, a power of two.
+    """Return the number of rows of a block: about the root of all, a power of two.
 
     Arguments:
         capacity: Rows in all; a block has 16 to 32,768 of them, or all where they are
@@ -31,7 +31,7 @@ def block_size(capacity: int) -> int:
 
 
 def default_capacity(num: int, mesh: Mesh | None = None) -> int:
-    """Return as many rows as documents, or more, so that blocks and devices divide."""
+    """Return the least number of rows for documents that blocks and devices divide."""
     parts = 1 if mesh is None else num_parts(mesh)
     unit = math.lcm(_DEVICES, parts) * block_size(num)
     unit = parts if num < unit else unit
@@ -55,10 +55,10 @@ def check_capacity(capacity: int, mesh: Mesh | None) -> None:
 
 
 def checked_ids(ids: Any, num: int) -> Int[Array, " documents"]:
-    """Return documents' numbers, by default in order.
+    """Return the documents' numbers as an array; by default they are in order.
 
     Raises:
-        ValueError: For what are no distinct numbers, one a document.
+        ValueError: Unless they are distinct numbers, one for each document.
     """
     if ids is None:
         return jnp.arange(num, dtype=jnp.int32)
@@ -82,7 +82,7 @@ def checked_step(step: Any) -> int:
     """Return the number of a step.
 
     Raises:
-        ValueError: For what is none.
+        ValueError: If `step` is no step.
     """
     try:
         found = operator.index(step)

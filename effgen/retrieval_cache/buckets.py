@@ -75,7 +75,7 @@ class Bucketed(eqx.Module):
             The embeddings, `(batch, size)`.
 
         Raises:
-            TypeError: For what is no array of tokens.
+            TypeError: For an object that is no array of tokens.
         """
         _check_tokens(tokens)
         lengths = self._lengths(tokens.shape[1])
@@ -105,7 +105,7 @@ class Bucketed(eqx.Module):
             The share; above one where chunks are filled up.
 
         Raises:
-            TypeError: For what is no array of tokens.
+            TypeError: For an object that is no array of tokens.
         """
         _check_tokens(tokens)
         lengths = jnp.asarray(self._lengths(tokens.shape[1]))

@@ -87,9 +87,10 @@ class NegativeCache(eqx.Module):
             dtype: Of the embeddings: `jnp.float32`, `jnp.bfloat16`, `jnp.int8`.
             step: That it is embedded at: `int(state.step)` of a run that goes on.
             batch_size: Documents embedded at once; by default 1,024, and 64 on a CPU.
-            mesh: Over which the cache is split from the first on, as `effgen.shard`
-                splits it: no device ever holds more than its part. Items may then lie
-                on disk, as of `np.memmap`, and are read a part at a time.
+            mesh: The mesh over which the cache is split from the start, as
+                `effgen.shard` splits it. No device ever holds more than its part. Items
+                are read a part at a time, so they may be on disk, such as an
+                `np.memmap`.
 
         Raises:
             TypeError: For items that are text, or another `encode` or `dtype`.
@@ -125,7 +126,7 @@ class NegativeCache(eqx.Module):
             example: One or more documents, with the leading axis.
             size: The numbers of an embedding.
             capacity: The rows.
-            dtype: Of the embeddings, as of `fill`.
+            dtype: Of the embeddings, as in `fill`.
 
         Raises:
             TypeError: For another `dtype`.
@@ -276,24 +277,24 @@ class NegativeCache(eqx.Module):
         step: int | None = None,
         batch_size: int | None = None,
     ) -> "NegativeCache":
-        """Return the cache with more documents, embedded now, in rows that are free.
+        """Return the cache with more documents, embedded now, in free rows.
 
-        New items of a catalog come in so between two runs; `resized` makes room:
+        Use it for new items of a catalog, between two runs. `resized` makes free rows:
 
             cache = state.memory.resized(2_048).added(state.model.document, items)
             state = effgen.continued(trainer, state, cache)
 
         Arguments:
-            encode: A batch of documents to embeddings, as of `fill`.
-            items: The documents, as those that are there.
-            ids: Their numbers; by default those after the greatest that is there.
-            step: That they are embedded at; by default that of the newest embedding.
+            encode: A batch of documents to embeddings, as for `fill`.
+            items: The documents, of the same form as the cache's.
+            ids: Their numbers; by default those after the cache's greatest.
+            step: The step of the embeddings; by default that of the newest embedding.
             batch_size: Documents embedded at once.
 
         Raises:
-            TypeError: As of `fill`.
-            ValueError: For fewer free rows than documents, numbers that are there
-                already, documents that the cache cannot hold, and as of `fill`.
+            TypeError: As `fill` raises.
+            ValueError: For fewer free rows than documents, numbers that the cache
+                already has, documents that the cache cannot hold, and as `fill` raises.
         """
         num, step = num_items(items), self._step(step)
         items = jax.tree.map(jnp.asarray, items)
@@ -329,7 +330,7 @@ class NegativeCache(eqx.Module):
         """Return the cache with every document embedded anew.
 
         Arguments:
-            encode: A batch of documents to embeddings, as of `fill`.
+            encode: A batch of documents to embeddings, as in `fill`.
             step: That it is embedded at; by default that of the newest embedding.
             batch_size: Documents embedded at once.
 
@@ -346,16 +347,15 @@ class NegativeCache(eqx.Module):
         return eqx.tree_at(lambda c: (c.rows, c.stamps), self, (rows, stamps))
 
     def restamped(self, step: int = 0) -> "NegativeCache":
-        """Return the cache as of another step: the newest embedding is of `step`.
+        """Return the cache with its steps shifted, so that the newest is `step`.
 
-        Ages stay as they are, so that a run of its own may begin with the cache of one
-        that is over.
+        Ages do not change. A new run can then begin with the cache of an earlier run.
 
         Arguments:
-            step: That the run is at.
+            step: The step that the new run is at.
 
         Raises:
-            ValueError: For what is no step.
+            ValueError: If `step` is no step.
         """
         moved = self.stamps + (checked_step(step) - jnp.max(self.stamps))
         stamps = jnp.where(self.valid, moved, -1)

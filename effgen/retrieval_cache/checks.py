@@ -21,7 +21,7 @@ _FIRST = 1 << 14
 
 
 def check_temperature(temperature: Any) -> None:
-    """Raise for what is no temperature."""
+    """Raise for an object that is no temperature."""
     if temperature is None or callable(temperature):
         return
     number = int | float | np.floating
@@ -35,7 +35,7 @@ def check_temperature(temperature: Any) -> None:
 
 
 def check_smoothing(label_smoothing: Any) -> None:
-    """Raise `ValueError` for what is no share below one."""
+    """Raise `ValueError` for an object that is no share below one."""
     if not 0 <= label_smoothing < 1:
         raise ValueError(
             f"`label_smoothing` is {label_smoothing}: pass a share below 1."
@@ -80,7 +80,7 @@ def check_met(frequencies: Any, pairs: Pairs, data: Any) -> None:
 
 
 def check_numbered(pairs: Pairs, num: int, data: Any) -> None:
-    """Raise `ValueError` for documents whose frequency cannot be found on the way."""
+    """Raise `ValueError` for documents whose frequency cannot be estimated."""
     _check_by_number(pairs)
     ids = _ids_of(data)
     outside = ids[(ids < 0) | (ids >= num)]
@@ -100,7 +100,7 @@ def _check_by_number(pairs: Pairs) -> None:
 
 
 def _ids_of(data: Any) -> np.ndarray:
-    """Return the numbers of documents of data that are arrays, none of others."""
+    """Return the documents' numbers if data are arrays, else `None`."""
     arrays = getattr(data, "arrays", None)
     if arrays is None:
         return np.zeros(0, np.int32)
@@ -163,7 +163,7 @@ def _check_towers(model: PyTree, names: tuple[str, ...]) -> None:
 
 
 def check_cache(model: PyTree, cache: Any) -> None:
-    """Raise for what is no cache, or one that the document tower does not fit."""
+    """Raise for an object that is no cache, or a cache of another embedding size."""
     if not isinstance(cache, NegativeCache):
         raise TypeError(
             f"`memory` is a {type(cache).__name__}: pass a cache, such as "
@@ -179,7 +179,7 @@ def check_cache(model: PyTree, cache: Any) -> None:
 
 
 def check_frozen(temperature: Any, model: PyTree, index: Any) -> None:
-    """Raise for a model without queries' tower, or for what is no index."""
+    """Raise for a model without queries' tower, or for an object that is no index."""
     _check_towers(model, ("query",))
     _check_own_temperature(temperature, model)
     if not isinstance(index, Index):
@@ -227,8 +227,8 @@ def check_pairs(model: PyTree, cache: NegativeCache | None, pairs: Pairs) -> Non
     _check_weights(pairs.weights, num)
     if cache is None and pairs.known is not None and pairs.ids is None:
         raise ValueError(
-            "a batch has `known`, numbers of documents, and no `ids` to tell its own "
-            "by: pass these too, or leave `known` out."
+            "a batch has `known`, numbers of documents, and no `ids` of its own "
+            "documents: pass these too, or leave `known` out."
         )
     query = _embedded_size("query", model.query, pairs.queries)
     documents = jax.eval_shape(batch_documents, pairs)
@@ -243,12 +243,12 @@ def check_pairs(model: PyTree, cache: NegativeCache | None, pairs: Pairs) -> Non
 
 
 def _check_negatives(pairs: Pairs, num: int) -> None:
-    """Raise `ValueError` for negatives of other rows than the pairs, or their ids."""
+    """Raise `ValueError` for negatives whose rows are not those of the pairs."""
     if pairs.negatives is None:
         if pairs.negative_ids is not None:
             raise ValueError(
                 "a batch has `negative_ids` and no `negatives`: pass the documents "
-                "too, which are not looked up."
+                "too, because they are not looked up by number."
             )
         return
     shapes = {tuple(x.shape[:2]) for x in jax.tree.leaves(pairs.negatives)}
@@ -262,7 +262,7 @@ def _check_negatives(pairs: Pairs, num: int) -> None:
 
 
 def _check_weights(weights: Any, num: int) -> None:
-    """Raise `ValueError` for what are no weights, one a pair."""
+    """Raise `ValueError` unless there is one number for each pair."""
     if weights is None:
         return
     number = jnp.issubdtype(weights.dtype, jnp.integer)
@@ -286,15 +286,15 @@ def check_weights(data: Any) -> None:
     given = np.asarray(weights)
     if not (np.isfinite(given) & (given >= 0)).all():
         raise ValueError(
-            "`weights` are not all finite, or some below zero: pass what each pair "
-            "counts for, and 0 for none."
+            "`weights` are not all finite, or some are below zero: pass a weight of 0 "
+            "or more for each pair."
         )
 
 
 def check_stamps(cache: NegativeCache, step: Any) -> None:
-    """Raise `ValueError` for embeddings made later than the step a run is at.
+    """Raise `ValueError` for embeddings of a later step than the run's.
 
-    What such a run embeds would count as the oldest.
+    New embeddings would then count as the oldest.
     """
     if not cache.stamps.is_fully_addressable:
         return
@@ -302,7 +302,7 @@ def check_stamps(cache: NegativeCache, step: Any) -> None:
     if newest > at:
         raise ValueError(
             f"the cache has embeddings of step {newest} and the run is at step {at}: "
-            "count their ages from there, `cache.restamped(step)`, or go on by "
+            "shift their steps by `cache.restamped(step)`, or continue by "
             "`effgen.continued(trainer, state, cache)`."
         )
 
@@ -313,9 +313,9 @@ def check_taken_in(cache: NegativeCache, pairs: Pairs) -> None:
 
 
 def check_contents(cache: NegativeCache, data: Any) -> None:
-    """Raise `ValueError` if documents are not those that the cache has by their number.
+    """Raise `ValueError` if documents differ from the cache's of the same number.
 
-    Of data that are arrays, the first few; of all others each step tells.
+    For arrays, the first few rows are checked. For other data, each step checks.
     """
     arrays = getattr(data, "arrays", None)
     if arrays is None or not cache.ids.is_fully_addressable:

@@ -36,7 +36,7 @@ class Corpus:
             3, as TREC's deep learning tracks count.
 
     Raises:
-        TypeError: For what are no texts, or no numbers.
+        TypeError: For values that are no texts, or no numbers.
         ValueError: For fields that do not fit each other.
     """
 
@@ -134,7 +134,7 @@ class Corpus:
         """Return a corpus of judged texts, equal ones taken for one.
 
         Arguments:
-            judgments: Each a query, a document, and a gain, as of `judged`.
+            judgments: Each a query, a document, and a gain, as in `judged`.
             documents: More documents, which come first.
             name: What the corpus is called.
             license: What the texts may be used for.
@@ -214,7 +214,7 @@ def subset(corpus: Corpus, num_documents: int, seed: int = 0) -> Corpus:
     Arguments:
         corpus: The corpus.
         num_documents: How many documents to keep.
-        seed: Which are kept depends on their text and the seed alone, as of `split`.
+        seed: Which are kept depends on their text and the seed alone, as in `split`.
 
     Raises:
         ValueError: For more documents than there are, or if no query is left.
@@ -245,10 +245,10 @@ def with_negatives(corpus: Corpus, numbers: Int[Any, "queries any"]) -> Corpus:
 
     Arguments:
         corpus: The corpus.
-        numbers: Documents' numbers, `(queries, any)`, as of `mined`; -1 is none.
+        numbers: Documents' numbers, `(queries, any)`, as in `mined`; -1 is none.
 
     Raises:
-        TypeError: For what are no numbers.
+        TypeError: For values that are not numbers.
         ValueError: For another number of rows, or numbers of no document.
     """
     rows = np.asarray(numbers).tolist()

@@ -56,7 +56,7 @@ def paragraphs(lines: Iterable[tuple[str, str]]) -> Iterator[dict[str, list[str]
     """Yield the paragraphs of a control file: fields by name, each of its lines.
 
     Arguments:
-        lines: As of `line_of`.
+        lines: As for `line_of`.
 
     Source:
         Debian Policy, section 5.1.

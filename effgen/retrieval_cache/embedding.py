@@ -35,12 +35,12 @@ def embedded(
 
 
 def at_once() -> int:
-    """Return how many documents are embedded at once, where nothing else is said."""
+    """Return the default number of documents that are embedded at once."""
     return 64 if jax.default_backend() == "cpu" else 1_024
 
 
 def check_callable(encode: Any) -> None:
-    """Raise `TypeError` for what is no tower."""
+    """Raise `TypeError` for an object that is no tower."""
     if not callable(encode):
         raise TypeError(
             f"`encode` is a {type(encode).__name__}, which cannot be called: pass a "
@@ -122,7 +122,7 @@ def check_embeddings(
     found: Float[Array, "documents size"],
     at: Int[np.ndarray, " documents"] | None = None,
 ) -> None:
-    """Raise `ValueError` for what are no embeddings, or not finite, or all zero.
+    """Raise `ValueError` for values that are no embeddings, or not finite, or all zero.
 
     `at` are the documents' rows, where they are not those of `found`.
     """
@@ -135,7 +135,7 @@ def check_finite(
     found: Float[Array, "documents size"],
     at: Int[np.ndarray, " documents"] | None = None,
 ) -> None:
-    """Raise `ValueError` for what are no embeddings, or not finite."""
+    """Raise `ValueError` for values that are no embeddings, or not finite."""
     if found.ndim != 2:
         raise ValueError(
             f"`encode` returned shape {found.shape}: it takes a batch of documents and "

@@ -71,7 +71,7 @@ class HashedBag(eqx.Module):
                 vocabulary.
 
         Raises:
-            TypeError: For what is no array of tokens.
+            TypeError: For an object that is no array of tokens.
         """
         check_tokens(tokens)
         tokens = tokens.astype(jnp.int32)
@@ -205,7 +205,7 @@ class Transformer(eqx.Module):
                 vocabulary.
 
         Raises:
-            TypeError: For what is no array of tokens.
+            TypeError: For an object that is no array of tokens.
             ValueError: For more tokens than places.
         """
         check_tokens(tokens, len(self.places))
@@ -220,13 +220,13 @@ class Transformer(eqx.Module):
 
 
 def check_dropout(dropout: float) -> None:
-    """Raise `ValueError` for what is no share below one."""
+    """Raise `ValueError` for an object that is no share below one."""
     if not 0 <= dropout < 1:
         raise ValueError(f"`dropout` is {dropout}: pass a share below 1.")
 
 
 def check_tokens(tokens: Any, longest: int | None = None) -> None:
-    """Raise for what are no token sequences, or longer ones than `longest`."""
+    """Raise for values that are no token sequences, or longer ones than `longest`."""
     if not hasattr(tokens, "dtype") or not hasattr(tokens, "ndim"):
         raise TypeError(
             f"`tokens` are a {type(tokens).__name__}: pass an array of integers, "

@@ -128,7 +128,7 @@ class PseudoLogit(AbstractEstimator):
     max_log_ratio: float = 5.0
 
     def __check_init__(self) -> None:
-        """Raise `ValueError` for what are no nats."""
+        """Raise `ValueError` for values that are no nats."""
         check_log_ratio(self.max_log_ratio)
 
     def __call__(

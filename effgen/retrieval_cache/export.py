@@ -184,7 +184,7 @@ def save_triples(
         negatives: Texts that do not, a list for each query.
 
     Raises:
-        TypeError: For what are no texts.
+        TypeError: For values that are no texts.
         ValueError: For different numbers of queries, positives and negatives.
     """
     if not len(queries) == len(positives) == len(negatives):

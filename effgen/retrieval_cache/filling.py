@@ -1,4 +1,4 @@
-"""What a cache is made of: blank rows, a corpus embedded, and one born on a mesh."""
+"""The fields of a new cache: free rows, an embedded corpus, and one split on a mesh."""
 
 from collections.abc import Callable
 from functools import partial
@@ -81,10 +81,11 @@ def split_over(
     dtype: Any,
     batch_size: int | None,
 ) -> Fields:
-    """Return the same, made where it stays: no device ever has more than its part.
+    """Return the fields of `filled`, split from the start over the mesh's devices.
 
-    Items are read a part at a time, and may lie on disk, as of `np.memmap`; in several
-    processes, each reads what its own devices hold.
+    No device ever holds more than its part. Items are read a part at a time, so they
+    may be on disk, such as an `np.memmap`. Each process reads the part of its own
+    devices.
     """
     rows = rows_over(
         mesh, encode, items, capacity, dtype, batch_size, check=check_embeddings
@@ -103,9 +104,10 @@ def split_over(
 
 
 def held_over(mesh: Mesh, x: Any, capacity: int, fill: int) -> Array:
-    """Return an array's rows, filled up, split over a mesh: each device reads its own.
+    """Return an array's rows, padded to `capacity` and split over a mesh.
 
-    `x` is anything with a shape and a dtype that slices cut into arrays.
+    Each device reads its own rows. `x` is anything with a shape and a dtype whose
+    slices are arrays.
     """
     dtype = jnp.asarray(np.asarray(x[:0])).dtype
 
@@ -129,7 +131,7 @@ def rows_over(
     *,
     check: Callable[..., None] = check_finite,
 ) -> AbstractRows:
-    """Return embeddings split over a mesh, as many of each device's at a time."""
+    """Return embeddings split over a mesh, made in batches equal on all devices."""
     check_callable(encode)
     if batch_size is not None:
         check_count("batch_size", batch_size)
@@ -139,10 +141,10 @@ def rows_over(
     first = np.arange(parts)[:, None] * own + np.arange(each)[None]
     rows = None
     for start in range(0, own, each):
-        # The last piece reaches back, so that all are of one size.
+        # The last piece overlaps the one before, so that all have one size.
         start = min(start, own - each)
         at = (first + start).reshape(-1)
-        # In place of what is past the last document, that one once more.
+        # Rows past the last document repeat that document.
         near = np.minimum(at, num - 1)
         part = jax.tree.map(lambda x, near=near: _taken(mesh, x, near), items)
         found = embedded_part(encode, part, len(at))
@@ -180,7 +182,7 @@ def _put(
     there: Bool[Array, " batch"],
     start: int,
 ) -> AbstractRows:
-    """Return the rows with as many of each device's replaced, from its `start` on."""
+    """Return the rows with equally many replaced on each device, from `start` on."""
     split, whole = PartitionSpec(data_axes(mesh)), PartitionSpec()
 
     def local(rows: Any, found: Array, there: Array, start: Array) -> AbstractRows:
@@ -198,6 +200,6 @@ def _put(
 
 
 def _repeated(digests: Int[Array, " rows"]) -> Bool[Array, ""]:
-    """Return whether two documents are of one content; -1 is of none."""
+    """Return whether two documents have the same content; -1 means no document."""
     ordered = jnp.sort(digests)
     return jnp.any((ordered[1:] == ordered[:-1]) & (ordered[1:] >= 0))

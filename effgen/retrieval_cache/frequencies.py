@@ -1,4 +1,4 @@
-"""How often each document is in a batch: as data say, or as a stream shows."""
+"""How often each document is in a batch, counted in arrays or estimated in a stream."""
 
 from typing import Any
 
@@ -17,16 +17,16 @@ _SPARSEST = 4  # numbers for each row of a cache
 
 
 def as_frequencies(given: Any) -> Any:
-    """Return a list, or a column of pandas, as an array, and all else as it is."""
+    """Return a list or a pandas column as an array, and anything else unchanged."""
     listed = isinstance(given, list | tuple) or hasattr(given, "to_numpy")
     return np.asarray(given) if listed else given
 
 
 def met(cache: NegativeCache, data: Any) -> Float[Array, " corpus"] | None:
-    """Return how often arrays of pairs have each document number.
+    """Return how often each document number occurs in arrays of pairs.
 
-    Nothing for other data, for documents without a number, where all of the cache are
-    equally often, or where most numbers are of no document.
+    Returns `None` for other data, for documents without a number, if all documents of
+    the cache occur equally often, or if most numbers belong to no document.
     """
     ids = _numbers(data)
     if ids is None or not len(ids) or ids.min() < 0:
@@ -61,25 +61,26 @@ def _numbers(data: Any) -> Int[np.ndarray, " pairs"] | None:
 
 
 class StreamedFrequencies(eqx.Module):
-    """In which share of batches each document is, as found in a stream, step by step.
+    """The share of batches that each document is in, estimated from a stream.
 
         gap_t = step - last step that it was in a batch
         gap = gap + max(1 / gaps so far, rate) (gap_t - gap),    frequency = 1 / gap
 
-    A memory of `InBatchTrainer`: 12 bytes a number. At its first visit, a document's
-    gap is the time so far, which its second visit replaces. One that comes evenly is
-    right from then on; of one whose rate changes, the last `1 / rate` visits or so
-    count. A document that a batch has twice is there once, as in the softmax.
+    It is a memory of `InBatchTrainer`, of 12 bytes a number. A visit is a batch that
+    has the document. At the first visit the gap is the number of steps so far. The
+    second visit replaces it. From then on the estimate is exact for a document with
+    equal gaps. For a document whose frequency changes, about the last `1 / rate` visits
+    count. A document that occurs twice in a batch counts once, as in the softmax.
 
     Attributes:
         last: The step of the last visit, `(corpus,)`, -1 before the first.
-        gaps: The mean gap of visits, `(corpus,)`, in steps.
-        visits: In how many batches each has been, `(corpus,)`.
-        steps: How many batches there were.
-        rate: The least share that a new gap counts for.
+        gaps: The mean gap between visits, `(corpus,)`, in steps.
+        visits: The number of visits, `(corpus,)`.
+        steps: The number of batches.
+        rate: The least weight of a new gap in the mean.
 
     Source:
-        Yi et al. (2019), algorithm 2, of numbers in place of hashes.
+        Yi et al. (2019), algorithm 2, with numbers in place of hashes.
     """
 
     last: Int[Array, " corpus"]
@@ -90,14 +91,14 @@ class StreamedFrequencies(eqx.Module):
 
     @classmethod
     def of(cls, num: int, *, rate: float = 0.01) -> "StreamedFrequencies":
-        """Return those of documents that have not been met yet.
+        """Return the frequencies before the first batch.
 
         Arguments:
-            num: How many numbers there are, from 0 on.
-            rate: The least share that a new gap counts for, above 0 and at most 1.
+            num: The count of numbers, which are `0 .. num - 1`.
+            rate: The least weight of a new gap in the mean, above 0 and at most 1.
 
         Raises:
-            ValueError: For settings out of range.
+            ValueError: If `num` or `rate` is out of range.
         """
         check_count("num", num)
         if not 0 < rate <= 1:
@@ -106,10 +107,11 @@ class StreamedFrequencies(eqx.Module):
         return cls(none - 1, jnp.zeros(num), none, first, float(rate))
 
     def met(self, ids: Int[Array, " batch"]) -> "StreamedFrequencies":
-        """Return those after one more batch.
+        """Return the frequencies after one more batch.
 
         Arguments:
-            ids: The numbers of its documents, `(batch,)`; past the end are left out.
+            ids: The numbers of its documents, `(batch,)`. Numbers past the end are
+                ignored.
         """
         ids = as_numbers(ids)
         slots = jnp.where(ids >= 0, ids, len(self.last))
@@ -129,17 +131,18 @@ class StreamedFrequencies(eqx.Module):
         )
 
     def frequencies(self) -> Float[Array, " corpus"]:
-        """Return in which share of batches each document is, zero of one never met."""
+        """Return the share of batches that each document is in; zero if never met."""
         return self.at(jnp.arange(len(self.last)))
 
     def at(self, ids: Int[Array, " batch"]) -> Float[Array, " batch"]:
-        """Return in which share of batches some documents are.
+        """Return the share of batches that some documents are in.
 
         Arguments:
             ids: Their numbers, `(batch,)`.
 
         Returns:
-            `(batch,)`, zero of one never met, NaN of one that there is not.
+            `(batch,)`. It is zero for a document without a visit, and NaN for a number
+                out of range.
         """
         ids = as_numbers(ids)
         there = {"mode": "fill", "wrap_negative_indices": False}

@@ -71,7 +71,7 @@ class FrozenDocumentsTrainer(AbstractTrainer):
         mesh: The index's mesh; `train` sets it.
 
     Raises:
-        TypeError: For what is no temperature.
+        TypeError: For an invalid temperature.
         ValueError: For settings out of range.
     """
 

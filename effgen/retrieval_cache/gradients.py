@@ -117,7 +117,7 @@ def check_gradients(
         The bias and the spread of the estimates, and both losses.
 
     Raises:
-        TypeError: For what is no temperature.
+        TypeError: For an invalid temperature.
         ValueError: For what the estimator has no use for, settings out of range, or
             documents that the cache has others of by their number.
 

@@ -1,4 +1,4 @@
-"""Towers of numbers: a table of users or items, and items that features tell of too."""
+"""Towers of numbers: a table of users or items, and items that also have features."""
 
 import abc
 import math
@@ -17,7 +17,7 @@ from .towers import Tower, embed, is_random, normalized
 
 
 class AbstractTable(eqx.Module):
-    """A vector for each number: `Table`, or what stands for one."""
+    """A vector for each number."""
 
     @property
     @abc.abstractmethod
@@ -26,7 +26,7 @@ class AbstractTable(eqx.Module):
 
     @abc.abstractmethod
     def rows(self, numbers: Int[Array, " batch"]) -> Float[Array, "batch size"]:
-        """Return the numbers' vectors; NaN of one that the table has not."""
+        """Return the numbers' vectors; NaN for a number out of range."""
 
     def __call__(self, numbers: Int[Array, "batch *one"]) -> Float[Array, "batch size"]:
         """Return the embeddings of a batch of numbers.
@@ -35,23 +35,24 @@ class AbstractTable(eqx.Module):
             numbers: Integers, `(batch,)` or `(batch, 1)`.
 
         Returns:
-            The embeddings, `(batch, size)`; NaN of a number that the table has not.
+            The embeddings, `(batch, size)`; NaN for a number that the table does not
+                have.
 
         Raises:
-            TypeError: For what are no numbers.
+            TypeError: If `numbers` are no integers, one each.
         """
         return normalized(self.rows(checked_numbers(numbers)))
 
 
 class Table(AbstractTable):
-    """A vector for each number, as of users or items: the least of towers.
+    """A tower with a vector for each number, such as a user's or an item's.
 
         embedding = normalized(vectors[number])
 
     Arguments:
-        num: How many numbers there are, from 0 on.
-        size: The numbers of an embedding.
-        key: The JAX random key of the vectors, which begin with a length of about one.
+        num: The count of numbers, which are `0 .. num - 1`.
+        size: The size of an embedding.
+        key: The JAX random key of the vectors. Their length at first is about one.
 
     Raises:
         ValueError: For sizes below 1.
@@ -77,27 +78,27 @@ class Table(AbstractTable):
             numbers: Integers, `(batch,)`.
 
         Returns:
-            `(batch, size)`; NaN of a number that the table has not.
+            `(batch, size)`; NaN for a number that the table does not have.
         """
         return looked_up(self.vectors, numbers)
 
 
 class IdsAndFeatures(eqx.Module):
-    """Items told by their number and by what is known of them, new ones by this alone.
+    """A tower of items with numbers and features; new items need features only.
 
-        embedding = normalized(vectors[number] + features(what is known))
+        embedding = normalized(vectors[number] + features(known))
 
-    An item past the table, or of number -1, is embedded by its features alone. That
-    they can stand alone is learned from items whose number is left out, others each
-    time. Items are pairs, `(numbers, features)`.
+    An item whose number is -1, or past the end of the table, is embedded by its
+    features alone. For this, each training step leaves out the numbers of some items,
+    drawn at random. Items are pairs, `(numbers, features)`.
 
     Arguments:
-        table: The vectors of those numbers that are known in training.
-        features: The tower of what is known of an item, of embeddings of the same size.
+        table: The vectors of the numbers that are known in training.
+        features: A tower of the features, with embeddings of the table's size.
         dropout: The share of a batch's numbers that each training step leaves out.
 
     Raises:
-        ValueError: For a dropout that is no share below 1.
+        ValueError: If `dropout` is not at least 0 and below 1.
 
     Source:
         Volkovs, Yu and Poutanen (2017), DropoutNet.
@@ -108,7 +109,7 @@ class IdsAndFeatures(eqx.Module):
     dropout: float = eqx.field(default=0.2, static=True, converter=float)
 
     def __check_init__(self) -> None:
-        """Raise `ValueError` for a dropout that is none."""
+        """Raise `ValueError` for a dropout out of range."""
         check_dropout(self.dropout)
 
     def __call__(
@@ -117,15 +118,15 @@ class IdsAndFeatures(eqx.Module):
         """Return the embeddings of a batch of items.
 
         Arguments:
-            items: Their numbers, `(batch,)` or `(batch, 1)`, and what is known of them,
-                as the tower of features takes it.
-            key: A key for dropout; without one there is none.
+            items: Their numbers, `(batch,)` or `(batch, 1)`, and their features, as the
+                tower of features takes them.
+            key: A key for dropout. Without a key there is no dropout.
 
         Returns:
             The embeddings, `(batch, size)`.
 
         Raises:
-            TypeError: For what are no pairs, or no numbers.
+            TypeError: If `items` is no pair, or its first part no integers.
             ValueError: For features of another size than the table's.
         """
         numbers, known = _both(items)
@@ -165,7 +166,7 @@ def checked_numbers(numbers: Any) -> Int[Array, " batch"]:
     """Return numbers in 32 bits, one each.
 
     Raises:
-        TypeError: For what are no integers, one each.
+        TypeError: If `numbers` are no integers, one each.
     """
     dtype, shape = getattr(numbers, "dtype", None), getattr(numbers, "shape", ())
     one = len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)

@@ -48,7 +48,7 @@ class InBatchTrainer(AbstractTrainer):
 
     With `frequencies`, a score is lowered by `log(frequency)` of its document. Popular
     documents are otherwise negatives too often, as in recommenders (Yi et al., 2019).
-    The frequencies of a stream are not known, and are found during the run:
+    The frequencies of a stream are not known, and are estimated during the run:
 
         state = trainer.init(model, StreamedFrequencies.of(num_documents))
 
@@ -65,7 +65,7 @@ class InBatchTrainer(AbstractTrainer):
             document once.
 
     Raises:
-        TypeError: For what is no temperature.
+        TypeError: For an invalid temperature.
         ValueError: For settings out of range.
 
     Source:
@@ -96,7 +96,7 @@ class InBatchTrainer(AbstractTrainer):
 
         Arguments:
             model: The towers, such as `TwoTowers`.
-            memory: How often documents are met, as found on the way; by default none.
+            memory: Frequencies that are estimated during the run; by default none.
 
         Returns:
             The state at step 0.
@@ -109,13 +109,13 @@ class InBatchTrainer(AbstractTrainer):
         check_model(self.temperature, model)
         if memory is not None and not isinstance(memory, StreamedFrequencies):
             raise TypeError(
-                f"`memory` is a {type(memory).__name__}, and a batch has its own "
-                "negatives alone: pass none, or use `NegativeCacheTrainer`."
+                f"`memory` is a {type(memory).__name__}, and this trainer uses the "
+                "batch's own negatives only: pass none, or use `NegativeCacheTrainer`."
             )
         if memory is not None and self.frequencies is not None:
             raise ValueError(
-                "`frequencies` are given, and `memory` finds them on the way: pass "
-                "one of the two."
+                "`frequencies` are given, and `memory` estimates them during the run: "
+                "pass one of the two."
             )
         return TrainState.start(model, init_opt_state(self.optim, model), memory)
 
@@ -173,7 +173,7 @@ class InBatchTrainer(AbstractTrainer):
     def met(
         self, state: TrainState, pairs: Pairs
     ) -> tuple[StreamedFrequencies | None, Float[Array, " batch"] | None]:
-        """Return the memory with a batch, and how often its documents are met.
+        """Return the memory after a batch, and the frequencies of its documents.
 
         Arguments:
             state: The state before.
@@ -216,9 +216,10 @@ class InBatchTrainer(AbstractTrainer):
 
 
 def _corrected(scores: BatchScores, often: Float[Array, " batch"]) -> BatchScores:
-    """Return scores less the logarithm of how often their documents are met.
+    """Return scores less the logarithm of their documents' frequencies.
 
-    Of one that is never met, or has no number, no number: the step is then refused.
+    The score is NaN for a document that is never met, or has no number. The step is
+    then refused.
     """
     log_often = jnp.log(jnp.where(often > 0, often, jnp.nan))
     log_often = log_often.astype(scores.positives.dtype)

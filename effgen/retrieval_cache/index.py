@@ -1,4 +1,4 @@
-"""A corpus as it is searched, exactly, and the rankings that a search makes."""
+"""An index of a corpus that is searched exactly, and the rankings of a search."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,12 +27,12 @@ from .scan import Scored, numbered
 
 
 class Index(eqx.Module):
-    """A corpus as it is searched; `of`, `from_embeddings` and `from_cache` make one.
+    """An index of a corpus; `of`, `from_embeddings` and `from_cache` make one.
 
     Attributes:
         rows: The embeddings, `(rows, size)`.
         ids: The documents' numbers, `(rows,)`, -1 where a row is free.
-        mesh: What the rows are split over, if they are; searches then are too.
+        mesh: The mesh over which rows and searches are split, if any.
     """
 
     rows: AbstractRows
@@ -58,8 +58,8 @@ class Index(eqx.Module):
             ids: The documents' numbers, `0 .. documents - 1` by default.
             dtype: Of the embeddings: `jnp.float32`, `jnp.bfloat16`, `jnp.int8`.
             batch_size: Documents embedded at once; by default 1,024, and 64 on a CPU.
-            mesh: Over which the index is split from the first on; searches are then
-                too. Items may lie on disk, as of `NegativeCache.fill`.
+            mesh: The mesh over which the index and its searches are split, if any.
+                Items may then be on disk, as for `NegativeCache.fill`.
 
         Raises:
             TypeError: For items that are text, or another `encode` or `dtype`.
@@ -92,8 +92,8 @@ class Index(eqx.Module):
         Arguments:
             embeddings: `(documents, size)`, of length one if the queries' are.
             ids: The documents' numbers, `0 .. documents - 1` by default.
-            dtype: Of the embeddings, as of `of`.
-            mesh: Over which the index is split, as of `of`.
+            dtype: Of the embeddings, as in `of`.
+            mesh: Over which the index is split, as in `of`.
 
         Raises:
             TypeError: For another `dtype`.

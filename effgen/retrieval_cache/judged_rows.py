@@ -23,11 +23,11 @@ class Rows(NamedTuple):
 
     @classmethod
     def of(cls, name: str, ids: Any, gains: Any) -> "Rows":
-        """Return them of what is given.
+        """Return the rows of the given numbers and gains.
 
         Raises:
-            TypeError: For what is no array and no list.
-            ValueError: For what are no numbers, one or several a query.
+            TypeError: For an object that is no array and no list.
+            ValueError: For values that are no numbers, one or several a query.
         """
         if isinstance(ids, Relevant):
             ids = ids.ids
@@ -118,9 +118,9 @@ class Rows(NamedTuple):
 def _filled(
     gains: Any, rows: list[np.ndarray], fill: float
 ) -> Float[np.ndarray, "queries any"]:
-    """Return rows of gains as one array, as the numbers that they are of.
+    """Return rows of gains as one array, padded like the rows of numbers.
 
-    Of other lengths than these, one of a shape that is refused.
+    If the lengths differ, the array's shape is one that is refused.
     """
     given = [np.atleast_1d(np.asarray(row, np.float32)).ravel() for row in gains]
     if list(map(len, given)) != list(map(len, rows)):

@@ -60,7 +60,7 @@ def beir(
         split: Which of the last.
         max_broken: How many broken lines of a file to leave out, with a warning, before
             it is an error.
-        full_gain: From which gain on a document answers in full, as of `Corpus`.
+        full_gain: From which gain on a document answers in full, as in `Corpus`.
 
     Returns:
         The corpus.

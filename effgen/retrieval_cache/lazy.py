@@ -1,4 +1,4 @@
-"""Tables of which a step touches only the rows that its batch has."""
+"""A trainer whose step updates only the rows of tables that occur in the batch."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -22,26 +22,28 @@ from .trainer import updated
 
 
 class LazyTablesTrainer(AbstractTrainer):
-    """A batch's softmax, whose step moves only those rows of tables that it has.
+    """A batch's softmax, whose step updates only the rows of tables in the batch.
 
-    A gradient of a `Table` is zero in all rows but a batch's, and yet Adam reads and
-    writes all: of 10 million rows of 64 numbers, 50 GB a step. Here rows are taken out
-    with their moments, a step is taken with these alone, and they are put back:
+    The gradient of a `Table` is zero in every row that is not in the batch. Adam still
+    reads and writes all rows: for 10 million rows of 64 numbers, 50 GB a step. This
+    trainer copies the batch's rows and their moments, takes a step with these alone,
+    and writes them back:
 
         rows = unique(numbers of the batch)
         table[rows], moments[rows] = optim(gradient[rows], moments[rows], table[rows])
 
-    All other parameters, and what the optimizer counts, move as ever. By `optax.sgd`
-    it is the same as `InBatchTrainer`, to rounding. By others, what a row's moments or
-    decay would do to it in steps that it has no part in is left out: as of TensorFlow's
-    `LazyAdam`. A table is asked by a whole batch, not by one number in a `jax.vmap`.
+    All other parameters, and the optimizer's counts, are updated as usual. With
+    `optax.sgd` the result equals that of `InBatchTrainer`, to rounding. With other
+    optimizers, momentum and decay do not act on a row in steps whose batch does not
+    have it, as with TensorFlow's `LazyAdam`. A tower must look up a whole batch of
+    numbers at once, and not one number inside of `jax.vmap`.
 
     Arguments:
-        trainer: What the loss and the optimizer are of.
+        trainer: The `InBatchTrainer` whose loss and optimizer are used.
 
     Raises:
-        TypeError: For another trainer.
-        ValueError: For one with `chunks`.
+        TypeError: If `trainer` is no `InBatchTrainer`.
+        ValueError: If `trainer` has `chunks`.
     """
 
     watched: ClassVar[tuple[str, ...]] = ("loss", "scale")
@@ -49,7 +51,7 @@ class LazyTablesTrainer(AbstractTrainer):
     trainer: InBatchTrainer
 
     def __check_init__(self) -> None:
-        """Raise for a trainer whose rows cannot be told."""
+        """Raise for a trainer whose rows cannot be determined."""
         if not isinstance(self.trainer, InBatchTrainer):
             raise TypeError(
                 f"`trainer` is a {type(self.trainer).__name__}: pass an "
@@ -67,15 +69,15 @@ class LazyTablesTrainer(AbstractTrainer):
         """Return the first state.
 
         Arguments:
-            model: The towers, with a `Table` in one of them at least.
-            memory: As of `InBatchTrainer`.
+            model: The towers, with at least one `Table`.
+            memory: As for `InBatchTrainer`.
 
         Returns:
             The state at step 0.
 
         Raises:
-            TypeError: For a model without a `Table`, and as of `InBatchTrainer`.
-            ValueError: As of `InBatchTrainer`, and for `optax.MultiSteps`.
+            TypeError: For a model without a `Table`, and as `InBatchTrainer` raises.
+            ValueError: For `optax.MultiSteps`, and as `InBatchTrainer` raises.
         """
         if not tables_of(model):
             raise TypeError(
@@ -85,8 +87,9 @@ class LazyTablesTrainer(AbstractTrainer):
         state = self.trainer.init(model, memory)
         if _accumulates(state.opt_state):
             raise ValueError(
-                "`optim` is of `optax.MultiSteps`, which adds gradients up: rows that "
-                "its last batch has not would keep theirs; take larger batches."
+                "`optim` is of `optax.MultiSteps`, which sums gradients of several "
+                "batches: rows that are not in the last batch would not be updated. "
+                "Use larger batches."
             )
         return state
 
@@ -131,8 +134,8 @@ class LazyTablesTrainer(AbstractTrainer):
             source: The data.
 
         Raises:
-            TypeError: As of `InBatchTrainer`.
-            ValueError: As of `InBatchTrainer`.
+            TypeError: As `InBatchTrainer` raises.
+            ValueError: As `InBatchTrainer` raises.
         """
         self.trainer.check(state, batch, source)
 
@@ -159,7 +162,7 @@ class Opened(AbstractTable):
         return self.num, self.taken.shape[1]
 
     def rows(self, numbers: Int[Array, " batch"]) -> Float[Array, "batch size"]:
-        """Return the numbers' vectors; NaN of one that is not among them."""
+        """Return the numbers' vectors; NaN for a number that is not among them."""
         last = len(self.slots) - 1
         place = jnp.minimum(jnp.searchsorted(self.slots, numbers), last)
         here = (self.slots[place] == numbers) & (numbers < self.num)
@@ -167,7 +170,7 @@ class Opened(AbstractTable):
 
 
 class _Asked(AbstractTable):
-    """A table that keeps which numbers it is asked for, and has zeros for all."""
+    """A table that records the numbers that are looked up, and returns zeros."""
 
     table: Table
     asked: "_Numbers" = eqx.field(static=True)
@@ -183,16 +186,16 @@ class _Asked(AbstractTable):
 
 
 class _Numbers:
-    """What a table was asked for, in one trace."""
+    """The numbers that were looked up in a table, in one trace."""
 
     def __init__(self) -> None:
         self.all: list[Array] = []
 
 
 def touched(model: PyTree, pairs: Pairs) -> Slots:
-    """Return the numbers that a batch asks each table for, in order, each once.
+    """Return the numbers that a batch looks up in each table, sorted, each once.
 
-    What there are fewer of is filled up with the first number past the table.
+    If there are fewer than places, the rest are the first number past the table.
     """
     tables = tables_of(model)
     asked = [_Asked(table, _Numbers()) for table in tables]
@@ -221,7 +224,7 @@ def _is_table(x: Any) -> bool:
 
 
 def _with(model: PyTree, tables: list[Any]) -> PyTree:
-    """Return the model with others in place of its tables."""
+    """Return the model with `tables` in place of its tables."""
     leaves, structure = jax.tree.flatten(model, is_leaf=_is_table)
     rest = iter(tables)
     new = [next(rest) if _is_table(x) else x for x in leaves]
@@ -229,13 +232,13 @@ def _with(model: PyTree, tables: list[Any]) -> PyTree:
 
 
 def _taken(model: PyTree, slots: Slots) -> PyTree:
-    """Return the model with tables of some rows only."""
+    """Return the model with tables that have the rows of `slots` only."""
     found = zip(tables_of(model), slots, strict=True)
     return _with(model, [_of(table, _take(table.vectors, at)) for table, at in found])
 
 
 def _opened(model: PyTree, slots: Slots, whole: PyTree) -> PyTree:
-    """Return a model of `_taken` in which rows are found by their number."""
+    """Return a model of `_taken` in which rows are looked up by their number."""
     sizes = [table.shape[0] for table in tables_of(whole)]
     found = zip(tables_of(model), slots, sizes, strict=True)
     return _with(model, [Opened(table.vectors, at, num) for table, at, num in found])
@@ -251,9 +254,9 @@ def _put_back(whole: PyTree, small: PyTree, slots: Slots) -> PyTree:
 def _owners(
     optim: optax.GradientTransformation, model: PyTree, opt_state: PyTree
 ) -> list[int | None]:
-    """Return of which table each leaf of an optimizer's state has a row a number.
+    """Return, for each leaf of an optimizer's state, the table whose rows it has.
 
-    It is the one with which the leaf grows.
+    It is the table with which the leaf's shape grows.
     """
     tables = tables_of(model)
     before = _state_shapes(optim, model)

@@ -115,7 +115,7 @@ def grain_pairs(
         batch_size: Queries in a batch.
         tokenize_queries: The same for queries; by default `tokenize`.
         num_negatives: How many of a query's negatives go with each of its pairs, filled
-            up as of `pairs_of`.
+            up as in `pairs_of`.
         seed: Of the order and what is drawn, below 2^32.
 
     Returns:

@@ -117,7 +117,7 @@ def pseudo_logit(
 
 
 def check_log_ratio(max_log_ratio: float) -> None:
-    """Raise `ValueError` for what are no nats that ratios are cut at."""
+    """Raise `ValueError` for values that are no nats that ratios are cut at."""
     if not max_log_ratio >= 0:
         raise ValueError(
             f"`max_log_ratio` is {max_log_ratio}: pass nats, such as 5, or 0, which "
@@ -263,11 +263,11 @@ def cache_logit(
         known: Numbers of documents that are no negatives of a query, `(queries, any)`,
             filled up with -1. Without a `batch`, such as where the loss is of
             `[positives, logit]`, a query's own is among them.
-        max_log_ratio: As of `pseudo_logit`.
+        max_log_ratio: As for `pseudo_logit`.
         mesh: Over whose first axis the cache is split, if it is.
 
     Returns:
-        The logits, as of `pseudo_logit`; the draws; their embeddings now, to be written
+        The logits, as in `pseudo_logit`; the draws; their embeddings now, to be written
             back.
 
     Raises:

@@ -126,7 +126,7 @@ def _joined_over(
 def rows_by_number(
     ids: Int[Array, " rows"], wanted: Int[Array, "*any"]
 ) -> Int[Array, "*any"]:
-    """Return the row of each number, of any shape, `rows` where none has it."""
+    """Return the row of each number, in any shape; `rows` if no row has it."""
     flat, total = wanted.reshape(-1), ids.shape[0]
     if not flat.shape[0]:
         return wanted
@@ -167,9 +167,9 @@ def rows_of_documents(
 def largest_rows(
     values: Float[Array, " rows"], num: int, mesh: Mesh | None = None
 ) -> Int[Array, " num"]:
-    """Return the rows of the largest values, best first; of equal ones, the first.
+    """Return the rows of the largest values, best first; ties go to the first row.
 
-    Over a mesh, each device sends the best of its own.
+    Over a mesh, each device sends its own largest values.
     """
     if mesh is None:
         return jax.lax.top_k(values, num)[1]

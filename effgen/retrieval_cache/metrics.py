@@ -1,4 +1,4 @@
-"""What a step tells of its draws, and of the cache."""
+"""Metrics of a step's draws, and of the cache."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Int
@@ -11,7 +11,7 @@ from .refresh import Seen
 
 
 def drawn_metrics(found: Embedded, seen: Seen) -> Metrics:
-    """Return how much of the softmax is where, and how well the draws did."""
+    """Return the softmax's shares, and the quality of the draws."""
     estimated, sample = found.estimated, found.sample
     embedded = jnp.concatenate([seen.fresh, seen.embeddings])
     finite = jnp.isfinite(sample.log_partition)
@@ -29,7 +29,7 @@ def drawn_metrics(found: Embedded, seen: Seen) -> Metrics:
 
 
 def described(cache: NegativeCache, step: Int[Array, ""]) -> Metrics:
-    """Return how full and how old a cache is."""
+    """Return the coverage and the ages of a cache."""
     valid, num = cache.valid, jnp.sum(cache.valid)
     ages = jnp.where(valid, step + 1 - cache.stamps, 0)
     return {

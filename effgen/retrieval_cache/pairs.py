@@ -28,12 +28,12 @@ class Pairs(NamedTuple):
             their content. A document that the cache does not have is not in it (yet).
         known: Numbers of all documents that answer a query, `(batch, any)`, filled up
             with -1; they are no negatives. Of all pairs of some data,
-            `effgen.core.ragged`'s `Ragged` has them without filling, as of `pairs_of`.
+            `effgen.core.ragged`'s `Ragged` has them without filling, as in `pairs_of`.
         negatives: Documents that do not answer, a pytree of `(batch, each, ...)`. They
             are negatives of every query.
         negative_ids: Their numbers, `(batch, each)`.
-        weights: What each pair counts for, `(batch,)`, zero or more: a loss is the mean
-            of `weights * losses`. By default one each.
+        weights: The weight of each pair, `(batch,)`, zero or more. The loss is the mean
+            of `weights * losses`. By default each weight is one.
     """
 
     queries: PyTree
@@ -50,7 +50,7 @@ class Marks(NamedTuple):
 
     Attributes:
         ids: The numbers, `(documents,)`, -1 if unknown.
-        digests: The digests of the content, `(documents,)`, as of `content_digests`.
+        digests: The digests of the content, `(documents,)`, as in `content_digests`.
     """
 
     ids: Int[Array, " documents"]
@@ -111,7 +111,7 @@ def marks(pairs: Pairs) -> Marks:
 
 
 def weighed(losses: Float[Array, " batch"], pairs: Pairs) -> Float[Array, ""]:
-    """Return the mean of `weights * losses`; no number for a weight below zero."""
+    """Return the mean of `weights * losses`; NaN if a weight is below zero."""
     if pairs.weights is None:
         return jnp.mean(losses)
     given = pairs.weights.astype(losses.dtype)

@@ -242,10 +242,10 @@ class Budget(AbstractRefresh):
 def oldest(
     cache: NegativeCache, num: int, mesh: Mesh | None = None
 ) -> Int[Array, " rows"]:
-    """Return the rows embedded longest ago; free ones where too few are taken.
+    """Return the rows embedded longest ago, and free rows if there are too few.
 
-    Of a few, those blocks are looked at that have the oldest row each: then no array of
-    all rows is made.
+    For a small `num`, only the blocks with the oldest rows are searched. Then no array
+    of all rows is sorted.
     """
     rows, block = cache.capacity, cache.block
     held = lambda: jnp.where(cache.valid, ages(cache), -1)

@@ -1,4 +1,4 @@
-"""What is made of a search: measures of a model, and hard negatives."""
+"""Uses of a search: measures of a model, and hard negatives."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, overload
@@ -197,7 +197,7 @@ def mined(
 
 
 def _check_searched(model: Any, index: Any) -> None:
-    """Raise `TypeError` for what is no model, or no index."""
+    """Raise `TypeError` for an object that is no model, or no index."""
     if not callable(getattr(model, "query", None)):
         raise TypeError(
             f"`model` is a {type(model).__name__} without a tower `query`: pass the "

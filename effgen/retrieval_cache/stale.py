@@ -21,7 +21,7 @@ def stale_logit(
     The gradient by queries and scale is exact; rows have none. No array of queries by
     rows is made, forward or backward.
 
-    Arguments are as of `passed`.
+    Arguments are as in `passed`.
     """
     fixed = jax.lax.stop_gradient
     found = passed(*fixed((scored, queries, scale)), block, mesh)

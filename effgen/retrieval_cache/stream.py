@@ -1,4 +1,4 @@
-"""A cache of a corpus that is a stream: a batch's documents in place of the oldest."""
+"""A cache for a corpus that is a stream: a batch's documents replace the oldest."""
 
 from typing import Any, ClassVar
 
@@ -17,23 +17,23 @@ from .refresh import AbstractRefresh, Encode, Seen, ages
 
 
 class PositivesIn(AbstractRefresh):
-    """Take the batch's documents in, in place of the oldest: a corpus as a stream.
+    """Store the batch's documents in place of the oldest rows, as from a stream.
 
-    It is for corpora larger than the cache, or without an end. A document that is there
-    already is embedded anew in its place. The cache then holds documents as often as
-    they are asked for, and `frequencies` corrects for that. A row's scores are lowered
-    by the logarithm of its probability of being there, `1 - exp(-frequency *
-    turnover)`, with `turnover` the age of the oldest row in steps. Rows written back
-    stay longer.
+    It is for corpora larger than the cache, or without an end. A document that the
+    cache already has keeps its row, with the new embedding. The cache then has frequent
+    documents more often, and `frequencies` corrects for that. A row's scores are
+    lowered by the logarithm of the probability that the cache has its document, `1 -
+    exp(-frequency * turnover)`. Here `turnover` is the age of the oldest row in steps.
+    Rows written back stay longer.
 
     Arguments:
         frequencies: How often each document number is in a batch per step, in
             expectation, `(corpus,)`, such as `batch_size * np.bincount(ids) /
-            len(ids)`; by default no correction. Of a document past its end, or without
-            a number, the mean counts.
+            len(ids)`; by default no correction. For a document past its end, or without
+            a number, the mean is used.
 
     Raises:
-        ValueError: For `frequencies` that are none.
+        ValueError: If `frequencies` are no frequencies.
     """
 
     replaces: ClassVar[bool] = True
@@ -43,7 +43,7 @@ class PositivesIn(AbstractRefresh):
     )
 
     def __check_init__(self) -> None:
-        """Raise `ValueError` for `frequencies` that are none."""
+        """Raise `ValueError` for invalid `frequencies`."""
         check_frequencies(self.frequencies)
 
     def __call__(
@@ -84,7 +84,7 @@ class PositivesIn(AbstractRefresh):
             num_documents: The documents of a batch.
 
         Raises:
-            ValueError: For such a cache, or `frequencies` that are not of a step.
+            ValueError: For such a cache, or `frequencies` that are not per step.
         """
         if cache.capacity < num_documents:
             raise ValueError(
@@ -111,12 +111,12 @@ def _check_unit(frequencies: Any, num_documents: int) -> None:
 def _places(
     cache: NegativeCache, marks: Marks, num: int, mesh: Mesh | None
 ) -> Int[Array, " documents"]:
-    """Return where documents go: where they are, or else over the oldest rows."""
+    """Return the row of each document: its present one, or else one of the oldest."""
     there = cache.find(marks)
     taken = jnp.zeros(cache.capacity, bool).at[there].set(True, mode="drop")
     old = largest_rows(jnp.where(taken, -1, ages(cache)), num, mesh)
     absent = there == cache.capacity
-    # Of the same document twice in a batch, the first is kept.
+    # If a batch has the same document twice, the first is kept.
     same = marks.digests[:, None] == marks.digests[None]
     again = jnp.any(same & jnp.tri(num, k=-1, dtype=bool), axis=1)
     fill = absent & ~again

@@ -127,7 +127,7 @@ def examples_to_synsets(synsets: Sequence[Synset], reach: int = 0) -> Corpus:
     All synsets are documents; about a quarter of them have examples.
 
     Arguments:
-        synsets: As of `wordnet`.
+        synsets: As for `wordnet`.
         reach: How many hypernyms up a synset still answers in part, with half the gain
             for each.
 
@@ -150,8 +150,8 @@ def definitions_to_lemmas(synsets: Sequence[Synset], reach: int = 0) -> Corpus:
     hypernyms a model knows nothing of a word that training has not seen.
 
     Arguments:
-        synsets: As of `wordnet`.
-        reach: As of `examples_to_synsets`.
+        synsets: As for `wordnet`.
+        reach: As for `examples_to_synsets`.
 
     Returns:
         The corpus.
@@ -179,8 +179,8 @@ def lemmas_to_definitions(synsets: Sequence[Synset], reach: int = 0) -> Corpus:
     A word has several, and shares them with others.
 
     Arguments:
-        synsets: As of `wordnet`.
-        reach: As of `examples_to_synsets`.
+        synsets: As for `wordnet`.
+        reach: As for `examples_to_synsets`.
 
     Returns:
         The corpus.

@@ -126,7 +126,7 @@ def json_line(line: str) -> Any:
     """Return what a line of JSON holds.
 
     Raises:
-        ValueError: For what is no JSON; the message says what files are read.
+        ValueError: For an object that is no JSON; the message says what files are read.
     """
     try:
         return json.loads(line)

@@ -197,7 +197,7 @@ def in_parts(
 ) -> Float[Array, "batch size"]:
     """Return embeddings without gradient or key, made of `size` items at a time.
 
-    Over a mesh, each of its devices embeds as many of these as the others.
+    Over a mesh, each device embeds equally many of these.
     """
     num = jax.tree.leaves(items)[0].shape[0]
     even = 1 if mesh is None else num_parts(mesh)
@@ -215,21 +215,21 @@ def in_parts(
 
 
 def _dealt(x: Array, parts: int) -> Array:
-    """Return rows in parts, each of which has one of every `parts` rows in turn.
+    """Return rows in parts, each of which has every `parts`-th row.
 
-    Rows that are split over devices in pieces are so in each part too: all devices then
-    have work in each.
+    If rows are split over devices, each part has rows of every device. So all devices
+    have work in each part.
     """
     return jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
 
 
 def _gathered(found: Float[Array, "parts each size"]) -> Float[Array, "batch size"]:
-    """Return the rows of `_dealt` in their order."""
+    """Return the rows of `_dealt` in their original order."""
     return jnp.swapaxes(found, 0, 1).reshape(-1, found.shape[2])
 
 
 def _filled_up(x: Array, num: int) -> Array:
-    """Return `num` rows, the last one as often as others are missing."""
+    """Return `num` rows, padded with copies of the last one."""
     missing = num - x.shape[0]
     if not missing:
         return x

@@ -85,7 +85,7 @@ class NegativeCacheTrainer(AbstractTrainer):
         mesh: The cache's mesh; `train` sets it.
 
     Raises:
-        TypeError: For what is no temperature, policy or estimator.
+        TypeError: For an invalid temperature, policy or estimator.
         ValueError: For settings out of range.
 
     Source:
@@ -235,7 +235,7 @@ class NegativeCacheTrainer(AbstractTrainer):
             source: The data, whose first documents are compared with the cache.
 
         Raises:
-            TypeError: For what is no `Pairs`, or numbers that are no integers.
+            TypeError: For a batch that is no `Pairs`, or numbers that are no integers.
             ValueError: For shapes, chunks, draws or `frequencies` that do not fit,
                 documents of another number, or embeddings of a later step.
         """

@@ -46,7 +46,7 @@ def trec(
             are negatives, the best first, after those judged so.
         max_broken: How many broken lines of a file to leave out, with a warning, before
             it is an error.
-        full_gain: From which gain on a document answers in full, as of `Corpus`.
+        full_gain: From which gain on a document answers in full, as in `Corpus`.
 
     Returns:
         The corpus.

@@ -58,7 +58,7 @@ class Truncation(NamedTuple):
 
 
 def check_texts(texts: Sequence[str]) -> None:
-    """Raise `TypeError` for one text instead of several, or for what are no texts."""
+    """Raise `TypeError` for one text instead of several, or values of other types."""
     if isinstance(texts, str | bytes):
         raise TypeError("`texts` is one text: pass a list of them.")
     if hasattr(texts, "columns"):
