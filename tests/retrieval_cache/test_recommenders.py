@@ -72,7 +72,7 @@ def test_an_estimate_by_weights_has_no_bias():
     ("weights", "message"),
     [
         (WEIGHTS[:, None], "`weights` are float32 of shape"),
-        (WEIGHTS - 1, "some below zero"),
+        (WEIGHTS - 1, "some are below zero"),
         (WEIGHTS.at[0].set(jnp.nan), "not all finite"),
     ],
 )
