@@ -8,7 +8,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from .results import RESULTS
 from .state import Metrics, TrainState, is_key, named_arrays
@@ -86,15 +86,21 @@ def checked_metrics(metrics: Any) -> Metrics:
     return metrics
 
 
+def watched_finite(metrics: Metrics) -> Bool[Array, ""]:
+    """Return whether the loss and the gradient's norm are finite, where reported."""
+    finite = jnp.ones((), bool)
+    for name in ("loss", "grad_norm"):
+        if name in metrics:
+            finite &= jnp.isfinite(metrics[name]).all()
+    return finite
+
+
 def result_code(metrics: Metrics) -> Int[Array, ""]:
     """Return the code of the step's result: `nonfinite` if loss or gradient are not.
 
     A fault of the batch, where the trainer names one, is why they are not.
     """
-    finite = jnp.ones((), bool)
-    for name in ("loss", "grad_norm"):
-        if name in metrics:
-            finite &= jnp.isfinite(metrics[name]).all()
+    finite = watched_finite(metrics)
     reported = metrics.get("result", RESULTS.successful)
     explained = jnp.zeros((), bool)
     for fault in _OF_DATA:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
+from .contract import watched_finite
 from .data import AbstractBatches, Source, Stream
 from .host_run import unsound
 from .job import run_keys
@@ -81,7 +82,7 @@ def replay(
     # NaN and infinity may be meant, as in a mask: they are looked for only where one
     # is left in the end, and infinities where no NaN is met.
     for infs in (False, True):
-        if _nonfinite(metrics) or unsound(new) - unsound(state):
+        if not bool(watched_finite(metrics)) or unsound(new) - unsound(state):
             new, metrics = _eagerly(trainer, state, batch, step_key, infs=infs)
     return new, metrics
 
@@ -109,11 +110,6 @@ def _eagerly(
     jax.clear_caches()
     with jax.disable_jit(), jax.debug_nans(True), jax.debug_infs(infs):  # noqa: FBT003
         return _step(trainer, state, batch, key)
-
-
-def _nonfinite(metrics: Metrics) -> bool:
-    watched = [metrics[name] for name in ("loss", "grad_norm") if name in metrics]
-    return not all(bool(jnp.isfinite(x).all()) for x in watched)
 
 
 def _batch(source: Source, state: TrainState, key: PRNGKeyArray) -> PyTree:

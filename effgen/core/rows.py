@@ -65,7 +65,7 @@ def check_rows(arrays: PyTree, batch_size: int) -> None:
 
 
 def _check_numeric(name: str, leaf: Any) -> None:
-    if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+    if not is_array(leaf):
         raise TypeError(
             f"`arrays{name}` is a {type(leaf).__name__}: pass numpy or JAX arrays."
         )

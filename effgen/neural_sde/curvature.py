@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from effgen.core.counts import check_count
 from effgen.core.keys import check_key
 from effgen.core.results import RunWarning
-from effgen.core.weights import resample
+from effgen.core.weights import effective_sample_size, resample
 
 from .decoders import LinearDecoder
 from .model import LatentSDE
@@ -135,13 +135,14 @@ def drawn_models(
         xs = law[0] + z @ law[1].T
         logs = np.asarray(_densities(peak.problem, jnp.asarray(xs))) - proposed
     logs = truncated(logs)
-    share = 1 / np.sum(np.exp(2 * (logs - scipy.special.logsumexp(logs)))) / size
+    logs = jnp.asarray(logs - np.max(logs))
+    share = float(effective_sample_size(logs)) / size
     if not share > _FEWEST:
         _warn(
             f"{share * size:.1f} of {size} models that were proposed count: the fit is "
             "no peak, or its parameters are held by little. Leave out a part."
         )
-    index = resample(jnp.asarray(logs - np.max(logs)), num, key=keys[1])
+    index = resample(logs, num, key=keys[1])
     return tuple(peak.at(xs[i]) for i in np.asarray(index))
 
 

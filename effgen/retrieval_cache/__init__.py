@@ -13,7 +13,6 @@ from .arranged import (
 from .baselines import (
     CrossBatchTrainer as CrossBatchTrainer,
     FullSoftmaxTrainer as FullSoftmaxTrainer,
-    InBatchTrainer as InBatchTrainer,
 )
 from .bert import Bert as Bert
 from .buckets import Bucketed as Bucketed
@@ -49,6 +48,8 @@ from .gradients import (
     full_softmax_loss as full_softmax_loss,
 )
 from .ids import IdsAndFeatures as IdsAndFeatures, Table as Table
+from .in_batch import InBatchTrainer as InBatchTrainer
+from .index import Index as Index, Ranked as Ranked
 from .judgments import beir as beir, triples as triples
 from .lazy import LazyTablesTrainer as LazyTablesTrainer
 from .loaders import grain_pairs as grain_pairs, merged as merged, pairs_of as pairs_of
@@ -73,8 +74,6 @@ from .sampling import drawn as drawn, gumbel_top_k as gumbel_top_k, top_k as top
 from .scan import Scored as Scored, passed as passed
 from .search import (
     Evaluation as Evaluation,
-    Index as Index,
-    Ranked as Ranked,
     evaluate as evaluate,
     mined as mined,
 )

@@ -26,7 +26,6 @@ from .checks import (
     check_weights,
 )
 from .gradients import full_softmax_loss
-from .in_batch import InBatchTrainer as InBatchTrainer
 from .metrics import described
 from .negatives import excluded_by, scored_in_batch
 from .objective import batch_scores, cross_entropy

@@ -12,8 +12,8 @@ from jaxtyping import Array, PyTree
 
 from .cache import NegativeCache
 from .embedding import check_alike, check_holds
-from .pairs import MOST_NUMBER, Pairs, as_pairs, batch_documents, marks
-from .search import Index
+from .index import Index
+from .pairs import MOST_NUMBER, Pairs, batch_documents, marks, pairs_at_hand
 from .towers import LearnedTemperature, embed
 
 
@@ -100,12 +100,9 @@ def _check_by_number(pairs: Pairs) -> None:
 
 
 def _ids_of(data: Any) -> np.ndarray:
-    """Return the documents' numbers if data are arrays, else `None`."""
-    arrays = getattr(data, "arrays", None)
-    if arrays is None:
-        return np.zeros(0, np.int32)
-    given = arrays._replace(known=None) if isinstance(arrays, Pairs) else arrays
-    return np.asarray(as_pairs(given).ids)
+    """Return the documents' numbers if data are arrays, else none."""
+    given = pairs_at_hand(data)
+    return np.zeros(0, np.int32) if given is None else np.asarray(given.ids)
 
 
 def check_all_met(frequencies: Any, cache: NegativeCache) -> None:
@@ -277,10 +274,7 @@ def _check_weights(weights: Any, num: int) -> None:
 
 def check_weights(data: Any) -> None:
     """Raise `ValueError` for weights below zero or not finite, of data in arrays."""
-    arrays = getattr(data, "arrays", None)
-    weights = getattr(arrays, "weights", None)
-    if isinstance(arrays, dict):
-        weights = arrays.get("weights")
+    weights = getattr(pairs_at_hand(data), "weights", None)
     if weights is None or not getattr(weights, "is_fully_addressable", True):
         return
     given = np.asarray(weights)
@@ -317,12 +311,10 @@ def check_contents(cache: NegativeCache, data: Any) -> None:
 
     For arrays, the first few rows are checked. For other data, each step checks.
     """
-    arrays = getattr(data, "arrays", None)
-    if arrays is None or not cache.ids.is_fully_addressable:
+    given = pairs_at_hand(data)
+    if given is None or not cache.ids.is_fully_addressable:
         return
-    # Without what is known, which is not looked at and may be large.
-    given = arrays._replace(known=None) if isinstance(arrays, Pairs) else arrays
-    first = jax.tree.map(lambda x: jnp.asarray(x[:_FIRST]), as_pairs(given))
+    first = jax.tree.map(lambda x: jnp.asarray(x[:_FIRST]), given)
     if first.ids is not None:
         check_same(cache, first)
 

@@ -17,8 +17,8 @@ from effgen.core.files import replacing
 
 from .bert import Bert, Dense, named_tensors
 from .buckets import Bucketed
+from .index import Index
 from .pretrained import Folder, encoder_folder, safetensors
-from .search import Index
 from .tokenizer import text_settings
 from .towers import Tied, TwoTowers
 

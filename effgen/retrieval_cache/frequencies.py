@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from effgen.core.counts import check_count
 
 from .cache import NegativeCache
-from .pairs import Pairs, as_numbers, as_pairs
+from .pairs import as_numbers, pairs_at_hand
 
 
 _SPARSEST = 4  # numbers for each row of a cache
@@ -45,11 +45,8 @@ def met(cache: NegativeCache, data: Any) -> Float[Array, " corpus"] | None:
 
 def _numbers(data: Any) -> Int[np.ndarray, " pairs"] | None:
     """Return the documents' numbers of data that are arrays of pairs."""
-    arrays = getattr(data, "arrays", None)
-    if isinstance(arrays, Pairs):
-        arrays = arrays._replace(known=None)  # which may be large
     try:
-        ids = as_pairs(arrays).ids
+        ids = getattr(pairs_at_hand(data), "ids", None)
     except TypeError:
         return None  # `check` says what is wrong
     kind = getattr(ids, "dtype", None)

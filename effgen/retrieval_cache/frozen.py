@@ -29,12 +29,12 @@ from .checks import (
     check_weights,
 )
 from .digests import content_digests
+from .index import Index
 from .lookup import joined_rows
 from .negatives import Excluded
 from .objective import BatchScores, cross_entropy
-from .pairs import Pairs, as_numbers, as_pairs, num_pairs, weighed
+from .pairs import Pairs, as_numbers, as_pairs, num_pairs, pairs_at_hand, weighed
 from .scan import Scored
-from .search import Index
 from .stale import stale_logit
 from .towers import Temperature, in_chunks
 from .trainer import scale_of, updated
@@ -260,11 +260,10 @@ def _ids(pairs: Pairs) -> Int[Array, " batch"]:
 
 def _check_there(index: Index, data: Any) -> None:
     """Raise `ValueError` for numbers that the index has not, of data in arrays."""
-    arrays = getattr(data, "arrays", None)
-    if arrays is None or not index.ids.is_fully_addressable:
+    given = pairs_at_hand(data)
+    if given is None or not index.ids.is_fully_addressable:
         return
-    given = arrays._replace(known=None) if isinstance(arrays, Pairs) else arrays
-    ids = np.asarray(as_pairs(given).ids)
+    ids = np.asarray(given.ids)
     missing = ids[~np.isin(ids, np.asarray(index.ids)) | (ids < 0)]
     if len(missing):
         raise ValueError(

@@ -79,6 +79,22 @@ def as_pairs(batch: Any) -> Pairs:
     )
 
 
+def pairs_at_hand(data: Any) -> Pairs | None:
+    """Return the pairs of data that are arrays, without `known`; else `None`.
+
+    What is known is not looked at, and may be large.
+
+    Raises:
+        TypeError: If the arrays are not those of pairs.
+    """
+    arrays = getattr(data, "arrays", None)
+    if arrays is None:
+        return None
+    return as_pairs(
+        arrays._replace(known=None) if isinstance(arrays, Pairs) else arrays
+    )
+
+
 def num_pairs(pairs: Pairs) -> int:
     """Return how many queries there are."""
     return jax.tree.leaves(pairs.queries)[0].shape[0]

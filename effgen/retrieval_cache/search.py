@@ -12,7 +12,7 @@ from effgen.core.counts import check_count
 
 from .cache import NegativeCache
 from .embedding import check_finite, embedded
-from .index import Index as Index, Ranked as Ranked, _searched as _searched
+from .index import Index
 from .judged_rows import Rows
 from .measures import Relevant, discounted_gain, recall, reciprocal_rank
 

@@ -88,15 +88,7 @@ def test_no_program_gathers_a_split_cache(refresh):
     model = towers(num)
     trainer = rc.NegativeCacheTrainer(optax.sgd(1e-2), 8, refresh=refresh)
     state = eg.shard(trainer.init(model, filled(model, num)), eg.make_mesh())
-    trainer = trainer.for_data(state, None)
-    arrays, static = eqx.partition(state, eqx.is_array)
-
-    def step(arrays):
-        new, _ = trainer.step(eqx.combine(arrays, static), batch(6, num), key=KEY)
-        return eqx.filter(new, eqx.is_array)
-
-    text = jax.jit(step).lower(arrays).compile().as_text()
-    assert 8 * 64 < most_sent(text) <= num
+    assert 8 * 64 < most_sent(step_text(trainer, state, num)) <= num
 
 
 _SENT = re.compile(r"(all-gather|all-reduce|all-to-all|collective-permute)(-start)?\(")
@@ -126,6 +118,18 @@ def test_a_logit_for_a_loop_of_one_s_own_may_be_split():
     found = make(queries, split, model.document, mesh=mesh, **given)
     np.testing.assert_array_equal(found[1].slots, whole[1].slots)
     np.testing.assert_allclose(found[0], whole[0], rtol=1e-5)
+
+
+def step_text(trainer, state, num):
+    """Return the compiled program of a step on a state that is split."""
+    trainer = trainer.for_data(state, None)
+    arrays, static = eqx.partition(state, eqx.is_array)
+
+    def step(arrays):
+        new, _ = trainer.step(eqx.combine(arrays, static), batch(6, num), key=KEY)
+        return eqx.filter(new, eqx.is_array)
+
+    return jax.jit(step).lower(arrays).compile().as_text()
 
 
 @pytest.mark.parametrize(
@@ -248,14 +252,7 @@ def test_a_queue_gathers_nothing():
     model = towers(num)
     trainer = rc.CrossBatchTrainer(optax.sgd(1e-2))
     state = eg.shard(trainer.init(model, filled(model, num)), eg.make_mesh())
-    trainer = trainer.for_data(state, None)
-    arrays, static = eqx.partition(state, eqx.is_array)
-
-    def step(arrays):
-        new, _ = trainer.step(eqx.combine(arrays, static), batch(6, num), key=KEY)
-        return eqx.filter(new, eqx.is_array)
-
-    assert 0 < most_sent(jax.jit(step).lower(arrays).compile().as_text()) <= num
+    assert 0 < most_sent(step_text(trainer, state, num)) <= num
 
 
 SCRIPT = """
