@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from .digests import digest
 from .results import RESULTS, code
 from .state import is_key, named_arrays
-from .tensors import digest
 
 
 _POLL_SECONDS = 0.1

@@ -10,8 +10,8 @@ import jax
 
 from .job import Chunk, Job
 from .run import Run, check_run
-from .scalars import Window
 from .sinks import Sink
+from .window import Window
 
 
 _HEAD = b'{"step": '

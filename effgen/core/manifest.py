@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from .digests import digest
 from .state import TrainState, is_key, named_arrays
-from .tensors import CorruptCheckpoint, Part, assembled, digest
+from .tensors import CorruptCheckpoint, Part, assembled
 
 
 Manifest = dict[str, Any]

@@ -7,8 +7,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .job import Chunk
-
 
 def scalars(metrics: Any) -> dict[str, np.ndarray]:
     """Return the metrics that are one real number a step; `parts/a` is a nested one.
@@ -31,40 +29,6 @@ def doubles(values: np.ndarray) -> np.ndarray:
     """Return `values`, of whatever real dtype, in double precision."""
     with np.errstate(over="ignore"):
         return np.asarray(values, np.float64)
-
-
-class Window:
-    """The steps since a run's last yield: means over the sound ones, and a count."""
-
-    def __init__(self, num_skipped: int) -> None:
-        """Begin where `num_skipped` steps of the run were skipped."""
-        self.before = num_skipped
-        self.clear()
-
-    def clear(self) -> None:
-        """Begin anew after the last step."""
-        self.stop: int | None = None
-        self.num_skipped = 0
-        self.values: dict[str, list[np.ndarray]] = {}
-
-    def add(self, chunk: Chunk, num_skipped: int) -> None:
-        """Add a chunk, at whose end `num_skipped` steps of the run were skipped."""
-        skipped, self.before = num_skipped - self.before, num_skipped
-        self.num_skipped += skipped
-        self.stop = chunk.stop
-        # A skipped step is a chunk of its own: what it reported says nothing of the
-        # training, finite or not.
-        sound = skipped < chunk.stop - chunk.start
-        for name, values in scalars(chunk.metrics).items():
-            found = doubles(values if sound else values[:0])
-            self.values.setdefault(name, []).append(found)
-
-    def means(self) -> dict[str, float | None]:
-        """Return each metric's mean over its finite values; `None` without any."""
-        means = {n: mean(np.concatenate(parts)) for n, parts in self.values.items()}
-        return {
-            n: value if math.isfinite(value) else None for n, value in means.items()
-        }
 
 
 def _flat(metrics: Any, name: str) -> Iterator[tuple[str, Any]]:

@@ -14,8 +14,8 @@ from .extras import needed
 from .job import Chunk, Job
 from .logs import windowed
 from .run import Run, check_run
-from .scalars import Window
 from .sinks import Sink
+from .window import Window
 
 
 def tensorboard(run: Run, directory: str | os.PathLike[str]) -> Run:

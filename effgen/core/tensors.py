@@ -11,6 +11,8 @@ from typing import Any, BinaryIO, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from .digests import bytes_of, digest
+
 
 # What every reader of safetensors knows, numpy's too; all else is stored as bytes.
 _CODES = {"bool": "BOOL", "bfloat16": "BF16"}
@@ -51,7 +53,7 @@ def write_parts(path: Path, parts: list[Part]) -> None:
         file.write(_framed(header, notes))
         for note in notes.values():
             block = np.asarray(parts.pop(0).block)
-            file.write(_bytes(block))
+            file.write(bytes_of(block))
             note[-1] = digest(block)
         file.seek(0)
         file.write(_framed(header, notes))
@@ -76,7 +78,7 @@ def _framed(header: dict[str, Any], notes: dict[str, list[Any]]) -> bytes:
     metadata = {label: json.dumps(note) for label, note in notes.items()}
     text = json.dumps({"__metadata__": metadata} | header).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    return len(text).tobytes_of(8, "little") + text
 
 
 def seal_of(path: Path) -> dict[str, Any]:
@@ -111,7 +113,7 @@ def _head(path: Path) -> tuple[int, bytes]:
     with _opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         head = file.read(8)
-        return size, head + file.read(min(int.from_bytes(head, "little"), size))
+        return size, head + file.read(min(int.frombytes_of(head, "little"), size))
 
 
 def _opened(path: Path) -> BufferedReader:
@@ -132,7 +134,7 @@ def _read_piece(name: str, piece: Piece, dtype: Any) -> np.ndarray:
     block = np.empty(piece.shape, dtype)
     with _opened(piece.file) as file:
         file.seek(piece.offset)
-        file.readinto(_bytes(block))
+        file.readinto(bytes_of(block))
     check_digest(name, block, piece.sha256)
     return block
 
@@ -160,19 +162,7 @@ def assembled(
     return whole
 
 
-def digest(array: np.ndarray) -> str:
-    """Return the SHA-256 of an array's shape, dtype and bytes."""
-    total = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
-    total.update(_bytes(array))
-    return total.hexdigest()
-
-
 def synced(file: BinaryIO) -> None:
     """Wait until what was written to `file` is on the disk."""
     file.flush()
     os.fsync(file.fileno())
-
-
-def _bytes(array: np.ndarray) -> Any:
-    """Return the memory of an array, in order; a copy only where that is scattered."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

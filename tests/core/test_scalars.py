@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from effgen.core.scalars import Window, mean, scalars
+from effgen.core.scalars import mean, scalars
+from effgen.core.window import Window
 from tests.core.watching import chunk
 
 
