@@ -37,7 +37,7 @@ from .core.history import History as History
 from .core.logs import logged as logged
 from .core.manifest import state_digest as state_digest
 from .core.progress import progress as progress
-from .core.replay import replay as replay
+from .core.repetition import replay as replay
 from .core.results import (
     RESULTS as RESULTS,
     RunWarning as RunWarning,
@@ -51,7 +51,7 @@ from .core.state import TrainState as TrainState
 from .core.stream import Stream as Stream
 from .core.tensorboard import tensorboard as tensorboard
 from .core.tensors import CorruptCheckpoint as CorruptCheckpoint
-from .core.train import drain as drain, fit as fit, train as train
+from .core.verbs import drain as drain, fit as fit, train as train
 from .core.trainer import (
     AbstractHostTrainer as AbstractHostTrainer,
     AbstractTrainer as AbstractTrainer,

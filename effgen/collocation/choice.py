@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from effgen.core.counts import check_count
 from effgen.core.results import TrainingError
 from effgen.core.state import TrainState
-from effgen.core.train import fit
+from effgen.core.verbs import fit
 
 from .cautions import warn_of_state
 from .laplace import Evidence, check_squares, evidence, groups

@@ -14,7 +14,7 @@ from scipy.spatial import KDTree
 
 from effgen.core.results import RunWarning, TrainingError
 from effgen.core.state import TrainState
-from effgen.core.train import fit
+from effgen.core.verbs import fit
 
 from .clocks import mesh_times, switches_of
 from .constraints import LinkConstraint

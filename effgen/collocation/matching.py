@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from effgen.core.counts import check_count
 from effgen.core.data import Minibatches
 from effgen.core.state import Metrics, TrainState
-from effgen.core.train import fit
+from effgen.core.verbs import fit
 from effgen.core.trainer import AbstractTrainer
 from effgen.core.update import apply_gradients, init_opt_state
 

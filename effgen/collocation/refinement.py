@@ -8,7 +8,7 @@ from jaxtyping import ArrayLike, Float, PRNGKeyArray, PyTree
 from effgen.core.counts import check_count
 from effgen.core.results import RunWarning
 from effgen.core.state import TrainState
-from effgen.core.train import fit
+from effgen.core.verbs import fit
 
 from .cautions import warn_of_state
 from .curvature import LimitedMemory

@@ -15,7 +15,7 @@ from effgen.core.counts import check_count
 from effgen.core.data import Minibatches
 from effgen.core.keys import check_key
 from effgen.core.results import TrainingError
-from effgen.core.train import fit
+from effgen.core.verbs import fit
 
 from .curvature import drawn_models
 from .driven import with_network

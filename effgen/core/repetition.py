@@ -13,7 +13,7 @@ from .data import AbstractBatches, Source, Stream
 from .host_run import unsound
 from .job import run_keys
 from .state import Metrics, TrainState, check_kind
-from .train import drain, train
+from .verbs import drain, train
 from .trainer import AbstractHostTrainer, AbstractTrainer
 
 
