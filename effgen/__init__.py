@@ -19,7 +19,7 @@ from .core.curves import (
     extrapolate as extrapolate,
     should_stop as should_stop,
 )
-from .core.data import (
+from .core.batches import (
     AbstractBatches as AbstractBatches,
     AbstractHostBatches as AbstractHostBatches,
     HostMinibatches as HostMinibatches,
@@ -36,7 +36,7 @@ from .core.guard import Rollback as Rollback, Skip as Skip, Stop as Stop
 from .core.history import History as History
 from .core.logs import logged as logged
 from .core.manifest import state_digest as state_digest
-from .core.progress import progress as progress
+from .core.bar import progress as progress
 from .core.repetition import replay as replay
 from .core.results import (
     RESULTS as RESULTS,
@@ -49,7 +49,7 @@ from .core.saving import checkpointed as checkpointed
 from .core.sharding import make_mesh as make_mesh, shard as shard
 from .core.state import TrainState as TrainState
 from .core.stream import Stream as Stream
-from .core.tensorboard import tensorboard as tensorboard
+from .core.events import tensorboard as tensorboard
 from .core.tensors import CorruptCheckpoint as CorruptCheckpoint
 from .core.verbs import drain as drain, fit as fit, train as train
 from .core.trainer import (

@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from effgen.core.counts import check_count
-from effgen.core.data import Minibatches
+from effgen.core.batches import Minibatches
 from effgen.core.state import Metrics, TrainState
 from effgen.core.verbs import fit
 from effgen.core.trainer import AbstractTrainer

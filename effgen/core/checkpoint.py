@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from . import earlier
-from .data import set_back
+from .batches import set_back
 from .manifest import Manifest, check_fit, field_of, opened
 from .positions import decoded
 from .results import RunWarning

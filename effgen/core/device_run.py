@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .agreement import are_same, check_same
-from .data import AbstractBatches
+from .batches import AbstractBatches
 from .job import Job, run_keys
 from .prefetch import Block, stack_length, stacked
 from .program import Advance, compiled_program

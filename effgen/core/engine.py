@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from .agreement import ProcessesApart, agree
-from .data import AbstractBatches
+from .batches import AbstractBatches
 from .device_run import DeviceDriver
 from .failures import explained
 from .host_run import HostDriver

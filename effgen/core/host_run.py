@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .contract import result_code
+from .checks import result_code
 from .job import Job, run_keys
 from .prefetch import Block
 from .state import Metrics, TrainState, copied, named_arrays

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from .data import Source
+from .batches import Source
 from .guard import AbstractGuard
 from .interrupts import Interrupts
 from .ledger import Ledger

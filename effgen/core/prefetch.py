@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .data import AbstractHostBatches, Indexed
+from .batches import AbstractHostBatches, Indexed
 from .interrupts import Interrupts
 from .stream import Kept, Read, Stream, read_of
 

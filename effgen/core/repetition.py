@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .contract import watched_finite
-from .data import AbstractBatches, Source, Stream
+from .checks import watched_finite
+from .batches import AbstractBatches, Source, Stream
 from .host_run import unsound
 from .job import run_keys
 from .state import Metrics, TrainState, check_kind

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .data import Indexed
+from .batches import Indexed
 from .engine import Loop
 from .history import History
 from .job import Chunk, Job, joined

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.extend import core as jex
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
-from .contract import check_tree, checked_metrics, counted_state, result_code
+from .checks import check_tree, checked_metrics, counted_state, result_code
 from .packing import Layout, layout_of
 from .sharding import constrain_batch, constrain_state
 from .state import Metrics, TrainState

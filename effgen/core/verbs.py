@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from .data import AbstractBatches, AbstractHostEpochs, Drawn, as_source
+from .batches import AbstractBatches, AbstractHostEpochs, Drawn, as_source
 from .guard import Stop
 from .history import History
 from .job import MOST_STEPS, Job

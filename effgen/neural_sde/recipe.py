@@ -12,7 +12,7 @@ import optax
 from jaxtyping import ArrayLike, PRNGKeyArray
 
 from effgen.core.counts import check_count
-from effgen.core.data import Minibatches
+from effgen.core.batches import Minibatches
 from effgen.core.keys import check_key
 from effgen.core.results import TrainingError
 from effgen.core.verbs import fit

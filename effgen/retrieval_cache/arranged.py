@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int, PRNGKeyArray, PyTree
 
 from effgen.core.counts import check_count
-from effgen.core.data import AbstractHostEpochs
+from effgen.core.batches import AbstractHostEpochs
 from effgen.core.rows import check_rows, num_rows
 
 from .embedding import check_finite

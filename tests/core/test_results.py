@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 import effgen as eg
-from effgen.core.contract import result_code
+from effgen.core.checks import result_code
 
 
 def code(result):
