@@ -28,7 +28,7 @@ import psutil
 
 import effgen as eg
 from benchmarks import measure
-from effgen.core import tensors
+from effgen.core.saving import tensors
 
 
 ROUNDS = 5

@@ -15,7 +15,7 @@ import numpy as np
 
 import effgen as eg
 from benchmarks import measure
-from effgen.core.state import named_arrays
+from effgen.core.contract.state import named_arrays
 from tests.cases import KEY, regression
 
 

@@ -13,9 +13,9 @@ import optax
 import effgen as eg
 from benchmarks import measure
 from effgen import ebm
-from effgen.core import loops, program
-from effgen.core.job import run_keys
-from effgen.core.static import Static, arrays_of
+from effgen.core.contract.static import Static, arrays_of
+from effgen.core.running import loops, program
+from effgen.core.running.job import run_keys
 
 
 KEY = jax.random.key(0)

@@ -36,7 +36,7 @@ from benchmarks import measure
 from benchmarks.retrieval import bootstrapped, read, spelled
 from benchmarks.retrieval_arms import CORPORA, DEPTH, WIDTH, WORDS, falling
 from effgen import retrieval_cache as rc
-from effgen.core.ragged import is_ragged
+from effgen.core.data.ragged import is_ragged
 from effgen.retrieval_cache.embedding import embedded
 
 

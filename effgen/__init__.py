@@ -8,58 +8,65 @@ import typing as _typing
 from importlib import import_module as _import_module, metadata as _metadata
 
 from .core import names as _names
-from .core.checkpoint import (
-    restore as restore,
-    restore_model as restore_model,
-    resume as resume,
+from .core.contract import (
+    AbstractHostTrainer as AbstractHostTrainer,
+    AbstractTrainer as AbstractTrainer,
+    TrainState as TrainState,
+    apply_gradients as apply_gradients,
+    continued as continued,
+    init_opt_state as init_opt_state,
 )
-from .core.compilation import cache_compilations as cache_compilations
-from .core.curves import (
-    LearningCurve as LearningCurve,
-    extrapolate as extrapolate,
-    should_stop as should_stop,
-)
-from .core.batches import (
+from .core.data import (
     AbstractBatches as AbstractBatches,
     AbstractHostBatches as AbstractHostBatches,
     HostMinibatches as HostMinibatches,
     Minibatches as Minibatches,
+    Stream as Stream,
+)
+from .core.devices import (
+    make_mesh as make_mesh,
+    shard as shard,
 )
 from .core.doors import exported as _exported
-from .core.estimators import (
-    rank_runs as rank_runs,
-    sotl as sotl,
-    tse_e as tse_e,
-    tse_ema as tse_ema,
-)
-from .core.guard import Rollback as Rollback, Skip as Skip, Stop as Stop
-from .core.history import History as History
-from .core.logs import logged as logged
-from .core.manifest import state_digest as state_digest
-from .core.bar import progress as progress
-from .core.repetition import replay as replay
-from .core.results import (
+from .core.outcome import (
     RESULTS as RESULTS,
+    History as History,
     RunWarning as RunWarning,
     TrainingError as TrainingError,
 )
-from .core.run import Run as Run
-from .core.runs import averaged as averaged, guarded as guarded
-from .core.saving import checkpointed as checkpointed
-from .core.sharding import make_mesh as make_mesh, shard as shard
-from .core.state import TrainState as TrainState
-from .core.stream import Stream as Stream
-from .core.events import tensorboard as tensorboard
-from .core.tensors import CorruptCheckpoint as CorruptCheckpoint
-from .core.verbs import drain as drain, fit as fit, train as train
-from .core.trainer import (
-    AbstractHostTrainer as AbstractHostTrainer,
-    AbstractTrainer as AbstractTrainer,
-    continued as continued,
+from .core.running import (
+    Rollback as Rollback,
+    Run as Run,
+    Skip as Skip,
+    Stop as Stop,
+    cache_compilations as cache_compilations,
+    drain as drain,
+    fit as fit,
+    replay as replay,
+    train as train,
 )
-from .core.update import (
-    apply_gradients as apply_gradients,
-    init_opt_state as init_opt_state,
+from .core.saving import (
+    CorruptCheckpoint as CorruptCheckpoint,
+    checkpointed as checkpointed,
+    restore as restore,
+    restore_model as restore_model,
+    resume as resume,
+    save as save,
+    state_digest as state_digest,
+)
+from .core.watching import (
+    LearningCurve as LearningCurve,
+    averaged as averaged,
+    extrapolate as extrapolate,
+    guarded as guarded,
+    logged as logged,
+    progress as progress,
+    rank_runs as rank_runs,
+    should_stop as should_stop,
+    sotl as sotl,
+    tensorboard as tensorboard,
+    tse_e as tse_e,
+    tse_ema as tse_ema,
 )
 from .core.weights import (
     Estimate as Estimate,
@@ -68,7 +75,6 @@ from .core.weights import (
     log_mean_exp as log_mean_exp,
     resample as resample,
 )
-from .core.writer import save as save
 
 
 _names.warn_of_another()

@@ -148,7 +148,7 @@ DRIVERS = {"scan": lambda _: "scan", "dispatch": lambda _: "dispatch"}
 @pytest.fixture
 def driver(request, monkeypatch):
     """Force the device loop or per-step dispatch (parametrize indirectly)."""
-    from effgen.core import program
+    from effgen.core.running import program
 
     monkeypatch.setattr(program, "choose_driver", DRIVERS[request.param])
     return request.param

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import effgen as eg
-from effgen.core.program import compiled_program
+from effgen.core.running.program import compiled_program
 from tests.cases import CASES, KEY, Regression, Traces, arrays, regression
 from tests.conftest import both_drivers
 

@@ -114,8 +114,12 @@ def test_every_door_exports_its_names_and_no_module(name):
     assert set(package.__all__) == set(re.findall(r"(\w+) as \1\b", text))
     assert not any(isinstance(getattr(package, n), ModuleType) for n in package.__all__)
     # And `effgen.<package>.<name>` is a name's, and not a file's beside it.
-    files = {path.stem for path in Path(package.__file__).parent.glob("*.py")}
-    assert not files & set(package.__all__)
+    # No more is `effgen.<package>.<room>.<name>`.
+    inside = Path(package.__file__).parent
+    rooms = {path.name for path in inside.iterdir() if path.is_dir()}
+    assert not (rooms | {path.stem for path in inside.rglob("*.py")}) & {
+        *package.__all__
+    }
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error():

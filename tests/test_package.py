@@ -1,6 +1,7 @@
 """The package as a whole: its imports, its README, its notebooks."""
 
 import ast
+import graphlib
 import re
 import runpy
 from pathlib import Path
@@ -49,13 +50,29 @@ def test_every_file_says_what_lives_there_and_is_short(path):
     assert len(text.splitlines()) <= 400, "split it by concept"
 
 
+def rooms_imported(folder: str) -> dict[str, set[str]]:
+    """Return, of each room of a folder of the package, the others that it imports."""
+    found: dict[str, set[str]] = {}
+    for path in (PACKAGE / folder).glob("*/*.py"):
+        room, prefix = path.parent.name, f"effgen.{folder}."
+        others = {n.split(".")[2] for n in imported(path) if n.startswith(prefix)}
+        found.setdefault(room, set()).update(others - {room})
+    return found
+
+
+@pytest.mark.parametrize("folder", ["core", *sorted(FAMILIES)])
+def test_imports_between_rooms_run_one_way(folder):
+    sorter = graphlib.TopologicalSorter(rooms_imported(folder))
+    sorter.prepare()  # raises a CycleError that names the circle
+
+
 @pytest.mark.parametrize("folder", ["core", *sorted(FAMILIES)])
 def test_the_architecture_names_every_file(folder):
     text = (ROOT / "docs" / "architecture.md").read_text()
     sections = re.split(r"^In `(\w+)/`:$", text, flags=re.MULTILINE)
     told = dict(zip(["core", *sections[1::2]], sections[::2], strict=True))[folder]
     named = set(re.findall(r"`(\w+\.py)`", told.partition("\n## Dep")[0]))
-    there = {path.name for path in (PACKAGE / folder).glob("*.py")} - {"__init__.py"}
+    there = {path.name for path in (PACKAGE / folder).rglob("*.py")} - {"__init__.py"}
     assert there <= named
     if folder != "core":  # whose section tells of the whole
         assert named == there

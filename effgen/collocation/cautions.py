@@ -5,8 +5,8 @@ import warnings
 
 import numpy as np
 
-from effgen.core.results import RunWarning
-from effgen.core.state import TrainState
+from effgen.core.contract.state import TrainState
+from effgen.core.outcome.results import RunWarning
 
 from .compiled import misfit_of
 from .curvature import LimitedMemory

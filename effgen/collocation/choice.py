@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from effgen.core.counts import check_count
-from effgen.core.results import TrainingError
-from effgen.core.state import TrainState
-from effgen.core.verbs import fit
+from effgen.core.contract.counts import check_count
+from effgen.core.contract.state import TrainState
+from effgen.core.outcome.results import TrainingError
+from effgen.core.running.verbs import fit
 
 from .cautions import warn_of_state
 from .laplace import Evidence, check_squares, evidence, groups

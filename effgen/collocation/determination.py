@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import ArrayLike, Float
 
-from effgen.core.state import TrainState
+from effgen.core.contract.state import TrainState
 
 from .curvature import GaussNewton
 from .information import Information, open_names

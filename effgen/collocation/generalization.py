@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Float, PRNGKeyArray, PyTree
 from scipy.spatial import KDTree
 
-from effgen.core.results import RunWarning, TrainingError
-from effgen.core.state import TrainState
-from effgen.core.verbs import fit
+from effgen.core.contract.state import TrainState
+from effgen.core.outcome.results import RunWarning, TrainingError
+from effgen.core.running.verbs import fit
 
 from .clocks import mesh_times, switches_of
 from .constraints import LinkConstraint

@@ -9,7 +9,7 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
-from effgen.core.results import RESULTS
+from effgen.core.outcome.results import RESULTS
 
 from .points import Functions, Limits, Point, Solved, Trace
 

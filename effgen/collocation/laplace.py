@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int, PyTree
 
-from effgen.core.state import TrainState
+from effgen.core.contract.state import TrainState
 
 from .compiled import costs_of
 from .curvature import GaussNewton

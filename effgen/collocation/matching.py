@@ -11,12 +11,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from effgen.core.counts import check_count
-from effgen.core.batches import Minibatches
-from effgen.core.state import Metrics, TrainState
-from effgen.core.verbs import fit
-from effgen.core.trainer import AbstractTrainer
-from effgen.core.update import apply_gradients, init_opt_state
+from effgen.core.contract.counts import check_count
+from effgen.core.contract.state import Metrics, TrainState
+from effgen.core.contract.trainer import AbstractTrainer
+from effgen.core.contract.update import apply_gradients, init_opt_state
+from effgen.core.data.batches import Minibatches
+from effgen.core.running.verbs import fit
 
 from .bounded import check_kept, data_alone, in_bounds, started
 from .mesh import Mesh

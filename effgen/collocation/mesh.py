@@ -7,7 +7,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from effgen.core.counts import check_count
+from effgen.core.contract.counts import check_count
 
 from .doses import shifts_at
 from .inputs import inputs_at, jumps

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from effgen.core.counts import check_count
+from effgen.core.contract.counts import check_count
 
 from .constraints import (
     BoundaryConstraint as BoundaryConstraint,

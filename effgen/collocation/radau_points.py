@@ -11,7 +11,7 @@ import scipy.special
 from jaxtyping import ArrayLike, Float
 from numpy.polynomial.legendre import legvander
 
-from effgen.core.counts import check_count
+from effgen.core.contract.counts import check_count
 
 
 class Radau(NamedTuple):

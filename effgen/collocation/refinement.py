@@ -5,10 +5,10 @@ import warnings
 import numpy as np
 from jaxtyping import ArrayLike, Float, PRNGKeyArray, PyTree
 
-from effgen.core.counts import check_count
-from effgen.core.results import RunWarning
-from effgen.core.state import TrainState
-from effgen.core.verbs import fit
+from effgen.core.contract.counts import check_count
+from effgen.core.contract.state import TrainState
+from effgen.core.outcome.results import RunWarning
+from effgen.core.running.verbs import fit
 
 from .cautions import warn_of_state
 from .curvature import LimitedMemory

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from effgen.core.interrupts import requested
-from effgen.core.reports import report
-from effgen.core.results import RESULTS, RunWarning
-from effgen.core.state import Metrics, TrainState
-from effgen.core.trainer import AbstractHostTrainer
+from effgen.core.contract.state import Metrics, TrainState
+from effgen.core.contract.trainer import AbstractHostTrainer
+from effgen.core.devices.interrupts import requested
+from effgen.core.outcome.results import RESULTS, RunWarning
+from effgen.core.running.reports import report
 
 from . import attempts, ipopt
 from .cautions import warn_of_solution, warn_of_unused

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from effgen.core.state import TrainState
+from effgen.core.contract.state import TrainState
 
 from .curvature import AbstractCurvature, GaussNewton
 from .elimination import columns

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .counts import check_count
-from .keys import check_key
+from .contract.counts import check_count
+from .contract.keys import check_key
 
 
 class Estimate(NamedTuple):

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from effgen.core.checkpoint import restore, saved_steps
-from effgen.core.counts import check_count
-from effgen.core.keys import check_key
-from effgen.core.state import TrainState
+from effgen.core.contract.counts import check_count
+from effgen.core.contract.keys import check_key
+from effgen.core.contract.state import TrainState
+from effgen.core.saving.checkpoint import restore, saved_steps
 from effgen.core.weights import Estimate, conditional_ess
 
 from .arguments import (

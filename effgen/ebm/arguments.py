@@ -10,7 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from effgen.core.keys import check_key
+from effgen.core.contract.keys import check_key
 
 
 def check_share(name: str, value: Any) -> None:

@@ -6,7 +6,7 @@ import jax
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from effgen.core.state import Metrics, TrainState
+from effgen.core.contract.state import Metrics, TrainState
 
 from .arguments import as_rows, check_energy
 from .checks import check_energies

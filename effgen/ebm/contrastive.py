@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from effgen.core.counts import check_count
-from effgen.core.loops import repeat
-from effgen.core.state import Metrics, TrainState
-from effgen.core.trainer import AbstractTrainer
+from effgen.core.contract.counts import check_count
+from effgen.core.contract.state import Metrics, TrainState
+from effgen.core.contract.trainer import AbstractTrainer
+from effgen.core.running.loops import repeat
 
 from .arguments import check_penalty, check_positive, check_share
 from .audit import audited, check_watched_data, watch, watched_start

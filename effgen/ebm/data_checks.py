@@ -8,7 +8,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from effgen.core.batches import Minibatches
+from effgen.core.data.batches import Minibatches
 
 
 # So many rows are searched for atoms; with fewer than the least, none can be told.

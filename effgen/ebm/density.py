@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from effgen.core.counts import check_count
-from effgen.core.keys import check_key
-from effgen.core.results import RunWarning
-from effgen.core.state import TrainState
+from effgen.core.contract.counts import check_count
+from effgen.core.contract.keys import check_key
+from effgen.core.contract.state import TrainState
+from effgen.core.outcome.results import RunWarning
 from effgen.core.weights import Estimate, resample
 
 from .arguments import as_rows, check_energy, check_finite

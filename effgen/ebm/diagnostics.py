@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from effgen.core.counts import check_count
-from effgen.core.keys import check_key
-from effgen.core.loops import repeat
+from effgen.core.contract.counts import check_count
+from effgen.core.contract.keys import check_key
+from effgen.core.running.loops import repeat
 from effgen.core.weights import Estimate
 
 from .arguments import as_rows, check_energy, check_finite

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from effgen.core.counts import check_count
-from effgen.core.keys import check_key
+from effgen.core.contract.counts import check_count
+from effgen.core.contract.keys import check_key
 
 from .arguments import as_rows, as_shape, check_draw, check_energy
 from .coordinates import AbstractCoordinates, check_coordinates

@@ -10,10 +10,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from effgen.core.loops import repeat
-from effgen.core.results import RESULTS
-from effgen.core.state import Metrics, TrainState
-from effgen.core.update import apply_gradients, init_opt_state
+from effgen.core.contract.state import Metrics, TrainState
+from effgen.core.contract.update import apply_gradients, init_opt_state
+from effgen.core.outcome.results import RESULTS
+from effgen.core.running.loops import repeat
 from effgen.core.weights import conditional_ess
 
 from .arguments import check_energy

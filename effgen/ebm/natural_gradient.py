@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from effgen.core.counts import check_count
+from effgen.core.contract.counts import check_count
 
 from .arguments import check_positive
 from .evaluation import Energy, energies_at, slopes_along

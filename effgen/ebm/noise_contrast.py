@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from effgen.core.counts import check_count
-from effgen.core.state import Metrics, TrainState
-from effgen.core.trainer import AbstractTrainer
-from effgen.core.update import apply_gradients
+from effgen.core.contract.counts import check_count
+from effgen.core.contract.state import Metrics, TrainState
+from effgen.core.contract.trainer import AbstractTrainer
+from effgen.core.contract.update import apply_gradients
 from effgen.core.weights import log_mean_exp
 
 from .arguments import check_positive, check_share

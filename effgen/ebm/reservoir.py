@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from effgen.core.counts import check_count
-from effgen.core.loops import default_platform, has_convolution, read_now
+from effgen.core.contract.counts import check_count
+from effgen.core.running.loops import default_platform, has_convolution, read_now
 
 from .evaluation import Energy
 from .islands import check_walkers

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float
 
-from effgen.core.counts import check_count
-from effgen.core.results import RunWarning
-from effgen.core.run import Run, check_run
-from effgen.core.state import TrainState
+from effgen.core.contract.counts import check_count
+from effgen.core.contract.state import TrainState
+from effgen.core.outcome.results import RunWarning
+from effgen.core.running.run import Run, check_run
 
 from .density import NormalizedEnergy
 

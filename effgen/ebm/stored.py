@@ -11,9 +11,9 @@ from typing import Any
 
 import equinox as eqx
 
-from effgen.core.files import replacing
-from effgen.core.manifest import installed_version
-from effgen.core.state import named_arrays
+from effgen.core.contract.state import named_arrays
+from effgen.core.saving.files import replacing
+from effgen.core.saving.manifest import installed_version
 
 from .evaluation import Energy
 

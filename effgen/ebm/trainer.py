@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from effgen.core.counts import check_count
-from effgen.core.results import RESULTS
-from effgen.core.state import Metrics, TrainState
-from effgen.core.trainer import AbstractTrainer
+from effgen.core.contract.counts import check_count
+from effgen.core.contract.state import Metrics, TrainState
+from effgen.core.contract.trainer import AbstractTrainer
+from effgen.core.outcome.results import RESULTS
 
 from .arguments import check_penalty, check_share
 from .audit import audited, likelihood

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from effgen.core.state import Metrics
+from effgen.core.contract.state import Metrics
 from effgen.core.weights import normalized
 
 from .evaluation import Energy, slopes_along

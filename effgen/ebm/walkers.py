@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from effgen.core.counts import check_count
-from effgen.core.keys import check_key
+from effgen.core.contract.counts import check_count
+from effgen.core.contract.keys import check_key
 from effgen.core.weights import Estimate, effective_sample_size, normalized
 
 from .arguments import (

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from effgen.core.counts import check_count
+from effgen.core.contract.counts import check_count
 
 from .dynamics import AbstractLatentSDE
 from .gaussian import Gaussian, as_float

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float
 
-from effgen.core.extras import needed
+from effgen.core.outcome.extras import needed
 
 from .frames import Labels
 

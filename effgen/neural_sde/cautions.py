@@ -8,7 +8,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
-from effgen.core.results import RunWarning
+from effgen.core.outcome.results import RunWarning
 
 from .evidence import Evidence
 

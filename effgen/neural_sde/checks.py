@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from effgen.core.results import RunWarning
+from effgen.core.outcome.results import RunWarning
 
 from .clock import warn_of_rounded
 from .counts import NegativeBinomial, Poisson

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from effgen.core.results import RunWarning
+from effgen.core.outcome.results import RunWarning
 
 
 # A gap may lose this share of its length to the rounding of the times around it.

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import ArrayLike, Float, PRNGKeyArray
 
-from effgen.core.extras import needed
+from effgen.core.outcome.extras import needed
 
 from .clock import as_times
 from .model import LatentSDE

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from effgen.core.extras import needed
+from effgen.core.outcome.extras import needed
 
 from .dynamics import AbstractLatentSDE
 from .frames import Labels

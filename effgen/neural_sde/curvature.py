@@ -13,9 +13,9 @@ import numpy as np
 import scipy.special
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from effgen.core.counts import check_count
-from effgen.core.keys import check_key
-from effgen.core.results import RunWarning
+from effgen.core.contract.counts import check_count
+from effgen.core.contract.keys import check_key
+from effgen.core.outcome.results import RunWarning
 from effgen.core.weights import effective_sample_size, resample
 
 from .decoders import LinearDecoder

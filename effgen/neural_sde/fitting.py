@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import ArrayLike, PRNGKeyArray
 
-from effgen.core.results import RunWarning
+from effgen.core.outcome.results import RunWarning
 
 from .curvature import drawn_models, standard_errors
 from .model import LatentSDE

@@ -9,7 +9,7 @@ import numpy as np
 from jax.scipy.special import gammainc, gammaincc, gammaln, logit
 from jaxtyping import Array, ArrayLike, Float
 
-from effgen.core.counts import check_count
+from effgen.core.contract.counts import check_count
 
 from .gaussian import Gaussian, all_positive, as_float, check_finite
 from .linear import AbstractLinearSDE, Inputs, as_input_matrix, as_vector, forced

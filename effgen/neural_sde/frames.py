@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
-from effgen.core.extras import needed
+from effgen.core.outcome.extras import needed
 
 
 class Labels(eqx.Module):

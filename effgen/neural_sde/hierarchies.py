@@ -14,8 +14,8 @@ import optimistix
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float
 
-from effgen.core.counts import check_count
-from effgen.core.results import RunWarning
+from effgen.core.contract.counts import check_count
+from effgen.core.outcome.results import RunWarning
 
 from . import cautions
 from .anchors import cast

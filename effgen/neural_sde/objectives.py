@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from effgen.core.counts import check_count
+from effgen.core.contract.counts import check_count
 
 from .anchors import Anchored, PriorAnchor
 from .dynamics import AbstractLatentSDE

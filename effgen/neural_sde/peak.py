@@ -12,7 +12,7 @@ import optimistix
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float
 
-from effgen.core.counts import check_count
+from effgen.core.contract.counts import check_count
 
 from . import cautions
 from .anchors import cast

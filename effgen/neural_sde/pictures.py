@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import scipy.special
 
-from effgen.core.picture import Picture
+from effgen.core.outcome.picture import Picture
 
 
 _MOST_PANELS = 12

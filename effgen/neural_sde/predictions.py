@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from effgen.core.extras import needed
+from effgen.core.outcome.extras import needed
 
 from .decoders import LinearDecoder
 from .dynamics import AbstractLatentSDE

@@ -10,8 +10,8 @@ import lineax
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from effgen.core.counts import check_count
-from effgen.core.keys import check_key
+from effgen.core.contract.counts import check_count
+from effgen.core.contract.keys import check_key
 
 from . import cautions
 from .checks import takes_inputs

@@ -11,11 +11,11 @@ import numpy as np
 import optax
 from jaxtyping import ArrayLike, PRNGKeyArray
 
-from effgen.core.counts import check_count
-from effgen.core.batches import Minibatches
-from effgen.core.keys import check_key
-from effgen.core.results import TrainingError
-from effgen.core.verbs import fit
+from effgen.core.contract.counts import check_count
+from effgen.core.contract.keys import check_key
+from effgen.core.data.batches import Minibatches
+from effgen.core.outcome.results import TrainingError
+from effgen.core.running.verbs import fit
 
 from .curvature import drawn_models
 from .driven import with_network

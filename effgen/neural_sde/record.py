@@ -10,8 +10,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike
 
-from effgen.core.counts import check_count
-from effgen.core.keys import check_key
+from effgen.core.contract.counts import check_count
+from effgen.core.contract.keys import check_key
 
 from . import cautions
 from .checks import check_batch, check_series

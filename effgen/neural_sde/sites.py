@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from effgen.core.counts import check_count
+from effgen.core.contract.counts import check_count
 
 from .likelihoods import AbstractLikelihood, site_precision
 from .messages import Site

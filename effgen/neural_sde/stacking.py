@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from effgen.core.counts import check_count
-from effgen.core.keys import check_key
+from effgen.core.contract.counts import check_count
+from effgen.core.contract.keys import check_key
 from effgen.core.weights import Estimate
 
 from .answers import Bands

@@ -10,10 +10,10 @@ import numpy as np
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from effgen.core.results import RESULTS
-from effgen.core.state import Metrics, TrainState
-from effgen.core.trainer import AbstractTrainer
-from effgen.core.update import apply_gradients, init_opt_state
+from effgen.core.contract.state import Metrics, TrainState
+from effgen.core.contract.trainer import AbstractTrainer
+from effgen.core.contract.update import apply_gradients, init_opt_state
+from effgen.core.outcome.results import RESULTS
 
 from .checks import check_batch, check_model, check_series
 from .grid import steps_needed

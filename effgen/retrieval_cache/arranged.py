@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, PRNGKeyArray, PyTree
 
-from effgen.core.counts import check_count
-from effgen.core.batches import AbstractHostEpochs
-from effgen.core.rows import check_rows, num_rows
+from effgen.core.contract.counts import check_count
+from effgen.core.data.batches import AbstractHostEpochs
+from effgen.core.data.rows import check_rows, num_rows
 
 from .embedding import check_finite
 

@@ -11,9 +11,9 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from effgen.core.sharding import mesh_of
-from effgen.core.state import Metrics, TrainState
-from effgen.core.trainer import AbstractTrainer
+from effgen.core.contract.state import Metrics, TrainState
+from effgen.core.contract.trainer import AbstractTrainer
+from effgen.core.devices.sharding import mesh_of
 
 from .cache import NegativeCache
 from .checks import (

@@ -9,8 +9,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 from jaxtyping import Array, Int
 
-from effgen.core.counts import check_count
-from effgen.core.sharding import num_parts
+from effgen.core.contract.counts import check_count
+from effgen.core.devices.sharding import num_parts
 
 from .pairs import MOST_NUMBER
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from effgen.core.loops import read_now
+from effgen.core.running.loops import read_now
 
 from .cache import NegativeCache
 from .negatives import Excluded

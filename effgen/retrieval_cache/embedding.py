@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from effgen.core.counts import check_count
+from effgen.core.contract.counts import check_count
 
 
 def embedded(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from effgen.core.counts import check_count
+from effgen.core.contract.counts import check_count
 
 from .towers import normalized
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from effgen.core.sharding import constrain_batch
+from effgen.core.devices.sharding import constrain_batch
 
 from .cache import NegativeCache
 from .draws import Anchor, Beside, Sample, sampled

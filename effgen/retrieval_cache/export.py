@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from effgen.core.files import replacing
+from effgen.core.saving.files import replacing
 
 from .bert import Bert, Dense, named_tensors
 from .buckets import Bucketed

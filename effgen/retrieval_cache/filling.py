@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from effgen.core.counts import check_count
-from effgen.core.sharding import data_axes, num_parts, replicate
+from effgen.core.contract.counts import check_count
+from effgen.core.devices.sharding import data_axes, num_parts, replicate
 
 from .digests import content_digests
 from .embedding import (

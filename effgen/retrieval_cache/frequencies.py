@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from effgen.core.counts import check_count
+from effgen.core.contract.counts import check_count
 
 from .cache import NegativeCache
 from .pairs import as_numbers, pairs_at_hand

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from effgen.core.counts import check_count
+from effgen.core.contract.counts import check_count
 
 from .encoders import check_dropout, looked_up
 from .pairs import as_numbers

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from effgen.core.counts import check_count
-from effgen.core.state import Metrics, TrainState
-from effgen.core.trainer import AbstractTrainer
-from effgen.core.update import init_opt_state
+from effgen.core.contract.counts import check_count
+from effgen.core.contract.state import Metrics, TrainState
+from effgen.core.contract.trainer import AbstractTrainer
+from effgen.core.contract.update import init_opt_state
 
 from .checks import (
     check_chunks,

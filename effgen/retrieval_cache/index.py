@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
-from effgen.core.sharding import mesh_of, num_parts, replicate
+from effgen.core.devices.sharding import mesh_of, num_parts, replicate
 
 from .blocks import block_size, check_capacity, checked_ids, default_capacity
 from .cache import NegativeCache

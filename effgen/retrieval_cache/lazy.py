@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from effgen.core.state import Metrics, TrainState
-from effgen.core.trainer import AbstractTrainer
-from effgen.core.update import init_opt_state
+from effgen.core.contract.state import Metrics, TrainState
+from effgen.core.contract.trainer import AbstractTrainer
+from effgen.core.contract.update import init_opt_state
 
 from .frequencies import StreamedFrequencies
 from .ids import AbstractTable, Table

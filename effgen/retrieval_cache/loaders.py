@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jaxtyping import Int, PyTree
 
-from effgen.core.extras import needed
-from effgen.core.ragged import Ragged
+from effgen.core.data.ragged import Ragged
+from effgen.core.outcome.extras import needed
 
 from .corpora import Corpus, judgments
 from .pairs import Pairs

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from effgen.core.counts import check_count
+from effgen.core.contract.counts import check_count
 
 from .cache import NegativeCache
 from .draws import (

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from effgen.core.sharding import data_axes
+from effgen.core.devices.sharding import data_axes
 
 
 _BLOCK = 512

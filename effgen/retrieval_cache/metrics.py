@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from effgen.core.state import Metrics
+from effgen.core.contract.state import Metrics
 
 from .cache import NegativeCache
 from .estimation import Embedded

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from effgen.core.ragged import whole
+from effgen.core.data.ragged import whole
 
 from .digests import content_digests
 
@@ -28,7 +28,7 @@ class Pairs(NamedTuple):
             their content. A document that the cache does not have is not in it (yet).
         known: Numbers of all documents that answer a query, `(batch, any)`, filled up
             with -1; they are no negatives. Of all pairs of some data,
-            `effgen.core.ragged`'s `Ragged` has them without filling, as in `pairs_of`.
+            `effgen.core.data.ragged.Ragged` has them unfilled, as in `pairs_of`.
         negatives: Documents that do not answer, a pytree of `(batch, each, ...)`. They
             are negatives of every query.
         negative_ids: Their numbers, `(batch, each)`.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from effgen.core.extras import needed
+from effgen.core.outcome.extras import needed
 
 from .architectures import ARCHITECTURES, Architecture
 

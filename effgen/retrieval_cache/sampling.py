@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from effgen.core.sharding import data_axes, num_parts
+from effgen.core.devices.sharding import data_axes, num_parts
 
 from .scan import Passed, Scored, blocks_of, split_rows, tile_scores
 

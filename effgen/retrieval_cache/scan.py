@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from effgen.core.sharding import data_axes
+from effgen.core.devices.sharding import data_axes
 
 from .cache import NegativeCache
 from .negatives import Excluded

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from effgen.core.counts import check_count
+from effgen.core.contract.counts import check_count
 
 from .cache import NegativeCache
 from .embedding import check_finite, embedded

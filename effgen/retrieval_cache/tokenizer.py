@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Integer
 
-from effgen.core.extras import needed
+from effgen.core.outcome.extras import needed
 
 from .pretrained import Folder, architecture, encoder_folder, read_json
 from .truncation import Truncation, check_texts, warn_of

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from effgen.core.sharding import constrain_batch, num_parts
+from effgen.core.devices.sharding import constrain_batch, num_parts
 
 
 Tower = Callable[..., Float[Array, "batch size"]]

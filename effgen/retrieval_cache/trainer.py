@@ -11,12 +11,12 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from effgen.core.counts import check_count
-from effgen.core.results import RESULTS
-from effgen.core.sharding import mesh_of
-from effgen.core.state import Metrics, TrainState
-from effgen.core.trainer import AbstractTrainer
-from effgen.core.update import apply_gradients, init_opt_state
+from effgen.core.contract.counts import check_count
+from effgen.core.contract.state import Metrics, TrainState
+from effgen.core.contract.trainer import AbstractTrainer
+from effgen.core.contract.update import apply_gradients, init_opt_state
+from effgen.core.devices.sharding import mesh_of
+from effgen.core.outcome.results import RESULTS
 
 from .cache import NegativeCache
 from .checks import (

@@ -8,8 +8,8 @@ import optax
 import pytest
 
 import effgen as eg
-from effgen.core.loops import has_convolution, repeat
-from effgen.core.static import Static
+from effgen.core.contract.static import Static
+from effgen.core.running.loops import has_convolution, repeat
 from tests.cases import KEY, arrays, regression
 from tests.core.tiny import OnHost, Total, ones
 

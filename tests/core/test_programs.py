@@ -14,8 +14,8 @@ import optax
 import pytest
 
 import effgen as eg
-from effgen.core.program import compiled_program
-from effgen.core.static import Static
+from effgen.core.contract.static import Static
+from effgen.core.running.program import compiled_program
 from tests.cases import KEY
 from tests.core.tiny import Total, ones
 
@@ -203,7 +203,7 @@ def test_what_a_function_closes_over_goes_with_it():
 
 
 def test_few_programs_are_kept_and_the_last_used_stay():
-    from effgen.core.program import Programs
+    from effgen.core.running.program import Programs
 
     programs = Programs(most=2)
     for value in "aba":

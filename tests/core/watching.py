@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 import effgen as eg
-from effgen.core.job import Chunk
+from effgen.core.running.job import Chunk
 from tests.cases import KEY
 from tests.core.tiny import Total, ones
 

@@ -9,7 +9,7 @@ import pytest
 
 import effgen as eg
 from effgen import ebm
-from effgen.core.state import TrainState
+from effgen.core.contract.state import TrainState
 from effgen.ebm.learning import change_of, contrast, learned
 from tests.ebm.gaussians import LOG_PARTITION, SIZE, Shifted, data, populations
 

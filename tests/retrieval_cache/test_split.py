@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import effgen as eg
 from effgen import retrieval_cache as rc
-from effgen.core.sharding import replicate
+from effgen.core.devices.sharding import replicate
 from effgen.retrieval_cache import scan
 from effgen.retrieval_cache.draws import nothing_excluded, sampled
 from effgen.retrieval_cache.index import _searched
