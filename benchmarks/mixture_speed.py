@@ -12,7 +12,7 @@ import effgen as eg
 from benchmarks import measure
 from benchmarks.mixture import NUM, STEP_SIZE, optimizer, student, teacher
 from effgen import ebm
-from effgen.ebm.evaluation import evaluate
+from effgen.ebm.energy import evaluate
 from effgen.ebm.learning import contrast
 
 

@@ -13,7 +13,15 @@ from .annealing import (
 )
 from .approximate import UncorrectedULA as UncorrectedULA
 from .blackjax_kernel import BlackJAX as BlackJAX
-from .contrastive import CDTrainer as CDTrainer, PCDTrainer as PCDTrainer
+from .block_gibbs import BlockGibbs as BlockGibbs
+from .chains import Chains as Chains, long_run as long_run
+from .confined import (
+    ConfinedEnergy as ConfinedEnergy,
+    image_energy as image_energy,
+    mlp_energy as mlp_energy,
+    residual_energy as residual_energy,
+)
+from .contrastive import CDTrainer as CDTrainer
 from .coordinates import (
     AbstractCoordinates as AbstractCoordinates,
     Standardized as Standardized,
@@ -24,35 +32,24 @@ from .density import (
     sample as sample,
     weighted_samples as weighted_samples,
 )
-from .diagnostics import (
-    Chains as Chains,
-    imbalance as imbalance,
-    long_run as long_run,
-    mode_masses as mode_masses,
-    pareto_k as pareto_k,
-)
+from .diagnostics import imbalance as imbalance, pareto_k as pareto_k
 from .discrete import GibbsWithGradients as GibbsWithGradients
-from .energies import (
-    ConfinedEnergy as ConfinedEnergy,
-    FunctionEnergy as FunctionEnergy,
-    TemperedEnergy as TemperedEnergy,
-    image_energy as image_energy,
-    mlp_energy as mlp_energy,
-    residual_energy as residual_energy,
-)
-from .kernels import MALA as MALA, ULA as ULA, AbstractKernel as AbstractKernel
+from .kernels import AbstractKernel as AbstractKernel
 from .label_moves import LabelGibbs as LabelGibbs
+from .labeled_starts import labeled_walkers as labeled_walkers
 from .labels import (
     LabeledEnergy as LabeledEnergy,
     labeled_mlp_energy as labeled_mlp_energy,
-    labeled_walkers as labeled_walkers,
     with_labels as with_labels,
 )
+from .langevin_kernels import MALA as MALA, ULA as ULA
+from .modes import mode_masses as mode_masses
 from .natural_gradient import minsr as minsr
 from .noise_contrast import NCETrainer as NCETrainer
 from .orders import ReweightFirst as ReweightFirst
+from .persistent import PCDTrainer as PCDTrainer
 from .populations import Audited as Audited
-from .rbm import RBM as RBM, BlockGibbs as BlockGibbs
+from .rbm import RBM as RBM
 from .reflected import ReflectedMALA as ReflectedMALA
 from .reservoir import Reservoir as Reservoir
 from .score_matching import ScoreMatchingTrainer as ScoreMatchingTrainer
@@ -63,7 +60,8 @@ from .step_sizes import (
 )
 from .stopping import Stopped as Stopped, early_stopped as early_stopped
 from .trainer import JarzynskiTrainer as JarzynskiTrainer
-from .walkers import Walkers as Walkers
+from .weighted_walkers import Walkers as Walkers
+from .wrappers import FunctionEnergy as FunctionEnergy, TemperedEnergy as TemperedEnergy
 
 
 # pyright reads the aliases above instead.

@@ -23,13 +23,12 @@ from .arguments import (
     check_finite,
     check_share,
 )
-from .checks import check_batch
-from .evaluation import Energy, energies_at
+from .data_checks import check_batch
+from .energy import Energy, energies_at
 from .islands import check_walkers, first_walkers, islands, resampled_below
-from .kernels import AbstractKernel, check_admitted, check_kernel
-from .learning import followed
+from .kernels import AbstractKernel, check_admitted, check_kernel, followed
 from .populations import knows_partition, reweighted
-from .walkers import Walkers
+from .weighted_walkers import Walkers
 
 
 # Halvings of a step's length, to a relative 1e-7; and the shortest step there is.

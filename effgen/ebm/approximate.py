@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from .evaluation import Energy
+from .energy import Energy
 from .kernels import AbstractContinuousKernel
 from .langevin import Langevin, check_langevin
 from .particles import Particles
@@ -15,7 +15,7 @@ from .step_sizes import (
     step_size_at,
     with_step_size,
 )
-from .walkers import Walkers
+from .weighted_walkers import Walkers
 
 
 class UncorrectedULA(AbstractContinuousKernel):

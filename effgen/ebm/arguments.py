@@ -184,3 +184,8 @@ def as_numbers(name: str, rows: Any) -> np.ndarray:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def traced(tree: Any) -> bool:
+    """Return whether there are no numbers yet to look at."""
+    return any(isinstance(x, Tracer) for x in jax.tree.leaves(tree))

@@ -9,29 +9,16 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from effgen.core.contract.state import Metrics, TrainState
 
 from .arguments import as_rows, check_energy
-from .checks import check_energies
-from .data_checks import values_at_hand
-from .evaluation import Energy
+from .data_checks import local_rows, values_at_hand
+from .energy import Energy
+from .energy_checks import check_energies
 from .islands import resampled_below
-from .kernels import AbstractKernel
-from .learning import (
-    check_data,
-    check_known,
-    check_memory,
-    check_values,
-    followed,
-    local_rows,
-    started,
-)
+from .kernels import AbstractKernel, followed
+from .learning import started
+from .memory_checks import check_data, check_known, check_memory, check_values
 from .particles import KernelState
-from .populations import (
-    Audited,
-    LearnedPartition,
-    Population,
-    put,
-    taken,
-)
-from .walkers import Walkers
+from .populations import Audited, LearnedPartition, Population, put, taken
+from .weighted_walkers import Walkers
 
 
 # So many rows of the data show whether an energy is a function of each.

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .checks import traced
-from .evaluation import Energy, energy_of_one
+from .arguments import traced
+from .energy import Energy, energy_of_one
 from .kernels import AbstractContinuousKernel
 from .particles import Particles
-from .walkers import Walkers
+from .weighted_walkers import Walkers
 
 
 # What tells of a move that may be refused; elliptical slices try until one is accepted.

@@ -1,4 +1,4 @@
-"""Checks of data before training: of their values, and of their scale."""
+"""Checks of data before training: of their shape, their values and their scale."""
 
 from typing import Any
 
@@ -183,3 +183,39 @@ def check_scale_of(
 
 def _column(index: tuple[int, ...]) -> str:
     return ", ".join([":", *map(str, index)])
+
+
+def local_rows(x: Any) -> Any:
+    """Return the rows of `x` that this process holds."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return x.addressable_shards[0].data
+    return x
+
+
+def check_batch(batch: Any, shape: tuple[int, ...]) -> None:
+    """Raise on batches that are no array, or whose rows are not of `shape`."""
+    if not hasattr(batch, "shape"):
+        raise TypeError(
+            f"`data` gives batches of type {type(batch).__name__}: this trainer takes "
+            "one array, `(batch, *shape)`."
+        )
+    if tuple(batch.shape[1:]) != shape or len(batch.shape) < 1:
+        raise ValueError(
+            f"`data` has rows of shape {tuple(batch.shape[1:])}, the walkers {shape}: "
+            "give both the shape of one example."
+        )
+
+
+def check_bits_of(batch: Any, source: Any) -> None:
+    """Raise `ValueError` unless the data, as far as they are at hand, are bits."""
+    values = values_at_hand(batch, source)
+    if values is not None and not bool(are_bits(values)):
+        raise ValueError(
+            "`data` has values that are not zeros and ones: this is a model of "
+            "binary data; threshold it, as in `(x > 0.5).astype('float32')`."
+        )
+
+
+def are_bits(x: Any) -> Any:
+    """Return whether all of `x` are zeros and ones, one bool."""
+    return ((x == 0) | (x == 1)).all()

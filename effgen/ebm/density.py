@@ -15,10 +15,9 @@ from effgen.core.contract.state import TrainState
 from effgen.core.outcome.results import RunWarning
 from effgen.core.weights import Estimate, resample
 
-from .arguments import as_rows, check_energy, check_finite
-from .checks import traced
-from .discrete import are_bits
-from .evaluation import Energy, energies_at
+from .arguments import as_rows, check_energy, check_finite, traced
+from .data_checks import are_bits
+from .energy import Energy, energies_at
 from .islands import check_walkers
 from .populations import (
     Memory,
@@ -33,7 +32,7 @@ from .populations import (
 from .reliability import LARGEST_SPREAD, LEAST_ESS, Told, doubts, told_by
 from .reservoir import Reservoir
 from .stored import read, written
-from .walkers import Walkers
+from .weighted_walkers import Walkers
 
 
 _LOST = (

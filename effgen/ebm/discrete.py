@@ -1,26 +1,24 @@
 """Moves of zeros and ones under any differentiable energy."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .checks import check_energies
-from .data_checks import values_at_hand
-from .evaluation import Energy
-from .kernels import AbstractKernel, metropolized
+from .acceptance import metropolized
+from .energy import Energy
+from .energy_checks import check_energies
+from .kernels import AbstractBinaryKernel
 from .particles import Particles
-from .walkers import Walkers
+from .weighted_walkers import Walkers
 
 
 # The share of the walkers that must begin where the energy is finite.
 _LEAST_ALLOWED = 0.05
 
 
-class GibbsWithGradients(AbstractKernel):
+class GibbsWithGradients(AbstractBinaryKernel):
     """Flips of one entry a move, which the energy's gradient proposes.
 
         log_weights += energies - energy(positions)
@@ -75,16 +73,6 @@ class GibbsWithGradients(AbstractKernel):
         moved, acceptance = metropolized(walkers, new, ratios, key=decide)
         return dataclasses.replace(moved, acceptance=acceptance)
 
-    def admits(self, model: Energy, batch: Float[Array, "batch *shape"]) -> Array:
-        """Return whether a batch is of zeros and ones, one bool.
-
-        Arguments:
-            model: Not used.
-            batch: The data of a step.
-        """
-        del model
-        return are_bits(batch)
-
     def check(self, model: Energy, walkers: Walkers) -> None:
         """Raise unless the walkers are zeros and ones, where the energy is finite.
 
@@ -97,21 +85,9 @@ class GibbsWithGradients(AbstractKernel):
                 infinite at most of them, undefined, not the same twice, or a function
                 of the other rows.
         """
-        check_bits(walkers)
+        super().check(model, walkers)
         # Unused codes may have infinite energy, such as the fourth of three colors.
         check_energies(model, walkers.positions, least=_LEAST_ALLOWED)
-
-    def check_data(self, batch: Any, source: Any) -> None:
-        """Raise unless the data, as far as they are at hand, are zeros and ones.
-
-        Arguments:
-            batch: The first batch, or its shape and dtype.
-            source: The data of the run.
-
-        Raises:
-            ValueError: For data that are not zeros and ones.
-        """
-        check_bits_of(batch, source)
 
 
 def _logits(
@@ -121,28 +97,3 @@ def _logits(
     gradients = jnp.where(jnp.isfinite(gradients), gradients, 0.0)
     gains = 0.5 * ((2 * x - 1) * gradients).reshape(x.shape[0], -1)
     return jax.nn.log_softmax(gains, axis=1)
-
-
-def check_bits(walkers: Walkers) -> None:
-    """Raise `ValueError` unless the walkers are zeros and ones."""
-    x = walkers.positions
-    if not isinstance(x, Tracer) and not bool(are_bits(x)):
-        raise ValueError(
-            "`memory` has walkers that are not zeros and ones: draw them by "
-            "`ebm.Walkers.from_bernoulli`."
-        )
-
-
-def check_bits_of(batch: Any, source: Any) -> None:
-    """Raise `ValueError` unless the data, as far as they are at hand, are bits."""
-    values = values_at_hand(batch, source)
-    if values is not None and not bool(are_bits(values)):
-        raise ValueError(
-            "`data` has values that are not zeros and ones: this is a model of "
-            "binary data; threshold it, as in `(x > 0.5).astype('float32')`."
-        )
-
-
-def are_bits(x: Any) -> Any:
-    """Return whether all of `x` are zeros and ones, one bool."""
-    return ((x == 0) | (x == 1)).all()

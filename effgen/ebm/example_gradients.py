@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.extend import core as jex
 from jaxtyping import Array, Float
 
-from .evaluation import Energy, takes_one_example
+from .energy import Energy, takes_one_example
 
 
 def gram(

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from effgen.core.weights import Estimate, effective_sample_size, log_mean_exp
 
 from .diagnostics import pareto_k
-from .evaluation import Energy, energies_at
-from .walkers import Walkers
+from .energy import Energy, energies_at
+from .weighted_walkers import Walkers
 
 
 # Draws, their degrees of freedom, and the dimension past which they tell nothing.

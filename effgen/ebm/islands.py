@@ -9,9 +9,9 @@ from jaxtyping import PRNGKeyArray
 
 from effgen.core.weights import effective_sample_size
 
+from .arguments import traced
 from .blocks import num_blocks_of
-from .checks import traced
-from .walkers import Walkers
+from .weighted_walkers import Walkers
 
 
 def islands(walkers: Walkers) -> Walkers:

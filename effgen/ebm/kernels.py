@@ -1,4 +1,4 @@
-"""How walkers move, with the exact change of their weights."""
+"""What a move of walkers is, with the exact change of their weights."""
 
 import abc
 from typing import Any, ClassVar
@@ -8,27 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from .checks import check_continuous, confines, traced, walled
-from .data_checks import check_continuous_data
-from .evaluation import Energy, energies_at
-from .langevin import Langevin, check_langevin
-from .particles import Particles
-from .step_sizes import (
-    StepSize,
-    TargetAcceptance,
-    begun_by_variance,
-    begun_with,
-    check_adjusted,
-    check_unadjusted,
-    searched,
-    step_size_at,
-    with_step_size,
-)
-from .walkers import Walkers
+from effgen.core.running.loops import repeat
 
-
-# So many walkers tell what is accepted, where a first step size is looked for.
-_PROBED = 256
+from .arguments import traced
+from .data_checks import are_bits, check_bits_of, check_continuous_data
+from .energy import Energy, energies_at
+from .energy_checks import check_continuous, confines, walled
+from .weighted_walkers import Walkers, followed_from
 
 
 class AbstractKernel(eqx.Module):
@@ -173,6 +159,46 @@ class AbstractContinuousKernel(AbstractKernel):
         return confines(model, walkers.positions)
 
 
+class AbstractBinaryKernel(AbstractKernel):
+    """A kernel of walkers that are zeros and ones."""
+
+    def admits(self, model: Energy, batch: Float[Array, "batch *shape"]) -> Array:
+        """Return whether a batch is of zeros and ones, one bool.
+
+        Arguments:
+            model: Not used.
+            batch: The data of a step.
+        """
+        del model
+        return are_bits(batch)
+
+    def check(self, model: Energy, walkers: Walkers) -> None:
+        """Raise `ValueError` unless the walkers are zeros and ones.
+
+        Arguments:
+            model: Not used.
+            walkers: The walkers at the start.
+        """
+        del model
+        if not traced(walkers.positions) and not bool(are_bits(walkers.positions)):
+            raise ValueError(
+                "`memory` has walkers that are not zeros and ones: draw them by "
+                "`ebm.Walkers.from_bernoulli`."
+            )
+
+    def check_data(self, batch: Any, source: Any) -> None:
+        """Raise unless the data, as far as they are at hand, are zeros and ones.
+
+        Arguments:
+            batch: The first batch, or its shape and dtype.
+            source: The data of the run.
+
+        Raises:
+            ValueError: For data that are not zeros and ones.
+        """
+        check_bits_of(batch, source)
+
+
 class Between(eqx.Module):
     """A model on the geometric path between two, of a batch of examples."""
 
@@ -194,182 +220,24 @@ def part_of(share: Float[Array, ""], energies: Float[Array, "..."]) -> Array:
     return jnp.where(finite, share * jnp.where(finite, energies, 0.0), whole)
 
 
-class ULA(AbstractContinuousKernel):
-    r"""Unadjusted Langevin moves, weighted exactly at any step size.
-
-        new = positions - h * gradients + sqrt(2 h) * noise
-        log_weights += alpha(positions, new) - alpha'(new, positions)
-        alpha(x, y) = energy(x) + (y - x) . gradient(x) / 2 + h / 4 * |gradient(x)|^2
-
-    `alpha` takes the energy before the update at the old position, which is carried.
-    `alpha'` takes the energy after the update at the new position. So a move costs one
-    energy and one gradient, as it would without weights. The weights correct both the
-    lag behind the model and the bias of the discrete step. A large `h` costs effective
-    sample size, not exactness. As a rule, `h <= 0.5 / sqrt(sum of squared curvatures)`,
-    which `TargetVariance` finds. A walker whose new energy is not finite stays where it
-    was with weight zero, which is exact. Resampling replaces it.
-
-    Arguments:
-        step_size: `h`, in units of squared length: a number, an optax schedule, or
-            `TargetVariance`.
-        clip: The norm at which an example's gradient is cut, in both halves of the
-            weight, so that it stays exact; `None` for no clipping.
-        scale: A preconditioner `L`, an array of the shape of an example or a matrix:
-            moves are `-h L L^T gradients + sqrt(2 h) L noise`.
-
-    Raises:
-        TypeError: If `step_size` is neither number, schedule nor rule.
-        ValueError: For settings out of range, or a `TargetAcceptance`.
-
-    Source:
-        Carbone et al. (2023), Proposition 1, equations 13 to 16.
-    """
-
-    step_size: StepSize
-    clip: float | None = None
-    scale: Float[Array, "..."] | None = None
-
-    def __check_init__(self) -> None:
-        """Raise `ValueError` for settings out of range."""
-        check_langevin(self.step_size, self.clip, self.scale)
-        check_unadjusted("ULA", self.step_size)
-
-    def follow(
-        self,
-        walkers: Walkers,
-        energy: Energy,
-        step: Int[Array, ""],
-        *,
-        key: PRNGKeyArray,
-    ) -> Walkers:
-        """Return the walkers after one move, weighted for `energy`."""
-        langevin = Langevin(self.clip, self.scale)
-        h = step_size_at(self.step_size, walkers, step)
-        new, ratios, squares = langevin.proposed(walkers.particles, energy, h, key=key)
-        moved = walkers.weighed(new, ratios)
-        return with_step_size(moved, self.step_size, h, jnp.ones(()), squares, step)
-
-    def move(
-        self,
-        walkers: Walkers,
-        energy: Energy,
-        step: Int[Array, ""],
-        *,
-        key: PRNGKeyArray,
-    ) -> Walkers:
-        """Return the walkers after one move; as `follow`."""
-        return self.follow(walkers, energy, step, key=key)
-
-    def begun(self, walkers: Walkers, energy: Energy) -> Walkers:
-        """Return the walkers with the step size that their gradients ask for."""
-        del energy
-        squares = Langevin(self.clip, self.scale).squares(walkers.gradients)
-        return begun_by_variance(walkers, self.step_size, squares)
-
-
-class MALA(AbstractContinuousKernel):
-    """Langevin moves, accepted or refused so that the model stays invariant.
-
-        log_weights += energies - energy(positions)
-        accepted with probability min(1, exp(alpha(positions, new) -
-            alpha(new, positions)))
-
-    with `ULA`'s proposal and `alpha`, at the new energy. Only the lag behind the model
-    enters the weights, so large steps cost acceptance and not effective sample size.
-    The first move after an update costs two evaluations, one of them at the walkers'
-    old positions. Every further move costs one.
-
-    Arguments:
-        step_size: `h`, in units of squared length: a number, an optax schedule, or
-            `TargetAcceptance`.
-        clip: As for `ULA`.
-        scale: As for `ULA`.
-
-    Raises:
-        TypeError: If `step_size` is neither number, schedule nor rule.
-        ValueError: For settings out of range, or a `TargetVariance`.
-
-    Source:
-        Roberts and Tweedie (1996); Carbone et al. (2023), section 3.
-    """
-
-    step_size: StepSize
-    clip: float | None = None
-    scale: Float[Array, "..."] | None = None
-
-    def __check_init__(self) -> None:
-        """Raise `ValueError` for settings out of range."""
-        check_langevin(self.step_size, self.clip, self.scale)
-        check_adjusted("MALA", self.step_size)
-
-    def move(
-        self,
-        walkers: Walkers,
-        energy: Energy,
-        step: Int[Array, ""],
-        *,
-        key: PRNGKeyArray,
-    ) -> Walkers:
-        """Return the walkers after one move that leaves `energy`'s model invariant."""
-        propose, decide = jax.random.split(key)
-        langevin = Langevin(self.clip, self.scale)
-        h = step_size_at(self.step_size, walkers, step)
-        old = walkers.particles
-        new, ratios, squares = langevin.proposed(old, energy, h, key=propose)
-        moved, acceptance = metropolized(walkers, new, ratios, key=decide)
-        return with_step_size(moved, self.step_size, h, acceptance, squares, step)
-
-    def begun(self, walkers: Walkers, energy: Energy) -> Walkers:
-        """Return the walkers with a step size whose acceptance is about the target."""
-        return begun_by_acceptance(self, self.step_size, walkers, energy)
-
-
-def metropolized(
+def followed(
+    kernel: AbstractKernel,
     walkers: Walkers,
-    proposed: Particles,
-    ratios: Float[Array, " walkers"],
+    model: Energy,
+    step: Int[Array, ""],
+    num_moves: int,
     *,
     key: PRNGKeyArray,
-) -> tuple[Walkers, Float[Array, ""]]:
-    """Return the walkers as proposed, or where they were, and how often accepted.
-
-        accepted with probability min(1, exp(ratios))
-
-    Source:
-        Metropolis et al. (1953); Hastings (1970).
-    """
-    # A proposal of infinite or undefined energy is refused.
-    ratios = jnp.where(jnp.isnan(ratios), -jnp.inf, ratios)
-    uniform = jax.random.uniform(key, ratios.shape, ratios.dtype)
-    kept = proposed.where(jnp.log(uniform) < ratios, walkers.particles)
-    return walkers.at(kept), jnp.mean(jnp.exp(jnp.minimum(ratios, 0.0)))
-
-
-def begun_by_acceptance(
-    kernel: AbstractKernel, step_size: StepSize, walkers: Walkers, energy: Energy
 ) -> Walkers:
-    """Return the walkers with the step size that `kernel` begins with.
+    """Return the walkers after `num_moves`, of which the first crosses to `model`."""
+    moved = kernel.follow(walkers, model, step, key=jax.random.fold_in(key, 0))
 
-    By doubling or halving it, where `step_size` asks for an acceptance.
-    """
-    if not isinstance(step_size, TargetAcceptance) or traced((walkers, energy)):
-        return walkers
-    some = walkers.arranged(lambda x: x[:_PROBED])
+    def body(i: Int[Array, ""], walkers: Walkers) -> Walkers:
+        return kernel.move(walkers, model, step, key=jax.random.fold_in(key, i + 1))
 
-    def acceptance(h: float) -> float:
-        return float(_acceptance(kernel, some, energy, jnp.asarray(h)))
-
-    found = searched(acceptance, step_size)
-    return begun_with(walkers, jnp.asarray(found))
-
-
-@eqx.filter_jit
-def _acceptance(
-    kernel: AbstractKernel, walkers: Walkers, energy: Energy, h: Float[Array, ""]
-) -> Float[Array, ""]:
-    begun, key = begun_with(walkers, h), jax.random.key(0)
-    moved = kernel.move(begun, energy, jnp.zeros((), jnp.int32), key=key)
-    return moved.acceptance
+    if num_moves > 1:
+        moved = repeat(body, moved, num_moves - 1)
+    return followed_from(walkers, moved)
 
 
 def check_admitted(

@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from .checks import check_continuous, check_energies, confines
 from .data_checks import check_continuous_data, values_at_hand
-from .evaluation import Energy
-from .kernels import MALA, AbstractContinuousKernel, part_of
+from .energy import Energy
+from .energy_checks import check_continuous, check_energies, confines
+from .kernels import AbstractContinuousKernel, part_of
 from .labels import LabeledEnergy, are_labels, check_labels
+from .langevin_kernels import MALA
 from .particles import Particles
-from .walkers import Walkers
+from .weighted_walkers import Walkers
 
 
 class LabelGibbs(AbstractContinuousKernel):

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .arguments import as_rows, check_finite
-from .checks import traced
-from .evaluation import Energy
+from .arguments import as_rows, check_finite, traced
+from .energy import Energy
 from .particles import Particles
 from .step_sizes import check_step_size
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from effgen.core.contract.counts import check_count
 
 from .arguments import check_positive
-from .evaluation import Energy, energies_at, slopes_along
+from .energy import Energy, energies_at, slopes_along
 from .example_gradients import gram
 
 

@@ -18,12 +18,12 @@ from effgen.core.weights import log_mean_exp
 from .arguments import check_positive, check_share
 from .audit import check_watched_data, watch, watched_start
 from .coordinates import AbstractCoordinates, check_coordinates
-from .evaluation import Energy, energies_at
+from .energy import Energy, energies_at
 from .kernels import AbstractKernel, check_admitted, check_kernel
-from .learning import soundness
 from .populations import Audited, LearnedPartition, Population
+from .soundness import soundness
 from .trust_region import bounded, check_radius
-from .walkers import Walkers
+from .weighted_walkers import Walkers
 
 
 # The share of a Newton step, and the most nats, that the learned `log Z` moves.

@@ -4,9 +4,9 @@ from typing import Any
 
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from .evaluation import Energy
+from .energy import Energy
 from .kernels import AbstractKernel, check_kernel
-from .walkers import Walkers
+from .weighted_walkers import Walkers
 
 
 class ReweightFirst(AbstractKernel):

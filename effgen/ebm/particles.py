@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from .evaluation import Energy, evaluate
+from .energy import Energy, evaluate
 
 
 class Particles(eqx.Module):

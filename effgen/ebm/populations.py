@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from .evaluation import Energy
+from .energy import Energy
 from .particles import KernelState
 from .reservoir import Reservoir
-from .walkers import Walkers
+from .weighted_walkers import Walkers
 
 
 Population = Walkers | Reservoir

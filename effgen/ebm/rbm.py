@@ -1,6 +1,4 @@
-"""Restricted Boltzmann machines: their energy, and block Gibbs moves."""
-
-from typing import Any, ClassVar
+"""Restricted Boltzmann machines, as energies."""
 
 import equinox as eqx
 import jax
@@ -11,12 +9,6 @@ from effgen.core.contract.counts import check_count
 from effgen.core.contract.keys import check_key
 
 from .arguments import as_rows, check_logits, check_positive
-from .checks import check_energies
-from .discrete import are_bits, check_bits, check_bits_of
-from .evaluation import Energy
-from .kernels import AbstractKernel
-from .particles import Particles
-from .walkers import Walkers
 
 
 _MOST_ENUMERATED = 22
@@ -152,119 +144,3 @@ def _enumerated(
         return jax.nn.logsumexp(states @ inner + jnp.sum(summed, axis=1))
 
     return jax.nn.logsumexp(jax.lax.map(chunk, rows))
-
-
-class BlockGibbs(AbstractKernel):
-    """Gibbs moves of an `RBM`: all hidden units given the visible, and back.
-
-        log_weights += energies - energy(positions)
-        hidden ~ Bernoulli(sigmoid(hidden_bias + x @ weights))
-        new ~ Bernoulli(sigmoid(visible_bias + weights @ hidden))
-
-    The move leaves the model invariant, so the weights are exact. No gradients are
-    taken. It takes no arguments.
-
-    Source:
-        Hinton (2002); for the weights, as `MALA`'s, Carbone et al. (2023).
-    """
-
-    takes_gradients: ClassVar[bool] = False
-
-    def move(
-        self,
-        walkers: Walkers,
-        energy: Energy,
-        step: Int[Array, ""],
-        *,
-        key: PRNGKeyArray,
-    ) -> Walkers:
-        """Return the walkers after one sweep through both layers.
-
-        Arguments:
-            walkers: Zeros and ones, weighted for `energy`.
-            energy: The `RBM` that stays invariant.
-            step: Not used.
-            key: The randomness of the move.
-
-        Returns:
-            The walkers, their weights as they were, their gradients zero.
-        """
-        del step
-        rbm = _as_rbm(energy)
-        keys = jax.random.split(key)
-        fields = rbm.hidden_bias[None] + walkers.positions @ rbm.weights
-        hidden = _drawn(fields, keys[0])
-        visible = _drawn(rbm.visible_bias[None] + hidden @ rbm.weights.T, keys[1])
-        # No gradients are kept, so that the compiler leaves out those of `follow`.
-        nowhere = jnp.zeros_like(visible)
-        return walkers.at(Particles(visible, jax.vmap(energy)(visible), nowhere))
-
-    def between(self, old: Energy, new: Energy, share: Float[Array, ""]) -> Energy:
-        """Return the `RBM` whose parameters are at a `share` of the straight way.
-
-        Arguments:
-            old: The `RBM` at `share` 0.
-            new: The `RBM` at `share` 1, of the same sizes.
-            share: From 0 to 1, one number.
-
-        Returns:
-            The `RBM` at `share`.
-        """
-        return jax.tree.map(lambda a, b: a + share * (b - a), old, new)
-
-    def admits(self, model: Energy, batch: Float[Array, "batch visible"]) -> Array:
-        """Return whether a batch is of zeros and ones, one bool.
-
-        Arguments:
-            model: Not used.
-            batch: The data of a step.
-        """
-        del model
-        return are_bits(batch)
-
-    def check(self, model: Energy, walkers: Walkers) -> None:
-        """Raise unless `model` is an `RBM` and the walkers are zeros and ones.
-
-        Arguments:
-            model: The energy at the start.
-            walkers: The walkers at the start.
-
-        Raises:
-            TypeError: For a model that is no `RBM`.
-            ValueError: For walkers of another size, or that are not zeros and ones, or
-                a machine whose energy is not finite there.
-        """
-        shape = _as_rbm(model).visible_bias.shape
-        if walkers.positions.shape[1:] != shape:
-            raise ValueError(
-                f"`memory` has walkers of shape {walkers.positions.shape[1:]}, the "
-                f"RBM {shape} visible units: give both the same."
-            )
-        check_bits(walkers)
-        check_energies(model, walkers.positions)
-
-    def check_data(self, batch: Any, source: Any) -> None:
-        """Raise unless the data, as far as they are at hand, are zeros and ones.
-
-        Arguments:
-            batch: The first batch, or its shape and dtype.
-            source: The data of the run.
-
-        Raises:
-            ValueError: For data that are not zeros and ones.
-        """
-        check_bits_of(batch, source)
-
-
-def _as_rbm(energy: Energy) -> RBM:
-    if not isinstance(energy, RBM):
-        raise TypeError(
-            f"`model` is a {type(energy).__name__}: `BlockGibbs` moves an `ebm.RBM`; "
-            "for other energies use `ebm.MALA` or `ebm.ULA`."
-        )
-    return energy
-
-
-def _drawn(fields: Float[Array, "walkers units"], key: PRNGKeyArray) -> Array:
-    drawn = jax.random.bernoulli(key, jax.nn.sigmoid(fields))
-    return drawn.astype(fields.dtype)

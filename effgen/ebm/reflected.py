@@ -8,15 +8,16 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from .acceptance import begun_by_acceptance, metropolized
 from .arguments import check_box
-from .checks import check_energies
 from .data_checks import check_continuous_data, values_at_hand
-from .evaluation import Energy
-from .kernels import AbstractKernel, begun_by_acceptance, metropolized
+from .energy import Energy
+from .energy_checks import check_energies
+from .kernels import AbstractKernel
 from .langevin import check_langevin
 from .particles import Particles
 from .step_sizes import StepSize, check_adjusted, step_size_at, with_step_size
-from .walkers import Walkers
+from .weighted_walkers import Walkers
 
 
 # Reflections to each side that a proposal's density counts; of the longest step, half

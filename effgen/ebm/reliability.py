@@ -7,12 +7,13 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from .arguments import traced
 from .blocks import FEWEST_BLOCKS
-from .checks import confines, traced
 from .diagnostics import imbalance, pareto_k
-from .evaluation import Energy
+from .energy import Energy
+from .energy_checks import confines
 from .importance import everywhere, second_opinion
-from .walkers import Walkers
+from .weighted_walkers import Walkers
 
 
 # Where importance weights stop telling their own error: Vehtari et al. (2024).

@@ -8,9 +8,9 @@ from jaxtyping import Array, Float, Int
 from effgen.core.contract.counts import check_count
 from effgen.core.running.loops import default_platform, has_convolution, read_now
 
-from .evaluation import Energy
+from .energy import Energy
 from .islands import check_walkers
-from .walkers import Walkers
+from .weighted_walkers import Walkers
 
 
 class Reservoir(eqx.Module):

@@ -22,12 +22,12 @@ from .arguments import as_rows, check_positive, check_share
 from .audit import check_watched_data, watch, watched_start
 from .coordinates import AbstractCoordinates, check_coordinates
 from .data_checks import values_at_hand
-from .evaluation import Energy, energies_at, evaluate
+from .energy import Energy, energies_at, evaluate
 from .kernels import AbstractKernel, check_admitted, check_kernel
-from .learning import soundness
 from .populations import Audited, Population
+from .soundness import soundness
 from .trust_region import bounded, check_radius
-from .walkers import Walkers
+from .weighted_walkers import Walkers
 
 
 # About so many rows are looked at, to see whether there may be values between them.

@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from .arguments import check_positive, check_share
 from .particles import KernelState
-from .walkers import Walkers
+from .weighted_walkers import Walkers
 
 
 # Doublings or halvings of a first step size, which are a factor of 10^12.

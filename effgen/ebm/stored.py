@@ -15,7 +15,7 @@ from effgen.core.contract.state import named_arrays
 from effgen.core.saving.files import replacing
 from effgen.core.saving.manifest import installed_version
 
-from .evaluation import Energy
+from .energy import Energy
 
 
 # What `NormalizedEnergy` knows besides its energy is written in this layout.

@@ -16,21 +16,11 @@ from effgen.core.outcome.results import RESULTS
 
 from .arguments import check_penalty, check_share
 from .audit import audited, likelihood
-from .evaluation import Energy
+from .energy import Energy
 from .islands import resampled_below
-from .kernels import AbstractKernel, check_kernel
-from .learning import (
-    check_data,
-    check_known,
-    check_memory,
-    conditional_share,
-    followed,
-    learned,
-    lost_share,
-    moved_by,
-    soundness,
-    started,
-)
+from .kernels import AbstractKernel, check_kernel, followed
+from .learning import learned, started
+from .memory_checks import check_data, check_known, check_memory
 from .populations import (
     Audited,
     Memory,
@@ -40,8 +30,9 @@ from .populations import (
     training_population,
     turns_of,
 )
+from .soundness import conditional_share, lost_share, moved_by, soundness
 from .trust_region import bounded, check_radius
-from .walkers import Walkers
+from .weighted_walkers import Walkers
 
 
 # The share of the weighted walkers that one step must leave. A sound run keeps 0.9 or

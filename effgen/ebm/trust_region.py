@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 from effgen.core.contract.state import Metrics
 from effgen.core.weights import normalized
 
-from .evaluation import Energy, slopes_along
-from .walkers import Walkers
+from .energy import Energy, slopes_along
+from .weighted_walkers import Walkers
 
 
 def check_radius(radius: Any) -> None:

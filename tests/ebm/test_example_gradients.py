@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from effgen import ebm
-from effgen.ebm.evaluation import energy_of_one
+from effgen.ebm.energy import energy_of_one
 from effgen.ebm.example_gradients import _products, gram
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from effgen import ebm
-from effgen.ebm.evaluation import evaluate
-from effgen.ebm.learning import followed
+from effgen.ebm.energy import evaluate
+from effgen.ebm.kernels import followed
 from tests.ebm.paths import exact_resample, model_at, z_scores
 
 

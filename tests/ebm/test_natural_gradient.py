@@ -11,7 +11,7 @@ import pytest
 import effgen as eg
 from effgen import ebm
 from effgen.core.contract.update import apply_gradients, init_opt_state
-from effgen.ebm.evaluation import energy_of_one
+from effgen.ebm.energy import energy_of_one
 from effgen.ebm.natural_gradient import Samples
 from tests.ebm.gaussians import SIZE, Shifted, data, populations
 

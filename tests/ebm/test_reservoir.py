@@ -10,7 +10,7 @@ import pytest
 import effgen as eg
 from effgen import ebm
 from effgen.ebm.islands import resampled_below
-from effgen.ebm.learning import followed
+from effgen.ebm.kernels import followed
 from tests.ebm.gaussians import LOG_PARTITION, SIZE, Shifted, data
 from tests.ebm.paths import model_at
 

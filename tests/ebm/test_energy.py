@@ -9,7 +9,7 @@ import pytest
 
 import effgen as eg
 from effgen import ebm
-from effgen.ebm.evaluation import energies_at, evaluate, takes_one_example
+from effgen.ebm.energy import energies_at, evaluate, takes_one_example
 from tests.ebm.gaussians import SIZE, data, populations
 
 

@@ -1,15 +1,15 @@
-"""Checks before training: of energies, and of the shape of data."""
+"""Checks of energies, before training and during it."""
 
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from .evaluation import Energy, energies_at
+from .arguments import traced
+from .energy import Energy, energies_at
 
 
 # Rows that a self-test evaluates, and how far out it looks, in spreads of the walkers.
@@ -126,11 +126,6 @@ def _infinite_beyond(
     return jnp.all(jnp.isposinf(energies_at(model, beyond.reshape(rows.shape))))
 
 
-def traced(tree: Any) -> bool:
-    """Return whether there are no numbers yet to look at."""
-    return any(isinstance(x, Tracer) for x in jax.tree.leaves(tree))
-
-
 def _check_finite(energies: np.ndarray, called: str, least: float) -> None:
     bad = int(np.sum(~np.isfinite(energies)))
     infinite = int(np.sum(np.isposinf(energies)))
@@ -166,18 +161,4 @@ def _check_confining(seen: _Seen, size: int) -> None:
             "rays its energy does not grow fast enough for `exp(-energy)` to have an "
             "integral, and walkers would escape. Put the network into "
             "`ebm.ConfinedEnergy(network, scale)`."
-        )
-
-
-def check_batch(batch: Any, shape: tuple[int, ...]) -> None:
-    """Raise on batches that are no array, or whose rows are not of `shape`."""
-    if not hasattr(batch, "shape"):
-        raise TypeError(
-            f"`data` gives batches of type {type(batch).__name__}: this trainer takes "
-            "one array, `(batch, *shape)`."
-        )
-    if tuple(batch.shape[1:]) != shape or len(batch.shape) < 1:
-        raise ValueError(
-            f"`data` has rows of shape {tuple(batch.shape[1:])}, the walkers {shape}: "
-            "give both the shape of one example."
         )

@@ -21,11 +21,11 @@ from .arguments import (
     check_finite,
     check_logits,
     check_positive,
+    traced,
 )
 from .blocks import combined, drawn_if, log_mean, num_roots, share_left
-from .checks import traced
 from .coordinates import AbstractCoordinates, check_coordinates
-from .evaluation import Energy
+from .energy import Energy
 from .particles import KernelState, Particles
 from .starts import bernoulli, gaussian, uniform
 
