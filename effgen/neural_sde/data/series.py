@@ -200,6 +200,21 @@ def check_no_dates(ts: np.ndarray) -> None:
     """Raise `ValueError` for times that are no numbers, where no unit is asked for."""
     if not np.issubdtype(ts.dtype, np.number):
         raise ValueError("`ts` must be numbers: pass dates as years or days since one.")
+    if _are_written_dates(ts):
+        raise ValueError(
+            f"`ts` are dates written as whole numbers, such as {ts.flat[0]}, and their "
+            "gaps are no times: pass years, or days since one."
+        )
+
+
+def _are_written_dates(ts: np.ndarray) -> bool:
+    """Return whether numbers are such as 20240131, in more than one month."""
+    if ts.size < 2 or not np.all(np.isfinite(ts)) or np.any(ts != np.floor(ts)):
+        return False
+    years, months, days = ts // 10_000, ts // 100 % 100, ts % 100
+    of_dates = (1_800 <= years) & (years <= 2_200) & (1 <= months) & (months <= 12)
+    several = np.any(ts // 100 != ts.flat[0] // 100)
+    return bool(several and np.all(of_dates & (1 <= days) & (days <= 31)))
 
 
 def check_times(ts: np.ndarray, t0: float | None) -> None:

@@ -32,6 +32,7 @@ _MOST_STRUCTURES, _NUM_ORIGINS = 3, 6
 _NUM_DRAWN = 16  # models of a structure
 _NETWORK = 0.5
 _BEHIND = 5.0  # nats: such a structure would have a weight below one percent
+_MOST_ROUNDED = 0.01  # of the range of values: the step between numbers
 _RETURNING = ("matern", "cycle", "car")
 
 
@@ -75,8 +76,11 @@ def forecaster(
         The models with their weights, which forecast together.
 
     Raises:
-        ValueError: For a record shorter than two horizons, dates, no structures, and a
-            `season_period` beside `structures` or that the times can't show.
+        ValueError: For a record shorter than two horizons, or whose part before the
+            first of the times from which forecasts are judged has fewer than three
+            times or a column that does not vary; for values that float32 rounds, dates,
+            no structures, and a `season_period` beside `structures` or that the times
+            can't show.
         TypeError: For values that are no structures, and for an invalid key.
 
     Source:
@@ -93,7 +97,7 @@ def forecaster(
             )
     ts, ys = np.asarray(ts), np.asarray(ys)
     there = None if mask is None else np.asarray(mask)
-    origins_of(values_of(ts, ys, there), horizon, _NUM_ORIGINS)  # before any fit
+    check_record(ts, values_of(ts, ys, there), horizon)
     if structures is None:
         structures = candidates(ts, ys, mask, season_period=season_period)
     kept = supported(ranked(structures, ts, ys, mask))
@@ -113,6 +117,44 @@ def forecaster(
         num_origins=_NUM_ORIGINS,
         shares=shares_of(kept),
     )
+
+
+def check_record(ts: np.ndarray, values: np.ndarray, horizon: int) -> None:
+    """Raise `ValueError` for a record that can't be fitted and judged.
+
+    Arguments:
+        ts: Times, shape `(obs,)`.
+        values: NaN where missing, shape `(obs, sensors)`.
+        horizon: How many times ahead forecasts are to reach.
+    """
+    first = int(origins_of(values, horizon, _NUM_ORIGINS)[0])
+    early, there = values[:first], np.isfinite(values[:first])
+    where = f"before {ts[first]}, from where on forecasts are judged"
+    if len(np.unique(ts[:first][there.any(axis=1)])) < 3:
+        raise ValueError(
+            f"`ys` has values at fewer than three times {where}: pass a longer record, "
+            "or a shorter `horizon`."
+        )
+    low = np.min(early, axis=0, initial=np.inf, where=there)
+    high = np.max(early, axis=0, initial=-np.inf, where=there)
+    _check_ranges(low, high, where)
+
+
+def _check_ranges(low: np.ndarray, high: np.ndarray, where: str) -> None:
+    """Raise `ValueError` for a column that does not vary, or not in our precision."""
+    size, spread = np.maximum(np.abs(low), np.abs(high)), high - low
+    constant = np.flatnonzero(~(spread > 1e-12 * size))
+    if len(constant):
+        raise ValueError(
+            f"`ys` does not vary in column {constant[0]} {where}: nothing determines "
+            "its scale. Leave the column out, or pass a longer record."
+        )
+    steps = np.spacing(size.astype(jnp.result_type(float)))
+    for i in np.flatnonzero(steps > _MOST_ROUNDED * spread):
+        raise ValueError(
+            f"`ys` is up to {size[i]:.6g} in column {i} and varies by {spread[i]:.3g}, "
+            f"which {steps.dtype} rounds: subtract the mean, in float64."
+        )
 
 
 def check_structures(structures: Any) -> None:
@@ -231,9 +273,7 @@ def trained(
     data = Minibatches(_batch(ts, ys, mask), 1)
     state = trainer.init(model)
     try:
-        state, _ = fit(
-            trainer, state, data, key=key, num_steps=num_steps, every=num_steps
-        )
+        state, _ = fit(trainer, state, data, key=key, num_steps=num_steps)
     except TrainingError as error:
         state = error.state
     return state.model

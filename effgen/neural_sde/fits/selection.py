@@ -27,6 +27,9 @@ from .peak import Maximum, maximum
 from .structural_models import structural
 
 
+_LONG = 10.0  # usual gaps: a longer one is a hole, in which no oscillation is seen
+
+
 class Candidate(NamedTuple):
     """A structure that was fitted, and its evidence less half a log of n a parameter.
 
@@ -121,8 +124,8 @@ def strongest_period(
 ) -> float:
     """Return the period of the oscillation that, with a line, fits a record best.
 
-    Periods are from four gaps to the span; multiples of the season's frequency are
-    fitted beside.
+    Periods are from four gaps to the span, without what gaps are longer than ten usual
+    ones; multiples of the season's frequency are fitted beside.
     """
     check_no_dates(np.asarray(ts))
     check_times(np.asarray(ts), None)
@@ -134,8 +137,7 @@ def strongest_period(
     times = np.asarray(series.ts, np.float64)[seen]
     y = _over_sensors(np.asarray(series.ys, np.float64), there)[seen]
     times = times - times[0]
-    gaps = np.diff(times)
-    span, gap = times[-1], float(np.median(gaps[gaps > 0]))
+    span, gap = _span(np.diff(times))
     basis = [np.ones_like(times), times / max(span, 1e-30)]
     turns = lambda f: [np.cos(2 * np.pi * f * times), np.sin(2 * np.pi * f * times)]
     if season_period is not None:
@@ -149,6 +151,12 @@ def strongest_period(
         for f in frequencies
     ]
     return float(1 / frequencies[int(np.argmax(power))])
+
+
+def _span(gaps: np.ndarray) -> tuple[float, float]:
+    """Return how long a record is without its holes, and its usual gap."""
+    gap = float(np.median(gaps[gaps > 0]))
+    return float(np.sum(gaps) - np.sum(np.maximum(gaps - _LONG * gap, 0))), gap
 
 
 def _over_sensors(ys: np.ndarray, there: np.ndarray) -> np.ndarray:

@@ -229,6 +229,12 @@ def test_the_strongest_period_is_found_beside_a_season():
     assert ns.candidates(TS, YS)[0].names == ("level",)
 
 
+def test_a_hole_of_years_does_not_hide_the_strongest_period():
+    ts = np.where(TS < 20, TS, TS + 1e7)
+    ys = np.sin(2 * np.pi * TS / 8) + 0.1 * np.random.default_rng(5).normal(size=40)
+    assert strongest_period(ts, ys) == pytest.approx(8, rel=0.06)
+
+
 def test_the_strongest_period_is_of_what_is_there():
     rng = np.random.default_rng(4)
     turn = np.sin(2 * np.pi * TS / 8)[:, None]
@@ -290,6 +296,21 @@ def test_structures_without_a_mean_have_no_network():
         ({"ts": np.where(TS == 4, np.nan, TS)}, ValueError, "times must be finite"),
         ({"ys": YS.astype(str)}, TypeError, "`ys`"),
         ({"ys": np.where(TS < 38, np.nan, YS)}, ValueError, "fewer than three times"),
+        ({"ts": TS[:3], "ys": YS[:3], "horizon": 1}, ValueError, "fewer than three"),
+        ({"ts": np.zeros(40), "structures": [ns.ou()]}, ValueError, "fewer than three"),
+        ({"ys": np.full(40, 3.0)}, ValueError, "does not vary in column 0 before 22"),
+        ({"ys": np.maximum(TS - 30, 0)}, ValueError, "does not vary in column 0"),
+        (
+            {"ys": np.stack([YS, np.where(TS < 25, np.nan, YS)], axis=1)},
+            ValueError,
+            "does not vary in column 1",
+        ),
+        ({"ys": 1e8 + YS}, ValueError, "float32 rounds: subtract the mean"),
+        (
+            {"ts": np.concatenate([20240101 + np.arange(25), 20240201 + TS[:15]])},
+            ValueError,
+            "dates written as whole numbers, such as 20240101",
+        ),
     ],
 )
 def test_what_is_no_record_is_refused_before_any_fit(changed, error, named):
