@@ -20,7 +20,7 @@ import optax
 
 from benchmarks import measure
 from effgen import neural_sde as ns
-from effgen.neural_sde.series import as_series
+from effgen.neural_sde.data.series import as_series
 
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)

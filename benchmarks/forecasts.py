@@ -28,9 +28,9 @@ import effgen as eg
 from benchmarks import measure
 from benchmarks.forecast_records import RECORDS, SIMULATED, Past, past_of
 from effgen import neural_sde as ns
-from effgen.neural_sde.plain import plain_paths
-from effgen.neural_sde.recipe import beside, returning, step_length
-from effgen.neural_sde.selection import candidates, ranked, strongest_period
+from effgen.neural_sde.bounds.plain import plain_paths
+from effgen.neural_sde.fits.recipe import beside, returning, step_length
+from effgen.neural_sde.fits.selection import candidates, ranked, strongest_period
 
 
 NUM_PATHS = 2_000

@@ -11,7 +11,7 @@ import pytest
 
 import effgen as eg
 from effgen import neural_sde as ns
-from effgen.neural_sde import cautions
+from effgen.neural_sde.filters import cautions
 from tests.neural_sde.cases import double_well
 
 
