@@ -174,7 +174,7 @@ def _warn_of_open(
 def _warn_of_mesh(
     batch: Transcription, error: MeshError, solution: Solution, model: Model
 ) -> None:
-    worst = int(error.guilty()[0])
+    worst = int(error.marked()[0])
     counts = np.cumsum([len(e) - 1 for e in solution.edges])
     i = int(np.searchsorted(counts, worst, side="right"))
     at = worst - (counts[i - 1] if i else 0)

@@ -58,11 +58,11 @@ class MeshError(NamedTuple):
         allowed = np.minimum(self.ratio / _PART, self.share / _EXACT)
         return float(np.max(allowed, initial=0.0))
 
-    def guilty(self) -> np.ndarray:
-        """Return the intervals that make most of the error, the worst first.
+    def marked(self) -> np.ndarray:
+        """Return the intervals to refine, those that make most of the error.
 
         Returns:
-            Their indices, counted over all trajectories.
+            Their indices, counted over all trajectories, the worst first.
         """
         order = np.argsort(-self.local)
         return order[self.local[order] >= _AT_LEAST * self.local.max(initial=0.0)]

@@ -57,5 +57,6 @@ def _first(trajectory: Trajectory, share: float) -> Trajectory:
     ts, ys = trajectory.ts[: end + 1], trajectory.ys[: end + 1]
     last = float(ts[-1])
     doses = [dose for dose in trajectory.doses if dose[0] < last]
-    rest = (trajectory.hold, trajectory.jumps, doses)
+    jumps = [time for time in trajectory.jumps if time <= last]
+    rest = (trajectory.hold, jumps, doses)
     return Trajectory(ts, ys, inputs, (first, last), *rest)

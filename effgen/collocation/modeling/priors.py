@@ -97,8 +97,8 @@ class FreeInput(eqx.Module):
         priors=[Prior(lambda p, nets: p["w"].steps(), 0.3)]
 
     The slope changes at knots, so intervals of the mesh should end there. Place knots
-    at samples, or pass `Trajectory(jumps=knots)`. Each knot adds a parameter, and a
-    column to the border of the program.
+    at samples, or pass those in the span as `Trajectory(jumps=)`. Each knot adds a
+    parameter, and a column to the border of the program.
 
     Arguments:
         knots: Two or more increasing times, `(knots,)`.

@@ -11,6 +11,10 @@ from jaxtyping import Float
 
 
 _FEWEST, _MOSTLY, _FEW = 8, 0.5, 0.25
+_NO_HOLD = (
+    "{} a function, which is evaluated at any time: leave `hold` out, or pass samples, "
+    "`(obs, inputs)`."
+)
 
 
 class Trajectory(NamedTuple):
@@ -25,8 +29,9 @@ class Trajectory(NamedTuple):
             between samples too.
         span: The first and the last time of the trajectory; by default those of `ts`.
         hold: How sampled inputs continue between `ts`: `"linear"`, or `"previous"`,
-            which stays until the next sample; by default that of the problem.
-        jumps: Times at which inputs or the law jump. Intervals end there.
+            which stays until the next sample; by default that of the problem. A
+            function has none.
+        jumps: Times in the `span` at which inputs or the law jump. Intervals end there.
         doses: Pairs of a time and an amount, `(state,)`, that is added to the state at
             once. Samples at that time are of just before.
         follows: Whether it continues the trajectory before it in the list, as a
@@ -49,7 +54,8 @@ def as_trajectories(data: Any, hold: str | None = None) -> tuple[Trajectory, ...
     Raises:
         TypeError: For data of another type.
         ValueError: For data that cannot be, naming the trajectory and the index; for
-            sampled inputs that move in steps, without a `hold`.
+            sampled inputs that move in steps, without a `hold`; for a `hold` where all
+            inputs are functions, or jumps outside of the span.
     """
     if not isinstance(data, list | tuple):
         raise TypeError(
@@ -60,6 +66,8 @@ def as_trajectories(data: Any, hold: str | None = None) -> tuple[Trajectory, ...
     found = [_trajectory(i, d, hold) for i, d in enumerate([data] if one else data)]
     if not found:
         raise ValueError("`data` is empty: pass at least one trajectory.")
+    if hold is not None and all(callable(t.inputs) for t in found):
+        raise ValueError(_NO_HOLD.format(f"`hold` is {hold!r} and all `inputs` are"))
     widths = {t.ys.shape[1] for t in found}
     if len(widths) > 1:
         raise ValueError(f"trajectories have {sorted(widths)} columns: pass as many.")
@@ -88,7 +96,11 @@ def _trajectory(i: int, data: Any, hold: str | None) -> Trajectory:
     if len(data) > len(Trajectory._fields):
         raise TypeError(f"trajectory {i} has {len(data)} parts: pass a `Trajectory`.")
     ts, ys, inputs, span, own, jumps, doses, follows = Trajectory(*data)
-    hold = _hold_of(i, hold if own is None else own)
+    _hold_of(i, own)
+    if own is not None and callable(inputs):
+        told = f"`hold` of trajectory {i} is {own!r} and its `inputs` is"
+        raise ValueError(_NO_HOLD.format(told))
+    hold = None if callable(inputs) else _hold_of(i, hold if own is None else own)
     if np.asarray(ts).dtype.kind in "mM":
         raise TypeError(
             f"`ts` of trajectory {i} are dates: pass numbers in the units of the law, "
@@ -110,14 +122,21 @@ def _trajectory(i: int, data: Any, hold: str | None) -> Trajectory:
     _complain(i, ts, (ts < span[0]) | (ts > span[1]), f"lie in the `span` {span}")
     if inputs is not None and not callable(inputs):
         inputs = _inputs(i, ts, inputs, hold)
-    rest = (_jumps(i, jumps), doses, _follows(i, follows))
+    rest = (_jumps(i, jumps, span), doses, _follows(i, follows))
     return Trajectory(ts, ys, inputs, span, hold, *rest)
 
 
-def _jumps(i: int, times: Any) -> tuple[float, ...]:
+def _jumps(i: int, times: Any, span: tuple[float, float]) -> tuple[float, ...]:
     found = np.sort(_numbers(i, "jumps", times).reshape(-1))
     if not np.all(np.isfinite(found)):
         raise ValueError(f"`jumps` of trajectory {i} is {times}: pass finite times.")
+    outside = found[(found < span[0]) | (found > span[1])]
+    if len(outside):
+        raise ValueError(
+            f"`jumps` of trajectory {i} has t = {outside[0]:.6g}, outside of its span "
+            f"from {span[0]:.6g} to {span[1]:.6g}, where no interval ends: leave it "
+            "out, or pass a longer `span`."
+        )
     return tuple(found.tolist())
 
 

@@ -5,7 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .nlp import NLP, all_node_terms, constraints, costs, misfit, objective
+from .nlp import (
+    NLP,
+    all_boundary_terms,
+    all_link_terms,
+    all_node_terms,
+    constraints,
+    costs,
+    misfit,
+    model_terms,
+    objective,
+)
 
 
 @eqx.filter_jit
@@ -22,6 +32,14 @@ def compiled_node_terms(
 ) -> Float[Array, "nodes terms"]:
     """Return `node_terms` at all nodes."""
     return all_node_terms(nlp, *nlp.split(z))
+
+
+@eqx.filter_jit
+def compiled_other_terms(nlp: NLP, z: Float[Array, " variables"]) -> tuple[Array, ...]:
+    """Return `boundary_terms` and `link_terms` of all ends, `model_terms` between."""
+    x, flat = nlp.split(z)
+    ends, links = all_boundary_terms(nlp, x, flat), all_link_terms(nlp, x, flat)
+    return ends, model_terms(nlp, flat), links
 
 
 @eqx.filter_jit

@@ -308,18 +308,18 @@ def costs(nlp: NLP, z: Float[Array, " variables"]) -> Float[Array, ""]:
     if nlp.problem.lagrange is not None:
         value += quadrature(nlp) @ all_node_terms(nlp, x, flat)[:, -1]
     if nlp.problem.mayer is not None:
-        value += jnp.sum(terms_at_ends(nlp, x, flat)[:, -1])
+        value += jnp.sum(all_boundary_terms(nlp, x, flat)[:, -1])
     return value
 
 
-def terms_at_ends(
+def all_boundary_terms(
     nlp: NLP, x: Array, flat: Array
 ) -> Float[Array, "trajectories terms"]:
     """Return `boundary_terms` of all trajectories."""
     return jax.vmap(lambda ends: boundary_terms(nlp, ends, flat))(ends_of(nlp, x))
 
 
-def terms_at_links(nlp: NLP, x: Array, flat: Array) -> Float[Array, "links terms"]:
+def all_link_terms(nlp: NLP, x: Array, flat: Array) -> Float[Array, "links terms"]:
     """Return `link_terms` of all phases that follow another."""
     return jax.vmap(lambda ends: link_terms(nlp, ends, flat))(x[nlp.links])
 
@@ -360,8 +360,8 @@ def constraints(nlp: NLP, z: Float[Array, " variables"]) -> Float[Array, " rows"
         defects,
         terms[nlp.starts, size - problem.num_algebraic : size],
         terms[:, size:-1],
-        terms_at_ends(nlp, x, flat)[:, :-1],
+        all_boundary_terms(nlp, x, flat)[:, :-1],
         model_terms(nlp, flat)[:-1],
-        terms_at_links(nlp, x, flat),
+        all_link_terms(nlp, x, flat),
     ]
     return jnp.concatenate([part.reshape(-1) for part in parts])

@@ -18,10 +18,10 @@ from effgen.collocation.modeling.problem import (
     names_of_model,
 )
 
-from .compiled import compiled_node_terms, values
+from .compiled import compiled_node_terms, compiled_other_terms, values
 from .curvature import AbstractCurvature
 from .elimination import sample_residuals
-from .nlp import NLP, constraint_shapes, model_terms, terms_at_ends
+from .nlp import NLP, constraint_shapes
 from .points import Limits
 from .transcription import Transcription, constraint_size
 
@@ -137,13 +137,17 @@ def check_others(nlp: NLP, batch: Transcription, z: np.ndarray) -> None:
             f"output {output} of `observe` is not finite at t = {time:.6g} of the "
             f"guess: {_REMEDY}"
         )
-    x, flat = nlp.split(jnp.asarray(z))
-    ends, model = (np.asarray(part) for part in end_terms(nlp, x, flat))
-    for what, found in (("boundary constraint or `mayer`", ends), ("model", model)):
+    names = (
+        "boundary constraint or `mayer`",
+        "model constraint or `penalty`",
+        "link constraint",
+    )
+    for name, part in zip(names, compiled_other_terms(nlp, jnp.asarray(z))):
+        found = np.asarray(part)
         if not np.all(np.isfinite(found)):
             raise ValueError(
-                f"a {what}{' constraint or `penalty`' if what == 'model' else ''} is "
-                f"not finite at the guess, which gives {found.tolist()}: {_REMEDY}"
+                f"a {name} is not finite at the guess, which gives {found.tolist()}: "
+                f"{_REMEDY}"
             )
 
 
@@ -225,12 +229,6 @@ def name_of_row(row: int, batch: Transcription, nlp: NLP) -> str:
         lambda: f"where trajectory {_owner(nlp.links[place, 1], batch.mesh)} begins",
     )
     return f"{name!r} {where[part - 2]()}"
-
-
-@eqx.filter_jit
-def end_terms(nlp: NLP, x: Any, flat: Any) -> tuple[Any, Any]:
-    """Return the terms of all trajectories' ends, and of the model."""
-    return terms_at_ends(nlp, x, flat), model_terms(nlp, flat)
 
 
 def _where(node: Any, mesh: Any) -> str:

@@ -26,6 +26,7 @@ from effgen.core.contract.state import TrainState
 from effgen.core.outcome.results import TrainingError
 from effgen.core.running.verbs import fit
 
+from .generalization import Extrapolation, extrapolation
 from .trainer import CollocationTrainer
 
 
@@ -135,6 +136,9 @@ class Choice(NamedTuple):
             them succeeded.
         plain: The evidence of the law without networks.
         network: Whether the chosen law has its networks.
+        unseen: How the law with its networks fares on the trajectories held out; `None`
+            without such, or where no fit with networks succeeded.
+        plain_unseen: The same of the law without networks.
     """
 
     state: TrainState
@@ -142,15 +146,20 @@ class Choice(NamedTuple):
     evidence: Evidence | None
     plain: Evidence
     network: bool
+    unseen: Extrapolation | None = None
+    plain_unseen: Extrapolation | None = None
 
 
 def without_networks(transcription: Transcription, model: PyTree) -> Transcription:
     """Return the transcription of the law with all weights of the networks at zero."""
+    bare = _bare(transcription.problem, as_trained(model).networks)
+    return eqx.tree_at(lambda t: t.problem, transcription, bare)
+
+
+def _bare(problem: Problem, networks: PyTree) -> Problem:
     zero = jax.tree.map(
-        lambda w: np.zeros(w.shape) if eqx.is_inexact_array(w) else w,
-        as_trained(model).networks,
+        lambda w: np.zeros(w.shape) if eqx.is_inexact_array(w) else w, networks
     )
-    problem = transcription.problem
     held = lambda function: _held(function, zero)
     constraints = tuple(
         c._replace(function=held(c.function)) for c in problem.constraints
@@ -159,10 +168,9 @@ def without_networks(transcription: Transcription, model: PyTree) -> Transcripti
     names = ("vector_field", "observe", "lagrange", "mayer", "penalty")
     parts = tuple(held(getattr(problem, name)) for name in names)
     where = lambda p: (*(getattr(p, name) for name in names), p.constraints, p.priors)
-    new = eqx.tree_at(
+    return eqx.tree_at(
         where, problem, (*parts, constraints, priors), is_leaf=lambda leaf: leaf is None
     )
-    return eqx.tree_at(lambda t: t.problem, transcription, new)
 
 
 def _held(function: Any, networks: PyTree) -> Any:
@@ -183,6 +191,7 @@ def choose(
     *,
     key: PRNGKeyArray,
     num_solves: int = 6,
+    held_out: Problem | None = None,
 ) -> Choice:
     """Fit the law without its networks and with them; keep what the evidence prefers.
 
@@ -200,14 +209,19 @@ def choose(
         transcription: The problem on its mesh.
         key: A JAX random key for `fit`.
         num_solves: The most solves in each search for the weights' prior.
+        held_out: Trajectories that `transcription` does not have, the second problem of
+            `collocation.held_out`. Both laws are simulated on them, and the results
+            stand beside the evidence, which alone decides.
 
     Returns:
         The chosen law, with the evidence of both.
 
     Raises:
         TrainingError: If the law without networks cannot be fitted.
+        TypeError: For a `held_out` that is no `Problem`.
         ValueError: For a model without networks, a `weight_decay` that does not fit
-            their tree, a `misfit` other than `Squares`, or an invalid `num_solves`.
+            their tree, a `misfit` other than `Squares`, an invalid `num_solves`, or
+            trajectories held out that have other states.
 
     Warns:
         RunWarning: If the mesh of the chosen law is too coarse, or if the data do not
@@ -225,9 +239,11 @@ def choose(
     check_count("num_solves", num_solves)
     check_squares(transcription.problem)
     groups(transcription.problem, model.networks)
+    _check_held_out(held_out, transcription.problem)
     level = transcription.before_finer()
     bare = without_networks(level, model)
-    start = trainer.init(Model(model.parameters, None), bare.guess())
+    constant = Model(model.parameters, None)
+    start = trainer.init(constant, bare.guess(constant))
     plain, _ = fit(trainer, start, iter([bare]), key=key)
     shown = evidence(bare, plain)
     begun = trainer.init(Model(plain.model.parameters, model.networks), plain.memory)
@@ -242,7 +258,38 @@ def choose(
     state, level = (plain, bare) if best is None or not network else best[:2]
     warn_of_state(level, state)
     level = dataclasses.replace(level, final=True)
-    return Choice(state, level, found, shown, network=network)
+    unseen = _unseen(held_out, model.networks, best, plain)
+    return Choice(state, level, found, shown, network, *unseen)
+
+
+def _check_held_out(held_out: Problem | None, problem: Problem) -> None:
+    if held_out is None:
+        return
+    if not isinstance(held_out, Problem):
+        raise TypeError(
+            f"`held_out` is a {type(held_out).__name__}: pass a problem, the second of "
+            "`collocation.held_out(problem, [0])`."
+        )
+    if held_out.num_states != problem.num_states:
+        raise ValueError(
+            f"`held_out` has {held_out.num_states} states and the transcription "
+            f"{problem.num_states}: pass the second of `collocation.held_out`."
+        )
+
+
+def _unseen(
+    problem: Problem | None,
+    networks: PyTree,
+    best: tuple[TrainState, Transcription, Evidence] | None,
+    plain: TrainState,
+) -> tuple[Extrapolation | None, Extrapolation | None]:
+    """Return how both laws fare on the trajectories held out, if there are any."""
+    if problem is None:
+        return None, None
+    bare = extrapolation(_bare(problem, networks), plain.model, plain.memory)
+    if best is None:
+        return None, bare
+    return extrapolation(problem, best[0].model, best[0].memory), bare
 
 
 def _gains(found: Evidence, before: Evidence) -> bool:

@@ -184,7 +184,8 @@ def ensemble(
     Arguments:
         trainer: The trainer of all.
         models: The models to begin from.
-        levels: The transcriptions of one run. The guess is that of the first.
+        levels: The transcriptions of one run. Each model begins at its own guess on
+            the first, `levels[0].guess(model)`.
         key: A JAX random key for `fit`.
 
     Returns:
@@ -205,7 +206,7 @@ def ensemble(
         raise ValueError("`levels` is empty: pass one or more transcriptions.")
     found, failure = [], None
     for i, model in enumerate(models):
-        start = trainer.init(model, levels[0].guess())
+        start = trainer.init(model, levels[0].guess(model))
         try:
             state, history = fit(trainer, start, levels, key=key)
         except TrainingError as error:

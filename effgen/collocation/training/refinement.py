@@ -192,8 +192,7 @@ def _by_noise(error: MeshError | None, solution: Solution) -> list[np.ndarray]:
     counts = [len(e) - 1 for e in solution.edges]
     wanted = np.zeros(sum(counts))
     if error is not None and error.excess > 1:
-        guilty = error.guilty()
-        wanted[guilty] = max(2 * error.excess, 2.0)
+        wanted[error.marked()] = max(2 * error.excess, 2.0)
     return np.split(wanted, np.cumsum(counts)[:-1])
 
 

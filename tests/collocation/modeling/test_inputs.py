@@ -174,6 +174,35 @@ def test_steps_that_would_be_ramps_are_refused():
         co.Problem(driven, (TS, exact(TS), ON * 1.0), hold="next")
 
 
+def test_jumps_outside_of_the_span_are_refused_by_name():
+    early = co.Trajectory(TS, exact(TS), jumps=[-0.5, 1.0])
+    with pytest.raises(ValueError, match=r"`jumps` of trajectory 0 has t = -0\.5"):
+        co.Problem(driven, early)
+    late = co.Trajectory(TS, exact(TS), jumps=[1.0, 4.5])
+    with pytest.raises(ValueError, match=r"t = 4\.5, outside of its span from 0 to 4"):
+        co.Problem(driven, late)
+    ends = co.Problem(driven, co.Trajectory(TS, exact(TS), jumps=[0.0, 4.0]))
+    assert len(jumps(ends.data[0])) == 0
+    longer = co.Problem(driven, late._replace(span=(0.0, 5.0)))
+    np.testing.assert_array_equal(jumps(longer.data[0]), [1.0, 4.5])
+    window = co.windows(longer, (0.5, 1.0))[0]
+    np.testing.assert_array_equal(window.data[0].jumps, [1.0])
+    co.Problem(driven, window.data)  # of which all jumps are in the span
+
+
+def test_a_hold_of_inputs_that_are_functions_is_refused():
+    own = co.Trajectory(TS, exact(TS), pulse, hold="previous")
+    with pytest.raises(ValueError, match="`hold` of trajectory 0 is 'previous' and"):
+        co.Problem(driven, own)
+    with pytest.raises(ValueError, match="`hold` is 'linear' and all `inputs` are"):
+        co.Problem(driven, (TS, exact(TS), pulse), hold="linear")
+    both = [(TS, exact(TS), pulse), (TS, exact(TS), ON * 1.0)]
+    problem = co.Problem(driven, both, hold="previous")
+    assert [t.hold for t in problem.data] == [None, "previous"]
+    again = co.Problem(driven, co.numbered(both, hold="previous"))
+    assert [t.hold for t in again.data] == [None, "previous"]
+
+
 def test_simulations_take_functions_of_numpy_and_held_samples():
     for kind in ("function of numpy", "held"):
         problem = co.Problem(driven, KINDS[kind](), initial=co.Initial([0.0]))

@@ -10,6 +10,7 @@ import scipy.integrate
 
 import effgen as eg
 from effgen import collocation as co
+from effgen.collocation.modeling.model import as_trained
 
 
 KEY = jax.random.key(0)
@@ -136,7 +137,7 @@ def test_a_learned_law_is_saved_and_exported(tmp_path):
     problem, start, state = learned()
     path = tmp_path / "law.eqx"
     eqx.tree_serialise_leaves(path, state.model)
-    same = eqx.tree_deserialise_leaves(path, co.problem.as_trained(start))
+    same = eqx.tree_deserialise_leaves(path, as_trained(start))
     law = lambda model, t, x: problem.vector_field(
         t, x, None, model.parameters, model.networks
     )

@@ -32,10 +32,11 @@ def noise():
     return 0.02 * np.random.default_rng(0).normal(size=41)
 
 
-def chosen(ys, deviation, **more):
+def chosen(ys, deviation, held_out=None, **more):
     model = co.Model({"rate": 1.0}, deviation)
     trainer = co.CollocationTrainer(max_iter=300)
-    return co.choose(trainer, model, level_of(ys, **more), key=KEY)
+    level = level_of(ys, **more)
+    return co.choose(trainer, model, level, key=KEY, held_out=held_out)
 
 
 @pytest.mark.slow
@@ -51,9 +52,9 @@ def test_a_true_constant_comes_out_constant_with_its_band(deviation):
     np.testing.assert_allclose(choice.plain.noise, 0.02, rtol=0.3)
 
 
-def saturating():
-    """Return `x' = -x / (1 + x)` from three: the rate falls from one to a quarter."""
-    states = [3.0]
+def saturating(start=3.0):
+    """Return `x' = -x / (1 + x)`, whose rate at three is a quarter of that at zero."""
+    states = [start]
     for _ in range(4_000):
         mid = states[-1] - 0.00075 * states[-1] / (1 + states[-1])
         states.append(states[-1] - 0.0015 * mid / (1 + mid))
@@ -67,8 +68,14 @@ def check_rates(model):
 
 
 def test_a_law_that_saturates_has_its_network(deviation):
-    choice = chosen(saturating() + noise(), deviation)
+    unseen = co.Problem(law, (TS, saturating(2.0)), initial=co.Initial([2.0]))
+    choice = chosen(saturating() + noise(), deviation, unseen)
     assert choice.network
+    # The trajectory held out stands beside: its error by both laws.
+    again = co.extrapolation(unseen, choice.state.model, choice.state.memory)
+    np.testing.assert_array_equal(choice.unseen.errors, again.errors)
+    assert choice.unseen.errors[0, 0] < 0.05
+    assert choice.plain_unseen.errors[0, 0] > 4 * choice.unseen.errors[0, 0]
     assert choice.evidence.log_evidence > choice.plain.log_evidence + 5
     np.testing.assert_allclose(choice.evidence.noise, 0.02, rtol=0.3)
     assert 0.5 < choice.evidence.effective < 6
@@ -176,7 +183,13 @@ def test_what_cannot_be_chosen_is_named(deviation):
     bare = co.Model({"rate": 1.0}, None)
     with pytest.raises(ValueError, match="the model has no networks"):
         co.choose(trainer, bare, level, key=KEY)
-    state = trainer.init(co.Model({"rate": 1.0}, deviation), level.guess())
+    network = co.Model({"rate": 1.0}, deviation)
+    with pytest.raises(TypeError, match="`held_out` is a Transcription: pass"):
+        co.choose(trainer, network, level, key=KEY, held_out=level)  # pyright: ignore[reportArgumentType]
+    other = co.Problem(law, (TS, np.ones((41, 2))))
+    with pytest.raises(ValueError, match="`held_out` has 2 states and the"):
+        co.choose(trainer, network, level, key=KEY, held_out=other)
+    state = trainer.init(network, level.guess())
     parts = level_of(3 * np.exp(-0.5 * TS), weight_decay={"first": 1.0, "last": 2.0})
     with pytest.raises(ValueError, match=r"`weight_decay` is .* another tree"):
         co.choose(trainer, co.Model({"rate": 1.0}, deviation), parts, key=KEY)

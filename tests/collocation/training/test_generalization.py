@@ -69,6 +69,32 @@ def test_an_ensemble_is_in_order():
     assert losses == sorted(losses)
 
 
+def test_an_ensemble_begins_where_each_model_puts_what_is_not_measured():
+    """A velocity is the slope of the measured position, times what a model says."""
+    ts = np.linspace(0, 2, 21)
+    law = lambda t, x, u, p, nets: jnp.stack([p["gear"] * x[1], -x[0]])
+    problem = co.Problem(
+        law,
+        (ts, np.sin(ts)),
+        observe=lambda t, x, u, p, nets: x[0],
+        num_states=2,
+        nominal=1.0,
+    )
+    level = co.transcribe(problem, intervals=10)
+    models = [co.Model({"gear": gear}, None) for gear in (1.0, 2.0)]
+    trainer = co.CollocationTrainer(max_iter=0)
+    with pytest.warns(eg.RunWarning, match="Ipopt ended with status -1"):
+        states = co.ensemble(trainer, models, [level], key=KEY)
+    found = {float(s.model.parameters["gear"]): s.memory.positions for s in states}
+    nodes = level.mesh.ts
+    for gear, positions in found.items():
+        guess = np.asarray(level.guess(co.Model({"gear": gear}, None)).positions)
+        np.testing.assert_allclose(positions, guess, rtol=1e-12)
+        inner = (nodes > 0.2) & (nodes < 1.8)
+        rate = np.cos(nodes[inner]) / gear
+        np.testing.assert_allclose(np.asarray(positions)[inner, 1], rate, atol=0.02)
+
+
 def test_an_ensemble_goes_on_without_what_fails():
     """The first model has nothing to train and cannot end where it must."""
     problem = co.Problem(
