@@ -43,7 +43,6 @@ from .modeling import (
     Switch as Switch,
     Trajectory as Trajectory,
     numbered as numbered,
-    pelts as pelts,
     smoothness as smoothness,
     windows as windows,
 )

@@ -27,9 +27,6 @@ from .problem import (
     Switch as Switch,
     Trajectory as Trajectory,
 )
-from .records import (
-    pelts as pelts,
-)
 from .trajectories import (
     numbered as numbered,
 )
