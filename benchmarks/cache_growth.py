@@ -21,7 +21,7 @@ import effgen as eg
 from benchmarks import measure
 from benchmarks.retrieval_arms import LENGTH, REFRESHED, SIZE, WORDS, encoder
 from effgen import retrieval_cache as rc
-from effgen.retrieval_cache.draws import nothing_excluded
+from effgen.retrieval_cache.importance import nothing_excluded
 from effgen.retrieval_cache.rows import stored
 
 
@@ -69,7 +69,7 @@ def work(num):
     @jax.jit
     def bare(scored, queries):
         def one(queries, _):
-            found = rc.passed(scored, queries, jnp.asarray(20.0), cache.block)
+            found = rc.softmax_pass(scored, queries, jnp.asarray(20.0), cache.block)
             return queries + 1e-9 * found.mean, None
 
         return jax.lax.scan(one, queries, length=STEPS)[0]

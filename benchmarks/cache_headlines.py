@@ -42,7 +42,7 @@ def _rows(size: Pass) -> Any:
 
 def one_pass(sizes: Sizes, size: Pass) -> dict[str, Any]:
     from effgen import retrieval_cache as rc
-    from effgen.retrieval_cache.draws import nothing_excluded
+    from effgen.retrieval_cache.importance import nothing_excluded
 
     num, width = size.chunks * size.chunk, size.width
     stored = num * (width * jnp.dtype(size.dtype).itemsize + 16)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from benchmarks import measure
 from effgen import retrieval_cache as rc
-from effgen.retrieval_cache.draws import nothing_excluded
+from effgen.retrieval_cache.importance import nothing_excluded
 
 
 SIZES = (2**17, 2**20)
@@ -36,9 +36,9 @@ def two_level(scored, queries, key):
     """Return a draw a query, log-partitions, and mean rows."""
     num, scale = len(scored.ids), jnp.asarray(20.0)
     block = rc.block_size(num)
-    found = rc.passed(scored, queries, scale, block)
+    found = rc.softmax_pass(scored, queries, scale, block)
     owners = jnp.arange(len(queries))
-    slots = rc.drawn(scored, found, queries, scale, owners, block, key=key)
+    slots = rc.sample_rows(scored, found, queries, scale, owners, block, key=key)
     return slots, found.log_partition, found.mean
 
 

@@ -15,25 +15,24 @@ from .baselines import (
     FullSoftmaxTrainer as FullSoftmaxTrainer,
 )
 from .bert import Bert as Bert
+from .blocks import block_size as block_size
 from .buckets import Bucketed as Bucketed
-from .cache import NegativeCache as NegativeCache, block_size as block_size
 from .corpora import (
     Corpus as Corpus,
     answers as answers,
     graded as graded,
-    known_of as known_of,
     split as split,
     subset as subset,
     with_negatives as with_negatives,
 )
 from .debian import descriptions as descriptions
 from .digests import content_digests as content_digests
-from .encoders import HashedBag as HashedBag, Transformer as Transformer
 from .estimators import (
     AbstractEstimator as AbstractEstimator,
     GumbelMax as GumbelMax,
     PseudoLogit as PseudoLogit,
 )
+from .evaluation import Evaluation as Evaluation, evaluate as evaluate
 from .export import (
     faiss_index as faiss_index,
     save_embeddings as save_embeddings,
@@ -55,11 +54,12 @@ from .lazy import LazyTablesTrainer as LazyTablesTrainer
 from .loaders import grain_pairs as grain_pairs, merged as merged, pairs_of as pairs_of
 from .logits import cache_logit as cache_logit, pseudo_logit as pseudo_logit
 from .measures import (
-    Relevant as Relevant,
     discounted_gain as discounted_gain,
     recall as recall,
     reciprocal_rank as reciprocal_rank,
 )
+from .mining import mined as mined
+from .negative_cache import NegativeCache as NegativeCache
 from .negatives import Excluded as Excluded
 from .pairs import Marks as Marks, Pairs as Pairs
 from .refresh import (
@@ -69,14 +69,15 @@ from .refresh import (
     RandomRows as RandomRows,
     WriteBack as WriteBack,
 )
+from .relevance import Relevant as Relevant, padded as padded
 from .rows import ByteRows as ByteRows, FloatRows as FloatRows
-from .sampling import drawn as drawn, gumbel_top_k as gumbel_top_k, top_k as top_k
-from .scan import Scored as Scored, passed as passed
-from .search import (
-    Evaluation as Evaluation,
-    evaluate as evaluate,
-    mined as mined,
+from .sampling import (
+    gumbel_top_k as gumbel_top_k,
+    sample_rows as sample_rows,
+    top_k as top_k,
 )
+from .scan import Scored as Scored, softmax_pass as softmax_pass
+from .sequences import HashedBag as HashedBag, Transformer as Transformer
 from .stream import PositivesIn as PositivesIn
 from .synsets import (
     Synset as Synset,

@@ -13,7 +13,7 @@ from effgen.core.contract.counts import check_count
 from effgen.core.data.batches import AbstractHostEpochs
 from effgen.core.data.rows import check_rows, num_rows
 
-from .embedding import check_finite
+from .embeddings import check_finite
 
 
 _ROUNDS, _FITTED = 4, 30_000

@@ -15,7 +15,6 @@ from effgen.core.contract.state import Metrics, TrainState
 from effgen.core.contract.trainer import AbstractTrainer
 from effgen.core.devices.sharding import mesh_of
 
-from .cache import NegativeCache
 from .checks import (
     check_contents,
     check_pairs,
@@ -27,6 +26,7 @@ from .checks import (
 )
 from .gradients import full_softmax_loss
 from .metrics import described
+from .negative_cache import NegativeCache
 from .negatives import excluded_by, scored_in_batch
 from .objective import batch_scores, cross_entropy
 from .pairs import (
@@ -38,7 +38,7 @@ from .pairs import (
     num_pairs,
     weighed,
 )
-from .refresh import Seen
+from .refresh import StepEmbeddings
 from .scan import Scored
 from .stale import stale_logit
 from .stream import PositivesIn
@@ -265,10 +265,12 @@ class FullSoftmaxTrainer(AbstractTrainer):
         check_contents(state.memory, source)
 
 
-def _of_batch(pairs: Pairs, documents: Float[Array, "documents size"]) -> Seen:
+def _of_batch(
+    pairs: Pairs, documents: Float[Array, "documents size"]
+) -> StepEmbeddings:
     """Return what a step without draws has embedded."""
     nothing = jnp.zeros(0, jnp.int32)
-    return Seen(
+    return StepEmbeddings(
         nothing,
         documents[:0],
         batch_documents(pairs),

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from .architectures import RELATIVE
-from .encoders import (
+from .pretrained import Folder, described, tensors
+from .sequences import (
     attention,
     by_distance,
     check_dropout,
@@ -18,7 +19,6 @@ from .encoders import (
     looked_up,
     pooled,
 )
-from .pretrained import Folder, described, tensors
 from .towers import normalized
 
 

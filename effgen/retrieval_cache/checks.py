@@ -7,12 +7,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
-from .cache import NegativeCache
-from .embedding import check_alike, check_holds
+from .embeddings import check_alike, check_holds
 from .index import Index
+from .negative_cache import NegativeCache
 from .pairs import MOST_NUMBER, Pairs, batch_documents, marks, pairs_at_hand
 from .towers import LearnedTemperature, embed
 
@@ -39,30 +38,6 @@ def check_smoothing(label_smoothing: Any) -> None:
     if not 0 <= label_smoothing < 1:
         raise ValueError(
             f"`label_smoothing` is {label_smoothing}: pass a share below 1."
-        )
-
-
-def check_frequencies(frequencies: Any) -> None:
-    """Raise `ValueError` for what does not say how often each document is met."""
-    if frequencies is None:
-        return
-    if len(np.shape(frequencies)) != 1:
-        raise ValueError(
-            f"`frequencies` has shape {np.shape(frequencies)}: pass one number for "
-            "each document number, such as `np.bincount(ids)`."
-        )
-    if isinstance(frequencies, Tracer | jax.ShapeDtypeStruct):
-        return
-    given = np.asarray(frequencies)
-    if not jnp.issubdtype(given.dtype, jnp.number):
-        raise ValueError(
-            f"`frequencies` are {given.dtype}: pass one number for each document "
-            "number, such as `np.bincount(ids)`."
-        )
-    if not (np.isfinite(given) & (given >= 0)).all() or not given.any():
-        raise ValueError(
-            "`frequencies` are not all finite, or some below zero, or all zero: pass "
-            "how often each document is met, such as `np.bincount(ids)`."
         )
 
 

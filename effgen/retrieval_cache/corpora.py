@@ -10,11 +10,10 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Int
 
-from .measures import Relevant
+from .relevance import Numbers, Relevant, filled_rows, padded
 
 
 Key = TypeVar("Key", bound=Hashable)
-Numbers = Sequence[tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -256,28 +255,13 @@ def with_negatives(corpus: Corpus, numbers: Int[Any, "queries any"]) -> Corpus:
     return dataclasses.replace(corpus, negatives=found)
 
 
-def known_of(
-    relevant: Numbers, width: int | None = None
-) -> Int[np.ndarray, "queries any"]:
-    """Return rows of numbers as one array, filled up with -1.
-
-    Arguments:
-        relevant: Numbers for each query, such as `corpus.relevant`.
-        width: The numbers of a row; by default those of the longest.
-
-    Raises:
-        ValueError: For a width that would cut a row, and make an answer a negative.
-    """
-    return _filled(relevant, width, -1, np.int32)
-
-
 def answers(corpus: Corpus) -> Relevant:
     """Return what `evaluate` is to find: the documents that answer in full.
 
     Arguments:
         corpus: The corpus.
     """
-    return Relevant(known_of(corpus.full))  # pyright: ignore[reportArgumentType]
+    return Relevant(padded(corpus.full))  # pyright: ignore[reportArgumentType]
 
 
 def graded(corpus: Corpus) -> Relevant:
@@ -288,8 +272,8 @@ def graded(corpus: Corpus) -> Relevant:
     """
     if corpus.gains is None:
         return answers(corpus)
-    gains = _filled(corpus.gains, None, 0, np.float32)
-    return Relevant(known_of(corpus.relevant), gains)  # pyright: ignore[reportArgumentType]
+    gains = filled_rows(corpus.gains, None, 0, np.float32)
+    return Relevant(padded(corpus.relevant), gains)  # pyright: ignore[reportArgumentType]
 
 
 def judgments(corpus: Corpus) -> Iterator[tuple[int, int, float]]:
@@ -299,19 +283,6 @@ def judgments(corpus: Corpus) -> Iterator[tuple[int, int, float]]:
         yield from ((i, j, gain) for j, gain in zip(row, gains))
     for i, row in enumerate(corpus.negatives or ()):
         yield from ((i, j, 0.0) for j in row)
-
-
-def _filled(
-    rows: Sequence[tuple], width: int | None, fill: float, dtype: type
-) -> np.ndarray:
-    lengths = np.array([len(row) for row in rows], np.int64)
-    longest = max(int(lengths.max(initial=0)), 1)
-    if width is not None and width < longest:
-        raise ValueError(f"`width` is {width} and a row has {longest}: raise it.")
-    found = np.full((len(rows), width or longest), fill, dtype)
-    there = np.arange(found.shape[1])[None] < lengths[:, None]
-    found[there] = np.array([x for row in rows for x in row], dtype)
-    return found
 
 
 def _asking(corpus: Corpus, queries: Sequence[int]) -> Corpus:

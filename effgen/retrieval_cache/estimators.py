@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .cache import NegativeCache
-from .draws import Anchor, Sample
+from .importance import Anchor, Sample
 from .logits import (
     Corrected,
     check_log_ratio,
@@ -17,6 +16,7 @@ from .logits import (
     pseudo_logit,
     staleness,
 )
+from .negative_cache import NegativeCache
 from .negatives import Excluded, excluded_by
 from .objective import BatchScores, cross_entropy, log_sum_exp
 from .pairs import Marks, Pairs, num_pairs

@@ -14,7 +14,7 @@ from effgen.core.contract.counts import check_count
 from effgen.core.devices.sharding import data_axes, num_parts, replicate
 
 from .digests import content_digests
-from .embedding import (
+from .embeddings import (
     at_once,
     check_callable,
     check_embeddings,

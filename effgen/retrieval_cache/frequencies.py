@@ -3,13 +3,15 @@
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from effgen.core.contract.counts import check_count
 
-from .cache import NegativeCache
+from .negative_cache import NegativeCache
 from .pairs import as_numbers, pairs_at_hand
 
 
@@ -20,6 +22,30 @@ def as_frequencies(given: Any) -> Any:
     """Return a list or a pandas column as an array, and anything else unchanged."""
     listed = isinstance(given, list | tuple) or hasattr(given, "to_numpy")
     return np.asarray(given) if listed else given
+
+
+def check_frequencies(frequencies: Any) -> None:
+    """Raise `ValueError` for what does not say how often each document is met."""
+    if frequencies is None:
+        return
+    if len(np.shape(frequencies)) != 1:
+        raise ValueError(
+            f"`frequencies` has shape {np.shape(frequencies)}: pass one number for "
+            "each document number, such as `np.bincount(ids)`."
+        )
+    if isinstance(frequencies, Tracer | jax.ShapeDtypeStruct):
+        return
+    given = np.asarray(frequencies)
+    if not jnp.issubdtype(given.dtype, jnp.number):
+        raise ValueError(
+            f"`frequencies` are {given.dtype}: pass one number for each document "
+            "number, such as `np.bincount(ids)`."
+        )
+    if not (np.isfinite(given) & (given >= 0)).all() or not given.any():
+        raise ValueError(
+            "`frequencies` are not all finite, or some below zero, or all zero: pass "
+            "how often each document is met, such as `np.bincount(ids)`."
+        )
 
 
 def met(cache: NegativeCache, data: Any) -> Float[Array, " corpus"] | None:

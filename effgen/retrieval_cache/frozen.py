@@ -20,7 +20,7 @@ from effgen.core.data.shuffle import shuffled
 from effgen.core.devices.sharding import mesh_of
 from effgen.core.outcome.results import RESULTS
 
-from .cache import block_size
+from .blocks import block_size
 from .checks import (
     check_chunks,
     check_frozen,

@@ -10,10 +10,10 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from effgen.core.contract.counts import check_count
 
-from .cache import NegativeCache
+from .batch_loss import estimate
 from .checks import check_same, check_temperature
-from .estimation import estimate
 from .estimators import AbstractEstimator, PseudoLogit
+from .negative_cache import NegativeCache
 from .negatives import excluded_by, scored_in_batch
 from .objective import batch_scores, cross_entropy
 from .pairs import as_pairs, batch_documents, marks, weighed

@@ -11,8 +11,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from effgen.core.contract.counts import check_count
 
-from .encoders import check_dropout, looked_up
 from .pairs import as_numbers
+from .sequences import check_dropout, looked_up
 from .towers import Tower, embed, is_random, normalized
 
 

@@ -15,7 +15,6 @@ from effgen.core.contract.update import init_opt_state
 
 from .checks import (
     check_chunks,
-    check_frequencies,
     check_met,
     check_model,
     check_numbered,
@@ -24,7 +23,7 @@ from .checks import (
     check_temperature,
     check_weights,
 )
-from .frequencies import StreamedFrequencies, as_frequencies
+from .frequencies import StreamedFrequencies, as_frequencies, check_frequencies
 from .negatives import scored_in_batch
 from .objective import BatchScores, batch_scores, cross_entropy
 from .pairs import (

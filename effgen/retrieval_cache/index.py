@@ -15,12 +15,12 @@ from jaxtyping import Array, Float, Int, PyTree
 from effgen.core.devices.sharding import mesh_of, num_parts, replicate
 
 from .blocks import block_size, check_capacity, checked_ids, default_capacity
-from .cache import NegativeCache
-from .embedding import check_finite, embedded, num_items
+from .embeddings import check_finite, embedded, num_items
 from .filling import held_over, rows_over
-from .judged_rows import Rows
 from .lookup import joined_rows
+from .negative_cache import NegativeCache
 from .negatives import Excluded
+from .relevance import Rows
 from .rows import AbstractRows, stored
 from .sampling import top_k
 from .scan import Scored, numbered

@@ -10,8 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from effgen.core.contract.counts import check_count
 
-from .cache import NegativeCache
-from .draws import (
+from .importance import (
     Anchor,
     Sample,
     defense_of,
@@ -19,6 +18,7 @@ from .draws import (
     sampled,
     shared_weights,
 )
+from .negative_cache import NegativeCache
 from .negatives import Excluded, excluded_by
 from .pairs import as_numbers, as_pairs, marks, num_pairs
 

@@ -10,17 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-
-class Relevant(NamedTuple):
-    """Which documents answer each query, and how well.
-
-    Arguments:
-        ids: Numbers of documents, `(queries, any)`, filled up with -1.
-        gains: Above zero where a document answers, `(queries, any)`; by default one.
-    """
-
-    ids: Int[Array, "queries any"]
-    gains: Float[Array, "queries any"] | None = None
+from .relevance import Relevant
 
 
 def reciprocal_rank(

@@ -5,12 +5,12 @@ from jaxtyping import Array, Int
 
 from effgen.core.contract.state import Metrics
 
-from .cache import NegativeCache
-from .estimation import Embedded
-from .refresh import Seen
+from .batch_loss import Embedded
+from .negative_cache import NegativeCache
+from .refresh import StepEmbeddings
 
 
-def drawn_metrics(found: Embedded, seen: Seen) -> Metrics:
+def drawn_metrics(found: Embedded, seen: StepEmbeddings) -> Metrics:
     """Return the softmax's shares, and the quality of the draws."""
     estimated, sample = found.estimated, found.sample
     embedded = jnp.concatenate([seen.fresh, seen.embeddings])

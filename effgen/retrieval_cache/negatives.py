@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from .cache import NegativeCache
 from .digests import content_digests
+from .negative_cache import NegativeCache
 from .pairs import Marks, Pairs, as_numbers, num_pairs
 
 

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from .cache import NegativeCache
 from .lookup import largest_rows
+from .negative_cache import NegativeCache
 from .pairs import Marks
 
 
-class Seen(NamedTuple):
+class StepEmbeddings(NamedTuple):
     """What a step has embedded anyway, without dropout.
 
     `slots` and `fresh` are rows drawn from the cache, `documents`, `marks` and
@@ -52,7 +52,7 @@ class AbstractRefresh(eqx.Module):
     def __call__(
         self,
         cache: NegativeCache,
-        seen: Seen,
+        seen: StepEmbeddings,
         encode: Encode,
         step: Int[Array, ""],
         *,
@@ -87,7 +87,7 @@ class WriteBack(AbstractRefresh):
     def __call__(
         self,
         cache: NegativeCache,
-        seen: Seen,
+        seen: StepEmbeddings,
         encode: Encode,
         step: Int[Array, ""],
         *,
@@ -127,7 +127,7 @@ class OldestFirst(AbstractRefresh):
     def __call__(
         self,
         cache: NegativeCache,
-        seen: Seen,
+        seen: StepEmbeddings,
         encode: Encode,
         step: Int[Array, ""],
         *,
@@ -165,7 +165,7 @@ class RandomRows(AbstractRefresh):
     def __call__(
         self,
         cache: NegativeCache,
-        seen: Seen,
+        seen: StepEmbeddings,
         encode: Encode,
         step: Int[Array, ""],
         *,
@@ -213,7 +213,7 @@ class Budget(AbstractRefresh):
     def __call__(
         self,
         cache: NegativeCache,
-        seen: Seen,
+        seen: StepEmbeddings,
         encode: Encode,
         step: Int[Array, ""],
         *,

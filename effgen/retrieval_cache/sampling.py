@@ -11,12 +11,12 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from effgen.core.devices.sharding import data_axes, num_parts
 
-from .scan import Passed, Scored, blocks_of, split_rows, tile_scores
+from .scan import Scored, SoftmaxPass, blocks_of, split_rows, tile_scores
 
 
-def drawn(
+def sample_rows(
     scored: Scored,
-    passed: Passed,
+    found: SoftmaxPass,
     queries: Float[Array, "queries size"],
     scale: Float[Array, ""],
     owners: Int[Array, " draws"],
@@ -33,7 +33,7 @@ def drawn(
 
     Arguments:
         scored: The rows, and what is excluded.
-        passed: From the same `scored`, `queries`, `scale`, `block` and `mesh`.
+        found: From the same `scored`, `queries`, `scale`, `block` and `mesh`.
         queries: The queries, embedded, `(queries, size)`.
         scale: One over the temperature.
         owners: Of which query each draw is, `(draws,)`.
@@ -49,7 +49,7 @@ def drawn(
     # Blocks that only repeat rows get no noise: draws then do not depend on the tiles,
     # nor on how many devices there are, where blocks divide what each has.
     new = np.flatnonzero(starts + size > fresh)
-    blocks = passed.blocks if len(new) == len(starts) else passed.blocks[:, new]
+    blocks = found.blocks if len(new) == len(starts) else found.blocks[:, new]
     starts, fresh = (jnp.asarray(x[new], jnp.int32) for x in (starts, fresh))
     chosen = jax.random.categorical(keys[0], blocks[owners])
     scores = _block_scores(scored, queries, scale, owners, starts[chosen], size, mesh)
@@ -188,7 +188,8 @@ def gumbel_top_k(
 ) -> tuple[Float[Array, "queries k"], Int[Array, "queries k"]]:
     """Return distinct rows, drawn from the softmax without replacement, in order.
 
-    This draws a number for each query and row; `drawn`, with replacement, does not.
+    This draws a number for each query and row. `sample_rows`, with replacement, needs
+    fewer.
 
     Arguments:
         scored: The rows, and what is excluded.

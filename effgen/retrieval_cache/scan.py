@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from effgen.core.devices.sharding import data_axes
 
-from .cache import NegativeCache
+from .negative_cache import NegativeCache
 from .negatives import Excluded
 from .pairs import Marks
 from .rows import AbstractRows
@@ -27,7 +27,7 @@ _TILE_SCORES = {"cpu": 1 << 18}
 _TILE_SCORES_ELSEWHERE = 1 << 24
 
 
-class Passed(NamedTuple):
+class SoftmaxPass(NamedTuple):
     """What a pass leaves.
 
     Attributes:
@@ -197,13 +197,13 @@ def tile_scores(
     return window, jnp.where(jnp.arange(cut.tile)[None] >= again, scores, -jnp.inf)
 
 
-def passed(
+def softmax_pass(
     scored: Scored,
     queries: Float[Array, "queries size"],
     scale: Float[Array, ""],
     block: int,
     mesh: Mesh | None = None,
-) -> Passed:
+) -> SoftmaxPass:
     """Return log-sum-exps and the mean embedding, in one pass over the rows.
 
     Temporary memory is a tile's and `queries * rows / block` numbers, which with blocks
@@ -237,7 +237,7 @@ def passed(
         out_specs=(PartitionSpec(None, axis), whole, whole),
         check_vma=False,
     )
-    return Passed(*swept(scored, queries, scale))
+    return SoftmaxPass(*swept(scored, queries, scale))
 
 
 def split_rows(scored: Scored, axis: tuple[str, ...]) -> Any:
@@ -250,7 +250,7 @@ def split_rows(scored: Scored, axis: tuple[str, ...]) -> Any:
 
 def _gathered(
     blocks: Array, most: Array, total: Array, mean: Array, axis: tuple[str, ...] | None
-) -> Passed:
+) -> SoftmaxPass:
     """Return the whole of what devices found, each in its rows."""
     if axis is not None:
         own = most
@@ -261,7 +261,9 @@ def _gathered(
     log_partition = jnp.where(
         there, most + jnp.log(jnp.where(there, total, 1)), -jnp.inf
     )
-    return Passed(blocks, log_partition, mean / jnp.where(there, total, 1)[:, None])
+    return SoftmaxPass(
+        blocks, log_partition, mean / jnp.where(there, total, 1)[:, None]
+    )
 
 
 def _swept(

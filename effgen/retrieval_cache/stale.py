@@ -6,7 +6,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from .logits import valued
-from .scan import Scored, passed
+from .scan import Scored, softmax_pass
 
 
 def stale_logit(
@@ -21,10 +21,10 @@ def stale_logit(
     The gradient by queries and scale is exact; rows have none. No array of queries by
     rows is made, forward or backward.
 
-    Arguments are as in `passed`.
+    Arguments are as in `softmax_pass`.
     """
     fixed = jax.lax.stop_gradient
-    found = passed(*fixed((scored, queries, scale)), block, mesh)
+    found = softmax_pass(*fixed((scored, queries, scale)), block, mesh)
     there = jnp.isfinite(found.log_partition)
     slope = scale * jnp.sum(queries * found.mean, axis=1)
     return valued(found.log_partition, slope, there)

@@ -8,12 +8,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .cache import NegativeCache
-from .checks import check_frequencies
-from .frequencies import as_frequencies
+from .frequencies import as_frequencies, check_frequencies
 from .lookup import largest_rows
+from .negative_cache import NegativeCache
 from .pairs import Marks
-from .refresh import AbstractRefresh, Encode, Seen, ages
+from .refresh import AbstractRefresh, Encode, StepEmbeddings, ages
 
 
 class PositivesIn(AbstractRefresh):
@@ -49,7 +48,7 @@ class PositivesIn(AbstractRefresh):
     def __call__(
         self,
         cache: NegativeCache,
-        seen: Seen,
+        seen: StepEmbeddings,
         encode: Encode,
         step: Int[Array, ""],
         *,

@@ -18,13 +18,12 @@ from effgen.core.contract.update import apply_gradients, init_opt_state
 from effgen.core.devices.sharding import mesh_of
 from effgen.core.outcome.results import RESULTS
 
-from .cache import NegativeCache
+from .batch_loss import Embedded, estimate, moved_loss
 from .checks import (
     check_all_met,
     check_cache,
     check_chunks,
     check_contents,
-    check_frequencies,
     check_model,
     check_pairs,
     check_smoothing,
@@ -33,10 +32,10 @@ from .checks import (
     check_temperature,
     check_weights,
 )
-from .estimation import Embedded, estimate, moved_loss
 from .estimators import AbstractEstimator, PseudoLogit
-from .frequencies import as_frequencies, met
+from .frequencies import as_frequencies, check_frequencies, met
 from .metrics import described, drawn_metrics
+from .negative_cache import NegativeCache
 from .pairs import (
     Marks,
     Pairs,
@@ -48,7 +47,7 @@ from .pairs import (
     num_pairs,
     weighed,
 )
-from .refresh import AbstractRefresh, Budget, Seen, WriteBack, policies_of
+from .refresh import AbstractRefresh, Budget, StepEmbeddings, WriteBack, policies_of
 from .towers import Temperature, in_parts, is_random
 
 
@@ -323,7 +322,7 @@ def _replaces(refresh: Any) -> bool:
 def refreshed(
     cache: NegativeCache,
     refresh: Any,
-    seen: Seen,
+    seen: StepEmbeddings,
     model: PyTree,
     step: Int[Array, ""],
     *,
@@ -349,7 +348,7 @@ def _seen(
     found: Embedded,
     chunks: int,
     mesh: Mesh | None,
-) -> Seen:
+) -> StepEmbeddings:
     """Return what was embedded, without dropout: once more, where there was any."""
     documents, slots = batch_documents(pairs), found.sample.slots
     embedded, fresh = found.documents, found.fresh
@@ -360,7 +359,9 @@ def _seen(
         embedded, fresh = both[: len(embedded)], both[len(embedded) :]
     drift = found.estimated.corrected.drift
     num = num_pairs(pairs)
-    return Seen(slots, fresh, documents, marks(pairs), embedded, num, drift, chunk)
+    return StepEmbeddings(
+        slots, fresh, documents, marks(pairs), embedded, num, drift, chunk
+    )
 
 
 def scale_of(

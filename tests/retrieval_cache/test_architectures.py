@@ -12,8 +12,8 @@ import pytest
 from effgen import retrieval_cache as rc
 from effgen.retrieval_cache.architectures import ARCHITECTURES
 from effgen.retrieval_cache.bert import Bert, Dense, named_tensors
-from effgen.retrieval_cache.encoders import by_distance
 from effgen.retrieval_cache.export import save_sentence_transformer
+from effgen.retrieval_cache.sequences import by_distance
 from effgen.retrieval_cache.tokenizer import Tokenizer
 from tests.retrieval_cache.pretrained import (
     LENGTH,

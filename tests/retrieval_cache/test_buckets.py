@@ -11,12 +11,12 @@ import pytest
 
 from effgen.retrieval_cache.bert import Bert
 from effgen.retrieval_cache.buckets import Bucketed, text_sizes
-from effgen.retrieval_cache.cache import NegativeCache
-from effgen.retrieval_cache.encoders import HashedBag, Transformer
+from effgen.retrieval_cache.evaluation import evaluate
 from effgen.retrieval_cache.in_batch import InBatchTrainer
 from effgen.retrieval_cache.index import Index
+from effgen.retrieval_cache.negative_cache import NegativeCache
 from effgen.retrieval_cache.pairs import Pairs
-from effgen.retrieval_cache.search import evaluate
+from effgen.retrieval_cache.sequences import HashedBag, Transformer
 from effgen.retrieval_cache.towers import TwoTowers, is_random
 from effgen.retrieval_cache.trainer import NegativeCacheTrainer
 

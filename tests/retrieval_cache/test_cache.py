@@ -10,7 +10,7 @@ import effgen as eg
 from effgen import retrieval_cache as rc
 from effgen.retrieval_cache.lookup import rows_of
 from effgen.retrieval_cache.pairs import Marks
-from effgen.retrieval_cache.refresh import Seen, oldest
+from effgen.retrieval_cache.refresh import StepEmbeddings, oldest
 from effgen.retrieval_cache.towers import in_parts
 from tests.retrieval_cache.cases import KEY, corpus, drifted, filled, towers
 
@@ -26,7 +26,7 @@ def marks_of(numbers):
 def seen_of(model, slots, numbers, drift=1.0):
     """Return what a step on some documents has embedded."""
     slots, documents = jnp.asarray(slots, jnp.int32), jnp.asarray(numbers)[:, None]
-    return Seen(
+    return StepEmbeddings(
         slots,
         model.document(slots[:, None]),
         documents,

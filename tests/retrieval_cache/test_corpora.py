@@ -13,7 +13,7 @@ from effgen.retrieval_cache.corpora import (
     Corpus,
     answers,
     graded,
-    known_of,
+    padded,
     split,
     subset,
     with_negatives,
@@ -179,13 +179,13 @@ def test_mined_negatives_are_taken_in():
 
 
 def test_known_rows_are_filled_up():
-    found = known_of([(3,), (1, 2), ()])
+    found = padded([(3,), (1, 2), ()])
     assert found.tolist() == [[3, -1], [1, 2], [-1, -1]]
     assert found.dtype == np.int32
-    assert known_of([(3,)], 3).tolist() == [[3, -1, -1]]
-    assert known_of([()]).tolist() == [[-1]]
+    assert padded([(3,)], 3).tolist() == [[3, -1, -1]]
+    assert padded([()]).tolist() == [[-1]]
     with pytest.raises(ValueError, match="`width` is 1 and a row has 2"):
-        known_of([(3,), (1, 2)], 1)
+        padded([(3,), (1, 2)], 1)
 
 
 def test_grades_are_trained_on_from_half_of_the_best_on():

@@ -11,14 +11,14 @@ import pytest
 
 from effgen import retrieval_cache as rc
 from effgen.retrieval_cache import objective
-from effgen.retrieval_cache.draws import (
-    Beside,
+from effgen.retrieval_cache.batch_loss import estimate
+from effgen.retrieval_cache.importance import (
+    BatchRows,
     defense_of,
     nothing_excluded,
     sampled,
     shared_weights,
 )
-from effgen.retrieval_cache.estimation import estimate
 from effgen.retrieval_cache.logits import pseudo_logit
 from tests.retrieval_cache.cases import (
     KEY,
@@ -217,7 +217,7 @@ def test_documents_beside_share_in_what_is_drawn(double):
     def one(key):
         keys = jax.random.split(key)
         slots = jax.random.randint(keys[0], (5,), 0, rows)
-        beside = Beside(slots, jnp.ones((6, 5), bool))
+        beside = BatchRows(slots, jnp.ones((6, 5), bool))
         sample = sampled(
             cache, queries, scale, 12, nothing_excluded(6), beside, key=keys[1]
         )
@@ -243,7 +243,7 @@ def test_documents_beside_mend_a_cache_that_is_nats_off(double):
     def errors(key):
         keys = jax.random.split(key)
         slots = jax.random.permutation(keys[0], rows)[:24]
-        beside = Beside(slots, jnp.ones((6, 24), bool))
+        beside = BatchRows(slots, jnp.ones((6, 24), bool))
         given = (cache, queries, scale, 12, nothing_excluded(6))
         without = sampled(*given, key=keys[1])
         sample = sampled(*given, beside, key=keys[1])
@@ -265,7 +265,7 @@ def test_embeddings_that_have_run_together_are_pushed_as_much_as_pulled(double):
     other, scale = towers(key=jax.random.key(7), dtype=jnp.float64), 50.0
     queries = other.query(batch().queries)
     one = queries[0] / jnp.linalg.norm(queries[0])
-    beside = Beside(jnp.arange(24), jnp.ones((6, 24), bool))
+    beside = BatchRows(jnp.arange(24), jnp.ones((6, 24), bool))
     sample = draw(
         cache, queries, jnp.asarray(scale), 6, nothing_excluded(6), beside, key=KEY
     )
@@ -283,7 +283,7 @@ def test_embeddings_that_have_run_together_are_pushed_as_much_as_pulled(double):
 def test_documents_beside_are_left_out_while_ratios_do(double):
     model = towers(dtype=jnp.float64)
     cache, queries = filled(model, dtype=jnp.float64), model.query(batch().queries)
-    beside = Beside(jnp.arange(4), jnp.ones((6, 4), bool))
+    beside = BatchRows(jnp.arange(4), jnp.ones((6, 4), bool))
     sample = draw(cache, queries, jnp.ones(()), 6, nothing_excluded(6), beside, key=KEY)
     assert defense_of(sample, jnp.full(sample.scores.shape, 0.9)) == 0
     np.testing.assert_allclose(

@@ -124,14 +124,14 @@ def test_many_known_documents_are_left_out_as_few_are(is_ordered, monkeypatch):
     # Tile by tile, and by the draws' blocks.
     monkeypatch.setitem(scan._TILE_SCORES, "cpu", 6 * 32)
     queries, scale = model.query(pairs.queries), jnp.asarray(5.0)
-    found = rc.passed(scored, queries, scale, 16)
+    found = rc.softmax_pass(scored, queries, scale, 16)
     scores = 5.0 * np.asarray(queries @ model.document(corpus()).T, np.float64)
     scores = np.where(wanted, scores, -np.inf)
     np.testing.assert_allclose(
         found.log_partition, np.logaddexp.reduce(scores, axis=1), rtol=1e-5
     )
     owners = jnp.repeat(jnp.arange(6), 50)
-    drawn = rc.drawn(scored, found, queries, scale, owners, 16, key=KEY)
+    drawn = rc.sample_rows(scored, found, queries, scale, owners, 16, key=KEY)
     assert wanted[owners, drawn].all()
 
 

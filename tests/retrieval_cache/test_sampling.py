@@ -9,7 +9,7 @@ import scipy.stats
 
 from effgen import retrieval_cache as rc
 from effgen.retrieval_cache import scan
-from effgen.retrieval_cache.draws import nothing_excluded
+from effgen.retrieval_cache.importance import nothing_excluded
 from tests.retrieval_cache.cases import KEY
 
 
@@ -69,7 +69,7 @@ def test_log_partition_and_mean_are_the_softmax_s(num, small_tiles):
     known = jnp.asarray(rng.integers(-1, num, (5, 3)))
     excluded = nothing_excluded(5)._replace(known=known)
     scored = scan.Scored.of(cache, excluded)
-    found = scan.passed(scored, queries, jnp.asarray(3.0), cache.block)
+    found = scan.softmax_pass(scored, queries, jnp.asarray(3.0), cache.block)
     scores = whole(cache, queries, 3.0, known)
     expected = np.logaddexp.reduce(scores, axis=1)
     np.testing.assert_allclose(found.log_partition, expected, rtol=1e-5, atol=1e-5)
@@ -88,14 +88,14 @@ def test_a_log_partition_is_right_to_a_millionth_for_many_rows():
     cache = cache_of(values / jnp.linalg.norm(values, axis=1, keepdims=True))
     queries = queries / jnp.linalg.norm(queries, axis=1, keepdims=True)
     scored = scan.Scored.of(cache, nothing_excluded(5))
-    found = scan.passed(scored, queries, jnp.asarray(20.0), cache.block)
+    found = scan.softmax_pass(scored, queries, jnp.asarray(20.0), cache.block)
     expected = np.logaddexp.reduce(whole(cache, queries, 20.0), axis=1)
     np.testing.assert_allclose(found.log_partition, expected, rtol=1e-6)
     with jax.enable_x64(True):
         wide = cache_of(np.asarray(cache.rows.embeddings(), float), dtype=jnp.float64)
         scored = scan.Scored.of(wide, nothing_excluded(5))
         exact = queries.astype(jnp.float64)
-        found = scan.passed(scored, exact, jnp.asarray(20.0), wide.block)
+        found = scan.softmax_pass(scored, exact, jnp.asarray(20.0), wide.block)
     np.testing.assert_allclose(found.log_partition, expected, rtol=1e-13)
 
 
@@ -115,9 +115,9 @@ def test_draws_have_the_softmax_s_law(num, share, known, small_tiles):
         excluded = excluded._replace(known=jnp.asarray(known))
     scored = scan.Scored.of(cache, excluded)
     one = jnp.ones(())
-    found = scan.passed(scored, queries, one, cache.block)
+    found = scan.softmax_pass(scored, queries, one, cache.block)
     owners = jnp.repeat(jnp.arange(2), 100_000)
-    slots = rc.drawn(scored, found, queries, one, owners, cache.block, key=KEY)
+    slots = rc.sample_rows(scored, found, queries, one, owners, cache.block, key=KEY)
     scores = whole(cache, queries, 1.0, known or None)
     for i, counts in enumerate(
         np.bincount(np.asarray(slots[owners == i]), minlength=num) for i in range(2)
@@ -185,9 +185,11 @@ def test_temporary_memory_grows_by_the_root_of_the_rows():
 
         def pass_and_draw(cache, queries):
             scored, one = scan.Scored.of(cache, nothing_excluded(64)), jnp.ones(())
-            found = scan.passed(scored, queries, one, cache.block)
+            found = scan.softmax_pass(scored, queries, one, cache.block)
             owners = jnp.arange(64)
-            return rc.drawn(scored, found, queries, one, owners, cache.block, key=KEY)
+            return rc.sample_rows(
+                scored, found, queries, one, owners, cache.block, key=KEY
+            )
 
         compiled = jax.jit(pass_and_draw).lower(cache, queries).compile()
         return compiled.memory_analysis().temp_size_in_bytes

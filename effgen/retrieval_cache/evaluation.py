@@ -1,4 +1,4 @@
-"""Uses of a search: measures of a model, and hard negatives."""
+"""How well a model finds what answers its queries, in a whole corpus."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, overload
@@ -10,11 +10,10 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from effgen.core.contract.counts import check_count
 
-from .cache import NegativeCache
-from .embedding import check_finite, embedded
+from .embeddings import check_finite, embedded
 from .index import Index
-from .judged_rows import Rows
-from .measures import Relevant, discounted_gain, recall, reciprocal_rank
+from .measures import discounted_gain, recall, reciprocal_rank
+from .relevance import Relevant, Rows
 
 
 class Evaluation(NamedTuple):
@@ -115,7 +114,7 @@ def evaluate(
     """
     depths = _depths(k)
     check_count("batch_size", batch_size)
-    _check_searched(model, index)
+    check_searched(model, index)
     ids, gains = relevant if isinstance(relevant, Relevant) else (relevant, None)
     rows = Rows.of("relevant", ids, gains)
     found = embedded(model.query, queries, batch_size)
@@ -126,7 +125,7 @@ def evaluate(
     if seen is not None:
         seen.check_length(len(found))
         rows.warn_if_left_out(seen)
-    ranked = _ranked(index, found, max(depths), seen, batch_size)
+    ranked = ranked_documents(index, found, max(depths), seen, batch_size)
     parts = [slice(i, i + batch_size) for i in range(0, len(found), batch_size)]
     measured = {
         depth: _joined([_measured(ranked[x, :depth], rows.some(x)) for x in parts])
@@ -153,50 +152,7 @@ def _depths(k: Any) -> tuple[int, ...]:
     return tuple(map(int, depths))
 
 
-def mined(
-    model: PyTree,
-    queries: PyTree,
-    cache: NegativeCache,
-    k: int,
-    *,
-    known: Int[Any, "queries *any"] | Sequence[Any],
-    skip: int = 0,
-    batch_size: int = 256,
-) -> Int[Array, "queries k"]:
-    """Return hard negatives: the `k` best documents that do not answer a query.
-
-    They are found by the cache's embeddings as they are, without embedding a document.
-
-    Arguments:
-        model: A model with a tower `query`.
-        queries: A pytree of arrays.
-        cache: The cache of the corpus.
-        k: How many documents.
-        known: Numbers of the documents that answer, as in `evaluate`.
-        skip: How many of the best to leave out, which may answer without being known
-            to.
-        batch_size: Queries at a time.
-
-    Returns:
-        Numbers of documents, `(queries, k)`, -1 where there are no more.
-
-    Raises:
-        TypeError: For a model without `query`.
-        ValueError: For numbers of rows that differ, or what are no numbers.
-    """
-    check_count("k", k)
-    check_count("batch_size", batch_size)
-    if not isinstance(skip, int | np.integer) or skip < 0:
-        raise ValueError(f"`skip` is {skip}: pass how many to leave out, or 0.")
-    index, rows = Index.from_cache(cache), Rows.of("known", known, None)
-    _check_searched(model, index)
-    found = embedded(model.query, queries, batch_size)
-    check_finite(found)
-    rows.check_length(len(found))
-    return _ranked(index, found, k + skip, rows, batch_size)[:, skip:]
-
-
-def _check_searched(model: Any, index: Any) -> None:
+def check_searched(model: Any, index: Any) -> None:
     """Raise `TypeError` for an object that is no model, or no index."""
     if not callable(getattr(model, "query", None)):
         raise TypeError(
@@ -210,7 +166,7 @@ def _check_searched(model: Any, index: Any) -> None:
         )
 
 
-def _ranked(
+def ranked_documents(
     index: Index,
     queries: Float[Array, "queries size"],
     k: int,

@@ -20,7 +20,7 @@ from .blocks import (
     default_capacity,
 )
 from .digests import content_digests
-from .embedding import (
+from .embeddings import (
     check_alike,
     check_embeddings,
     check_finite,

@@ -9,9 +9,9 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from effgen.core.devices.sharding import constrain_batch
 
-from .cache import NegativeCache
-from .draws import Anchor, Beside, Sample, sampled
 from .estimators import AbstractEstimator, Estimated
+from .importance import Anchor, BatchRows, Sample, sampled
+from .negative_cache import NegativeCache
 from .negatives import each_once, negatives_in_batch, scored_in_batch
 from .objective import batch_scores
 from .pairs import Marks, Pairs, batch_documents, joined, marks, num_pairs, weighed
@@ -67,7 +67,7 @@ def estimate(
         scale,
         num_negatives,
         estimator.excluded(pairs, found, cache, slots),
-        Beside(slots, negatives[:, :own], frequencies),
+        BatchRows(slots, negatives[:, :own], frequencies),
         key=keys[1],
         mesh=mesh,
     )

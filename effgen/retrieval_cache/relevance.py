@@ -1,17 +1,28 @@
-"""Documents' numbers, some a query, as they are given: an array, or rows."""
+"""What answers each query: documents' numbers as an array, or as rows of any length."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
-
-from .corpora import known_of
-from .measures import Relevant
+from jaxtyping import Array, Float, Int
 
 
 _MOST = 1 << 31
+Numbers = Sequence[tuple[int, ...]]
+
+
+class Relevant(NamedTuple):
+    """Which documents answer each query, and how well.
+
+    Arguments:
+        ids: Numbers of documents, `(queries, any)`, filled up with -1.
+        gains: Above zero where a document answers, `(queries, any)`; by default one.
+    """
+
+    ids: Int[Array, "queries any"]
+    gains: Float[Array, "queries any"] | None = None
 
 
 class Rows(NamedTuple):
@@ -41,7 +52,7 @@ class Rows(NamedTuple):
             _check_integers(name, [row for row in rows if row.size])
             if gains is None:
                 return cls(name, rows, None)
-            gains, ids = _filled(gains, rows, -1.0), known_of(rows)
+            gains, ids = _filled(gains, rows, -1.0), padded(rows)
         found = np.asarray(ids)
         found = found[:, None] if found.ndim == 1 else found
         _check_integers(name, [found])
@@ -110,9 +121,38 @@ class Rows(NamedTuple):
         """Return those of some queries, filled up with -1 to a power of two."""
         ids = self.ids[cut]
         if isinstance(ids, list):
-            ids = known_of(ids, _power(max(map(len, ids), default=1)))
+            ids = padded(ids, _power(max(map(len, ids), default=1)))
         gains = None if self.gains is None else jnp.asarray(self.gains[cut])
         return Relevant(jnp.asarray(ids), gains)
+
+
+def padded(
+    relevant: Numbers, width: int | None = None
+) -> Int[np.ndarray, "queries any"]:
+    """Return rows of numbers as one array, filled up with -1.
+
+    Arguments:
+        relevant: Numbers for each query, such as `corpus.relevant`.
+        width: The numbers of a row; by default those of the longest.
+
+    Raises:
+        ValueError: For a width that would cut a row, and make an answer a negative.
+    """
+    return filled_rows(relevant, width, -1, np.int32)
+
+
+def filled_rows(
+    rows: Sequence[tuple], width: int | None, fill: float, dtype: type
+) -> np.ndarray:
+    """Return rows of any length as one array, padded with `fill`."""
+    lengths = np.array([len(row) for row in rows], np.int64)
+    longest = max(int(lengths.max(initial=0)), 1)
+    if width is not None and width < longest:
+        raise ValueError(f"`width` is {width} and a row has {longest}: raise it.")
+    found = np.full((len(rows), width or longest), fill, dtype)
+    there = np.arange(found.shape[1])[None] < lengths[:, None]
+    found[there] = np.array([x for row in rows for x in row], dtype)
+    return found
 
 
 def _filled(

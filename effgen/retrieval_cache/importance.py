@@ -10,13 +10,13 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from effgen.core.running.loops import read_now
 
-from .cache import NegativeCache
+from .negative_cache import NegativeCache
 from .negatives import Excluded
-from .sampling import drawn
-from .scan import Passed, Scored, passed
+from .sampling import sample_rows
+from .scan import Scored, SoftmaxPass, softmax_pass
 
 
-class Beside(NamedTuple):
+class BatchRows(NamedTuple):
     """Documents of a batch that nobody drew, which stand for draws of any document.
 
     Attributes:
@@ -40,8 +40,8 @@ class Sample(NamedTuple):
         stale: Their embeddings in the cache, and then those of the documents beside.
         offsets: What is added to the scores of both.
         scores: Of all queries at both, `-inf` where one is no negative of a query.
-        log_partition: As in `Passed`.
-        mean: As in `Passed`.
+        log_partition: As in `SoftmaxPass`.
+        mean: As in `SoftmaxPass`.
         population: The number of documents of the cache.
         often: How often each of `stale` is in a batch, over the mean of all documents.
     """
@@ -81,7 +81,7 @@ def sampled(
     scale: Float[Array, ""],
     num_negatives: int,
     excluded: Excluded,
-    beside: Beside | None = None,
+    beside: BatchRows | None = None,
     *,
     key: PRNGKeyArray,
     mesh: Mesh | None = None,
@@ -95,9 +95,9 @@ def sampled(
     queries, scale, cache = jax.lax.stop_gradient((queries, scale, cache))
     keys = jax.random.split(key)
     scored = Scored.of(cache, excluded)
-    found: Passed = passed(scored, queries, scale, cache.block, mesh)
+    found: SoftmaxPass = softmax_pass(scored, queries, scale, cache.block, mesh)
     owners = _owners(queries.shape[0], num_negatives, keys[0])
-    slots = drawn(
+    slots = sample_rows(
         scored, found, queries, scale, owners, cache.block, key=keys[1], mesh=mesh
     )
     # The rows are read before any of them is written: what follows needs these slots.
@@ -112,7 +112,7 @@ def sampled(
 def _known(
     scored: Scored,
     slots: Int[Array, " draws"],
-    beside: Beside | None,
+    beside: BatchRows | None,
     queries: Float[Array, "queries size"],
     scale: Float[Array, ""],
 ) -> tuple[Array, Array, Array]:
@@ -135,7 +135,7 @@ def _known(
 
 
 def _often(
-    cache: NegativeCache, slots: Int[Array, " draws"], beside: Beside
+    cache: NegativeCache, slots: Int[Array, " draws"], beside: BatchRows
 ) -> Float[Array, " known"] | None:
     """Return how often documents are in a batch, over the mean of all."""
     if beside.frequencies is None:
