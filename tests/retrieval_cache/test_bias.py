@@ -10,14 +10,14 @@ import pytest
 
 import effgen as eg
 from effgen import retrieval_cache as rc
-from effgen.retrieval_cache.batch_loss import estimate
-from effgen.retrieval_cache.importance import (
+from effgen.retrieval_cache.softmax.batch_loss import estimate
+from effgen.retrieval_cache.softmax.importance import (
     BatchRows,
     nothing_excluded,
     sampled,
     shared_weights,
 )
-from effgen.retrieval_cache.scan import Scored
+from effgen.retrieval_cache.softmax.scan import Scored
 from tests.retrieval_cache.cases import KEY, Table, batch, corpus, filled, towers
 
 

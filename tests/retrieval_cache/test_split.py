@@ -14,13 +14,13 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import effgen as eg
 from effgen import retrieval_cache as rc
 from effgen.core.devices.sharding import replicate
-from effgen.retrieval_cache import scan
-from effgen.retrieval_cache.importance import nothing_excluded, sampled
-from effgen.retrieval_cache.index import _searched
-from effgen.retrieval_cache.pairs import Marks
-from effgen.retrieval_cache.refresh import StepEmbeddings
-from effgen.retrieval_cache.towers import in_chunks
-from effgen.retrieval_cache.trainer import refreshed
+from effgen.retrieval_cache.cache.refresh import StepEmbeddings
+from effgen.retrieval_cache.data.pairs import Marks
+from effgen.retrieval_cache.encoders.towers import in_chunks
+from effgen.retrieval_cache.search.index import _searched
+from effgen.retrieval_cache.softmax import scan
+from effgen.retrieval_cache.softmax.importance import nothing_excluded, sampled
+from effgen.retrieval_cache.training.trainer import refreshed
 from tests.core.test_distributed import finished, started_with
 from tests.retrieval_cache.cases import KEY, batch, corpus, drifted, filled, towers
 
