@@ -53,11 +53,21 @@ class InBatchTrainer(AbstractTrainer):
 
         loss = logsumexp(scores in batch) - positive
 
-    With `frequencies`, a score is lowered by `log(frequency)` of its document. Popular
-    documents are otherwise negatives too often, as in recommenders (Yi et al., 2019).
-    The frequencies of a stream are not known, and are estimated during the run:
+    Popular documents are negatives too often, as in recommenders (Yi et al., 2019).
+    With `frequencies`, scores are corrected for that:
+
+        score + log(times that the batch has the document) - log(frequency)
+
+    The batch scores each document once, and the first term counts its other places. The
+    loss is then the negative log-likelihood of which of the batch's documents answers.
+    Its minimum is the softmax over the corpus, for batches of any size, where pairs are
+    drawn at random. The frequencies of a stream are not known, and are estimated during
+    the run:
 
         state = trainer.init(model, StreamedFrequencies.of(num_documents))
+
+    Scores are then lowered by the logarithm of the share of batches whose other pairs
+    have the document. This is nearly the same.
 
     Arguments:
         optim: The optax optimizer.
@@ -66,10 +76,8 @@ class InBatchTrainer(AbstractTrainer):
         chunks: Into how many chunks the batch is cut for its embedding. Each is
             computed once more in the backward pass: the memory is one chunk's, for a
             third more compute. The gradient is that of the whole batch.
-        frequencies: How often each document number is in a batch, `(corpus,)`, in any
-            unit, such as `np.bincount(ids)`; by default no correction. Where some are
-            in most batches, `1 - (1 - share) ** batch_size`, for a batch scores each
-            document once.
+        frequencies: How often each document number is in pairs, `(corpus,)`, in any
+            unit, such as `np.bincount(ids)`; by default no correction.
 
     Raises:
         TypeError: For an invalid temperature.
@@ -160,8 +168,7 @@ class InBatchTrainer(AbstractTrainer):
             model: The towers.
             state: That says the step, for temperatures by a schedule.
             pairs: The batch.
-            often: How often the pairs' documents are met, if scores are corrected by
-                it.
+            often: What the pairs' documents are divided by, if scores are corrected.
             key: The step's key, for dropout.
         """
         keys = jax.random.split(key)
@@ -180,7 +187,7 @@ class InBatchTrainer(AbstractTrainer):
     def met(
         self, state: TrainState, pairs: Pairs
     ) -> tuple[StreamedFrequencies | None, Float[Array, " batch"] | None]:
-        """Return the memory after a batch, and the frequencies of its documents.
+        """Return the memory after a batch, and what its documents are divided by.
 
         Arguments:
             state: The state before.
@@ -189,15 +196,15 @@ class InBatchTrainer(AbstractTrainer):
         if state.memory is not None:
             assert pairs.ids is not None
             memory = state.memory.met(pairs.ids)
-            return memory, memory.at(pairs.ids)
+            return memory, _of_other_pairs(memory.at(pairs.ids))
         if self.frequencies is None:
             return None, None
         assert pairs.ids is not None
-        known = jnp.asarray(self.frequencies, float)
-        often = known.at[as_numbers(pairs.ids)].get(
+        known, ids = jnp.asarray(self.frequencies, float), as_numbers(pairs.ids)
+        often = known.at[ids].get(
             mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
         )
-        return None, often
+        return None, often / jnp.sum(ids[:, None] == ids[None], axis=1)
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
         """Raise on batches that the towers cannot use.
@@ -222,8 +229,17 @@ class InBatchTrainer(AbstractTrainer):
             check_met(self.frequencies, pairs, source)
 
 
+def _of_other_pairs(often: Float[Array, " batch"]) -> Float[Array, " batch"]:
+    """Return the share of batches whose pairs but one have a document.
+
+    `1 - (1 - share)^(batch - 1)`, of a share of pairs that makes that of batches.
+    """
+    batch = len(often)
+    return -jnp.expm1(max(batch - 1, 1) / batch * jnp.log1p(-often))
+
+
 def _corrected(scores: BatchScores, often: Float[Array, " batch"]) -> BatchScores:
-    """Return scores less the logarithm of their documents' frequencies.
+    """Return scores less the logarithm of what their documents are divided by.
 
     The score is NaN for a document that is never met, or has no number. The step is
     then refused.
