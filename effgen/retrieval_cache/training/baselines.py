@@ -43,6 +43,7 @@ from .checks import (
 )
 from .gradients import full_softmax_loss
 from .metrics import described
+from .origins import check_origin
 from .trainer import (
     first_state,
     refreshed,
@@ -102,9 +103,15 @@ class CrossBatchTrainer(AbstractTrainer):
 
         Raises:
             TypeError: For a model without towers, or what is no cache.
-            ValueError: For towers that do not fit the cache, or lack a temperature.
+            ValueError: For towers that do not fit the cache, or lack a temperature, or
+                a queue that the query tower filled.
+
+        Warns:
+            UserWarning: If another model made the queue's newest embeddings.
         """
-        return first_state(self, model, memory)
+        state = first_state(self, model, memory)
+        check_origin(state.model, state.memory)
+        return state
 
     def step(
         self, state: TrainState, batch: PyTree, *, key: PRNGKeyArray

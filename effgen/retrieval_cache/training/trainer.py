@@ -59,6 +59,7 @@ from .checks import (
     check_weights,
 )
 from .metrics import described, drawn_metrics
+from .origins import check_origin
 
 
 class NegativeCacheTrainer(AbstractTrainer):
@@ -146,9 +147,15 @@ class NegativeCacheTrainer(AbstractTrainer):
 
         Raises:
             TypeError: For a model without towers, or without a cache.
-            ValueError: For towers that do not fit the cache, or lack a temperature.
+            ValueError: For towers that do not fit the cache, or lack a temperature, or
+                a cache that the query tower filled.
+
+        Warns:
+            UserWarning: If another model made the cache's newest embeddings.
         """
-        return first_state(self, model, memory)
+        state = first_state(self, model, memory)
+        check_origin(state.model, state.memory)
+        return state
 
     def step(
         self,
