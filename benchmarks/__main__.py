@@ -59,6 +59,7 @@ SCRIPTS = (
     "equal_steps",
     "minilm definitions 120",
     "minilm debian 120",
+    "pictures",
 )
 
 
