@@ -36,6 +36,7 @@ from effgen.ebm.walkers.islands import (
     islands,
     resampled_below,
 )
+from effgen.ebm.walkers.particles import KernelState
 from effgen.ebm.walkers.populations import knows_partition, reweighted
 from effgen.ebm.walkers.weighted_walkers import Walkers
 
@@ -232,15 +233,24 @@ def _stepped(
     share = jnp.where(share > 1 - _SHORTEST, 1.0, share)
     model = path.kernel.between(old, new, share)
 
-    def moved(walkers: Walkers, key: PRNGKeyArray) -> Walkers:
+    def moved(
+        walkers: Walkers, key: PRNGKeyArray, leader: KernelState | None = None
+    ) -> Walkers:
         keys = jax.random.split(key)
-        moves = path.num_moves
-        after = followed(path.kernel, walkers, model, count, moves, key=keys[0])
+        after = followed(
+            path.kernel,
+            walkers,
+            model,
+            count,
+            path.num_moves,
+            key=keys[0],
+            leader=leader,
+        )
         return resampled_below(path.resample_below, after, key=keys[1])
 
     keys = jax.random.split(jax.random.fold_in(key, count))
-    walkers = walkers.moving(scouts.kernel_state)
-    return (moved(walkers, keys[0]), moved(scouts, keys[1])), share
+    led = moved(walkers, keys[0], scouts.kernel_state)
+    return (led, moved(scouts, keys[1])), share
 
 
 class Sandwich(NamedTuple):

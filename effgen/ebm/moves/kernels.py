@@ -17,6 +17,7 @@ from effgen.ebm.contract.data_checks import (
 )
 from effgen.ebm.contract.energy import Energy, energies_at
 from effgen.ebm.contract.energy_checks import check_continuous, confines, walled
+from effgen.ebm.walkers.particles import KernelState
 from effgen.ebm.walkers.weighted_walkers import Walkers, followed_from
 
 
@@ -231,12 +232,23 @@ def followed(
     num_moves: int,
     *,
     key: PRNGKeyArray,
+    leader: KernelState | None = None,
 ) -> Walkers:
-    """Return the walkers after `num_moves`, of which the first crosses to `model`."""
-    moved = kernel.follow(walkers, model, step, key=jax.random.fold_in(key, 0))
+    """Return the walkers after `num_moves`, of which the first crosses to `model`.
+
+    Every move has the step size of the `leader`, where there is one. Without, each
+    walker has a share in the step size of all, and an estimate by them is off by about
+    the inverse of their number.
+    """
+
+    def led(walkers: Walkers) -> Walkers:
+        return walkers if leader is None else walkers.moving(leader)
+
+    moved = kernel.follow(led(walkers), model, step, key=jax.random.fold_in(key, 0))
 
     def body(i: Int[Array, ""], walkers: Walkers) -> Walkers:
-        return kernel.move(walkers, model, step, key=jax.random.fold_in(key, i + 1))
+        move_key = jax.random.fold_in(key, i + 1)
+        return kernel.move(led(walkers), model, step, key=move_key)
 
     if num_moves > 1:
         moved = repeat(body, moved, num_moves - 1)

@@ -7,6 +7,7 @@ from numbers import Real
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Int
@@ -244,6 +245,12 @@ def searched(acceptance: Callable[[float], float], rule: TargetAcceptance) -> fl
         if crossed:
             break
     return found
+
+
+def has_rule(kernel: Any) -> bool:
+    """Return whether a kernel, or one inside of it, finds its step size by a rule."""
+    is_rule = lambda x: isinstance(x, AbstractStepSizeRule)
+    return any(map(is_rule, jax.tree.leaves(kernel, is_leaf=is_rule)))
 
 
 def check_adjusted(kernel: str, step_size: Any) -> None:

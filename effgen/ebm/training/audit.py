@@ -12,6 +12,7 @@ from effgen.ebm.contract.data_checks import local_rows, values_at_hand
 from effgen.ebm.contract.energy import Energy
 from effgen.ebm.contract.energy_checks import check_energies
 from effgen.ebm.moves.kernels import AbstractKernel, followed
+from effgen.ebm.moves.step_sizes import begun_with, has_rule
 from effgen.ebm.walkers.islands import resampled_below
 from effgen.ebm.walkers.particles import KernelState
 from effgen.ebm.walkers.populations import (
@@ -27,7 +28,8 @@ from .learning import started
 from .memory_checks import check_data, check_known, check_memory, check_values
 
 
-# So many rows of the data show whether an energy is a function of each.
+# So many rows of the data show whether an energy is a function of each, or how large
+# a step may be.
 _TRIED = 64
 
 
@@ -35,7 +37,7 @@ def audited(
     kernel: AbstractKernel,
     audit: Population,
     read: tuple[Walkers, Walkers],
-    kernel_state: KernelState | None,
+    leader: KernelState,
     model: Energy,
     step: Int[Array, ""],
     num_moves: int,
@@ -46,15 +48,14 @@ def audited(
 ) -> tuple[Any, Metrics]:
     """Return the audit population after a step, and what it reports: the likelihood.
 
-    It moves as the training walkers do, by their `kernel_state`: its own moves may not
-    depend on what they lead to. Where no walkers train, `None`, it has its own.
-    `read` is `taken(audit, step)`.
+    It moves by the step size of a `leader`, on which it has no influence: its own moves
+    may not depend on what they lead to. `read` is `taken(audit, step)`.
     """
     move_key, resample_key = jax.random.split(key)
     current, walkers = read
-    if kernel_state is not None:
-        walkers = walkers.moving(kernel_state)
-    walkers = followed(kernel, walkers, model, step, num_moves, key=move_key)
+    walkers = followed(
+        kernel, walkers, model, step, num_moves, key=move_key, leader=leader
+    )
     metrics = likelihood(current, data_energy) | {
         "audit_ess": walkers.ess,
         "audit_roots": walkers.num_roots / walkers.num,
@@ -78,7 +79,7 @@ def watched_start(
     kernel: AbstractKernel,
     model: Energy,
     memory: Population | Audited | None,
-    own: KernelState | LearnedPartition | None,
+    own: KernelState | LearnedPartition,
 ) -> TrainState[Energy, Audited]:
     """Return the first state of a trainer that keeps no walkers to train by.
 
@@ -99,6 +100,7 @@ def watch(
     num_moves: int,
     resample_below: float,
     *,
+    leader: KernelState,
     data_energy: Float[Array, ""],
     key: PRNGKeyArray,
 ) -> tuple[Population | None, Metrics]:
@@ -110,7 +112,7 @@ def watch(
         kernel,
         audit,
         taken(audit, state.step),
-        None,
+        leader,
         model,
         state.step,
         num_moves,
@@ -118,6 +120,32 @@ def watch(
         data_energy=data_energy,
         key=key,
     )
+
+
+def found_on_data(
+    kernel: AbstractKernel,
+    state: TrainState[Energy, Audited],
+    leader: KernelState,
+    batch: Float[Array, "batch *shape"],
+    *,
+    key: PRNGKeyArray,
+) -> KernelState:
+    """Return the step size of the watching walkers' next moves, by a few of the data.
+
+    They move once under the model, which no walker has an influence on. Where nobody
+    watches, or the kernel follows no rule, `leader` is returned as it is.
+    """
+    if state.memory.audit is None or not has_rule(kernel):
+        return leader
+    rows = Walkers.from_samples(batch[:_TRIED]).reweighted(state.model)
+    begun = begun_with(rows, leader.step_size)
+    moved = kernel.move(begun, state.model, state.step, key=key)
+    return as_kept(moved.kernel_state, leader)
+
+
+def as_kept(new: KernelState, old: KernelState) -> KernelState:
+    """Return `new` in the precision of `old`, whatever that of the batch is."""
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), new, old)
 
 
 def check_watched_data(

@@ -21,7 +21,7 @@ from effgen.ebm.walkers.particles import KernelState
 from effgen.ebm.walkers.populations import Audited, Population
 from effgen.ebm.walkers.weighted_walkers import Walkers
 
-from .audit import check_watched_data, watch, watched_start
+from .audit import as_kept, check_watched_data, watch, watched_start
 from .learning import learned
 from .soundness import moved_by, soundness
 from .trust_region import bounded, check_radius
@@ -99,7 +99,7 @@ class CDTrainer(AbstractTrainer):
             ValueError: For watching walkers that do not fit the model, or whose density
                 is unknown.
         """
-        own = KernelState(jnp.zeros(()), jnp.ones(()))
+        own = KernelState.unknown()
         return watched_start(self.optim, self.kernel, model, memory, own)
 
     def step(
@@ -134,6 +134,7 @@ class CDTrainer(AbstractTrainer):
             model,
             self.num_moves,
             self.resample_below,
+            leader=_own(state),
             data_energy=metrics["data_energy"],
             key=watch_key,
         )
@@ -141,18 +142,14 @@ class CDTrainer(AbstractTrainer):
             self.kernel, model, chains, metrics["energy_gap"], state.step, batch
         )
         metrics |= moved_by(chains.kernel_state)
-        # In the precision that it has been kept in, whatever that of the batch is.
-        same = lambda new, old: new.astype(old.dtype)
-        kept = jax.tree.map(same, chains.kernel_state, state.memory.walkers)
+        kept = as_kept(chains.kernel_state, _own(state))
         return state.advance(model, opt_state, Audited(kept, audit)), metrics | more
 
     def _chains(
         self, state: TrainState[Energy, Audited], batch: Array, key: PRNGKeyArray
     ) -> Walkers:
         begun = Walkers.from_samples(batch).reweighted(state.model)
-        own = state.memory.walkers
-        assert isinstance(own, KernelState)
-        chains = begun_with(begun, own.step_size)
+        chains = begun_with(begun, _own(state).step_size)
 
         def body(i: Any, chains: Walkers) -> Walkers:
             move_key = jax.random.fold_in(key, i)
@@ -174,3 +171,9 @@ class CDTrainer(AbstractTrainer):
                 or as `kernel.check_data`; for a state of another trainer.
         """
         check_watched_data(self.kernel, state, batch, source, KernelState)
+
+
+def _own(state: TrainState[Energy, Audited]) -> KernelState:
+    own = state.memory.walkers
+    assert isinstance(own, KernelState)
+    return own

@@ -17,6 +17,7 @@ from effgen.ebm.walkers.islands import islands
 from effgen.ebm.walkers.particles import KernelState
 from effgen.ebm.walkers.populations import (
     Audited,
+    LearnedPartition,
     Memory,
     each_population,
     first_block,
@@ -175,6 +176,13 @@ def started(
         begun = kernel.begun(first_block(populations(memory)[0]), model)
         state = begun.kernel_state
         memory = each_population(lambda one: with_kernel_state(one, state), memory)
-        if isinstance(memory, Audited) and isinstance(memory.walkers, KernelState):
-            memory = dataclasses.replace(memory, walkers=state)
+        if isinstance(memory, Audited):
+            memory = dataclasses.replace(memory, walkers=_led(memory.walkers, state))
     return TrainState.start(model, init_opt_state(optim, model), memory)
+
+
+def _led(kept: Any, state: KernelState) -> Any:
+    """Return what a trainer keeps in place of walkers, with the first step size."""
+    if isinstance(kept, LearnedPartition):
+        return dataclasses.replace(kept, kernel_state=state)
+    return state if isinstance(kept, KernelState) else kept

@@ -18,10 +18,16 @@ from effgen.ebm.contract.arguments import check_positive, check_share
 from effgen.ebm.contract.energy import Energy, energies_at
 from effgen.ebm.energies.coordinates import AbstractCoordinates, check_coordinates
 from effgen.ebm.moves.kernels import AbstractKernel, check_admitted, check_kernel
+from effgen.ebm.walkers.particles import KernelState
 from effgen.ebm.walkers.populations import Audited, LearnedPartition, Population
 from effgen.ebm.walkers.weighted_walkers import Walkers
 
-from .audit import check_watched_data, watch, watched_start
+from .audit import (
+    check_watched_data,
+    found_on_data,
+    watch,
+    watched_start,
+)
 from .soundness import soundness
 from .trust_region import bounded, check_radius
 
@@ -111,7 +117,7 @@ class NCETrainer(AbstractTrainer):
             ValueError: For watching walkers that do not fit the model, or whose density
                 is unknown.
         """
-        own = LearnedPartition(jnp.full((), jnp.inf))
+        own = LearnedPartition(jnp.full((), jnp.inf), KernelState.unknown())
         return watched_start(self.optim, self.kernel, model, memory, own)
 
     def step(
@@ -165,16 +171,21 @@ class NCETrainer(AbstractTrainer):
         metrics["result"] = soundness(
             self.kernel, model, looked, jnp.zeros(()), state.step, batch
         )
+        leader = _own(state).kernel_state
         audit, more = watch(
             self.kernel,
             state,
             model,
             self.num_moves,
             self.resample_below,
+            leader=leader,
             data_energy=jnp.mean(looked.energies),
             key=watch_key,
         )
-        memory = Audited(LearnedPartition(log_partition), audit)
+        leader = found_on_data(
+            self.kernel, state, leader, batch, key=jax.random.fold_in(watch_key, 0)
+        )
+        memory = Audited(LearnedPartition(log_partition, leader), audit)
         return state.advance(model, opt_state, memory), metrics | more
 
     def _begun(
@@ -184,8 +195,7 @@ class NCETrainer(AbstractTrainer):
 
         At first it is infinite: `effgen.continued` goes on at a later step than 0.
         """
-        own = state.memory.walkers
-        assert isinstance(own, LearnedPartition)
+        own = _own(state)
         estimated = log_mean_exp(log_weights).value.astype(own.log_partition.dtype)
         unknown = jnp.isposinf(own.log_partition)
         return jnp.where(unknown, estimated, own.log_partition)
@@ -224,6 +234,12 @@ class NCETrainer(AbstractTrainer):
         noise = self._noise(jax.random.key(0), batch)
         said = "`data` are told from a Gaussian's noise, which has"
         check_admitted(said, self.kernel, state.model, noise)
+
+
+def _own(state: TrainState[Energy, Audited]) -> LearnedPartition:
+    own = state.memory.walkers
+    assert isinstance(own, LearnedPartition)
+    return own
 
 
 def _newton(

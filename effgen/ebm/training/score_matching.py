@@ -22,10 +22,16 @@ from effgen.ebm.contract.data_checks import values_at_hand
 from effgen.ebm.contract.energy import Energy, energies_at, evaluate
 from effgen.ebm.energies.coordinates import AbstractCoordinates, check_coordinates
 from effgen.ebm.moves.kernels import AbstractKernel, check_admitted, check_kernel
+from effgen.ebm.walkers.particles import KernelState
 from effgen.ebm.walkers.populations import Audited, Population
 from effgen.ebm.walkers.weighted_walkers import Walkers
 
-from .audit import check_watched_data, watch, watched_start
+from .audit import (
+    check_watched_data,
+    found_on_data,
+    watch,
+    watched_start,
+)
 from .soundness import soundness
 from .trust_region import bounded, check_radius
 
@@ -45,8 +51,8 @@ class ScoreMatchingTrainer(AbstractTrainer):
     little effect on the loss. Gradients are those in `z`.
 
     The walkers given, if any, are an audit, as `CDTrainer`'s. They are moved by
-    `kernel`, and estimate this trainer's likelihood. The memory is `Audited`, with
-    nothing that trains.
+    `kernel`, and estimate this trainer's likelihood. The memory is `Audited`, with the
+    kernel's state in place of walkers that train.
 
     The metrics are `loss`, `grad_norm`; with a `radius`, `update_share` and
     `update_radius`; with watching walkers `cross_entropy`, `log_partition`,
@@ -111,7 +117,8 @@ class ScoreMatchingTrainer(AbstractTrainer):
             ValueError: For watching walkers that do not fit the model, or whose density
                 is unknown.
         """
-        return watched_start(self.optim, self.kernel, model, memory, None)
+        own = KernelState.unknown()
+        return watched_start(self.optim, self.kernel, model, memory, own)
 
     def step(
         self,
@@ -160,17 +167,21 @@ class ScoreMatchingTrainer(AbstractTrainer):
         metrics["result"] = soundness(
             self.kernel, model, looked, jnp.zeros(()), state.step, batch
         )
+        leader = _own(state)
         audit, more = watch(
             self.kernel,
             state,
             model,
             self.num_moves,
             self.resample_below,
+            leader=leader,
             data_energy=jnp.mean(energies_at(state.model, batch)),
             key=watch_key,
         )
-        memory = Audited(None, audit)
-        return state.advance(model, opt_state, memory), metrics | more
+        leader = found_on_data(
+            self.kernel, state, leader, batch, key=jax.random.fold_in(watch_key, 0)
+        )
+        return state.advance(model, opt_state, Audited(leader, audit)), metrics | more
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
         """Raise on data that have no density, or do not fit the watching walkers.
@@ -190,7 +201,7 @@ class ScoreMatchingTrainer(AbstractTrainer):
         Warns:
             RunWarning: If the noise is wider than a column of the data.
         """
-        check_watched_data(self.kernel, state, batch, source, type(None))
+        check_watched_data(self.kernel, state, batch, source, KernelState)
         check_coordinates(self.coordinates, tuple(batch.shape[1:]))
         values = values_at_hand(batch, source)
         if values is None:
@@ -214,3 +225,9 @@ class ScoreMatchingTrainer(AbstractTrainer):
                 RunWarning,
                 stacklevel=2,
             )
+
+
+def _own(state: TrainState[Energy, Audited]) -> KernelState:
+    own = state.memory.walkers
+    assert isinstance(own, KernelState)
+    return own

@@ -54,3 +54,8 @@ class KernelState(eqx.Module):
 
     step_size: Float[Array, ""]
     acceptance: Float[Array, ""]
+
+    @classmethod
+    def unknown(cls) -> "KernelState":
+        """Return that of a kernel that has not moved yet: by its rule's `initial`."""
+        return cls(jnp.zeros(()), jnp.ones(()))

@@ -25,9 +25,11 @@ class LearnedPartition(eqx.Module):
 
     Attributes:
         log_partition: `log Z`, in nats.
+        kernel_state: How watching walkers move next.
     """
 
     log_partition: Float[Array, ""]
+    kernel_state: KernelState
 
 
 class Audited(eqx.Module):
@@ -43,13 +45,13 @@ class Audited(eqx.Module):
 
     Arguments:
         walkers: The training population, `Walkers` or a `Reservoir`. Trainers whose
-            chains are not kept have the kernel's state, a learned `log Z`, or nothing,
-            in its place.
+            chains are not kept have the kernel's state, or a learned `log Z`, in its
+            place.
         audit: The audit population, `Walkers` or a `Reservoir`, drawn by another key;
             `None` for no audit. The two may differ in number.
     """
 
-    walkers: Population | KernelState | LearnedPartition | None
+    walkers: Population | KernelState | LearnedPartition
     audit: Population | None
 
 

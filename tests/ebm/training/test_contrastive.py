@@ -175,7 +175,7 @@ def test_states_of_other_trainers_are_named():
     unweighted = pcd.init(model, populations(jax.random.key(0), 16))
     for trainer, state, said in (
         (cd, unweighted, "`state` is of another trainer"),
-        (score, cd.init(model), "`state` is of another trainer"),
+        (score, contrasting.init(model), "`state` is of another trainer"),
         (contrasting, score.init(model), "`state` is of another trainer"),
         (pcd, cd.init(model), "keeps no walkers that train"),
         (weighted, unweighted, "unknown density.*begin anew"),
