@@ -141,12 +141,12 @@ class MarginalELBO(AbstractObjective):
     """Simulation-free: the posterior is the anchor's, and steps are drawn at random.
 
     Without a residual, paths of the linear posterior have known Gaussian laws at every
-    node. A few steps, drawn at random, estimate the sum over all of `push . (pull -
-    push / 2)`, where `push` shifts a step's noise as the drift does, and `pull` as the
-    linear control does. Only the messages are computed in sequence. The chain is that
-    of `AnchoredELBO`, so that the bounds can be compared. This one is looser, and needs
-    a drift that the noise can make and noise that does not depend on the state: for
-    others, and for a model with a `residual`, it raises `ValueError`.
+    node. A few steps, drawn at random, estimate the sum over all of `push . (control -
+    push / 2)`. Here `push` shifts a step's noise as the drift does, and `control` as
+    the linear control does. Only the messages are computed in sequence. The chain is
+    that of `AnchoredELBO`, so that the bounds can be compared. This one is looser, and
+    needs a drift that the noise can make and noise that does not depend on the state:
+    for others, and for a model with a `residual`, it raises `ValueError`.
 
     Arguments:
         num_times: How many steps of each series are drawn.
@@ -255,5 +255,5 @@ def _term(model: AbstractLatentSDE, step: Step, x: Array) -> Float[Array, " path
     if drift is None:
         return jnp.zeros(x.shape[:1], x.dtype)
     push = drift @ step.guide.gain.T
-    pull = x @ step.guide.control.T + step.guide.control_offset[None]
-    return jnp.sum(push * (pull - 0.5 * push), axis=1)
+    control = x @ step.guide.control.T + step.guide.control_offset[None]
+    return jnp.sum(push * (control - 0.5 * push), axis=1)

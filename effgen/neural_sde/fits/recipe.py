@@ -231,7 +231,9 @@ def members(
     base = returning(found)
     if base is None:
         return linear
-    network = beside(dataclasses.replace(base.model, dt=dt), ts, ys, mask, key=keys[0])
+    network = network_of(
+        dataclasses.replace(base.model, dt=dt), ts, ys, mask, key=keys[0]
+    )
     network = trained(network, ts, ys, mask, num_steps=num_steps, key=keys[1])
     return {**linear, "network": network}
 
@@ -247,7 +249,7 @@ def step_length(ts: ArrayLike) -> float:
     return 1.001 * float(np.median(gaps[gaps > 0]))
 
 
-def beside(
+def network_of(
     base: LatentSDE,
     ts: ArrayLike,
     ys: ArrayLike,
