@@ -73,7 +73,7 @@ def contestants(noise, key):
     alone = dataclasses.replace(whole, residual=None)
     single = one_control(whole, key)
     return {
-        "paper: network alone": (ns.PlainELBO(), whole),
+        "paper: network alone": (ns.PlainELBO(), alone),
         "paper: linear alone": (ns.PathELBO(), alone),
         "paper: linear and network": (ns.PathELBO(), single),
         "anchored: linear alone": (ns.AnchoredELBO(), alone),

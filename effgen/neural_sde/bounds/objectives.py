@@ -6,7 +6,9 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray
 
 from effgen.core.contract.counts import check_count
 from effgen.neural_sde.data.grid import Grid, make_grid
@@ -18,6 +20,10 @@ from effgen.neural_sde.modeling.anchors import Anchored, PriorAnchor
 from effgen.neural_sde.modeling.dynamics import AbstractLatentSDE
 
 from .paths import Step, anchor_steps_of, drift_difference, observed, simulate
+
+
+_MOST_TIMES = 256  # at which a varying noise is looked at
+_SINGULAR = 1e-6  # of singular values, as in `LinearSDE`
 
 
 class Bound(NamedTuple):
@@ -135,12 +141,12 @@ class MarginalELBO(AbstractObjective):
     """Simulation-free: the posterior is the anchor's, and steps are drawn at random.
 
     Without a residual, paths of the linear posterior have known Gaussian laws at every
-    node. A few steps, drawn at random, estimate the sum over all of `push . (pull -
-    push / 2)`, where `push` shifts a step's noise as the drift does, and `pull` as the
-    linear control does. Only the messages are computed in sequence. The chain is that
-    of `AnchoredELBO`, so that the bounds can be compared. This one is looser, and needs
-    a drift that the noise can make and noise that does not depend on the state: for
-    others, and for a model with a `residual`, it raises `ValueError`.
+    node. A few steps, drawn at random, estimate the sum over all of `push . (control -
+    push / 2)`. Here `push` shifts a step's noise as the drift does, and `control` as
+    the linear control does. Only the messages are computed in sequence. The chain is
+    that of `AnchoredELBO`, so that the bounds can be compared. This one is looser, and
+    needs a drift that the noise can make and noise that does not depend on the state:
+    for others, and for a model with a `residual`, it raises `ValueError`.
 
     Arguments:
         num_times: How many steps of each series are drawn.
@@ -171,7 +177,7 @@ class MarginalELBO(AbstractObjective):
             ValueError: For a model that has no `dt` yet, that has a `residual` or a
                 `diffusion`, or a drift that the noise cannot make.
         """
-        _check_marginal(model)
+        check_marginal(model, series.ts)
         keys = jax.random.split(key, 3)
         anchored, grid = anchored_on_grid(
             model, series, num_steps=num_steps, parallel=parallel
@@ -194,8 +200,14 @@ class MarginalELBO(AbstractObjective):
         return Bound(values, None, anchored.guided.log_evidence, grid.fits)
 
 
-def _check_marginal(model: AbstractLatentSDE) -> None:
-    """Raise `ValueError` for a model of another bound."""
+def check_marginal(model: AbstractLatentSDE, ts: ArrayLike) -> None:
+    """Raise `ValueError` for a model of another bound.
+
+    Arguments:
+        model: The model.
+        ts: Times at which its noise is looked at, of any shape. Where it is traced it
+            is known by its shape alone.
+    """
     for name in ("residual", "diffusion"):
         if getattr(model, name) is not None:
             raise ValueError(
@@ -204,11 +216,28 @@ def _check_marginal(model: AbstractLatentSDE) -> None:
             )
     # An anchor of its own differs from the prior by a drift.
     drifts = model.drift is not None or not isinstance(model.anchor, PriorAnchor)
-    if drifts and not driven_fully(model.linear):
+    if drifts and not (driven_fully(model.linear) and _is_regular(model, ts)):
         raise ValueError(
             "`MarginalELBO` compares drifts by the noise that hides them, and here it "
             "drives fewer directions than there are states: use `AnchoredELBO`."
         )
+
+
+def _is_regular(model: AbstractLatentSDE, ts: ArrayLike) -> bool:
+    """Return whether noise drives all directions at all times, as far as is known."""
+    if model.linear.time_invariant or isinstance(ts, Tracer):
+        return True
+    times = np.unique(np.asarray(ts))
+    times = times[
+        np.linspace(0, len(times) - 1, min(len(times), _MOST_TIMES), dtype=int)
+    ]
+    sigmas = jax.vmap(lambda t: model.linear.coefficients(t).diffusion)(
+        jnp.asarray(times)
+    )
+    if isinstance(sigmas, Tracer):
+        return True
+    sizes = np.linalg.svd(np.asarray(sigmas, np.float64), compute_uv=False)
+    return bool(np.all(sizes[:, -1] > _SINGULAR * sizes[:, 0]))
 
 
 def _drawn(
@@ -226,5 +255,5 @@ def _term(model: AbstractLatentSDE, step: Step, x: Array) -> Float[Array, " path
     if drift is None:
         return jnp.zeros(x.shape[:1], x.dtype)
     push = drift @ step.guide.gain.T
-    pull = x @ step.guide.control.T + step.guide.control_offset[None]
-    return jnp.sum(push * (pull - 0.5 * push), axis=1)
+    control = x @ step.guide.control.T + step.guide.control_offset[None]
+    return jnp.sum(push * (control - 0.5 * push), axis=1)

@@ -49,7 +49,7 @@ class Step(NamedTuple):
     bias: Float[Array, " state"] | None
 
 
-class Moved(NamedTuple):
+class Stepped(NamedTuple):
     """Where a step leads: positions, expected log-weights, and log-weights."""
 
     positions: Float[Array, "paths state"]
@@ -82,22 +82,22 @@ def anchor_steps_of(anchored: Anchored, series: Series, grid: Grid) -> Step:
     )
 
 
-def moved(
+def stepped(
     model: AbstractLatentSDE, step: Step, x: Float[Array, "paths state"], noise: Array
-) -> Moved:
+) -> Stepped:
     """Move paths by one step.
 
     The step is the optimal one given the linear messages, from the mean that the
-    prior's whole drift leads to, shifted by the residual: `C^T (e - pull) = w + noise`,
-    with `w = sqrt(dt) v` and `B = C C^T` the precision of `e`. Its expected log-weight
-    is that of the drift's move, `move . (score - slope x - curvature move / 2)`, and of
-    the anchor's `mismatch`, less `|w|^2 / 2`; the log-weight itself has `- noise . w`
-    more.
+    prior's whole drift leads to, shifted by the residual: `C^T (e - linear_control) = w
+    + noise`, with `w = sqrt(dt) v` and `B = C C^T` the precision of `e`. Its expected
+    log-weight is that of the drift's move, `move . (score - slope x - curvature move /
+    2)`, and of the anchor's `mismatch`, less `|w|^2 / 2`; the log-weight itself has `-
+    noise . w` more.
     """
     guide = step.guide
-    pull = x @ guide.control.T + guide.control_offset[None]
-    control = control_of(model, step, x, pull)
-    ahead = x @ guide.matrix.T + guide.offset[None]
+    linear_control = x @ guide.control.T + guide.control_offset[None]
+    control = control_of(model, step, x, linear_control)
+    mean = x @ guide.matrix.T + guide.offset[None]
     expected = jnp.zeros(x.shape[:1], x.dtype)
     if step.mismatch is not None:
         expected = jax.vmap(step.mismatch.log_value)(x)
@@ -106,20 +106,20 @@ def moved(
         move = drift @ guide.push.T
         ascent = guide.score[None] - x @ guide.slope.T - 0.5 * move @ guide.curvature.T
         expected = expected + jnp.sum(move * ascent, axis=1)
-        ahead = ahead + move @ guide.reduction.T
-        pull = pull - move @ guide.feedback.T
+        mean = mean + move @ guide.reduction.T
+        linear_control = linear_control - move @ guide.feedback.T
     if model.diffusion is None:
         shift, spread = noise, lambda z: z @ guide.root.T
     else:
-        log, shift, spread = _state_noise(model, step, x, pull, noise)
+        log, shift, spread = _state_noise(model, step, x, linear_control, noise)
         expected = expected + log
-        ahead = ahead - pull @ guide.prior_root.T
+        mean = mean - linear_control @ guide.prior_root.T
     weights = expected
     if control is not None:
         expected = expected - 0.5 * jnp.sum(control**2, axis=1)
         weights = expected - jnp.sum(control * noise, axis=1)
         shift = shift + control
-    return Moved(ahead + spread(shift), expected, weights)
+    return Stepped(mean + spread(shift), expected, weights)
 
 
 def drift_difference(
@@ -136,13 +136,13 @@ def drift_difference(
 
 
 def control_of(
-    model: AbstractLatentSDE, step: Step, x: Array, pull: Array
+    model: AbstractLatentSDE, step: Step, x: Array, linear_control: Array
 ) -> Float[Array, "paths noise"] | None:
     """Return the residual's control of a step, `sqrt(dt) v`."""
     if model.residual is None:
         return None
     safe = jnp.where(step.length > 0, step.length, 1.0)
-    guiding = (pull @ step.guide.prior_root.T) / safe
+    guiding = (linear_control @ step.guide.prior_root.T) / safe
     seen = jax.vmap(
         lambda x, guiding: features(
             step.since_first, step.until_next, x, guiding, step.inputs
@@ -151,11 +151,12 @@ def control_of(
     # After the last observation the posterior is the prior, whatever a network says.
     size = jnp.where(step.until_next > 0, safe_sqrt(step.length), 0)
     found = jax.vmap(model.residual)(seen)
-    if found.shape != pull.shape:
+    wanted = linear_control.shape[1:]
+    if found.shape[1:] != wanted:
         raise ValueError(
             f"`residual` returns shape {found.shape[1:]} and a step has "
-            f"{pull.shape[1]} normal variables: pass a function to {pull.shape[1:]}, "
-            "such as `residual_network(linear)`."
+            f"{wanted[0]} normal variables: pass a function to {wanted}, such "
+            "as `residual_network(linear)`."
         )
     return size * found
 
@@ -190,7 +191,7 @@ def relative_noise(
 
 
 def relative_law(
-    model: AbstractLatentSDE, step: Step, x: Array, pull: Array
+    model: AbstractLatentSDE, step: Step, x: Array, linear_control: Array
 ) -> tuple[Array, Array, Array, Array]:
     """Return the law of noise that depends on the state: `e = T z`, `z ~ N(0, I)`.
 
@@ -203,24 +204,24 @@ def relative_law(
     eye = jnp.eye(x.shape[1], dtype=x.dtype)
     square = guide.square
 
-    def one(x: Array, pull: Array) -> tuple[Array, Array, Array, Array]:
+    def one(x: Array, linear_control: Array) -> tuple[Array, Array, Array, Array]:
         spread = relative_noise(model, step.start, x)
         precision = eye + spread.T @ (square - eye) @ spread
         factor = jnp.linalg.cholesky(precision)
-        pressed = square @ pull
+        pressed = square @ linear_control
         half = jax.scipy.linalg.solve_triangular(factor, spread.T @ pressed, lower=True)
-        log = 0.5 * (half @ half - pull @ pressed) + guide.half_log
+        log = 0.5 * (half @ half - linear_control @ pressed) + guide.half_log
         log -= jnp.sum(jnp.log(jnp.diagonal(factor)))
         return log, half, factor, spread
 
-    return jax.vmap(one)(x, pull)
+    return jax.vmap(one)(x, linear_control)
 
 
 def _state_noise(
-    model: AbstractLatentSDE, step: Step, x: Array, pull: Array, noise: Array
+    model: AbstractLatentSDE, step: Step, x: Array, linear_control: Array, noise: Array
 ) -> tuple[Array, Array, Callable[[Array], Array]]:
     """Return its log-weight, `noise` about the optimum, and what takes it to `X`."""
-    log, half, factor, spread = relative_law(model, step, x, pull)
+    log, half, factor, spread = relative_law(model, step, x, linear_control)
 
     def to_state(z: Array) -> Array:
         back = lambda c, z: jax.scipy.linalg.solve_triangular(c, z, lower=True, trans=1)
@@ -250,7 +251,7 @@ def simulate(
 
     def body(carry: tuple[Array, Array, Array], xs: tuple[Step, Array]):
         x, elbo, log_weights = carry
-        there = moved(model, xs[0], x, xs[1])
+        there = stepped(model, xs[0], x, xs[1])
         carry = (
             there.positions,
             elbo + there.expected,

@@ -51,7 +51,7 @@ class PlainELBO(AbstractObjective):
 
         elbo = E [sum log p(y | X) - sum |u|^2 dt / 2] - KL(q(x0) | p(x0))
 
-    It raises `ValueError` for a model without a `control`.
+    It raises `ValueError` for a model without a `control`, or with a `residual`.
 
     Source:
         Li, Wong, Chen and Duvenaud (2020), equation 10.
@@ -81,7 +81,7 @@ class PlainELBO(AbstractObjective):
             The bound, estimated by `num_paths` paths, in nats.
 
         Raises:
-            ValueError: For a model that has no `dt` yet, or no `control`.
+            ValueError: For a model that has no `dt` yet, no `control`, or a `residual`.
         """
         plain, contexts = _plain(model, series)
         grid = grid_of(model, series, num_steps)
@@ -106,6 +106,12 @@ def _plain(model: AbstractLatentSDE, series: Series) -> tuple[PlainControl, Arra
             "this objective learns the whole control: give the model a "
             "`control=PlainControl(...)`."
         )
+    if model.residual is not None:
+        raise ValueError(
+            "this objective learns the whole control and does not see the model's "
+            "`residual`: use `AnchoredELBO`, or leave it out by "
+            "`dataclasses.replace(model, residual=None)`."
+        )
     size, wanted = plain.network.out_size, num_brownian(model.linear)
     if size != wanted:
         raise ValueError(
@@ -119,7 +125,8 @@ class DiffraxELBO(AbstractObjective):
     """The baseline through `diffrax.diffeqsolve`, with a virtual Brownian tree.
 
     The state has the control's cost beside `X`. Observations between steps are
-    interpolated. It raises `ValueError` for a model without a `control`.
+    interpolated. It raises `ValueError` for a model without a `control`, or with a
+    `residual`.
 
     Arguments:
         solver: diffrax's solver of SDEs in the sense of Itô.
@@ -156,7 +163,7 @@ class DiffraxELBO(AbstractObjective):
             The bound, estimated by `num_paths` paths, in nats.
 
         Raises:
-            ValueError: For a model that has no `dt` yet, or no `control`.
+            ValueError: For a model that has no `dt` yet, no `control`, or a `residual`.
         """
         plain, contexts = _plain(model, series)
         prior = model.linear.initial
@@ -258,9 +265,9 @@ def plain_paths(
         The paths, shape `(num, times, state)`.
 
     Raises:
-        ValueError: For a model without a `dt` or a `control`, a batch of series, `ts`
-            that are not sorted or before its first, and inputs of another shape or of a
-            series that has none.
+        ValueError: For a model without a `dt` or a `control`, or with a `residual`, a
+            batch of series, `ts` that are not sorted or before its first, and inputs of
+            another shape or of a series that has none.
         TypeError: If `key` is no random key.
     """
     require_step(model)

@@ -24,7 +24,13 @@ from effgen.neural_sde.data.series import (
 from effgen.neural_sde.modeling.checks import check_batch, check_model, check_series
 from effgen.neural_sde.modeling.model import LatentSDE
 
-from .objectives import AbstractObjective, AnchoredELBO, Bound
+from .objectives import (
+    AbstractObjective,
+    AnchoredELBO,
+    Bound,
+    MarginalELBO,
+    check_marginal,
+)
 
 
 _MOST_STEPS = 1024
@@ -197,7 +203,8 @@ class LatentSDETrainer(AbstractTrainer):
 
         Raises:
             ValueError: For a state of another trainer, arrays that do not fit together
-                or the model, and series that need more than `max_steps`.
+                or the model, a model of another bound than `MarginalELBO`, and series
+                that need more than `max_steps`.
             TypeError: For a batch that is no tuple of series, and what are no numbers.
         """
         model = state.model
@@ -215,6 +222,8 @@ class LatentSDETrainer(AbstractTrainer):
         if not isinstance(arrays, tuple | list):
             return
         check_series(model, arrays)
+        if isinstance(self.objective, MarginalELBO):
+            check_marginal(model, np.asarray(arrays[0]))
         needed = steps_needed(np.asarray(arrays[0]), dt=self.dt, t0=model.t0)
         if self.max_steps is not None and needed - 7 > self.max_steps:
             raise ValueError(

@@ -152,7 +152,7 @@ def _drawn(
             for (guide, _), step in zip(guides, xs[0], strict=True)
         ]
         z = laws[own].sample(xs[1])
-        there = laws[own].ahead + laws[own].moved(z)
+        there = laws[own].mean + laws[own].shift(z)
         prior = prior - 0.5 * jnp.sum(z**2, axis=1)
         logs = logs + jnp.stack([law.log_prob(z) for law in laws])
         return (there, prior, logs), there

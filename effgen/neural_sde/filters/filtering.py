@@ -13,7 +13,7 @@ from effgen.core.weights import (
     log_mean_exp,
     resample,
 )
-from effgen.neural_sde.bounds.paths import Step, moved, steps_of
+from effgen.neural_sde.bounds.paths import Step, stepped, steps_of
 from effgen.neural_sde.data.grid import Grid
 from effgen.neural_sde.data.series import Series
 from effgen.neural_sde.linear_sdes.gaussian import Gaussian
@@ -139,10 +139,10 @@ def particle_filter(
         keys = jax.random.split(key, 4)
         particles = _resampled(particles, resample_below, keys[0])
         shape = (num_paths, led.guide.root.shape[1])
-        there = moved(
+        there = stepped(
             model, led, particles.led, jax.random.normal(keys[1], shape, dtype)
         )
-        unled = moved(
+        unled = stepped(
             model, free, particles.free, jax.random.normal(keys[2], shape, dtype)
         )
         logs = particles.log_weights + there.log_weights

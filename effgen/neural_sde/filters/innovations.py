@@ -16,12 +16,12 @@ from effgen.neural_sde.modeling.dynamics import AbstractLatentSDE
 
 
 class Innovation(NamedTuple):
-    """A step of paths as `X' = ahead + root T z`, and how a guide draws `z`.
+    """A step of paths as `X' = mean + root T z`, and how a guide draws `z`.
 
     The prior's `z` is `N(0, I)`; a guide's has `factor^T z - center ~ N(0, I)`.
 
     Attributes:
-        ahead: Where the step leads where `z` is zero.
+        mean: Where the step leads where `z` is zero.
         factor: Lower triangular, of one path or of each.
         center: Of each path.
         spread: `T`, the noise of each path relative to the linear one, or `None` where
@@ -29,7 +29,7 @@ class Innovation(NamedTuple):
         root: The linear noise's root.
     """
 
-    ahead: Float[Array, "paths state"]
+    mean: Float[Array, "paths state"]
     factor: Float[Array, "noise noise"] | Float[Array, "paths noise noise"]
     center: Float[Array, "paths noise"]
     spread: Float[Array, "paths noise noise"] | None
@@ -48,7 +48,7 @@ class Innovation(NamedTuple):
         diagonal = jnp.diagonal(self.factor, axis1=-2, axis2=-1)
         return jnp.sum(jnp.log(diagonal), axis=-1) - 0.5 * jnp.sum(error**2, axis=-1)
 
-    def moved(self, z: Float[Array, "paths noise"]) -> Float[Array, "paths state"]:
+    def shift(self, z: Float[Array, "paths noise"]) -> Float[Array, "paths state"]:
         """Return `root T z`."""
         if self.spread is not None:
             z = jnp.einsum("pij,pj->pi", self.spread, z)
@@ -58,21 +58,21 @@ class Innovation(NamedTuple):
 def innovation(
     model: AbstractLatentSDE, step: Step, x: Float[Array, "paths state"]
 ) -> Innovation:
-    """Return a step's law of paths under a guide: `moved`, with its density."""
+    """Return a step's law of paths under a guide: `stepped`, with its density."""
     guide = step.guide
-    pull = x @ guide.control.T + guide.control_offset[None]
-    control = control_of(model, step, x, pull)
-    ahead = x @ guide.matrix.T + guide.offset[None]
+    linear_control = x @ guide.control.T + guide.control_offset[None]
+    control = control_of(model, step, x, linear_control)
+    mean = x @ guide.matrix.T + guide.offset[None]
     drift = drift_difference(model, step, x)
     if drift is not None:
         move = drift @ guide.push.T
-        ahead = ahead + move @ guide.reduction.T
-        pull = pull - move @ guide.feedback.T
-    ahead = ahead - pull @ guide.prior_root.T
+        mean = mean + move @ guide.reduction.T
+        linear_control = linear_control - move @ guide.feedback.T
+    mean = mean - linear_control @ guide.prior_root.T
     if model.diffusion is None:
         factor, spread = jnp.linalg.cholesky(guide.square), None
-        center = pull @ factor
+        center = linear_control @ factor
     else:
-        _, center, factor, spread = relative_law(model, step, x, pull)
+        _, center, factor, spread = relative_law(model, step, x, linear_control)
     center = center if control is None else center + control
-    return Innovation(ahead, factor, center, spread, guide.prior_root)
+    return Innovation(mean, factor, center, spread, guide.prior_root)

@@ -23,8 +23,8 @@ from effgen.neural_sde.bounds.paths import (
     Step,
     correction,
     drift_difference,
-    moved,
     relative_noise,
+    stepped,
     steps_of,
 )
 from effgen.neural_sde.data.grid import Grid
@@ -178,7 +178,7 @@ def _forward(
         particles = _resampled(particles, share, keys[0])
         shape = (num_paths, step.guide.root.shape[1])
         noise = jax.random.normal(keys[1], shape, first.dtype)
-        there = moved(model, step, particles.positions, noise)
+        there = stepped(model, step, particles.positions, noise)
         ancestors = particles.ancestors
         logs = particles.log_weights + there.log_weights
         lost = guiding & ~finite(there.positions, logs)
@@ -329,15 +329,15 @@ def _chosen(
     drawn = jnp.searchsorted(jnp.cumsum(normalized(log_weights)), places)
     among = jnp.concatenate([own[:, None], jnp.minimum(drawn, num - 1)], axis=1)
     drift = drift_difference(model, step, x)
-    ahead = x @ transition.matrix.T + transition.offset[None]
+    means = x @ transition.matrix.T + transition.offset[None]
     if drift is not None:
-        ahead = ahead + drift @ transition.push.T
+        means = means + drift @ transition.push.T
     size = x.shape[1]
     inverse = jnp.linalg.inv(
         jnp.where(step.length > 0, transition.root, jnp.eye(size, dtype=x.dtype))
     )
     # Differences first: far from zero their size is a rounding error of the positions'.
-    error = (there[:, None] - ahead[among]) @ inverse.T
+    error = (there[:, None] - means[among]) @ inverse.T
     logs = jnp.zeros(among.shape, x.dtype)
     if model.diffusion is not None:
         spread = jax.vmap(lambda x: relative_noise(model, step.start, x))(x)

@@ -15,10 +15,12 @@ from .hierarchies import (
 from .recipe import (
     forecaster as forecaster,
 )
+from .regime_fits import (
+    fit_regimes as fit_regimes,
+)
 from .regimes import (
     Regimes as Regimes,
     Switching as Switching,
-    fit_regimes as fit_regimes,
 )
 from .selection import (
     candidates as candidates,

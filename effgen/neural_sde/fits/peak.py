@@ -89,14 +89,15 @@ class Maximum(NamedTuple):
 
     def at(self, x: ArrayLike) -> LatentSDE:
         """Return the model at other values, in the working precision."""
-        dtype = jnp.result_type(float)
         with jax.enable_x64(True):  # noqa: FBT003
             found = self.problem.model(jnp.asarray(x))
-        narrow = cast(found, dtype)
-        own = self.model
-        return dataclasses.replace(
-            narrow, message_dtype=own.message_dtype, t0=own.t0, dt=own.dt
-        )
+        return _as_given(found, self.model)
+
+
+def _as_given(found: LatentSDE, given: LatentSDE) -> LatentSDE:
+    """Return a fit in the working precision, with what float64 and a clock replaced."""
+    narrow = cast(found, jnp.result_type(float))
+    return dataclasses.replace(narrow, message_dtype=given.message_dtype, t0=given.t0)
 
 
 def maximum(
@@ -119,7 +120,6 @@ def maximum(
         )
     check_positive("prior_scale", prior_scale)
     check_count("max_steps", max_steps)
-    dtype = jnp.result_type(float)
     with jax.enable_x64(True):  # noqa: FBT003
         wide = cast(dataclasses.replace(model, message_dtype=None), jnp.float64)
         values = np.asarray(ys, np.float64)
@@ -128,9 +128,7 @@ def maximum(
         found = posterior(wide, ts, values, mask, inputs, errors=sizes, unit=unit)
         cautions.of_constants(found.series.ys, found.series.mask)
         result = _maximum(found.model, found.series, prior_scale, max_steps)
-    narrow = cast(result.model, dtype)
-    narrow = dataclasses.replace(narrow, message_dtype=model.message_dtype, t0=model.t0)
-    return result._replace(model=narrow)
+    return result._replace(model=_as_given(result.model, model))
 
 
 def step_of(model: LatentSDE, ts: Any, unit: str) -> float:

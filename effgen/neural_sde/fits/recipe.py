@@ -21,6 +21,7 @@ from effgen.neural_sde.modeling.model import LatentSDE
 from effgen.neural_sde.modeling.structure import Structure
 
 from .curvature import drawn_models
+from .dated import dated
 from .driven import with_network
 from .peak import with_offset
 from .selection import Candidate, candidates, ranked
@@ -46,6 +47,7 @@ def forecaster(
     season_period: float | None = None,
     structures: Sequence[Structure] | None = None,
     num_steps: int = 250,
+    unit: str = "s",
 ) -> Stack:
     """Fit what forecasts a record: linear models and a network, stacked.
 
@@ -63,14 +65,17 @@ def forecaster(
        `exp(criterion)`, as averaging by evidence would.
 
     Arguments:
-        ts: Times of one series, numbers in order, shape `(obs,)`.
-        ys: Values, shape `(obs,)` or `(obs, sensors)`.
+        ts: Times of one series in order, shape `(obs,)`: numbers, or dates as
+            `datetime64` or an index of pandas, which forecasts keep.
+        ys: Values, shape `(obs,)` or `(obs, sensors)`, or of pandas.
         mask: Where there is a value, of the shape of `ts` or `ys`. NaN are missing too.
         horizon: How many times ahead forecasts are to reach.
         key: A random key.
         season_period: The season's period in the unit of time, or `None` for no season.
+            Of dates it is in `unit`.
         structures: What is tried; `None`: those of `candidates`.
         num_steps: How many steps the network is trained.
+        unit: The unit in which dates are counted, one of NumPy's.
 
     Returns:
         The models with their weights, which forecast together.
@@ -78,8 +83,8 @@ def forecaster(
     Raises:
         ValueError: For a record shorter than two horizons, or whose part before the
             first of the times from which forecasts are judged has fewer than three
-            times or a column that does not vary; for values that float32 rounds, dates,
-            no structures, and a `season_period` beside `structures` or that the times
+            times or a column that does not vary; for values that float32 rounds, no
+            structures, and a `season_period` beside `structures` or that the times
             can't show.
         TypeError: For values that are no structures, and for an invalid key.
 
@@ -95,7 +100,7 @@ def forecaster(
                 "`season_period` is for the structures of `candidates`, and "
                 "`structures` are given: add `season(period)` to each of these."
             )
-    ts, ys = np.asarray(ts), np.asarray(ys)
+    ts, ys, clock, labels = dated(ts, ys, unit)
     there = None if mask is None else np.asarray(mask)
     check_record(ts, values_of(ts, ys, there), horizon)
     if structures is None:
@@ -107,7 +112,7 @@ def forecaster(
         dt=step_length(ts),
         num_steps=num_steps,
     )
-    return stack(
+    found = stack(
         fitting,
         ts,
         ys,
@@ -117,6 +122,7 @@ def forecaster(
         num_origins=_NUM_ORIGINS,
         shares=shares_of(kept),
     )
+    return dataclasses.replace(found, clock=clock, labels=labels)
 
 
 def check_record(ts: np.ndarray, values: np.ndarray, horizon: int) -> None:
@@ -225,7 +231,9 @@ def members(
     base = returning(found)
     if base is None:
         return linear
-    network = beside(dataclasses.replace(base.model, dt=dt), ts, ys, mask, key=keys[0])
+    network = network_of(
+        dataclasses.replace(base.model, dt=dt), ts, ys, mask, key=keys[0]
+    )
     network = trained(network, ts, ys, mask, num_steps=num_steps, key=keys[1])
     return {**linear, "network": network}
 
@@ -241,7 +249,7 @@ def step_length(ts: ArrayLike) -> float:
     return 1.001 * float(np.median(gaps[gaps > 0]))
 
 
-def beside(
+def network_of(
     base: LatentSDE,
     ts: ArrayLike,
     ys: ArrayLike,

@@ -1,6 +1,5 @@
 """Regime switches: a record that goes from one linear model to another and back."""
 
-import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -8,25 +7,18 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optimistix
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from effgen.core.contract.counts import check_count
-from effgen.core.outcome.results import RunWarning
 from effgen.neural_sde.answering.answers import Bands
 from effgen.neural_sde.answering.draws import is_exact
 from effgen.neural_sde.answering.record import Record, recorded
 from effgen.neural_sde.data.frames import Labels
 from effgen.neural_sde.data.series import Series
-from effgen.neural_sde.filters import cautions
 from effgen.neural_sde.filters.histories import drawn, filtered, observed_by
 from effgen.neural_sde.linear_sdes.gaussian import as_float
-from effgen.neural_sde.modeling.anchors import cast
-from effgen.neural_sde.modeling.checks import check_levels, check_positive
+from effgen.neural_sde.modeling.checks import check_levels
 from effgen.neural_sde.modeling.model import LatentSDE
-
-from .peak import kept_by_logarithms
 
 
 class Switching(eqx.Module):
@@ -122,10 +114,10 @@ class Switching(eqx.Module):
         Source:
             Tugnait (1982); Ghahramani and Hinton (2000).
         """
-        _check_histories(self, num_histories)
-        record = _record(self, ts, ys, mask, unit)
+        check_histories(self, num_histories)
+        record = record_of(self, ts, ys, mask, unit)
         found = filtered(
-            self.models, self.generator, _one(record.series), num_histories
+            self.models, self.generator, one_of(record.series), num_histories
         )
         return Regimes(*found, self.names, record, self)  # pyright: ignore
 
@@ -227,98 +219,6 @@ class Regimes(NamedTuple):
         )
 
 
-def fit_regimes(
-    model: Switching,
-    ts: ArrayLike,
-    ys: ArrayLike,
-    mask: ArrayLike | None = None,
-    *,
-    prior_scale: float = 1.5,
-    num_histories: int = 32,
-    max_steps: int = 200,
-    unit: str = "s",
-) -> tuple[Switching, float]:
-    """Return regimes fitted by their evidence, in float64, and that evidence.
-
-        maximize  log p(y) - sum (log p - log p_start)^2 / (2 prior_scale^2)
-
-    over rates and what each model trains, by BFGS; the sum is over parameters kept by
-    logarithms. Names of regimes are interchangeable: their start values tell which is
-    which.
-
-    Arguments:
-        model: The regimes at their start values.
-        ts: Times of one series in order, numbers or dates, shape `(obs,)`.
-        ys: Values, shape `(obs,)` or `(obs, sensors)`.
-        mask: Where there is a value, of the shape of `ts` or `ys`.
-        prior_scale: The prior's standard deviation of a natural logarithm.
-        num_histories: The most histories, as in `Switching.filter`.
-        max_steps: The most steps of the optimizer.
-        unit: The unit in which the models count dates, one of NumPy's.
-
-    Returns:
-        The fitted regimes, and `log p(y)` in nats.
-
-    Raises:
-        ValueError: For a batch of series, an evidence that is not finite, and settings
-            that are not positive.
-        TypeError: For values that are no regimes.
-
-    Warns:
-        RunWarning: Where the optimizer does not converge.
-    """
-    if not isinstance(model, Switching):
-        raise TypeError(f"`model` is a {type(model).__name__}: pass a `Switching`.")
-    check_positive("prior_scale", prior_scale)
-    check_count("max_steps", max_steps)
-    _check_histories(model, num_histories)
-    dtype = model.log_rates.dtype
-    with jax.enable_x64(True):  # noqa: FBT003
-        wide = cast(model, jnp.float64)
-        series = _one(_record(wide, ts, np.asarray(ys, float), mask, unit).series)
-        cautions.of_constants(series.ys, series.mask)
-        found, value, converged = _fitted(
-            wide, series, prior_scale, num_histories, max_steps
-        )
-        if not np.isfinite(float(value)):
-            raise ValueError("the evidence is not finite: check the start values.")
-    if not converged:
-        warnings.warn(
-            f"the fit has not converged in {max_steps} steps: raise `max_steps`, or "
-            "leave out a regime that the data do not need.",
-            RunWarning,
-            stacklevel=2,
-        )
-    return cast(found, dtype), float(value)
-
-
-@eqx.filter_jit
-def _fitted(
-    model: Switching, series: Series, prior_scale: float, num: int, max_steps: int
-) -> tuple[Switching, Array, Array]:
-    trained = (model.log_rates, [m.trainable()[0] for m in model.models])
-    start, unravel = ravel_pytree(trained)
-    marks = jnp.ones_like(model.log_rates), [kept_by_logarithms(m) for m in trained[1]]
-    is_log, _ = ravel_pytree(marks)
-
-    def made(x: Array) -> Switching:
-        rates, parts = unravel(x)
-        models = tuple(
-            m.retrained(part) for m, part in zip(model.models, parts, strict=True)
-        )
-        return eqx.tree_at(lambda m: (m.log_rates, m.models), model, (rates, models))
-
-    def loss(x: Array, args: None) -> Array:
-        away = is_log * (x - start) / prior_scale
-        return 0.5 * jnp.sum(away**2) - _evidence(made(x), series, num)
-
-    solver = optimistix.BFGS(rtol=1e-6, atol=1e-6)
-    found = optimistix.minimise(loss, solver, start, max_steps=max_steps, throw=False)
-    best = made(found.value)
-    converged = found.result == optimistix.RESULTS.successful
-    return best, _evidence(best, series, num), converged
-
-
 def _check_regime(name: str, model: LatentSDE) -> None:
     """Raise `ValueError` for a model whose law is not the same at all times."""
     if not model.linear.time_invariant:
@@ -333,7 +233,7 @@ def _check_regime(name: str, model: LatentSDE) -> None:
         )
 
 
-def _check_histories(model: Switching, num: int) -> None:
+def check_histories(model: Switching, num: int) -> None:
     """Raise `ValueError` for fewer histories than regimes."""
     check_count("num_histories", num)
     if num < len(model.names):
@@ -343,16 +243,14 @@ def _check_histories(model: Switching, num: int) -> None:
         )
 
 
-def _evidence(model: Switching, series: Series, num: int) -> Array:
-    return filtered(model.models, model.generator, series, num)[0]
-
-
-def _record(model: Switching, ts: Any, ys: Any, mask: Any, unit: str) -> Record:
+def record_of(model: Switching, ts: Any, ys: Any, mask: Any, unit: str) -> Record:
+    """Return the record, checked as `posterior` does; one series alone."""
     record = recorded(model.models[0], ts, ys, mask, None, None, dt=None, unit=unit)[1]
     if not record.single:
         raise ValueError("`ts` has a leading axis of series: pass one series.")
     return record
 
 
-def _one(series: Series) -> Series:
+def one_of(series: Series) -> Series:
+    """Return the one series of a batch."""
     return jax.tree.map(lambda x: jnp.asarray(x[0]), series)

@@ -15,6 +15,8 @@ from effgen.core.weights import Estimate
 from effgen.neural_sde.answering.answers import Bands
 from effgen.neural_sde.answering.held_out import evidence_until
 from effgen.neural_sde.answering.posteriors import posterior
+from effgen.neural_sde.data.clock import Clock
+from effgen.neural_sde.data.frames import Labels
 from effgen.neural_sde.data.series import (
     check_mask,
     check_no_dates,
@@ -25,6 +27,7 @@ from effgen.neural_sde.data.series import (
 from effgen.neural_sde.modeling.checks import check_levels
 from effgen.neural_sde.modeling.model import LatentSDE
 
+from .dated import as_asked, dated
 from .shares import bootstrapped_shares, log_density, prior_of, stacking_weights
 
 
@@ -43,9 +46,12 @@ class Stack(eqx.Module):
         weights: Of the mixture, by name. They sum to one.
         held_out: Nats that each member, fitted to the record's first part, gave to the
             rest, with their error, by name.
-        ts: The record's times, shape `(obs,)`.
+        ts: The record's times as numbers, shape `(obs,)`: dates in units since the
+            first.
         ys: Its values, as they were given.
         mask: Where there is a value, or `None`.
+        clock: How dates become numbers; `None` for times that are numbers.
+        labels: The names of times and columns, given back with forecasts.
     """
 
     members: dict[str, tuple[LatentSDE, ...]]
@@ -54,6 +60,8 @@ class Stack(eqx.Module):
     ts: np.ndarray
     ys: np.ndarray
     mask: np.ndarray | None
+    clock: Clock | None = eqx.field(static=True, default=None)
+    labels: Labels = Labels()
 
     def forecast(
         self,
@@ -68,7 +76,8 @@ class Stack(eqx.Module):
         Whole records are drawn from the members in proportion to their weights.
 
         Arguments:
-            times: Sorted, at or after the last time, shape `(times,)`.
+            times: Sorted, at or after the last time, shape `(times,)`, dates where the
+                record has dates.
             key: A random key.
             num_paths: How many whole records are drawn.
             levels: Probabilities of the quantiles, in (0, 1).
@@ -78,13 +87,15 @@ class Stack(eqx.Module):
 
         Raises:
             ValueError: For times before the last, and as `Posterior.forecast`.
+            TypeError: For numbers where the record has dates, or the converse.
         """
         check_key(key)
         check_count("num_paths", num_paths)
         check_levels(levels)
         keys = jax.random.split(key, len(self.members) + 1)
+        rows = times if self.clock is None else self.clock.numbers(times)
         found = [
-            self._of(models, times, num_paths, levels, key)
+            self._of(models, rows, num_paths, levels, key)
             for models, key in zip(self.members.values(), keys, strict=False)
         ]
         shares = np.array(list(self.weights.values()))
@@ -98,8 +109,9 @@ class Stack(eqx.Module):
             w**2 / jnp.minimum(b.ess, num_paths)
             for w, b in zip(shares, found, strict=True)
         )
-        ts = found[0].ts
-        return Bands(ts, samples.mean(0), levels, quantiles, samples, jnp.asarray(ess))
+        ts = as_asked(times, found[0].ts, self.clock)
+        ess = jnp.asarray(ess)
+        return Bands(ts, samples.mean(0), levels, quantiles, samples, ess, self.labels)
 
     def _of(
         self,
@@ -134,6 +146,7 @@ def stack(
     num_origins: int = 6,
     num_paths: int = 500,
     shares: Mapping[str, float] | None = None,
+    unit: str = "s",
 ) -> Stack:
     """Fit several models, and mix them by how well they forecast the record itself.
 
@@ -158,15 +171,17 @@ def stack(
 
     Arguments:
         fit: From `(ts, ys, mask, key)` to models by name, fitted to a record whose last
-            values may be NaN; under a name one model or several that count alike.
-        ts: Times of one series, numbers in order, shape `(obs,)`.
-        ys: Values, shape `(obs,)` or `(obs, sensors)`.
+            values may be NaN; under a name one model or several that count alike. Its
+            `ts` are numbers: dates in `unit` since the first.
+        ts: Times of one series in order, numbers or dates, shape `(obs,)`.
+        ys: Values, shape `(obs,)` or `(obs, sensors)`, or of pandas.
         mask: Where there is a value, of the shape of `ts` or `ys`. NaN are missing too.
         horizon: How many times ahead a forecast is to reach.
         key: A random key.
         num_origins: The most times from which forecasts of the past are judged.
         num_paths: How many paths these have.
         shares: By name, the weights before any forecast is judged; `None`: equal ones.
+        unit: The unit in which the models count dates, one of NumPy's.
 
     Returns:
         The members fitted on the whole record, with their weights.
@@ -182,7 +197,7 @@ def stack(
     if not callable(fit):
         raise TypeError(f"`fit` is a {type(fit).__name__}: pass a function to models.")
     check_key(key)
-    ts, ys = np.asarray(ts), np.asarray(ys)
+    ts, ys, clock, labels = dated(ts, ys, unit)
     mask = None if mask is None else np.asarray(mask)
     values = values_of(ts, ys, mask)
     origins = origins_of(values, horizon, num_origins)
@@ -209,7 +224,7 @@ def stack(
     found = stacking_weights(np.stack(list(densities.values()), axis=-1), prior)
     weights = dict(zip(members, map(float, found), strict=True))
     held_out = {name: whole for name, (_, whole) in told.items()}
-    return Stack(members, weights, held_out, ts, ys, mask)
+    return Stack(members, weights, held_out, ts, ys, mask, clock, labels)
 
 
 def values_of(

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
 
@@ -217,6 +218,35 @@ def test_a_stack_weighs_by_what_was_foretold():
         ns.stack(lambda *_: level_model(1.0), TS, YS, horizon=4, key=KEY)
 
 
+def test_a_stack_of_dates_forecasts_on_the_frame_s_index():
+    days = pd.date_range(
+        "2024-03-01", periods=40, freq="D", name="day", tz="Europe/Rome"
+    )
+    frame = pd.DataFrame({"flow": YS}, index=days)
+    settings = {"horizon": 4, "num_origins": 2, "key": KEY, "num_paths": 50}
+    seen = []
+
+    def fit(ts, ys, mask, key):
+        seen.append(ts)
+        return {"right": level_model(1.0)}
+
+    found = ns.stack(fit, frame.index, frame, unit="D", **settings)
+    np.testing.assert_allclose(np.diff(seen[0])[[0, 20]], 1)
+    later = pd.date_range(
+        "2024-04-10", periods=2, freq="D", name="day", tz="Europe/Rome"
+    )
+    bands = found.forecast(later, key=KEY, num_paths=50)
+    table = bands.to_pandas()
+    assert table.index.equals(later)
+    right = ns.stack(fit, seen[0], YS, **settings).forecast(
+        seen[0][-1] + np.array([1.0, 2.0]), key=KEY, num_paths=50
+    )
+    np.testing.assert_allclose(bands.mean, right.mean, rtol=1e-4)
+    np.testing.assert_allclose(table["mean"], right.mean[:, 0], rtol=1e-4)
+    with pytest.raises(TypeError, match="the record has dates"):
+        found.forecast([41.0], key=KEY)
+
+
 def test_the_strongest_period_is_found_beside_a_season():
     ts = np.arange(240) / 12
     rng = np.random.default_rng(3)
@@ -264,8 +294,6 @@ def test_structures_without_a_mean_have_no_network():
     assert 0.05 < np.std(np.log(noises)) < 1
     assert np.std(offsets) > 0.5 * YS.std()
     assert recipe.step_length(TS / 12) >= 1 / 12
-    with pytest.raises(ValueError, match="`ts` must be numbers"):
-        ns.forecaster(TS.astype("datetime64[D]"), YS, horizon=3, key=KEY)
     forced = ns.Structure(ns.level().parts, input_matrix=[[1.0]])
     with pytest.raises(ValueError, match="forecasters take no inputs"):
         ns.forecaster(TS, YS, horizon=3, key=KEY, structures=[forced])

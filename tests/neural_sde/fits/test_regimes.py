@@ -11,6 +11,8 @@ import scipy.linalg
 
 import effgen as eg
 from effgen import neural_sde as ns
+from effgen.neural_sde.fits.regime_fits import fit_of
+from effgen.neural_sde.fits.regimes import one_of, record_of
 
 
 RATES = np.array([[0.0, 0.3], [0.8, 0.0]])
@@ -107,6 +109,8 @@ def test_settings_of_regimes_are_refused_by_name():
         ns.fit_regimes(switching(), TS, YS, prior_scale=0)
     with pytest.raises(ValueError, match="`max_steps` is 0"):
         ns.fit_regimes(switching(), TS, YS, max_steps=0)
+    with pytest.raises(ValueError, match="`num_starts` is 0"):
+        ns.fit_regimes(switching(), TS, YS, num_starts=0)
     found = switching().filter(TS, YS, num_histories=64)
     key = jax.random.key(0)
     for settings, error, said in (
@@ -121,7 +125,27 @@ def test_settings_of_regimes_are_refused_by_name():
 
 def test_a_fit_of_regimes_that_has_not_converged_says_so():
     with pytest.warns(eg.RunWarning, match="not converged in 1 steps"):
-        ns.fit_regimes(switching(), TS, YS, num_histories=2, max_steps=1)
+        ns.fit_regimes(switching(), TS, YS, num_histories=2, num_starts=1, max_steps=1)
+
+
+def test_rates_of_regimes_have_the_prior_of_logarithms():
+    model = switching()
+    series = one_of(record_of(model, TS, YS, None, "s").series)
+    fit = fit_of(model, series, 1.5, 4)
+    same = fit.model(fit.start)
+    for kept, start in zip(same.models, model.models, strict=True):
+        np.testing.assert_allclose(kept.linear.rates, start.linear.rates, rtol=1e-6)
+        np.testing.assert_allclose(kept.linear.log_scale, start.linear.log_scale)
+    # Of the calm model rates, log_scale and the noise's; of the wild one the same.
+    assert fit.is_log.sum() == 4 + 2 * 3
+    assert fit.by_logs.sum() == 2
+    place = int(np.flatnonzero(fit.by_logs)[0])
+    away = fit.start.at[place].add(3.0)
+    prior = fit(away) + fit.log_evidence(away)
+    np.testing.assert_allclose(prior, 0.5 * (3 / 1.5) ** 2, rtol=1e-3)
+    np.testing.assert_allclose(
+        fit.model(away).models[0].linear.rates, 0.2 * np.exp(3), rtol=1e-5
+    )
 
 
 @pytest.mark.slow
@@ -136,6 +160,7 @@ def test_regimes_are_found_by_fitting():
     )
     start = ns.Switching({"calm": make(0.5), "wild": make(1.0)}, 0.05)
     found, value = ns.fit_regimes(start, ts, ys, num_histories=16, max_steps=60)
+    assert value == pytest.approx(float(found.filter(ts, ys).log_evidence), abs=0.05)
     assert value > float(start.filter(ts, ys).log_evidence) + 20
     scales = [float(m.decoder.scale[0]) for m in found.models]
     np.testing.assert_allclose(scales, [0.2, 2.0], rtol=0.25)

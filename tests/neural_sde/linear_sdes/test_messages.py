@@ -14,6 +14,7 @@ from effgen import neural_sde as ns
 from effgen.neural_sde.bounds.objectives import anchored_on_grid
 from effgen.neural_sde.data.grid import make_grid, steps_needed
 from effgen.neural_sde.data.series import as_series
+from effgen.neural_sde.linear_sdes.messages import guided
 from tests.neural_sde.cases import problem
 from tests.neural_sde.dense import Dense, kalman
 
@@ -201,7 +202,7 @@ def test_messages_solve_their_differential_equations(columns):
         backward, (0, 0.4), start, rtol=1e-12, atol=1e-12, method="DOP853"
     ).y[:, -1]
     step = case.linear.transition(jnp.array(0.0), jnp.array(0.4))
-    before, _ = jax.jit(ns.messages.guided)(step, jax.tree.map(jnp.asarray, after))
+    before, _ = jax.jit(guided)(step, jax.tree.map(jnp.asarray, after))
     np.testing.assert_allclose(before.precision.ravel(), solved[:9], atol=1e-8)
     np.testing.assert_allclose(before.shift, solved[9:12], atol=1e-8)
     np.testing.assert_allclose(before.constant, solved[12], atol=1e-8)

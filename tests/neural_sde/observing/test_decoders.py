@@ -90,9 +90,7 @@ def test_counts_by_an_encoder_train_towards_the_evidence():
     model = ns.LatentSDE(linear, decoder, frozen=("linear",))
     trainer = ns.LatentSDETrainer(optax.adam(1e-2), dt=0.2, num_paths=16)
     data = eg.Minibatches((jnp.asarray(ts)[None], jnp.asarray(ys)[None]), 1)
-    _, history = eg.fit(
-        trainer, trainer.init(model), data, key=KEY, num_steps=400, every=100
-    )
+    _, history = eg.fit(trainer, trainer.init(model), data, key=KEY, num_steps=400)
     exact = poisson_filter(ts, ys)
     assert np.mean(history["elbo"][:5]) < exact - 5
     assert exact - 2.0 < np.mean(history["elbo"][-100:]) < exact + 0.5
@@ -149,7 +147,7 @@ def test_pictures_train_end_to_end(proposal):
     trainer = ns.LatentSDETrainer(optax.adam(1e-2), dt=0.5, num_paths=4)
     data = eg.Minibatches((jnp.asarray(ts), jnp.asarray(ys)), 4)
     state = trainer.init(ns.LatentSDE(linear, decoder))
-    state, history = eg.fit(trainer, state, data, key=KEY, num_steps=60, every=60)
+    state, history = eg.fit(trainer, state, data, key=KEY, num_steps=60)
     assert np.mean(history["elbo"][-10:]) > np.mean(history["elbo"][:10]) + 50
     bands = ns.posterior(state.model, ts, ys).observations(key=KEY, num_paths=8)
     assert bands.mean.shape == (4, 6, 12, 12)
