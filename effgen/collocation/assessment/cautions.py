@@ -3,8 +3,10 @@
 import dataclasses
 import warnings
 
+import jax.numpy as jnp
 import numpy as np
 
+from effgen.collocation.modeling.misfits import Squares
 from effgen.collocation.modeling.model import Model, names_of_model
 from effgen.collocation.modeling.problem import Problem
 from effgen.collocation.program.compiled import misfit_of
@@ -14,6 +16,7 @@ from effgen.collocation.program.elimination import (
     SampleJacobian,
     eliminated,
     sample_jacobian,
+    sample_residuals,
 )
 from effgen.collocation.program.evaluator import Evaluator
 from effgen.collocation.program.nlp import NLP, ravel
@@ -31,6 +34,13 @@ from .switches import switches
 
 _AT_BOUND, _OPEN, _NAMED, _AT_SAMPLE = 1e-6, 1e-8, 0.1, 1e-4
 _FAR_FROM_NOISE = 3.0
+_ABOVE_NOISE, _SURELY = 1.5, 4.0  # times the noise, in deviations of its estimate
+_MOSTLY = 0.5
+_MESH = "the mesh's error is most of them. `fit_refined` cuts the mesh."
+_LAW = (
+    "the law does not fit. Change it, or let `choose` say whether a network in it "
+    "helps. If `scale` is not the noise's, leave it out."
+)
 _MOST_FREE = 200
 _MOST_NAMES = 4
 
@@ -76,7 +86,8 @@ def warn_of_solution(
     error = mesh_error(batch, nlp, through, jacobian, solution)
     if error is not None and error.excess > 1:
         _warn_of_mesh(batch, error, solution, model)
-    _warn_of_prior(nlp, z)
+    if not _warn_of_prior(nlp, z):
+        _warn_of_noise(nlp, error, z)
     if not _other_terms(batch.problem):
         never = len(z) - len(nlp.flat()) + unused(nlp, evaluator.depends)
         _warn_of_open(nlp, through, jacobian, limits, z, never)
@@ -98,17 +109,17 @@ def _warn_of_switches(problem: Problem, model: Model) -> None:
         )
 
 
-def _warn_of_prior(nlp: NLP, z: np.ndarray) -> None:
+def _warn_of_prior(nlp: NLP, z: np.ndarray) -> bool:
     """Warn of priors if the residuals' noise is far from the problem's `scale`."""
     initial, count = nlp.problem.initial, float(nlp.counted)
     names = ["`initial.scale`"] * (initial is not None and initial.scale is not None)
     names += [f"the scale of {prior.name!r}" for prior in nlp.problem.priors]
     if not names:
-        return
+        return False
     taken = len(nlp.flat()) + len(nlp.starts) * nlp.problem.num_states
     found = np.sqrt(2 * misfit_of(nlp, z) * count / max(count - taken, 1.0))
     if taken > count / 2 or 1 / _FAR_FROM_NOISE < found < _FAR_FROM_NOISE:
-        return
+        return False
     warnings.warn(
         f"the residuals are {found:.2g} of the problem's `scale`, so that "
         f"{names[0]} acts as a standard deviation of {found:.2g} times its size: "
@@ -116,6 +127,45 @@ def _warn_of_prior(nlp: NLP, z: np.ndarray) -> None:
         RunWarning,
         stacklevel=4,
     )
+    return True
+
+
+def _warn_of_noise(nlp: NLP, error: MeshError | None, z: np.ndarray) -> None:
+    """Warn of residuals above the noise that a given `scale` says."""
+    found = _above_noise(nlp, z)
+    if found is None:
+        return
+    output, times = found
+    of_mesh = error is not None and error.ratio[output] > _MOSTLY
+    warnings.warn(
+        f"the residuals of output {output} are {times:.2g} times `scale`, the noise's "
+        f"standard deviation: {_MESH if of_mesh else _LAW}",
+        RunWarning,
+        stacklevel=4,
+    )
+
+
+def _above_noise(nlp: NLP, z: np.ndarray) -> tuple[int, float] | None:
+    """Return the output whose residuals are most above a given `scale`, and how many.
+
+    By how many deviations a sum of squares is above that of the noise follows from its
+    cube root, which is nearly normal.
+
+    Source:
+        Wilson and Hilferty (1931).
+    """
+    problem, mask = nlp.problem, np.asarray(nlp.samples.mask)
+    by_data = np.array_equal(np.asarray(problem.scale), np.asarray(problem.spread))
+    if problem.weighs or by_data or not isinstance(problem.misfit, Squares):
+        return None
+    counts = np.maximum(mask.sum(0), 1)
+    residuals = np.asarray(sample_residuals(nlp, jnp.asarray(z)))
+    times = np.sqrt(float(nlp.counted) * np.sum(residuals**2, axis=0) / counts)
+    width = 2 / (9 * counts)
+    surely = times ** (2 / 3) - 1 + width > _SURELY * np.sqrt(width)
+    output = int(np.argmax(np.where(surely, times, 0)))
+    above = surely[output] and times[output] > _ABOVE_NOISE
+    return (output, float(times[output])) if above else None
 
 
 def _other_terms(problem: Problem) -> bool:
@@ -162,10 +212,10 @@ def _warn_of_open(
     names = [
         name_of_free(nlp, int(i)) for i in free[chosen][weight > _NAMED * weight.max()]
     ]
+    moves = "they can move together" if len(names) > 1 else "it can move"
     warnings.warn(
-        f"the data do not tell {', '.join(names)}: they can move together and no "
-        "residual changes, so that their values are of the guess. Fix one of them, or "
-        "pass more data.",
+        f"the data do not tell {', '.join(names)}: {moves} and no residual changes, so "
+        "that the values are of the guess. Fix one of them, or pass more data.",
         RunWarning,
         stacklevel=4,
     )

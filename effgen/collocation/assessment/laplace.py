@@ -120,6 +120,11 @@ def evidence(
         raise ValueError(_NO_PRIOR.format(shown))
     count = float(nlp.counted)
     squares = count * float(np.sum(found.residuals**2))
+    if squares == 0:
+        raise ValueError(
+            "all residuals are zero: no noise can be estimated, and the evidence is "
+            "infinite; pass more samples."
+        )
     left = by_group(np.sum(found.roots[mine] ** 2, axis=1)) * decay
     leverage = float(leverages(found, nlp)[0].sum())
     variance = tau * squares / max(tau * count - leverage, 0.5)

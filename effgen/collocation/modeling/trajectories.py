@@ -101,6 +101,17 @@ def _trajectory(i: int, data: Any, hold: str | None) -> Trajectory:
         told = f"`hold` of trajectory {i} is {own!r} and its `inputs` is"
         raise ValueError(_NO_HOLD.format(told))
     hold = None if callable(inputs) else _hold_of(i, hold if own is None else own)
+    ts, ys = _samples(i, ts, ys)
+    span = _span(i, (ts[0], ts[-1]) if span is None else span)
+    _complain(i, ts, (ts < span[0]) | (ts > span[1]), f"lie in the `span` {span}")
+    if inputs is not None and not callable(inputs):
+        inputs = _inputs(i, ts, inputs, hold)
+    rest = (_jumps(i, jumps, span), doses, _follows(i, follows))
+    return Trajectory(ts, ys, inputs, span, hold, *rest)
+
+
+def _samples(i: int, ts: Any, ys: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return times and samples as arrays, checked."""
     if np.asarray(ts).dtype.kind in "mM":
         raise TypeError(
             f"`ts` of trajectory {i} are dates: pass numbers in the units of the law, "
@@ -108,7 +119,12 @@ def _trajectory(i: int, data: Any, hold: str | None) -> Trajectory:
         )
     ts, ys = _numbers(i, "ts", ts), _numbers(i, "ys", ys)
     ys = ys[:, None] if ys.ndim == 1 else ys
-    if ts.ndim != 1 or len(ts) == 0 or ys.shape[:1] != ts.shape or ys.ndim != 2:
+    if ts.shape == (0,):
+        raise ValueError(
+            f"trajectory {i} has no samples: pass one or more times, with NaN in `ys` "
+            "where nothing is measured."
+        )
+    if ts.ndim != 1 or ys.shape[:1] != ts.shape or ys.ndim != 2:
         raise ValueError(
             f"trajectory {i} has `ts` of shape {ts.shape} and `ys` of {ys.shape}: pass "
             "(obs,) and (obs, outputs)."
@@ -118,12 +134,7 @@ def _trajectory(i: int, data: Any, hold: str | None) -> Trajectory:
     if np.any(np.isinf(ys)):
         where = tuple(np.argwhere(np.isinf(ys))[0].tolist())
         raise ValueError(f"`ys` of trajectory {i} is infinite at {where}: pass NaN.")
-    span = _span(i, (ts[0], ts[-1]) if span is None else span)
-    _complain(i, ts, (ts < span[0]) | (ts > span[1]), f"lie in the `span` {span}")
-    if inputs is not None and not callable(inputs):
-        inputs = _inputs(i, ts, inputs, hold)
-    rest = (_jumps(i, jumps, span), doses, _follows(i, follows))
-    return Trajectory(ts, ys, inputs, span, hold, *rest)
+    return ts, ys
 
 
 def _jumps(i: int, times: Any, span: tuple[float, float]) -> tuple[float, ...]:
@@ -205,7 +216,10 @@ def _span(i: int, span: Any) -> tuple[float, float]:
     if not (np.isfinite(first) and np.isfinite(last)):
         raise ValueError(f"`span` of trajectory {i} is {span}: pass finite times.")
     if not first < last:
-        raise ValueError(f"trajectory {i} lasts from {first} to {last}: no time.")
+        raise ValueError(
+            f"trajectory {i} lasts from {first} to {last}: no time. Pass samples of "
+            "two times, or its first and last time as `span`."
+        )
     return first, last
 
 
