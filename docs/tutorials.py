@@ -66,7 +66,8 @@ def _shown(output, link):
 
 
 def _quoted(text):
-    return f"```text\n{text.rstrip()}\n```"
+    lines = [line.rstrip() for line in text.rstrip().splitlines()]
+    return "\n".join(["```text", *lines, "```"])
 
 
 def _small(png):
