@@ -60,6 +60,7 @@ SCRIPTS = (
     "minilm definitions 120",
     "minilm debian 120",
     "movielens",
+    "pictures",
 )
 
 
