@@ -151,14 +151,14 @@ class NormalizedEnergy(eqx.Module):
         return values
 
     def _inside(self, rows: Float[Array, "examples *shape"]) -> list[Array]:
-        """Return where entries may be, by each of the bounds that there are."""
+        """Return where entries may be, by each of the bounds; what is NaN stays so."""
         inside = []
         if self.walls is not None:
             low, high = self.walls
             inside.append((rows >= low) & (rows <= high))
         if self.binary:
             inside.append((rows == 0) | (rows == 1))
-        return inside
+        return [bound | jnp.isnan(rows) for bound in inside]
 
     def log_likelihood(self, x: Float[Array, "examples *shape"]) -> Estimate:
         """Return the mean log-density in nats, with `log Z`'s and the sample's error.
@@ -330,9 +330,10 @@ _shared = jax.jit(lambda walkers: (walkers.ess, walkers.spread))
 
 @partial(jax.jit, static_argnames="num")
 def _drawn(walkers: Walkers, num: int, key: PRNGKeyArray) -> Float[Array, "num *shape"]:
-    drawn = resample(walkers.joint_log_weights, num, key=key)
+    keys = jax.random.split(key)
+    drawn = resample(walkers.joint_log_weights, num, key=keys[0])
     # Systematic resampling returns relatives side by side: mix them.
-    return jax.random.permutation(key, walkers.positions[drawn])
+    return jax.random.permutation(keys[1], walkers.positions[drawn])
 
 
 _energies_at = eqx.filter_jit(energies_at)
