@@ -43,6 +43,7 @@ def test_a_density_of_a_box_is_zero_outside_of_it(tmp_path):
     for found in (density, again):
         np.testing.assert_array_equal(found.log_prob(x), [0.0, -np.inf, -np.inf])
         assert found.log_prob(x[0]) == 0
+        assert bool(jnp.isnan(found.log_prob([np.nan, 1.5])))  # of no row at all
     assert found.log_likelihood(x).value == -np.inf
 
 

@@ -19,6 +19,9 @@ GAPPED = np.where(np.arange(12.0).reshape(6, 2) == 5, np.nan, 1.0)
 
 
 TWICE = ebm.Audited(populations(KEY, 16), populations(KEY, 16))
+SCALED = ebm.Audited(
+    *[ebm.Walkers.from_gaussian(KEY, 16, (SIZE,), scale=scale) for scale in (1.0, 2.0)]
+)
 UNITS = ebm.Standardized.of(np.arange(6.0).reshape(3, 2))
 LABELED = ebm.LabeledEnergy(lambda x, label: jnp.sum(x**2) + label, (2,), 2)
 
@@ -114,6 +117,7 @@ def masses(weights, classify=lambda x: jnp.zeros(len(x), int)):
             "resampled together",
         ),
         (lambda: trainer().init(MODEL, TWICE), ValueError, "walkers that train"),
+        (lambda: trainer().init(MODEL, SCALED), ValueError, "walkers that train"),
         (lambda: ebm.Walkers.from_gaussian(KEY, 16, (0,)), ValueError, "every axis"),
         (
             lambda: ebm.Walkers.from_samples(data(8), walls=(1, 0)),
