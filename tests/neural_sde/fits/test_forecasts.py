@@ -196,6 +196,7 @@ def test_a_stack_weighs_by_what_was_foretold():
         return {"right": level_model(1.0), "wide": [level_model(8.0)] * 2}
 
     found = ns.stack(fit, TS, YS, horizon=4, num_origins=3, key=KEY, num_paths=200)
+    assert isinstance(found, ns.Stack)
     assert seen[0].sum() == 28  # all but three horizons
     assert seen[1].all()
     assert found.weights["right"] > 0.6
