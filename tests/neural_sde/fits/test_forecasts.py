@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
+import effgen as eg
 from effgen import neural_sde as ns
 from effgen.neural_sde.fits import recipe
 from effgen.neural_sde.fits.driven import DrivenDrift
@@ -346,6 +347,12 @@ def test_what_is_no_record_is_refused_before_any_fit(changed, error, named):
     given = {"ts": TS, "ys": YS, "horizon": 3, "key": KEY} | changed
     with pytest.raises(error, match=named):
         ns.forecaster(**given)
+
+
+@pytest.mark.parametrize("unit", [1e-6, 86_400.0])
+def test_times_in_a_unit_far_from_their_gaps_are_warned_of(unit):
+    with pytest.warns(eg.RunWarning, match="times are .* apart: the network"):
+        recipe.check_record(unit * TS, YS[:, None], 3)
 
 
 def test_wrong_arguments_are_named():
