@@ -1,10 +1,12 @@
 """Every test sees eight CPU devices, and NumPy's silent rank promotion is an error."""
 
 import ctypes
+import functools
 import gc
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
 
@@ -31,6 +33,7 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax  # noqa: E402
+import jaxlib.mlir.ir  # noqa: E402
 import pytest  # noqa: E402
 
 
@@ -76,6 +79,29 @@ def pytest_collection_finish():
     """Look no more through what was imported: it stays."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_configure():
+    """Lower a hundred programs into one context of MLIR, where JAX makes one for each.
+
+    To make one takes half as long as to lower a small program, and JAX keeps it as long
+    as the program, a megabyte each.
+    """
+    from jax._src.interpreters import mlir
+
+    made = getattr(mlir, "make_ir_context", None)
+    if made is not None:
+        mlir.make_ir_context = functools.partial(shared, made, threading.local())
+
+
+def shared(made, here):
+    """Return this thread's context, or another where a program is lowered in one."""
+    if jaxlib.mlir.ir.Context.current is not None:
+        return made()
+    here.programs = getattr(here, "programs", 0) + 1
+    if here.programs % 100 == 1:
+        here.context = made()
+    return here.context
 
 
 @pytest.fixture(autouse=True)

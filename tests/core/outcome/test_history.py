@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import effgen as eg
-from tests.core.watching import made
+from tests.core.watched_runs import made
 
 
 STEPS = np.arange(1, 4)

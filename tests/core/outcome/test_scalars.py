@@ -4,7 +4,7 @@ import numpy as np
 
 from effgen.core.outcome.scalars import mean, scalars
 from effgen.core.watching.window import Window
-from tests.core.watching import chunk
+from tests.core.watched_runs import chunk
 
 
 def test_what_a_skipped_step_reported_does_not_count():

@@ -7,7 +7,7 @@ import pytest
 
 import effgen as eg
 from tests.core.tiny import OnHost
-from tests.core.watching import made
+from tests.core.watched_runs import made
 
 
 class Broken(io.StringIO):

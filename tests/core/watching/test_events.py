@@ -5,7 +5,7 @@ import struct
 import pytest
 
 import effgen as eg
-from tests.core.watching import BadStep, made
+from tests.core.watched_runs import BadStep, made
 
 
 def events(folder):

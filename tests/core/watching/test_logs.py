@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import effgen as eg
-from tests.core.watching import BadStep, chunk, made, watched
+from tests.core.watched_runs import BadStep, chunk, made, watched
 
 
 def lines(path):
