@@ -19,7 +19,7 @@ def decay(t, x, u, p, nets):
 
 
 def fitted(data, law=decay, model=co.Model({"k": 0.5}, None), **more):
-    level = co.transcribe(co.Problem(law, data, **more), intervals=8)
+    level = co.transcribe(co.Problem(law, data, **more), intervals=16)
     trainer = co.CollocationTrainer()
     state = trainer.init(model, level.guess(model))
     state, history = eg.fit(trainer, state, [level], key=KEY)
