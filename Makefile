@@ -27,7 +27,8 @@ export JUPYTER_RUNTIME_DIR := $(STATE)/jupyter/runtime
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint style slow docs benchmarks accelerator lock release clean
+.PHONY: help demo test lint style slow docs tutorials benchmarks accelerator lock \
+	release clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 13
@@ -55,6 +56,9 @@ slow: $(READY) ## Run what takes long: campaigns, notebooks, more cases of a gua
 
 docs: $(PAGES)/.ready ## Build the site in build/site; broken links and names fail
 	NO_MKDOCS_2_WARNING=1 $(PAGES)/bin/mkdocs build --quiet
+
+tutorials: $(READY) ## Run the notebooks, and write their pages and pictures (NAMES=, some)
+	$(BIN)/python docs/tutorials.py $(NAMES)
 
 benchmarks: $(READY) ## Run the benchmarks and rebuild their table
 	$(BIN)/python -m benchmarks

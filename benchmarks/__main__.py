@@ -59,6 +59,8 @@ SCRIPTS = (
     "equal_steps",
     "minilm definitions 120",
     "minilm debian 120",
+    "movielens",
+    "pictures",
 )
 
 
@@ -105,6 +107,7 @@ def _headlines(path: Any) -> list[tuple[str, str]]:
         "equal_steps": _equal_steps,
         "minilm_definitions": _retrieval,
         "minilm_debian": _retrieval,
+        "movielens": _recommended,
         "retrieval_debian": _retrieval,
         "retrieval_examples": _retrieval,
         "retrieval_definitions": _retrieval,
@@ -183,6 +186,16 @@ def _normals(record: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (f"jax.random.normal's time over it, {name}", f"{ratio['median']:.3g}")
         for name, ratio in record["jax_over_it"].items()
+    ]
+
+
+def _recommended(record: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (
+            f"MovieLens-100k: HR@10, nDCG@10 after {record['seconds']:g} s, {name}",
+            f"{arm['hr']['median']:.3f}, {arm['ndcg']['median']:.3f}",
+        )
+        for name, arm in record["arms"].items()
     ]
 
 

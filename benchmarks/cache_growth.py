@@ -21,8 +21,10 @@ import effgen as eg
 from benchmarks import measure
 from benchmarks.retrieval_arms import LENGTH, REFRESHED, SIZE, WORDS, encoder
 from effgen import retrieval_cache as rc
-from effgen.retrieval_cache.draws import nothing_excluded
-from effgen.retrieval_cache.rows import stored
+from effgen.retrieval_cache.cache.rows import stored
+from effgen.retrieval_cache.data import content_digests
+from effgen.retrieval_cache.softmax import Scored, softmax_pass
+from effgen.retrieval_cache.softmax.importance import nothing_excluded
 
 
 BATCH = 32
@@ -40,7 +42,7 @@ def cache_of(num):
         jnp.asarray(tokens),
         stored(rc.normalized(values), jnp.int8),
         numbers,
-        rc.content_digests(tokens),
+        content_digests(tokens),
         jnp.zeros(num, jnp.int32),
         jnp.zeros(num),
     )
@@ -54,7 +56,7 @@ def work(num):
     asked = cache.items[: min(num, 2**16)]
     source = eg.Minibatches(rc.Pairs(asked, asked, cache.ids[: len(asked)]), BATCH)
     queries = rc.normalized(jax.random.normal(jax.random.key(1), (BATCH, SIZE)))
-    scored = rc.Scored.of(cache, nothing_excluded(BATCH))
+    scored = Scored.of(cache, nothing_excluded(BATCH))
     arrays, static = eqx.partition(state, eqx.is_array)
 
     def step(arrays, key):
@@ -69,7 +71,7 @@ def work(num):
     @jax.jit
     def bare(scored, queries):
         def one(queries, _):
-            found = rc.passed(scored, queries, jnp.asarray(20.0), cache.block)
+            found = softmax_pass(scored, queries, jnp.asarray(20.0), cache.block)
             return queries + 1e-9 * found.mean, None
 
         return jax.lax.scan(one, queries, length=STEPS)[0]

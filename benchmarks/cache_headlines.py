@@ -26,7 +26,7 @@ PASSES = "two-level", "two-level and mean", "product, its maximum", "Gumbel-max"
 def _rows(size: Pass) -> Any:
     """Return normalized random rows as stored, made a chunk at a time on the device."""
     from effgen import retrieval_cache as rc
-    from effgen.retrieval_cache.rows import stored
+    from effgen.retrieval_cache.cache.rows import stored
 
     def chunk(key: Any) -> Any:
         values = jax.random.normal(key, (size.chunk, size.width))
@@ -42,14 +42,15 @@ def _rows(size: Pass) -> Any:
 
 def one_pass(sizes: Sizes, size: Pass) -> dict[str, Any]:
     from effgen import retrieval_cache as rc
-    from effgen.retrieval_cache.draws import nothing_excluded
+    from effgen.retrieval_cache.softmax.importance import nothing_excluded
+    from effgen.retrieval_cache.softmax.scan import Scored
 
     num, width = size.chunks * size.chunk, size.width
     stored = num * (width * jnp.dtype(size.dtype).itemsize + 16)
     check_room(stored)
     numbers = jnp.arange(num, dtype=jnp.int32)
     excluded = nothing_excluded(size.queries)
-    scored = rc.Scored(_rows(size), numbers, numbers, jnp.zeros(num), excluded)
+    scored = Scored(_rows(size), numbers, numbers, jnp.zeros(num), excluded)
     queries = jax.random.normal(jax.random.key(SEED + 1), (size.queries, width))
     given = scored, rc.normalized(queries), jax.random.key(SEED + 2)
     most, found = peaks_of(sizes), _passes(given, stored, sizes.rounds)

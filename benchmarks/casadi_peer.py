@@ -5,7 +5,7 @@ import time
 import casadi as ca
 import numpy as np
 
-from effgen.collocation.radau_points import radau
+from effgen.collocation.states.radau_points import radau
 
 
 def network(sizes):

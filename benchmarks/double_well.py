@@ -20,7 +20,7 @@ import optax
 
 from benchmarks import measure
 from effgen import neural_sde as ns
-from effgen.neural_sde.series import as_series
+from effgen.neural_sde.data.series import as_series
 
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
@@ -66,15 +66,16 @@ def exact(ts, ys, steps_per_gap):
     return float(total)
 
 
-def model(key, anchor):
+def model(key, anchor, objective):
     keys = jax.random.split(key)
     linear = ns.DiagonalSDE(1.0, 0.0, 0.7, ns.Gaussian.independent(np.zeros(1), 0.5))
+    plain = isinstance(objective, ns.PlainELBO | ns.DiffraxELBO)
     return ns.LatentSDE(
         linear,
         ns.LinearDecoder(np.eye(1), 0.1),
         drift=drift,
-        residual=ns.residual_network(linear, key=keys[0]),
-        control=ns.PlainControl(1, 1, key=keys[1]),
+        residual=None if plain else ns.residual_network(linear, key=keys[0]),
+        control=ns.PlainControl(1, 1, key=keys[1]) if plain else None,
         anchor=anchor,
         t0=0.0,
         frozen=("linear", "decoder"),
@@ -122,7 +123,7 @@ def trained(name, rate, num_seeds, last):
     )
     _, _, batch = problem()
     series = as_series(batch)
-    states = eqx.filter_vmap(lambda key: trainer.init(model(key, anchor)))(
+    states = eqx.filter_vmap(lambda key: trainer.init(model(key, anchor, objective)))(
         jax.random.split(jax.random.key(0), num_seeds)
     )
     keys = jax.random.split(jax.random.key(1), num_seeds)
@@ -162,7 +163,7 @@ def timed(name):
         optax.adam(1e-3), DT, num_paths=NUM_PATHS, objective=objective, max_steps=200
     )
     batch = problem()[2]
-    state = trainer.init(model(jax.random.key(0), anchor))
+    state = trainer.init(model(jax.random.key(0), anchor, objective))
     step = eqx.filter_jit(trainer.step)
     key = jax.random.key(0)
     first = measure.seconds(

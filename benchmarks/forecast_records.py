@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from effgen import collocation as co
+from demo.records import pelts
 
 
 NUM_ORIGINS = 6
@@ -86,8 +86,8 @@ RECORDS = {
     ),
     "co2": lambda: monthly(table("co2")["co2"].resample("MS").mean()[: 25 * 12], 24),
     "lynx, log10": lambda: yearly(np.log10(np.array(LYNX.split(), float)), 9),
-    "hare pelts, log": lambda: yearly(np.log(co.pelts()[1][:, 0]), 2),
-    "lynx pelts, log": lambda: yearly(np.log(co.pelts()[1][:, 1]), 2),
+    "hare pelts, log": lambda: yearly(np.log(pelts()[1][:, 0]), 2),
+    "lynx pelts, log": lambda: yearly(np.log(pelts()[1][:, 1]), 2),
     "unemployment": lambda: quarterly(table("macrodata")["unemp"], 12),
     "german interest": lambda: quarterly(100 * table("interest_inflation")["R"], 8),
 }

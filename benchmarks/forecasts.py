@@ -28,9 +28,9 @@ import effgen as eg
 from benchmarks import measure
 from benchmarks.forecast_records import RECORDS, SIMULATED, Past, past_of
 from effgen import neural_sde as ns
-from effgen.neural_sde.plain import plain_paths
-from effgen.neural_sde.recipe import beside, returning, step_length
-from effgen.neural_sde.selection import candidates, ranked, strongest_period
+from effgen.neural_sde.bounds.plain import plain_paths
+from effgen.neural_sde.fits.recipe import network_of, returning, step_length
+from effgen.neural_sde.fits.selection import candidates, ranked, strongest_period
 
 
 NUM_PATHS = 2_000
@@ -90,7 +90,7 @@ def plain_vi(past: Past, key: Any) -> dict[str, np.ndarray]:
     choices = candidates(past.ts, past.ys, season_period=past.season)
     best = returning(ranked(choices, past.ts, past.ys))
     assert best is not None
-    start = beside(best.model, past.ts, past.ys, None, key=keys[0])
+    start = network_of(best.model, past.ts, past.ys, None, key=keys[0])
     size = start.num_states
     control = ns.PlainControl(size, 1, key=keys[1], width_size=32)
     model = dataclasses.replace(start, residual=None, control=control)

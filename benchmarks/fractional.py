@@ -19,7 +19,7 @@ import effgen as eg
 from benchmarks import measure
 from benchmarks.double_well import data, drift
 from effgen import neural_sde as ns
-from effgen.neural_sde.series import as_series
+from effgen.neural_sde.data.series import as_series
 
 
 CHECKPOINTS = (0, 25, 100, 400, 1_000)
@@ -73,7 +73,7 @@ def contestants(noise, key):
     alone = dataclasses.replace(whole, residual=None)
     single = one_control(whole, key)
     return {
-        "paper: network alone": (ns.PlainELBO(), whole),
+        "paper: network alone": (ns.PlainELBO(), alone),
         "paper: linear alone": (ns.PathELBO(), alone),
         "paper: linear and network": (ns.PathELBO(), single),
         "anchored: linear alone": (ns.AnchoredELBO(), alone),

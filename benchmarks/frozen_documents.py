@@ -37,7 +37,7 @@ from benchmarks.retrieval import bootstrapped, read, spelled
 from benchmarks.retrieval_arms import CORPORA, DEPTH, WIDTH, WORDS, falling
 from effgen import retrieval_cache as rc
 from effgen.core.data.ragged import is_ragged
-from effgen.retrieval_cache.embedding import embedded
+from effgen.retrieval_cache.encoders.embeddings import embedded
 
 
 LENGTH, HELD_OUT, ROUNDS, TEXTS = 24, 1_000, 5, 96 * 300

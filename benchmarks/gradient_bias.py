@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks import measure
 from effgen import retrieval_cache as rc
-from effgen.retrieval_cache.estimation import estimate
+from effgen.retrieval_cache.softmax.batch_loss import estimate
 
 
 DOCUMENTS, SIZE, ROWS, SCALE, BATCHES, ORDERS = 256, 16, 16, 20.0, 1_000, 8

@@ -98,7 +98,7 @@ def _series(sizes: Sizes) -> dict[str, Any]:
         trainer = ns.LatentSDETrainer(
             optax.adam(1e-3), lorenz.DT, num_paths=1, objective=objective
         )
-        state = trainer.init(lorenz.model(jax.random.key(SEED)))
+        state = trainer.init(lorenz.model(jax.random.key(SEED), objective))
         trainer = trainer.for_data(state, source)
         steppers[name] = stepper(trainer, state, source, sizes.steps)
     found = compared(steppers, "effgen", sizes)

@@ -17,6 +17,7 @@ import numpy as np
 
 import effgen as eg
 from benchmarks import measure, odes, quarter_vehicle, van_der_pol
+from demo.records import pelts
 from effgen import collocation as co
 
 
@@ -119,7 +120,7 @@ def predation(t, x, u, p, nets):
 
 def counts(seed):
     """Return the forecast errors of one network's start, by the last year seen."""
-    years, ys = co.pelts()
+    years, ys = pelts()
     years, ys = years - years[0], np.log(ys)
     lower = dict.fromkeys(RATES, 1e-3) | {"log_rate": -10.0}
     upper = dict.fromkeys(RATES, 5.0) | {"log_rate": 10.0}

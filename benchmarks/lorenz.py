@@ -19,6 +19,8 @@ import optax
 import effgen as eg
 from benchmarks import measure
 from effgen import neural_sde as ns
+from effgen.neural_sde.bounds.trainer import bounds
+from effgen.neural_sde.data.series import as_series, share_times
 
 
 NUM_SERIES = 1_024
@@ -57,21 +59,24 @@ def data(seed=0):
     return ts.astype(np.float32), xs.astype(np.float32)
 
 
-def model(key):
+def model(key, objective):
     keys = jax.random.split(key, 4)
     law = ns.Gaussian.independent(np.zeros(LATENT), 1.0)
     linear = ns.DiagonalSDE(0.5, 0.0, 1.0, law)
     observe = np.eye(3, LATENT) + 0.1 * np.asarray(
         jax.random.normal(keys[0], (3, LATENT))
     )
+    whole = ns.PlainControl(
+        LATENT, 3, key=keys[3], width_size=HIDDEN, context_size=CONTEXT
+    )
+    beside = ns.residual_network(linear, key=keys[2], width_size=HIDDEN, depth=2)
+    plain = isinstance(objective, ns.PlainELBO | ns.DiffraxELBO)
     return ns.LatentSDE(
         linear,
         ns.LinearDecoder(observe, SCALE, learned=("matrix", "offset")),
         drift=ns.DriftNetwork(LATENT, key=keys[1], width_size=HIDDEN, depth=2),
-        residual=ns.residual_network(linear, key=keys[2], width_size=HIDDEN, depth=2),
-        control=ns.PlainControl(
-            LATENT, 3, key=keys[3], width_size=HIDDEN, context_size=CONTEXT
-        ),
+        residual=None if plain else beside,
+        control=whole if plain else None,
     )
 
 
@@ -93,7 +98,7 @@ def stepper(name, batch):
     trainer = ns.LatentSDETrainer(
         optax.adam(1e-3), dt, num_paths=1, objective=objective, shared_times=shared
     )
-    state = trainer.init(model(jax.random.key(0)))
+    state = trainer.init(model(jax.random.key(0), objective))
     trainer = trainer.for_data(state, eg.Minibatches(batch, BATCH))
     step = eqx.filter_jit(trainer.step)
     take = lambda: eqx.filter(step(state, batch, key=jax.random.key(1)), eqx.is_array)
@@ -201,16 +206,16 @@ def torch_training(ts, ys):
 
 def our_training(ts, ys, rate=3e-3):
     trainer = ns.LatentSDETrainer(optax.adam(rate), DT, num_paths=1)
-    state = trainer.init(model(jax.random.key(0)))
+    state = trainer.init(model(jax.random.key(0), trainer.objective))
     train = eg.Minibatches((ts[:NUM_SERIES], ys[:NUM_SERIES]), BATCH)
     held_out = tuple(jnp.asarray(x[NUM_SERIES:]) for x in (ts, ys))
     sized = trainer.for_data(state, train)
 
     @eqx.filter_jit
     def bound(model):
-        return ns.trainer.bounds(
+        return bounds(
             model,
-            ns.series.share_times(ns.series.as_series(held_out)),
+            share_times(as_series(held_out)),
             ns.AnchoredELBO(),
             num_steps=sized.max_steps,
             num_paths=4,

@@ -12,8 +12,8 @@ import effgen as eg
 from benchmarks import measure
 from benchmarks.mixture import NUM, STEP_SIZE, optimizer, student, teacher
 from effgen import ebm
-from effgen.ebm.evaluation import evaluate
-from effgen.ebm.learning import contrast
+from effgen.ebm.contract.energy import evaluate
+from effgen.ebm.training.learning import contrast
 
 
 ROUNDS = 7

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 
 from benchmarks import measure
 from effgen import retrieval_cache as rc
-from effgen.retrieval_cache.draws import nothing_excluded
+from effgen.retrieval_cache.cache import FloatRows, block_size
+from effgen.retrieval_cache.softmax import Scored, sample_rows, softmax_pass
+from effgen.retrieval_cache.softmax.importance import nothing_excluded
 
 
 SIZES = (2**17, 2**20)
@@ -29,16 +31,16 @@ def setting(num, dtype=jnp.float32):
     nothing = jnp.zeros(num, jnp.int32)
     excluded = nothing_excluded(QUERIES)
     offsets = jnp.zeros(num)
-    return rc.Scored(rc.FloatRows(rows), ids, nothing, offsets, excluded), queries
+    return Scored(FloatRows(rows), ids, nothing, offsets, excluded), queries
 
 
 def two_level(scored, queries, key):
     """Return a draw a query, log-partitions, and mean rows."""
     num, scale = len(scored.ids), jnp.asarray(20.0)
-    block = rc.block_size(num)
-    found = rc.passed(scored, queries, scale, block)
+    block = block_size(num)
+    found = softmax_pass(scored, queries, scale, block)
     owners = jnp.arange(len(queries))
-    slots = rc.drawn(scored, found, queries, scale, owners, block, key=key)
+    slots = sample_rows(scored, found, queries, scale, owners, block, key=key)
     return slots, found.log_partition, found.mean
 
 

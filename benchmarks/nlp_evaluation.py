@@ -15,8 +15,8 @@ import numpy as np
 import effgen as eg
 from benchmarks import measure, odes, van_der_pol
 from effgen import collocation as co
-from effgen.collocation.evaluator import Evaluator
-from effgen.collocation.violations import check_size
+from effgen.collocation.program.evaluator import Evaluator
+from effgen.collocation.program.violations import check_size
 
 
 STAGES = 5

@@ -11,10 +11,10 @@ import optax
 
 import effgen as eg
 from effgen import collocation as co
-from effgen.collocation.integration import Integration, integrated
-from effgen.collocation.nlp import constraints, objective
-from effgen.collocation.problem import in_double
-from effgen.collocation.transcription import limits_of
+from effgen.collocation.modeling.problem import in_double
+from effgen.collocation.program.nlp import constraints, objective
+from effgen.collocation.program.transcription import limits_of
+from effgen.collocation.states.integration import Integration, integrated
 
 
 KEY = jax.random.key(0)

@@ -17,6 +17,8 @@ from jaxtyping import Array, Float
 import effgen as eg
 from effgen import collocation as co
 
+from .records import pelts
+
 
 FIRST, LAST_SHOWN = 1900, 1914
 NOISE = 0.25  # of the logarithms, as the literature finds
@@ -33,7 +35,7 @@ class Record(NamedTuple):
 
 def record() -> Record:
     """Return all 21 years."""
-    years, counts = co.pelts()
+    years, counts = pelts()
     return Record(years - FIRST, np.log(counts), years <= LAST_SHOWN)
 
 

@@ -272,6 +272,6 @@ def heading() -> str:
         f"MNIST digits averaged to {SIDE} x {SIDE} pixels, noise {NOISE}; "
         f"{NUM_WALKERS} walkers, and as many that audit them and tell the likelihood. "
         "Tuned alike and after the same seconds, PCD's model is as likely, and that of "
-        "CD with 8 moves likelier (docs/benchmarks.md): what weights add here is the "
-        "likelihood while the model trains."
+        "CD with 8 moves likelier (docs/benchmarks/ebm.md): what weights add here is "
+        "the likelihood while the model trains."
     )

@@ -28,7 +28,8 @@ def on_files(files, config):
 
 def on_page_markdown(markdown, page, config, files):
     """Lead links out of `docs/` to where the site has what they name."""
-    return re.sub(r"\]\((?:\.\./)?benchmarks/results/", "](results/", markdown)
+    up = "../" * page.file.src_uri.count("/")
+    return re.sub(r"\]\((?:\.\./)*benchmarks/results/", f"]({up}results/", markdown)
 
 
 def _pages():

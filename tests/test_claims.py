@@ -11,18 +11,26 @@ from .test_package import ROOT
 
 
 README = (ROOT / "README.md").read_text()
-BENCHMARKS = (ROOT / "docs" / "benchmarks.md").read_text()
+FRONT = (ROOT / "docs" / "benchmarks.md").read_text()
+METHODS = sorted((ROOT / "docs" / "benchmarks").glob("*.md"))
 LINK = re.compile(r"benchmarks/results/([\w.]+)\.json")
 PROSE = re.compile(r"\[([^\]]*)\]\([^)]*\)|`[^`]*`|\*\*|!\[.*?\]\(.*?\)", re.DOTALL)
+
+
+def plain(text: str) -> str:
+    """Return a text without code, and with links by their words alone."""
+    return PROSE.sub(r"\1", PROSE.sub(r"\1", text))  # code may stand in a link
 
 
 def sections() -> dict[str, tuple[list[str], str]]:
     """Return each section's title, the results that it names, and its text."""
     found = {}
-    for section in re.split(r"(?m)^## ", BENCHMARKS)[1:]:
-        head, _, body = section.partition("\n")
-        title = head.partition(" ([")[0].strip()
-        found[title] = (LINK.findall(head), body)
+    for page in METHODS:
+        for section in re.split(r"(?m)^## ", page.read_text())[1:]:
+            head, _, body = section.partition("\n")
+            title = f"{page.stem}: {head.partition(' ([')[0].strip()}"
+            assert title not in found
+            found[title] = (LINK.findall(head), body)
     return found
 
 
@@ -54,12 +62,12 @@ def test_a_section_states_what_its_results_hold(title):
     assert not unheld, f"{title}: neither results nor settings have {unheld}"
 
 
-def claims() -> list[str]:
-    """Return the rows of the README's table of figures."""
-    return [line for line in README.splitlines() if LINK.search(line)]
+def claims(text: str) -> list[str]:
+    """Return the rows of a table of figures."""
+    return [line for line in text.splitlines() if LINK.search(line)]
 
 
-@pytest.mark.parametrize("row", claims())
+@pytest.mark.parametrize("row", claims(README))
 def test_the_readme_states_what_results_hold(row):
     names = LINK.findall(row)
     held = [x for record in read(*names) for x in figures(record)]
@@ -111,10 +119,47 @@ def test_other_pages_state_figures_of_results_alone(page):
         assert not unheld, f"{page.name}: no result of its links has {unheld}: {part}"
 
 
-def test_the_readme_states_figures_nowhere_else():
-    text = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+def cells(row: str) -> list[str]:
+    """Return what stands between the bars of a row."""
+    return [cell.strip() for cell in row.strip().strip("|").split(" | ")]
+
+
+@pytest.mark.parametrize("row", claims(FRONT))
+def test_the_front_page_states_what_results_hold(row):
+    records = read(*LINK.findall(row))
+    held = [x for record in records for x in figures(record)]
+    unheld = [token for token in NUMBER.findall(plain(row)) if not holds(held, token)]
+    assert not unheld, f"no result has {unheld}"
+    told = re.findall(r"`(.+?)`", cells(row)[3])
+    given = [record["machine"]["command"] for record in records]
+    assert [f"python -m benchmarks.{command}" for command in told] == given
+
+
+def test_the_front_page_names_the_machine():
+    machines = [record["machine"] for record in read(*there())]
+    for machine in (m for m in machines if m["device"] == "cpu"):
+        assert machine["cores"] == 2
+        for named in (machine["processor"], f"jax {machine['versions']['jax']}"):
+            assert named in FRONT
+        assert f"Python {machine['python'].rpartition('.')[0]}" in FRONT
+
+
+def beside_sections() -> dict[str, str]:
+    """Return the texts whose figures stand in rows or sections with their results."""
+    heads = {page.stem: page.read_text().partition("\n## ")[0] for page in METHODS}
+    return {"README": README, "front page": FRONT, **heads}
+
+
+@pytest.mark.parametrize("title", beside_sections())
+def test_figures_stand_nowhere_else(title):
+    text = re.sub(r"```.*?```", "", beside_sections()[title], flags=re.DOTALL)
     rows = [line for line in text.splitlines() if not LINK.search(line)]
     assert not [line for line in rows if MEASURED.search(PROSE.sub(r"\1", line))]
+
+
+def test_the_front_page_has_its_numbers_in_rows():
+    _, *lines = FRONT.partition("## Ten claims")[2].splitlines()
+    assert not [x for x in lines if not LINK.search(x) and NUMBER.search(plain(x))]
 
 
 def there() -> list[str]:
@@ -129,6 +174,6 @@ def test_one_command_measures_every_result_anew():
 
 
 def test_every_result_is_told_of():
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     told = {name for page in pages for name in LINK.findall(page.read_text())}
     assert sorted(told) == there()

@@ -7,77 +7,81 @@ and `points` (the start and the stages) of an interval, `nodes` of a mesh, `stat
 
 from effgen.core.doors import exported as _exported
 
-from .choice import Choice as Choice, Deviation as Deviation, choose as choose
-from .continuation import windows as windows
-from .curvature import (
-    AbstractCurvature as AbstractCurvature,
-    ExactHessian as ExactHessian,
-    GaussNewton as GaussNewton,
-    LimitedMemory as LimitedMemory,
-)
-from .determination import (
+from .assessment import (
+    Covariance as Covariance,
+    Evidence as Evidence,
     Identifiability as Identifiability,
+    covariance as covariance,
+    evidence as evidence,
     identifiability as identifiability,
+    propagated as propagated,
 )
-from .generalization import (
-    Extrapolation as Extrapolation,
-    ensemble as ensemble,
-    extrapolation as extrapolation,
-    held_out as held_out,
-)
-from .integration import integrate as integrate
-from .ipopt import Ipopt as Ipopt, linear_solvers as linear_solvers
-from .laplace import Evidence as Evidence, evidence as evidence
-from .matching import (
+from .descent import (
     DerivativeMatchingTrainer as DerivativeMatchingTrainer,
+    Segments as Segments,
+    ShootingTrainer as ShootingTrainer,
+    Shot as Shot,
     Slopes as Slopes,
     pretrain as pretrain,
+    segments_of as segments_of,
     slopes_of as slopes_of,
 )
-from .mesh import aligned_edges as aligned_edges, uniform_edges as uniform_edges
-from .misfits import (
+from .modeling import (
     AbstractMisfit as AbstractMisfit,
-    Huber as Huber,
-    SoftL1 as SoftL1,
-    Squares as Squares,
-)
-from .penalties import smoothness as smoothness
-from .priors import FreeInput as FreeInput, Prior as Prior
-from .problem import (
     BoundaryConstraint as BoundaryConstraint,
+    FreeInput as FreeInput,
+    Huber as Huber,
     Initial as Initial,
     LinkConstraint as LinkConstraint,
     Model as Model,
     ModelConstraint as ModelConstraint,
     PathConstraint as PathConstraint,
+    Prior as Prior,
     Problem as Problem,
+    SoftL1 as SoftL1,
+    Squares as Squares,
     Switch as Switch,
     Trajectory as Trajectory,
+    numbered as numbered,
+    smoothness as smoothness,
+    windows as windows,
 )
-from .radau_points import Radau as Radau, radau as radau
-from .records import pelts as pelts
-from .refinement import (
+from .program import (
+    AbstractCurvature as AbstractCurvature,
+    ExactHessian as ExactHessian,
+    GaussNewton as GaussNewton,
+    LimitedMemory as LimitedMemory,
+    Transcription as Transcription,
+    transcribe as transcribe,
+)
+from .solvers import (
+    Ipopt as Ipopt,
+    linear_solvers as linear_solvers,
+)
+from .states import (
+    Multipliers as Multipliers,
+    Radau as Radau,
+    Solution as Solution,
+    aligned_edges as aligned_edges,
+    integrate as integrate,
+    radau as radau,
+    simulate as simulate,
+    uniform_edges as uniform_edges,
+)
+from .training import (
+    Choice as Choice,
+    CollocationTrainer as CollocationTrainer,
+    Deviation as Deviation,
+    Extrapolation as Extrapolation,
     accuracy as accuracy,
+    choose as choose,
+    ensemble as ensemble,
+    extrapolation as extrapolation,
     fit_refined as fit_refined,
+    held_out as held_out,
     interval_errors as interval_errors,
     refine as refine,
     residuals as residuals,
-)
-from .shooting import (
-    Segments as Segments,
-    ShootingTrainer as ShootingTrainer,
-    Shot as Shot,
-    segments_of as segments_of,
-)
-from .simulation import simulate as simulate
-from .solution import Multipliers as Multipliers, Solution as Solution
-from .trainer import CollocationTrainer as CollocationTrainer
-from .trajectories import numbered as numbered
-from .transcription import Transcription as Transcription, transcribe as transcribe
-from .uncertainty import (
-    Covariance as Covariance,
-    covariance as covariance,
-    propagated as propagated,
 )
 
 

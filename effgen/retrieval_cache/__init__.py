@@ -6,99 +6,87 @@ Lindgren, Reddi, Guo and Kumar (2021). The model is two towers, the memory a
 
 from effgen.core.doors import exported as _exported
 
-from .arranged import (
-    ArrangedMinibatches as ArrangedMinibatches,
-    clusters as clusters,
+from .cache import (
+    AbstractRefresh as AbstractRefresh,
+    Budget as Budget,
+    NegativeCache as NegativeCache,
+    OldestFirst as OldestFirst,
+    PositivesIn as PositivesIn,
+    RandomRows as RandomRows,
+    StreamedFrequencies as StreamedFrequencies,
+    WriteBack as WriteBack,
 )
-from .baselines import (
-    CrossBatchTrainer as CrossBatchTrainer,
-    FullSoftmaxTrainer as FullSoftmaxTrainer,
-)
-from .bert import Bert as Bert
-from .buckets import Bucketed as Bucketed
-from .cache import NegativeCache as NegativeCache, block_size as block_size
-from .corpora import (
+from .data import (
     Corpus as Corpus,
+    Pairs as Pairs,
+    Relevant as Relevant,
+    Synset as Synset,
     answers as answers,
+    beir as beir,
+    definitions_to_lemmas as definitions_to_lemmas,
+    descriptions as descriptions,
+    examples_to_synsets as examples_to_synsets,
     graded as graded,
-    known_of as known_of,
+    grain_pairs as grain_pairs,
+    lemmas_to_definitions as lemmas_to_definitions,
+    merged as merged,
+    pairs_of as pairs_of,
     split as split,
     subset as subset,
+    trec as trec,
+    triples as triples,
     with_negatives as with_negatives,
+    wordnet as wordnet,
 )
-from .debian import descriptions as descriptions
-from .digests import content_digests as content_digests
-from .encoders import HashedBag as HashedBag, Transformer as Transformer
-from .estimators import (
-    AbstractEstimator as AbstractEstimator,
-    GumbelMax as GumbelMax,
-    PseudoLogit as PseudoLogit,
+from .encoders import (
+    Bert as Bert,
+    Bucketed as Bucketed,
+    HashedBag as HashedBag,
+    HashedWords as HashedWords,
+    IdsAndFeatures as IdsAndFeatures,
+    LearnedTemperature as LearnedTemperature,
+    Table as Table,
+    Tied as Tied,
+    Tokenizer as Tokenizer,
+    Transformer as Transformer,
+    Truncation as Truncation,
+    TruncationWarning as TruncationWarning,
+    TwoTowers as TwoTowers,
+    normalized as normalized,
 )
-from .export import (
+from .search import (
+    Evaluation as Evaluation,
+    Index as Index,
+    Ranked as Ranked,
+    discounted_gain as discounted_gain,
+    evaluate as evaluate,
     faiss_index as faiss_index,
+    mined as mined,
+    recall as recall,
+    reciprocal_rank as reciprocal_rank,
     save_embeddings as save_embeddings,
     save_sentence_transformer as save_sentence_transformer,
     save_triples as save_triples,
 )
-from .frequencies import StreamedFrequencies as StreamedFrequencies
-from .frozen import FrozenDocumentsTrainer as FrozenDocumentsTrainer
-from .gradients import (
+from .softmax import (
+    AbstractEstimator as AbstractEstimator,
+    GumbelMax as GumbelMax,
+    PseudoLogit as PseudoLogit,
+    cache_logit as cache_logit,
+)
+from .training import (
+    ArrangedMinibatches as ArrangedMinibatches,
+    CrossBatchTrainer as CrossBatchTrainer,
+    FrozenDocumentsTrainer as FrozenDocumentsTrainer,
+    FullSoftmaxTrainer as FullSoftmaxTrainer,
     GradientQuality as GradientQuality,
+    InBatchTrainer as InBatchTrainer,
+    LazyTablesTrainer as LazyTablesTrainer,
+    NegativeCacheTrainer as NegativeCacheTrainer,
     check_gradients as check_gradients,
+    clusters as clusters,
     full_softmax_loss as full_softmax_loss,
 )
-from .ids import IdsAndFeatures as IdsAndFeatures, Table as Table
-from .in_batch import InBatchTrainer as InBatchTrainer
-from .index import Index as Index, Ranked as Ranked
-from .judgments import beir as beir, triples as triples
-from .lazy import LazyTablesTrainer as LazyTablesTrainer
-from .loaders import grain_pairs as grain_pairs, merged as merged, pairs_of as pairs_of
-from .logits import cache_logit as cache_logit, pseudo_logit as pseudo_logit
-from .measures import (
-    Relevant as Relevant,
-    discounted_gain as discounted_gain,
-    recall as recall,
-    reciprocal_rank as reciprocal_rank,
-)
-from .negatives import Excluded as Excluded
-from .pairs import Marks as Marks, Pairs as Pairs
-from .refresh import (
-    AbstractRefresh as AbstractRefresh,
-    Budget as Budget,
-    OldestFirst as OldestFirst,
-    RandomRows as RandomRows,
-    WriteBack as WriteBack,
-)
-from .rows import ByteRows as ByteRows, FloatRows as FloatRows
-from .sampling import drawn as drawn, gumbel_top_k as gumbel_top_k, top_k as top_k
-from .scan import Scored as Scored, passed as passed
-from .search import (
-    Evaluation as Evaluation,
-    evaluate as evaluate,
-    mined as mined,
-)
-from .stream import PositivesIn as PositivesIn
-from .synsets import (
-    Synset as Synset,
-    definitions_to_lemmas as definitions_to_lemmas,
-    examples_to_synsets as examples_to_synsets,
-    lemmas_to_definitions as lemmas_to_definitions,
-    wordnet as wordnet,
-)
-from .tokenizer import Tokenizer as Tokenizer
-from .towers import (
-    LearnedTemperature as LearnedTemperature,
-    Tied as Tied,
-    TwoTowers as TwoTowers,
-    normalized as normalized,
-)
-from .trainer import NegativeCacheTrainer as NegativeCacheTrainer
-from .trec_files import trec as trec
-from .truncation import (
-    Truncation as Truncation,
-    TruncationWarning as TruncationWarning,
-)
-from .words import HashedWords as HashedWords
 
 
 # pyright reads the aliases above instead.

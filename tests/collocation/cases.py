@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from effgen import collocation as co
-from effgen.collocation.problem import in_double
+from effgen.collocation.modeling.problem import in_double
 
 
 def oscillator(t, x, u, p, nets):

@@ -9,7 +9,7 @@ from scipy.integrate import solve_ivp
 
 import effgen as eg
 from effgen import collocation as co
-from effgen.collocation.switches import switches
+from effgen.collocation.assessment.switches import switches
 
 
 KEY = jax.random.key(0)

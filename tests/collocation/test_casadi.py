@@ -9,8 +9,8 @@ import pytest
 import effgen as eg
 from benchmarks import casadi_peer
 from effgen import collocation as co
-from effgen.collocation.evaluator import Evaluator
-from effgen.collocation.problem import in_double
+from effgen.collocation.modeling.problem import in_double
+from effgen.collocation.program.evaluator import Evaluator
 
 
 ca = pytest.importorskip("casadi")

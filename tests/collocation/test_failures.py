@@ -11,7 +11,7 @@ import pytest
 
 import effgen as eg
 from effgen import collocation as co
-from effgen.collocation.evaluator import Evaluator
+from effgen.collocation.program.evaluator import Evaluator
 
 
 KEY = jax.random.key(0)
@@ -187,7 +187,9 @@ def test_a_network_too_large_for_an_exact_hessian_is_told_before():
 
 def test_a_request_to_end_keeps_the_iterate(monkeypatch):
     asked = iter([False, False] + [True] * 9)
-    monkeypatch.setattr("effgen.collocation.trainer.requested", lambda: next(asked))
+    monkeypatch.setattr(
+        "effgen.collocation.training.trainer.requested", lambda: next(asked)
+    )
     state, history = solve(co.Problem(decay, DATA), co.Model(jnp.asarray(9.0), None))
     assert history["status"][-1] == 5
     assert history["iterations"][-1] == 2

@@ -8,6 +8,7 @@ import pytest
 
 import effgen as eg
 from effgen import collocation as co
+from effgen.collocation.modeling.model import as_trained
 
 
 KEY = jax.random.key(0)
@@ -54,12 +55,12 @@ def test_baselines_train_what_is_given_as_a_number():
 
 def test_flags_and_sizes_stay_what_they_are():
     model = co.Model({"k": 1, "on": True}, {"size": 3, "slope": 0.5})
-    found = co.problem.as_trained(model)
+    found = as_trained(model)
     assert found.parameters["on"] is True
     assert found.networks["size"] == 3
     assert found.networks["slope"].dtype == np.float64
     with pytest.raises(TypeError, match="real and imaginary"):
-        co.problem.as_trained(co.Model({"k": 1j}, None))
+        as_trained(co.Model({"k": 1j}, None))
 
 
 def test_a_list_of_new_levels_is_taken_in_turn_and_a_finished_one_says_so():

@@ -45,7 +45,7 @@ Resample = Callable[[ebm.Walkers, PRNGKeyArray], ebm.Walkers]
 
 def exact_resample(walkers: ebm.Walkers, key: PRNGKeyArray) -> ebm.Walkers:
     """Resample below half, as the trainers do."""
-    from effgen.ebm.islands import resampled_below
+    from effgen.ebm.walkers.islands import resampled_below
 
     return resampled_below(0.5, walkers, key=key)
 

@@ -13,7 +13,7 @@ import pytest
 
 import effgen as eg
 from effgen import ebm
-from effgen.ebm.data_checks import check_columns
+from effgen.ebm.contract.data_checks import check_columns
 from tests.ebm.gaussians import LOG_PARTITION, SIZE, Shifted, data, populations
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import effgen as eg
 from effgen import ebm
-from effgen.ebm.checks import check_continuous
+from effgen.ebm.contract.energy_checks import check_continuous
 
 
 KEY = jax.random.key(0)

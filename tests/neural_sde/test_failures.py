@@ -11,7 +11,7 @@ import pytest
 
 import effgen as eg
 from effgen import neural_sde as ns
-from effgen.neural_sde import cautions
+from effgen.neural_sde.filters import cautions
 from tests.neural_sde.cases import double_well
 
 
@@ -168,11 +168,36 @@ def test_bounds_refuse_what_they_do_not_see():
     for objective, said in (
         (ns.MarginalELBO(), "does not see the model's `residual`"),
         (ns.PathELBO(), r"`residual` returns shape \(2,\) and .* 1 columns"),
-        (ns.PlainELBO(), "`control` gives 2 numbers .* num_brownian=1"),
-        (ns.DiffraxELBO(), "`control` gives 2 numbers"),
     ):
         with pytest.raises(ValueError, match=said):
             train(series(), model, objective=objective)
+    wide = dataclasses.replace(model, residual=None)
+    for objective in (ns.PlainELBO(), ns.DiffraxELBO()):
+        with pytest.raises(ValueError, match=r"2 numbers .* num_brownian=1"):
+            train(series(), wide, objective=objective)
+    whole = dataclasses.replace(
+        model, control=ns.PlainControl(2, 1, key=KEY, num_brownian=1)
+    )
+    for objective in (ns.PlainELBO(), ns.DiffraxELBO()):
+        with pytest.raises(ValueError, match="does not see the model's `residual`"):
+            train(series(), whole, objective=objective)
+
+
+def test_without_simulation_noise_that_varies_must_drive_all_states_at_all_times():
+    def model(evaluate):
+        linear = ns.VaryingSDE(evaluate, LAW)
+        decoder = ns.LinearDecoder([[1.0, 0.0]], 0.1)
+        return ns.LatentSDE(linear, decoder, lambda t, x: -x)
+
+    one = lambda t: (-jnp.eye(2), jnp.zeros(2), jnp.diag(jnp.array([1.0, 0.0])))
+    late = lambda t: (
+        -jnp.eye(2),
+        jnp.zeros(2),
+        jnp.diag(jnp.stack([1.0, jnp.where(t > 0.5, 0.0, 1.0)])),
+    )
+    for evaluate in (one, late):
+        with pytest.raises(ValueError, match="use `AnchoredELBO`"):
+            train(series(), model(evaluate), objective=ns.MarginalELBO())
 
 
 def fractional(scale=1.0, **settings):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from effgen import neural_sde as ns
-from effgen.neural_sde.controlled import likelihood
-from effgen.neural_sde.filtering import Filtered
-from effgen.neural_sde.predictions import predictions
-from effgen.neural_sde.series import as_series
+from effgen.neural_sde.bounds.controlled import likelihood
+from effgen.neural_sde.data.series import as_series
+from effgen.neural_sde.filters.filtering import Filtered
+from effgen.neural_sde.filters.predictions import predictions
 from tests.neural_sde.cases import double_well
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from effgen.retrieval_cache.bert import Bert, named_tensors
+from effgen.retrieval_cache.encoders.bert import Bert, named_tensors
 
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "query", ":", *"abcdefghijklmnop")

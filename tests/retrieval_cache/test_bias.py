@@ -10,14 +10,14 @@ import pytest
 
 import effgen as eg
 from effgen import retrieval_cache as rc
-from effgen.retrieval_cache.draws import (
-    Beside,
+from effgen.retrieval_cache.softmax.batch_loss import estimate
+from effgen.retrieval_cache.softmax.importance import (
+    BatchRows,
     nothing_excluded,
     sampled,
     shared_weights,
 )
-from effgen.retrieval_cache.estimation import estimate
-from effgen.retrieval_cache.scan import Scored
+from effgen.retrieval_cache.softmax.scan import Scored
 from tests.retrieval_cache.cases import KEY, Table, batch, corpus, filled, towers
 
 
@@ -46,7 +46,7 @@ def test_documents_beside_count_by_how_often_they_are_met(double):
         outside = nothing_excluded(6)._replace(ids=slots, digests=jnp.full(20, -1))
         sums = []
         for frequencies in (3 * often, None):
-            beside = Beside(slots, jnp.ones((6, 20), bool), frequencies)
+            beside = BatchRows(slots, jnp.ones((6, 20), bool), frequencies)
             sample = sampled(cache, queries, scale, 6, outside, beside, key=keys[1])
             total = jnp.exp(sample.log_partition)
             found = total * jnp.sum(shared_weights(sample, 1.0), axis=1)

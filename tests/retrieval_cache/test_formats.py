@@ -7,9 +7,9 @@ import json
 import pandas as pd
 import pytest
 
-from effgen.retrieval_cache.corpora import judgments
-from effgen.retrieval_cache.judgments import beir, triples
-from effgen.retrieval_cache.trec_files import trec
+from effgen.retrieval_cache.data.corpora import judgments
+from effgen.retrieval_cache.data.judgments import beir, triples
+from effgen.retrieval_cache.data.trec_files import trec
 from tests.retrieval_cache.texts import lines, written
 
 

@@ -117,9 +117,62 @@ def test_a_batch_is_corrected_by_what_the_stream_showed():
     state, metrics = eqx.filter_jit(trainer.step)(first, pairs, key=KEY)
     then = memory.met(pairs.ids)
     np.testing.assert_array_equal(state.memory.frequencies(), then.frequencies())
-    told = rc.InBatchTrainer(optax.sgd(0.1), frequencies=then.frequencies())
+    # Of the other five pairs, for each batch has a query's own document.
+    others = 1 - (1 - then.frequencies()) ** (5 / 6)
+    told = rc.InBatchTrainer(optax.sgd(0.1), frequencies=others)
     _, expected = eqx.filter_jit(told.step)(told.init(model), pairs, key=KEY)
     np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-6)
+
+
+ASKED = np.asarray([0.3, 0.3, 0.2, 0.2])  # of one user, who differs from the others
+OFTEN = np.asarray([0.6, 0.2, 0.15, 0.05])
+
+
+class Truth(eqx.Module):
+    """A user's own scores of four items, of which each has one axis."""
+
+    scores: jax.Array
+
+    def query(self, users):
+        return jnp.broadcast_to(self.scores, (len(users), 4))
+
+    def document(self, items):
+        return jax.nn.one_hot(items, 4)
+
+
+def expected_slope(trainer, state, num):
+    """Return a user's mean slope over all batches of so many pairs, each as likely."""
+    batches = np.stack(np.meshgrid(*[np.arange(4)] * num), -1).reshape(-1, num)
+    chances = ASKED[batches[:, 0]] * np.prod(OFTEN[batches[:, 1:]], axis=1)
+    first = jnp.zeros(num).at[0].set(num)
+
+    def loss(model, items):
+        pairs = rc.Pairs(jnp.arange(num), items, items, weights=first)
+        _, often = trainer.met(state, pairs)
+        return trainer.loss(model, state, pairs, often, key=KEY)
+
+    slopes = eqx.filter_vmap(eqx.filter_grad(loss), in_axes=(None, 0))
+    found = eqx.filter_jit(slopes)(state.model, jnp.asarray(batches))
+    return chances @ np.asarray(found.scores)
+
+
+@pytest.mark.parametrize("num", [2, 3, 5])
+def test_a_corrected_batch_is_right_at_the_softmax_over_all_items(num):
+    """Exactly, for every batch is looked at: items met in most of them are no less."""
+    truth = Truth(jnp.log(jnp.asarray(ASKED)))
+    given = {"temperature": 1.0, "frequencies": 100 * OFTEN}
+    trainer = rc.InBatchTrainer(optax.sgd(1.0), **given)
+    found = expected_slope(trainer, trainer.init(truth), num)
+    np.testing.assert_allclose(found, 0, atol=1e-6)
+    # Shares of batches say a little less than how often an item is in each.
+    plain = rc.InBatchTrainer(optax.sgd(1.0), temperature=1.0)
+    memory = rc.StreamedFrequencies.of(4, rate=1e-6)
+    shares = jnp.asarray(1 - (1 - OFTEN) ** num)
+    often = jnp.full(4, 10**6)
+    memory = eqx.tree_at(lambda m: (m.gaps, m.visits), memory, (1 / shares, often))
+    nearly = expected_slope(plain, plain.init(truth, memory), num)
+    without = expected_slope(plain, plain.init(truth), num)
+    assert np.abs(nearly).max() < 0.1 * np.abs(without).max()
 
 
 def test_a_memory_that_a_batch_has_no_use_for():

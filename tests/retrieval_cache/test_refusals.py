@@ -11,7 +11,7 @@ import pytest
 
 import effgen as eg
 from effgen import retrieval_cache as rc
-from effgen.retrieval_cache.pairs import as_numbers, marks
+from effgen.retrieval_cache.data.pairs import as_numbers, marks
 
 
 KEY = jax.random.key(0)

@@ -14,13 +14,13 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import effgen as eg
 from effgen import retrieval_cache as rc
 from effgen.core.devices.sharding import replicate
-from effgen.retrieval_cache import scan
-from effgen.retrieval_cache.draws import nothing_excluded, sampled
-from effgen.retrieval_cache.index import _searched
-from effgen.retrieval_cache.pairs import Marks
-from effgen.retrieval_cache.refresh import Seen
-from effgen.retrieval_cache.towers import in_chunks
-from effgen.retrieval_cache.trainer import refreshed
+from effgen.retrieval_cache.cache.refresh import StepEmbeddings
+from effgen.retrieval_cache.data.pairs import Marks
+from effgen.retrieval_cache.encoders.towers import in_chunks
+from effgen.retrieval_cache.search.index import _searched
+from effgen.retrieval_cache.softmax import scan
+from effgen.retrieval_cache.softmax.importance import nothing_excluded, sampled
+from effgen.retrieval_cache.training.trainer import refreshed
 from tests.core.test_distributed import finished, started_with
 from tests.retrieval_cache.cases import KEY, batch, corpus, drifted, filled, towers
 
@@ -229,7 +229,7 @@ def test_refreshed_rows_are_embedded_once():
     no = jnp.zeros(0, jnp.int32)
     none = jnp.zeros((0, 8))
     marks = Marks(no, no)
-    seen = Seen(no, none, corpus(512)[:0], marks, none, 0, jnp.zeros(()), 128)
+    seen = StepEmbeddings(no, none, corpus(512)[:0], marks, none, 0, jnp.zeros(()), 128)
     step, policy = jnp.asarray(1), rc.OldestFirst(100 / 512)
 
     def renew(cache, model, mesh=None):

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from effgen.retrieval_cache.debian import descriptions
-from effgen.retrieval_cache.judgments import beir, triples
-from effgen.retrieval_cache.lines import parsed
+from effgen.retrieval_cache.data.debian import descriptions
+from effgen.retrieval_cache.data.judgments import beir, triples
+from effgen.retrieval_cache.data.lines import parsed
 from tests.retrieval_cache.texts import lines, written
 
 

@@ -1,0 +1,1 @@
+"""What an energy is, and what is asked of energies, data and settings."""

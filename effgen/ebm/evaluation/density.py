@@ -1,0 +1,383 @@
+"""A trained energy as a normalized density, with an error bar, and its samples."""
+
+import os
+import warnings
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from effgen.core.contract.counts import check_count
+from effgen.core.contract.keys import check_key
+from effgen.core.contract.state import TrainState
+from effgen.core.outcome.results import RunWarning
+from effgen.core.weights import Estimate, resample
+from effgen.ebm.contract.arguments import as_rows, check_energy, check_finite, traced
+from effgen.ebm.contract.data_checks import are_bits
+from effgen.ebm.contract.energy import Energy, energies_at
+from effgen.ebm.walkers.islands import check_walkers
+from effgen.ebm.walkers.populations import (
+    Memory,
+    Population,
+    audit_population,
+    caught_up,
+    flattened,
+    honest_population,
+    knows_partition,
+    reweighted,
+)
+from effgen.ebm.walkers.reservoir import Reservoir
+from effgen.ebm.walkers.weighted_walkers import Walkers
+
+from .reliability import LARGEST_SPREAD, LEAST_ESS, Told, doubts, told_by
+from .stored import read, written
+
+
+_LOST = (
+    "`walkers` have no weight left under `energy`: it is not finite where they are. "
+    "Follow it by `ebm.annealed`."
+)
+
+
+class NormalizedEnergy(eqx.Module):
+    """A normalized density: `log_prob(x) = -energy(x) - log_partition`.
+
+    Attributes:
+        energy: From one example to its energy, or from a batch to energies.
+        log_partition: The walkers' estimate of `log Z`, in nats.
+        standard_error: One standard error of it, in nats.
+        shape: The shape of one example.
+        ess: The share of the walkers that count.
+        pareto_k: The shape of their weights' tail.
+        spread: The standard deviation of the islands' `log Z`, in nats.
+        least_share: The least share of an island that one change of the model left.
+        survivors: The share of the first walkers with descendants.
+        imbalance: How far the walkers are from equilibrium, in standard errors.
+        walls: The box that the density is of, `(low, high)`, or `None`.
+        binary: Whether it is of zeros and ones alone.
+    """
+
+    energy: Energy
+    log_partition: Float[Array, ""]
+    standard_error: Float[Array, ""]
+    shape: tuple[int, ...] = eqx.field(static=True)
+    ess: Float[Array, ""] | float = 1.0
+    pareto_k: Float[Array, ""] | float = -jnp.inf
+    spread: Float[Array, ""] | float = 0.0
+    least_share: Float[Array, ""] | float = 1.0
+    survivors: Float[Array, ""] | float = 1.0
+    imbalance: Float[Array, ""] | float = 0.0
+    walls: tuple[float, float] | None = eqx.field(static=True, default=None)
+    binary: bool = eqx.field(static=True, default=False)
+
+    @classmethod
+    def from_state(
+        cls, state: TrainState[Energy, Memory], population: Population | None = None
+    ) -> "NormalizedEnergy":
+        """Return the density of a trained state; a reservoir catches up first.
+
+        Arguments:
+            state: What training has returned.
+            population: Of `state.memory`; by default the audit, else what trains.
+
+        Raises:
+            ValueError: If the state has no walkers that know `log Z`.
+
+        Warns:
+            RunWarning: If the walkers also trained the model, or as `from_walkers`.
+        """
+        asked = _population(state, population)
+        walkers = _evaluated(asked, state)
+        trained = traced(state.step) or int(state.step) > 0
+        watches = audit_population(state.memory) is asked
+        if trained and not watches and knows_partition(walkers):
+            warnings.warn(
+                "the walkers that estimate `log Z` also trained the model, so that it "
+                "is too small by more than its error bar: give `trainer.init` "
+                "`ebm.Audited(walkers, audit)`, or fresh walkers to `ebm.annealed`.",
+                RunWarning,
+                stacklevel=2,
+            )
+        return _density(state.evaluated, walkers)
+
+    @classmethod
+    def from_walkers(cls, energy: Energy, walkers: Population) -> "NormalizedEnergy":
+        """Return the density of `energy`, by walkers of it or of one close to it.
+
+        Arguments:
+            energy: From one example to its energy, or from a batch to energies.
+            walkers: `Walkers` or a `Reservoir`; they are reweighted for `energy`.
+
+        Raises:
+            ValueError: If the walkers do not know `log Z`, if none has weight left, or
+                where the energy is NaN.
+
+        Warns:
+            RunWarning: If the error bar cannot be relied on, with the reasons.
+        """
+        check_energy("energy", energy)
+        if isinstance(walkers, Reservoir):
+            walkers = flattened(walkers)
+        check_walkers("walkers", walkers)
+        _check_defined(energy, walkers)
+        return _density(energy, reweighted(walkers, energy))
+
+    def log_prob(self, x: Float[Array, "*batch_and_shape"]) -> Float[Array, "*batch"]:
+        """Return the log-density in nats of each example, shape `(*batch,)`.
+
+        It is `-inf` where walkers can never be: outside of `walls`, and, of `binary`
+        models, at other values than zeros and ones.
+
+        Arguments:
+            x: Examples, shape `(*batch, *shape)`; `log Z`'s error is common to all.
+
+        Raises:
+            ValueError: If `x` does not end in the shape of an example.
+        """
+        x = as_rows("x", x)
+        batch = x.shape[: x.ndim - len(self.shape)]
+        if x.shape[len(batch) :] != self.shape:
+            raise ValueError(
+                f"`x` has shape {x.shape}, which does not end in that of an example, "
+                f"{self.shape}."
+            )
+        rows = x.reshape(-1, *self.shape)
+        values = -_energies_at(self.energy, rows).reshape(batch) - self.log_partition
+        for inside in self._inside(rows):
+            each = jnp.all(inside, axis=tuple(range(1, rows.ndim)))
+            values = jnp.where(each.reshape(batch), values, -jnp.inf)
+        return values
+
+    def _inside(self, rows: Float[Array, "examples *shape"]) -> list[Array]:
+        """Return where entries may be, by each of the bounds that there are."""
+        inside = []
+        if self.walls is not None:
+            low, high = self.walls
+            inside.append((rows >= low) & (rows <= high))
+        if self.binary:
+            inside.append((rows == 0) | (rows == 1))
+        return inside
+
+    def log_likelihood(self, x: Float[Array, "examples *shape"]) -> Estimate:
+        """Return the mean log-density in nats, with `log Z`'s and the sample's error.
+
+        Arguments:
+            x: Examples, `(*batch, *shape)`, finite; of a single one the error is NaN.
+        """
+        x = as_rows("x", x)
+        if not x.size:
+            raise ValueError("`x` has no rows: pass the examples to be judged.")
+        check_finite("x", jnp.atleast_1d(x))
+        values = self.log_prob(x).reshape(-1)
+        sampling = jnp.std(values, ddof=1) / jnp.sqrt(values.size)
+        return Estimate(jnp.mean(values), jnp.hypot(sampling, self.standard_error))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the density to one file, to be loaded without trainer or walkers.
+
+        Arguments:
+            path: The file.
+        """
+        told = Told(*(jnp.asarray(getattr(self, name)) for name in Told._fields))
+        support = {"shape": self.shape, "walls": self.walls, "binary": self.binary}
+        written(path, self.energy, told, support)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], energy: Energy) -> "NormalizedEnergy":
+        """Return a density that was saved.
+
+        Arguments:
+            path: The file that `save` wrote.
+            energy: Built as the saved one was: its parameters are replaced. What is no
+                array in it, such as a `scale`, must be the same.
+
+        Raises:
+            ValueError: If the file is damaged, of another format, or of another energy.
+            TypeError: If `energy` is none.
+        """
+        check_energy("energy", energy)
+        blank = Told(*(jnp.zeros(()) for _ in Told._fields))
+        energy, told, support = read(path, energy, blank)
+        walls = support.get("walls")  # files of before have none
+        return cls(
+            energy=energy,
+            shape=tuple(support["shape"]),
+            walls=None if walls is None else (walls[0], walls[1]),
+            binary=support.get("binary", False),
+            **told._asdict(),
+        )
+
+
+def _check_defined(energy: Energy, walkers: Walkers) -> None:
+    """Raise where the energy is NaN, which is no infinity: there may well be mass."""
+    undefined = jnp.isnan(_energies_at(energy, walkers.positions))
+    if not traced(undefined) and (bad := int(jnp.sum(undefined))):
+        raise ValueError(
+            f"`energy` is NaN at {bad} of {walkers.num} walkers: mend it there, or let "
+            "it be infinite where the model has no mass."
+        )
+
+
+def _density(energy: Energy, walkers: Walkers) -> NormalizedEnergy:
+    """Return the density of `energy`, by walkers that are weighted for it."""
+    if traced((energy, walkers)):
+        raise TypeError(
+            "`walkers` or `energy` are traced, by `jit` or the like, so that nothing "
+            "can be said of their error: make the density outside. Its `log_prob` may "
+            "be called inside."
+        )
+    if not knows_partition(walkers):
+        raise ValueError(
+            "the population does not know `log Z`: its walkers carry no weights. "
+            "Train with `JarzynskiTrainer`, or give the trainer `Audited` walkers."
+        )
+    told = told_by(walkers)
+    if not bool(jnp.isfinite(told.log_partition)):
+        raise ValueError(_LOST)
+    reasons = doubts(told, energy, walkers)
+    if reasons:
+        warnings.warn(
+            f"unreliable: {'; '.join(reasons)}. `log Z` may be off by more than "
+            "its error bar. Use more walkers, smaller updates of the model, or "
+            "`ebm.annealed` with a smaller `radius`.",
+            RunWarning,
+            stacklevel=3,
+        )
+    return NormalizedEnergy(
+        energy=energy,
+        shape=walkers.positions.shape[1:],
+        walls=walkers.walls,
+        binary=bool(are_bits(walkers.positions)),
+        **told._asdict(),
+    )
+
+
+def weighted_samples(
+    state: TrainState[Energy, Memory], population: Population | None = None
+) -> tuple[Float[Array, "walkers *shape"], Float[Array, " walkers"]]:
+    """Return a population's positions `(walkers, *shape)`, and weights that sum to one.
+
+    `sum(weights * phi(positions))` estimates the model's expectation of `phi`.
+
+    Arguments:
+        state: What training has returned; it must hold walkers.
+        population: Of `state.memory`; by default the audit, else what trains.
+    """
+    walkers = _evaluated(_population(state, population), state)
+    _check_alive(walkers)
+    return walkers.positions, walkers.weights
+
+
+def sample(
+    state: TrainState[Energy, Memory],
+    num: int,
+    *,
+    key: PRNGKeyArray,
+    population: Population | None = None,
+) -> Float[Array, "num *shape"]:
+    """Return samples of the model, `(num, *shape)`: walkers drawn by their weights.
+
+    Arguments:
+        state: What training has returned; it must hold walkers.
+        num: How many samples; they are drawn with replacement.
+        key: The randomness of the draw.
+        population: Of `state.memory`, as in `NormalizedEnergy.from_state`.
+
+    Warns:
+        RunWarning: If samples are more than walkers, or few walkers hold the weight.
+    """
+    check_key(key)
+    check_count("num", num)
+    chosen = _population(state, population)
+    walkers = _evaluated(chosen, state)
+    if num > walkers.num:
+        warnings.warn(
+            f"{num} samples of {walkers.num} walkers: each is drawn "
+            f"{num / walkers.num:.1f} times on average. Ask for fewer, or train or "
+            "anneal with more walkers.",
+            RunWarning,
+            stacklevel=2,
+        )
+    _check_alive(walkers)
+    if not traced(walkers) and knows_partition(chosen):
+        _warn_of_copies(walkers)
+    return _drawn(walkers, num, key)
+
+
+def _check_alive(walkers: Walkers) -> None:
+    if not traced(walkers) and not bool(_shared(walkers)[0] > 0):
+        raise ValueError(_LOST)
+
+
+def _warn_of_copies(walkers: Walkers) -> None:
+    share, spread = _shared(walkers)
+    if share >= LEAST_ESS and not spread > LARGEST_SPREAD:
+        return
+    warnings.warn(
+        f"samples are of few walkers: a share of {share:.2f} of their weights counts, "
+        f"and islands' `log Z` differ by {spread:.1f} nats. Draw from the chains "
+        "themselves (`population=state.memory.walkers`), if they are unweighted, or "
+        "anneal fresh walkers (`ebm.annealed`).",
+        RunWarning,
+        stacklevel=3,
+    )
+
+
+_shared = jax.jit(lambda walkers: (walkers.ess, walkers.spread))
+
+
+@partial(jax.jit, static_argnames="num")
+def _drawn(walkers: Walkers, num: int, key: PRNGKeyArray) -> Float[Array, "num *shape"]:
+    drawn = resample(walkers.joint_log_weights, num, key=key)
+    # Systematic resampling returns relatives side by side: mix them.
+    return jax.random.permutation(key, walkers.positions[drawn])
+
+
+_energies_at = eqx.filter_jit(energies_at)
+
+
+def _population(
+    state: TrainState[Energy, Memory], population: Population | None
+) -> Population:
+    if not (hasattr(state, "memory") and hasattr(state, "model")):
+        raise TypeError(
+            f"`state` is a {type(state).__name__}: pass the state that training has "
+            "returned, or a density's energy and walkers to "
+            "`NormalizedEnergy.from_walkers`."
+        )
+    found = honest_population(state.memory) if population is None else population
+    if found is None:
+        raise ValueError(
+            "`state.memory` holds no walkers: give `trainer.init` walkers that watch, "
+            "or pass fresh ones to `ebm.annealed` and its outcome to "
+            "`NormalizedEnergy.from_walkers`."
+        )
+    if not isinstance(found, Walkers | Reservoir):
+        raise TypeError(
+            f"`population` is a {type(found).__name__}: pass `state.memory.walkers` or "
+            "`state.memory.audit`."
+        )
+    return found
+
+
+def _evaluated(population: Population, state: TrainState[Energy, Memory]) -> Walkers:
+    """Return the walkers weighted for the model to evaluate, maybe an average."""
+    walkers = _settled(population, state.model)
+    average = getattr(state, "average", None)  # a state may be any with these fields
+    if average is None or not knows_partition(population):
+        return walkers
+    return reweighted(walkers, state.evaluated)
+
+
+def _settled(population: Population, energy: Energy) -> Walkers:
+    """Return the walkers weighted for `energy`, if they have weights at all."""
+    if knows_partition(population):
+        return _caught_up(population, energy)
+    return flattened(population)
+
+
+@eqx.filter_jit
+def _caught_up(population: Population, energy: Energy) -> Walkers:
+    return caught_up(population, energy)

@@ -1,0 +1,105 @@
+"""How much of a model is in each of its modes."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from effgen.core.contract.counts import check_count
+from effgen.core.weights import Estimate
+from effgen.ebm.contract.arguments import as_rows, check_finite, traced
+from effgen.ebm.walkers.blocks import FEWEST_BLOCKS, num_blocks_of, widening
+
+
+def mode_masses(
+    positions: Float[Array, "walkers *shape"],
+    weights: Float[Array, " walkers"],
+    classify: Callable[[Float[Array, "walkers *shape"]], Int[Array, " walkers"]],
+    num_modes: int,
+) -> Estimate:
+    """Return how much of the model is in each mode, with standard errors.
+
+        masses[j] = sum(weights * (classify(positions) == j)) / sum(weights)
+
+    The errors are from the spread between up to 16 blocks of walkers. The blocks are
+    the islands, if the walkers are in islands. Otherwise walkers of one ancestor are
+    mostly in one block, because resampling leaves them side by side. The errors are no
+    smaller than those of as many independent walkers as the effective sample size.
+
+    Arguments:
+        positions: Walkers, shape `(walkers, *shape)`, as in `weighted_samples`.
+        weights: Their weights, shape `(walkers,)`, 0 or more.
+        classify: From the positions to integer labels, shape `(walkers,)`, from 0 to
+            `num_modes - 1`.
+        num_modes: The number of modes.
+
+    Returns:
+        Masses and one standard error each, shape `(num_modes,)`.
+
+    Raises:
+        ValueError: For labels of another number, or out of range, and for weights that
+            are negative or all zero.
+        TypeError: For labels that are no integers.
+    """
+    check_count("num_modes", num_modes)
+    positions, weights = as_rows("positions", positions), as_rows("weights", weights)
+    _check_weights(positions, weights)
+    labels = jnp.asarray(classify(positions))
+    if labels.shape != weights.shape:
+        raise ValueError(
+            f"`classify` returns shape {labels.shape}: it must give one label for each "
+            f"of the {weights.shape[0]} positions."
+        )
+    if jnp.issubdtype(labels.dtype, jnp.inexact):
+        raise TypeError(
+            f"`classify` returns {labels.dtype}: it must give integers, as in "
+            "`(x[:, 0] > 0).astype(int)`."
+        )
+    if not traced(labels) and not (
+        0 <= int(labels.min()) <= int(labels.max()) < num_modes
+    ):
+        raise ValueError(
+            f"`classify` returns labels from {int(labels.min())} to "
+            f"{int(labels.max())}: of {num_modes} modes they are 0 to {num_modes - 1}."
+        )
+    return _masses(weights, labels, num_modes)
+
+
+def _check_weights(positions: Array, weights: Array) -> None:
+    if weights.shape != positions.shape[:1] or not weights.size:
+        raise ValueError(
+            f"`weights` has shape {weights.shape}: pass one for each of the "
+            f"{len(positions)} positions, and at least one."
+        )
+    check_finite("weights", weights)
+    if not traced(weights) and not (jnp.all(weights >= 0) & jnp.any(weights > 0)):
+        raise ValueError(
+            f"`weights` go from {float(weights.min()):.3g} to "
+            f"{float(weights.max()):.3g}: pass shares, as `ebm.weighted_samples` does."
+        )
+
+
+@partial(jax.jit, static_argnames="num_modes")
+def _masses(weights: Array, labels: Array, num_modes: int) -> Estimate:
+    num, num_blocks = weights.shape[0], num_blocks_of(weights.shape[0])
+    if num_blocks == 1:  # of few walkers, which may be relatives too
+        num_blocks = min(num, FEWEST_BLOCKS)
+    blocks = jnp.arange(num) * num_blocks // num
+    both = jax.ops.segment_sum(
+        weights, blocks * num_modes + labels, num_blocks * num_modes
+    ).reshape(-1, num_modes)
+    totals = jnp.sum(both, axis=1, keepdims=True)
+    masses = jnp.sum(both, axis=0) / jnp.sum(totals)
+    # The error of a ratio whose parts vary together; zero if there is one block.
+    off = (both - masses[None] * totals) / jnp.sum(totals)
+    freedom = max(1, num_blocks - 1)
+    spread = widening(freedom) * jnp.sqrt(
+        jnp.sum(off**2, axis=0) * num_blocks / freedom
+    )
+    ess = jnp.sum(weights) ** 2 / jnp.sum(weights**2)
+    # Half a walker more in every mode: of a mode without walkers something is known.
+    smoothed = (ess * masses + 0.5) / (ess + 1)
+    independent = jnp.sqrt(smoothed * (1 - smoothed) / ess)
+    return Estimate(masses, jnp.maximum(spread, independent))

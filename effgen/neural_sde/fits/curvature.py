@@ -1,0 +1,199 @@
+"""The uncertainty of a fit's parameters: standard errors, and models drawn from it.
+
+Both use the posterior density of a linear model's parameters around its maximum.
+"""
+
+import warnings
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.special
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from effgen.core.contract.counts import check_count
+from effgen.core.contract.keys import check_key
+from effgen.core.outcome.results import RunWarning
+from effgen.core.weights import effective_sample_size, resample
+from effgen.neural_sde.modeling.model import LatentSDE
+from effgen.neural_sde.modeling.structure import Structure
+from effgen.neural_sde.observing.decoders import LinearDecoder
+
+from .peak import Maximum, Problem
+
+
+_DEGREES = 5.0  # of Student's law: its tails are above the density's
+_PROPOSALS, _BATCH = 256, 32
+_FEWEST = 0.05  # the least effective share of the proposals
+_FARTHEST = 5.0  # the longest Newton step to the maximum, in standard deviations
+_FLATTEST = 0.1  # the least curvature, relative to the prior's, in logarithms
+
+
+def named_parameters(model: LatentSDE) -> dict[str, Array]:
+    """Return a linear model's parameters by name, in units of time and data."""
+    found = {}
+    if isinstance(model.linear, Structure):
+        found |= model.linear.parameters
+    if isinstance(model.decoder, LinearDecoder):
+        found["observation.scale"] = model.decoder.scale
+    return found
+
+
+@eqx.filter_jit
+def _bent(problem: Problem, x: Array) -> tuple[Array, Array, Any, Any]:
+    """Return the density's derivatives, and the named parameters with theirs."""
+    named = lambda x: named_parameters(problem.model(x))
+    return jax.grad(problem)(x), jax.hessian(problem)(x), named(x), jax.jacfwd(named)(x)
+
+
+class Spectrum(NamedTuple):
+    """`hessian = D^-1 vectors diag(sizes) vectors^T D^-1`, `D = diag(units)`.
+
+    Attributes:
+        units: The unit of each parameter. For a logarithm it is the prior's standard
+            deviation, for any other parameter that of the density along it. So the
+            spectrum does not depend on the units of time and data.
+        sizes: Shape `(parameters,)`.
+        vectors: One a column, shape `(parameters, parameters)`.
+    """
+
+    units: Float[np.ndarray, " parameters"]
+    sizes: Float[np.ndarray, " parameters"]
+    vectors: Float[np.ndarray, "parameters parameters"]
+
+
+def spectrum(
+    hessian: Float[np.ndarray, "parameters parameters"],
+    is_log: Float[np.ndarray, " parameters"],
+    prior_scale: float,
+) -> Spectrum:
+    """Return a curvature's eigenvalues and vectors, free of the parameters' units."""
+    diagonal = np.abs(np.diag(hessian))
+    own = np.where(diagonal > 0, 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1)), 1)
+    units = np.where(is_log == 1, prior_scale, own)
+    scaled = units[:, None] * (hessian + hessian.T) / 2 * units
+    return Spectrum(units, *np.linalg.eigh(scaled))
+
+
+def standard_errors(problem: Problem, x: Array) -> tuple[dict, dict]:
+    """Return named parameters, and their standard errors to first order."""
+    _, hessian, values, slopes = _bent(problem, x)
+    scale = float(problem.prior_scale)
+    found = spectrum(np.asarray(hessian), np.asarray(problem.is_log), scale)
+    held = found.sizes > 1e-9 * np.max(found.sizes, initial=0)
+    inverse = np.where(held, 1 / np.where(held, found.sizes, 1), 0)
+    errors = {}
+    for name, slope in slopes.items():
+        across = (np.asarray(slope) * found.units) @ found.vectors
+        variance = np.sum(across**2 * inverse, axis=-1)
+        open_part = np.sum(across[..., ~held] ** 2, axis=-1)
+        whole = np.sum(across**2, axis=-1)
+        errors[name] = np.where(open_part > 1e-12 * whole, np.nan, np.sqrt(variance))
+    return {name: np.asarray(value) for name, value in values.items()}, errors
+
+
+def drawn_models(
+    peak: Maximum, num: int, *, key: PRNGKeyArray
+) -> tuple[LatentSDE, ...]:
+    """Draw models from the posterior density of a fit's parameters.
+
+    Proposals are drawn from a Student distribution around the maximum, with the
+    curvature there. They are resampled with weights `posterior density / proposal's`.
+    No weight exceeds the mean weight times the root of the number of proposals. The
+    prior is that of the fit: normal for logarithms, and flat for other parameters.
+
+    Arguments:
+        peak: The maximum of the density, or a point near it.
+        num: The number of models.
+        key: A random key.
+
+    Returns:
+        Models of equal weight. If few proposals have weight, some models are equal.
+
+    Warns:
+        RunWarning: If the effective number of proposals is below one in twenty, or if
+            the curvature is not finite. In the latter case all models are those of the
+            maximum.
+
+    Source:
+        Rubin (1988), sampling and importance resampling; Ionides (2008), the weights.
+    """
+    check_key(key)
+    check_count("num", num)
+    keys = jax.random.split(key)
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(keys[0])))
+    size = max(_PROPOSALS, 8 * num)
+    with jax.enable_x64(True):  # noqa: FBT003
+        slope, hessian, *_ = _bent(peak.problem, peak.x)
+        law = laplace(peak, np.asarray(slope), np.asarray(hessian))
+        if law is None:
+            _warn("the curvature at the fit is not finite: all models are the fit's.")
+            return (peak.model,) * num
+        z, proposed = _student(rng, size, len(peak.x))
+        xs = law[0] + z @ law[1].T
+        logs = np.asarray(_densities(peak.problem, jnp.asarray(xs))) - proposed
+    logs = truncated(logs)
+    logs = jnp.asarray(logs - np.max(logs))
+    share = float(effective_sample_size(logs)) / size
+    if not share > _FEWEST:
+        _warn(
+            f"{share * size:.1f} of {size} models that were proposed count: the fit is "
+            "no peak, or its parameters are held by little. Leave out a part."
+        )
+    index = resample(logs, num, key=keys[1])
+    return tuple(peak.at(xs[i]) for i in np.asarray(index))
+
+
+def laplace(
+    peak: Maximum, slope: np.ndarray, hessian: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return mean and root of the normal law with a density's gradient and Hessian.
+
+    An eigenvalue of the Hessian that is too small for the prior is raised. Returns
+    `None` if the Hessian is not finite.
+    """
+    if not (np.all(np.isfinite(slope)) and np.all(np.isfinite(hessian))):
+        return None
+    is_log = np.asarray(peak.problem.is_log)
+    found = spectrum(hessian, is_log, float(peak.problem.prior_scale))
+    least = np.maximum(_FLATTEST * (is_log @ found.vectors**2), 1e-6)
+    deviations = 1 / np.sqrt(np.maximum(found.sizes, least))
+    root = found.units[:, None] * found.vectors * deviations
+    step = -root.T @ slope
+    step = step * min(1.0, _FARTHEST / max(float(np.linalg.norm(step)), 1e-30))
+    return np.asarray(peak.x) + root @ step, root
+
+
+def _student(
+    rng: np.random.Generator, num: int, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw from Student's law, with its log-density up to a constant."""
+    noise = rng.normal(size=(num, size))
+    z = noise / np.sqrt(rng.chisquare(_DEGREES, size=(num, 1)) / _DEGREES)
+    half = -0.5 * (_DEGREES + size)
+    return z, half * np.log1p(np.sum(z**2, axis=1) / _DEGREES)
+
+
+@eqx.filter_jit
+def _densities(problem: Problem, xs: Array) -> Array:
+    """Return the log posterior density of each, up to a constant."""
+    return -jax.lax.map(lambda x: problem(x), xs, batch_size=_BATCH)
+
+
+def truncated(logs: Float[np.ndarray, " proposals"]) -> np.ndarray:
+    """Return log-weights, none above the mean weight times the root of their number.
+
+    A log-weight that is not finite becomes zero weight. If that holds for all, all
+    weights are equal.
+    """
+    logs = np.where(np.isfinite(logs), logs, -np.inf)
+    if np.all(np.isneginf(logs)):
+        return np.zeros(len(logs))
+    mean = scipy.special.logsumexp(logs) - np.log(len(logs))
+    return np.minimum(logs, mean + 0.5 * np.log(len(logs)))
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, RunWarning, stacklevel=4)

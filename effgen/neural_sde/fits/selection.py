@@ -1,0 +1,171 @@
+"""Structures that a record may have, and the one that its evidence chooses."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import ArrayLike
+
+from effgen.neural_sde.data.series import (
+    as_series,
+    check_no_dates,
+    check_season,
+    check_times,
+)
+from effgen.neural_sde.modeling.checks import check_positive
+from effgen.neural_sde.modeling.model import LatentSDE
+from effgen.neural_sde.modeling.structure import (
+    Structure,
+    cycle,
+    level,
+    ou,
+    season,
+    trend,
+)
+
+from .peak import Maximum, maximum
+from .structural_models import structural
+
+
+_LONG = 10.0  # usual gaps: a longer one is a hole, in which no oscillation is seen
+
+
+class Candidate(NamedTuple):
+    """A structure that was fitted, and its evidence less half a log of n a parameter.
+
+    Attributes:
+        structure: As it was given.
+        peak: Its fit.
+        criterion: `log p(y) - parameters log(values) / 2`, in nats. The most is best.
+    """
+
+    structure: Structure
+    peak: Maximum
+    criterion: float
+
+    @property
+    def model(self) -> LatentSDE:
+        """The fitted model."""
+        return self.peak.model
+
+
+def candidates(
+    ts: ArrayLike,
+    ys: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    season_period: float | None = None,
+) -> tuple[Structure, ...]:
+    """Return the structures that are commonly fitted to a record.
+
+    They are a level; a process that returns to its mean; both; a trend with such a
+    process; and one or two cycles with it. The first cycle begins at the record's
+    strongest period, after a line and the season are subtracted. The second begins at
+    half of that period.
+
+    Arguments:
+        ts: Times of one series, numbers, shape `(obs,)`.
+        ys: Values, shape `(obs,)` or `(obs, sensors)`.
+        mask: Where there is a value, of the shape of `ts` or `ys`. NaN are missing too.
+        season_period: The period of a season of two harmonics that is added to each, in
+            the unit of time, or `None` for no season.
+
+    Returns:
+        Six structures, not yet started from the data.
+
+    Raises:
+        ValueError: For values at fewer than three times, or times that are not finite
+            or not sorted, and a `season_period` that they can't show.
+    """
+    period = strongest_period(ts, ys, mask, season_period=season_period)
+    turn = cycle(period)
+    sums = (
+        level(),
+        ou(),
+        level() + ou(),
+        trend() + ou(),
+        turn + ou(),
+        turn + cycle(period / 2) + ou(),
+    )
+    if season_period is None:
+        return sums
+    return tuple(structure + season(season_period, 2) for structure in sums)
+
+
+def ranked(
+    structures: Sequence[Structure],
+    ts: ArrayLike,
+    ys: ArrayLike,
+    mask: ArrayLike | None = None,
+) -> tuple[Candidate, ...]:
+    """Fit every structure by its exact evidence; return them, the best first.
+
+        criterion = log p(y) - parameters log(values) / 2
+
+    Source:
+        Schwarz (1978).
+    """
+    series = as_series((ts, ys, mask))
+    count = max(int(np.sum(series.mask)), 2)
+    found = []
+    for structure in structures:
+        peak = maximum(structural(structure, ts, ys, mask), ts, ys, mask)
+        criterion = peak.log_evidence - 0.5 * peak.x.size * np.log(count)
+        found.append(Candidate(structure, peak, criterion))
+    return tuple(sorted(found, key=lambda c: -c.criterion))
+
+
+def strongest_period(
+    ts: ArrayLike,
+    ys: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    season_period: float | None = None,
+) -> float:
+    """Return the period of the oscillation that, with a line, fits a record best.
+
+    Periods are from four gaps to the span, without what gaps are longer than ten usual
+    ones; multiples of the season's frequency are fitted beside.
+    """
+    check_no_dates(np.asarray(ts))
+    check_times(np.asarray(ts), None)
+    series = as_series((ts, ys, mask))
+    there = np.asarray(series.mask)
+    seen = there.any(axis=1)
+    if len(np.unique(np.asarray(series.ts)[seen])) < 3:
+        raise ValueError("values are at fewer than three times: a period needs more.")
+    times = np.asarray(series.ts, np.float64)[seen]
+    y = _over_sensors(np.asarray(series.ys, np.float64), there)[seen]
+    times = times - times[0]
+    span, gap = _span(np.diff(times))
+    basis = [np.ones_like(times), times / max(span, 1e-30)]
+    turns = lambda f: [np.cos(2 * np.pi * f * times), np.sin(2 * np.pi * f * times)]
+    if season_period is not None:
+        check_positive("season_period", season_period)
+        check_season("season_period", season_period, times)
+        basis += turns(1 / season_period) + turns(2 / season_period)
+    left = _off(np.stack([y], axis=1), np.stack(basis, axis=1))[:, 0]
+    frequencies = np.arange(2.0, max(span / (2 * gap), 3.0)) / (2 * span)
+    power = [
+        np.sum((left - _off(left[:, None], np.stack(turns(f), axis=1))[:, 0]) ** 2)
+        for f in frequencies
+    ]
+    return float(1 / frequencies[int(np.argmax(power))])
+
+
+def _span(gaps: np.ndarray) -> tuple[float, float]:
+    """Return how long a record is without its holes, and its usual gap."""
+    gap = float(np.median(gaps[gaps > 0]))
+    return float(np.sum(gaps) - np.sum(np.maximum(gaps - _LONG * gap, 0))), gap
+
+
+def _over_sensors(ys: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """Return the mean over the sensors that are there, each less its own mean."""
+    counts = np.maximum(there.sum(axis=0), 1)
+    centered = np.where(there, ys - np.where(there, ys, 0).sum(axis=0) / counts, 0)
+    return centered.sum(axis=1) / np.maximum(there.sum(axis=1), 1)
+
+
+def _off(y: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """Return what least squares leave of `y`."""
+    return y - basis @ np.linalg.lstsq(basis, y, rcond=None)[0]

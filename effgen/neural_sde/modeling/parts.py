@@ -1,0 +1,253 @@
+"""Ready parts of linear SDEs: what each moves, and where its parameters start."""
+
+import abc
+import math
+from typing import ClassVar, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from effgen.neural_sde.linear_sdes.gaussian import as_float
+
+
+class Measures(NamedTuple):
+    """What start values are taken from, in the units of time and data.
+
+    Attributes:
+        span: Of the times.
+        gap: The median time between observations.
+        spread: The standard deviation of the values.
+    """
+
+    span: float
+    gap: float
+    spread: float
+
+
+UNIT = Measures(1.0, 0.01, 1.0)
+
+
+class PartLaw(NamedTuple):
+    """A part's `dX = matrix X dt + diffusion dW`, its first law's root, what it shows.
+
+    `reads . X` is the part's share in the values.
+    """
+
+    matrix: Float[Array, "state state"]
+    diffusion: Float[Array, "state brownian"]
+    root: Float[Array, "state state"]
+    reads: Float[Array, " state"]
+
+
+class AbstractPart(eqx.Module):
+    """A component of a structural model. Positive parameters are kept by logarithms.
+
+    Arrays named `start_...`, deviations of the first law, are not trained.
+    """
+
+    kind: eqx.AbstractClassVar[str]
+
+    @abc.abstractmethod
+    def law(self) -> PartLaw:
+        """Return the part as a linear SDE."""
+
+    @abc.abstractmethod
+    def parameters(self) -> dict[str, Array]:
+        """Return its parameters in the units of time and data."""
+
+    @abc.abstractmethod
+    def started(self, measures: Measures) -> "AbstractPart":
+        """Return the part with start values where none were given."""
+
+
+def log_of(value: float | None, start: float) -> Array:
+    """Return the logarithm of what was given, or of the start value."""
+    return jnp.log(as_float(start if value is None else value))
+
+
+def check_positive(kind: str, **values: float | None) -> None:
+    """Raise `ValueError` for a value that is not positive."""
+    for name, value in values.items():
+        if value is None:
+            continue
+        number = isinstance(value, int | float | np.number)
+        if not (number and np.isfinite(value) and value > 0):
+            raise ValueError(
+                f"`{name}` of `{kind}` is {value}: pass a positive number."
+            )
+
+
+class Level(AbstractPart):
+    """A random walk, `dX = noise dW`."""
+
+    kind: ClassVar[str] = "level"
+
+    log_noise: Float[Array, ""]
+    given: tuple[float | None, ...] = eqx.field(static=True)
+    start_scales: Float[Array, " state"]
+
+    def __init__(self, noise: float | None, measures: Measures) -> None:
+        """Start at a walk over one deviation of the data in their span."""
+        check_positive(self.kind, noise=noise)
+        self.given = (noise,)
+        self.log_noise = log_of(noise, measures.spread / math.sqrt(measures.span))
+        self.start_scales = as_float(np.array([3 * measures.spread]))
+
+    def law(self) -> PartLaw:
+        """Return the part as a linear SDE."""
+        one = jnp.ones((1, 1), self.log_noise.dtype)
+        return PartLaw(
+            0 * one, jnp.exp(self.log_noise) * one, self.start_scales[0] * one, one[0]
+        )
+
+    def parameters(self) -> dict[str, Array]:
+        """Return `noise`, in data units per root of time."""
+        return {"noise": jnp.exp(self.log_noise)}
+
+    def started(self, measures: Measures) -> "Level":
+        """Return the part with start values where none were given."""
+        return Level(self.given[0], measures)
+
+
+class Trend(AbstractPart):
+    """A level whose slope is a random walk, `dX = slope dt + noise dW`."""
+
+    kind: ClassVar[str] = "trend"
+
+    log_noise: Float[Array, ""]
+    log_slope_noise: Float[Array, ""]
+    given: tuple[float | None, ...] = eqx.field(static=True)
+    start_scales: Float[Array, " state"]
+
+    def __init__(
+        self, noise: float | None, slope_noise: float | None, measures: Measures
+    ) -> None:
+        """Start at slopes that change by one deviation of the data in their span."""
+        check_positive(self.kind, noise=noise, slope_noise=slope_noise)
+        span, spread = measures.span, measures.spread
+        self.given = (noise, slope_noise)
+        self.log_noise = log_of(noise, 0.5 * spread / math.sqrt(span))
+        self.log_slope_noise = log_of(slope_noise, 2 * spread / span**1.5)
+        self.start_scales = as_float(np.array([3 * spread, 5 * spread / span]))
+
+    def law(self) -> PartLaw:
+        """Return the part as a linear SDE."""
+        dtype = self.log_noise.dtype
+        noise = jnp.exp(jnp.stack([self.log_noise, self.log_slope_noise]))
+        root = jnp.diag(self.start_scales)
+        matrix = jnp.asarray([[0, 1], [0, 0]], dtype)
+        return PartLaw(matrix, jnp.diag(noise), root, jnp.asarray([1, 0], dtype))
+
+    def parameters(self) -> dict[str, Array]:
+        """Return `noise` and `slope_noise`, per root of time."""
+        return {
+            "noise": jnp.exp(self.log_noise),
+            "slope_noise": jnp.exp(self.log_slope_noise),
+        }
+
+    def started(self, measures: Measures) -> "Trend":
+        """Return the part with start values where none were given."""
+        return Trend(self.given[0], self.given[1], measures)
+
+
+class Cycle(AbstractPart):
+    """A damped oscillation, `dX = (-damping I + 2 pi / period J) X dt + noise dW`.
+
+    `noise = scale sqrt(2 damping)`, so that `scale` is its standard deviation.
+    """
+
+    kind: ClassVar[str] = "cycle"
+
+    log_period: Float[Array, ""]
+    log_damping: Float[Array, ""]
+    log_scale: Float[Array, ""]
+    given: tuple[float | None, ...] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        period: float,
+        damping: float | None,
+        scale: float | None,
+        measures: Measures,
+    ) -> None:
+        """Start at a damping of a tenth of the angular rate."""
+        check_positive(self.kind, period=period, damping=damping, scale=scale)
+        self.given = (period, damping, scale)
+        self.log_period = log_of(period, 1.0)
+        self.log_damping = log_of(damping, 0.2 * math.pi / period)
+        self.log_scale = log_of(scale, 0.7 * measures.spread)
+
+    def law(self) -> PartLaw:
+        """Return the part as a linear SDE."""
+        turn = 2 * jnp.pi * jnp.exp(-self.log_period)
+        damping, scale = jnp.exp(self.log_damping), jnp.exp(self.log_scale)
+        eye = jnp.eye(2, dtype=turn.dtype)
+        matrix = turn * jnp.asarray([[0, -1], [1, 0]], turn.dtype) - damping * eye
+        noise = scale * jnp.sqrt(2 * damping)
+        return PartLaw(matrix, noise * eye, scale * eye, eye[0])
+
+    def parameters(self) -> dict[str, Array]:
+        """Return `period`, `damping` (one over time) and `scale` (data units)."""
+        return {
+            "period": jnp.exp(self.log_period),
+            "damping": jnp.exp(self.log_damping),
+            "scale": jnp.exp(self.log_scale),
+        }
+
+    def started(self, measures: Measures) -> "Cycle":
+        """Return the part with start values where none were given."""
+        period, damping, scale = self.given
+        assert period is not None
+        return Cycle(period, damping, scale, measures)
+
+
+class Season(AbstractPart):
+    """Undamped oscillations of one period and its fractions, of varying amplitude.
+
+    `dX_k = 2 pi k / period J X_k dt + noise dW`, `k = 1 ... harmonics`.
+    """
+
+    kind: ClassVar[str] = "season"
+
+    log_noise: Float[Array, ""]
+    period: float = eqx.field(static=True)
+    harmonics: int = eqx.field(static=True)
+    given: tuple[float | None, ...] = eqx.field(static=True)
+    start_scales: Float[Array, " state"]
+
+    def __init__(
+        self, period: float, harmonics: int, noise: float | None, measures: Measures
+    ) -> None:
+        """Start at amplitudes that vary by a twentieth of a deviation a period."""
+        check_positive(self.kind, period=period, harmonics=harmonics, noise=noise)
+        if int(harmonics) != harmonics:
+            raise ValueError(f"`harmonics` is {harmonics}: pass a whole number.")
+        self.period, self.harmonics, self.given = (
+            float(period),
+            int(harmonics),
+            (noise,),
+        )
+        self.log_noise = log_of(noise, 0.05 * measures.spread / math.sqrt(period))
+        self.start_scales = as_float(np.array([2 * measures.spread]))
+
+    def law(self) -> PartLaw:
+        """Return the part as a linear SDE."""
+        dtype, size = self.log_noise.dtype, 2 * self.harmonics
+        turns = 2 * math.pi / self.period * np.arange(1, self.harmonics + 1)
+        matrix = np.kron(np.diag(turns), np.array([[0.0, -1.0], [1.0, 0.0]]))
+        eye = jnp.eye(size, dtype=dtype)
+        reads = jnp.tile(jnp.asarray([1, 0], dtype), self.harmonics)
+        noise = jnp.exp(self.log_noise)
+        return PartLaw(
+            jnp.asarray(matrix, dtype), noise * eye, self.start_scales[0] * eye, reads
+        )
+
+    def parameters(self) -> dict[str, Array]:
+        """Return `noise`, in data units per root of time."""
+        return {"noise": jnp.exp(self.log_noise)}
+
+    def started(self, measures: Measures) -> "Season":
+        """Return the part with start values where none were given."""
+        return Season(self.period, self.harmonics, self.given[0], measures)
