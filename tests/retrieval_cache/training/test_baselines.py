@@ -30,6 +30,8 @@ def chunked_trainers(chunks):
     )
 
 
+# Of documents as they were some steps ago.
+@pytest.mark.filterwarnings("ignore:the cache's newest embeddings")
 @pytest.mark.one_case("0")
 @pytest.mark.parametrize("which", [0, 1, pytest.param(2, marks=pytest.mark.slow)])
 def test_chunks_change_no_gradient(which):
