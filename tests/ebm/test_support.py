@@ -15,8 +15,8 @@ from effgen.ebm.contract.energy_checks import check_continuous
 
 KEY = jax.random.key(0)
 BOX = ebm.ReflectedMALA(0.1)
-BITS = jax.random.bernoulli(KEY, 0.5, (64, 3)).astype(jnp.float32)
-MACHINE = ebm.RBM(jnp.zeros((3, 2)), jnp.zeros(3), jnp.zeros(2))
+BITS = jnp.asarray(np.random.default_rng(0).integers(2, size=(64, 3)), jnp.float32)
+MACHINE = ebm.RBM(*(jnp.asarray(np.zeros(n, np.float32)) for n in ((3, 2), 3, 2)))
 
 
 def flat(x):

@@ -13,8 +13,8 @@ from tests.ebm.gaussians import SIZE, Shifted, data, populations
 
 KEY = jax.random.key(0)
 KERNEL = ebm.MALA(0.1)
-MODEL = Shifted(jnp.zeros(SIZE))
-FAR = Shifted(jnp.ones(SIZE))
+MODEL = Shifted(jnp.asarray(np.zeros(SIZE, np.float32)))
+FAR = Shifted(jnp.asarray(np.ones(SIZE, np.float32)))
 GAPPED = np.where(np.arange(12.0).reshape(6, 2) == 5, np.nan, 1.0)
 
 
