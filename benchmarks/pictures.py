@@ -256,7 +256,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
         color = OURS if row.ours else OTHERS
         if row.least is not None:
             axes.plot([row.least, row.most], [i, i], color=color, linewidth=2)
-        axes.plot([row.value], [i], "o", color=color, markersize=5)
+        axes.plot([row.value], [i], "o", color=color, markersize=5, clip_on=False)
     axes.set_yticks(range(len(panel.rows)), [row.label for row in panel.rows])
     axes.set(xlabel=panel.axis, ylim=(len(panel.rows) - 0.4, -0.6))
     if panel.logarithmic:
