@@ -20,6 +20,7 @@ import optax
 import effgen as eg
 from benchmarks import measure
 from benchmarks.retrieval_arms import LENGTH, REFRESHED, SIZE, WORDS, encoder
+from benchmarks.stepping import begun
 from effgen import retrieval_cache as rc
 from effgen.retrieval_cache.cache.rows import stored
 from effgen.retrieval_cache.data import content_digests
@@ -52,7 +53,7 @@ def work(num):
     """Return functions: steps of training, and as many bare passes."""
     cache, model = cache_of(num), encoder(0)
     trainer = rc.NegativeCacheTrainer(optax.adam(1e-3), BATCH, refresh=REFRESHED / num)
-    state = trainer.init(model, cache)
+    state = begun(trainer, model, cache)
     asked = cache.items[: min(num, 2**16)]
     source = eg.Minibatches(rc.Pairs(asked, asked, cache.ids[: len(asked)]), BATCH)
     queries = rc.normalized(jax.random.normal(jax.random.key(1), (BATCH, SIZE)))

@@ -1,5 +1,6 @@
 """Every test sees eight CPU devices, and NumPy's silent rank promotion is an error."""
 
+import contextlib
 import ctypes
 import functools
 import gc
@@ -96,8 +97,9 @@ def pytest_configure():
 
 def shared(made, here):
     """Return this thread's context, or another where a program is lowered in one."""
-    if jaxlib.mlir.ir.Context.current is not None:
-        return made()
+    with contextlib.suppress(ValueError):  # as some releases say that there is none
+        if jaxlib.mlir.ir.Context.current is not None:
+            return made()
     here.programs = getattr(here, "programs", 0) + 1
     if here.programs % 100 == 1:
         here.context = made()

@@ -23,9 +23,6 @@ def public(package):
     return {name: value for name, value in found.items() if callable(value)}
 
 
-NAMES = [(package, name) for package in PACKAGES for name in public(package)]
-
-
 def section(text, *titles):
     """Return the names of a section's items, or nothing where there is none."""
     title = "|".join(titles)
@@ -33,17 +30,23 @@ def section(text, *titles):
     return match and re.findall(r"^    \*{0,2}(\w+)(?: \(.*?\))?:", match[1], re.M)
 
 
-@pytest.mark.parametrize(("package", "name"), NAMES, ids=[".".join(n) for n in NAMES])
-def test_arguments_are_those_of_the_signature(package, name):
-    thing = public(package)[name]
+def fault(thing):
+    """Return what a docstring of a public thing lacks; nothing where it is right."""
     text = inspect.getdoc(thing) or ""
-    assert text, "no docstring"
-    assert "**Arguments" not in text
-    assert "**Returns" not in text
+    if not text or "**Arguments" in text or "**Returns" in text:
+        return "no docstring, or sections that no tool reads"
     if inspect.isclass(thing) and (issubclass(thing, Exception | Warning)):
-        return
+        return None
     told, attributes = section(text, "Arguments"), section(text, "Attributes")
     taken = list(inspect.signature(thing).parameters)
     made_by_users = not attributes and not inspect.isabstract(thing)
     if callable(thing) and hasattr(thing, "__name__") and made_by_users:
-        assert (told or []) == taken
+        return (told, taken) if (told or []) != taken else None
+    return None
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_arguments_are_those_of_the_signature(package):
+    found = {name: fault(thing) for name, thing in public(package).items()}
+    assert {name: wrong for name, wrong in found.items() if wrong} == {}
+    assert len(found) > 20

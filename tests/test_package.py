@@ -1,6 +1,7 @@
 """The package as a whole: its imports, its README, its notebooks."""
 
 import ast
+import functools
 import graphlib
 import re
 import runpy
@@ -15,11 +16,17 @@ PACKAGE = ROOT / "effgen"
 FAMILIES = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} - {"core"}
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def imported(path: Path) -> set[str]:
     """Return the dotted names that a file imports, relative ones made absolute."""
     package = path.relative_to(ROOT).with_suffix("").parts[:-1]
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom):
@@ -28,26 +35,22 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize(
-    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT))
-)
-def test_methods_import_the_core_and_themselves(path):
-    own = path.relative_to(PACKAGE).parts[0]
-    if own == "__init__.py":
-        return
-    others = FAMILIES - {own}
-    for name in imported(path):
-        if name.startswith("effgen."):
-            assert name.split(".")[1] not in others, name
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-@pytest.mark.parametrize(
-    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT))
-)
-def test_every_file_says_what_lives_there_and_is_short(path):
-    text = path.read_text()
-    assert ast.get_docstring(ast.parse(text)), "no docstring"
-    assert len(text.splitlines()) <= 400, "split it by concept"
+def test_methods_import_the_core_and_themselves():
+    for path in FILES:
+        own = path.relative_to(PACKAGE).parts[0]
+        others = FAMILIES - {own} if own != "__init__.py" else set()
+        names = {name for name in imported(path) if name.startswith("effgen.")}
+        assert not {name for name in names if name.split(".")[1] in others}, path
+
+
+def test_every_file_says_what_lives_there_and_is_short():
+    for path in FILES:
+        assert ast.get_docstring(parsed(path)), f"{path}: no docstring"
+        lines = path.read_text().splitlines()
+        assert len(lines) <= 400, f"{path}: split it by concept"
 
 
 def rooms_imported(folder: str) -> dict[str, set[str]]:

@@ -122,6 +122,20 @@ def test_single_precision_is_refused_before_any_compute():
         pytest.raises(RuntimeError, match="jax_enable_x64"),
     ):
         co.CollocationTrainer().init(co.Model(0.5, None), None)
+    level = co.transcribe(co.Problem(decay, DATA), intervals=4)
+    trainer, model = co.CollocationTrainer(), co.Model(0.5, {"w": np.ones(2)})
+    with jax.enable_x64(False):
+        with pytest.raises(RuntimeError, match="jax_enable_x64"):
+            co.ensemble(trainer, [model], [level], key=KEY)
+        with pytest.raises(RuntimeError, match="jax_enable_x64"):
+            co.choose(trainer, model, level, key=KEY)
+
+
+def test_numbers_of_a_model_that_are_not_finite_are_named():
+    level = co.transcribe(co.Problem(decay, DATA), intervals=4)
+    wrong = co.Model({"a": 1.0, "k": np.array([1.0, np.nan])}, None)
+    with pytest.raises(ValueError, match=r"k\[1\] of the model is nan"):
+        co.CollocationTrainer().init(wrong, level.guess())
 
 
 def test_a_vector_field_of_the_wrong_shape_or_with_nan_is_named():

@@ -13,9 +13,9 @@ from effgen import ebm
 from tests.ebm.gaussians import LOG_PARTITION, SIZE, Scaled, Shifted, data, populations
 
 
-WIDE = Scaled(jnp.full(SIZE, 1 / 9))
-NARROW = Scaled(jnp.geomspace(0.5, 10.0, SIZE))
-TRUTH = LOG_PARTITION - 0.5 * float(jnp.sum(jnp.log(NARROW.precisions)))
+WIDE = Scaled(jnp.asarray(np.full(SIZE, 1 / 9, np.float32)))
+NARROW = Scaled(jnp.asarray(np.geomspace(0.5, 10.0, SIZE), jnp.float32))
+TRUTH = LOG_PARTITION - 0.5 * np.sum(np.log(NARROW.precisions))
 
 
 def followed(seed, num=512, **settings):

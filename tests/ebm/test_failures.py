@@ -13,7 +13,7 @@ import pytest
 
 import effgen as eg
 from effgen import ebm
-from effgen.ebm.contract.data_checks import check_columns
+from effgen.ebm.contract.data_checks import check_batch, check_columns
 from tests.ebm.gaussians import LOG_PARTITION, SIZE, Shifted, data, populations
 
 
@@ -212,3 +212,9 @@ def test_columns_that_cannot_be_learned_from_are_named():
     images[3, 1, 0] = np.inf
     with pytest.raises(ValueError, match=r"x\[:, 1, 0\]"):
         check_columns("x", images)
+
+
+def test_batches_without_a_row_are_named():
+    with pytest.raises(ValueError, match="gives batches without a row"):
+        check_batch(np.zeros((0, 3)), (3,))
+    check_batch(np.zeros((1, 3)), (3,))

@@ -15,8 +15,8 @@ from effgen.ebm.contract.energy_checks import check_continuous
 
 KEY = jax.random.key(0)
 BOX = ebm.ReflectedMALA(0.1)
-BITS = jax.random.bernoulli(KEY, 0.5, (64, 3)).astype(jnp.float32)
-MACHINE = ebm.RBM(jnp.zeros((3, 2)), jnp.zeros(3), jnp.zeros(2))
+BITS = jnp.asarray(np.random.default_rng(0).integers(2, size=(64, 3)), jnp.float32)
+MACHINE = ebm.RBM(*(jnp.asarray(np.zeros(n, np.float32)) for n in ((3, 2), 3, 2)))
 
 
 def flat(x):
@@ -43,6 +43,7 @@ def test_a_density_of_a_box_is_zero_outside_of_it(tmp_path):
     for found in (density, again):
         np.testing.assert_array_equal(found.log_prob(x), [0.0, -np.inf, -np.inf])
         assert found.log_prob(x[0]) == 0
+        assert bool(jnp.isnan(found.log_prob([np.nan, 1.5])))  # of no row at all
     assert found.log_likelihood(x).value == -np.inf
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +27,8 @@ def test_paths_are_worth_what_the_errors_say(root):
     decoder = ns.LinearDecoder(np.eye(1), scale)
     model = dataclasses.replace(double_well(), decoder=decoder)
     x = np.random.default_rng(0).normal(size=(3, 5, 1)).astype(np.float32)
-    found = likelihood(model, as_series((TS, YS, None, None, ERRORS)), jnp.asarray(x))
+    series = as_series((TS, YS, None, None, ERRORS))
+    found = eqx.filter_jit(likelihood)(model, series, jnp.asarray(x))
     sizes = 0.2 * ERRORS[::2]
     away = (YS[::2] - x[::2, :, 0]) / sizes
     right = np.sum(-0.5 * away**2 - np.log(sizes) - 0.5 * np.log(2 * np.pi), axis=0)
@@ -39,6 +41,6 @@ def test_particles_foretell_with_the_errors_of_the_values():
     nothing = jnp.zeros((3, num, 1))
     flat = jnp.zeros(3)
     known = Filtered(None, nothing, jnp.zeros(num), flat, nothing, flat)  # pyright: ignore
-    found = predictions(double_well(), series, known, key=KEY)
+    found = eqx.filter_jit(predictions)(double_well(), series, known, key=KEY)
     np.testing.assert_allclose(found.scale[:, 0], [0.05, 0.1, 0.4], rtol=0.05)
     np.testing.assert_allclose(found.residuals[2, 0], -1.25, atol=0.1)

@@ -1,10 +1,12 @@
 """A tiny BERT and its folder, and where the MiniLM of PyPI is, if it is installed."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
@@ -23,17 +25,28 @@ SENTENCES = (
 SIMILARITIES = [[1, 0.6660, 0.1046], [0.6660, 1, 0.1411], [0.1046, 0.1411, 1]]
 
 
-def tiny(**changes):
+@functools.cache
+def moved():
     """Return a small BERT with every parameter away from its usual start."""
     sizes = {"width": 16, "depth": 2, "num_heads": 4, "inner_size": 24}
-    bert = Bert.random(len(WORDS), LENGTH, key=jax.random.key(0), **sizes)
-    arrays, rest = jax.tree.flatten(bert)
-    keys = jax.random.split(jax.random.key(1), len(arrays))
-    moved = [
-        x + 0.3 * jax.random.normal(key, x.shape) if isinstance(x, jax.Array) else x
-        for x, key in zip(arrays, keys, strict=True)
-    ]
-    return dataclasses.replace(jax.tree.unflatten(rest, moved), **changes)
+
+    @eqx.filter_jit
+    def drawn():
+        bert = Bert.random(len(WORDS), LENGTH, key=jax.random.key(0), **sizes)
+        arrays, rest = jax.tree.flatten(bert)
+        keys = jax.random.split(jax.random.key(1), len(arrays))
+        moved = [
+            x + 0.3 * jax.random.normal(key, x.shape) if isinstance(x, jax.Array) else x
+            for x, key in zip(arrays, keys, strict=True)
+        ]
+        return jax.tree.unflatten(rest, moved)
+
+    return drawn()
+
+
+def tiny(**changes):
+    """Return this BERT with other settings."""
+    return dataclasses.replace(moved(), **changes)
 
 
 def tokens(num=5, length=9, seed=0):

@@ -61,7 +61,7 @@ def test_documents_beside_count_by_how_often_they_are_met(double):
     assert off[1] > 1.3 * off[0]
 
 
-@pytest.mark.one_case("estimator2-16")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("estimator", "num_negatives"),
     [(rc.PseudoLogit(), 16), (rc.PseudoLogit(), 64), (rc.GumbelMax(), 16)],

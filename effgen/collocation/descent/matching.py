@@ -21,8 +21,9 @@ from effgen.collocation.modeling.problem import (
 from effgen.collocation.program.nlp import ravel, unravel
 from effgen.collocation.program.transcription import Transcription
 from effgen.collocation.solvers.scaling import sizes_of
+from effgen.collocation.states.inference import inferred
 from effgen.collocation.states.mesh import Mesh
-from effgen.collocation.states.solution import Solution, same_mesh
+from effgen.collocation.states.solution import Solution, same_mesh, solution_on
 from effgen.core.contract.counts import check_count
 from effgen.core.contract.state import Metrics, TrainState
 from effgen.core.contract.trainer import AbstractTrainer
@@ -183,6 +184,23 @@ class DerivativeMatchingTrainer(AbstractTrainer):
         return loss + problem.decay(model.networks)
 
 
+def _told(transcription: Transcription, model: Model) -> Solution:
+    """Return the guess by a model.
+
+    Raises:
+        ValueError: For a state of which neither data nor slopes tell.
+    """
+    positions, known = inferred(transcription.problem, transcription.mesh, model)
+    if not known.all():
+        i, state = np.argwhere(~known)[0].tolist()
+        raise ValueError(
+            f"state {state} of trajectory {i} is not measured, and neither `observe` "
+            "nor the slope of a measured state tells it, so its slope is not known: "
+            "leave `pretrain` out, and begin at `transcription.simulated(model)`."
+        )
+    return solution_on(transcription.mesh, positions)
+
+
 def pretrain(
     model: PyTree,
     transcription: Transcription,
@@ -191,12 +209,13 @@ def pretrain(
     num_steps: int = 1_000,
     rate: float = 1e-2,
 ) -> Model:
-    """Return the model fitted to the slopes of the default guess, in float64.
+    """Return the model fitted to the slopes of the guess by it, in float64.
 
     The optimizer is Adam with a cosine schedule. The model stays inside of the
     problem's bounds. Costs, `penalty` and constraints are left to the trainer that
-    solves the problem. Use it where all states are measured. Networks that begin near
-    the law reduce Ipopt's iterations.
+    solves the problem. States that are not measured are those of
+    `transcription.guess(model)`. Networks that begin near the law reduce Ipopt's
+    iterations.
 
     Arguments:
         model: A `Model`, a pair `(parameters, networks)`, or networks alone.
@@ -212,16 +231,16 @@ def pretrain(
     Raises:
         TypeError: For complex parameters.
         ValueError: For `parameter_bounds` that cross or are not like the parameters, no
-            number of steps, or a rate that is not positive.
+            number of steps, a rate that is not positive, or a state of which neither
+            data nor slopes tell.
     """
     check_count("num_steps", num_steps)
     if not 0 < rate < np.inf:
         raise ValueError(f"`rate` is {rate}: pass a positive number.")
-    solution = transcription.guess()
-    rows = slopes_of(solution, transcription.mesh)
+    problem, trained = transcription.problem, as_trained(model)
+    rows = slopes_of(_told(transcription, trained), transcription.mesh)
     spread = np.asarray(rows.slopes).std(0)
     scale = np.where(spread > 0, spread, 1.0)
-    problem, trained = transcription.problem, as_trained(model)
     bounds = flat_bounds(problem.parameter_bounds, trained.parameters)
     size = sizes_of(trained, problem.parameter_nominal, bounds)
     inside = _inside(bounds, size, ravel(trained))

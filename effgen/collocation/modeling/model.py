@@ -85,3 +85,14 @@ def names_of_model(model: Model) -> list[str]:
             index = [str(list(map(int, i))) for i in np.ndindex(leaf.shape)]
             names += [name] if leaf.ndim == 0 else [name + i for i in index]
     return names
+
+
+def check_numbers(model: Model) -> None:
+    """Raise `ValueError` for a number of the model that is not finite, by name."""
+    leaves = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
+    parts = [np.ravel(np.asarray(leaf)) for leaf in leaves]
+    values = np.concatenate([np.zeros(0), *parts])
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        name = names_of_model(model)[bad[0]]
+        raise ValueError(f"{name} of the model is {values[bad[0]]}: pass a number.")

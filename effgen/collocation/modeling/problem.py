@@ -46,6 +46,8 @@ from .priors import Prior as Prior, checked_priors
 from .trajectories import Trajectory as Trajectory, as_trajectories
 
 
+_ROUNDING = 1e-12
+
 Table = Array | np.ndarray
 """Numpy's on the host, JAX's on a device."""
 
@@ -69,8 +71,8 @@ class Problem(eqx.Module):
         scale: What a residual of each output is divided by, a number or `(outputs,)`,
             in its units. With the noise's standard deviation, the misfit is a
             log-likelihood. By default the fit estimates the outputs' noise: `scale`
-            begins at their standard deviations in the data, keeps the geometric mean of
-            these, and takes the ratios of the noise.
+            begins at their standard deviations in the data (of equal values, at their
+            size), keeps the geometric mean of these, and takes the ratios of the noise.
         nominal: The size of each state, a number or `(state,)`, in its units. The
             solver sees states divided by it. By default the largest absolute value in
             the data, or 1 where `observe` is given.
@@ -314,9 +316,12 @@ def _checked_sizes(sizes: Any) -> Any:
 
 
 def _spread(ys: np.ndarray) -> np.ndarray:
+    """Return each output's standard deviation; of equal values, their size."""
     columns = [y[~np.isnan(y)] for y in ys.T]
-    found = np.array([np.std(y) if len(y) else 1.0 for y in columns])
-    return np.where(found > 0, found, 1.0)
+    found = np.array([np.std(y) if len(y) else 0.0 for y in columns])
+    size = np.array([np.abs(y).max(initial=0.0) for y in columns])
+    # The deviation of equal values is not zero but their rounding.
+    return np.where(found > _ROUNDING * size, found, np.where(size > 0, size, 1.0))
 
 
 def _size(data: Sequence[Trajectory]) -> np.ndarray:

@@ -78,7 +78,7 @@ class Transcription(eqx.Module):
         """
         if model is None:
             return solution_on(self.mesh, interpolated(self.problem, self.mesh))
-        return solution_on(self.mesh, inferred(self.problem, self.mesh, model))
+        return solution_on(self.mesh, inferred(self.problem, self.mesh, model)[0])
 
     def simulated(
         self, model: PyTree, solver: diffrax.AbstractSolver | None = None

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from effgen.collocation.modeling.model import Model, as_model
 from effgen.collocation.modeling.problem import Problem
@@ -23,17 +23,18 @@ _TOLD = 1e-6
 
 def inferred(
     problem: Problem, mesh: Mesh, model: PyTree
-) -> Float[np.ndarray, "nodes state"]:
+) -> tuple[Float[np.ndarray, "nodes state"], Bool[np.ndarray, "trajectories state"]]:
     """Return the data at the nodes, with other states from what the law says of them.
 
     Where `observe` or the derivative of a known state depends on a state that is not
     known, the latter is found by least squares at each node. This is repeated with what
     is found, until nothing more is determined. All other states are as in
-    `interpolated`.
+    `interpolated`. The second array says which states are measured or determined.
     """
     x, model = interpolated(problem, mesh), as_model(model)
     lower, upper = (np.broadcast_to(b, x.shape[1:]) for b in problem.state_bounds)
     owner = np.repeat(np.arange(len(mesh.starts)), [len(t) for t in mesh.times])
+    found_of = np.zeros((len(mesh.starts), problem.num_states), bool)
     for i in range(len(mesh.starts)):
         here, known = owner == i, measured(problem, i)
         if problem.observe is not None:
@@ -52,7 +53,8 @@ def inferred(
                 column = found[:, j] if column is None else column
                 x[here, j] = np.clip(column, lower[j], upper[j])
             known = known | told
-    return x
+        found_of[i] = known
+    return x, found_of
 
 
 def _differential(problem: Problem) -> int:

@@ -27,7 +27,7 @@ from effgen.core.outcome.results import TrainingError
 from effgen.core.running.verbs import fit
 
 from .generalization import Extrapolation, extrapolation
-from .trainer import CollocationTrainer
+from .trainer import CollocationTrainer, check_double
 
 
 _LEAST_CORRELATION = 0.05
@@ -217,6 +217,7 @@ def choose(
         The chosen law, with the evidence of both.
 
     Raises:
+        RuntimeError: If JAX computes in float32.
         TrainingError: If the law without networks cannot be fitted.
         TypeError: For a `held_out` that is no `Problem`.
         ValueError: For a model without networks, a `weight_decay` that does not fit
@@ -230,6 +231,7 @@ def choose(
     Source:
         MacKay (1992).
     """
+    check_double()
     model = as_trained(model)
     if not jax.tree.leaves(eqx.filter(model.networks, eqx.is_inexact_array)):
         raise ValueError(

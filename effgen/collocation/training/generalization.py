@@ -24,7 +24,7 @@ from effgen.core.contract.state import TrainState
 from effgen.core.outcome.results import RunWarning, TrainingError
 from effgen.core.running.verbs import fit
 
-from .trainer import CollocationTrainer
+from .trainer import CollocationTrainer, check_double
 
 
 def held_out(problem: Problem, indices: Sequence[int]) -> tuple[Problem, Problem]:
@@ -192,6 +192,7 @@ def ensemble(
         The trained states in order of their final objectives, the lowest first.
 
     Raises:
+        RuntimeError: If JAX computes in float32.
         TrainingError: If all trainings fail; the last of their errors.
         TypeError: For `levels` that are no list of transcriptions.
         ValueError: For no models, or no levels.
@@ -204,6 +205,7 @@ def ensemble(
     levels = list(levels)
     if not levels:
         raise ValueError("`levels` is empty: pass one or more transcriptions.")
+    check_double()
     found, failure = [], None
     for i, model in enumerate(models):
         start = trainer.init(model, levels[0].guess(model))

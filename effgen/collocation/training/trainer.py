@@ -13,7 +13,8 @@ from jaxtyping import PRNGKeyArray, PyTree
 from effgen.collocation.assessment.cautions import warn_of_solution, warn_of_unused
 from effgen.collocation.assessment.noise import reweighed
 from effgen.collocation.modeling.clocks import switches_of
-from effgen.collocation.modeling.problem import Problem, as_trained
+from effgen.collocation.modeling.model import as_trained, check_numbers
+from effgen.collocation.modeling.problem import Problem
 from effgen.collocation.program.curvature import AbstractCurvature, ExactHessian
 from effgen.collocation.program.evaluator import Evaluator
 from effgen.collocation.program.points import Limits, Point, Solved, Trace
@@ -121,6 +122,7 @@ class CollocationTrainer(AbstractHostTrainer):
         Raises:
             RuntimeError: If JAX computes in float32.
             TypeError: Without a guess, or for complex parameters.
+            ValueError: For numbers of the model that are not finite.
         """
         check_double()
         if not isinstance(memory, Solution):
@@ -128,7 +130,9 @@ class CollocationTrainer(AbstractHostTrainer):
                 f"`memory` is a {type(memory).__name__}: pass a guess of the states, "
                 "such as `transcription.guess()`."
             )
-        return TrainState.start(as_trained(model), None, memory)
+        trained = as_trained(model)
+        check_numbers(trained)
+        return TrainState.start(trained, None, memory)
 
     def step(
         self, state: TrainState, batch: Transcription, *, key: PRNGKeyArray

@@ -199,6 +199,8 @@ def check_batch(batch: Any, shape: tuple[int, ...]) -> None:
             f"`data` gives batches of type {type(batch).__name__}: this trainer takes "
             "one array, `(batch, *shape)`."
         )
+    if len(batch.shape) and not batch.shape[0]:
+        raise ValueError("`data` gives batches without a row: pass one or more.")
     if tuple(batch.shape[1:]) != shape or len(batch.shape) < 1:
         raise ValueError(
             f"`data` has rows of shape {tuple(batch.shape[1:])}, the walkers {shape}: "

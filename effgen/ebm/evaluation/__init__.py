@@ -12,8 +12,6 @@ from .chains import (
 )
 from .density import (
     NormalizedEnergy as NormalizedEnergy,
-    sample as sample,
-    weighted_samples as weighted_samples,
 )
 from .diagnostics import (
     imbalance as imbalance,
@@ -21,4 +19,8 @@ from .diagnostics import (
 )
 from .modes import (
     mode_masses as mode_masses,
+)
+from .samples import (
+    sample as sample,
+    weighted_samples as weighted_samples,
 )

@@ -1,19 +1,15 @@
-"""A trained energy as a normalized density, with an error bar, and its samples."""
+"""A trained energy as a normalized density, with an error bar."""
 
 import os
 import warnings
-from functools import partial
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
-from effgen.core.contract.counts import check_count
-from effgen.core.contract.keys import check_key
 from effgen.core.contract.state import TrainState
 from effgen.core.outcome.results import RunWarning
-from effgen.core.weights import Estimate, resample
+from effgen.core.weights import Estimate
 from effgen.ebm.contract.arguments import as_rows, check_energy, check_finite, traced
 from effgen.ebm.contract.data_checks import are_bits
 from effgen.ebm.contract.energy import Energy, energies_at
@@ -22,23 +18,16 @@ from effgen.ebm.walkers.populations import (
     Memory,
     Population,
     audit_population,
-    caught_up,
     flattened,
-    honest_population,
     knows_partition,
     reweighted,
 )
 from effgen.ebm.walkers.reservoir import Reservoir
 from effgen.ebm.walkers.weighted_walkers import Walkers
 
-from .reliability import LARGEST_SPREAD, LEAST_ESS, Told, doubts, told_by
+from .answering import LOST, evaluated_by, population_of
+from .reliability import Told, doubts, told_by
 from .stored import read, written
-
-
-_LOST = (
-    "`walkers` have no weight left under `energy`: it is not finite where they are. "
-    "Follow it by `ebm.annealed`."
-)
 
 
 class NormalizedEnergy(eqx.Module):
@@ -88,8 +77,8 @@ class NormalizedEnergy(eqx.Module):
         Warns:
             RunWarning: If the walkers also trained the model, or as `from_walkers`.
         """
-        asked = _population(state, population)
-        walkers = _evaluated(asked, state)
+        asked = population_of(state, population)
+        walkers = evaluated_by(asked, state)
         trained = traced(state.step) or int(state.step) > 0
         watches = audit_population(state.memory) is asked
         if trained and not watches and knows_partition(walkers):
@@ -145,20 +134,18 @@ class NormalizedEnergy(eqx.Module):
             )
         rows = x.reshape(-1, *self.shape)
         values = -_energies_at(self.energy, rows).reshape(batch) - self.log_partition
-        for inside in self._inside(rows):
-            each = jnp.all(inside, axis=tuple(range(1, rows.ndim)))
-            values = jnp.where(each.reshape(batch), values, -jnp.inf)
-        return values
+        return jnp.where(self._possible(rows).reshape(batch), values, -jnp.inf)
 
-    def _inside(self, rows: Float[Array, "examples *shape"]) -> list[Array]:
-        """Return where entries may be, by each of the bounds that there are."""
-        inside = []
+    def _possible(self, rows: Float[Array, "examples *shape"]) -> Array:
+        """Return whether walkers could be at each row; of one with NaN, yes."""
+        inside = jnp.ones(rows.shape, bool)
         if self.walls is not None:
             low, high = self.walls
-            inside.append((rows >= low) & (rows <= high))
+            inside &= (rows >= low) & (rows <= high)
         if self.binary:
-            inside.append((rows == 0) | (rows == 1))
-        return inside
+            inside &= (rows == 0) | (rows == 1)
+        axes = tuple(range(1, rows.ndim))
+        return jnp.all(inside, axis=axes) | jnp.any(jnp.isnan(rows), axis=axes)
 
     def log_likelihood(self, x: Float[Array, "examples *shape"]) -> Estimate:
         """Return the mean log-density in nats, with `log Z`'s and the sample's error.
@@ -235,7 +222,7 @@ def _density(energy: Energy, walkers: Walkers) -> NormalizedEnergy:
         )
     told = told_by(walkers)
     if not bool(jnp.isfinite(told.log_partition)):
-        raise ValueError(_LOST)
+        raise ValueError(LOST)
     reasons = doubts(told, energy, walkers)
     if reasons:
         warnings.warn(
@@ -254,130 +241,4 @@ def _density(energy: Energy, walkers: Walkers) -> NormalizedEnergy:
     )
 
 
-def weighted_samples(
-    state: TrainState[Energy, Memory], population: Population | None = None
-) -> tuple[Float[Array, "walkers *shape"], Float[Array, " walkers"]]:
-    """Return a population's positions `(walkers, *shape)`, and weights that sum to one.
-
-    `sum(weights * phi(positions))` estimates the model's expectation of `phi`.
-
-    Arguments:
-        state: What training has returned; it must hold walkers.
-        population: Of `state.memory`; by default the audit, else what trains.
-    """
-    walkers = _evaluated(_population(state, population), state)
-    _check_alive(walkers)
-    return walkers.positions, walkers.weights
-
-
-def sample(
-    state: TrainState[Energy, Memory],
-    num: int,
-    *,
-    key: PRNGKeyArray,
-    population: Population | None = None,
-) -> Float[Array, "num *shape"]:
-    """Return samples of the model, `(num, *shape)`: walkers drawn by their weights.
-
-    Arguments:
-        state: What training has returned; it must hold walkers.
-        num: How many samples; they are drawn with replacement.
-        key: The randomness of the draw.
-        population: Of `state.memory`, as in `NormalizedEnergy.from_state`.
-
-    Warns:
-        RunWarning: If samples are more than walkers, or few walkers hold the weight.
-    """
-    check_key(key)
-    check_count("num", num)
-    chosen = _population(state, population)
-    walkers = _evaluated(chosen, state)
-    if num > walkers.num:
-        warnings.warn(
-            f"{num} samples of {walkers.num} walkers: each is drawn "
-            f"{num / walkers.num:.1f} times on average. Ask for fewer, or train or "
-            "anneal with more walkers.",
-            RunWarning,
-            stacklevel=2,
-        )
-    _check_alive(walkers)
-    if not traced(walkers) and knows_partition(chosen):
-        _warn_of_copies(walkers)
-    return _drawn(walkers, num, key)
-
-
-def _check_alive(walkers: Walkers) -> None:
-    if not traced(walkers) and not bool(_shared(walkers)[0] > 0):
-        raise ValueError(_LOST)
-
-
-def _warn_of_copies(walkers: Walkers) -> None:
-    share, spread = _shared(walkers)
-    if share >= LEAST_ESS and not spread > LARGEST_SPREAD:
-        return
-    warnings.warn(
-        f"samples are of few walkers: a share of {share:.2f} of their weights counts, "
-        f"and islands' `log Z` differ by {spread:.1f} nats. Draw from the chains "
-        "themselves (`population=state.memory.walkers`), if they are unweighted, or "
-        "anneal fresh walkers (`ebm.annealed`).",
-        RunWarning,
-        stacklevel=3,
-    )
-
-
-_shared = jax.jit(lambda walkers: (walkers.ess, walkers.spread))
-
-
-@partial(jax.jit, static_argnames="num")
-def _drawn(walkers: Walkers, num: int, key: PRNGKeyArray) -> Float[Array, "num *shape"]:
-    drawn = resample(walkers.joint_log_weights, num, key=key)
-    # Systematic resampling returns relatives side by side: mix them.
-    return jax.random.permutation(key, walkers.positions[drawn])
-
-
 _energies_at = eqx.filter_jit(energies_at)
-
-
-def _population(
-    state: TrainState[Energy, Memory], population: Population | None
-) -> Population:
-    if not (hasattr(state, "memory") and hasattr(state, "model")):
-        raise TypeError(
-            f"`state` is a {type(state).__name__}: pass the state that training has "
-            "returned, or a density's energy and walkers to "
-            "`NormalizedEnergy.from_walkers`."
-        )
-    found = honest_population(state.memory) if population is None else population
-    if found is None:
-        raise ValueError(
-            "`state.memory` holds no walkers: give `trainer.init` walkers that watch, "
-            "or pass fresh ones to `ebm.annealed` and its outcome to "
-            "`NormalizedEnergy.from_walkers`."
-        )
-    if not isinstance(found, Walkers | Reservoir):
-        raise TypeError(
-            f"`population` is a {type(found).__name__}: pass `state.memory.walkers` or "
-            "`state.memory.audit`."
-        )
-    return found
-
-
-def _evaluated(population: Population, state: TrainState[Energy, Memory]) -> Walkers:
-    """Return the walkers weighted for the model to evaluate, maybe an average."""
-    walkers = _settled(population, state.model)
-    average = getattr(state, "average", None)  # a state may be any with these fields
-    if average is None or not knows_partition(population):
-        return walkers
-    return reweighted(walkers, state.evaluated)
-
-
-def _settled(population: Population, energy: Energy) -> Walkers:
-    """Return the walkers weighted for `energy`, if they have weights at all."""
-    if knows_partition(population):
-        return _caught_up(population, energy)
-    return flattened(population)
-
-
-@eqx.filter_jit
-def _caught_up(population: Population, energy: Energy) -> Walkers:
-    return caught_up(population, energy)

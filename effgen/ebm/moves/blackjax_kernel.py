@@ -1,6 +1,5 @@
 """Any of blackjax's adjusted samplers, as a kernel of walkers."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from effgen.ebm.contract.arguments import traced
 from effgen.ebm.contract.energy import Energy, energy_of_one
-from effgen.ebm.walkers.particles import Particles
+from effgen.ebm.walkers.particles import KernelState, Particles
 from effgen.ebm.walkers.weighted_walkers import Walkers
 
 from .kernels import AbstractContinuousKernel
@@ -87,7 +86,7 @@ class BlackJAX(AbstractContinuousKernel):
         states, info = jax.vmap(algorithm.step)(keys[1], states)
         accepted = jnp.mean(_acceptance(info)).astype(walkers.positions.dtype)
         moved = walkers.at(Particles.of(energy, states.position))
-        return dataclasses.replace(moved, acceptance=accepted)
+        return moved.moving(KernelState(moved.step_size, accepted))
 
     def check(self, model: Energy, walkers: Walkers) -> None:
         """Raise if `algorithm` cannot move the walkers, or does not accept or refuse.

@@ -1,14 +1,12 @@
 """Moves of zeros and ones under any differentiable energy."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from effgen.ebm.contract.energy import Energy
 from effgen.ebm.contract.energy_checks import check_energies
-from effgen.ebm.walkers.particles import Particles
+from effgen.ebm.walkers.particles import KernelState, Particles
 from effgen.ebm.walkers.weighted_walkers import Walkers
 
 from .acceptance import metropolized
@@ -72,7 +70,7 @@ class GibbsWithGradients(AbstractBinaryKernel):
         rows = jnp.arange(num)
         ratios = falls + back[rows, entry] - logits[rows, entry]
         moved, acceptance = metropolized(walkers, new, ratios, key=decide)
-        return dataclasses.replace(moved, acceptance=acceptance)
+        return moved.moving(KernelState(moved.step_size, acceptance))
 
     def check(self, model: Energy, walkers: Walkers) -> None:
         """Raise unless the walkers are zeros and ones, where the energy is finite.

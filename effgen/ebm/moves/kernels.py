@@ -242,7 +242,9 @@ def followed(
     """
 
     def led(walkers: Walkers) -> Walkers:
-        return walkers if leader is None else walkers.moving(leader)
+        if leader is None:
+            return walkers
+        return walkers.moving(leader.like(walkers.kernel_state))
 
     moved = kernel.follow(led(walkers), model, step, key=jax.random.fold_in(key, 0))
 

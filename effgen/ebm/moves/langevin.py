@@ -55,8 +55,9 @@ class Langevin(eqx.Module):
         clipped = self._clipped(old.gradients)
         across = self._across(clipped)
         noise = jax.random.normal(key, x.shape, x.dtype)
-        change = self._along(jnp.sqrt(2 * h) * noise - h * across)
-        new = Particles.of(energy, x + change)
+        to = x + self._along(jnp.sqrt(2 * h) * noise - h * across)
+        # By where they get, which is rounded: far from 0 that is another place.
+        new, change = Particles.of(energy, to), to - x
         new_clipped = self._clipped(new.gradients)
         new_squares = _squares(self._across(new_clipped))
         # Gathered so that large energies cancel before they are added.

@@ -15,10 +15,12 @@ class ReweightFirst(AbstractKernel):
 
         log_weights += energies - energy(positions), then `kernel.move`
 
-    One evaluation more a step, and a slightly larger effective sample size.
+    Of `ULA`, and of a kernel that defines its own `follow`: one evaluation more a step,
+    and a slightly larger effective sample size. All other kernels weigh first already,
+    and stay as they are.
 
     Arguments:
-        kernel: The kernel that moves the walkers.
+        kernel: The kernel that moves the walkers, such as `ULA`.
 
     Raises:
         TypeError: If `kernel` is no kernel.

@@ -1,7 +1,6 @@
 """How long a move is: a number, a schedule, or a rule fed by earlier moves."""
 
 import abc
-import dataclasses
 from collections.abc import Callable
 from numbers import Real
 from typing import Any
@@ -217,7 +216,7 @@ def with_step_size(
 def begun_with(walkers: Walkers, step_size: Float[Array, ""]) -> Walkers:
     """Return the walkers with the step size of their next move."""
     step_size = step_size.astype(walkers.positions.dtype)
-    return dataclasses.replace(walkers, step_size=step_size)
+    return walkers.moving(KernelState(step_size, walkers.acceptance))
 
 
 def begun_by_variance(

@@ -140,12 +140,7 @@ def found_on_data(
     rows = Walkers.from_samples(batch[:_TRIED]).reweighted(state.model)
     begun = begun_with(rows, leader.step_size)
     moved = kernel.move(begun, state.model, state.step, key=key)
-    return as_kept(moved.kernel_state, leader)
-
-
-def as_kept(new: KernelState, old: KernelState) -> KernelState:
-    """Return `new` in the precision of `old`, whatever that of the batch is."""
-    return jax.tree.map(lambda new, old: new.astype(old.dtype), new, old)
+    return moved.kernel_state.like(leader)
 
 
 def check_watched_data(

@@ -21,7 +21,7 @@ from effgen.ebm.walkers.particles import KernelState
 from effgen.ebm.walkers.populations import Audited, Population
 from effgen.ebm.walkers.weighted_walkers import Walkers
 
-from .audit import as_kept, check_watched_data, watch, watched_start
+from .audit import check_watched_data, watch, watched_start
 from .learning import learned
 from .soundness import moved_by, soundness
 from .trust_region import bounded, check_radius
@@ -142,7 +142,8 @@ class CDTrainer(AbstractTrainer):
             self.kernel, model, chains, metrics["energy_gap"], state.step, batch
         )
         metrics |= moved_by(chains.kernel_state)
-        kept = as_kept(chains.kernel_state, _own(state))
+        # In the precision that it has been kept in, whatever that of the batch is.
+        kept = chains.kernel_state.like(_own(state))
         return state.advance(model, opt_state, Audited(kept, audit)), metrics | more
 
     def _chains(

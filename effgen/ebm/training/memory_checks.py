@@ -36,6 +36,9 @@ from effgen.ebm.walkers.weighted_walkers import Walkers
 # Numbers that are not the same in two populations unless they are one.
 _FEW = 64
 
+# How much the columns of two populations correlate only if one key has drawn them.
+_CORRELATED = 0.999
+
 # So many rows of the data are compared with the walkers.
 _LOOKED_AT = 4096
 
@@ -83,7 +86,17 @@ def _same_walkers(memory: Audited) -> bool:
     num = min(_FEW, *(walkers.num for walkers in pair))
     one, other = (np.asarray(local_rows(walkers.positions)[:num]) for walkers in pair)
     # A few zeros and ones are alike by chance.
-    return one.size >= _FEW and np.array_equal(one, other)
+    return one.size >= _FEW and _alike(one, other)
+
+
+def _alike(one: np.ndarray, other: np.ndarray) -> bool:
+    """Return whether rows are those of the same key: equal, or of another scale."""
+    if np.array_equal(one, other):
+        return True
+    one, other = (x - x.mean(axis=0) for x in (one.astype(float), other.astype(float)))
+    norms = np.linalg.norm(one, axis=0) * np.linalg.norm(other, axis=0)
+    inner = (one * other).sum(axis=0)
+    return bool((norms > 0).all() and (inner >= _CORRELATED * norms).all())
 
 
 def check_known(memory: Memory, instead: str) -> None:

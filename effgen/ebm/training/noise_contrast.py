@@ -137,7 +137,7 @@ class NCETrainer(AbstractTrainer):
         Returns:
             The state after the step, and the metrics.
         """
-        noise_key, watch_key = jax.random.split(key)
+        noise_key, watch_key, find_key = jax.random.split(key, 3)
         num = batch.shape[0]
         both = jnp.concatenate([batch, self._noise(noise_key, batch)])
         log_noise = self._log_noise(both)
@@ -182,9 +182,7 @@ class NCETrainer(AbstractTrainer):
             data_energy=jnp.mean(looked.energies),
             key=watch_key,
         )
-        leader = found_on_data(
-            self.kernel, state, leader, batch, key=jax.random.fold_in(watch_key, 0)
-        )
+        leader = found_on_data(self.kernel, state, leader, batch, key=find_key)
         memory = Audited(LearnedPartition(log_partition, leader), audit)
         return state.advance(model, opt_state, memory), metrics | more
 

@@ -138,7 +138,7 @@ class ScoreMatchingTrainer(AbstractTrainer):
             The state after the step, and the metrics.
         """
         batch = as_rows("batch", batch)
-        noise_key, watch_key = jax.random.split(key)
+        noise_key, watch_key, find_key = jax.random.split(key, 3)
         noise = jax.random.normal(noise_key, batch.shape, batch.dtype)
         to = self.coordinates
         z = batch if to is None else jax.vmap(to)(batch)
@@ -178,9 +178,7 @@ class ScoreMatchingTrainer(AbstractTrainer):
             data_energy=jnp.mean(energies_at(state.model, batch)),
             key=watch_key,
         )
-        leader = found_on_data(
-            self.kernel, state, leader, batch, key=jax.random.fold_in(watch_key, 0)
-        )
+        leader = found_on_data(self.kernel, state, leader, batch, key=find_key)
         return state.advance(model, opt_state, Audited(leader, audit)), metrics | more
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:

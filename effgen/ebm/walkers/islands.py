@@ -53,7 +53,7 @@ def unweighted(walkers: Walkers) -> Walkers:
 
 def resampled_below(share: float, walkers: Walkers, *, key: PRNGKeyArray) -> Walkers:
     """Return the walkers, each block resampled if fewer than `share` of it count."""
-    log_weights = walkers.by_block(walkers.log_weights)
+    log_weights = walkers.block_weights.by_block(walkers.log_weights)
     size = log_weights.shape[1]
     too_few = jax.vmap(effective_sample_size)(log_weights) < share * size
     return jax.lax.cond(

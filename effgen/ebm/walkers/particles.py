@@ -59,3 +59,7 @@ class KernelState(eqx.Module):
     def unknown(cls) -> "KernelState":
         """Return that of a kernel that has not moved yet: by its rule's `initial`."""
         return cls(jnp.zeros(()), jnp.ones(()))
+
+    def like(self, other: "KernelState") -> "KernelState":
+        """Return the same in the precision of `other`."""
+        return jax.tree.map(lambda new, old: new.astype(old.dtype), self, other)

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from effgen.core.contract.counts import check_count
 from effgen.core.contract.keys import check_key
 from effgen.core.weights import Estimate, effective_sample_size, normalized
 from effgen.ebm.contract.arguments import (
@@ -20,12 +19,11 @@ from effgen.ebm.contract.arguments import (
     check_finite,
     check_logits,
     check_positive,
-    traced,
 )
 from effgen.ebm.contract.energy import Energy
 from effgen.ebm.energies.coordinates import AbstractCoordinates, check_coordinates
 
-from .blocks import combined, drawn_if, log_mean, num_roots, share_left
+from .block_weights import BlockWeights, taken_by_block
 from .particles import KernelState, Particles
 from .starts import bernoulli, gaussian, uniform
 
@@ -41,6 +39,10 @@ class Walkers(eqx.Module):
     weights give expectations. The walkers are in blocks, consecutive and of equal size.
     Each block fulfills the identity and is resampled by itself: an island, independent
     of the others. The mean of the blocks' `Z` is the estimate, their spread its error.
+
+    They are seen in three parts: where they are, `particles`; what they count,
+    `block_weights`; and how they move, `kernel_state`. `at`, `counting` and `moving`
+    give them another.
 
     Attributes:
         positions: Shape `(walkers, *shape)`.
@@ -189,6 +191,13 @@ class Walkers(eqx.Module):
         return KernelState(self.step_size, self.acceptance)
 
     @property
+    def block_weights(self) -> BlockWeights:
+        """What the walkers count, in their blocks."""
+        return BlockWeights(
+            self.log_weights, self.roots, self.log_partition, self.least_ess
+        )
+
+    @property
     def num(self) -> int:
         """The number of walkers."""
         return self.positions.shape[0]
@@ -201,12 +210,7 @@ class Walkers(eqx.Module):
     @property
     def joint_log_weights(self) -> Float[Array, " walkers"]:
         """The log-weights with their blocks' `log Z`, comparable between blocks."""
-        if self.num_blocks == 1:
-            return self.log_weights
-        booked = self.log_partition - jnp.max(self.log_partition)
-        # NaN: no weights at all; of a block that is lost as a whole, `-inf`.
-        booked = jnp.where(jnp.isnan(booked), 0.0, booked)
-        return self.log_weights + jnp.repeat(booked, self.num // self.num_blocks)
+        return self.block_weights.joint
 
     @property
     def weights(self) -> Float[Array, " walkers"]:
@@ -221,7 +225,7 @@ class Walkers(eqx.Module):
     @property
     def num_roots(self) -> Int[Array, ""]:
         """How many walkers, of those that there were, have descendants left."""
-        return jnp.sum(jax.vmap(num_roots)(self.by_block(self.roots)))
+        return self.block_weights.num_roots
 
     @property
     def least_share(self) -> Float[Array, ""]:
@@ -231,9 +235,7 @@ class Walkers(eqx.Module):
     @property
     def spread(self) -> Float[Array, ""]:
         """The standard deviation of the blocks' `log Z`, in nats; 0 of one block."""
-        if self.num_blocks == 1:
-            return jnp.zeros((), self.log_weights.dtype)
-        return jnp.std(self._values(), ddof=1)
+        return self.block_weights.spread
 
     def estimate(self) -> Estimate:
         """Return `log Z` of the model last moved under, and its error, in nats.
@@ -248,8 +250,7 @@ class Walkers(eqx.Module):
         Source:
             Chan and Lai (2013), and Lee and Whiteley (2018), for the genealogy.
         """
-        log_weights, roots = map(self.by_block, (self.log_weights, self.roots))
-        return combined(self._values(), log_weights, roots)
+        return self.block_weights.estimate()
 
     def in_blocks(self, num_blocks: int) -> "Walkers":
         """Return the same walkers in `num_blocks` blocks, none of them resampled yet.
@@ -261,26 +262,7 @@ class Walkers(eqx.Module):
             ValueError: If it leaves fewer than 2 a block, or is no divisor, or for
                 walkers in blocks, or relatives.
         """
-        check_count("num_blocks", num_blocks)
-        size = self.num // num_blocks
-        if self.num_blocks > 1 or self.num % num_blocks or size < 2:
-            raise ValueError(
-                f"`num_blocks` is {num_blocks}, for {self.num} walkers in "
-                f"{self.num_blocks} block(s): pass a divisor that leaves 2 or more a "
-                "block, for walkers in one block."
-            )
-        roots = jnp.arange(self.num, dtype=self.roots.dtype)
-        if not traced(self.roots) and bool(jnp.any(self.roots != roots)):
-            raise ValueError(
-                "the walkers were resampled together, so that blocks of them would not "
-                "be independent: split them before they are."
-            )
-        return dataclasses.replace(
-            self,
-            roots=roots % size,
-            log_partition=jnp.broadcast_to(self.log_partition, num_blocks),
-            least_ess=jnp.broadcast_to(self.least_ess, num_blocks),
-        )
+        return self.counting(self.block_weights.in_blocks(num_blocks))
 
     def reweighted(self, energy: Energy) -> "Walkers":
         """Return the walkers, where they are, as weighted samples of `energy`.
@@ -305,10 +287,8 @@ class Walkers(eqx.Module):
             particles: Where the walkers go, with energies and gradients there.
             increments: What is added to the log-weights, shape `(walkers,)`.
         """
-        finite = jnp.isfinite(increments)
-        log_weights = jnp.where(finite, self.log_weights + increments, -jnp.inf)
-        kept = self.at(particles.where(finite, self.particles))
-        return dataclasses.replace(kept, log_weights=log_weights)
+        kept = self.at(particles.where(jnp.isfinite(increments), self.particles))
+        return kept.counting(self.block_weights.changed(increments))
 
     def at(self, particles: Particles) -> "Walkers":
         """Return the walkers at other particles, nothing else of them changed."""
@@ -317,6 +297,16 @@ class Walkers(eqx.Module):
             positions=particles.positions,
             energies=particles.energies,
             gradients=particles.gradients,
+        )
+
+    def counting(self, weights: BlockWeights) -> "Walkers":
+        """Return the walkers, each of which counts as `weights` say."""
+        return dataclasses.replace(
+            self,
+            log_weights=weights.log_weights,
+            roots=weights.roots,
+            log_partition=weights.log_partition,
+            least_ess=weights.least_ess,
         )
 
     def moving(self, state: KernelState) -> "Walkers":
@@ -339,21 +329,9 @@ class Walkers(eqx.Module):
         num = self.num_blocks
         chosen = jnp.ones(num, bool) if blocks is None else blocks
         keys = key[None] if num == 1 else jax.random.split(key, num)
-        log_weights = self.by_block(self.log_weights)
-        index = jax.vmap(drawn_if)(log_weights, chosen, keys)
-        since = jnp.where(chosen, jax.vmap(log_mean)(log_weights), 0.0)
-
-        def kept(x: Array) -> Array:
-            # Block by block, so that blocks on several devices stay where they are.
-            blocks = x.reshape(num, -1, *x.shape[1:])
-            return jax.vmap(lambda x, i: x[i])(blocks, index).reshape(x.shape)
-
-        return dataclasses.replace(
-            self.at(jax.tree.map(kept, self.particles)),
-            log_weights=jnp.where(chosen[:, None], 0.0, log_weights).reshape(-1),
-            roots=kept(self.roots),
-            log_partition=self.log_partition + since,
-        )
+        index, weights = self.block_weights.drawn(keys, chosen)
+        kept = lambda x: taken_by_block(x, index)
+        return self.at(jax.tree.map(kept, self.particles)).counting(weights)
 
     def arranged(self, change: Callable[..., Array], *others: "Walkers") -> "Walkers":
         """Return the walkers with a `change` of every array but the kernel's state."""
@@ -361,21 +339,11 @@ class Walkers(eqx.Module):
         apart = [x.moving(KernelState(none, none)) for x in (self, *others)]
         return jax.tree.map(change, *apart).moving(self.kernel_state)
 
-    def by_block(self, x: Array) -> Array:
-        """Return one number a walker, `(walkers,)`, as `(blocks, size)`."""
-        return x.reshape(self.num_blocks, -1)
-
-    def _values(self) -> Float[Array, " blocks"]:
-        since = jax.vmap(log_mean)(self.by_block(self.log_weights))
-        return since + self.log_partition
-
 
 def followed_from(before: Walkers, after: Walkers) -> Walkers:
     """Return `after`, with how many of `before` a change of the model has left."""
-    left = share_left(
-        before.by_block(before.log_weights), before.by_block(after.log_weights)
-    )
-    return dataclasses.replace(after, least_ess=jnp.minimum(before.least_ess, left))
+    counted = after.block_weights.followed_from(before.block_weights)
+    return after.counting(counted)
 
 
 def _started(

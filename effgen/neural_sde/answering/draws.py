@@ -113,6 +113,19 @@ def draws_of(
     return jax.vmap(one)(series, index, keys)
 
 
+def holding_step(
+    model: LatentSDE, series: Series, index: np.ndarray, keys: Array
+) -> float | None:
+    """Return the first half, quarter, ... of `dt` by which paths stay finite."""
+    for halvings in range(1, 7):
+        finer = dataclasses.replace(model, dt=model.dt / 2**halvings)
+        steps = num_steps_of(finer, series)
+        found = draws_of(finer, series, index, steps, 200, keys)
+        if not cautions.lost(found.positions):
+            return finer.dt
+    return None
+
+
 def is_future(series: Series, index: np.ndarray) -> bool:
     """Return whether all that `index` names is at or after each series' last value."""
     ts = np.asarray(series.ts)

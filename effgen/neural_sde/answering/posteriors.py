@@ -27,6 +27,7 @@ from .draws import (
     exact_observations,
     filtered,
     from_time_to_time,
+    holding_step,
     is_exact,
     is_future,
     linear_evidence,
@@ -108,7 +109,8 @@ class Posterior(eqx.Module):
         steps = steps_of_paths(model, series, num)
         found = draws_of(model, series, at, steps, num, keys, run=run)
         if cautions.lost(found.positions):
-            cautions.of_lost(self.model.dt, self._holding(series, at, keys))
+            holding = holding_step(self.model, series, at, keys)
+            cautions.of_lost(self.model.dt, holding)
         else:
             cautions.of_few(found.ess, num, self.record.times(found.ts))
         return found
@@ -117,16 +119,6 @@ class Posterior(eqx.Module):
         """Return means and covariances of a linear model."""
         model = from_time_to_time(self.model)
         return exact_laws(model, series, at, num_steps_of(model, series))
-
-    def _holding(self, series: Series, index: np.ndarray, keys: Array) -> float | None:
-        """Return the first half, quarter, ... of `dt` by which paths stay finite."""
-        for halvings in range(1, 7):
-            finer = dataclasses.replace(self.model, dt=self.model.dt / 2**halvings)
-            steps = num_steps_of(finer, series)
-            found = draws_of(finer, series, index, steps, 200, keys)
-            if not cautions.lost(found.positions):
-                return finer.dt
-        return None
 
     def marginals(
         self,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from jaxtyping import ArrayLike, PRNGKeyArray
 from effgen.core.contract.counts import check_count
 from effgen.core.contract.keys import check_key
 from effgen.core.data.batches import Minibatches
-from effgen.core.outcome.results import TrainingError
+from effgen.core.outcome.results import RunWarning, TrainingError
 from effgen.core.running.verbs import fit
 from effgen.neural_sde.bounds.trainer import LatentSDETrainer
 from effgen.neural_sde.modeling.model import LatentSDE
@@ -33,6 +34,7 @@ _MOST_STRUCTURES, _NUM_ORIGINS = 3, 6
 _NUM_DRAWN = 16  # models of a structure
 _NETWORK = 0.5
 _BEHIND = 5.0  # nats: such a structure would have a weight below one percent
+_MOST_GAP = 1_000.0
 _MOST_ROUNDED = 0.01  # of the range of values: the step between numbers
 _RETURNING = ("matern", "cycle", "car")
 
@@ -88,6 +90,9 @@ def forecaster(
             can't show.
         TypeError: For values that are no structures, and for an invalid key.
 
+    Warns:
+        RunWarning: Where times are more than 1,000 or less than a thousandth apart.
+
     Source:
         Hoeting, Madigan, Raftery and Volinsky (1999), of the shares.
     """
@@ -126,7 +131,7 @@ def forecaster(
 
 
 def check_record(ts: np.ndarray, values: np.ndarray, horizon: int) -> None:
-    """Raise `ValueError` for a record that can't be fitted and judged.
+    """Raise `ValueError` for a record that can't be fitted and judged; warn of gaps.
 
     Arguments:
         ts: Times, shape `(obs,)`.
@@ -144,6 +149,14 @@ def check_record(ts: np.ndarray, values: np.ndarray, horizon: int) -> None:
     low = np.min(early, axis=0, initial=np.inf, where=there)
     high = np.max(early, axis=0, initial=-np.inf, where=there)
     _check_ranges(low, high, where)
+    gap = step_length(ts)
+    if not 1 / _MOST_GAP < gap < _MOST_GAP:
+        warnings.warn(
+            f"times are {gap:.3g} apart: the network is trained well where gaps are "
+            "near one. Pass times in another unit, or dates with another `unit`.",
+            RunWarning,
+            stacklevel=3,
+        )
 
 
 def _check_ranges(low: np.ndarray, high: np.ndarray, where: str) -> None:

@@ -2,13 +2,14 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from effgen.retrieval_cache.cache.negative_cache import NegativeCache
 from effgen.retrieval_cache.encoders.embeddings import at_once, embedded
@@ -54,12 +55,19 @@ def check_origin(model: PyTree, cache: NegativeCache) -> None:
 
 def _newest(cache: NegativeCache) -> Int[np.ndarray, " some"]:
     """Return rows of the newest step, repeated to as many as are embedded at once."""
-    stamps = np.asarray(cache.stamps)
-    valid = np.flatnonzero(np.asarray(cache.valid))
-    if not len(valid):
-        return valid
-    newest = valid[stamps[valid] == stamps[valid].max()]
-    return np.resize(newest, min(at_once(), len(valid)))
+    num = min(at_once(), int(jnp.sum(cache.valid)))
+    found = np.asarray(_first_newest(cache.stamps, cache.valid, num))
+    return np.resize(found[found < cache.capacity], num)
+
+
+@partial(jax.jit, static_argnames="num")
+def _first_newest(
+    stamps: Int[Array, " rows"], valid: Bool[Array, " rows"], num: int
+) -> Int[Array, " num"]:
+    """Return the first rows of the newest step, and past them the number of rows."""
+    own = jnp.where(valid, stamps, jnp.iinfo(stamps.dtype).min)
+    newest = valid & (own == jnp.max(own))
+    return jnp.nonzero(newest, size=num, fill_value=len(stamps))[0]
 
 
 def _difference(

@@ -87,6 +87,21 @@ def test_pretraining_steps_in_units_of_parameters_and_stays_inside_of_bounds():
     np.testing.assert_allclose(found["k"], 2e4, rtol=0.2)
 
 
+def test_pretraining_takes_states_from_slopes_and_refuses_what_none_tells():
+    """Of `x' = v, v' = -k x` the position is measured, and its slope tells `v`."""
+    ts = np.linspace(0, 3, 31)
+    law = lambda t, x, u, p, nets: jnp.stack([x[1], -p["k"] * x[0]])
+    seen = {"observe": lambda t, x, u, p, nets: x[:1], "num_states": 2}
+    level = co.transcribe(co.Problem(law, (ts, np.sin(2 * ts)), **seen), intervals=15)
+    start = co.Model({"k": 1.0}, None)
+    found = co.pretrain(start, level, key=KEY, num_steps=500, rate=0.05)
+    np.testing.assert_allclose(found.parameters["k"], 4.0, rtol=0.05)
+    apart = lambda t, x, u, p, nets: jnp.stack([-p["k"] * x[0], -x[1]])
+    level = co.transcribe(co.Problem(apart, (ts, np.exp(-ts)), **seen), intervals=4)
+    with pytest.raises(ValueError, match="state 1 of trajectory 0 is not measured"):
+        co.pretrain(start, level, key=KEY)
+
+
 def test_pretraining_does_not_leave_where_the_law_is_defined():
     ts = np.linspace(0, 4, 41)
     field = lambda t, x, u, p, nets: jnp.stack([x[1], -x[0] - jnp.sqrt(p["d"]) * x[1]])

@@ -22,7 +22,7 @@ DETERMINISTIC = ("regression", "derivative_matching", "in_batch", "full_softmax"
 # long to compile.
 AGAIN = {
     *("reservoir", "restarted", "cd", "rbm", "images"),
-    *("streamed", "cross_batch", "full_softmax"),
+    *("streamed", "cross_batch", "full_softmax", "gumbel_max", "pcd"),
     *("shooting", "latent_sde"),
 }
 

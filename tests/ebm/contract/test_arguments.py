@@ -13,12 +13,15 @@ from tests.ebm.gaussians import SIZE, Shifted, data, populations
 
 KEY = jax.random.key(0)
 KERNEL = ebm.MALA(0.1)
-MODEL = Shifted(jnp.zeros(SIZE))
-FAR = Shifted(jnp.ones(SIZE))
+MODEL = Shifted(jnp.asarray(np.zeros(SIZE, np.float32)))
+FAR = Shifted(jnp.asarray(np.ones(SIZE, np.float32)))
 GAPPED = np.where(np.arange(12.0).reshape(6, 2) == 5, np.nan, 1.0)
 
 
 TWICE = ebm.Audited(populations(KEY, 16), populations(KEY, 16))
+SCALED = ebm.Audited(
+    *[ebm.Walkers.from_gaussian(KEY, 16, (SIZE,), scale=scale) for scale in (1.0, 2.0)]
+)
 UNITS = ebm.Standardized.of(np.arange(6.0).reshape(3, 2))
 LABELED = ebm.LabeledEnergy(lambda x, label: jnp.sum(x**2) + label, (2,), 2)
 
@@ -114,6 +117,7 @@ def masses(weights, classify=lambda x: jnp.zeros(len(x), int)):
             "resampled together",
         ),
         (lambda: trainer().init(MODEL, TWICE), ValueError, "walkers that train"),
+        (lambda: trainer().init(MODEL, SCALED), ValueError, "walkers that train"),
         (lambda: ebm.Walkers.from_gaussian(KEY, 16, (0,)), ValueError, "every axis"),
         (
             lambda: ebm.Walkers.from_samples(data(8), walls=(1, 0)),

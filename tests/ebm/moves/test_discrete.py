@@ -15,7 +15,7 @@ from effgen import ebm
 
 SIZE = 6
 STATES = jnp.array(list(itertools.product([0.0, 1.0], repeat=SIZE)))
-BIAS = jnp.linspace(-0.5, 0.5, SIZE)
+BIAS = jnp.asarray(np.linspace(-0.5, 0.5, SIZE), jnp.float32)
 
 
 class Chain(eqx.Module):
@@ -29,7 +29,7 @@ class Chain(eqx.Module):
         return -self.coupling * jnp.sum(spins[:-1] * spins[1:]) - self.field @ spins
 
 
-CHAIN = Chain(jnp.array(0.7), jnp.linspace(-0.4, 0.6, SIZE))
+CHAIN = Chain(jnp.array(0.7), jnp.asarray(np.linspace(-0.4, 0.6, SIZE), jnp.float32))
 
 
 def potts(coupling, x):

@@ -310,6 +310,28 @@ def test_what_a_following_move_evaluates(kernel, evaluations):
     assert str(jaxpr).count(" atan ") == evaluations
 
 
+def test_weights_are_exact_far_from_zero():
+    # At 10^6 a number of 32 bits is rounded to sixteenths: the move is where it ends.
+    def spread(offset):
+        to = ebm.Standardized.of(offset + np.array([[-1.0, -1.0], [1.0, 1.0]]))
+        walkers = ebm.Walkers.from_gaussian(
+            jax.random.key(0), 512, (2,), coordinates=to
+        )
+        energy = lambda x: 0.5 * jnp.sum(to(x) ** 2)
+
+        @jax.jit
+        def moved(walkers):
+            def body(walkers, i):
+                key = jax.random.fold_in(jax.random.key(1), i)
+                return ebm.ULA(0.1).move(walkers, energy, i, key=key), None
+
+            return jax.lax.scan(body, walkers.reweighted(energy), jnp.arange(300))[0]
+
+        return float(jnp.std(moved(walkers).log_weights))
+
+    np.testing.assert_allclose(spread(1e6), spread(0.0), atol=0.015)  # before, 0.37 off
+
+
 def test_a_step_size_must_be_positive():
     with pytest.raises(ValueError, match="`step_size` is -1"):
         ebm.ULA(-1.0)

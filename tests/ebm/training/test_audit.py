@@ -122,3 +122,21 @@ def test_kernels_that_follow_a_rule_are_told():
     assert has_rule(ebm.ReweightFirst(ebm.LabelGibbs(ebm.MALA(RULE))))
     assert not has_rule(ebm.MALA(0.1, scale=jnp.ones(2)))
     assert not has_rule(ebm.BlockGibbs())
+
+
+def test_a_leader_of_another_precision_changes_none():
+    with jax.enable_x64(True):
+        walkers = ebm.Walkers.from_bernoulli(jax.random.key(0), 16, jnp.zeros(4))
+        single = jnp.ones((), jnp.float32)
+        led = lambda walkers, leader: followed(
+            ebm.GibbsWithGradients(),
+            walkers,
+            lambda x: jnp.sum(x),
+            jnp.array(0),
+            2,
+            key=jax.random.key(1),
+            leader=leader,
+        )
+        after = eqx.filter_eval_shape(led, walkers, KernelState(single, single))
+        assert walkers.step_size.dtype == jnp.float64
+        assert after.step_size.dtype == after.acceptance.dtype == jnp.float64

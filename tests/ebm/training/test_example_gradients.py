@@ -77,31 +77,35 @@ def num_products_of(energy, x):
 
 
 KEY = jax.random.key(0)
-TO = ebm.Whitened.of(np.random.default_rng(0).normal(size=(50, 6)))
 ENERGIES = {
-    "perceptron": (ebm.mlp_energy((6,), key=KEY, width_size=8), (6,), 3),
+    "perceptron": (lambda: ebm.mlp_energy((6,), key=KEY, width_size=8), (6,), 3),
     "in coordinates": (
-        ebm.mlp_energy((6,), key=KEY, width_size=8, coordinates=TO),
+        lambda: ebm.mlp_energy(
+            (6,),
+            key=KEY,
+            width_size=8,
+            coordinates=ebm.Whitened.of(np.random.default_rng(0).normal(size=(50, 6))),
+        ),
         (6,),
         3,
     ),
-    "machine": (ebm.RBM.independent(jnp.zeros(6), 4), (6,), 1),
+    "machine": (lambda: ebm.RBM.independent(jnp.zeros(6), 4), (6,), 1),
     "convolutions": (
-        ebm.image_energy((1, 8, 8), key=KEY, channels=(2, 3)),
+        lambda: ebm.image_energy((1, 8, 8), key=KEY, channels=(2, 3)),
         (1, 8, 8),
         1,
     ),
-    "tied": (Tied(jnp.eye(6), jnp.ones((4, 2))), (6,), 0),
-    "bilinear": (Bilinear(jnp.eye(6), jnp.ones(6)), (6,), 0),
-    "of batches": (OfBatches(jnp.ones((6, 3))), (6,), 1),
+    "tied": (lambda: Tied(jnp.eye(6), jnp.ones((4, 2))), (6,), 0),
+    "bilinear": (lambda: Bilinear(jnp.eye(6), jnp.ones(6)), (6,), 0),
+    "of batches": (lambda: OfBatches(jnp.ones((6, 3))), (6,), 1),
 }
 
 
 @pytest.mark.one_case("bilinear")
 @pytest.mark.parametrize("name", ENERGIES)
 def test_the_gram_matrix_is_that_of_the_gradients(name):
-    energy, shape, num_products = ENERGIES[name]
-    energy = warmed(energy, jax.random.key(1))
+    make, shape, num_products = ENERGIES[name]
+    energy = warmed(make(), jax.random.key(1))
     x = jax.random.normal(jax.random.key(2), (5, *shape))
     expected = dense(energy, x)
     found = jax.jit(lambda x: gram(energy, x))(x)

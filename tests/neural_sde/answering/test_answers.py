@@ -164,6 +164,7 @@ def test_an_intervention_is_the_response_of_the_linear_part():
     made = ns.intervention(
         found, times, inputs=planned, instead=instead, key=KEY, num_paths=50
     )
+    assert isinstance(made, ns.Intervention)
     # Inputs differ by 4 from time 4 on: dX = (-rate X + 2 * 4) dt, seen threefold.
     right = np.array([0.0, 0.0, 3 * 8 * -np.expm1(-0.5 * rate) / rate])
     np.testing.assert_allclose(made.effect.mean[:, 0], right, atol=1e-4)

@@ -150,7 +150,13 @@ def test_missing_values_are_imputed(trained):
     assert np.all(np.abs(found[~kept, 0] - ys[~kept]) < 0.6)
 
 
-def test_samples_of_the_prior_have_its_law():
+@pytest.mark.one_case("of noise that needs areas")
+@pytest.mark.parametrize(
+    ("solver", "dt"),
+    [(None, 0.05), (diffrax.ShARK(), 0.1)],
+    ids=["Euler's", "of noise that needs areas"],
+)
+def test_samples_of_the_prior_have_its_law(solver, dt):
     law = ns.Gaussian.independent(np.array([1.0]), 0.1)
     linear = ns.DiagonalSDE(1.0, 0.5, 0.6, law)
     model = ns.LatentSDE(linear, ns.LinearDecoder(np.eye(1), 0.1))
@@ -158,11 +164,10 @@ def test_samples_of_the_prior_have_its_law():
     decay = np.exp(-times)
     mean = decay + 0.5 * (1 - decay)
     variance = 0.01 * decay**2 + 0.36 * (1 - decay**2) / 2
-    for solver, dt in ((None, 0.05), (diffrax.ShARK(), 0.1)):
-        x = ns.sample_prior(model, times, 3_000, key=KEY, dt=dt, solver=solver)
-        assert x.shape == (3_000, 3, 1)
-        np.testing.assert_allclose(x.mean(0)[:, 0], mean, atol=0.03)
-        np.testing.assert_allclose(x.var(0)[:, 0], variance, rtol=0.1)
+    x = np.asarray(ns.sample_prior(model, times, 3_000, key=KEY, dt=dt, solver=solver))
+    assert x.shape == (3_000, 3, 1)
+    np.testing.assert_allclose(x.mean(0)[:, 0], mean, atol=0.03)
+    np.testing.assert_allclose(x.var(0)[:, 0], variance, rtol=0.1)
 
 
 @pytest.mark.slow

@@ -199,7 +199,7 @@ def test_a_root_of_a_negative_state_is_cut_off():
     assert abs(found.evidence.value - exact) < 0.4
 
 
-@pytest.mark.one_case("0.5")
+@pytest.mark.slow
 @pytest.mark.parametrize("dt", [0.5, 0.1])
 def test_a_likelihood_integrates_to_one(dt):
     """One observation of the wells at 1: `exp(evidence(y))` over all `y`."""

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
+import effgen as eg
 from effgen import neural_sde as ns
 from effgen.neural_sde.fits import recipe
 from effgen.neural_sde.fits.driven import DrivenDrift
@@ -196,6 +197,7 @@ def test_a_stack_weighs_by_what_was_foretold():
         return {"right": level_model(1.0), "wide": [level_model(8.0)] * 2}
 
     found = ns.stack(fit, TS, YS, horizon=4, num_origins=3, key=KEY, num_paths=200)
+    assert isinstance(found, ns.Stack)
     assert seen[0].sum() == 28  # all but three horizons
     assert seen[1].all()
     assert found.weights["right"] > 0.6
@@ -345,6 +347,12 @@ def test_what_is_no_record_is_refused_before_any_fit(changed, error, named):
     given = {"ts": TS, "ys": YS, "horizon": 3, "key": KEY} | changed
     with pytest.raises(error, match=named):
         ns.forecaster(**given)
+
+
+@pytest.mark.parametrize("unit", [1e-6, 86_400.0])
+def test_times_in_a_unit_far_from_their_gaps_are_warned_of(unit):
+    with pytest.warns(eg.RunWarning, match="times are .* apart: the network"):
+        recipe.check_record(unit * TS, YS[:, None], 3)
 
 
 def test_wrong_arguments_are_named():

@@ -58,6 +58,7 @@ def history(regimes, rates=RATES):
 
 def test_regimes_are_those_of_all_histories():
     found = switching().filter(TS, YS, num_histories=64)
+    assert isinstance(found, ns.Regimes)
     ways = list(itertools.product((0, 1), repeat=len(TS)))
     told = [history(way) for way in ways]
     logs = np.array([log for log, _, _ in told])

@@ -69,8 +69,8 @@ marginals = eqx.filter_jit(ns.marginals)
     ("columns", "parallel"),
     [
         (1, False),
-        (3, False),
         (3, True),
+        pytest.param(3, False, marks=pytest.mark.slow),
         pytest.param(1, True, marks=pytest.mark.slow),
     ],
 )

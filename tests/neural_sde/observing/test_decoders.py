@@ -12,6 +12,7 @@ import scipy.stats
 
 import effgen as eg
 from effgen import neural_sde as ns
+from effgen.neural_sde.bounds.objectives import anchored_on_grid
 from effgen.neural_sde.data.series import as_series
 
 
@@ -63,6 +64,38 @@ def poisson_filter(ts, ys):
             total += np.log(p.sum() * area)
             p = p / (p.sum() * area)
     return total
+
+
+class Line(eqx.Module):
+    parameters: jax.Array
+
+    def __call__(self, x):
+        return self.parameters[0] * x + self.parameters[1]
+
+
+def test_gradients_through_the_mode_are_exact():
+    """Of the linear model's evidence, against central differences in float64."""
+    with jax.enable_x64(True):
+        _, _, ts, ys = counts()
+        linear = ns.DiagonalSDE(
+            1.0, 0.0, 1.0, ns.Gaussian.independent(np.zeros(1), 1.0)
+        )
+        series = as_series((ts[:10], ys[:10]))
+
+        @jax.jit
+        def evidence(parameters):
+            decoder = ns.Decoder(Line(parameters), ns.Poisson())
+            model = ns.LatentSDE(linear, decoder, dt=0.2)
+            anchored, _ = anchored_on_grid(model, series, num_steps=16, parallel=False)
+            return anchored.guided.log_evidence
+
+        at, eps = jnp.array([1.2, 0.7]), 1e-4
+        found = jax.grad(evidence)(at)
+        right = [
+            (evidence(at + eps * e) - evidence(at - eps * e)) / (2 * eps)
+            for e in np.eye(2)
+        ]
+        np.testing.assert_allclose(found, right, rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -43,6 +43,11 @@ def refreshed(policy, cache, model, seen, key=KEY):
     return policy(cache, seen, model.document, STEP, key=key)
 
 
+@eqx.filter_jit
+def written(cache, slots, embeddings):
+    return cache.written(slots, embeddings, STEP)
+
+
 def fresh_rows(cache, model):
     """Return which rows hold what their document is now."""
     return set(np.flatnonzero(np.asarray(are_fresh(cache, model))).tolist())
@@ -94,12 +99,13 @@ def test_documents_are_found_by_number_or_content():
     cache = filled(towers())
     order = jax.random.permutation(KEY, cache.capacity)
     mixed = jax.tree.map(lambda x: x[order] if x.ndim else x, cache)
+    find = eqx.filter_jit(lambda cache, marks: cache.find(marks))
     for one in (cache, mixed):
-        slots = one.find(marks_of([3, 119, 500]))
+        slots = find(one, marks_of([3, 119, 500]))
         np.testing.assert_array_equal(one.ids[slots[:2]], [3, 119])
         assert int(slots[2]) == one.capacity
         unnumbered = marks_of([3, 119])._replace(ids=jnp.full(2, -1))
-        np.testing.assert_array_equal(one.find(unnumbered), slots[:2])
+        np.testing.assert_array_equal(find(one, unnumbered), slots[:2])
 
 
 @pytest.mark.parametrize("kinds", [5, 40, 3_000])
@@ -118,7 +124,7 @@ def test_embeddings_that_are_not_finite_are_not_written():
     model = towers()
     cache = filled(model)
     bad = jnp.full((2, 8), jnp.nan).at[1].set(1.0)
-    new = cache.written(jnp.asarray([4, 5]), bad, STEP)
+    new = written(cache, jnp.asarray([4, 5]), bad)
     np.testing.assert_array_equal(
         new.rows.take(jnp.asarray([4])).embeddings(),
         cache.rows.take(jnp.asarray([4])).embeddings(),
@@ -131,7 +137,7 @@ def test_embeddings_that_are_not_finite_are_not_written():
 def test_a_free_row_is_not_written():
     model = towers()
     cache = filled(model, capacity=160)
-    new = cache.written(jnp.asarray([150, 3]), jnp.ones((2, 8)), STEP)
+    new = written(cache, jnp.asarray([150, 3]), jnp.ones((2, 8)))
     assert int(new.stamps[150]) == -1
     assert int(new.stamps[3]) == 7
     with pytest.raises(ValueError, match=r"of 120 documents are not finite \(row 0"):
@@ -185,7 +191,8 @@ def test_what_is_refreshed_is_embedded_a_chunk_at_a_time(num):
 
     seen = seen_of(model, [0], [0])._replace(chunk=8)
     policy = rc.OldestFirst(num / cache.capacity)
-    new = policy(cache, seen, encode, jnp.asarray(5), key=KEY)
+    renewing = eqx.filter_jit(lambda cache: policy(cache, seen, encode, 5, key=KEY))
+    new = renewing(cache)
     assert max(sizes) <= 8
     renewed = np.asarray(new.stamps) == 5
     assert renewed.sum() == num
@@ -284,9 +291,10 @@ def test_a_cache_can_be_resized_emptied_of_some_and_rebuilt():
     old = towers()
     cache, new = filled(old), drifted(old)
     cache = refreshed(rc.WriteBack(), cache, new, seen_of(new, [3, 50], [7]))
-    small = cache.resized(16)
+    resized = eqx.filter_jit(lambda cache, num: cache.resized(num))
+    small = resized(cache, 16)
     assert {3, 7, 50} <= set(np.asarray(small.ids).tolist())
-    large = small.resized(64)
+    large = resized(small, 64)
     assert int(large.valid.sum()) == 16
     assert large.capacity == 64
     gone = cache.removed([3, 4])

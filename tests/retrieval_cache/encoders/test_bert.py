@@ -35,7 +35,8 @@ def embedded(bert, rows, key=None):
     return bert(rows, key=key)
 
 
-POOLINGS = [("mean", True), ("cls", True), ("mean", False), ("cls", False)]
+POOLINGS = [("mean", True), ("cls", False)]
+OTHERS = [("cls", True), ("mean", False)]
 
 
 def plain(found, row, num_heads, pooling):
@@ -70,7 +71,10 @@ def plain(found, row, num_heads, pooling):
     return x.mean(0) if pooling == "mean" else x[0]
 
 
-@pytest.mark.parametrize(("pooling", "is_normalized"), POOLINGS)
+@pytest.mark.parametrize(
+    ("pooling", "is_normalized"),
+    [*POOLINGS, *(pytest.param(*other, marks=pytest.mark.slow) for other in OTHERS)],
+)
 def test_embeddings_are_those_of_a_plain_one(pooling, is_normalized):
     bert = tiny(pooling=pooling, is_normalized=is_normalized)
     found = {k: np.asarray(x, np.float64) for k, x in named_tensors(bert).items()}
@@ -150,7 +154,7 @@ def test_it_learns_and_leaves_its_numbers_as_they_are():
 
 
 def test_bfloat16_is_close():
-    bert, rows = tiny(), tokens(16)
+    bert, rows = tiny(), tokens()
     found = embedded(dataclasses.replace(bert, compute=jnp.bfloat16), rows)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(
@@ -381,8 +385,7 @@ def test_similarities_of_minilm():
     tokenizer = Tokenizer.load(folder)
     assert (tokenizer.length, bert.num_heads, bert.words.shape[1]) == (256, 12, 384)
     rows = Tokenizer.load(folder, length=16)(SENTENCES)
-    found = bert(rows)
+    found = np.asarray(embedded(bert, rows))
     np.testing.assert_allclose(found @ found.T, SIMILARITIES, atol=6e-5)
-    np.testing.assert_allclose(bert(tokenizer(SENTENCES)), found, atol=1e-6)
-    near = dataclasses.replace(bert, compute=jnp.bfloat16)(rows)
+    near = np.asarray(embedded(dataclasses.replace(bert, compute=jnp.bfloat16), rows))
     np.testing.assert_allclose(near @ near.T, SIMILARITIES, atol=2e-2)

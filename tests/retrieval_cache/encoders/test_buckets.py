@@ -84,7 +84,7 @@ def test_a_text_is_encoded_at_the_least_length_that_holds_it():
     bucketed = Bucketed(tower, lengths=(2, 4, 8), chunk=2)
     sizes = np.array([7, 1, 16, 2, 3])
     texts = jnp.asarray(np.arange(16)[None] < sizes[:, None], jnp.int32)
-    jax.block_until_ready(bucketed(texts))
+    jax.block_until_ready(jax.jit(bucketed)(texts))
     jax.effects_barrier()
     assert sorted(seen) == [(2, 2), (2, 4), (2, 16)]
     share = float(bucketed.token_share(texts))

@@ -205,7 +205,7 @@ def test_a_logit_beside_a_batch_s_scores_is_the_full_softmax(by):
     )
     both = jnp.concatenate([scores, logit[:, None]], axis=1)
     found = jnp.mean(jax.nn.logsumexp(both, axis=1) - jnp.diag(scores))
-    exact = rc.full_softmax_loss(model, pairs, cache, 20.0)
+    exact = eqx.filter_jit(rc.full_softmax_loss)(model, pairs, cache, 20.0)
     np.testing.assert_allclose(found, exact, rtol=1e-5)
 
 
