@@ -33,7 +33,7 @@ def check_origin(model: PyTree, cache: NegativeCache) -> None:
     """
     if isinstance(cache.stamps, Tracer) or not cache.stamps.is_fully_addressable:
         return
-    slots = _newest(cache)
+    slots = jnp.asarray(_newest(cache))
     if not len(slots):
         return
     documents, kept = cache.documents(slots), cache.rows.take(slots).embeddings()
