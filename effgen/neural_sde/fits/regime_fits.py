@@ -170,13 +170,23 @@ def _positive(path: Any, leaf: Array) -> Array:
 
 def _best(fit: Fit, num_starts: int, max_steps: int) -> tuple[Array, bool]:
     """Return the end with the highest density, and whether it has converged."""
-    units = units_of(fit, fit.is_log, fit.start)
+    units = _units(fit)
     ends = []
     for start in _starts(fit, num_starts):
         x, _, converged = minimized(fit, start, units, max_steps, 1e-6)
         loss = float(_losses(fit, x[None])[0])
         ends.append((loss if np.isfinite(loss) else np.inf, x, bool(converged)))
     return min(ends, key=lambda end: end[0])[1:]
+
+
+def _units(fit: Fit) -> Array:
+    """Return the size of each parameter's first step: of logarithms at most one.
+
+    It is that of the curvature. Steps of one from poor scales are too long by the root
+    of the number of values.
+    """
+    units = units_of(fit, jnp.zeros_like(fit.is_log), fit.start)
+    return jnp.where(fit.is_log == 1, jnp.minimum(units, 1), units)
 
 
 def _starts(fit: Fit, num: int) -> list[Array]:
