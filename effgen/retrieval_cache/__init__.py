@@ -9,6 +9,8 @@ from effgen.core.doors import exported as _exported
 from .cache import (
     AbstractRefresh as AbstractRefresh,
     Budget as Budget,
+    ByteRows as ByteRows,
+    FloatRows as FloatRows,
     NegativeCache as NegativeCache,
     OldestFirst as OldestFirst,
     PositivesIn as PositivesIn,
