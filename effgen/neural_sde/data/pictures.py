@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import scipy.special
 
 from effgen.core.outcome.picture import Picture
 
@@ -65,6 +64,8 @@ def components(ts: Any, names: Sequence[str], mean: Any, scale: Any) -> Picture:
 
 def predictions(ts: Any, residuals: Any, sensor: int) -> Picture:
     """Draw a sensor's residuals in time, against normal quantiles, and by lag."""
+    from scipy.special import ndtri
+
     ts = _single(ts)
     residuals = np.asarray(residuals, np.float64).reshape(len(ts), -1)[:, sensor]
     there = np.isfinite(residuals)
@@ -77,7 +78,7 @@ def predictions(ts: Any, residuals: Any, sensor: int) -> Picture:
     in_time.plot(ts[there], known, "k.", markersize=3)
     in_time.set(title="standardized residuals")
     num = len(known)
-    ranks = scipy.special.ndtri((np.arange(num) + 0.5) / num)
+    ranks = ndtri((np.arange(num) + 0.5) / num)
     normal.axline((0, 0), slope=1, color="C0")
     normal.plot(ranks, np.sort(known), "k.", markersize=3)
     normal.set(title="against a normal law", xlabel="its quantiles")

@@ -10,7 +10,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from effgen.core.contract.counts import check_count
@@ -188,10 +187,12 @@ def truncated(logs: Float[np.ndarray, " proposals"]) -> np.ndarray:
     A log-weight that is not finite becomes zero weight. If that holds for all, all
     weights are equal.
     """
+    from scipy.special import logsumexp
+
     logs = np.where(np.isfinite(logs), logs, -np.inf)
     if np.all(np.isneginf(logs)):
         return np.zeros(len(logs))
-    mean = scipy.special.logsumexp(logs) - np.log(len(logs))
+    mean = logsumexp(logs) - np.log(len(logs))
     return np.minimum(logs, mean + 0.5 * np.log(len(logs)))
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 import numpy as np
-import scipy.special
 from jaxtyping import Float
 
 
@@ -40,9 +39,11 @@ def bootstrapped_shares(
     Source:
         Yao, Vehtari, Simpson and Gelman (2018), section 3.4; Rubin (1981).
     """
+    from scipy.special import softmax
+
     rng, num = np.random.default_rng(0), len(blocks)
     counts = num * rng.dirichlet(np.ones(num), size=_BOOTSTRAPS)
-    found = scipy.special.softmax(counts @ blocks + np.log(shares), axis=1).mean(axis=0)
+    found = softmax(counts @ blocks + np.log(shares), axis=1).mean(axis=0)
     found = np.maximum(found, _LEAST)
     return found / found.sum()
 
