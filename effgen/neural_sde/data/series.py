@@ -200,6 +200,11 @@ def check_no_dates(ts: np.ndarray) -> None:
     """Raise `ValueError` for times that are no numbers, where no unit is asked for."""
     if not np.issubdtype(ts.dtype, np.number):
         raise ValueError("`ts` must be numbers: pass dates as years or days since one.")
+    check_no_written_dates(ts)
+
+
+def check_no_written_dates(ts: np.ndarray) -> None:
+    """Raise `ValueError` for numbers such as 20240131, whose gaps are no times."""
     if _are_written_dates(ts):
         raise ValueError(
             f"`ts` are dates written as whole numbers, such as {ts.flat[0]}, and their "

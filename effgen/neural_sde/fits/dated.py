@@ -6,6 +6,7 @@ import numpy as np
 
 from effgen.neural_sde.data.clock import Clock, as_times, clock_of
 from effgen.neural_sde.data.frames import Labels, as_values, labels_of
+from effgen.neural_sde.data.series import check_no_written_dates
 
 
 class Dated(NamedTuple):
@@ -28,10 +29,12 @@ def dated(ts: Any, ys: Any, unit: str) -> Dated:
     """Return a record in numbers.
 
     Raises:
-        ValueError: For missing dates, a `unit` that has no length, and an index that is
-            not that of the values.
+        ValueError: For missing dates, numbers such as 20240131, a `unit` that has no
+            length, and an index that is not that of the values.
     """
     labels, clock = labels_of(ts, ys), clock_of(ts, unit)
+    if clock is None or clock.unit is None:
+        check_no_written_dates(np.asarray(ts))
     numbers = np.asarray(ts) if clock is None else clock.numbers(ts)
     return Dated(numbers, np.asarray(as_values(ys)), clock, labels)
 

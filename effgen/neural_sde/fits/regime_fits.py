@@ -194,7 +194,7 @@ def _starts(fit: Fit, num: int) -> list[Array]:
     if num == 1:
         return [fit.start]
     noise = np.random.default_rng(0).normal(size=(_NUM_TRIED, fit.start.size))
-    tried = fit.start + fit.prior_scale * fit.is_log * noise
+    tried = fit.start[None] + fit.prior_scale * fit.is_log[None] * noise
     losses = np.asarray(_losses(fit, tried))
     order = np.argsort(np.where(np.isfinite(losses), losses, np.inf))
     return [fit.start, *(tried[i] for i in order[: num - 1])]
