@@ -54,9 +54,8 @@ class Panel:
 
 def _spread(label: str, found: Record, *, ours: bool, scale: float = 1.0) -> Row:
     """Return a row of a median with its range over seeds, or its quartiles."""
-    least = found.get("least", found.get("quartile_1"))
-    most = found.get("most", found.get("quartile_3"))
-    return Row(label, *(scale * x for x in (found["median"], least, most)), ours)
+    least, most = ("least", "most") if "least" in found else ("quartile_1", "quartile_3")
+    return Row(label, *(scale * found[x] for x in ("median", least, most)), ours)
 
 
 def _share(label: str, hits: int, of: int, *, ours: bool = True) -> Row:
