@@ -54,8 +54,8 @@ class Panel:
 
 def _spread(label: str, found: Record, *, ours: bool, scale: float = 1.0) -> Row:
     """Return a row of a median with its range over seeds, or its quartiles."""
-    least, most = ("least", "most") if "least" in found else ("quartile_1", "quartile_3")
-    return Row(label, *(scale * found[x] for x in ("median", least, most)), ours)
+    ends = ("least", "most") if "least" in found else ("quartile_1", "quartile_3")
+    return Row(label, *(scale * found[name] for name in ("median", *ends)), ours)
 
 
 def _share(label: str, hits: int, of: int, *, ours: bool = True) -> Row:
