@@ -106,6 +106,11 @@ class PCDTrainer(AbstractTrainer):
         check_positive("restart_scale", self.restart_scale)
         if not (isinstance(self.restarts, Real) and 0 <= self.restarts < 1):
             raise ValueError(f"`restarts` is {self.restarts!r}: pass a share below 1.")
+        if self.restart_scale != 1 and not self.restarts:
+            raise ValueError(
+                f"`restart_scale` is {self.restart_scale!r}, and no walker begins "
+                "anew: pass `restarts`, the share that does at each step."
+            )
 
     def init(
         self, model: Energy, memory: Memory | None = None

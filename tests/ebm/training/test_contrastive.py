@@ -115,6 +115,11 @@ def test_cd_s_chains_start_at_the_batch():
     assert metrics["grad_norm"] < 1e-2
 
 
+def test_a_scale_without_restarts_is_refused():
+    with pytest.raises(ValueError, match="no walker begins anew: pass `restarts`"):
+        ebm.PCDTrainer(optax.sgd(0.0), kernel=ebm.ULA(1e-8), restart_scale=0.1)
+
+
 def test_restarts_put_a_share_of_the_walkers_back():
     trainer = ebm.PCDTrainer(
         optax.sgd(0.0), kernel=ebm.ULA(1e-8), restarts=0.25, restart_scale=0.1
