@@ -35,10 +35,10 @@ def derivative_pattern(
     def along(v: Array, x: Array, *rest: Array) -> Array:
         return jax.jvp(lambda x: function(x, *rest), (x,), (v,))[1]
 
-    closed = jax.make_jaxpr(along)(x, x, *rest)
+    closed, out = jax.make_jaxpr(along, return_shape=True)(x, x, *rest)
     rows = [scipy.sparse.identity(x.size, "bool", "csr"), *[None] * (1 + len(rest))]
     ((found, _),) = _walk(closed, [(row, None) for row in rows])
-    shape = (int(np.prod(closed.out_avals[0].shape)), x.size)
+    shape = (int(np.prod(out.shape)), x.size)
     return np.zeros(shape, bool) if found is None else found.toarray()
 
 
@@ -78,7 +78,9 @@ def _outputs(eqn: Any, given: list[tuple[Rows, Known]]) -> list[tuple[Rows, Know
 
 def _closed(params: dict[str, Any]) -> Any:
     inner = params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"]
-    return inner if hasattr(inner, "consts") else jex.ClosedJaxpr(inner, ())
+    if hasattr(inner, "consts"):
+        return inner
+    return jex.ClosedJaxpr(inner, ())  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _computed(eqn: Any, given: list[Known]) -> list[Known]:

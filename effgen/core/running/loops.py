@@ -28,7 +28,10 @@ def _inner_jaxprs(params: dict[str, Any]) -> list[Any]:
     return [value for value in values if isinstance(value, _JAXPRS)]
 
 
-_JAXPRS = (jex.Jaxpr, jex.ClosedJaxpr)
+_JAXPRS = (
+    jex.Jaxpr,
+    jex.ClosedJaxpr,  # pyright: ignore[reportPrivateImportUsage]
+)
 
 
 def repeat(

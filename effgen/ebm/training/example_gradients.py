@@ -125,5 +125,6 @@ def _run(equations: list[Any], values: dict[Any, Array]) -> dict[Any, Array]:
     new = [v for e in equations for v in e.outvars if not isinstance(v, jex.DropVar)]
     about = jex.DebugInfo("gram", "effgen", None, None)
     part = jex.Jaxpr((), list(used), new, equations, debug_info=about)
-    run = jex.jaxpr_as_fun(jex.ClosedJaxpr(part, ()))
+    closed = jex.ClosedJaxpr(part, ())  # pyright: ignore[reportPrivateImportUsage]
+    run = jex.jaxpr_as_fun(closed)
     return dict(zip(new, run(*(values[v] for v in used)), strict=True))

@@ -60,14 +60,14 @@ class Clock(NamedTuple):
         finer = self.resolution if _in_reach(ts) else "us"
         origin = self._date
         kind = f"datetime64[{finer}]"
-        return (ts.astype(kind) - origin.astype(kind)) / np.timedelta64(1, self.unit)
+        return (ts.astype(kind) - origin.astype(kind)) / _one(self.unit)
 
     def times(self, numbers: Any) -> np.ndarray:
         """Return what `numbers` are times of; of a time zone, in UTC."""
         numbers = np.asarray(numbers, np.float64)
         if self.unit is None:
             return numbers + self.origin
-        steps = np.timedelta64(1, self.unit) / np.timedelta64(1, self.resolution)
+        steps = _one(self.unit) / _one(self.resolution)
         since = np.round(numbers * steps).astype(f"timedelta64[{self.resolution}]")
         return self._date + since
 
@@ -199,3 +199,8 @@ def warn_of_origin(clock: Clock) -> None:
         RunWarning,
         stacklevel=5,
     )
+
+
+def _one(unit: Any) -> np.timedelta64:
+    """Return one of `unit`, such as `"D"`."""
+    return np.timedelta64(1, unit)
