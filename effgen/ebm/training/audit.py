@@ -1,6 +1,6 @@
 """Audit walkers: weighted during training, without an effect on the gradient."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import optax
@@ -27,6 +27,8 @@ from effgen.ebm.walkers.weighted_walkers import Walkers
 from .learning import started
 from .memory_checks import check_data, check_known, check_memory, check_values
 
+
+Kept = TypeVar("Kept", KernelState, LearnedPartition)
 
 # So many rows of the data show whether an energy is a function of each, or how large
 # a step may be.
@@ -120,6 +122,13 @@ def watch(
         data_energy=data_energy,
         key=key,
     )
+
+
+def kept_in(state: TrainState[Energy, Audited], kind: type[Kept]) -> Kept:
+    """Return what a trainer keeps in place of walkers that train, which is a `kind`."""
+    own = state.memory.walkers
+    assert isinstance(own, kind)
+    return own
 
 
 def found_on_data(

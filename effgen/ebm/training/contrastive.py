@@ -21,7 +21,7 @@ from effgen.ebm.walkers.particles import KernelState
 from effgen.ebm.walkers.populations import Audited, Population
 from effgen.ebm.walkers.weighted_walkers import Walkers
 
-from .audit import check_watched_data, watch, watched_start
+from .audit import check_watched_data, kept_in, watch, watched_start
 from .learning import learned
 from .soundness import moved_by, soundness
 from .trust_region import bounded, check_radius
@@ -134,7 +134,7 @@ class CDTrainer(AbstractTrainer):
             model,
             self.num_moves,
             self.resample_below,
-            leader=_own(state),
+            leader=kept_in(state, KernelState),
             data_energy=metrics["data_energy"],
             key=watch_key,
         )
@@ -143,14 +143,14 @@ class CDTrainer(AbstractTrainer):
         )
         metrics |= moved_by(chains.kernel_state)
         # In the precision that it has been kept in, whatever that of the batch is.
-        kept = chains.kernel_state.like(_own(state))
+        kept = chains.kernel_state.like(kept_in(state, KernelState))
         return state.advance(model, opt_state, Audited(kept, audit)), metrics | more
 
     def _chains(
         self, state: TrainState[Energy, Audited], batch: Array, key: PRNGKeyArray
     ) -> Walkers:
         begun = Walkers.from_samples(batch).reweighted(state.model)
-        chains = begun_with(begun, _own(state).step_size)
+        chains = begun_with(begun, kept_in(state, KernelState).step_size)
 
         def body(i: Any, chains: Walkers) -> Walkers:
             move_key = jax.random.fold_in(key, i)
@@ -172,9 +172,3 @@ class CDTrainer(AbstractTrainer):
                 or as `kernel.check_data`; for a state of another trainer.
         """
         check_watched_data(self.kernel, state, batch, source, KernelState)
-
-
-def _own(state: TrainState[Energy, Audited]) -> KernelState:
-    own = state.memory.walkers
-    assert isinstance(own, KernelState)
-    return own

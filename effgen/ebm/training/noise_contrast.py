@@ -25,6 +25,7 @@ from effgen.ebm.walkers.weighted_walkers import Walkers
 from .audit import (
     check_watched_data,
     found_on_data,
+    kept_in,
     watch,
     watched_start,
 )
@@ -171,7 +172,7 @@ class NCETrainer(AbstractTrainer):
         metrics["result"] = soundness(
             self.kernel, model, looked, jnp.zeros(()), state.step, batch
         )
-        leader = _own(state).kernel_state
+        leader = kept_in(state, LearnedPartition).kernel_state
         audit, more = watch(
             self.kernel,
             state,
@@ -193,7 +194,7 @@ class NCETrainer(AbstractTrainer):
 
         At first it is infinite: `effgen.continued` goes on at a later step than 0.
         """
-        own = _own(state)
+        own = kept_in(state, LearnedPartition)
         estimated = log_mean_exp(log_weights).value.astype(own.log_partition.dtype)
         unknown = jnp.isposinf(own.log_partition)
         return jnp.where(unknown, estimated, own.log_partition)
@@ -232,12 +233,6 @@ class NCETrainer(AbstractTrainer):
         noise = self._noise(jax.random.key(0), batch)
         said = "`data` are told from a Gaussian's noise, which has"
         check_admitted(said, self.kernel, state.model, noise)
-
-
-def _own(state: TrainState[Energy, Audited]) -> LearnedPartition:
-    own = state.memory.walkers
-    assert isinstance(own, LearnedPartition)
-    return own
 
 
 def _newton(

@@ -29,6 +29,7 @@ from effgen.ebm.walkers.weighted_walkers import Walkers
 from .audit import (
     check_watched_data,
     found_on_data,
+    kept_in,
     watch,
     watched_start,
 )
@@ -167,7 +168,7 @@ class ScoreMatchingTrainer(AbstractTrainer):
         metrics["result"] = soundness(
             self.kernel, model, looked, jnp.zeros(()), state.step, batch
         )
-        leader = _own(state)
+        leader = kept_in(state, KernelState)
         audit, more = watch(
             self.kernel,
             state,
@@ -223,9 +224,3 @@ class ScoreMatchingTrainer(AbstractTrainer):
                 RunWarning,
                 stacklevel=2,
             )
-
-
-def _own(state: TrainState[Energy, Audited]) -> KernelState:
-    own = state.memory.walkers
-    assert isinstance(own, KernelState)
-    return own

@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray
 from effgen.core.contract.counts import check_count
 from effgen.neural_sde.data.grid import Grid, make_grid
 from effgen.neural_sde.data.series import Series
-from effgen.neural_sde.linear_sdes.linear import driven_fully
+from effgen.neural_sde.linear_sdes.linear import driven_fully, is_regular
 from effgen.neural_sde.linear_sdes.messages import marginals
 from effgen.neural_sde.linear_sdes.transitions import covariance_root
 from effgen.neural_sde.modeling.anchors import Anchored, PriorAnchor
@@ -23,7 +23,6 @@ from .paths import Step, anchor_steps_of, drift_difference, observed, simulate
 
 
 _MOST_TIMES = 256  # at which a varying noise is looked at
-_SINGULAR = 1e-6  # of singular values, as in `LinearSDE`
 
 
 class Bound(NamedTuple):
@@ -236,8 +235,7 @@ def _is_regular(model: AbstractLatentSDE, ts: ArrayLike) -> bool:
     )
     if isinstance(sigmas, Tracer):
         return True
-    sizes = np.linalg.svd(np.asarray(sigmas, np.float64), compute_uv=False)
-    return bool(np.all(sizes[:, -1] > _SINGULAR * sizes[:, 0]))
+    return is_regular(np.asarray(sigmas))
 
 
 def _drawn(

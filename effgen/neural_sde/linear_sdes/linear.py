@@ -287,11 +287,21 @@ def forced(
     return bias + input_matrix.astype(bias.dtype) @ inputs.astype(bias.dtype)
 
 
+def is_regular(diffusion: np.ndarray) -> bool:
+    """Return whether noise drives all directions, of one matrix or of each of some."""
+    sizes = _singular_values(diffusion)
+    return bool(np.all(sizes[..., -1] > 1e-6 * sizes[..., 0]))
+
+
+def _singular_values(diffusion: np.ndarray) -> np.ndarray:
+    return np.linalg.svd(diffusion.astype(np.float64), compute_uv=False)
+
+
 def split_root(diffusion: Array) -> tuple[Array, Array]:
     """Return the Cholesky root of `s s^T`: below the diagonal, and its logarithms."""
     if is_known(diffusion):
-        values = np.linalg.svd(np.asarray(diffusion, np.float64), compute_uv=False)
-        if not values[-1] > 1e-6 * values[0]:
+        if not is_regular(np.asarray(diffusion)):
+            values = _singular_values(np.asarray(diffusion))
             raise ValueError(
                 f"`diffusion` is square and singular (singular values {values}): pass "
                 "only as many columns as directions that the noise drives."

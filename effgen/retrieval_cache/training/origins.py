@@ -33,7 +33,7 @@ def check_origin(model: PyTree, cache: NegativeCache) -> None:
     """
     if isinstance(cache.stamps, Tracer) or not cache.stamps.is_fully_addressable:
         return
-    slots = jnp.asarray(_newest(cache))
+    slots = _newest(cache)
     if not len(slots):
         return
     documents, kept = cache.documents(slots), cache.rows.take(slots).embeddings()
@@ -53,11 +53,11 @@ def check_origin(model: PyTree, cache: NegativeCache) -> None:
     )
 
 
-def _newest(cache: NegativeCache) -> Int[np.ndarray, " some"]:
+def _newest(cache: NegativeCache) -> Int[Array, " some"]:
     """Return rows of the newest step, repeated to as many as are embedded at once."""
     num = min(at_once(), int(jnp.sum(cache.valid)))
     found = np.asarray(_first_newest(cache.stamps, cache.valid, num))
-    return np.resize(found[found < cache.capacity], num)
+    return jnp.asarray(np.resize(found[found < cache.capacity], num))
 
 
 @partial(jax.jit, static_argnames="num")
