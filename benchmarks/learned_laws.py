@@ -57,7 +57,7 @@ def oscillator(seed):
         there = van_der_pol.level_of(plain)()
         trainer = co.CollocationTrainer(max_iter=150)
         given = co.pretrain(co.Model({}, network), there, key=odes.KEY)
-        return co.choose(trainer, given, there, key=odes.KEY)
+        return co.choose(trainer, given, there, key=odes.KEY, num_rounds=1)
 
     choice, seconds = timed(chosen)
     judged = van_der_pol.judge(choice.transcription.problem, choice.state.model)
@@ -135,7 +135,8 @@ def counts(seed):
         )
         level = co.transcribe(problem, intervals=2 * cut)
         trainer = co.CollocationTrainer(max_iter=200)
-        choice = co.choose(trainer, co.Model(RATES, network), level, key=odes.KEY)
+        given = co.Model(RATES, network)
+        choice = co.choose(trainer, given, level, key=odes.KEY, num_rounds=1)
         fixed = lambda t, x, u, p, nets: predation(t, x, u, p, still)
         constant = co.Problem(
             fixed, (years[seen], ys[seen]), parameter_bounds=(lower, upper)

@@ -78,7 +78,7 @@ network = eqx.nn.MLP(2, "scalar", 8, 2, jax.nn.tanh, key=key)
 # %%
 levels = [co.transcribe(problem, intervals=n, stages=4) for n in (10, 20)]
 model = co.pretrain(network, levels[0], key=key)
-trainer = co.CollocationTrainer(tol=1e-8)
+trainer = co.CollocationTrainer(tol=1e-6)
 state = trainer.init(model, levels[0].guess())
 state, history = eg.drain(eg.progress(eg.train(trainer, state, levels, key=key)))
 print("iterations:", history["iterations"], "status:", history["status"])

@@ -32,9 +32,9 @@ from effgen import neural_sde as ns
 
 
 figures = Path(os.environ.get("EFFGEN_FIGURES", tempfile.mkdtemp()))
-frame = co2.load_pandas().data.resample("MS").mean().loc["1974":"1990"]
+frame = co2.load_pandas().data.resample("MS").mean().loc["1958":"1978"]
 frame.index.name = "month"
-past, future = frame.loc[:"1986"], frame.loc["1987":]
+past, future = frame.loc[:"1974"], frame.loc["1975":]
 print(f"{len(past)} months, {int(past['co2'].isna().sum())} of them missing")
 
 # %% [markdown]
@@ -62,6 +62,8 @@ pd.DataFrame(
 posterior = ns.posterior(fitted.model, past.index, past, unit="D")
 components = posterior.components()
 figure = components.plot()
+for panel in figure.axes:
+    panel.set_ylabel("CO2, ppm")
 figure.savefig(figures / "sde-components.png", dpi=120)
 figure
 

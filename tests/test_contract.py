@@ -89,7 +89,7 @@ def test_sharded_equals_unsharded(case):
     [
         ("regression", "scan"),
         ("regression", "dispatch"),
-        ("negative_cache", "dispatch"),
+        pytest.param("negative_cache", "dispatch", marks=pytest.mark.slow),
         pytest.param("images", "scan", marks=pytest.mark.slow),
         pytest.param("images", "dispatch", marks=pytest.mark.slow),
         pytest.param("latent_sde", "dispatch", marks=pytest.mark.slow),

@@ -29,6 +29,7 @@ from .descent import (
 from .modeling import (
     AbstractMisfit as AbstractMisfit,
     BoundaryConstraint as BoundaryConstraint,
+    Deviation as Deviation,
     FreeInput as FreeInput,
     Huber as Huber,
     Initial as Initial,
@@ -71,7 +72,6 @@ from .states import (
 from .training import (
     Choice as Choice,
     CollocationTrainer as CollocationTrainer,
-    Deviation as Deviation,
     Extrapolation as Extrapolation,
     accuracy as accuracy,
     choose as choose,

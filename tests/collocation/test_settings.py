@@ -153,8 +153,8 @@ def test_counts_and_shapes_that_cannot_be_are_refused_by_name():
         ),
         "`models` is empty": lambda: co.ensemble(trainer, [], [level], key=key),
         "`levels` is empty": lambda: co.ensemble(trainer, [model], [], key=key),
-        "`rounds` is 1.5": lambda: co.fit_refined(
-            trainer, None, level, key=key, rounds=1.5
+        "`num_rounds` is 1.5": lambda: co.fit_refined(
+            trainer, None, level, key=key, num_rounds=1.5
         ),
         "`trajectory` is 1": lambda: co.interval_errors(
             problem, model, level.guess(), 1

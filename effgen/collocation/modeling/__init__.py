@@ -3,6 +3,9 @@
 from .continuation import (
     windows as windows,
 )
+from .deviation import (
+    Deviation as Deviation,
+)
 from .misfits import (
     AbstractMisfit as AbstractMisfit,
     Huber as Huber,

@@ -2,7 +2,6 @@
 
 from .choice import (
     Choice as Choice,
-    Deviation as Deviation,
     choose as choose,
 )
 from .generalization import (

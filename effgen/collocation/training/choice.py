@@ -1,13 +1,12 @@
 """A law with a network or without: solved both ways, and chosen by the evidence."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from effgen.collocation.assessment.cautions import warn_of_state
 from effgen.collocation.assessment.laplace import (
@@ -17,7 +16,6 @@ from effgen.collocation.assessment.laplace import (
     groups,
 )
 from effgen.collocation.modeling.model import Model, as_trained
-from effgen.collocation.modeling.phases import Retimed
 from effgen.collocation.modeling.problem import Problem
 from effgen.collocation.program.nlp import ravel
 from effgen.collocation.program.transcription import Transcription
@@ -26,7 +24,9 @@ from effgen.core.contract.state import TrainState
 from effgen.core.outcome.results import TrainingError
 from effgen.core.running.verbs import fit
 
+from .bare_law import bare_problem, without_networks
 from .generalization import Extrapolation, extrapolation
+from .refinement import accuracy, fitted_until_fine, refine
 from .trainer import CollocationTrainer, check_double
 
 
@@ -37,93 +37,7 @@ _SETTLED = 0.1
 _LEAST_GAIN = 1e-3  # in nats; a smaller gain may be rounding of weights that are zero
 
 
-class Deviation(eqx.Module):
-    """A network whose last weights at zero make it zero: `law + deviation` is `law`.
-
-        last @ tanh(first (x - center) / scale + bias)
-
-    The weights `first`, `bias` and `last` are drawn at random and trained.
-
-    Arguments:
-        inputs: The number of inputs of the network.
-        width: The number of hidden units.
-        center: What is subtracted from the inputs, a number or `(inputs,)`, in their
-            units; not trained.
-        scale: What the inputs are divided by, a number or `(inputs,)`, in their units;
-            not trained.
-        key: The JAX random key of the weights.
-
-    Raises:
-        ValueError: For sizes that are no counts, or a `center` or `scale` out of range.
-    """
-
-    first: Float[Array, "width inputs"]
-    bias: Float[Array, " width"]
-    last: Float[Array, " width"]
-    center: tuple[float, ...] = eqx.field(static=True)
-    scale: tuple[float, ...] = eqx.field(static=True)
-
-    def __init__(
-        self,
-        inputs: int,
-        width: int = 8,
-        *,
-        center: Any = 0.0,
-        scale: Any = 1.0,
-        key: PRNGKeyArray,
-    ) -> None:
-        """Draw the weights."""
-        check_count("inputs", inputs)
-        check_count("width", width)
-        keys = jax.random.split(key, 3)
-        self.first = jax.random.normal(keys[0], (width, inputs)) / np.sqrt(inputs)
-        self.bias = jax.random.normal(keys[1], (width,)) * 0.5
-        self.last = jax.random.normal(keys[2], (width,)) * 0.3
-        self.center = _full("center", center, inputs)
-        self.scale = _full("scale", scale, inputs)
-        if not all(s > 0 for s in self.scale):
-            raise ValueError(f"`scale` is {scale}: pass positive numbers.")
-
-    def __call__(self, x: Float[Array, " inputs"]) -> Float[Array, ""]:
-        """Return the deviation at one input.
-
-        Arguments:
-            x: The input, `(inputs,)`, or a scalar for one input.
-
-        Returns:
-            A scalar, in the units of what it is added to.
-
-        Raises:
-            ValueError: For another number of inputs.
-        """
-        given = jnp.reshape(x, -1)
-        if len(given) != len(self.center):
-            raise ValueError(
-                f"`x` has shape {jnp.shape(x)}: pass ({len(self.center)},), the inputs "
-                "of the `Deviation`."
-            )
-        unit = (given - jnp.array(self.center)) / jnp.array(self.scale)
-        return self.last @ jnp.tanh(self.first @ unit + self.bias)
-
-
-def _full(name: str, value: Any, size: int) -> tuple[float, ...]:
-    array = np.asarray(value, float)
-    if array.shape not in ((), (1,), (size,)) or not np.all(np.isfinite(array)):
-        raise ValueError(
-            f"`{name}` is {value}: pass a finite number, or ({size},) of them."
-        )
-    return tuple(np.broadcast_to(array, (size,)).tolist())
-
-
-class Without(eqx.Module):
-    """A function of a problem with its networks held where they are."""
-
-    function: Any
-    networks: PyTree
-
-    def __call__(self, *given: Any) -> Any:
-        """Return the function with the networks last, whatever is given for them."""
-        return self.function(*given[:-1], self.networks)
+Weighed = tuple[TrainState, Transcription, Evidence]
 
 
 class Choice(NamedTuple):
@@ -150,40 +64,6 @@ class Choice(NamedTuple):
     plain_unseen: Extrapolation | None = None
 
 
-def without_networks(transcription: Transcription, model: PyTree) -> Transcription:
-    """Return the transcription of the law with all weights of the networks at zero."""
-    bare = _bare(transcription.problem, as_trained(model).networks)
-    return eqx.tree_at(lambda t: t.problem, transcription, bare)
-
-
-def _bare(problem: Problem, networks: PyTree) -> Problem:
-    zero = jax.tree.map(
-        lambda w: np.zeros(w.shape) if eqx.is_inexact_array(w) else w, networks
-    )
-    held = lambda function: _held(function, zero)
-    constraints = tuple(
-        c._replace(function=held(c.function)) for c in problem.constraints
-    )
-    priors = tuple(p._replace(function=held(p.function)) for p in problem.priors)
-    names = ("vector_field", "observe", "lagrange", "mayer", "penalty")
-    parts = tuple(held(getattr(problem, name)) for name in names)
-    where = lambda p: (*(getattr(p, name) for name in names), p.constraints, p.priors)
-    return eqx.tree_at(
-        where, problem, (*parts, constraints, priors), is_leaf=lambda leaf: leaf is None
-    )
-
-
-def _held(function: Any, networks: PyTree) -> Any:
-    """Return a function with its networks held; the mesh's clock stays outermost."""
-    if function is None:
-        return None
-    if isinstance(function, Retimed):
-        return dataclasses.replace(
-            function, function=_held(function.function, networks)
-        )
-    return Without(function, networks)
-
-
 def choose(
     trainer: CollocationTrainer,
     model: PyTree,
@@ -191,6 +71,7 @@ def choose(
     *,
     key: PRNGKeyArray,
     num_solves: int = 6,
+    num_rounds: int = 6,
     held_out: Problem | None = None,
 ) -> Choice:
     """Fit the law without its networks and with them; keep what the evidence prefers.
@@ -203,12 +84,17 @@ def choose(
     rho) / (1 + rho)`. If `weight_decay` is a pytree, each leaf is a group with its own
     `alpha`.
 
+    A network can absorb the mesh's error. So the mesh is refined until its error is
+    below a tenth of the noise, first by the law without networks, then by that with
+    them, and both are fitted on the finer mesh.
+
     Arguments:
         trainer: The trainer of both fits.
         model: A `Model`, a pair `(parameters, networks)`, or networks alone.
-        transcription: The problem on its mesh.
+        transcription: The problem on its first mesh.
         key: A JAX random key for `fit`.
         num_solves: The most solves in each search for the weights' prior.
+        num_rounds: The most meshes. With 1 the mesh stays as it is.
         held_out: Trajectories that `transcription` does not have, the second problem of
             `collocation.held_out`. Both laws are simulated on them, and the results
             stand beside the evidence, which alone decides.
@@ -239,29 +125,107 @@ def choose(
             "`Deviation`, to choose with or without."
         )
     check_count("num_solves", num_solves)
+    check_count("num_rounds", num_rounds)
     check_squares(transcription.problem)
     groups(transcription.problem, model.networks)
     _check_held_out(held_out, transcription.problem)
-    level = transcription.before_finer()
-    bare = without_networks(level, model)
+    laws = _fitted(trainer, model, transcription, key, num_solves, num_rounds)
+    state, level = laws.chosen()
+    warn_of_state(level, state)
+    level = dataclasses.replace(level, final=True)
+    unseen = _unseen(held_out, model.networks, laws)
+    found = None if laws.best is None else laws.best[2]
+    return Choice(state, level, found, laws.shown, laws.network, *unseen)
+
+
+class Laws(NamedTuple):
+    """The law without networks and with them, fitted on one mesh.
+
+    Attributes:
+        plain: The state without networks.
+        bare: Its transcription.
+        shown: Its evidence, beside that of `best`.
+        best: State, transcription and evidence with networks; `None` where no such fit
+            succeeded.
+    """
+
+    plain: TrainState
+    bare: Transcription
+    shown: Evidence
+    best: Weighed | None
+
+    @property
+    def network(self) -> bool:
+        """Whether the evidence prefers the law with its networks."""
+        return self.best is not None and _gains(self.best[2], self.shown)
+
+    def chosen(self) -> tuple[TrainState, Transcription]:
+        """Return the state of the law that the evidence prefers, and what it solves."""
+        if self.best is None or not self.network:
+            return self.plain, self.bare
+        return self.best[:2]
+
+
+def _fitted(
+    trainer: CollocationTrainer,
+    model: Model,
+    transcription: Transcription,
+    key: PRNGKeyArray,
+    num_solves: int,
+    num_rounds: int,
+) -> Laws:
+    """Fit both laws on a mesh that is fine enough for both.
+
+    It is refined by the law without networks, whose fits are cheap. But the noise of a
+    law that does not fit is too large, so then by the law with them.
+    """
+    bare = without_networks(transcription, model)
     constant = Model(model.parameters, None)
-    start = trainer.init(constant, bare.guess(constant))
-    plain, _ = fit(trainer, start, iter([bare]), key=key)
+    plain, laws = trainer.init(constant, bare.guess(constant)), None
+    for left in range(num_rounds - 1, -1, -1):
+        plain, bare, _ = fitted_until_fine(
+            trainer, plain, bare, key=key, num_rounds=num_rounds if laws is None else 1
+        )
+        level = dataclasses.replace(bare, problem=transcription.problem, final=False)
+        laws = _both(trainer, model, level, bare, plain, laws, key, num_solves)
+        if not left or laws.best is None:
+            break
+        state, there, _ = laws.best
+        error = accuracy(there, state)
+        if error is None or error.excess <= 1:
+            break
+        bare = dataclasses.replace(refine(there, state), problem=bare.problem)
+    assert laws is not None  # of one round at least
+    return laws
+
+
+def _both(
+    trainer: CollocationTrainer,
+    model: Model,
+    level: Transcription,
+    bare: Transcription,
+    plain: TrainState,
+    before: Laws | None,
+    key: PRNGKeyArray,
+    num_solves: int,
+) -> Laws:
+    """Fit the law with networks beside the one without, both on one mesh.
+
+    It begins from the same law on the mesh `before`, or from the law without.
+    """
     shown = evidence(bare, plain)
-    begun = trainer.init(Model(plain.model.parameters, model.networks), plain.memory)
-    best = _searched(trainer, begun, level, shown, key, num_solves)
+    if before is None or before.best is None:
+        begun = Model(plain.model.parameters, model.networks)
+        start, known = trainer.init(begun, plain.memory), shown
+    else:
+        start, _, known = before.best
+    best = _searched(trainer, start, level, known, key, num_solves)
     rho = 0.0 if best is None else best[2].correlation
     if best is not None and rho > _LEAST_CORRELATION:
         shown = evidence(bare, plain, correlation=rho)
         again = _weighed(trainer, best[0], best[1], best[2], rho, key, num_solves)
         best = best if again is None else again
-    found = None if best is None else best[2]
-    network = best is not None and _gains(best[2], shown)
-    state, level = (plain, bare) if best is None or not network else best[:2]
-    warn_of_state(level, state)
-    level = dataclasses.replace(level, final=True)
-    unseen = _unseen(held_out, model.networks, best, plain)
-    return Choice(state, level, found, shown, network, *unseen)
+    return Laws(plain, bare, shown, best)
 
 
 def _check_held_out(held_out: Problem | None, problem: Problem) -> None:
@@ -280,18 +244,17 @@ def _check_held_out(held_out: Problem | None, problem: Problem) -> None:
 
 
 def _unseen(
-    problem: Problem | None,
-    networks: PyTree,
-    best: tuple[TrainState, Transcription, Evidence] | None,
-    plain: TrainState,
+    problem: Problem | None, networks: PyTree, laws: Laws
 ) -> tuple[Extrapolation | None, Extrapolation | None]:
     """Return how both laws fare on the trajectories held out, if there are any."""
     if problem is None:
         return None, None
-    bare = extrapolation(_bare(problem, networks), plain.model, plain.memory)
-    if best is None:
-        return None, bare
-    return extrapolation(problem, best[0].model, best[0].memory), bare
+    bare = bare_problem(problem, networks)
+    plain = extrapolation(bare, laws.plain.model, laws.plain.memory)
+    if laws.best is None:
+        return None, plain
+    state = laws.best[0]
+    return extrapolation(problem, state.model, state.memory), plain
 
 
 def _gains(found: Evidence, before: Evidence) -> bool:
@@ -305,7 +268,7 @@ def _searched(
     before: Evidence,
     key: PRNGKeyArray,
     num_solves: int,
-) -> tuple[TrainState, Transcription, Evidence] | None:
+) -> Weighed | None:
     """Return the fit with the highest evidence, starting at the given `weight_decay`.
 
     A prior that is too narrow holds all weights at zero, and the iteration then does
@@ -330,7 +293,7 @@ def _weighed(
     rho: float,
     key: PRNGKeyArray,
     num_solves: int,
-) -> tuple[TrainState, Transcription, Evidence] | None:
+) -> Weighed | None:
     """Return the fit of the highest evidence over the weights' prior."""
     alpha, best, halvings = _positive(before.precision), None, 0
     deviation = before.noise

@@ -221,7 +221,7 @@ def fit_refined(
     transcription: Transcription,
     *,
     key: PRNGKeyArray,
-    rounds: int = 6,
+    num_rounds: int = 6,
 ) -> tuple[TrainState, Transcription]:
     """Solve, and cut the mesh until its error is below a tenth of the noise.
 
@@ -232,7 +232,7 @@ def fit_refined(
         state: The state to begin from, such as `trainer.init(model, guess)`.
         transcription: The problem on its first mesh.
         key: A JAX random key for `fit`.
-        rounds: The most rounds.
+        num_rounds: The most rounds.
 
     Returns:
         The trained state and its transcription, for `covariance` and the like.
@@ -245,28 +245,41 @@ def fit_refined(
         RunWarning: Where the error is above a tenth of the noise after all rounds, or
             cannot be told; where the data leave parameters open.
     """
-    check_count("rounds", rounds)
-    level = transcription
-    for _ in range(rounds):
+    check_count("num_rounds", num_rounds)
+    state, level, error = fitted_until_fine(
+        trainer, state, transcription, key=key, num_rounds=num_rounds
+    )
+    if error is not None and error.excess <= 1:
+        warn_of_state(level, state)
+        return state, level
+    said = (
+        "the mesh is not refined, as its error cannot be computed: the law is not "
+        "finite between nodes, or its equations do not determine the states."
+        if error is None
+        else f"the mesh's error is {np.max(error.ratio):.2g} of the noise after "
+        f"{num_rounds} rounds: pass more `num_rounds`, or a law that is smooth where "
+        "it switches."
+    )
+    warnings.warn(said, RunWarning, stacklevel=2)
+    return state, level
+
+
+def fitted_until_fine(
+    trainer: CollocationTrainer,
+    state: TrainState,
+    level: Transcription,
+    *,
+    key: PRNGKeyArray,
+    num_rounds: int,
+) -> tuple[TrainState, Transcription, MeshError | None]:
+    """Return a state, the mesh that it was fitted on, and the error of that mesh.
+
+    Arguments are those of `fit_refined`.
+    """
+    for left in range(num_rounds - 1, -1, -1):
         state, _ = fit(trainer, state, iter([level.before_finer()]), key=key)
         error = accuracy(level, state)
-        if error is None:
-            warnings.warn(
-                "the mesh is not refined, as its error cannot be computed: the law is "
-                "not finite between nodes, or its equations do not determine the "
-                "states.",
-                RunWarning,
-                stacklevel=2,
-            )
-            return state, level
-        if error.excess <= 1:
-            warn_of_state(level, state)
-            return state, level
-        before, level = level, refine(level, state)
-    warnings.warn(
-        f"the mesh's error is {np.max(error.ratio):.2g} of the noise after {rounds} "
-        "rounds: pass more `rounds`, or a law that is smooth where it switches.",
-        RunWarning,
-        stacklevel=2,
-    )
-    return state, before
+        if not left or error is None or error.excess <= 1:
+            break
+        level = refine(level, state)
+    return state, level, error

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from effgen.core.contract.state import Metrics
-from effgen.core.contract.trainer import AbstractHostTrainer
 from effgen.core.data.batches import AbstractBatches
 from effgen.core.data.prefetch import Block, Reader
 from effgen.core.data.stream import Stream
@@ -24,7 +23,7 @@ from effgen.core.outcome.results import (
 
 from .device_run import DeviceDriver
 from .failures import explained
-from .host_run import HostDriver
+from .host_run import HostDriver, steps_are_calls
 from .job import MOST_STEPS, Chunk, Job
 from .pace import Pace
 from .retry import Retry
@@ -41,27 +40,15 @@ _NONE_LEFT = (
 )
 
 
-def driver_of(job: Job) -> DeviceDriver | HostDriver:
-    """Return how the steps of `job` are taken.
-
-    In one compiled loop, but for host trainers, and where JAX is asked to debug: to
-    compile nothing, or to raise from the operation that made a NaN.
-    """
-    modes = ("jax_disable_jit", "jax_debug_nans", "jax_debug_infs")
-    debugged = any(getattr(jax.config, mode) for mode in modes)
-    host = isinstance(job.trainer, AbstractHostTrainer)
-    return HostDriver(job) if host or debugged else DeviceDriver(job)
-
-
 class Loop:
     """A run as it goes."""
 
     def __init__(self, job: Job) -> None:
         """Copy the state; no step is taken and no batch is read yet."""
-        _check_average(job)
+        job.check_average()
         self.job = job
         self.start = self.step = int(job.state.step)
-        self.driver = driver_of(job)
+        self.driver = HostDriver(job) if steps_are_calls(job) else DeviceDriver(job)
         self.pace = Pace(self.driver.nbytes)
         self.reader: Reader | None = None
         self.block: Block | None = None
@@ -357,12 +344,3 @@ class Loop:
         )
         error.position = self.position
         return error
-
-
-def _check_average(job: Job) -> None:
-    if job.decay is None and job.state.average is not None:
-        raise ValueError(
-            "`state` keeps an average of its model, which this run would not go on "
-            "with: wrap it, `effgen.averaged(train(...), decay)`, or begin without by "
-            "`dataclasses.replace(state, average=None)`."
-        )

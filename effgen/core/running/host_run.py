@@ -127,3 +127,14 @@ def _plain(x: Any) -> np.ndarray:
     wide = jnp.issubdtype(x.dtype, jnp.complexfloating)
     kind = np.complex128 if wide else np.float64
     return np.asarray(x).astype(kind) if inexact else np.zeros(0)
+
+
+def steps_are_calls(job: Job) -> bool:
+    """Return whether steps are taken one call each, and not in one compiled loop.
+
+    So for host trainers, and where JAX is asked to debug: to compile nothing, or to
+    raise from the operation that made a NaN.
+    """
+    modes = ("jax_disable_jit", "jax_debug_nans", "jax_debug_infs")
+    debugged = any(getattr(jax.config, mode) for mode in modes)
+    return debugged or isinstance(job.trainer, AbstractHostTrainer)

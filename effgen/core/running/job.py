@@ -81,6 +81,15 @@ class Job:
     def __post_init__(self) -> None:
         self.first = int(self.state.step)
 
+    def check_average(self) -> None:
+        """Raise where the state keeps an average that this run would not go on with."""
+        if self.decay is None and self.state.average is not None:
+            raise ValueError(
+                "`state` keeps an average of its model, which this run would not go on "
+                "with: wrap it, `effgen.averaged(train(...), decay)`, or begin without "
+                "by `dataclasses.replace(state, average=None)`."
+            )
+
     def claim(self, name: str, path: Path) -> None:
         """Note that a wrapper writes to `path`, which is its argument `name`.
 

@@ -18,15 +18,18 @@ def mode_masses(
     weights: Float[Array, " walkers"],
     classify: Callable[[Float[Array, "walkers *shape"]], Int[Array, " walkers"]],
     num_modes: int,
+    *,
+    num_blocks: int | None = None,
 ) -> Estimate:
     """Return how much of the model is in each mode, with standard errors.
 
         masses[j] = sum(weights * (classify(positions) == j)) / sum(weights)
 
-    The errors are from the spread between up to 16 blocks of walkers. The blocks are
-    the islands, if the walkers are in islands. Otherwise walkers of one ancestor are
-    mostly in one block, because resampling leaves them side by side. The errors are no
-    smaller than those of as many independent walkers as the effective sample size.
+    The errors are from the spread between blocks of consecutive walkers, by default as
+    many as the audit's islands, 16 or fewer. Where the walkers are in one block,
+    resampling leaves those of one ancestor side by side, so mostly in one block here.
+    The errors are no smaller than those of as many independent walkers as the effective
+    sample size.
 
     Arguments:
         positions: Walkers, shape `(walkers, *shape)`, as in `weighted_samples`.
@@ -34,13 +37,15 @@ def mode_masses(
         classify: From the positions to integer labels, shape `(walkers,)`, from 0 to
             `num_modes - 1`.
         num_modes: The number of modes.
+        num_blocks: How many equal blocks the errors are from; pass it for walkers that
+            `in_blocks` has put into another number than 16.
 
     Returns:
         Masses and one standard error each, shape `(num_modes,)`.
 
     Raises:
-        ValueError: For labels of another number, or out of range, and for weights that
-            are negative or all zero.
+        ValueError: For labels of another number, or out of range; for weights that are
+            negative or all zero; for a `num_blocks` that does not divide the walkers.
         TypeError: For labels that are no integers.
     """
     check_count("num_modes", num_modes)
@@ -64,7 +69,22 @@ def mode_masses(
             f"`classify` returns labels from {int(labels.min())} to "
             f"{int(labels.max())}: of {num_modes} modes they are 0 to {num_modes - 1}."
         )
-    return _masses(weights, labels, num_modes)
+    blocks = _num_blocks(weights.shape[0], num_blocks)
+    return _masses(weights, labels, num_modes, blocks)
+
+
+def _num_blocks(num: int, asked: int | None) -> int:
+    """Return how many blocks `num` walkers are in."""
+    if asked is None:
+        found = num_blocks_of(num)  # 1 of few walkers, which may be relatives too
+        return found if found > 1 else min(num, FEWEST_BLOCKS)
+    check_count("num_blocks", asked)
+    if asked < 2 or num % asked:
+        raise ValueError(
+            f"`num_blocks` is {asked}, and there are {num} walkers: pass 2 or more, of "
+            "which their number is a multiple."
+        )
+    return asked
 
 
 def _check_weights(positions: Array, weights: Array) -> None:
@@ -81,11 +101,9 @@ def _check_weights(positions: Array, weights: Array) -> None:
         )
 
 
-@partial(jax.jit, static_argnames="num_modes")
-def _masses(weights: Array, labels: Array, num_modes: int) -> Estimate:
-    num, num_blocks = weights.shape[0], num_blocks_of(weights.shape[0])
-    if num_blocks == 1:  # of few walkers, which may be relatives too
-        num_blocks = min(num, FEWEST_BLOCKS)
+@partial(jax.jit, static_argnames=("num_modes", "num_blocks"))
+def _masses(weights: Array, labels: Array, num_modes: int, num_blocks: int) -> Estimate:
+    num = weights.shape[0]
     blocks = jnp.arange(num) * num_blocks // num
     both = jax.ops.segment_sum(
         weights, blocks * num_modes + labels, num_blocks * num_modes

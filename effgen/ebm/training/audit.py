@@ -131,25 +131,41 @@ def kept_in(state: TrainState[Energy, Audited], kind: type[Kept]) -> Kept:
     return own
 
 
-def found_on_data(
+def watch_after_data(
     kernel: AbstractKernel,
     state: TrainState[Energy, Audited],
+    model: Energy,
+    num_moves: int,
+    resample_below: float,
+    *,
     leader: KernelState,
     batch: Float[Array, "batch *shape"],
-    *,
+    data_energy: Float[Array, ""],
     key: PRNGKeyArray,
-) -> KernelState:
-    """Return the step size of the watching walkers' next moves, by a few of the data.
+) -> tuple[KernelState, Population | None, Metrics]:
+    """Return the next leader, and as `watch`, of a trainer that moves no walkers.
 
-    They move once under the model, which no walker has an influence on. Where nobody
+    The step size is found by a few rows of the data, which move once under the state's
+    model: no walker has an influence on it, not even on the first. Where nobody
     watches, or the kernel follows no rule, `leader` is returned as it is.
     """
-    if state.memory.audit is None or not has_rule(kernel):
-        return leader
-    rows = Walkers.from_samples(batch[:_TRIED]).reweighted(state.model)
-    begun = begun_with(rows, leader.step_size)
-    moved = kernel.move(begun, state.model, state.step, key=key)
-    return moved.kernel_state.like(leader)
+    find_key, watch_key = jax.random.split(key)
+    if state.memory.audit is not None and has_rule(kernel):
+        rows = Walkers.from_samples(batch[:_TRIED]).reweighted(state.model)
+        begun = begun_with(rows, leader.step_size)
+        moved = kernel.move(begun, state.model, state.step, key=find_key)
+        leader = moved.kernel_state.like(leader)
+    audit, metrics = watch(
+        kernel,
+        state,
+        model,
+        num_moves,
+        resample_below,
+        leader=leader,
+        data_energy=data_energy,
+        key=watch_key,
+    )
+    return leader, audit, metrics
 
 
 def check_watched_data(

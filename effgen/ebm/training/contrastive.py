@@ -128,13 +128,15 @@ class CDTrainer(AbstractTrainer):
         metrics["loss"] = metrics["energy_gap"]
         model, more = bounded(self.radius, state.model, model, chains, weighted=False)
         metrics |= more
+        # In the precision that it has been kept in, whatever that of the batch is.
+        kept = chains.kernel_state.like(kept_in(state, KernelState))
         audit, more = watch(
             self.kernel,
             state,
             model,
             self.num_moves,
             self.resample_below,
-            leader=kept_in(state, KernelState),
+            leader=kept,
             data_energy=metrics["data_energy"],
             key=watch_key,
         )
@@ -142,8 +144,6 @@ class CDTrainer(AbstractTrainer):
             self.kernel, model, chains, metrics["energy_gap"], state.step, batch
         )
         metrics |= moved_by(chains.kernel_state)
-        # In the precision that it has been kept in, whatever that of the batch is.
-        kept = chains.kernel_state.like(kept_in(state, KernelState))
         return state.advance(model, opt_state, Audited(kept, audit)), metrics | more
 
     def _chains(

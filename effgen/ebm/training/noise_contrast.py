@@ -24,9 +24,8 @@ from effgen.ebm.walkers.weighted_walkers import Walkers
 
 from .audit import (
     check_watched_data,
-    found_on_data,
     kept_in,
-    watch,
+    watch_after_data,
     watched_start,
 )
 from .soundness import soundness
@@ -138,7 +137,7 @@ class NCETrainer(AbstractTrainer):
         Returns:
             The state after the step, and the metrics.
         """
-        noise_key, watch_key, find_key = jax.random.split(key, 3)
+        noise_key, watch_key = jax.random.split(key)
         num = batch.shape[0]
         both = jnp.concatenate([batch, self._noise(noise_key, batch)])
         log_noise = self._log_noise(both)
@@ -173,17 +172,17 @@ class NCETrainer(AbstractTrainer):
             self.kernel, model, looked, jnp.zeros(()), state.step, batch
         )
         leader = kept_in(state, LearnedPartition).kernel_state
-        audit, more = watch(
+        leader, audit, more = watch_after_data(
             self.kernel,
             state,
             model,
             self.num_moves,
             self.resample_below,
             leader=leader,
+            batch=batch,
             data_energy=jnp.mean(looked.energies),
             key=watch_key,
         )
-        leader = found_on_data(self.kernel, state, leader, batch, key=find_key)
         memory = Audited(LearnedPartition(log_partition, leader), audit)
         return state.advance(model, opt_state, memory), metrics | more
 

@@ -28,9 +28,8 @@ from effgen.ebm.walkers.weighted_walkers import Walkers
 
 from .audit import (
     check_watched_data,
-    found_on_data,
     kept_in,
-    watch,
+    watch_after_data,
     watched_start,
 )
 from .soundness import soundness
@@ -139,7 +138,7 @@ class ScoreMatchingTrainer(AbstractTrainer):
             The state after the step, and the metrics.
         """
         batch = as_rows("batch", batch)
-        noise_key, watch_key, find_key = jax.random.split(key, 3)
+        noise_key, watch_key = jax.random.split(key)
         noise = jax.random.normal(noise_key, batch.shape, batch.dtype)
         to = self.coordinates
         z = batch if to is None else jax.vmap(to)(batch)
@@ -169,17 +168,17 @@ class ScoreMatchingTrainer(AbstractTrainer):
             self.kernel, model, looked, jnp.zeros(()), state.step, batch
         )
         leader = kept_in(state, KernelState)
-        audit, more = watch(
+        leader, audit, more = watch_after_data(
             self.kernel,
             state,
             model,
             self.num_moves,
             self.resample_below,
             leader=leader,
+            batch=batch,
             data_energy=jnp.mean(energies_at(state.model, batch)),
             key=watch_key,
         )
-        leader = found_on_data(self.kernel, state, leader, batch, key=find_key)
         return state.advance(model, opt_state, Audited(leader, audit)), metrics | more
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:

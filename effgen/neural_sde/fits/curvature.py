@@ -4,7 +4,7 @@ Both use the posterior density of a linear model's parameters around its maximum
 """
 
 import warnings
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -41,10 +41,16 @@ def named_parameters(model: LatentSDE) -> dict[str, Array]:
 
 
 @eqx.filter_jit
-def _bent(problem: Problem, x: Array) -> tuple[Array, Array, Any, Any]:
-    """Return the density's derivatives, and the named parameters with theirs."""
-    named = lambda x: named_parameters(problem.model(x))
-    return jax.grad(problem)(x), jax.hessian(problem)(x), named(x), jax.jacfwd(named)(x)
+def values_at(problem: Problem, x: Array) -> dict[str, Array]:
+    """Return the named parameters where the density's parameters are `x`."""
+    return named_parameters(problem.model(x))
+
+
+@eqx.filter_jit
+def _bent(problem: Problem, x: Array) -> tuple[Array, Array, dict[str, Array]]:
+    """Return the density's derivatives, and those of the named parameters."""
+    named = lambda x: values_at(problem, x)
+    return jax.grad(problem)(x), jax.hessian(problem)(x), jax.jacfwd(named)(x)
 
 
 class Spectrum(NamedTuple):
@@ -76,9 +82,9 @@ def spectrum(
     return Spectrum(units, *np.linalg.eigh(scaled))
 
 
-def standard_errors(problem: Problem, x: Array) -> tuple[dict, dict]:
-    """Return named parameters, and their standard errors to first order."""
-    _, hessian, values, slopes = _bent(problem, x)
+def standard_errors(problem: Problem, x: Array) -> dict[str, np.ndarray]:
+    """Return the named parameters' standard errors, to first order."""
+    _, hessian, slopes = _bent(problem, x)
     scale = float(problem.prior_scale)
     found = spectrum(np.asarray(hessian), np.asarray(problem.is_log), scale)
     held = found.sizes > 1e-9 * np.max(found.sizes, initial=0)
@@ -90,7 +96,7 @@ def standard_errors(problem: Problem, x: Array) -> tuple[dict, dict]:
         open_part = np.sum(across[..., ~held] ** 2, axis=-1)
         whole = np.sum(across**2, axis=-1)
         errors[name] = np.where(open_part > 1e-12 * whole, np.nan, np.sqrt(variance))
-    return {name: np.asarray(value) for name, value in values.items()}, errors
+    return errors
 
 
 def drawn_models(
@@ -125,7 +131,7 @@ def drawn_models(
     rng = np.random.default_rng(np.asarray(jax.random.key_data(keys[0])))
     size = max(_PROPOSALS, 8 * num)
     with jax.enable_x64(True):  # noqa: FBT003
-        slope, hessian, *_ = _bent(peak.problem, peak.x)
+        slope, hessian, _ = _bent(peak.problem, peak.x)
         law = laplace(peak, np.asarray(slope), np.asarray(hessian))
         if law is None:
             _warn("the curvature at the fit is not finite: all models are the fit's.")

@@ -10,7 +10,7 @@ from jaxtyping import ArrayLike, PRNGKeyArray
 from effgen.core.outcome.results import RunWarning
 from effgen.neural_sde.modeling.model import LatentSDE
 
-from .curvature import drawn_models, standard_errors
+from .curvature import drawn_models, standard_errors, values_at
 from .peak import Maximum, maximum
 
 
@@ -23,8 +23,6 @@ class Fitted(NamedTuple):
         log_prior: The log prior density there, up to a constant, in nats.
         parameters: By name, in units of time and data: those of a `Structure`, and
             "observation.scale".
-        standard_errors: Of these, from the curvature; NaN where the data and the prior
-            do not hold one.
         num_steps: How many steps the optimizer took.
         converged: Whether it converged.
         peak: The density that was maximized, and its maximum.
@@ -34,10 +32,19 @@ class Fitted(NamedTuple):
     log_evidence: float
     log_prior: float
     parameters: dict[str, np.ndarray]
-    standard_errors: dict[str, np.ndarray]
     num_steps: int
     converged: bool
     peak: Maximum
+
+    @property
+    def standard_errors(self) -> dict[str, np.ndarray]:
+        """Of `parameters`, by the curvature; NaN where nothing holds a parameter.
+
+        They are computed when they are asked for: the curvature takes as long to
+        compile as the fit.
+        """
+        with jax.enable_x64(True):  # noqa: FBT003
+            return standard_errors(self.peak.problem, self.peak.x)
 
     def drawn(self, num: int, *, key: PRNGKeyArray) -> tuple[LatentSDE, ...]:
         """Draw models from the posterior density of the parameters.
@@ -99,7 +106,7 @@ def fit_linear(
         max_steps: The most steps of the optimizer.
 
     Returns:
-        The fitted model, with parameters and their standard errors.
+        The fitted model, with parameters and what gives their standard errors.
 
     Raises:
         ValueError: For a model that is not linear, a `prior_scale` that is not
@@ -124,7 +131,7 @@ def fit_linear(
         max_steps=max_steps,
     )
     with jax.enable_x64(True):  # noqa: FBT003
-        values, sizes = standard_errors(peak.problem, peak.x)
+        values = values_at(peak.problem, peak.x)
     if not peak.converged:
         warnings.warn(
             f"the fit has not converged in {peak.num_steps} steps: raise "
@@ -136,8 +143,7 @@ def fit_linear(
         peak.model,
         peak.log_evidence,
         peak.log_prior,
-        values,
-        sizes,
+        {name: np.asarray(value) for name, value in values.items()},
         peak.num_steps,
         peak.converged,
         peak,

@@ -83,6 +83,40 @@ def test_a_law_that_saturates_has_its_network(deviation):
 
 
 @pytest.mark.slow
+def test_the_mesh_is_refined_before_a_network_may_absorb_its_error(deviation):
+    """On two intervals the law itself errs by a tenth of the data's deviation."""
+    ys = 3 * np.exp(-0.9 * TS) + 0.5 * noise()
+    problem = co.Problem(law, (TS, ys), initial=co.Initial([3.0]))
+    level = co.transcribe(problem, intervals=2, stages=2)
+    trainer = co.CollocationTrainer(max_iter=300)
+    model = co.Model({"rate": 1.0}, deviation)
+    with pytest.warns(eg.RunWarning, match="mesh"):
+        kept = co.choose(trainer, model, level, key=KEY, num_rounds=1)
+    assert len(kept.transcription.mesh.edges[0]) == 3
+    assert kept.plain.noise[0] > 5 * 0.01
+    choice = co.choose(trainer, model, level, key=KEY)
+    assert not choice.network
+    assert co.accuracy(choice.transcription, choice.state).excess <= 1
+    np.testing.assert_allclose(choice.plain.noise, 0.01, rtol=0.35)
+    found = co.covariance(choice.transcription, choice.state)
+    rate = float(choice.state.model.parameters["rate"])
+    assert abs(rate - 0.9) < 3 * np.sqrt(found.model[0, 0])
+
+
+@pytest.mark.slow
+def test_a_law_with_its_network_has_a_mesh_for_it(deviation):
+    """The noise of a law that does not fit is large: for it two intervals suffice."""
+    ys = saturating() + 0.1 * noise()
+    level = co.transcribe(co.Problem(law, (TS, ys)), intervals=2, stages=2)
+    trainer, model = co.CollocationTrainer(max_iter=300), {"rate": 1.0}
+    choice = co.choose(trainer, co.Model(model, deviation), level, key=KEY)
+    assert choice.network
+    assert co.accuracy(choice.transcription, choice.state).excess <= 1
+    np.testing.assert_allclose(choice.evidence.noise, 0.002, rtol=0.4)
+    check_rates(choice.state.model)
+
+
+@pytest.mark.slow
 def test_weights_in_groups_have_a_prior_each(deviation):
     """Begun with all weights held at zero, from where the search begins again."""
     groups = eqx.tree_at(

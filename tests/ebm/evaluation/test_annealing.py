@@ -63,6 +63,7 @@ BITS = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
 PULLS = BITS @ np.asarray(WEIGHTS).T
 
 
+@pytest.mark.one_case("Gaussian-Bernoulli")
 @pytest.mark.parametrize(
     ("energy", "size", "log_z"),
     [

@@ -144,3 +144,20 @@ def test_walkers_out_of_equilibrium_are_told():
     assert float(ebm.imbalance(narrow)) > 4
     with pytest.warns(eg.RunWarning, match="standard errors from equilibrium"):
         ebm.NormalizedEnergy.from_walkers(model, narrow)
+
+
+def test_errors_of_masses_are_from_the_walkers_own_blocks():
+    """Of 24 independent blocks, each in one mode, the bar is that of 24 tosses."""
+    rng, num = np.random.default_rng(0), 24 * 42
+    classify = lambda x: x[:, 0].astype(int)
+    held, bars = 0, []
+    for _ in range(200):
+        x = jnp.asarray(np.repeat(rng.integers(2, size=24), 42)[:, None], jnp.float32)
+        found = ebm.mode_masses(x, jnp.ones(num), classify, 2, num_blocks=24)
+        held += bool(abs(found.value[1] - 0.5) < 2 * found.standard_error[1])
+        bars.append(float(found.standard_error[1]))
+    assert np.median(bars) == pytest.approx(0.5 / np.sqrt(24), rel=0.1)
+    assert 0.9 * 200 <= held <= 0.99 * 200
+    for wrong in (1, 5, 2.0):
+        with pytest.raises((ValueError, TypeError), match="`num_blocks` is"):
+            ebm.mode_masses(x, jnp.ones(num), classify, 2, num_blocks=wrong)

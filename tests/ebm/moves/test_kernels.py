@@ -202,7 +202,8 @@ COVERED = {"partly moved", "preconditioned"}
 
 
 @pytest.mark.parametrize(
-    "step_size", [0.05, pytest.param(0.3, marks=pytest.mark.slow), 0.8]
+    "step_size",
+    [pytest.param(small, marks=pytest.mark.slow) for small in (0.05, 0.3)] + [0.8],
 )
 @pytest.mark.parametrize(
     "move",

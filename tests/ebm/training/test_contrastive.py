@@ -37,7 +37,7 @@ def fitted(trainer, memory, num_steps=100):
     ids=["cd", "score matching"],
 )
 def test_the_mean_is_learned_and_the_watching_walkers_are_honest(trainer):
-    watching = populations(jax.random.key(0), 4096)
+    watching = populations(jax.random.key(0), 1024)
     state, history = fitted(trainer, watching)
     np.testing.assert_allclose(state.model.mean, 1.5, atol=0.1)
     density = ebm.NormalizedEnergy.from_state(state)

@@ -67,14 +67,18 @@ def test_a_smoother_keeps_distinct_paths_and_their_law():
     found, _ts, ys = wells()
     grid, _, laws, *_ = grid_laws(ys)
     mean, scale = moments(grid, laws)
-    law = found.marginals(key=KEY, num_paths=2_000)
+    law = found.marginals(key=KEY, num_paths=1_000)
     error = scale / np.sqrt(law.ess)
     assert np.all(np.abs(law.mean[:, 0] - mean) < 6 * error)
     np.testing.assert_allclose(law.scale[:, 0], scale, rtol=0.25)
     paths = found.smoother(key=KEY, num_paths=1_000)
     assert len(np.unique(np.asarray(paths.positions[0]))) > 300
     assert np.min(paths.ess) > 100
-    draws = found.paths(500, key=KEY)
+
+
+@pytest.mark.slow
+def test_paths_of_the_posterior_count_alike():
+    draws = wells()[0].paths(500, key=KEY)
     assert np.all(draws.log_weights == draws.log_weights[0])
 
 

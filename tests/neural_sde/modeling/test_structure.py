@@ -254,16 +254,24 @@ def test_steps_are_the_model_s_own_where_one_is_not_exact():
     assert step_of(varying, YEARS, "s") == 0.02
 
 
-def test_a_network_begins_at_the_fit_and_moves_what_it_may():
+def flow_fit():
     parts = ns.cycle(11.0) + ns.level()
-    fit = ns.fit_linear(ns.structural(parts, YEARS, FLOW), YEARS, FLOW)
+    return ns.fit_linear(ns.structural(parts, YEARS, FLOW), YEARS, FLOW)
+
+
+@pytest.mark.slow
+def test_drawn_models_differ_by_the_standard_errors():
+    fit = flow_fit()
     drawn = fit.drawn(8, key=jax.random.key(1))
     logs = np.log([float(m.linear.parameters["cycle.scale"]) for m in drawn])
     error = fit.standard_errors["cycle.scale"] / fit.parameters["cycle.scale"]
     assert 0.3 * error < np.std(logs) < 3 * error
     with pytest.raises(ValueError, match="`num` is 0"):
         fit.drawn(0, key=jax.random.key(1))
-    fitted = fit.model
+
+
+def test_a_network_begins_at_the_fit_and_moves_what_it_may():
+    fitted = flow_fit().model
     model = ns.with_network(
         fitted, YEARS, FLOW, key=jax.random.key(0), sees=["cycle"], moves=["cycle"]
     )

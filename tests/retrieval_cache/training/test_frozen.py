@@ -142,6 +142,7 @@ def test_more_rows_than_there_are_cannot_be_drawn():
         eg.fit(trainer, state, eg.Minibatches(pairs, 2), key=KEY, num_steps=1)
 
 
+@pytest.mark.one_case("64")
 @pytest.mark.parametrize("drawn", [None, 64])
 def test_an_index_split_over_devices_has_the_loss_of_a_whole_one(drawn):
     model, embeddings, ids, pairs = given()
