@@ -143,9 +143,14 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    """Return the commit, marked where anything but a result differs from it."""
+    named = ["describe", "--always", "--abbrev=12"]
+    changed = ["status", "--porcelain", "--untracked-files=no", "--", ":!*/results/*"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        commit, left = (
+            subprocess.run(["git", *command], capture_output=True, text=True).stdout
+            for command in (named, changed)
+        )
     except OSError:  # a machine without git
         return ""
-    return done.stdout.strip()
+    return commit.strip() + ("-dirty" if left.strip() else "")

@@ -14,6 +14,7 @@ import pytest
 import effgen as eg
 from effgen import ebm
 from effgen.ebm.contract.data_checks import check_batch, check_columns
+from effgen.ebm.evaluation.reliability import _by_weights, told_by
 from tests.ebm.gaussians import LOG_PARTITION, SIZE, Shifted, data, populations
 
 
@@ -157,6 +158,24 @@ def test_weights_that_cannot_be_relied_on_are_marked():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("lineages", "spread", "doubted"),
+    [(3, 1.0, True), (3, 0.3, False), (9, 1.0, False)],
+)
+def test_islands_of_few_lineages_that_differ_are_doubted(lineages, spread, doubted):
+    walkers = populations(jax.random.key(0), 1024).in_blocks(16)
+    values = np.linspace(-1, 1, 16)
+    walkers = dataclasses.replace(
+        walkers,
+        roots=walkers.roots % lineages,
+        log_partition=walkers.log_partition
+        + jnp.asarray(spread * values / values.std(ddof=1), jnp.float32),
+    )
+    said = _by_weights(told_by(walkers), walkers)
+    assert any("first walkers an island" in text for text in said) == doubted
+    assert len(said) == doubted
+
+
 def test_another_model_put_into_the_state_is_weighed_too():
     # Walkers carry what they last saw: a model changed by hand is caught up with.
     state = started(Shifted(jnp.zeros(SIZE)), num=20_000)
