@@ -5,11 +5,21 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 
 # A gap that is a whole number of `dt` but for rounding is not given one more step.
 _SLACK = 1e-4
+
+
+def usual_gap(ts: ArrayLike) -> float:
+    """Return the median of the gaps between times, along the last axis, above zero.
+
+    One, where there is no gap.
+    """
+    gaps = np.diff(np.asarray(ts, np.float64))
+    there = gaps[gaps > 0]
+    return float(np.median(there)) if there.size else 1.0
 
 
 class Grid(NamedTuple):

@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from effgen.neural_sde.answering.draws import is_exact
 from effgen.neural_sde.answering.posteriors import posterior
+from effgen.neural_sde.data.grid import usual_gap
 from effgen.neural_sde.modeling.model import LatentSDE
 from effgen.neural_sde.modeling.networks import residual_network, zero_at_first
 from effgen.neural_sde.modeling.structure import Structure
@@ -23,11 +24,13 @@ class DrivenDrift(eqx.Module):
         drift(t, x) = sigma v((x[sees] - center) / scale)
 
     `v` moves only the columns of the fit's noise, so it changes nothing that noise does
-    not. It sees components in units of their own, so a fit in other units is the same.
+    not. It sees components in units of their own, and counts deviations of the noise of
+    a usual gap. So a fit in other units of state or time is the same.
 
     Arguments:
         layers: The network `v`.
-        sigma: The columns of the fit's noise that it moves, shape `(state, moves)`.
+        sigma: The columns of the fit's noise that it moves, over the root of the
+            record's usual gap, shape `(state, moves)`.
         center: What is taken off the components seen, shape `(sees,)`.
         scale: What these are divided by, shape `(sees,)`. `sigma`, `center` and `scale`
             are not trained.
@@ -107,7 +110,7 @@ def with_network(
         zero_at_first(
             len(place.sees), place.sigma.shape[1], width_size, depth, key=keys[0]
         ),
-        place.sigma,
+        place.sigma / np.sqrt(place.gap).astype(dtype),
         jnp.asarray(place.center, dtype),
         jnp.asarray(place.scale, dtype),
         place.sees,
@@ -118,6 +121,7 @@ def with_network(
         width_size=width_size,
         depth=depth,
         num_inputs=0 if inputs is None else np.shape(inputs)[-1],
+        gap=place.gap,
     )
     kept = tuple(f"drift.{name}" for name in ("sigma", "center", "scale"))
     return dataclasses.replace(
@@ -135,6 +139,7 @@ class Place(NamedTuple):
         scale: Of the components seen.
         means: Of the linear posterior at each time until the last value.
         scales: Its standard deviations there.
+        gap: The median time between observations.
     """
 
     sees: tuple[int, ...]
@@ -143,6 +148,7 @@ class Place(NamedTuple):
     scale: np.ndarray
     means: np.ndarray
     scales: np.ndarray
+    gap: float
 
 
 def seen_and_moved(
@@ -185,6 +191,7 @@ def seen_and_moved(
         np.where(spread > 0, spread, 1.0),
         means,
         scales,
+        usual_gap(found.series.ts),
     )
 
 

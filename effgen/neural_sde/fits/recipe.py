@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +14,10 @@ from jaxtyping import ArrayLike, PRNGKeyArray
 from effgen.core.contract.counts import check_count
 from effgen.core.contract.keys import check_key
 from effgen.core.data.batches import Minibatches
-from effgen.core.outcome.results import RunWarning, TrainingError
+from effgen.core.outcome.results import TrainingError
 from effgen.core.running.verbs import fit
 from effgen.neural_sde.bounds.trainer import LatentSDETrainer
+from effgen.neural_sde.data.grid import usual_gap
 from effgen.neural_sde.modeling.model import LatentSDE
 from effgen.neural_sde.modeling.structure import Structure
 
@@ -34,7 +34,6 @@ _MOST_STRUCTURES, _NUM_ORIGINS = 3, 6
 _NUM_DRAWN = 16  # models of a structure
 _NETWORK = 0.5
 _BEHIND = 5.0  # nats: such a structure would have a weight below one percent
-_MOST_GAP = 1_000.0
 _MOST_ROUNDED = 0.01  # of the range of values: the step between numbers
 _RETURNING = ("matern", "cycle", "car")
 
@@ -89,10 +88,6 @@ def forecaster(
             structures, and a `season_period` beside `structures` or that the times
             can't show.
         TypeError: For values that are no structures, and for an invalid key.
-
-    Warns:
-        RunWarning: Where times are more than 1,000 or less than a thousandth apart.
-
     Source:
         Hoeting, Madigan, Raftery and Volinsky (1999), of the shares.
     """
@@ -131,7 +126,7 @@ def forecaster(
 
 
 def check_record(ts: np.ndarray, values: np.ndarray, horizon: int) -> None:
-    """Raise `ValueError` for a record that can't be fitted and judged; warn of gaps.
+    """Raise `ValueError` for a record that can't be fitted and judged.
 
     Arguments:
         ts: Times, shape `(obs,)`.
@@ -149,14 +144,6 @@ def check_record(ts: np.ndarray, values: np.ndarray, horizon: int) -> None:
     low = np.min(early, axis=0, initial=np.inf, where=there)
     high = np.max(early, axis=0, initial=-np.inf, where=there)
     _check_ranges(low, high, where)
-    gap = step_length(ts)
-    if not 1 / _MOST_GAP < gap < _MOST_GAP:
-        warnings.warn(
-            f"times are {gap:.3g} apart: the network is trained well where gaps are "
-            "near one. Pass times in another unit, or dates with another `unit`.",
-            RunWarning,
-            stacklevel=3,
-        )
 
 
 def _check_ranges(low: np.ndarray, high: np.ndarray, where: str) -> None:
@@ -258,8 +245,7 @@ def returning(found: Sequence[Candidate]) -> Candidate | None:
 
 def step_length(ts: ArrayLike) -> float:
     """Return the median gap, a little more: rounding of times makes no step two."""
-    gaps = np.diff(np.asarray(ts, np.float64))
-    return 1.001 * float(np.median(gaps[gaps > 0]))
+    return 1.001 * usual_gap(ts)
 
 
 def network_of(
@@ -290,7 +276,7 @@ def trained(
 
     Each parameter has a normal prior around its start: see `weight_prior`.
     """
-    trainer = LatentSDETrainer(_optimizer(num_steps, model.dt), model.dt, num_paths=4)
+    trainer = LatentSDETrainer(_optimizer(num_steps), model.dt, num_paths=4)
     data = Minibatches(_batch(ts, ys, mask), 1)
     state = trainer.init(model)
     try:
@@ -301,11 +287,11 @@ def trained(
 
 
 @functools.lru_cache(maxsize=8)
-def _optimizer(num_steps: int, dt: float) -> optax.GradientTransformation:
+def _optimizer(num_steps: int) -> optax.GradientTransformation:
     """Return the optimizer of a network; it is cached, so that programs are shared."""
     rate = optax.cosine_decay_schedule(5e-3, num_steps)
     return optax.chain(
-        optax.clip_by_global_norm(100.0), weight_prior(dt), optax.adam(rate)
+        optax.clip_by_global_norm(100.0), weight_prior(), optax.adam(rate)
     )
 
 

@@ -1,5 +1,7 @@
 """Networks for drifts and residuals, zero at first: models begin linear and exact."""
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -95,9 +97,12 @@ class Residual(eqx.Module):
 
     Arguments:
         layers: From the features that `residual_network` names to the control.
+        gap: What the first two features, which are times, are divided by; its root
+            divides the control.
     """
 
     layers: eqx.nn.MLP
+    gap: float = eqx.field(static=True, default=1.0)
 
     def __call__(self, features: Float[Array, " features"]) -> Float[Array, " noise"]:
         """Return the control beside the optimal linear one.
@@ -108,7 +113,9 @@ class Residual(eqx.Module):
         Returns:
             The control of each normal variable of a step, shape `(noise,)`.
         """
-        return self.layers(features)
+        times, rest = features[:2], features[2:]
+        found = self.layers(jnp.concatenate([times / self.gap, rest]))
+        return found / math.sqrt(self.gap)
 
 
 def residual_network(
@@ -118,6 +125,7 @@ def residual_network(
     width_size: int = 64,
     depth: int = 2,
     num_inputs: int = 0,
+    gap: float = 1.0,
 ) -> Residual:
     """Return a network for `LatentSDE(residual=...)`, zero at first.
 
@@ -131,6 +139,8 @@ def residual_network(
         width_size: The width of each hidden layer.
         depth: The number of hidden layers.
         num_inputs: The number of inputs of the series, 0 for none.
+        gap: The usual time between observations. Times are seen in it, and the control
+            counts deviations of its noise.
 
     Returns:
         The network, from `num_features` numbers to the control `v` of each normal
@@ -139,4 +149,4 @@ def residual_network(
     size = linear.initial.mean.shape[0]
     seen = num_features(size, num_inputs)
     noise = noise_size(linear)
-    return Residual(zero_at_first(seen, noise, width_size, depth, key=key))
+    return Residual(zero_at_first(seen, noise, width_size, depth, key=key), gap)

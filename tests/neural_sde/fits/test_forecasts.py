@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pandas as pd
 import pytest
 import scipy.stats
@@ -84,14 +85,14 @@ def test_a_network_has_a_prior_about_where_it_began():
         frozen=["drift.sigma", "drift.center", "drift.scale"],
     )
     params = eqx.filter(model.trainable()[0], eqx.is_inexact_array)
-    optim = weight_prior(0.5)
+    optim = weight_prior()
     state = optim.init(params)
     further = jax.tree.map(lambda x: x + 2, params)
     none = jax.tree.map(jnp.zeros_like, params)
     found = optim.update(none, state, further)[0]
     at = found.drift.layers.layers
     np.testing.assert_allclose(at[0].weight, 2.0, rtol=1e-5)
-    np.testing.assert_allclose(at[-1].weight, 2 * 8 * 0.5 / 4, rtol=1e-5)
+    np.testing.assert_allclose(at[-1].weight, 2 * 8 / 4, rtol=1e-5)
     np.testing.assert_allclose(found.linear.parts[0].log_length, 2 / 1.5**2, rtol=1e-5)
     np.testing.assert_allclose(found.decoder.log_scale, 2 / 1.5**2, rtol=1e-5)
     assert all(np.all(x == 0) for x in jax.tree.leaves(found.residual))
@@ -349,10 +350,30 @@ def test_what_is_no_record_is_refused_before_any_fit(changed, error, named):
         ns.forecaster(**given)
 
 
-@pytest.mark.parametrize("unit", [1e-6, 86_400.0])
-def test_times_in_a_unit_far_from_their_gaps_are_warned_of(unit):
-    with pytest.warns(eg.RunWarning, match="times are .* apart: the network"):
-        recipe.check_record(unit * TS, YS[:, None], 3)
+def losses(unit, key, *, controlled):
+    """Return the losses of a network's training on times in a unit."""
+    ts, ys = unit * np.arange(24.0), np.sin(np.arange(24.0)) ** 3
+    linear = ns.ou(length=2.0 * unit, scale=1.0)
+    base = ns.LatentSDE(linear, linear.decoder(0.2), dt=unit)
+    model = ns.with_network(base, ts, ys, key=key, width_size=8, depth=1)
+    if not controlled:
+        model = dataclasses.replace(model, residual=None)
+    optim = optax.chain(weight_prior(), optax.adam(5e-3))
+    trainer = ns.LatentSDETrainer(optim, unit, num_paths=8)
+    data = eg.Minibatches((ts[None].astype(np.float32), ys[None]), 1)
+    history = eg.fit(trainer, trainer.init(model), data, key=key, num_steps=30)[1]
+    return history["loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unit", [1e-5, 86_400.0])
+def test_a_network_trains_alike_in_any_unit_of_time(unit):
+    one = losses(1.0, KEY, controlled=False)
+    assert one[-1] < one[0] - 0.5
+    np.testing.assert_allclose(losses(unit, KEY, controlled=False), one, atol=0.02)
+    with_control = losses(1.0, KEY, controlled=True)
+    found = losses(unit, KEY, controlled=True)
+    assert abs(np.mean(found[-10:]) - np.mean(with_control[-10:])) < 0.5
 
 
 def test_wrong_arguments_are_named():
