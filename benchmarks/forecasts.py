@@ -280,37 +280,29 @@ def table_of(records: dict[str, Any]) -> str:
             for n in names
         ]
         rows.append(f"| {record} | {' | '.join(cells)} |")
-    rows.append(
-        "| within 50, 90 % | " + " | ".join(map(_within(records), names)) + " |"
-    )
-    seconds = " | ".join(map(_seconds(records), names))
-    rows.append(f"| seconds | {seconds} |")
+    found = overall(records)
+    shares = [", ".join(f"{100 * found[n][k]:.0f}" for k in BANDS) for n in names]
+    rows.append(f"| within 50, 90 % | {' | '.join(shares)} |")
+    seconds = [f"{found[n]['seconds']:.0f}" for n in names]
+    rows.append(f"| seconds | {' | '.join(seconds)} |")
     return "\n".join(rows)
 
 
-def _within(records: dict[str, Any]) -> Any:
-    """Return what says how many values of all records are within the bands."""
-
-    def cell(name: str) -> str:
+def overall(records: dict[str, Any]) -> dict[str, Any]:
+    """Return each contestant's shares of all values within its bands, and its time."""
+    found: dict[str, Any] = {}
+    names = dict.fromkeys(who for record in records.values() for who in record["runs"])
+    for who in names:
         rows = [
             row
-            for found in records.values()
-            for key in found["runs"].get(name, {}).values()
-            for row in key
+            for record in records.values()
+            for by_key in record["runs"].get(who, {}).values()
+            for row in by_key
         ]
-        total = sum(row["num"] for row in rows) or 1
-        shares = (sum(row[k] for row in rows) / total for k in BANDS)
-        return ", ".join(f"{100 * share:.0f}" for share in shares)
-
-    return cell
-
-
-def _seconds(records: dict[str, Any]) -> Any:
-    def cell(name: str) -> str:
-        found = [r["summary"].get(name, {}).get("seconds") for r in records.values()]
-        return f"{np.median([x for x in found if x is not None] or [np.nan]):.0f}"
-
-    return cell
+        total = sum(row["num"] for row in rows)
+        found[who] = {k: sum(row[k] for row in rows) / total for k in BANDS}
+        found[who]["seconds"] = float(np.median([row["seconds"] for row in rows]))
+    return found
 
 
 def stored() -> dict[str, Any]:
@@ -342,7 +334,8 @@ def main() -> None:
             for who, found in rows.items():
                 runs.setdefault(who, {})[str(key)] = found
             records[name]["summary"] = summary(runs)
-            measure.write("forecasts", {"num_steps": NUM_STEPS, "records": records})
+            figures = {"records": records, "overall": overall(records)}
+            measure.write("forecasts", {"num_steps": NUM_STEPS, **figures})
 
 
 if __name__ == "__main__":

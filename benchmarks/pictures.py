@@ -93,6 +93,8 @@ def _kills(kills: Record) -> list[Panel]:
 def _coverage(coverage: Record) -> list[Panel]:
     rows = []
     for problem, found in coverage["problems"].items():
+        if not found["unwarned"]:
+            continue
         held = round(found["held_where_unwarned"] * found["unwarned"])
         rows.append(_share(problem, held, found["unwarned"]))
     axis = "runs without a warning whose log Z is within two bars, % (line: 95)"
