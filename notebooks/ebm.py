@@ -179,7 +179,7 @@ figure.savefig(figures / "ebm-masses.png", dpi=110)
 # %%
 positions, weights = ebm.weighted_samples(states["Jarzynski"])
 found, errors = ebm.mode_masses(positions, weights, mode_of, 4)
-print(np.round(found, 3), "+-", np.round(errors, 3))
+print(np.round(np.float64(found), 3), "+-", np.round(np.float64(errors), 3))
 
 # %% [markdown]
 # ## Samples, and whether they stay
