@@ -8,7 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .parts import AbstractPart, Measures, PartLaw, check_positive, log_of
+from .parts import (
+    AbstractPart,
+    Measures,
+    PartLaw,
+    as_given,
+    as_leaf,
+    check_positive,
+    log_of,
+)
 
 
 class Matern(AbstractPart):
@@ -26,7 +34,7 @@ class Matern(AbstractPart):
     log_length: Float[Array, ""]
     log_scale: Float[Array, ""]
     smoothness: float = eqx.field(static=True)
-    given: tuple[float | None, ...] = eqx.field(static=True)
+    start_given: Float[Array, " given"]
 
     def __init__(
         self,
@@ -39,7 +47,8 @@ class Matern(AbstractPart):
         if smoothness not in (0.5, 1.5, 2.5):
             raise ValueError(f"`smoothness` is {smoothness}: pass 0.5, 1.5 or 2.5.")
         check_positive(self.kind, length=length, scale=scale)
-        self.smoothness, self.given = float(smoothness), (length, scale)
+        self.smoothness = float(smoothness)
+        self.start_given = as_leaf(length, scale)
         self.log_length = log_of(length, math.sqrt(measures.gap * measures.span))
         self.log_scale = log_of(scale, 0.6 * measures.spread)
 
@@ -78,7 +87,8 @@ class Matern(AbstractPart):
 
     def started(self, measures: Measures) -> "Matern":
         """Return the part with start values where none were given."""
-        return Matern(self.smoothness, self.given[0], self.given[1], measures)
+        given = as_given(self.start_given)
+        return Matern(self.smoothness, *given, measures)
 
 
 class Autoregression(AbstractPart):
@@ -98,14 +108,14 @@ class Autoregression(AbstractPart):
     log_rate: Float[Array, " odd"]
     log_scale: Float[Array, ""]
     order: int = eqx.field(static=True)
-    given: tuple[float | None, ...] = eqx.field(static=True)
+    start_given: Float[Array, " given"]
 
     def __init__(self, order: int, scale: float | None, measures: Measures) -> None:
         """Start at roots between the gap's and the span's rates, each underdamped."""
         if not isinstance(order, int) or not 1 <= order <= 8:
             raise ValueError(f"`order` is {order}: pass a whole number from 1 to 8.")
         check_positive(self.kind, scale=scale)
-        self.order, self.given = order, (scale,)
+        self.order, self.start_given = order, as_leaf(scale)
         ends = np.log([4 / measures.span, 1 / measures.gap])
         rates = np.exp(np.linspace(ends[0], ends[1], order // 2 + order % 2 + 2)[1:-1])
         pairs = rates[order % 2 :]
@@ -163,4 +173,4 @@ class Autoregression(AbstractPart):
 
     def started(self, measures: Measures) -> "Autoregression":
         """Return the part with start values where none were given."""
-        return Autoregression(self.order, self.given[0], measures)
+        return Autoregression(self.order, *as_given(self.start_given), measures)

@@ -44,7 +44,8 @@ class PartLaw(NamedTuple):
 class AbstractPart(eqx.Module):
     """A component of a structural model. Positive parameters are kept by logarithms.
 
-    Arrays named `start_...`, deviations of the first law, are not trained.
+    Arrays named `start_...` are not trained: `start_scales` are deviations of the first
+    law, and `start_given` what `started` begins at.
     """
 
     kind: eqx.AbstractClassVar[str]
@@ -67,6 +68,16 @@ def log_of(value: float | None, start: float) -> Array:
     return jnp.log(as_float(start if value is None else value))
 
 
+def as_leaf(*values: float | None) -> Float[Array, " given"]:
+    """Return what was given, zero for nothing: programs serve any start values."""
+    return as_float(np.array([value or 0.0 for value in values]))
+
+
+def as_given(leaf: Float[Array, " given"]) -> list[float | None]:
+    """Return what was given, `None` for nothing."""
+    return [float(value) or None for value in leaf]
+
+
 def check_positive(kind: str, **values: float | None) -> None:
     """Raise `ValueError` for a value that is not positive."""
     for name, value in values.items():
@@ -85,13 +96,13 @@ class Level(AbstractPart):
     kind: ClassVar[str] = "level"
 
     log_noise: Float[Array, ""]
-    given: tuple[float | None, ...] = eqx.field(static=True)
+    start_given: Float[Array, " given"]
     start_scales: Float[Array, " state"]
 
     def __init__(self, noise: float | None, measures: Measures) -> None:
         """Start at a walk over one deviation of the data in their span."""
         check_positive(self.kind, noise=noise)
-        self.given = (noise,)
+        self.start_given = as_leaf(noise)
         self.log_noise = log_of(noise, measures.spread / math.sqrt(measures.span))
         self.start_scales = as_float(np.array([3 * measures.spread]))
 
@@ -108,7 +119,7 @@ class Level(AbstractPart):
 
     def started(self, measures: Measures) -> "Level":
         """Return the part with start values where none were given."""
-        return Level(self.given[0], measures)
+        return Level(*as_given(self.start_given), measures)
 
 
 class Trend(AbstractPart):
@@ -118,7 +129,7 @@ class Trend(AbstractPart):
 
     log_noise: Float[Array, ""]
     log_slope_noise: Float[Array, ""]
-    given: tuple[float | None, ...] = eqx.field(static=True)
+    start_given: Float[Array, " given"]
     start_scales: Float[Array, " state"]
 
     def __init__(
@@ -127,7 +138,7 @@ class Trend(AbstractPart):
         """Start at slopes that change by one deviation of the data in their span."""
         check_positive(self.kind, noise=noise, slope_noise=slope_noise)
         span, spread = measures.span, measures.spread
-        self.given = (noise, slope_noise)
+        self.start_given = as_leaf(noise, slope_noise)
         self.log_noise = log_of(noise, 0.5 * spread / math.sqrt(span))
         self.log_slope_noise = log_of(slope_noise, 2 * spread / span**1.5)
         self.start_scales = as_float(np.array([3 * spread, 5 * spread / span]))
@@ -149,7 +160,7 @@ class Trend(AbstractPart):
 
     def started(self, measures: Measures) -> "Trend":
         """Return the part with start values where none were given."""
-        return Trend(self.given[0], self.given[1], measures)
+        return Trend(*as_given(self.start_given), measures)
 
 
 class Cycle(AbstractPart):
@@ -163,7 +174,7 @@ class Cycle(AbstractPart):
     log_period: Float[Array, ""]
     log_damping: Float[Array, ""]
     log_scale: Float[Array, ""]
-    given: tuple[float | None, ...] = eqx.field(static=True)
+    start_given: Float[Array, " given"]
 
     def __init__(
         self,
@@ -174,7 +185,7 @@ class Cycle(AbstractPart):
     ) -> None:
         """Start at a damping of a tenth of the angular rate."""
         check_positive(self.kind, period=period, damping=damping, scale=scale)
-        self.given = (period, damping, scale)
+        self.start_given = as_leaf(period, damping, scale)
         self.log_period = log_of(period, 1.0)
         self.log_damping = log_of(damping, 0.2 * math.pi / period)
         self.log_scale = log_of(scale, 0.7 * measures.spread)
@@ -198,7 +209,7 @@ class Cycle(AbstractPart):
 
     def started(self, measures: Measures) -> "Cycle":
         """Return the part with start values where none were given."""
-        period, damping, scale = self.given
+        period, damping, scale = as_given(self.start_given)
         assert period is not None
         return Cycle(period, damping, scale, measures)
 
@@ -214,7 +225,7 @@ class Season(AbstractPart):
     log_noise: Float[Array, ""]
     period: float = eqx.field(static=True)
     harmonics: int = eqx.field(static=True)
-    given: tuple[float | None, ...] = eqx.field(static=True)
+    start_given: Float[Array, " given"]
     start_scales: Float[Array, " state"]
 
     def __init__(
@@ -224,11 +235,8 @@ class Season(AbstractPart):
         check_positive(self.kind, period=period, harmonics=harmonics, noise=noise)
         if int(harmonics) != harmonics:
             raise ValueError(f"`harmonics` is {harmonics}: pass a whole number.")
-        self.period, self.harmonics, self.given = (
-            float(period),
-            int(harmonics),
-            (noise,),
-        )
+        self.period, self.harmonics = float(period), int(harmonics)
+        self.start_given = as_leaf(noise)
         self.log_noise = log_of(noise, 0.05 * measures.spread / math.sqrt(period))
         self.start_scales = as_float(np.array([2 * measures.spread]))
 
@@ -250,4 +258,5 @@ class Season(AbstractPart):
 
     def started(self, measures: Measures) -> "Season":
         """Return the part with start values where none were given."""
-        return Season(self.period, self.harmonics, self.given[0], measures)
+        given = as_given(self.start_given)
+        return Season(self.period, self.harmonics, *given, measures)

@@ -254,6 +254,19 @@ def test_steps_are_the_model_s_own_where_one_is_not_exact():
     assert step_of(varying, YEARS, "s") == 0.02
 
 
+def test_start_values_change_no_program_and_stay_with_the_part():
+    """A period that was static gave each record its own compilation of every fit."""
+    one, other = (
+        ns.structural(ns.cycle(p) + ns.ou(scale=2.0), YEARS, FLOW) for p in (9.8, 11.0)
+    )
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    trained = jax.tree.leaves(one.trainable()[0].linear.parts[0].start_given)
+    assert not trained
+    again = ns.structural(one.linear, YEARS, 3 * FLOW).linear.parameters
+    np.testing.assert_allclose(again["cycle.period"], 9.8, rtol=1e-6)
+    np.testing.assert_allclose(again["matern.scale"], 2.0, rtol=1e-6)
+
+
 def flow_fit():
     parts = ns.cycle(11.0) + ns.level()
     return ns.fit_linear(ns.structural(parts, YEARS, FLOW), YEARS, FLOW)
