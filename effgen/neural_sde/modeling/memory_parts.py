@@ -87,8 +87,8 @@ class Matern(AbstractPart):
 
     def started(self, measures: Measures) -> "Matern":
         """Return the part with start values where none were given."""
-        given = as_given(self.start_given)
-        return Matern(self.smoothness, *given, measures)
+        length, scale = as_given(self.start_given)
+        return Matern(self.smoothness, length, scale, measures)
 
 
 class Autoregression(AbstractPart):
@@ -173,4 +173,5 @@ class Autoregression(AbstractPart):
 
     def started(self, measures: Measures) -> "Autoregression":
         """Return the part with start values where none were given."""
-        return Autoregression(self.order, *as_given(self.start_given), measures)
+        (scale,) = as_given(self.start_given)
+        return Autoregression(self.order, scale, measures)

@@ -119,7 +119,8 @@ class Level(AbstractPart):
 
     def started(self, measures: Measures) -> "Level":
         """Return the part with start values where none were given."""
-        return Level(*as_given(self.start_given), measures)
+        (noise,) = as_given(self.start_given)
+        return Level(noise, measures)
 
 
 class Trend(AbstractPart):
@@ -160,7 +161,8 @@ class Trend(AbstractPart):
 
     def started(self, measures: Measures) -> "Trend":
         """Return the part with start values where none were given."""
-        return Trend(*as_given(self.start_given), measures)
+        noise, slope_noise = as_given(self.start_given)
+        return Trend(noise, slope_noise, measures)
 
 
 class Cycle(AbstractPart):
@@ -258,5 +260,5 @@ class Season(AbstractPart):
 
     def started(self, measures: Measures) -> "Season":
         """Return the part with start values where none were given."""
-        given = as_given(self.start_given)
-        return Season(self.period, self.harmonics, *given, measures)
+        (noise,) = as_given(self.start_given)
+        return Season(self.period, self.harmonics, noise, measures)
