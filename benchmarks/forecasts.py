@@ -250,26 +250,27 @@ def summary(runs: dict[str, Any]) -> dict[str, Any]:
     """Return, over the keys, medians of mean scores, and shares within the bands."""
     found = {}
     for who, by_key in runs.items():
+        scores = [float(np.mean([r["crps"] for r in by_key[k]])) for k in by_key]
         rows = list(itertools.chain(*by_key.values()))
-        count = sum(row["num"] for row in rows)
-        found[who] = {
-            "crps": measure.spread(
-                [float(np.mean([r["crps"] for r in by_key[k]])) for k in by_key]
-            ),
-            "within_50": sum(row["within_50"] for row in rows) / count,
-            "within_90": sum(row["within_90"] for row in rows) / count,
-            "seconds": float(np.median([row["seconds"] for row in rows])),
-        }
+        found[who] = {"crps": measure.spread(scores), **held(rows)}
     return found
+
+
+def held(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the shares of all values that bands hold, and a forecast's seconds."""
+    count = sum(row["num"] for row in rows)
+    shares = {band: sum(row[band] for row in rows) / count for band in BANDS}
+    return shares | {"seconds": float(np.median([row["seconds"] for row in rows]))}
 
 
 def table_of(records: dict[str, Any]) -> str:
     """Return mean scores as the table of the docs."""
+    found = overall(records)
     names = ("recipe", "linear", "network", "statsmodels", "gaussian process")
-    names = (*names, "plain vi")
+    names = [name for name in (*names, "plain vi") if name in found]
     rows = ["| record | " + " | ".join(names) + " |", "|---" * (1 + len(names)) + "|"]
-    for record, found in records.items():
-        scores = {n: s["crps"]["median"] for n, s in found["summary"].items()}
+    for record, runs in records.items():
+        scores = {n: s["crps"]["median"] for n, s in runs["summary"].items()}
         least = min(scores.values())
         cells = [
             ""
@@ -280,7 +281,6 @@ def table_of(records: dict[str, Any]) -> str:
             for n in names
         ]
         rows.append(f"| {record} | {' | '.join(cells)} |")
-    found = overall(records)
     shares = [", ".join(f"{100 * found[n][k]:.0f}" for k in BANDS) for n in names]
     rows.append(f"| within 50, 90 % | {' | '.join(shares)} |")
     seconds = [f"{found[n]['seconds']:.0f}" for n in names]
@@ -290,19 +290,11 @@ def table_of(records: dict[str, Any]) -> str:
 
 def overall(records: dict[str, Any]) -> dict[str, Any]:
     """Return each contestant's shares of all values within its bands, and its time."""
-    found: dict[str, Any] = {}
-    names = dict.fromkeys(who for record in records.values() for who in record["runs"])
-    for who in names:
-        rows = [
-            row
-            for record in records.values()
-            for by_key in record["runs"].get(who, {}).values()
-            for row in by_key
-        ]
-        total = sum(row["num"] for row in rows)
-        found[who] = {k: sum(row[k] for row in rows) / total for k in BANDS}
-        found[who]["seconds"] = float(np.median([row["seconds"] for row in rows]))
-    return found
+    rows: dict[str, list[Any]] = {}
+    for record in records.values():
+        for who, by_key in record["runs"].items():
+            rows.setdefault(who, []).extend(itertools.chain(*by_key.values()))
+    return {who: held(found) for who, found in rows.items()}
 
 
 def stored() -> dict[str, Any]:

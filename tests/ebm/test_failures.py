@@ -157,7 +157,6 @@ def test_weights_that_cannot_be_relied_on_are_marked():
     assert density.ess == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lineages", "spread", "doubted"),
     [(3, 1.0, True), (3, 0.3, False), (9, 1.0, False)],
@@ -176,6 +175,7 @@ def test_islands_of_few_lineages_that_differ_are_doubted(lineages, spread, doubt
     assert len(said) == doubted
 
 
+@pytest.mark.slow
 def test_another_model_put_into_the_state_is_weighed_too():
     # Walkers carry what they last saw: a model changed by hand is caught up with.
     state = started(Shifted(jnp.zeros(SIZE)), num=20_000)

@@ -26,7 +26,7 @@ from effgen.core.running.verbs import fit
 
 from .bare_law import bare_problem, without_networks
 from .generalization import Extrapolation, extrapolation
-from .refinement import accuracy, fitted_until_fine, refine
+from .refinement import accuracy, finer, fitted_until_fine
 from .trainer import CollocationTrainer, check_double
 
 
@@ -181,44 +181,54 @@ def _fitted(
     """
     bare = without_networks(transcription, model)
     constant = Model(model.parameters, None)
-    plain, laws = trainer.init(constant, bare.guess(constant)), None
-    for left in range(num_rounds - 1, -1, -1):
-        plain, bare, _ = fitted_until_fine(
-            trainer, plain, bare, key=key, num_rounds=num_rounds if laws is None else 1
-        )
-        level = dataclasses.replace(bare, problem=transcription.problem, final=False)
-        laws = _both(trainer, model, level, bare, plain, laws, key, num_solves)
-        if not left or laws.best is None:
+    plain, bare, _ = fitted_until_fine(
+        trainer,
+        trainer.init(constant, bare.guess(constant)),
+        bare,
+        key=key,
+        num_rounds=num_rounds,
+    )
+    problem = transcription.problem
+    laws = _both(trainer, model, problem, bare, plain, None, key, num_solves)
+    for _ in range(num_rounds - 1):
+        following = _finer_by_network(laws)
+        if following is None:
             break
-        state, there, _ = laws.best
-        error = accuracy(there, state)
-        if error is None or error.excess <= 1:
-            break
-        bare = dataclasses.replace(refine(there, state), problem=bare.problem)
-    assert laws is not None  # of one round at least
+        bare = dataclasses.replace(following, problem=bare.problem)
+        plain, _ = fit(trainer, plain, iter([bare.before_finer()]), key=key)
+        laws = _both(trainer, model, problem, bare, plain, laws.best, key, num_solves)
     return laws
+
+
+def _finer_by_network(laws: Laws) -> Transcription | None:
+    """Return a finer mesh for the law with networks; `None` where it needs none."""
+    if laws.best is None:
+        return None
+    state, level, _ = laws.best
+    return finer(level, state, accuracy(level, state))
 
 
 def _both(
     trainer: CollocationTrainer,
     model: Model,
-    level: Transcription,
+    problem: Problem,
     bare: Transcription,
     plain: TrainState,
-    before: Laws | None,
+    before: Weighed | None,
     key: PRNGKeyArray,
     num_solves: int,
 ) -> Laws:
     """Fit the law with networks beside the one without, both on one mesh.
 
-    It begins from the same law on the mesh `before`, or from the law without.
+    It begins from `before`, the same law on another mesh, or from the law without.
     """
+    level = dataclasses.replace(bare, problem=problem, final=False)
     shown = evidence(bare, plain)
-    if before is None or before.best is None:
+    if before is None:
         begun = Model(plain.model.parameters, model.networks)
         start, known = trainer.init(begun, plain.memory), shown
     else:
-        start, _, known = before.best
+        start, _, known = before
     best = _searched(trainer, start, level, known, key, num_solves)
     rho = 0.0 if best is None else best[2].correlation
     if best is not None and rho > _LEAST_CORRELATION:

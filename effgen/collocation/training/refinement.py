@@ -177,6 +177,29 @@ def refine(
             for i in range(len(solution.edges))
         )
         wanted = [errors / tol for errors in found]
+    return _with_cuts(transcription, state, wanted)
+
+
+def finer(
+    level: Transcription, state: TrainState, error: MeshError | None
+) -> Transcription | None:
+    """Return what `refine` does of a mesh whose error is known.
+
+    `None` where the error is below a tenth of the noise, or cannot be told.
+    """
+    if error is None or error.excess <= 1:
+        return None
+    return _with_cuts(level, state, _by_noise(error, state.memory))
+
+
+def _with_cuts(
+    transcription: Transcription, state: TrainState, wanted: list[np.ndarray]
+) -> Transcription:
+    """Return a transcription whose intervals are cut where errors are too large.
+
+    `wanted` says by how much each is, for each trajectory.
+    """
+    solution, problem = state.memory, transcription.problem
     edges = []
     for i, (old, excess) in enumerate(zip(solution.edges, wanted, strict=True)):
         parts = np.ceil(excess ** (1 / (solution.stages + 1)))
@@ -279,7 +302,8 @@ def fitted_until_fine(
     for left in range(num_rounds - 1, -1, -1):
         state, _ = fit(trainer, state, iter([level.before_finer()]), key=key)
         error = accuracy(level, state)
-        if not left or error is None or error.excess <= 1:
+        following = finer(level, state, error) if left else None
+        if following is None:
             break
-        level = refine(level, state)
+        level = following
     return state, level, error

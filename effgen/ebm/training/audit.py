@@ -146,8 +146,8 @@ def watch_after_data(
     """Return the next leader, and as `watch`, of a trainer that moves no walkers.
 
     The step size is found by a few rows of the data, which move once under the state's
-    model: no walker has an influence on it, not even on the first. Where nobody
-    watches, or the kernel follows no rule, `leader` is returned as it is.
+    model: no walker has an influence on it. Where nobody watches, or the kernel follows
+    no rule, `leader` is returned as it is.
     """
     find_key, watch_key = jax.random.split(key)
     if state.memory.audit is not None and has_rule(kernel):

@@ -88,6 +88,7 @@ def forecaster(
             structures, and a `season_period` beside `structures` or that the times
             can't show.
         TypeError: For values that are no structures, and for an invalid key.
+
     Source:
         Hoeting, Madigan, Raftery and Volinsky (1999), of the shares.
     """

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import ArrayLike
 
+from effgen.neural_sde.data.grid import usual_gap
 from effgen.neural_sde.data.series import (
     as_series,
     check_no_dates,
@@ -137,7 +138,7 @@ def strongest_period(
     times = np.asarray(series.ts, np.float64)[seen]
     y = _over_sensors(np.asarray(series.ys, np.float64), there)[seen]
     times = times - times[0]
-    span, gap = _span(np.diff(times))
+    span, gap = _span(times)
     basis = [np.ones_like(times), times / max(span, 1e-30)]
     turns = lambda f: [np.cos(2 * np.pi * f * times), np.sin(2 * np.pi * f * times)]
     if season_period is not None:
@@ -153,9 +154,9 @@ def strongest_period(
     return float(1 / frequencies[int(np.argmax(power))])
 
 
-def _span(gaps: np.ndarray) -> tuple[float, float]:
+def _span(times: np.ndarray) -> tuple[float, float]:
     """Return how long a record is without its holes, and its usual gap."""
-    gap = float(np.median(gaps[gaps > 0]))
+    gaps, gap = np.diff(times), usual_gap(times)
     return float(np.sum(gaps) - np.sum(np.maximum(gaps - _LONG * gap, 0))), gap
 
 

@@ -6,6 +6,7 @@ from jaxtyping import ArrayLike
 
 from effgen.neural_sde.data.clock import Clock, clock_of
 from effgen.neural_sde.data.frames import as_values
+from effgen.neural_sde.data.grid import usual_gap
 from effgen.neural_sde.data.series import (
     as_series,
     check_mask,
@@ -153,8 +154,4 @@ def _linked(likelihood: AbstractLikelihood | None, values: np.ndarray) -> np.nda
 def _measures(ts: np.ndarray, spread: float) -> Measures:
     ts = np.atleast_2d(ts).astype(np.float64)
     span = float(np.max(ts[:, -1] - ts[:, 0]))
-    gaps = np.diff(ts, axis=1)
-    gaps = gaps[gaps > 0]
-    if not len(gaps):
-        return Measures(1.0, 1.0, spread)
-    return Measures(span, float(np.median(gaps)), spread)
+    return Measures(span or 1.0, usual_gap(ts), spread)  # of one time: 1
