@@ -132,7 +132,7 @@ def begun(given, name, num_steps, rate, temperature, seed):
     key = jax.random.key(seed)
     tower = rc.Transformer(WORDS, LENGTH, key=key, width=WIDTH, depth=DEPTH, size=384)
     optim = optax.adam(falling(num_steps, rate))
-    options = {"temperature": temperature, "chunks": max(1, size // 32)}
+    options = {"temperature": temperature, "num_chunks": max(1, size // 32)}
     model, source = Asking(tower, given.rows), eg.Minibatches(given.pairs, size)
     if rows is None:
         trainer = rc.InBatchTrainer(optim, **options)

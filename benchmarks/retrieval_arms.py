@@ -145,21 +145,21 @@ def arms(rows):
         PLAIN: in_batch(96),
         PAPER: cached(rows, 96, 96, rc.GumbelMax()),
         LARGE: in_batch(288),
-        CHUNKS: in_batch(512, chunks=16),
-        FAST: in_batch(512, chunks=16, rate=2e-3),
+        CHUNKS: in_batch(512, num_chunks=16),
+        FAST: in_batch(512, num_chunks=16, rate=2e-3),
         LONG: in_batch(288),
         "pseudo-logit, 256 and 32 drawn, in chunks": cached(
-            rows, 256, 32, rc.PseudoLogit(), chunks=8
+            rows, 256, 32, rc.PseudoLogit(), num_chunks=8
         ),
         QUEUE: queued(),
         "pseudo-logit, 64 and 64 drawn": cached(rows, 64, 64, rc.PseudoLogit()),
         BEGUN: cached(rows, 96, 32, rc.PseudoLogit())._replace(
-            begins=in_batch(512, chunks=16, rate=2e-3)
+            begins=in_batch(512, num_chunks=16, rate=2e-3)
         ),
-        HUGE: in_batch(1_536, chunks=48, rate=2e-3),
-        HUGE_FAST: in_batch(1_536, chunks=48, rate=4e-3),
+        HUGE: in_batch(1_536, num_chunks=48, rate=2e-3),
+        HUGE_FAST: in_batch(1_536, num_chunks=48, rate=4e-3),
         WARM: cached(rows, 96, 32, rc.PseudoLogit(), temperature=WARMER),
-        WARM_FAST: in_batch(512, chunks=16, rate=2e-3, temperature=WARMER),
+        WARM_FAST: in_batch(512, num_chunks=16, rate=2e-3, temperature=WARMER),
         WARM_LONG: in_batch(288, temperature=WARMER),
         **{
             at_setting(PAPER, rate, t): cached(
@@ -184,20 +184,22 @@ def queued(rate=RATE, temperature=TEMPERATURE):
     )
 
 
-def in_batch(size, chunks=1, rate=RATE, temperature=TEMPERATURE):
+def in_batch(size, num_chunks=1, rate=RATE, temperature=TEMPERATURE):
     """Return a contestant without a memory."""
     return Arm(
-        lambda optim: rc.InBatchTrainer(optim, temperature=temperature, chunks=chunks),
+        lambda optim: rc.InBatchTrainer(
+            optim, temperature=temperature, num_chunks=num_chunks
+        ),
         size,
         lambda given, cache: None,
-        embedded=2 * size * again(chunks),
+        embedded=2 * size * again(num_chunks),
         rate=rate,
     )
 
 
-def again(chunks):
+def again(num_chunks):
     """Return what a text embedded counts for, by how many chunks there are."""
-    return 1 if chunks == 1 else 4 / 3
+    return 1 if num_chunks == 1 else 4 / 3
 
 
 def cached(
@@ -205,7 +207,7 @@ def cached(
     size,
     num,
     estimator,
-    chunks=1,
+    num_chunks=1,
     temperature=TEMPERATURE,
     refreshed=REFRESHED,
 ):
@@ -217,11 +219,11 @@ def cached(
             temperature=temperature,
             refresh=refreshed / rows,
             estimator=estimator,
-            chunks=chunks,
+            num_chunks=num_chunks,
         ),
         size,
         kept,
-        embedded=(2 * size + num) * again(chunks) + refreshed / 3,
+        embedded=(2 * size + num) * again(num_chunks) + refreshed / 3,
     )
 
 

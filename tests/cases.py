@@ -295,7 +295,7 @@ def streamed() -> Case:
 
 def in_batch() -> Case:
     def trainer():
-        return rc.InBatchTrainer(optax.adam(1e-2), chunks=2)
+        return rc.InBatchTrainer(optax.adam(1e-2), num_chunks=2)
 
     model, _, data = numbered()
     return Case(trainer, trainer().init(model), data)

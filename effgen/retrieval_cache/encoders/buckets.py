@@ -22,8 +22,8 @@ class Bucketed(eqx.Module):
 
     It compiles the encoder once for each length. Its backward pass keeps memory for a
     chunk at every length, up to 2.5 times that of the encoder. If this is too much, let
-    the trainer cut batches into `chunks`. Several devices take the chunks one after the
-    other, not in parallel.
+    the trainer cut batches into `num_chunks`. Several devices take the chunks one
+    after the other, not in parallel.
 
     Arguments:
         encoder: From `(batch, length)` tokens to embeddings, which padding at the end

@@ -181,14 +181,14 @@ def embed(
 
 
 def in_chunks(
-    tower: Tower, items: PyTree, chunks: int, *, key: PRNGKeyArray
+    tower: Tower, items: PyTree, num_chunks: int, *, key: PRNGKeyArray
 ) -> Float[Array, "batch size"]:
     """Return embeddings, made a chunk at a time and once more when differentiated."""
-    if chunks == 1:
+    if num_chunks == 1:
         return embed(tower, items, key=key)
     one = eqx.filter_checkpoint(lambda part: embed(tower, part[0], key=part[1]))
-    cut = jax.tree.map(lambda x: _dealt(x, chunks), items)
-    found = jax.lax.map(one, (cut, jax.random.split(key, chunks)))
+    cut = jax.tree.map(lambda x: _dealt(x, num_chunks), items)
+    found = jax.lax.map(one, (cut, jax.random.split(key, num_chunks)))
     return _gathered(found)
 
 

@@ -54,7 +54,7 @@ def estimate(
     *,
     key: PRNGKeyArray,
     label_smoothing: float = 0.0,
-    chunks: int = 1,
+    num_chunks: int = 1,
     frequencies: Float[Array, " corpus"] | None = None,
     mesh: Mesh | None = None,
 ) -> Embedded:
@@ -65,7 +65,7 @@ def estimate(
     """
     found, own = marks(pairs), num_pairs(pairs)
     keys = jax.random.split(key, 3)
-    queries = in_chunks(model.query, pairs.queries, chunks, key=keys[0])
+    queries = in_chunks(model.query, pairs.queries, num_chunks, key=keys[0])
     negatives = negatives_in_batch(pairs, found, cache)
     # What answers a query is as good as drawn evenly; explicit negatives are not.
     slots = cache.find(Marks(found.ids[:own], found.digests[:own]))
@@ -80,7 +80,7 @@ def estimate(
         mesh=mesh,
     )
     given = model, pairs, cache, sample
-    documents, drawn = _documents(*given, chunks, keys[2], mesh)
+    documents, drawn = _documents(*given, num_chunks, keys[2], mesh)
     scores = batch_scores(queries, documents, scale, each_once(negatives, found))
     fresh = jnp.concatenate([drawn, documents[:own]])
     estimated = estimator(queries, scores, fresh, sample, scale, label_smoothing)
@@ -99,7 +99,7 @@ def moved_loss(
     *,
     key: PRNGKeyArray,
     label_smoothing: float = 0.0,
-    chunks: int = 1,
+    num_chunks: int = 1,
 ) -> Float[Array, ""]:
     """Return a batch's mean loss when the model moves away from where it was `found`.
 
@@ -109,8 +109,10 @@ def moved_loss(
     model, whose gradient where `found` is the estimated one. For line searches.
     """
     keys, then = jax.random.split(key, 3), found.estimated
-    queries = in_chunks(model.query, pairs.queries, chunks, key=keys[0])
-    documents, drawn = _documents(model, pairs, cache, found.sample, chunks, keys[2])
+    queries = in_chunks(model.query, pairs.queries, num_chunks, key=keys[0])
+    documents, drawn = _documents(
+        model, pairs, cache, found.sample, num_chunks, keys[2]
+    )
     negatives = scored_in_batch(pairs, marks(pairs), cache)
     scores = batch_scores(queries, documents, scale, negatives)
     fresh = jnp.concatenate([drawn, documents[: num_pairs(pairs)]])
@@ -125,7 +127,7 @@ def _documents(
     pairs: Pairs,
     cache: NegativeCache,
     sample: Sample,
-    chunks: int,
+    num_chunks: int,
     key: PRNGKeyArray,
     mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "documents size"], Float[Array, "draws size"]]:
@@ -133,6 +135,6 @@ def _documents(
     items = joined(batch_documents(pairs), cache.documents(sample.slots))
     # Drawn documents are looked up by all devices, and embedded by one each.
     items = constrain_batch(items, mesh)
-    embedded = in_chunks(model.document, items, chunks, key=key)
+    embedded = in_chunks(model.document, items, num_chunks, key=key)
     num = len(marks(pairs).ids)
     return embedded[:num], embedded[num:]

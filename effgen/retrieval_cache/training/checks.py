@@ -99,13 +99,13 @@ def check_all_met(frequencies: Any, cache: NegativeCache) -> None:
         )
 
 
-def check_chunks(chunks: int, num_queries: int, num_documents: int) -> None:
+def check_chunks(num_chunks: int, num_queries: int, num_documents: int) -> None:
     """Raise for chunks that would not be of one size."""
     for name, num in (("queries", num_queries), ("documents", num_documents)):
-        if num % chunks:
+        if num % num_chunks:
             raise ValueError(
-                f"`chunks` is {chunks}, which does not divide the {num} {name} that a "
-                "step embeds: pass one of their divisors."
+                f"`num_chunks` is {num_chunks}, which does not divide the {num} {name} "
+                "that a step embeds: pass one of their divisors."
             )
 
 

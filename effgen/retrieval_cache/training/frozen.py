@@ -71,8 +71,8 @@ class FrozenDocumentsTrainer(AbstractTrainer):
     Arguments:
         optim: The optax optimizer.
         temperature: A number, an optax schedule, or `None` for the model's own.
-        chunks: Into how many chunks a step's queries are cut for their embedding. Each
-            is computed once more in the backward pass.
+        num_chunks: Into how many chunks a step's queries are cut for their embedding.
+            Each is computed once more in the backward pass.
         drawn: How many of the index's rows a step looks at, others in each, none twice;
             `None` for all.
         mesh: The index's mesh; `train` sets it.
@@ -86,14 +86,14 @@ class FrozenDocumentsTrainer(AbstractTrainer):
 
     optim: optax.GradientTransformation
     temperature: Temperature = 0.05
-    chunks: int = eqx.field(default=1, kw_only=True)
+    num_chunks: int = eqx.field(default=1, kw_only=True)
     drawn: int | None = eqx.field(default=None, kw_only=True)
     mesh: Mesh | None = eqx.field(default=None, static=True, kw_only=True)
 
     def __check_init__(self) -> None:
         """Raise for settings out of range."""
         check_temperature(self.temperature)
-        check_count("chunks", self.chunks)
+        check_count("num_chunks", self.num_chunks)
         if self.drawn is not None:
             check_count("drawn", self.drawn)
 
@@ -141,7 +141,9 @@ class FrozenDocumentsTrainer(AbstractTrainer):
             scored, mesh = _drawn(scored, self.drawn, keys[1]), None
 
         def loss(model: PyTree) -> tuple[Array, Array]:
-            queries = in_chunks(model.query, pairs.queries, self.chunks, key=keys[0])
+            queries = in_chunks(
+                model.query, pairs.queries, self.num_chunks, key=keys[0]
+            )
             scale = scale_of(self.temperature, state, model)
             losses = corpus_losses(index, queries, scale, own, scored, mesh)
             return weighed(losses, pairs), jax.lax.stop_gradient(losses)
@@ -175,7 +177,7 @@ class FrozenDocumentsTrainer(AbstractTrainer):
         pairs = _checked(batch)
         check_frozen_pairs(state.model, state.memory, pairs)
         check_weights(source)
-        check_chunks(self.chunks, num_pairs(pairs), num_pairs(pairs))
+        check_chunks(self.num_chunks, num_pairs(pairs), num_pairs(pairs))
         _check_there(state.memory, source)
         rows = state.memory.ids.shape[0]
         if self.drawn is not None and self.drawn > rows:

@@ -73,7 +73,7 @@ class InBatchTrainer(AbstractTrainer):
         optim: The optax optimizer.
         temperature: A number, an optax schedule, or `None` for the model's own.
         label_smoothing: The share, below 1, spread over the batch's documents.
-        chunks: Into how many chunks the batch is cut for its embedding. Each is
+        num_chunks: Into how many chunks the batch is cut for its embedding. Each is
             computed once more in the backward pass: the memory is one chunk's, for a
             third more compute. The gradient is that of the whole batch.
         frequencies: How often each document number is in pairs, `(corpus,)`, in any
@@ -84,7 +84,7 @@ class InBatchTrainer(AbstractTrainer):
         ValueError: For settings out of range.
 
     Source:
-        Henderson et al. (2017); with `chunks`, Gao et al. (2021).
+        Henderson et al. (2017); with `num_chunks`, Gao et al. (2021).
     """
 
     watched: ClassVar[tuple[str, ...]] = ("loss", "scale")
@@ -92,7 +92,7 @@ class InBatchTrainer(AbstractTrainer):
     optim: optax.GradientTransformation
     temperature: Temperature = 0.05
     label_smoothing: float = eqx.field(default=0.0, kw_only=True)
-    chunks: int = eqx.field(default=1, kw_only=True)
+    num_chunks: int = eqx.field(default=1, kw_only=True)
     frequencies: Float[Array, " corpus"] | None = eqx.field(
         default=None, kw_only=True, converter=as_frequencies
     )
@@ -102,7 +102,7 @@ class InBatchTrainer(AbstractTrainer):
         check_frequencies(self.frequencies)
         check_temperature(self.temperature)
         check_smoothing(self.label_smoothing)
-        check_count("chunks", self.chunks)
+        check_count("num_chunks", self.num_chunks)
 
     def init(
         self, model: PyTree, memory: StreamedFrequencies | None = None
@@ -172,9 +172,9 @@ class InBatchTrainer(AbstractTrainer):
             key: The step's key, for dropout.
         """
         keys = jax.random.split(key)
-        queries = in_chunks(model.query, pairs.queries, self.chunks, key=keys[0])
+        queries = in_chunks(model.query, pairs.queries, self.num_chunks, key=keys[0])
         documents = in_chunks(
-            model.document, batch_documents(pairs), self.chunks, key=keys[1]
+            model.document, batch_documents(pairs), self.num_chunks, key=keys[1]
         )
         scale = scale_of(self.temperature, state, model)
         negatives = scored_in_batch(pairs, marks(pairs))
@@ -222,7 +222,7 @@ class InBatchTrainer(AbstractTrainer):
         pairs = as_pairs(batch)
         check_pairs(state.model, None, pairs)
         check_weights(source)
-        check_chunks(self.chunks, num_pairs(pairs), num_documents(pairs))
+        check_chunks(self.num_chunks, num_pairs(pairs), num_documents(pairs))
         if state.memory is not None:
             check_numbered(pairs, len(state.memory.last), source)
         if self.frequencies is not None:

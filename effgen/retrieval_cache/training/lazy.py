@@ -43,7 +43,7 @@ class LazyTablesTrainer(AbstractTrainer):
 
     Raises:
         TypeError: If `trainer` is no `InBatchTrainer`.
-        ValueError: If `trainer` has `chunks`.
+        ValueError: If `trainer` has `num_chunks`.
     """
 
     watched: ClassVar[tuple[str, ...]] = ("loss", "scale")
@@ -57,10 +57,10 @@ class LazyTablesTrainer(AbstractTrainer):
                 f"`trainer` is a {type(self.trainer).__name__}: pass an "
                 "`InBatchTrainer`."
             )
-        if self.trainer.chunks != 1:
+        if self.trainer.num_chunks != 1:
             raise ValueError(
-                f"`trainer` has {self.trainer.chunks} `chunks`, and rows of tables "
-                "need none: leave them out."
+                f"`trainer` has {self.trainer.num_chunks} `num_chunks`, and rows of "
+                "tables need none: leave them out."
             )
 
     def init(

@@ -84,8 +84,8 @@ class NegativeCacheTrainer(AbstractTrainer):
             where scores drift.
         estimator: `PseudoLogit()`, or the paper's `GumbelMax()`.
         label_smoothing: The share, below 1, spread over the batch's documents.
-        chunks: Into how many chunks what a step embeds is cut. Each is computed once
-            more in the backward pass: the memory is one chunk's, for a third more
+        num_chunks: Into how many chunks what a step embeds is cut. Each is computed
+            once more in the backward pass: the memory is one chunk's, for a third more
             compute (Gao et al., 2021). The gradient is that of the whole batch. Rows
             that are refreshed are embedded by as many at once as a chunk has.
         frequencies: How often each document number is in a batch, `(corpus,)`, in any
@@ -112,7 +112,7 @@ class NegativeCacheTrainer(AbstractTrainer):
     )
     estimator: AbstractEstimator = eqx.field(default=PseudoLogit(), kw_only=True)
     label_smoothing: float = eqx.field(default=0.0, kw_only=True)
-    chunks: int = eqx.field(default=1, kw_only=True)
+    num_chunks: int = eqx.field(default=1, kw_only=True)
     frequencies: Float[Array, " corpus"] | None = eqx.field(
         default=None, kw_only=True, converter=as_frequencies
     )
@@ -121,7 +121,7 @@ class NegativeCacheTrainer(AbstractTrainer):
     def __check_init__(self) -> None:
         """Raise `TypeError` or `ValueError` for settings out of range."""
         check_count("num_negatives", self.num_negatives)
-        check_count("chunks", self.chunks)
+        check_count("num_chunks", self.num_chunks)
         check_temperature(self.temperature)
         policies_of(self.refresh)
         if not isinstance(self.estimator, AbstractEstimator):
@@ -201,7 +201,7 @@ class NegativeCacheTrainer(AbstractTrainer):
                 self.num_negatives,
                 key=keys[0],
                 label_smoothing=self.label_smoothing,
-                chunks=self.chunks,
+                num_chunks=self.num_chunks,
                 frequencies=self.frequencies,
                 mesh=self.mesh,
             )
@@ -218,7 +218,7 @@ class NegativeCacheTrainer(AbstractTrainer):
                     found,
                     key=keys[0],
                     label_smoothing=self.label_smoothing,
-                    chunks=self.chunks,
+                    num_chunks=self.num_chunks,
                 )
 
             return weighed(found.estimated.losses, pairs), loss
@@ -227,7 +227,7 @@ class NegativeCacheTrainer(AbstractTrainer):
             self, state, mean_surrogate, searched
         )
         given = state.model, state.memory, pairs, found
-        seen = _seen(*given, self.chunks, self.mesh)
+        seen = _seen(*given, self.num_chunks, self.mesh)
         cache = refreshed(
             state.memory,
             self.refresh,
@@ -252,7 +252,7 @@ class NegativeCacheTrainer(AbstractTrainer):
 
         Raises:
             TypeError: For a batch that is no `Pairs`, or numbers that are no integers.
-            ValueError: For shapes, chunks, draws or `frequencies` that do not fit,
+            ValueError: For shapes, num_chunks, draws or `frequencies` that do not fit,
                 documents of another number, or embeddings of a later step.
         """
         pairs = as_pairs(batch)
@@ -260,7 +260,7 @@ class NegativeCacheTrainer(AbstractTrainer):
         check_weights(source)
         self.estimator.check(self.num_negatives, pairs, self.label_smoothing)
         num = num_documents(pairs) + self.num_negatives
-        check_chunks(self.chunks, num_pairs(pairs), num)
+        check_chunks(self.num_chunks, num_pairs(pairs), num)
         for policy in policies_of(self.refresh):
             policy.check(state.memory, num_documents(pairs))
         check_all_met(self.frequencies, state.memory)
@@ -363,13 +363,13 @@ def _seen(
     cache: NegativeCache,
     pairs: Pairs,
     found: Embedded,
-    chunks: int,
+    num_chunks: int,
     mesh: Mesh | None,
 ) -> StepEmbeddings:
     """Return what was embedded, without dropout: once more, where there was any."""
     documents, slots = batch_documents(pairs), found.sample.slots
     embedded, fresh = found.documents, found.fresh
-    chunk = max(1, (len(embedded) + len(fresh)) // chunks)
+    chunk = max(1, (len(embedded) + len(fresh)) // num_chunks)
     if is_random(model, model.document):
         items = joined(documents, cache.documents(slots))
         both = in_parts(model.document, items, chunk, mesh)

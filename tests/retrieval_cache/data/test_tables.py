@@ -152,8 +152,8 @@ def test_towers_and_trainers_that_do_not_fit_are_refused():
         rc.LazyTablesTrainer(plain).init(bag)
     with pytest.raises(TypeError, match="pass an `InBatchTrainer`"):
         rc.LazyTablesTrainer(optax.sgd(0.1))  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="has 2 `chunks`"):
-        rc.LazyTablesTrainer(rc.InBatchTrainer(optax.sgd(0.1), chunks=2))
+    with pytest.raises(ValueError, match="has 2 `num_chunks`"):
+        rc.LazyTablesTrainer(rc.InBatchTrainer(optax.sgd(0.1), num_chunks=2))
     added = optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation()
     with pytest.raises(ValueError, match=r"`optim` is of `optax\.MultiSteps`"):
         rc.LazyTablesTrainer(rc.InBatchTrainer(added)).init(model)

@@ -115,10 +115,10 @@ def stepped(trainer, tower, corpus):
     ("kind", "chunks"), [(NegativeCacheTrainer, 2), (InBatchTrainer, 1)]
 )
 def test_steps_and_caches_are_those_of_padded_texts(kind, chunks):
-    trainer, corpus = kind(optax.sgd(0.1), chunks=chunks), tokens(20)
+    trainer, corpus = kind(optax.sgd(0.1), num_chunks=chunks), tokens(20)
     if kind is NegativeCacheTrainer:
         trainer = NegativeCacheTrainer(
-            optax.sgd(0.1), num_negatives=8, chunks=chunks, refresh=0.3
+            optax.sgd(0.1), num_negatives=8, num_chunks=chunks, refresh=0.3
         )
     plain = encoder("transformer")
     exact, told = stepped(trainer, plain, corpus)

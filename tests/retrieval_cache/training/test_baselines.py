@@ -24,9 +24,9 @@ from tests.retrieval_cache.cases import (
 def chunked_trainers(chunks):
     optim = optax.sgd(0.1)
     return (
-        rc.InBatchTrainer(optim, chunks=chunks),
-        rc.NegativeCacheTrainer(optim, 12, refresh=0.1, chunks=chunks),
-        rc.NegativeCacheTrainer(optim, 12, estimator=rc.GumbelMax(), chunks=chunks),
+        rc.InBatchTrainer(optim, num_chunks=chunks),
+        rc.NegativeCacheTrainer(optim, 12, refresh=0.1, num_chunks=chunks),
+        rc.NegativeCacheTrainer(optim, 12, estimator=rc.GumbelMax(), num_chunks=chunks),
     )
 
 
@@ -60,7 +60,7 @@ def test_chunks_hold_one_of_them_at_a_time():
     pairs = rc.Pairs(numbers[:, None], numbers[:, None], numbers)
 
     def temporary(chunks):
-        trainer = rc.NegativeCacheTrainer(optax.sgd(0.1), 32, chunks=chunks)
+        trainer = rc.NegativeCacheTrainer(optax.sgd(0.1), 32, num_chunks=chunks)
         state = trainer.init(model, cache)
         work = eqx.filter_jit(lambda state: trainer.step(state, pairs, key=KEY)[0])
         memory = work.lower(state).compile().compiled.memory_analysis()
@@ -73,12 +73,14 @@ def test_chunks_hold_one_of_them_at_a_time():
 def test_chunks_that_do_not_divide_are_refused():
     for trainer in chunked_trainers(4):
         memory = None if isinstance(trainer, rc.InBatchTrainer) else filled(towers())
-        with pytest.raises(ValueError, match="`chunks` is 4, which does not divide"):
+        with pytest.raises(
+            ValueError, match="`num_chunks` is 4, which does not divide"
+        ):
             eg.fit(trainer, trainer.init(towers(), memory), [batch()], key=KEY)
-    with pytest.raises(ValueError, match="`chunks` is 0"):
+    with pytest.raises(ValueError, match="`num_chunks` is 0"):
         chunked_trainers(0)
     # Six queries and as many documents, but eight draws.
-    uneven = rc.NegativeCacheTrainer(optax.sgd(0.1), 8, chunks=3)
+    uneven = rc.NegativeCacheTrainer(optax.sgd(0.1), 8, num_chunks=3)
     with pytest.raises(ValueError, match="the 14 documents that a step embeds"):
         eg.fit(uneven, uneven.init(towers(), filled(towers())), [batch()], key=KEY)
 
