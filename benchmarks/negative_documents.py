@@ -1,0 +1,169 @@
+"""Which documents may be negatives: all, or those that some training query asks for.
+
+`python -m benchmarks.negative_documents [SEEDS]`. A document that no training query
+asks for is never a positive, so a model learns that it is no answer. Held-out queries
+ask for such documents. Debian's packages: a bag of words with a cache of all documents,
+and with one of those that are asked for. WordNet's definitions: a linear adapter of
+MiniLM's queries, against MiniLM's documents, which stay; the softmax of the whole
+index, that of the asked documents, and a large batch, at rates and temperatures from
+one grid, chosen by queries that are held out for it. As many steps each. Held-out
+queries are ranked against the whole corpus.
+"""
+
+import sys
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import effgen as eg
+from benchmarks import measure, retrieval
+from benchmarks.frozen_documents import minilm
+from benchmarks.retrieval_arms import BAG_RATE, CORPORA, bag, cached, task
+from effgen import retrieval_cache as rc
+
+
+NUM_STEPS, TEMPERATURE = 2_000, 0.05
+NUM_DOCUMENTS, HELD_OUT, ADAPTER_STEPS = 16_000, 1_000, 400
+RATES, TEMPERATURES = (3e-4, 1e-3), (0.03,)
+ALL, ASKED, BATCH = "all documents", "asked documents", "in batch of 1,024"
+
+
+def of_packages(seeds):
+    """Return both caches' measures on Debian's packages, by seed."""
+    given = task("debian")
+    asked = np.unique(given.pairs.ids).astype(np.int32)
+    arms = {ALL: {"runs": []}, ASKED: {"runs": []}}
+    for seed in range(seeds):
+        model, every = bag(given, seed)
+        only = rc.NegativeCache.fill(
+            model.document, given.documents[asked], ids=asked, batch_size=4_096
+        )
+        for name, cache in ((ALL, every), (ASKED, only)):
+            arm = cached(
+                len(given.documents), 96, 32, rc.PseudoLogit(), temperature=TEMPERATURE
+            )
+            first = (model, cache)
+            run = retrieval.trained(arm, given, first, seed, NUM_STEPS, rate=BAG_RATE)
+            arms[name]["runs"].append(run)
+            print("debian", name, seed, run["mrr"], file=sys.stderr, flush=True)
+    return told(arms, given, asked)
+
+
+def told(arms, given, asked):
+    """Return the figures of a corpus: counts, measures, and the differences."""
+    for arm in arms.values():
+        arm["mrr"] = measure.spread([run["mrr"] for run in arm["runs"]])
+    return {
+        "documents": len(given.documents),
+        "asked": len(asked),
+        "arms": arms,
+        "asked_less_theirs": retrieval.compared(arms, ASKED),
+    }
+
+
+class Adapter(eqx.Module):
+    """A linear map of embedded queries; documents stay as they are."""
+
+    weight: jax.Array
+
+    def query(self, embeddings):
+        turned = embeddings @ self.weight
+        return turned / jnp.linalg.norm(turned, axis=-1, keepdims=True)
+
+    def document(self, embeddings):
+        return embeddings
+
+
+class Frozen(eqx.Module):
+    """Embedded documents, pairs of embedded queries, and two parts held out."""
+
+    documents: np.ndarray
+    pairs: rc.Pairs
+    chosen: tuple
+    tested: tuple
+
+
+def frozen():
+    """Return WordNet's definitions as MiniLM embeds both sides."""
+    corpus = rc.subset(CORPORA["definitions"](), NUM_DOCUMENTS)
+    rest, test = rc.split(corpus, HELD_OUT)
+    train, choose = rc.split(rest, HELD_OUT, seed=1)
+    documents = unit(minilm("definitions", corpus.documents))
+    embedded = lambda part: unit(minilm("asked", part.queries))
+    ids = np.asarray([positives[0] for positives in train.relevant], np.int32)
+    return Frozen(
+        documents,
+        rc.Pairs(embedded(train), documents[ids], ids),
+        (embedded(choose), rc.answers(choose)),
+        (embedded(test), rc.answers(test)),
+    )
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def adapted(given, name, rate, temperature, seed):
+    """Return a trained adapter."""
+    optim = optax.adam(optax.cosine_decay_schedule(rate, ADAPTER_STEPS))
+    model = Adapter(jnp.eye(given.documents.shape[1]))
+    if name == BATCH:
+        trainer = rc.InBatchTrainer(optim, temperature=temperature)
+        state, size = trainer.init(model), 1_024
+    else:
+        asked = np.unique(given.pairs.ids).astype(np.int32)
+        rows = asked if name == ASKED else np.arange(len(given.documents), dtype="i4")
+        index = rc.Index.from_embeddings(given.documents[rows], ids=rows)
+        trainer = rc.FrozenDocumentsTrainer(optim, temperature=temperature)
+        state, size = trainer.init(model, index), 256
+    key = jax.random.key(seed)
+    data = eg.Minibatches(given.pairs, size)
+    return eg.fit(trainer, state, data, key=key, num_steps=ADAPTER_STEPS)[0].model
+
+
+def of_definitions(seeds):
+    """Return what each way of training an adapter finds, by seed."""
+    given = frozen()
+    index = rc.Index.from_embeddings(given.documents)
+    found = lambda model, part: rc.evaluate(model, *part, index)
+    arms = {}
+    for name in (ALL, ASKED, BATCH):
+        grid = {
+            (rate, temperature): found(
+                adapted(given, name, rate, temperature, 0), given.chosen
+            ).means()["mrr"]
+            for rate in RATES
+            for temperature in TEMPERATURES
+        }
+        best = max(grid, key=lambda setting: grid[setting])
+        runs = []
+        for seed in range(seeds):
+            measures = found(adapted(given, name, *best, seed), given.tested)
+            ranks = retrieval.spelled(np.asarray(measures.mrr))
+            runs.append({"seed": seed, **measures.means(), "ranks": ranks})
+        arms[name] = {
+            "runs": runs,
+            "rate": best[0],
+            "temperature": best[1],
+            "validation": {str(k): v for k, v in grid.items()},
+        }
+        print(name, best, [run["mrr"] for run in runs], file=sys.stderr, flush=True)
+    untrained = found(Adapter(jnp.eye(given.documents.shape[1])), given.tested)
+    figures = told(arms, given, np.unique(given.pairs.ids))
+    return {"untrained": untrained.means()["mrr"], **figures}
+
+
+if __name__ == "__main__":
+    num = int(sys.argv[1]) if sys.argv[1:] else 3
+    measure.write(
+        "negative_documents",
+        {
+            "steps": NUM_STEPS,
+            "adapter_steps": ADAPTER_STEPS,
+            "definitions": of_definitions(num),
+            "debian": of_packages(num),
+        },
+    )
