@@ -92,13 +92,13 @@ def frozen():
     rest, test = rc.split(corpus, HELD_OUT)
     train, choose = rc.split(rest, HELD_OUT, seed=1)
     documents = unit(minilm("definitions", corpus.documents))
-    embedded = lambda part: unit(minilm("asked", part.queries))
+    embedded = lambda name, part: unit(minilm(f"definitions_{name}", part.queries))
     ids = np.asarray([positives[0] for positives in train.relevant], np.int32)
     return Frozen(
         documents,
-        rc.Pairs(embedded(train), documents[ids], ids),
-        (embedded(choose), rc.answers(choose)),
-        (embedded(test), rc.answers(test)),
+        rc.Pairs(embedded("train", train), documents[ids], ids),
+        (embedded("choose", choose), rc.answers(choose)),
+        (embedded("test", test), rc.answers(test)),
     )
 
 
