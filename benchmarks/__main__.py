@@ -57,6 +57,7 @@ SCRIPTS = (
     "ceiling",
     "crossing",
     "equal_steps",
+    "negative_documents",
     "minilm definitions 120",
     "minilm debian 120",
     "movielens",
@@ -105,6 +106,7 @@ def _headlines(path: Any) -> list[tuple[str, str]]:
         "ceiling": _ceiling,
         "crossing": _crossing,
         "equal_steps": _equal_steps,
+        "negative_documents": _negative_documents,
         "minilm_definitions": _retrieval,
         "minilm_debian": _retrieval,
         "movielens": _recommended,
@@ -180,6 +182,18 @@ def _machines_time(record: dict[str, Any]) -> list[tuple[str, str]]:
     ratio = record["aim"]["ours_over_its_seconds"]
     figure = "not reached" if ratio is None else f"{ratio:.3g}"
     return [("RBMs, seconds to 0.05 nats of the best peer, over its own", figure)]
+
+
+def _negative_documents(record: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (
+            f"{corpus}: MRR with the asked documents as negatives less that with "
+            f"{other}",
+            f"{less['mean']:+.3f} ({less['low']:+.3f} to {less['high']:+.3f})",
+        )
+        for corpus in ("definitions", "debian")
+        for other, less in record[corpus]["asked_less_theirs"].items()
+    ]
 
 
 def _normals(record: dict[str, Any]) -> list[tuple[str, str]]:
