@@ -1,14 +1,14 @@
-"""Collocation's part: hares and lynxes, with a neural attack rate, forecast.
+"""Collocation's part: hares and lynxes, and whether a network belongs into their law.
 
-Pelts that the Hudson's Bay Company took in, in thousands: fitted from 1900 to 1914,
-forecast to 1920.
+Pelts that the Hudson's Bay Company took in, in thousands, and a record simulated by a
+law whose lynxes are sated: either is fitted on fourteen years and forecast six further.
 """
 
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,138 +20,172 @@ from effgen import collocation as co
 from .records import pelts
 
 
-FIRST, LAST_SHOWN = 1900, 1914
-NOISE = 0.25  # of the logarithms, as the literature finds
-ATTACK_RATE = 0.028  # per thousand lynxes and year, of Lotka and Volterra's law
+LAST_SHOWN, LAST = 14.0, 20.0  # years from the first
+CENTER = 3.5  # of the logarithm of hares in thousands
+STARTS = {"breeding": 0.6, "conversion": 0.8, "mortality": 0.8, "log_rate": 0.0}
+TRUTH = {"breeding": 0.6, "conversion": 0.8, "mortality": 0.8}
+SATED, NOISE = (0.04, 0.01), 0.1  # the attack rate at none, and its decline by hares
+DECAY, CONSTANT, CHOSEN = "network, decay 1", "constant", "chosen by the evidence"
+KEY = jax.random.key(0)
 
 
 class Record(NamedTuple):
-    """Years from the first, the logarithms of both counts, and which are shown."""
+    """Years, the logarithms of both counts in thousands, and the true attack rate.
 
+    `attack`, of hares in thousands, per thousand lynxes and year; `None`: unknown.
+    """
+
+    name: str
     ts: np.ndarray
     ys: np.ndarray
-    shown: np.ndarray
+    attack: Callable[[np.ndarray], np.ndarray] | None
+
+    @property
+    def shown(self) -> np.ndarray:
+        """Where fits may look."""
+        return self.ts - self.ts[0] <= LAST_SHOWN
 
 
-def record() -> Record:
-    """Return all 21 years."""
+def records() -> list[Record]:
+    """Return the pelts from 1900 to 1920, and as many years of sated lynxes."""
     years, counts = pelts()
-    return Record(years - FIRST, np.log(counts), years <= LAST_SHOWN)
+    ts = np.linspace(0, LAST, 41)
+    law = lambda t, x, args: field(x, TRUTH, sated(jnp.exp(x[0])))
+    found = diffrax.diffeqsolve(
+        diffrax.ODETerm(law),
+        diffrax.Tsit5(),
+        *(0.0, LAST, 0.01, jnp.log(jnp.asarray([30.0, 12.0]))),
+        saveat=diffrax.SaveAt(ts=jnp.asarray(ts)),
+        stepsize_controller=diffrax.PIDController(rtol=1e-8, atol=1e-8),
+    )
+    noise = NOISE * np.random.default_rng(0).normal(size=(len(ts), 2))
+    simulated = np.asarray(found.ys) + noise
+    return [
+        Record("pelts, 1900 to 1920", years, np.log(counts), None),
+        Record("sated lynxes, simulated", ts, simulated, sated),
+    ]
 
 
-class Constant(eqx.Module):
-    """Lotka and Volterra's attack rate: the same however many hares there are."""
-
-    log_rate: Array
-
-    def __call__(self, log_hares: Array) -> Float[Array, ""]:
-        """Return hares taken per hare, thousand lynxes and year."""
-        return jnp.exp(self.log_rate - 3.5)
+def sated(hares: Any) -> Any:
+    """Return an attack rate that falls as hares are many (Holling's second type)."""
+    return SATED[0] / (1 + SATED[1] * hares)
 
 
-class Neural(eqx.Module):
-    """An attack rate that depends on how many hares there are, a network's."""
-
-    network: eqx.nn.MLP
-
-    def __call__(self, log_hares: Array) -> Float[Array, ""]:
-        """Return hares taken per hare, thousand lynxes and year."""
-        return jnp.exp(self.network(log_hares[None] - 3.5) - 3.5)
-
-
-def vector_field(t: Any, x: Array, u: Any, p: Any, rate: Any) -> Float[Array, " 2"]:
+def field(x: Array, p: Any, attack: Any) -> Float[Array, " 2"]:
     """Return the growth of the logarithms: hares breed and are eaten, lynxes die."""
     hares, lynxes = jnp.exp(x)
-    taken = rate(x[0])
     return jnp.stack(
         [
-            p["breeding"] - taken * lynxes,
-            p["conversion"] * taken * hares - p["mortality"],
+            p["breeding"] - attack * lynxes,
+            p["conversion"] * attack * hares - p["mortality"],
         ]
     )
 
 
-def models() -> dict[str, co.Model]:
-    """Return each model, untrained."""
-    start = {"breeding": 0.6, "conversion": 0.8, "mortality": 0.8}
-    network = eqx.nn.MLP(1, "scalar", 8, 1, jax.nn.tanh, key=jax.random.key(0))
-    return {
-        "constant attack rate": co.Model(start, Constant(jnp.asarray(0.0))),
-        "neural attack rate": co.Model(start, Neural(network)),
-    }
+def log_attack(p: Any, nets: Any, log_hares: Array) -> Array:
+    """Return the logarithm of the attack rate: a constant, and a network beside it."""
+    beside = 0.0 if nets is None else nets(log_hares[None])
+    return p["log_rate"] + beside - CENTER
+
+
+def predation(t: Any, x: Array, u: Any, p: Any, nets: Any) -> Float[Array, " 2"]:
+    """Return the law, with or without a network."""
+    return field(x, p, jnp.exp(log_attack(p, nets, x[0])))
 
 
 class Outcome(NamedTuple):
-    """What a model found.
+    """What a law came to.
 
-    `fit` and `forecast` are root mean square errors of the logarithms; `spread`, the
-    parameters' standard deviations; `curves`, the logarithms simulated at `times`, and
-    `rates`, attack rates at `hares`, each with its standard deviation: of the model
-    alone, whose start is held.
+    `fit` and `forecast` are root mean square errors of the logarithms; `evidence`, in
+    nats; `curves`, the logarithms simulated at `times` from the first state, and
+    `rates`, logarithms of attack rates at `hares`, each with its standard deviation.
     """
 
     name: str
+    network: bool
     fit: float
     forecast: float
-    parameters: dict[str, float]
-    spread: dict[str, float]
+    evidence: float
     seconds: float
-    iterations: int
     times: np.ndarray
     curves: tuple[np.ndarray, np.ndarray]
     hares: np.ndarray
     rates: tuple[np.ndarray, np.ndarray]
-    trace: np.ndarray
 
 
-def problem(record: Record) -> co.Problem:
-    """Return the problem of the years shown; a prior of unit scale on the weights."""
-    data = (record.ts[record.shown], record.ys[record.shown])
-    return co.Problem(
-        vector_field,
-        data,
-        scale=NOISE,
-        parameter_bounds=(1e-3, 5.0),
-        weight_decay=1 / data[1].size,
-    )
+def problem(record: Record, weight_decay: float | None = None) -> co.Problem:
+    """Return the problem of the years shown."""
+    lower = dict.fromkeys(TRUTH, 1e-3) | {"log_rate": -10.0}
+    upper = dict.fromkeys(TRUTH, 5.0) | {"log_rate": 10.0}
+    decay = {} if weight_decay is None else {"weight_decay": weight_decay}
+    data = (record.ts[record.shown] - record.ts[0], record.ys[record.shown])
+    return co.Problem(predation, data, parameter_bounds=(lower, upper), **decay)
 
 
-def train(name: str, model: co.Model, record: Record) -> Outcome:
-    """Solve on two meshes, and simulate what was learned to the last year."""
-    stated = problem(record)
-    levels = [co.transcribe(stated, intervals=n, stages=3) for n in (14, 42)]
-    trainer = co.CollocationTrainer(tol=1e-8)
+def network() -> co.Deviation:
+    """Return a network of the logarithm of hares, untrained."""
+    return co.Deviation(1, center=CENTER, key=KEY)
+
+
+def fitted(record: Record, model: co.Model) -> tuple[Any, Any, float]:
+    """Return a fit's level and state, and its evidence."""
+    count = 2 * int(record.shown.sum())
+    decay = None if model.networks is None else 1 / count
+    level = co.transcribe(problem(record, decay), intervals=28)
+    trainer = co.CollocationTrainer(max_iter=200)
+    state = trainer.init(model, level.guess())
+    state, _ = eg.fit(trainer, state, [level], key=KEY)
+    return level, state, co.evidence(level, state).log_evidence
+
+
+def chosen(record: Record) -> tuple[Any, Any, float]:
+    """Return the level, the state and the evidence of the law that `choose` takes."""
+    level = co.transcribe(problem(record), intervals=28)
+    trainer = co.CollocationTrainer(max_iter=200)
+    choice = co.choose(trainer, co.Model(STARTS, network()), level, key=KEY)
+    best = choice.evidence if choice.network else choice.plain
+    assert best is not None
+    return choice.transcription, choice.state, best.log_evidence
+
+
+def laws() -> dict[str, Callable[[Record], tuple[Any, Any, float]]]:
+    """Return the ways to a law."""
+    return {
+        CONSTANT: lambda record: fitted(record, co.Model(STARTS, None)),
+        DECAY: lambda record: fitted(record, co.Model(STARTS, network())),
+        CHOSEN: chosen,
+    }
+
+
+def train(name: str, record: Record) -> Outcome:
+    """Find a law, and simulate it to the last year."""
     began = time.perf_counter()
-    state = trainer.init(model, levels[0].guess())
-    run = eg.progress(eg.train(trainer, state, levels, key=jax.random.key(0)))
-    state, history = eg.drain(run)
+    level, state, evidence = laws()[name](record)
     seconds = time.perf_counter() - began
-    found = co.covariance(levels[-1], state, noise=1.0)
-    times = np.linspace(0, record.ts[-1], 201)
-    hares = np.linspace(5, 90, 60)
-    start = state.memory(0.0)[0]
-    forward = diffrax.ForwardMode()
-    curve = lambda m: co.integrate(stated, m, start, times, adjoint=forward)
-    log_rate = lambda m: jnp.log(jax.vmap(m.networks)(jnp.log(jnp.asarray(hares))))
-    curves, rates = (
-        (np.asarray(f(state.model)), co.propagated(f, state.model, found.model))
-        for f in (curve, log_rate)
+    model = state.model
+    found = co.covariance(level, state)
+    times, hares = np.linspace(0, LAST, 201), np.linspace(5, 90, 60)
+    start, forward = state.memory(0.0)[0], diffrax.ForwardMode()
+    curve = lambda m: co.integrate(level.problem, m, start, times, adjoint=forward)
+    each = lambda m: jax.vmap(lambda h: log_attack(m.parameters, m.networks, h))(
+        jnp.log(jnp.asarray(hares))
     )
-    errors = curves[0][::10] - record.ys
+    curves, rates = (
+        (np.asarray(f(model)), co.propagated(f, model, found.model))
+        for f in (curve, each)
+    )
+    years = record.ts - record.ts[0]
+    errors = curves[0][np.searchsorted(times, years - 1e-6)] - record.ys
     root = lambda e: float(np.sqrt(np.mean(e**2)))
-    scale = np.sqrt(np.diag(found.model))[:3]
-    names = sorted(state.model.parameters)
     return Outcome(
         name,
+        bool(np.ptp(rates[0]) > 1e-6),
         root(errors[record.shown]),
         root(errors[~record.shown]),
-        {n: float(state.model.parameters[n]) for n in names},
-        dict(zip(names, scale.tolist(), strict=True)),
+        float(evidence),
         seconds,
-        int(history["iterations"].sum()),
         times,
         curves,
         hares,
         rates,
-        history["trace"],
     )

@@ -64,7 +64,6 @@ def brought():
     return json.loads(output(IMPORTS, *BRINGS))
 
 
-@pytest.mark.slow
 def test_each_import_brings_in_what_it_needs_and_no_more(brought):
     packages = {k: {m.split(".")[0] for m in found} for k, found in brought.items()}
     assert {name: found & HEAVY for name, found in packages.items()} == BRINGS
@@ -91,7 +90,6 @@ except Exception as error:
 """
 
 
-@pytest.mark.slow
 def test_methods_load_when_they_are_asked_for():
     rule = pickle.dumps(eg.ebm.TargetAcceptance(0.25))
     assert output(ASKED, rule.hex()).split() == ["0.25", "jaxtyping"]
