@@ -96,16 +96,17 @@ def predation(t: Any, x: Array, u: Any, p: Any, nets: Any) -> Float[Array, " 2"]
 class Outcome(NamedTuple):
     """What a law came to.
 
-    `fit` and `forecast` are root mean square errors of the logarithms; `evidence`, in
-    nats; `curves`, the logarithms simulated at `times` from the first state, and
-    `rates`, logarithms of attack rates at `hares`, each with its standard deviation.
+    `fit` and `forecast` are root mean square errors of the logarithms; `gain`, the
+    evidence of the law with a network less that of the constant, in nats; `curves`,
+    the logarithms simulated at `times` from the first state, and `rates`, logarithms
+    of attack rates at `hares`, each with its standard deviation.
     """
 
     name: str
     network: bool
     fit: float
     forecast: float
-    evidence: float
+    gain: float | None
     seconds: float
     times: np.ndarray
     curves: tuple[np.ndarray, np.ndarray]
@@ -113,13 +114,17 @@ class Outcome(NamedTuple):
     rates: tuple[np.ndarray, np.ndarray]
 
 
-def problem(record: Record, weight_decay: float | None = None) -> co.Problem:
+def problem(record: Record, weight_decay: float = 0.0) -> co.Problem:
     """Return the problem of the years shown."""
     lower = dict.fromkeys(TRUTH, 1e-3) | {"log_rate": -10.0}
     upper = dict.fromkeys(TRUTH, 5.0) | {"log_rate": 10.0}
-    decay = {} if weight_decay is None else {"weight_decay": weight_decay}
     data = (record.ts[record.shown] - record.ts[0], record.ys[record.shown])
-    return co.Problem(predation, data, parameter_bounds=(lower, upper), **decay)
+    return co.Problem(
+        predation,
+        data,
+        parameter_bounds=(lower, upper),
+        weight_decay=weight_decay,
+    )
 
 
 def network() -> co.Deviation:
@@ -127,28 +132,37 @@ def network() -> co.Deviation:
     return co.Deviation(1, center=CENTER, key=KEY)
 
 
-def fitted(record: Record, model: co.Model) -> tuple[Any, Any, float]:
-    """Return a fit's level and state, and its evidence."""
+class Law(NamedTuple):
+    """A trained law: its level, its state, and what `Outcome.gain` is."""
+
+    level: co.Transcription
+    state: eg.TrainState
+    gain: float | None
+
+
+def fitted(record: Record, model: co.Model) -> Law:
+    """Fit a law as it is."""
     count = 2 * int(record.shown.sum())
-    decay = None if model.networks is None else 1 / count
+    decay = 0.0 if model.networks is None else 1 / count
     level = co.transcribe(problem(record, decay), intervals=28)
     trainer = co.CollocationTrainer(max_iter=200)
     state = trainer.init(model, level.guess())
     state, _ = eg.fit(trainer, state, [level], key=KEY)
-    return level, state, co.evidence(level, state).log_evidence
+    return Law(level, state, None)
 
 
-def chosen(record: Record) -> tuple[Any, Any, float]:
-    """Return the level, the state and the evidence of the law that `choose` takes."""
+def chosen(record: Record) -> Law:
+    """Let the evidence choose between a constant and a network."""
     level = co.transcribe(problem(record), intervals=28)
     trainer = co.CollocationTrainer(max_iter=200)
     choice = co.choose(trainer, co.Model(STARTS, network()), level, key=KEY)
-    best = choice.evidence if choice.network else choice.plain
-    assert best is not None
-    return choice.transcription, choice.state, best.log_evidence
+    if choice.evidence is None:
+        return Law(choice.transcription, choice.state, None)
+    gain = float(choice.evidence.log_evidence - choice.plain.log_evidence)
+    return Law(choice.transcription, choice.state, gain)
 
 
-def laws() -> dict[str, Callable[[Record], tuple[Any, Any, float]]]:
+def laws() -> dict[str, Callable[[Record], Law]]:
     """Return the ways to a law."""
     return {
         CONSTANT: lambda record: fitted(record, co.Model(STARTS, None)),
@@ -160,7 +174,7 @@ def laws() -> dict[str, Callable[[Record], tuple[Any, Any, float]]]:
 def train(name: str, record: Record) -> Outcome:
     """Find a law, and simulate it to the last year."""
     began = time.perf_counter()
-    level, state, evidence = laws()[name](record)
+    level, state, gain = laws()[name](record)
     seconds = time.perf_counter() - began
     model = state.model
     found = co.covariance(level, state)
@@ -182,7 +196,7 @@ def train(name: str, record: Record) -> Outcome:
         bool(np.ptp(rates[0]) > 1e-6),
         root(errors[record.shown]),
         root(errors[~record.shown]),
-        float(evidence),
+        gain,
         seconds,
         times,
         curves,

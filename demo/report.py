@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -61,22 +62,20 @@ def series_table(outcomes: list[series.Outcome]) -> str:
     return "\n".join(rows)
 
 
-def predators_table(outcomes: list[predators.Outcome]) -> str:
-    """Return what was found of hares and lynxes as a Markdown table."""
+def predators_table(found: dict[str, list[predators.Outcome]]) -> str:
+    """Return what each way to a law came to, by record, as a Markdown table."""
     rows = [
-        "| model | error of logarithms, to 1914 | six-year forecast | breeding | "
-        "conversion | mortality | iterations | seconds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| record | law | has a network | error of logarithms, first 14 years | "
+        "six years ahead | evidence over the constant's, nats | seconds |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for o in outcomes:
-        found = [
-            f"{o.parameters[n]:.2f} ± {o.spread[n]:.2f}"
-            for n in ("breeding", "conversion", "mortality")
-        ]
-        rows.append(
-            f"| {o.name} | {o.fit:.2f} | {o.forecast:.2f} | {' | '.join(found)} | "
-            f"{o.iterations} | {o.seconds:.1f} |"
-        )
+    for record, outcomes in found.items():
+        for o in outcomes:
+            gain = "" if o.gain is None else f"{o.gain:+.1f}"
+            rows.append(
+                f"| {record} | {o.name} | {'yes' if o.network else 'no'} | "
+                f"{o.fit:.2f} | {o.forecast:.2f} | {gain} | {o.seconds:.1f} |"
+            )
     return "\n".join(rows)
 
 
@@ -124,47 +123,54 @@ def plot_retrieval(
 
 
 def plot_predators(
-    path: Path, outcomes: list[predators.Outcome], record: predators.Record
+    path: Path,
+    records: list[predators.Record],
+    found: dict[str, list[predators.Outcome]],
 ) -> None:
-    """Draw the populations and their forecast, the attack rates, and convergence."""
+    """Draw the populations by the chosen law, and all attack rates; a row a record."""
     figure = Figure(figsize=(10, 6.5), layout="constrained")
     grid = figure.subplots(2, 2)
-    years = predators.FIRST + record.ts
-    for axes, outcome in zip(grid[0], outcomes, strict=True):
-        times = predators.FIRST + outcome.times
-        center, spread = outcome.curves
-        low, high = np.exp(center - 1.64 * spread), np.exp(center + 1.64 * spread)
-        for i, animal in enumerate(("hares", "lynxes")):
-            color = f"C{i}"
-            axes.plot(times, np.exp(center[:, i]), color=color)
-            band = {"color": color, "alpha": 0.2, "label": f"{animal}, 90 %"}
-            axes.fill_between(times, low[:, i], high[:, i], **band)
-            axes.plot(years, np.exp(record.ys[:, i]), "o", color=color, markersize=3)
-        axes.axvline(predators.LAST_SHOWN + 0.5, color="gray", linewidth=0.8)
-        axes.set(title=outcome.name, xlabel="year", ylabel="pelts, thousands")
-        axes.set(ylim=(0, 150), xticks=range(1900, 1921, 5))
+    for (left, right), record in zip(grid, records, strict=True):
+        _draw_populations(left, record, found[record.name][-1])
+        _draw_rates(right, record, found[record.name])
     grid[0, 0].legend(fontsize=8)
-    rate, trace = grid[1]
+    grid[0, 1].legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def _draw_populations(
+    axes: Any, record: predators.Record, outcome: predators.Outcome
+) -> None:
+    center, spread = outcome.curves
+    low, high = np.exp(center - 1.64 * spread), np.exp(center + 1.64 * spread)
+    first = record.ts[0]
+    for i, animal in enumerate(("hares", "lynxes")):
+        color = f"C{i}"
+        axes.plot(first + outcome.times, np.exp(center[:, i]), color=color)
+        band = {"color": color, "alpha": 0.2, "label": f"{animal}, 90 %"}
+        axes.fill_between(first + outcome.times, low[:, i], high[:, i], **band)
+        axes.plot(record.ts, np.exp(record.ys[:, i]), "o", color=color, markersize=3)
+    axes.axvline(first + predators.LAST_SHOWN + 0.5, color="gray", linewidth=0.8)
+    law = "a network" if outcome.network else "a constant"
+    axes.set_title(f"{record.name}: the evidence chose {law}", fontsize=10)
+    axes.set(xlabel="year", ylabel="thousands", ylim=(0, 150))
+
+
+def _draw_rates(
+    axes: Any, record: predators.Record, outcomes: list[predators.Outcome]
+) -> None:
     for i, outcome in enumerate(outcomes):
         center, spread = outcome.rates
         low, high = np.exp(center - 1.64 * spread), np.exp(center + 1.64 * spread)
-        rate.plot(outcome.hares, np.exp(center), color=f"C{i + 2}")
+        style = "--" if i == len(outcomes) - 1 else "-"
+        axes.plot(outcome.hares, np.exp(center), style, color=f"C{i + 2}")
         band = {"color": f"C{i + 2}", "alpha": 0.2, "label": f"{outcome.name}, 90 %"}
-        rate.fill_between(outcome.hares, low, high, **band)
-        steps = outcome.trace[0]
-        trace.semilogy(steps[:, 1], color=f"C{i + 2}", label=outcome.name)
-        trace.semilogy(steps[:, 2], ":", color=f"C{i + 2}")
-    known = predators.ATTACK_RATE
-    rate.axhline(known, color="gray", linewidth=0.8, label="literature, constant")
-    rate.set(xlabel="hares, thousands", ylabel="attack rate", ylim=(0, 0.1))
-    rate.legend(fontsize=8)
-    trace.set(
-        xlabel="Ipopt's iteration, first mesh",
-        ylabel="infeasibility: primal, and dual (dotted)",
-        xlim=(0, None),
-    )
-    trace.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+        axes.fill_between(outcome.hares, low, high, **band)
+    if record.attack is not None:
+        hares = outcomes[0].hares
+        axes.plot(hares, record.attack(hares), "k:", label="the truth")
+    axes.set(xlabel="hares, thousands", ylim=(0, 0.08))
+    axes.set_ylabel("attack rate, per thousand lynxes and year")
 
 
 def plot_forecasts(

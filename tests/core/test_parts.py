@@ -55,6 +55,16 @@ def test_what_differs_is_not_equal(one, other):
     assert Static(one()) != Static(other())
 
 
+def test_a_schedule_that_was_traced_is_as_before():
+    # `cosine_decay_schedule` replaces its count of steps by a float in the first trace.
+    schedule = optax.cosine_decay_schedule(1e-3, 100)
+    before = Static(optax.adam(schedule))
+    jax.jit(schedule)(1)
+    after = Static(optax.adam(schedule))
+    assert before == after == Static(optax.adam(optax.cosine_decay_schedule(1e-3, 100)))
+    assert before != Static(optax.adam(optax.cosine_decay_schedule(1e-3, 101)))
+
+
 def test_a_user_s_functions_are_equal_to_themselves_alone():
     # They may read globals that change: a stale program would be silently wrong.
     def make():

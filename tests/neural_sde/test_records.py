@@ -125,7 +125,7 @@ def test_times_that_float32_rounds_are_those_of_the_record():
         now, later = found.marginals([4.3, 5.3]).mean[:, 0]
     right = now * np.exp(-1.3) + 2 * 3 * -np.expm1(-1.3) / 1.3
     np.testing.assert_allclose(later, right, rtol=1e-4)
-    found.record.check_later([4.3])
+    found.record.check_later([4.3], found.record.last_values)
 
 
 def test_inputs_to_come_are_exact_and_those_that_are_not_given_are_named():
@@ -239,3 +239,14 @@ def test_a_horizon_that_a_series_outlives_is_named():
     ns.posterior(model, np.arange(6.0), np.zeros(6))
     with pytest.warns(eg.RunWarning, match="the `horizon` of `FractionalSDE` is 5"):
         ns.posterior(model, np.arange(7.0), np.zeros(7))
+
+
+def test_rows_without_values_at_the_end_are_a_forecast_s_times():
+    ts, ys = np.arange(6.0), np.array([0.3, -0.2, 0.5, np.nan, np.nan, np.nan])
+    model = ornstein(1.3)
+    times, options = np.array([3.0, 4.5]), {"key": jax.random.key(0), "num_paths": 10}
+    found = ns.posterior(model, ts, ys).forecast(times, **options)
+    alone = ns.posterior(model, ts[:3], ys[:3], dt=0.03).forecast(times, **options)
+    np.testing.assert_allclose(found.quantiles, alone.quantiles, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"before the last observation at 2\.0"):
+        ns.posterior(model, ts, ys).forecast([1.0], key=KEY)

@@ -1,6 +1,7 @@
 """Equality of a program's static half, so that equal trainers compile once."""
 
 import dataclasses
+import dis
 import functools
 import types
 import weakref
@@ -138,7 +139,9 @@ def _function(function: types.FunctionType, owned: list[Any]) -> Any:
     # Where it was defined, and not `__module__`, which `functools.wraps` copies.
     if _library(function.__globals__.get("__name__")) not in _LIBRARIES:
         return _identity(function, owned)
-    cells = tuple(_cell(cell, function, owned) for cell in function.__closure__ or ())
+    names = function.__code__.co_freevars
+    closure = zip(names, function.__closure__ or (), strict=True)
+    cells = tuple(_cell(name, cell, function, owned) for name, cell in closure)
     defaults = function.__defaults__, function.__kwdefaults__
     return ("function", function.__code__, _reduced(defaults, owned), cells)
 
@@ -147,12 +150,25 @@ def _library(module: Any) -> str:
     return str(module or "").partition(".")[0]
 
 
-def _cell(cell: Any, owner: types.FunctionType, owned: list[Any]) -> Any:
+def _cell(name: str, cell: Any, owner: types.FunctionType, owned: list[Any]) -> Any:
     try:
         contents = cell.cell_contents
     except ValueError:
         return "empty"
+    if type(contents) is int and name in _rebound(owner.__code__):
+        contents = float(contents)
     return "itself" if contents is owner else _reduced(contents, owned)
+
+
+@functools.lru_cache(maxsize=256)
+def _rebound(code: types.CodeType) -> frozenset[str]:
+    """Return the names of closed-over values that a function replaces by itself.
+
+    `optax.cosine_decay_schedule` makes its count of steps a float in the first trace:
+    an integer there and its float are one program.
+    """
+    stores = (i for i in dis.get_instructions(code) if i.opname == "STORE_DEREF")
+    return frozenset(i.argval for i in stores) & frozenset(code.co_freevars)
 
 
 def _plain(value: Any, owned: list[Any]) -> Any:

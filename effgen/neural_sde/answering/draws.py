@@ -218,17 +218,21 @@ def exact_laws(
 
 @eqx.filter_jit
 def exact_observations(
-    model: LatentSDE, series: Series, index: Index, steps: int, levels: Array
+    model: LatentSDE, series: Series, index: Index, steps: int
 ) -> tuple[Array, Array]:
-    """Return means and quantiles of what each linear posterior would show."""
+    """Return means and variances of what each linear posterior would show."""
     assert isinstance(model.decoder, LinearDecoder)
     means, covariances = exact_laws(model, series, index, steps)
     errors = errors_at(series, index)
-    over = jax.vmap(jax.vmap(model.decoder.law))
-    mean, variance = over(means, covariances, errors)
+    return jax.vmap(jax.vmap(model.decoder.law))(means, covariances, errors)
+
+
+@jax.jit
+def normal_quantiles(mean: Array, variance: Array, levels: Array) -> Array:
+    """Return quantiles of normal laws, at an axis after the first."""
     normal = jax.scipy.stats.norm.ppf(levels).astype(mean.dtype)
     away = normal[None, :, None, None] * jnp.sqrt(variance)[:, None]
-    return mean, mean[:, None] + away
+    return mean[:, None] + away
 
 
 def errors_at(series: Series, index: Index) -> Array | None:
@@ -323,17 +327,14 @@ def observations_of(
     model: LatentSDE, positions: Array, errors: Array | None, keys: Array
 ) -> Array:
     """Draw what would be observed along paths, `(series, paths, times, state)`."""
+    decoder = model.decoder
 
     def one(positions: Array, errors: Array | None, key: Array) -> Array:
-        num, times = positions.shape[:2]
-        keys = jax.random.split(key, (num, times))
-        if errors is None:
-            draw = lambda x, key: model.decoder.sample(x, key=key)
-            return jax.vmap(jax.vmap(draw))(positions, keys)
-        decoder = model.decoder
-        assert isinstance(decoder, LinearDecoder)
-        draw = lambda x, key, e: decoder.sample(x, key=key, errors=e)
-        return jax.vmap(jax.vmap(draw), (0, 0, None))(positions, keys, errors)
+        if isinstance(decoder, LinearDecoder):
+            return decoder.sample(positions, key=key, errors=errors)
+        keys = jax.random.split(key, positions.shape[:2])
+        draw = lambda x, key: decoder.sample(x, key=key)
+        return jax.vmap(jax.vmap(draw))(positions, keys)
 
     axes = (0, None if errors is None else 0, 0)
     return jax.vmap(one, axes)(positions, errors, keys)

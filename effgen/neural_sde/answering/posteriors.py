@@ -31,6 +31,7 @@ from .draws import (
     is_exact,
     is_future,
     linear_evidence,
+    normal_quantiles,
     num_steps_of,
     observations_of,
     predicted,
@@ -119,6 +120,11 @@ class Posterior(eqx.Module):
         """Return means and covariances of a linear model."""
         model = from_time_to_time(self.model)
         return exact_laws(model, series, at, num_steps_of(model, series))
+
+    def _observed(self, series: Series, at: np.ndarray) -> tuple[Array, Array]:
+        """Return means and variances of what a linear model would show."""
+        model = from_time_to_time(self.model)
+        return exact_observations(model, series, at, num_steps_of(model, series))
 
     def marginals(
         self,
@@ -216,9 +222,8 @@ class Posterior(eqx.Module):
         samples = observations_of(self.model, draws.positions, errors, noise)
         wanted = jnp.asarray(levels, samples.dtype)
         if is_exact(self.model):
-            model = from_time_to_time(self.model)
-            steps = num_steps_of(model, series)
-            mean, quantiles = exact_observations(model, series, at, steps, wanted)
+            mean, variance = self._observed(series, at)
+            quantiles = normal_quantiles(mean, variance, wanted)
             ess = jnp.full(draws.ess.shape, jnp.inf)
         else:
             mean, ess = samples.mean(1), draws.ess
@@ -242,16 +247,16 @@ class Posterior(eqx.Module):
         """Return quantiles of what will be observed at `times`, noise included.
 
         Arguments:
-            times: As for `paths`, at or after each series' last time.
+            times: As for `paths`, at or after each series' last value.
             key: A random key.
             num_paths: How many whole records are drawn.
             levels: Probabilities of the quantiles, in (0, 1).
             inputs: As for `paths`.
 
         Raises:
-            ValueError: For times before a series' last, and as `observations`.
+            ValueError: For times before a series' last value, and as `observations`.
         """
-        self.record.check_later(times)
+        self.record.check_later(times, self.record.last_values)
         return self.observations(
             times, key=key, num_paths=num_paths, levels=levels, inputs=inputs
         )
@@ -352,6 +357,19 @@ class Posterior(eqx.Module):
 
     def _steps(self) -> int:
         return num_steps_of(self.model, self.series)
+
+
+def observed_law(
+    found: Posterior, times: ArrayLike
+) -> tuple[Float[Array, "*times sensors"], Float[Array, "*times sensors"]]:
+    """Return mean and variance of what a linear model shows at times, noise included.
+
+    Arguments:
+        found: The posterior of a model that is exact.
+        times: As for `Posterior.paths`.
+    """
+    series, at = found.record.merged(times, None, found.model.t0)
+    return found.record.out(found._observed(series, at))
 
 
 def posterior(

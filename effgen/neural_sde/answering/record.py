@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array, ArrayLike, Float
 
 from effgen.core.contract.counts import check_count
 from effgen.core.contract.keys import check_key
@@ -95,9 +95,17 @@ class Record(eqx.Module):
             raise ValueError("`times` are empty: pass at least one.")
         return np.broadcast_to(rows, (num, rows.shape[-1]))
 
-    def check_later(self, times: Any) -> None:
-        """Raise `ValueError` for times that are before a series' last."""
-        rows, last = self.rows(times), np.asarray(self.series.ts)[:, -1]
+    @property
+    def last_values(self) -> Float[np.ndarray, " series"]:
+        """When each series has its last value; its first time, where it has none."""
+        ts, seen = np.asarray(self.series.ts), self.series.seen
+        if isinstance(seen, Tracer):
+            return ts[:, -1]
+        return np.max(np.where(np.asarray(seen), ts, ts[:, :1]), axis=1)
+
+    def check_later(self, times: Any, last: Float[np.ndarray, " series"]) -> None:
+        """Raise `ValueError` for times that are before a series' last observation."""
+        rows = self.rows(times)
         early = rows[:, 0] < last
         if np.any(early):
             i = int(np.argmax(early))

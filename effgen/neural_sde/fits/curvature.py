@@ -50,7 +50,9 @@ def values_at(problem: Problem, x: Array) -> dict[str, Array]:
 def _bent(problem: Problem, x: Array) -> tuple[Array, Array, dict[str, Array]]:
     """Return the density's derivatives, and those of the named parameters."""
     named = lambda x: values_at(problem, x)
-    return jax.grad(problem)(x), jax.hessian(problem)(x), jax.jacfwd(named)(x)
+    along = lambda v: jax.jvp(jax.grad(problem), (x,), (v,))
+    slope, hessian = jax.vmap(along, out_axes=(None, 0))(jnp.eye(x.size, dtype=x.dtype))
+    return slope, hessian, jax.jacfwd(named)(x)
 
 
 class Spectrum(NamedTuple):

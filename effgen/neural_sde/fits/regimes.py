@@ -193,7 +193,7 @@ class Regimes(NamedTuple):
         """
         check_levels(levels)
         self.record.keys(key, num_paths)
-        self.record.check_later(times)
+        self.record.check_later(times, np.asarray(self.record.series.ts)[:, -1])
         rows = self.record.rows(times)[0]
         if np.any(np.diff(rows) < 0):
             raise ValueError("`times` must be sorted.")

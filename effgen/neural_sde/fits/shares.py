@@ -84,6 +84,32 @@ def _maximized(logs: np.ndarray, there: np.ndarray, shares: np.ndarray) -> np.nd
     return weights
 
 
+def mixed_log_density(
+    means: Float[np.ndarray, "laws *shape"],
+    variances: Float[np.ndarray, "laws *shape"],
+    ys: Float[np.ndarray, "*shape"],
+) -> Float[np.ndarray, "*shape"]:
+    """Return log-densities of values by normal laws that count alike.
+
+    As in `log_density`, a normal law three times as wide has one percent. Where a law
+    is not finite the log-density is minus infinity.
+    """
+    from scipy.special import logsumexp
+
+    finite = np.all(np.isfinite(means) & np.isfinite(variances), axis=0)
+    means, variances = (np.where(finite, x, 1.0) for x in (means, variances))
+    mean, scale = means.mean(0), np.sqrt(means.var(0) + variances.mean(0))
+    inside = logsumexp(_normal(ys - means, np.sqrt(variances)), axis=0)
+    inside += np.log1p(-_SHARE) - np.log(len(means))
+    outside = _normal(ys - mean, _WIDER * scale) + np.log(_SHARE)
+    logs = np.logaddexp(inside, outside)
+    return np.where(finite | np.isnan(ys), logs, -np.inf)
+
+
+def _normal(away: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    return -0.5 * (away / scale) ** 2 - np.log(scale) - 0.5 * np.log(2 * np.pi)
+
+
 def log_density(
     samples: Float[np.ndarray, "paths *shape"], ys: Float[np.ndarray, "*shape"]
 ) -> Float[np.ndarray, "*shape"]:
@@ -95,9 +121,8 @@ def log_density(
     mean, scale = samples.mean(0), np.maximum(samples.std(0), 1e-30)
     inner = np.subtract(*np.quantile(samples, (0.75, 0.25), axis=0)) / 1.349
     width = 0.9 * np.minimum(scale, np.where(inner > 0, inner, scale)) * num**-0.2
-    normal = lambda away, scale: -0.5 * (away / scale) ** 2 - np.log(scale)
-    kernels = normal(ys - samples, width)
+    kernels = _normal(ys - samples, width)
     top = kernels.max(0)
     inside = top + np.log(np.mean(np.exp(kernels - top), axis=0)) + np.log1p(-_SHARE)
-    outside = normal(ys - mean, _WIDER * scale) + np.log(_SHARE)
-    return np.logaddexp(inside, outside) - 0.5 * np.log(2 * np.pi)
+    outside = _normal(ys - mean, _WIDER * scale) + np.log(_SHARE)
+    return np.logaddexp(inside, outside)

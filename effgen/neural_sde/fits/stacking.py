@@ -13,8 +13,9 @@ from effgen.core.contract.counts import check_count
 from effgen.core.contract.keys import check_key
 from effgen.core.weights import Estimate
 from effgen.neural_sde.answering.answers import Bands
+from effgen.neural_sde.answering.draws import is_exact
 from effgen.neural_sde.answering.held_out import evidence_until
-from effgen.neural_sde.answering.posteriors import posterior
+from effgen.neural_sde.answering.posteriors import observed_law, posterior
 from effgen.neural_sde.data.clock import Clock
 from effgen.neural_sde.data.frames import Labels
 from effgen.neural_sde.data.series import (
@@ -28,7 +29,13 @@ from effgen.neural_sde.modeling.checks import check_levels
 from effgen.neural_sde.modeling.model import LatentSDE
 
 from .dated import as_asked, dated
-from .shares import bootstrapped_shares, log_density, prior_of, stacking_weights
+from .shares import (
+    bootstrapped_shares,
+    log_density,
+    mixed_log_density,
+    prior_of,
+    stacking_weights,
+)
 
 
 Members = Mapping[str, LatentSDE | Sequence[LatentSDE]]
@@ -76,7 +83,7 @@ class Stack(eqx.Module):
         Whole records are drawn from the members in proportion to their weights.
 
         Arguments:
-            times: Sorted, at or after the last time, shape `(times,)`, dates where the
+            times: Sorted, at or after the last value, shape `(times,)`, dates where the
                 record has dates.
             key: A random key.
             num_paths: How many whole records are drawn.
@@ -86,7 +93,7 @@ class Stack(eqx.Module):
             Mean, quantiles and whole records.
 
         Raises:
-            ValueError: For times before the last, and as `Posterior.forecast`.
+            ValueError: For times before the last value, and as `Posterior.forecast`.
             TypeError: For numbers where the record has dates, or the converse.
         """
         check_key(key)
@@ -306,14 +313,19 @@ def _foretold(
         [np.where(_rows_before(i, values), values, np.nan) for i in origins]
     )
     times = np.broadcast_to(ts, known.shape[:2])
+    rows = origins[:, None] + np.arange(horizon)
+    found = [posterior(model, times, known) for model in models]
+    if all(is_exact(model) for model in models):
+        laws = [observed_law(p, ts[rows]) for p in found]
+        means, variances = (np.stack(x).astype(np.float64) for x in zip(*laws))
+        return mixed_log_density(means, variances, values[rows]).reshape(
+            len(origins), -1
+        )
     keys = jax.random.split(key, len(models))
     each = -(-num_paths // len(models))
-    rows = origins[:, None] + np.arange(horizon)
     drawn = [
-        posterior(model, times, known)
-        .observations(ts[rows], key=key, num_paths=each)
-        .samples
-        for model, key in zip(models, keys, strict=True)
+        p.observations(ts[rows], key=key, num_paths=each).samples
+        for p, key in zip(found, keys, strict=True)
     ]
     mixed = np.concatenate([np.asarray(x, np.float64) for x in drawn], axis=1)
     draws, ys = np.moveaxis(mixed, 1, 0), values[rows]

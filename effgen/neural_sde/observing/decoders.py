@@ -278,21 +278,27 @@ class LinearDecoder(AbstractDecoder):
         return self.mean(mean), jnp.maximum(spread, 0) + noise**2
 
     def sample(
-        self, x: State, *, key: PRNGKeyArray, errors: Array | None = None
-    ) -> Float[Array, " sensors"]:
+        self,
+        x: Float[Array, "*shape state"],
+        *,
+        key: PRNGKeyArray,
+        errors: Array | None = None,
+    ) -> Float[Array, "*shape sensors"]:
         """Draw `y` given `x`.
 
         Arguments:
-            x: A state, shape `(state,)`.
+            x: A state, shape `(state,)`, or several, with axes before.
             key: A random key.
             errors: What multiplies each sensor's noise, shape `(sensors,)`, or `None`.
 
         Returns:
-            One observation, shape `(sensors,)`.
+            One observation of each state, shape `(*shape, sensors)`.
         """
-        noise = jax.random.normal(key, self.offset.shape, self.offset.dtype)
-        noise = self._root() @ noise
-        return self.mean(x) + (noise if errors is None else errors * noise)
+        shape = (*x.shape[:-1], len(self.offset))
+        noise = jax.random.normal(key, shape, self.offset.dtype) @ self._root().T
+        if errors is not None:
+            noise = jnp.broadcast_to(errors, shape) * noise
+        return x @ self.matrix.T + jnp.broadcast_to(self.offset, shape) + noise
 
     def check_shape(self, shape: tuple[int, ...], num_states: int) -> None:
         """Raise `ValueError` unless the shapes are those of `matrix`: see the base."""
