@@ -89,6 +89,7 @@ from .modeling import (
     matern as matern,
     num_features as num_features,
     ou as ou,
+    periodic as periodic,
     residual_network as residual_network,
     season as season,
     trend as trend,

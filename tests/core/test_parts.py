@@ -9,7 +9,7 @@ import pytest
 
 import effgen as eg
 from effgen.core.contract.static import Static
-from effgen.core.running.loops import has_convolution, repeat
+from effgen.core.running.loops import compiler_options, has_convolution, repeat
 from tests.cases import KEY, arrays, regression
 from tests.core.tiny import OnHost, Total, ones
 
@@ -73,6 +73,13 @@ def test_a_user_s_functions_are_equal_to_themselves_alone():
     function = make()
     assert Static(function) == Static(function)
     assert Static(make()) != Static(make())
+
+
+@pytest.mark.parametrize(("num", "told"), [(7, 0), (8, 1)])
+def test_sums_of_many_axes_are_kept_from_ynnpack(num, told):
+    x = jnp.ones((1,) * num)
+    jaxpr = jax.make_jaxpr(lambda x: jax.lax.cond(True, jnp.sum, jnp.max, x))(x)
+    assert len(compiler_options(jaxpr)) == told
 
 
 def convolved(x):

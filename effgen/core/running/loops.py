@@ -9,14 +9,39 @@ from jaxtyping import Array, Int
 
 
 State = TypeVar("State")
+_CONVOLUTION = "conv_general_dilated"
+
+
+# YNNPACK handles arrays of fewer axes, and ends the process at more (jaxlib 0.10.2).
+_MOST_AXES = 7
 
 
 def has_convolution(jaxpr: Any) -> bool:
     """Return whether a (closed) jaxpr computes a convolution, at any depth."""
+    return _has(jaxpr, lambda equation: equation.primitive.name == _CONVOLUTION)
+
+
+def compiler_options(jaxpr: Any) -> dict[str, str]:
+    """Return what XLA is told of a (closed) jaxpr: no YNNPACK for sums of many axes.
+
+    Derivatives of convolutions, mapped over a batch, have such sums.
+    """
+    wide = default_platform() == "cpu" and _has(jaxpr, _sums_many_axes)
+    return {"xla_cpu_experimental_ynn_fusion_type": ""} if wide else {}
+
+
+def _sums_many_axes(equation: Any) -> bool:
+    is_sum = equation.primitive.name.startswith("reduce_")
+    return is_sum and any(
+        getattr(x.aval, "ndim", 0) > _MOST_AXES for x in equation.invars
+    )
+
+
+def _has(jaxpr: Any, test: Callable[[Any], bool]) -> bool:
     inner = getattr(jaxpr, "jaxpr", jaxpr)
     return any(
-        equation.primitive.name == "conv_general_dilated"
-        or any(map(has_convolution, _inner_jaxprs(equation.params)))
+        test(equation)
+        or any(_has(each, test) for each in _inner_jaxprs(equation.params))
         for equation in inner.eqns
     )
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, PyTree
 from effgen.core.contract.static import Static, settings
 from effgen.core.devices.sharding import replicated
 
-from .loops import default_platform, has_convolution
+from .loops import compiler_options, default_platform, has_convolution
 from .packing import Layout, capacity_of, empty_rows, pack, unpack
 from .step import Inputs, Leaves, Step, traced
 
@@ -153,7 +153,8 @@ def _compiled(
     function = jax.jit(
         build(step, layout), donate_argnums=donated, out_shardings=outputs
     )
-    compiled = function.trace(*avals, stack, index, index).lower().compile()
+    lowered = function.trace(*avals, stack, index, index).lower()
+    compiled = _compile(lowered, compiler_options(step.jaxpr))
     kept_sound = jax.jit(step.kept_sound)
     return Program(
         advance=partial(advance, compiled, layout, kept_sound),
@@ -162,6 +163,16 @@ def _compiled(
         seconds=time.perf_counter() - start,
         compiled=compiled,
     )
+
+
+def _compile(lowered: jax.stages.Lowered, options: dict[str, str]) -> Any:
+    """Compile with options, or without those that this release of XLA has not."""
+    try:
+        return lowered.compile(options or None)
+    except jax.errors.JaxRuntimeError as error:
+        if not options or "compile option" not in str(error):
+            raise
+        return lowered.compile()
 
 
 def choose_driver(jaxpr: Any) -> str:

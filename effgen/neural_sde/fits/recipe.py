@@ -260,7 +260,7 @@ def network_of(
     """Return a linear fit with a network that moves what returns to a mean."""
     assert isinstance(base.linear, Structure)
     moves = _parts(base.linear, _RETURNING)
-    sees = [*moves, *_parts(base.linear, ("season",))]
+    sees = [*moves, *_parts(base.linear, ("season", "periodic"))]
     return with_network(base, ts, ys, mask, key=key, sees=sees, moves=moves)
 
 

@@ -1,6 +1,6 @@
 """Structures that a record may have, and the one that its evidence chooses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from effgen.neural_sde.modeling.structure import (
     cycle,
     level,
     ou,
+    periodic,
     season,
     trend,
 )
@@ -60,9 +61,9 @@ def candidates(
     """Return the structures that are commonly fitted to a record.
 
     They are a level; a process that returns to its mean; both; a trend with such a
-    process; and one or two cycles with it. The first cycle begins at the record's
-    strongest period, after a line and the season are subtracted. The second begins at
-    half of that period.
+    process; one or two cycles with it; and a periodic function with it. The function
+    and the first cycle begin at the record's strongest period, after a line and the
+    season are subtracted. The second cycle begins at half of that period.
 
     Arguments:
         ts: Times of one series, numbers, shape `(obs,)`.
@@ -72,7 +73,7 @@ def candidates(
             the unit of time, or `None` for no season.
 
     Returns:
-        Six structures, not yet started from the data.
+        Seven structures, not yet started from the data.
 
     Raises:
         ValueError: For values at fewer than three times, or times that are not finite
@@ -87,6 +88,7 @@ def candidates(
         trend() + ou(),
         turn + ou(),
         turn + cycle(period / 2) + ou(),
+        periodic(period) + ou(),
     )
     if season_period is None:
         return sums
@@ -147,11 +149,15 @@ def strongest_period(
         basis += turns(1 / season_period) + turns(2 / season_period)
     left = _off(np.stack([y], axis=1), np.stack(basis, axis=1))[:, 0]
     frequencies = np.arange(2.0, max(span / (2 * gap), 3.0)) / (2 * span)
-    power = [
-        np.sum((left - _off(left[:, None], np.stack(turns(f), axis=1))[:, 0]) ** 2)
-        for f in frequencies
-    ]
-    return float(1 / frequencies[int(np.argmax(power))])
+    taken = lambda f: left - _off(left[:, None], np.stack(turns(f), axis=1))[:, 0]
+    best = _most(frequencies, lambda f: np.sum(taken(f) ** 2))
+    near = best + np.linspace(-0.5, 0.5, 21) / (2 * span)
+    return float(1 / _most(near, lambda f: np.sum(taken(f) ** 2)))
+
+
+def _most(values: np.ndarray, function: Callable[[float], float]) -> float:
+    """Return the value at which a function is largest."""
+    return values[int(np.argmax([function(value) for value in values]))]
 
 
 def _span(times: np.ndarray) -> tuple[float, float]:

@@ -1,6 +1,5 @@
 """Structural models of a record: start values from its span and spread."""
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
@@ -17,7 +16,7 @@ from effgen.neural_sde.data.series import (
 )
 from effgen.neural_sde.filters import cautions
 from effgen.neural_sde.modeling.model import LatentSDE
-from effgen.neural_sde.modeling.parts import Cycle, Measures, Season
+from effgen.neural_sde.modeling.parts import Cycle, Measures, Periodic, Season
 from effgen.neural_sde.modeling.structure import Structure
 from effgen.neural_sde.observing.counts import NegativeBinomial, Poisson
 from effgen.neural_sde.observing.decoders import Decoder
@@ -138,8 +137,9 @@ def _check_periods(
             for k in range(1, part.harmonics + 1):
                 check_season("period", part.period / k, ts)
             cautions.of_period(name, part.period, gap, unit)
-        if isinstance(part, Cycle):
-            cautions.of_period(name, float(jnp.exp(part.log_period)), gap, unit)
+        if isinstance(part, Cycle | Periodic):
+            period = float(part.parameters()["period"])
+            cautions.of_period(name, period, gap, unit)
 
 
 def _linked(likelihood: AbstractLikelihood | None, values: np.ndarray) -> np.ndarray:

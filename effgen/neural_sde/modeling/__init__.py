@@ -26,6 +26,7 @@ from .structure import (
     level as level,
     matern as matern,
     ou as ou,
+    periodic as periodic,
     season as season,
     trend as trend,
 )

@@ -262,3 +262,59 @@ class Season(AbstractPart):
         """Return the part with start values where none were given."""
         (noise,) = as_given(self.start_given)
         return Season(self.period, self.harmonics, noise, measures)
+
+
+class Periodic(AbstractPart):
+    """A periodic function of a period that is trained: no noise moves it.
+
+    `dX_k = 2 pi k / period J X_k dt`, `X_k(0) ~ N(0, (scale / k^2)^2 I)`, `k = 1 ...
+    harmonics`. The period is `start exp(log_stretch start / (2 span))`: a stretch of
+    one is half a turn at the end of the span.
+    """
+
+    kind: ClassVar[str] = "periodic"
+
+    log_stretch: Float[Array, ""]
+    log_scale: Float[Array, ""]
+    harmonics: int = eqx.field(static=True)
+    start_given: Float[Array, " given"]
+    start_turns: Float[Array, ""]
+
+    def __init__(
+        self, period: float, harmonics: int, scale: float | None, measures: Measures
+    ) -> None:
+        """Start at the period, and at the data's deviation."""
+        check_positive(self.kind, period=period, harmonics=harmonics, scale=scale)
+        if int(harmonics) != harmonics:
+            raise ValueError(f"`harmonics` is {harmonics}: pass a whole number.")
+        self.harmonics = int(harmonics)
+        self.start_given = as_leaf(period, scale)
+        self.start_turns = as_float(np.array(measures.span / period))
+        self.log_stretch = as_float(np.array(0.0))
+        self.log_scale = log_of(scale, measures.spread)
+
+    @property
+    def period(self) -> Float[Array, ""]:
+        """In the unit of time."""
+        start = self.start_given[0].astype(self.log_stretch.dtype)
+        return start * jnp.exp(0.5 * self.log_stretch / self.start_turns)
+
+    def law(self) -> PartLaw:
+        """Return the part as a linear SDE."""
+        dtype, k = self.log_scale.dtype, np.arange(1, self.harmonics + 1)
+        turns = np.kron(np.diag(k), np.array([[0.0, -1.0], [1.0, 0.0]]))
+        matrix = 2 * jnp.pi / self.period * jnp.asarray(turns, dtype)
+        sizes = jnp.exp(self.log_scale) * jnp.asarray(np.repeat(k, 2) ** -2.0, dtype)
+        reads = jnp.tile(jnp.asarray([1, 0], dtype), self.harmonics)
+        noise = jnp.zeros((2 * self.harmonics, 1), dtype)
+        return PartLaw(matrix, noise, jnp.diag(sizes), reads)
+
+    def parameters(self) -> dict[str, Array]:
+        """Return `period` in units of time, and `scale` in the data's."""
+        return {"period": self.period, "scale": jnp.exp(self.log_scale)}
+
+    def started(self, measures: Measures) -> "Periodic":
+        """Return the part with start values where none were given."""
+        period, scale = as_given(self.start_given)
+        assert period is not None
+        return Periodic(period, self.harmonics, scale, measures)

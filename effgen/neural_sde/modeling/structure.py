@@ -22,7 +22,17 @@ from effgen.neural_sde.linear_sdes.transitions import (
 from effgen.neural_sde.observing.decoders import LinearDecoder, Readout
 
 from .memory_parts import Autoregression, Matern
-from .parts import UNIT, AbstractPart, Cycle, Level, Measures, PartLaw, Season, Trend
+from .parts import (
+    UNIT,
+    AbstractPart,
+    Cycle,
+    Level,
+    Measures,
+    PartLaw,
+    Periodic,
+    Season,
+    Trend,
+)
 
 
 class Structure(AbstractLinearSDE):
@@ -262,6 +272,33 @@ def season(
         ValueError: For a number that is not positive, or `harmonics` that is not whole.
     """
     return Structure((Season(period, harmonics, noise, UNIT),))
+
+
+def periodic(
+    period: float, harmonics: int = 2, *, scale: float | None = None
+) -> Structure:
+    """Return a periodic function, whose period, amplitudes and phases are unknown.
+
+    No noise moves it, so it keeps its phase. Where the period is known and the shape
+    changes, take `season`; where the phase is lost after some turns, `cycle`.
+
+    Arguments:
+        period: Its start value, in units of time. Over the record it should be right to
+            half a turn.
+        harmonics: How many oscillations there are, of `period / k`.
+        scale: The standard deviation a priori, in data units; `None`: started from the
+            data.
+
+    Returns:
+        A structure of one part.
+
+    Raises:
+        ValueError: For a number that is not positive, or `harmonics` that is not whole.
+
+    Source:
+        Solin and Särkkä (2014), the state space of a periodic kernel.
+    """
+    return Structure((Periodic(period, harmonics, scale, UNIT),))
 
 
 def ou(*, length: float | None = None, scale: float | None = None) -> Structure:

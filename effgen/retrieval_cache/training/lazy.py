@@ -77,7 +77,8 @@ class LazyTablesTrainer(AbstractTrainer):
 
         Raises:
             TypeError: For a model without a `Table`, and as `InBatchTrainer` raises.
-            ValueError: For `optax.MultiSteps`, and as `InBatchTrainer` raises.
+            ValueError: For `optax.MultiSteps`, for an optimizer that keeps the steps
+                before, such as `optax.lbfgs`, and as `InBatchTrainer` raises.
         """
         if not tables_of(model):
             raise TypeError(
@@ -91,6 +92,7 @@ class LazyTablesTrainer(AbstractTrainer):
                 "batches: rows that are not in the last batch would not be updated. "
                 "Use larger batches."
             )
+        _owners(self.trainer.optim, model, state.opt_state)
         return state
 
     def step(
@@ -268,6 +270,13 @@ def _owners(
         after = _state_shapes(optim, _with(model, others))
         for j, (old, new) in enumerate(zip(before, after, strict=True)):
             owners[j] = i if old != new else owners[j]
+            if old != new and old[:1] != (num,):
+                raise ValueError(
+                    f"`optim` keeps an array of shape {old} of a table of {(num, size)}"
+                    ": it mixes steps of some rows with earlier ones of others, as "
+                    "`optax.lbfgs` does. Use `InBatchTrainer`, or an optimizer of "
+                    "moments, such as `optax.adam`."
+                )
     if len(jax.tree.leaves(opt_state)) != len(owners):
         raise ValueError(
             "`state.opt_state` is not of the trainer's `optim`: begin with "

@@ -339,7 +339,7 @@ def test_a_line_search_lowers_a_loss_that_is_a_function(name):
 
 @pytest.mark.slow
 @every_optimizer
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", sorted(set(CASES) - {"lazy_tables"}))
 def test_every_trainer_takes_every_optimizer(name, optim):
     state, losses = trained_with(name, optim, 4)
     assert np.all(np.isfinite(losses))

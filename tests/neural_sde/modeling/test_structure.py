@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import scipy.linalg
 import scipy.special
+import scipy.stats
 import statsmodels.api as sm
 
 import effgen as eg
@@ -322,3 +323,34 @@ def test_a_network_begins_at_a_fit_with_inputs():
     assert not np.allclose(found.drift.center, moved.drift.center)
     with pytest.raises(ValueError, match="has an `input_matrix` and the series no"):
         ns.with_network(fitted, ts, ys, key=key)
+
+
+def test_a_periodic_part_is_a_gaussian_process_with_a_periodic_kernel():
+    ts = np.cumsum(np.random.default_rng(0).uniform(0.2, 2.0, 30))
+    ys = np.sin(2 * np.pi * ts / 5.0) + 0.3 * np.sin(4 * np.pi * ts / 5.0 + 1)
+    part, scale, noise = ns.periodic(5.1, 3, scale=0.8), 0.8, 0.2
+    model = ns.LatentSDE(part, part.decoder(noise), dt=100.0)
+    found = ns.posterior(model, ts, ys).log_evidence
+    k = np.arange(1, 4)
+    away = 2 * np.pi * np.subtract.outer(ts, ts)[..., None] * k / 5.1
+    kernel = np.sum((scale / k**2) ** 2 * np.cos(away), axis=-1)
+    law = scipy.stats.multivariate_normal(cov=kernel + noise**2 * np.eye(len(ts)))
+    np.testing.assert_allclose(found, law.logpdf(ys), rtol=1e-4)
+
+
+def test_the_period_of_a_periodic_part_is_found_and_its_phase_kept():
+    rng, ts = np.random.default_rng(1), np.arange(60.0)
+    shape = lambda t: (
+        2 * np.sin(2 * np.pi * t / 7.3) + 0.5 * np.cos(4 * np.pi * t / 7.3)
+    )
+    ys = 40 + shape(ts) + 0.3 * rng.normal(size=60)
+    fitted = ns.fit_linear(ns.structural(ns.periodic(7.4), ts, ys), ts, ys)
+    error = fitted.standard_errors["periodic.period"]
+    assert abs(fitted.parameters["periodic.period"] - 7.3) < 3 * error < 0.1
+    later = np.arange(90.0, 104.0)
+    law = ns.posterior(fitted.model, ts, ys).forecast(later, key=jax.random.key(0))
+    np.testing.assert_allclose(law.mean[:, 0], 40 + shape(later), atol=0.5)
+    with pytest.raises(ValueError, match=r"`harmonics` is 1\.5"):
+        ns.periodic(3.0, 1.5)
+    with pytest.raises(ValueError, match="`period` of `periodic` is -1"):
+        ns.periodic(-1.0)

@@ -157,3 +157,6 @@ def test_towers_and_trainers_that_do_not_fit_are_refused():
     added = optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation()
     with pytest.raises(ValueError, match=r"`optim` is of `optax\.MultiSteps`"):
         rc.LazyTablesTrainer(rc.InBatchTrainer(added)).init(model)
+    history = rc.LazyTablesTrainer(rc.InBatchTrainer(optax.lbfgs()))
+    with pytest.raises(ValueError, match=r"as `optax\.lbfgs` does"):
+        history.init(model)
