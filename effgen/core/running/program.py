@@ -165,7 +165,7 @@ def _compiled(
     )
 
 
-def _compile(lowered: jax.stages.Lowered, options: dict[str, str]) -> Any:
+def _compile(lowered: Any, options: dict[str, str]) -> Any:
     """Compile with options, or without those that this release of XLA has not."""
     try:
         return lowered.compile(options or None)

@@ -1,17 +1,17 @@
-"""Held-out evidence: the log-density that a model gave to what came later."""
+"""Held-out evidence: the log-density, or the law, of what came later."""
 
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from effgen.core.weights import Estimate
 from effgen.neural_sde.data.series import check_mask, check_no_dates, check_shapes
 from effgen.neural_sde.modeling.model import LatentSDE
 
-from .draws import is_exact
-from .posteriors import posterior
+from .draws import exact_observations, from_time_to_time, is_exact, num_steps_of
+from .posteriors import Posterior, posterior
 
 
 def held_out_evidence(
@@ -80,6 +80,21 @@ def held_out_evidence(
         return Estimate(logs[0] - logs[1], jnp.zeros((), logs.dtype))
     logs, errors = found.smoother(key=key, num_paths=num_paths).evidence
     return Estimate(logs[0] - logs[1], jnp.sqrt(jnp.sum(errors**2)))
+
+
+def observed_law(
+    found: Posterior, times: ArrayLike
+) -> tuple[Float[Array, "*times sensors"], Float[Array, "*times sensors"]]:
+    """Return mean and variance of what a linear model shows at times, noise included.
+
+    Arguments:
+        found: The posterior of a model that is exact.
+        times: As for `Posterior.paths`.
+    """
+    series, at = found.record.merged(times, None, found.model.t0)
+    model = from_time_to_time(found.model)
+    laws = exact_observations(model, series, at, num_steps_of(model, series))
+    return found.record.out(laws)
 
 
 def evidence_until(

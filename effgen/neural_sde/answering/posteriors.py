@@ -121,11 +121,6 @@ class Posterior(eqx.Module):
         model = from_time_to_time(self.model)
         return exact_laws(model, series, at, num_steps_of(model, series))
 
-    def _observed(self, series: Series, at: np.ndarray) -> tuple[Array, Array]:
-        """Return means and variances of what a linear model would show."""
-        model = from_time_to_time(self.model)
-        return exact_observations(model, series, at, num_steps_of(model, series))
-
     def marginals(
         self,
         times: ArrayLike | None = None,
@@ -222,7 +217,9 @@ class Posterior(eqx.Module):
         samples = observations_of(self.model, draws.positions, errors, noise)
         wanted = jnp.asarray(levels, samples.dtype)
         if is_exact(self.model):
-            mean, variance = self._observed(series, at)
+            model = from_time_to_time(self.model)
+            steps = num_steps_of(model, series)
+            mean, variance = exact_observations(model, series, at, steps)
             quantiles = normal_quantiles(mean, variance, wanted)
             ess = jnp.full(draws.ess.shape, jnp.inf)
         else:
@@ -357,19 +354,6 @@ class Posterior(eqx.Module):
 
     def _steps(self) -> int:
         return num_steps_of(self.model, self.series)
-
-
-def observed_law(
-    found: Posterior, times: ArrayLike
-) -> tuple[Float[Array, "*times sensors"], Float[Array, "*times sensors"]]:
-    """Return mean and variance of what a linear model shows at times, noise included.
-
-    Arguments:
-        found: The posterior of a model that is exact.
-        times: As for `Posterior.paths`.
-    """
-    series, at = found.record.merged(times, None, found.model.t0)
-    return found.record.out(found._observed(series, at))
 
 
 def posterior(

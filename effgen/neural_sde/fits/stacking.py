@@ -14,8 +14,8 @@ from effgen.core.contract.keys import check_key
 from effgen.core.weights import Estimate
 from effgen.neural_sde.answering.answers import Bands
 from effgen.neural_sde.answering.draws import is_exact
-from effgen.neural_sde.answering.held_out import evidence_until
-from effgen.neural_sde.answering.posteriors import observed_law, posterior
+from effgen.neural_sde.answering.held_out import evidence_until, observed_law
+from effgen.neural_sde.answering.posteriors import posterior
 from effgen.neural_sde.data.clock import Clock
 from effgen.neural_sde.data.frames import Labels
 from effgen.neural_sde.data.series import (
