@@ -13,7 +13,6 @@ against the whole corpus.
 import sys
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +22,7 @@ import effgen as eg
 from benchmarks import measure, retrieval
 from benchmarks.frozen_documents import minilm
 from benchmarks.retrieval_arms import BAG_RATE, CORPORA, bag, cached, task
+from demo.senses import Adapter
 from effgen import retrieval_cache as rc
 
 
@@ -61,19 +61,6 @@ def told(arms, given):
         "arms": arms,
         "asked_less_theirs": retrieval.compared(arms, ASKED),
     }
-
-
-class Adapter(eqx.Module):
-    """A linear map of embedded queries; documents stay as they are."""
-
-    weight: jax.Array
-
-    def query(self, embeddings):
-        turned = embeddings @ self.weight
-        return turned / jnp.linalg.norm(turned, axis=-1, keepdims=True)
-
-    def document(self, embeddings):
-        return embeddings
 
 
 class Frozen(NamedTuple):

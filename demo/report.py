@@ -86,7 +86,7 @@ def senses_table(outcomes: list[senses.Outcome]) -> str:
         "|---|---|---|---|---|",
     ]
     for o in outcomes:
-        steps = f"{o.steps[-1]:,}" if o.model is not None else ""
+        steps = f"{o.steps[-1]:,}" if o.steps[-1] else ""
         rows.append(
             f"| {o.name} | {o.mrr[-1]:.3f} | {o.recall[-1]:.3f} | {steps} | "
             f"{o.seconds[-1]:.0f} |"
@@ -105,17 +105,19 @@ def senses_list(name: str, examples: list[senses.Example]) -> str:
 
 
 def plot_retrieval(
-    path: Path, outcomes: list[senses.Outcome], bm25: senses.Outcome
+    path: Path, outcomes: list[senses.Outcome], fixed: list[senses.Outcome]
 ) -> None:
-    """Draw the held-out MRR by steps and by seconds, with BM25's as a line."""
+    """Draw the held-out MRR by steps and by seconds, with lines of what is fixed."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     by_steps, by_seconds = figure.subplots(1, 2, sharey=True)
     for outcome in outcomes:
         by_steps.plot(outcome.steps, outcome.mrr, ".-", label=outcome.name)
         by_seconds.plot(outcome.seconds, outcome.mrr, ".-", label=outcome.name)
     for axes in (by_steps, by_seconds):
-        axes.axhline(bm25.mrr[-1], color="gray", linewidth=0.8, label=bm25.name)
-        axes.set(xlim=(0, None), ylim=(0, None))
+        for outcome, style in zip(fixed, (":", "-"), strict=True):
+            line = {"color": "gray", "linewidth": 0.8, "linestyle": style}
+            axes.axhline(outcome.mrr[-1], label=outcome.name, **line)
+        axes.set(xlim=(0, None))
     by_steps.set(xlabel="step", ylabel="MRR@10 of held-out definitions")
     by_seconds.set(xlabel="seconds of training")
     by_steps.legend(loc="lower right")
