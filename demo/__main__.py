@@ -74,6 +74,7 @@ def main() -> None:
         page.Section(
             "Retrieval",
             f"{report.senses_table([*fixed, *rankings])}\n\n"
+            f"{report.senses_lines(senses.difference(words, *rankings))}\n\n"
             f"{report.senses_list(best.name, senses.examples(best.model, words))}",
             {
                 "retrieval.png": "MRR@10 of definitions that were held out, by a "

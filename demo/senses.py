@@ -230,6 +230,17 @@ def measured(model: Adapter, task: Task) -> dict[str, float]:
     return rc.evaluate(model, task.queries, answers, task.whole).means()
 
 
+def difference(task: Task, one: Outcome, other: Outcome) -> tuple[float, float]:
+    """Return the difference of two rankings' MRR@10, and 1.96 standard errors of it."""
+    answers = rc.answers(task.test)
+    ranks = [
+        np.asarray(rc.evaluate(o.model, task.queries, answers, task.whole).mrr)
+        for o in (one, other)
+    ]
+    apart = ranks[0] - ranks[1]
+    return float(apart.mean()), float(1.96 * apart.std(ddof=1) / np.sqrt(len(apart)))
+
+
 def examples(model: Any, task: Task) -> list[Example]:
     """Return the top five for what was typed, and for the first definitions held out.
 

@@ -32,7 +32,8 @@ from .peak import step_of
 class Hierarchy(NamedTuple):
     """Linear models of many series that differ in some parameters.
 
-    Positive parameters are given by their logarithms, as they are kept.
+    Positive parameters are given by their logarithms, as they are kept; the period of a
+    `periodic` part by half turns at the end of the first series' span.
 
     Attributes:
         model: The model at the mean of the shared law.

@@ -75,7 +75,7 @@ def _kept(part: Any) -> dict[str, str]:
     """Return the fields of a part that are logarithms, by the parameters' names."""
     found = {}
     for field in dataclasses.fields(part):
-        own = field.name.removeprefix("log_")
+        own = part.kept_as.get(field.name, field.name.removeprefix("log_"))
         if own == field.name:
             continue
         shape = jnp.shape(getattr(part, field.name))

@@ -49,6 +49,8 @@ class AbstractPart(eqx.Module):
     """
 
     kind: eqx.AbstractClassVar[str]
+    # Names of parameters whose fields are not `log_...` of the name.
+    kept_as: ClassVar[dict[str, str]] = {}
 
     @abc.abstractmethod
     def law(self) -> PartLaw:
@@ -273,6 +275,7 @@ class Periodic(AbstractPart):
     """
 
     kind: ClassVar[str] = "periodic"
+    kept_as: ClassVar[dict[str, str]] = {"log_stretch": "period"}
 
     log_stretch: Float[Array, ""]
     log_scale: Float[Array, ""]

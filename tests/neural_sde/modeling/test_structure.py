@@ -1,5 +1,7 @@
 """Ready parts against their covariances, and fits against closed forms and a peer."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -347,6 +349,8 @@ def test_the_period_of_a_periodic_part_is_found_and_its_phase_kept():
     fitted = ns.fit_linear(ns.structural(ns.periodic(7.4), ts, ys), ts, ys)
     error = fitted.standard_errors["periodic.period"]
     assert abs(fitted.parameters["periodic.period"] - 7.3) < 3 * error < 0.1
+    held = dataclasses.replace(fitted.model, frozen=("periodic.period",))
+    assert held.trainable()[0].linear.parts[0].log_stretch is None
     later = np.arange(90.0, 104.0)
     law = ns.posterior(fitted.model, ts, ys).forecast(later, key=jax.random.key(0))
     np.testing.assert_allclose(law.mean[:, 0], 40 + shape(later), atol=0.5)
