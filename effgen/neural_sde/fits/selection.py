@@ -8,6 +8,7 @@ from jaxtyping import ArrayLike
 
 from effgen.neural_sde.data.grid import usual_gap
 from effgen.neural_sde.data.series import (
+    Series,
     as_series,
     check_no_dates,
     check_season,
@@ -33,12 +34,12 @@ _LONG = 10.0  # usual gaps: a longer one is a hole, in which no oscillation is s
 
 
 class Candidate(NamedTuple):
-    """A structure that was fitted, and its evidence less half a log of n a parameter.
+    """A structure that was fitted, and its evidence less what its parameters cost.
 
     Attributes:
         structure: As it was given.
         peak: Its fit.
-        criterion: `log p(y) - parameters log(values) / 2`, in nats. The most is best.
+        criterion: As `ranked` defines it, in nats. The most is best.
     """
 
     structure: Structure
@@ -103,19 +104,36 @@ def ranked(
 ) -> tuple[Candidate, ...]:
     """Fit every structure by its exact evidence; return them, the best first.
 
-        criterion = log p(y) - parameters log(values) / 2
+        criterion = log p(y) - parameters log(values) / 2 - log(periods)
+
+    `periods` is how many the record can tell apart, `span / (8 gap)` and one at least,
+    for a structure with a `periodic` part: its period was the best of these, and its
+    prior is about that one alone.
 
     Source:
         Schwarz (1978).
     """
     series = as_series((ts, ys, mask))
     count = max(int(np.sum(series.mask)), 2)
+    searched = _searched(series)
     found = []
     for structure in structures:
         peak = maximum(structural(structure, ts, ys, mask), ts, ys, mask)
         criterion = peak.log_evidence - 0.5 * peak.x.size * np.log(count)
+        criterion -= structure.names.count("periodic") * searched
         found.append(Candidate(structure, peak, criterion))
     return tuple(sorted(found, key=lambda c: -c.criterion))
+
+
+def _searched(series: Series) -> float:
+    """Return the logarithm of how many periods a record tells apart.
+
+    They are a turn apart over the span, and not below four gaps; the prior of a
+    periodic part's period is about as wide as two.
+    """
+    times = np.asarray(series.ts, np.float64)[np.asarray(series.mask).any(axis=1)]
+    span, gap = _span(times)
+    return float(np.log(max(span / (8 * gap), 1.0)))
 
 
 def strongest_period(
