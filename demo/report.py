@@ -145,8 +145,8 @@ def plot_predators(
     for (left, right), record in zip(grid, records, strict=True):
         _draw_populations(left, record, found[record.name][-1])
         _draw_rates(right, record, found[record.name])
-    grid[0, 0].legend(fontsize=8)
-    grid[0, 1].legend(fontsize=8)
+    for axes in (grid[0, 0], *grid[:, 1]):
+        axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
 
 
@@ -165,7 +165,8 @@ def _draw_populations(
     axes.axvline(first + predators.LAST_SHOWN + 0.5, color="gray", linewidth=0.8)
     law = "a network" if outcome.network else "a constant"
     axes.set_title(f"{record.name}: the evidence chose {law}", fontsize=10)
-    axes.set(xlabel="year", ylabel="thousands", ylim=(0, 150))
+    ticks = first + np.arange(0, predators.LAST + 1, 5)
+    axes.set(xlabel="year", ylabel="thousands", ylim=(0, 150), xticks=ticks)
 
 
 def _draw_rates(
@@ -182,7 +183,7 @@ def _draw_rates(
         hares = outcomes[0].hares
         axes.plot(hares, record.attack(hares), "k:", label="the truth")
     axes.set(xlabel="hares, thousands", ylim=(0, 0.08))
-    axes.set_ylabel("attack rate, per thousand lynxes and year")
+    axes.set_ylabel("attack rate per year\nand thousand lynxes")
 
 
 def plot_forecasts(

@@ -26,7 +26,7 @@ from effgen import retrieval_cache as rc
 NUM_DOCUMENTS, NUM_HELD_OUT = 8_000, 1_000
 SIZE, LENGTH = 384, 32
 SECONDS = 10.0  # of training, each
-NUM_MEASURED, NUM_TIMED = 4, 12
+NUM_MEASURED, NUM_TIMED = 4, 60
 
 # Typed by a person, and in no definition of WordNet as they stand.
 TYPED = (
