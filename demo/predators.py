@@ -23,7 +23,8 @@ from .records import pelts
 LAST_SHOWN, LAST = 14.0, 20.0  # years from the first
 CENTER = 3.5  # of the logarithm of hares in thousands
 STARTS = {"breeding": 0.6, "conversion": 0.8, "mortality": 0.8, "log_rate": 0.0}
-TRUTH = {"breeding": 0.6, "conversion": 0.8, "mortality": 0.8}
+LOWER = dict.fromkeys(STARTS, 1e-3) | {"log_rate": -10.0}
+UPPER = dict.fromkeys(STARTS, 5.0) | {"log_rate": 10.0}
 SATED, NOISE = (0.04, 0.01), 0.1  # the attack rate at none, and its decline by hares
 DECAY, CONSTANT, CHOSEN = "network, decay 1", "constant", "chosen by the evidence"
 KEY = jax.random.key(0)
@@ -50,7 +51,7 @@ def records() -> list[Record]:
     """Return the pelts from 1900 to 1920, and as many years of sated lynxes."""
     years, counts = pelts()
     ts = np.linspace(0, LAST, 41)
-    law = lambda t, x, args: field(x, TRUTH, sated(jnp.exp(x[0])))
+    law = lambda t, x, args: field(x, STARTS, sated(jnp.exp(x[0])))
     found = diffrax.diffeqsolve(
         diffrax.ODETerm(law),
         diffrax.Tsit5(),
@@ -116,13 +117,11 @@ class Outcome(NamedTuple):
 
 def problem(record: Record, weight_decay: float = 0.0) -> co.Problem:
     """Return the problem of the years shown."""
-    lower = dict.fromkeys(TRUTH, 1e-3) | {"log_rate": -10.0}
-    upper = dict.fromkeys(TRUTH, 5.0) | {"log_rate": 10.0}
     data = (record.ts[record.shown] - record.ts[0], record.ys[record.shown])
     return co.Problem(
         predation,
         data,
-        parameter_bounds=(lower, upper),
+        parameter_bounds=(LOWER, UPPER),
         weight_decay=weight_decay,
     )
 

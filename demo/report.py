@@ -1,6 +1,7 @@
 """The demonstration's table and pictures."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -150,15 +151,19 @@ def plot_predators(
     figure.savefig(path, dpi=120)
 
 
+def _with_band(center: np.ndarray, spread: np.ndarray) -> Iterator[np.ndarray]:
+    """Return what logarithms are of, and a band of 90 %."""
+    return (np.exp(center + away * spread) for away in (0, -1.64, 1.64))
+
+
 def _draw_populations(
     axes: Any, record: predators.Record, outcome: predators.Outcome
 ) -> None:
-    center, spread = outcome.curves
-    low, high = np.exp(center - 1.64 * spread), np.exp(center + 1.64 * spread)
+    center, low, high = _with_band(*outcome.curves)
     first = record.ts[0]
     for i, animal in enumerate(("hares", "lynxes")):
         color = f"C{i}"
-        axes.plot(first + outcome.times, np.exp(center[:, i]), color=color)
+        axes.plot(first + outcome.times, center[:, i], color=color)
         band = {"color": color, "alpha": 0.2, "label": f"{animal}, 90 %"}
         axes.fill_between(first + outcome.times, low[:, i], high[:, i], **band)
         axes.plot(record.ts, np.exp(record.ys[:, i]), "o", color=color, markersize=3)
@@ -173,10 +178,9 @@ def _draw_rates(
     axes: Any, record: predators.Record, outcomes: list[predators.Outcome]
 ) -> None:
     for i, outcome in enumerate(outcomes):
-        center, spread = outcome.rates
-        low, high = np.exp(center - 1.64 * spread), np.exp(center + 1.64 * spread)
+        center, low, high = _with_band(*outcome.rates)
         style = "--" if i == len(outcomes) - 1 else "-"
-        axes.plot(outcome.hares, np.exp(center), style, color=f"C{i + 2}")
+        axes.plot(outcome.hares, center, style, color=f"C{i + 2}")
         band = {"color": f"C{i + 2}", "alpha": 0.2, "label": f"{outcome.name}, 90 %"}
         axes.fill_between(outcome.hares, low, high, **band)
     if record.attack is not None:

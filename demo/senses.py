@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 import effgen as eg
 from effgen import retrieval_cache as rc
+from effgen.retrieval_cache.encoders.embeddings import embedded
 
 
 NUM_DOCUMENTS, NUM_HELD_OUT = 8_000, 1_000
@@ -99,16 +100,14 @@ def minilm() -> Any:
     assert spec.submodule_search_locations is not None
     folder = Path(spec.submodule_search_locations[0]) / "model"
     tokenize = rc.Tokenizer.load(folder, length=LENGTH)
-    encode = eqx.filter_jit(rc.Bucketed(rc.Bert.load(folder)))
+    encode = rc.Bucketed(rc.Bert.load(folder))
 
     def embed(texts: Iterable[str]) -> Float[np.ndarray, "texts size"]:
         tokens = tokenize(list(texts))
         # Texts of like length side by side, so that little is computed of padding.
         order = np.argsort((tokens > 0).sum(axis=1), kind="stable")
         found = np.zeros((len(tokens), SIZE), np.float32)
-        for rows in np.split(order, range(64, len(order), 64)):
-            full = np.resize(rows, 64)  # one program for all
-            found[full] = encode(jnp.asarray(tokens[full]))
+        found[order] = embedded(encode, tokens[order])
         return found
 
     return embed

@@ -9,8 +9,6 @@ from jaxtyping import Array, Int
 
 
 State = TypeVar("State")
-_CONVOLUTION = "conv_general_dilated"
-
 
 # YNNPACK handles arrays of fewer axes, and ends the process at more (jaxlib 0.10.2).
 _MOST_AXES = 7
@@ -18,7 +16,7 @@ _MOST_AXES = 7
 
 def has_convolution(jaxpr: Any) -> bool:
     """Return whether a (closed) jaxpr computes a convolution, at any depth."""
-    return _has(jaxpr, lambda equation: equation.primitive.name == _CONVOLUTION)
+    return _has(jaxpr, _is_convolution)
 
 
 def compiler_options(jaxpr: Any) -> dict[str, str]:
@@ -28,6 +26,10 @@ def compiler_options(jaxpr: Any) -> dict[str, str]:
     """
     wide = default_platform() == "cpu" and _has(jaxpr, _sums_many_axes)
     return {"xla_cpu_experimental_ynn_fusion_type": ""} if wide else {}
+
+
+def _is_convolution(equation: Any) -> bool:
+    return equation.primitive.name == "conv_general_dilated"
 
 
 def _sums_many_axes(equation: Any) -> bool:

@@ -14,7 +14,7 @@ from effgen.core.weights import resample
 from effgen.neural_sde.bounds.objectives import anchored_on_grid
 from effgen.neural_sde.bounds.paths import simulate
 from effgen.neural_sde.data.grid import Grid, steps_needed
-from effgen.neural_sde.data.series import Series
+from effgen.neural_sde.data.series import Series, last_seen
 from effgen.neural_sde.filters import cautions
 from effgen.neural_sde.filters.evidence import (
     Evidence,
@@ -134,7 +134,7 @@ def is_future(series: Series, index: np.ndarray) -> bool:
     if isinstance(seen, Tracer):
         seen = np.ones(ts.shape, bool)
         np.put_along_axis(seen, index, values=False, axis=1)
-    last = np.max(np.where(np.asarray(seen), ts, -np.inf), axis=1, keepdims=True)
+    last = last_seen(ts, np.asarray(seen))[:, None]
     return bool(np.all(np.take_along_axis(ts, index, axis=1) >= last))
 
 
@@ -216,11 +216,18 @@ def exact_laws(
     return jax.vmap(one)(series, index)
 
 
-@eqx.filter_jit
 def exact_observations(
-    model: LatentSDE, series: Series, index: Index, steps: int
+    model: LatentSDE, series: Series, index: Index
 ) -> tuple[Array, Array]:
     """Return means and variances of what each linear posterior would show."""
+    model = from_time_to_time(model)
+    return _exact_observations(model, series, index, num_steps_of(model, series))
+
+
+@eqx.filter_jit
+def _exact_observations(
+    model: LatentSDE, series: Series, index: Index, steps: int
+) -> tuple[Array, Array]:
     assert isinstance(model.decoder, LinearDecoder)
     means, covariances = exact_laws(model, series, index, steps)
     errors = errors_at(series, index)

@@ -10,7 +10,7 @@ from effgen.core.weights import Estimate
 from effgen.neural_sde.data.series import check_mask, check_no_dates, check_shapes
 from effgen.neural_sde.modeling.model import LatentSDE
 
-from .draws import exact_observations, from_time_to_time, is_exact, num_steps_of
+from .draws import exact_observations, is_exact
 from .posteriors import Posterior, posterior
 
 
@@ -92,9 +92,7 @@ def observed_law(
         times: As for `Posterior.paths`.
     """
     series, at = found.record.merged(times, None, found.model.t0)
-    model = from_time_to_time(found.model)
-    laws = exact_observations(model, series, at, num_steps_of(model, series))
-    return found.record.out(laws)
+    return found.record.out(exact_observations(found.model, series, at))
 
 
 def evidence_until(

@@ -217,9 +217,7 @@ class Posterior(eqx.Module):
         samples = observations_of(self.model, draws.positions, errors, noise)
         wanted = jnp.asarray(levels, samples.dtype)
         if is_exact(self.model):
-            model = from_time_to_time(self.model)
-            steps = num_steps_of(model, series)
-            mean, variance = exact_observations(model, series, at, steps)
+            mean, variance = exact_observations(self.model, series, at)
             quantiles = normal_quantiles(mean, variance, wanted)
             ess = jnp.full(draws.ess.shape, jnp.inf)
         else:

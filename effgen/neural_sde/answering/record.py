@@ -15,7 +15,7 @@ from effgen.core.contract.keys import check_key
 from effgen.neural_sde.data.clock import Clock, as_times, clock_of, warn_of_origin
 from effgen.neural_sde.data.frames import Labels, as_values, labels_of
 from effgen.neural_sde.data.rows import with_rows
-from effgen.neural_sde.data.series import Series, as_series
+from effgen.neural_sde.data.series import Series, as_series, last_seen
 from effgen.neural_sde.filters import cautions
 from effgen.neural_sde.modeling.checks import check_batch, check_series
 from effgen.neural_sde.modeling.model import LatentSDE
@@ -101,7 +101,7 @@ class Record(eqx.Module):
         ts, seen = np.asarray(self.series.ts), self.series.seen
         if isinstance(seen, Tracer):
             return ts[:, -1]
-        return np.max(np.where(np.asarray(seen), ts, ts[:, :1]), axis=1)
+        return np.maximum(last_seen(ts, np.asarray(seen)), ts[:, 0])
 
     def check_later(self, times: Any, last: Float[np.ndarray, " series"]) -> None:
         """Raise `ValueError` for times that are before a series' last observation."""

@@ -49,6 +49,13 @@ class Series(NamedTuple):
         return Series(axis, 0, axis, *rest)  # pyright: ignore[reportArgumentType]
 
 
+def last_seen(
+    ts: Float[np.ndarray, "series obs"], seen: Bool[np.ndarray, "series obs"]
+) -> Float[np.ndarray, " series"]:
+    """Return when each series has its last value; minus infinity where it has none."""
+    return np.max(np.where(seen, ts, -np.inf), axis=1)
+
+
 def as_series(batch: Any) -> Series:
     """Return `(ts, ys, mask, inputs, errors)`, the last three optional, as a `Series`.
 

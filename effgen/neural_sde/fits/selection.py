@@ -167,10 +167,10 @@ def strongest_period(
         basis += turns(1 / season_period) + turns(2 / season_period)
     left = _off(np.stack([y], axis=1), np.stack(basis, axis=1))[:, 0]
     frequencies = np.arange(2.0, max(span / (2 * gap), 3.0)) / (2 * span)
-    taken = lambda f: left - _off(left[:, None], np.stack(turns(f), axis=1))[:, 0]
-    best = _most(frequencies, lambda f: np.sum(taken(f) ** 2))
-    near = best + np.linspace(-0.5, 0.5, 21) / (2 * span)
-    return float(1 / _most(near, lambda f: np.sum(taken(f) ** 2)))
+    off = lambda f: _off(left[:, None], np.stack(turns(f), axis=1))[:, 0]
+    power = lambda f: np.sum((left - off(f)) ** 2)
+    near = np.linspace(-0.5, 0.5, 21) / (2 * span) + _most(frequencies, power)
+    return float(1 / _most(near, power))
 
 
 def _most(values: np.ndarray, function: Callable[[float], float]) -> float:

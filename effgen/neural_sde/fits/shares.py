@@ -94,16 +94,19 @@ def mixed_log_density(
     As in `log_density`, a normal law three times as wide has one percent. Where a law
     is not finite the log-density is minus infinity.
     """
-    from scipy.special import logsumexp
-
     finite = np.all(np.isfinite(means) & np.isfinite(variances), axis=0)
     means, variances = (np.where(finite, x, 1.0) for x in (means, variances))
     mean, scale = means.mean(0), np.sqrt(means.var(0) + variances.mean(0))
-    inside = logsumexp(_normal(ys - means, np.sqrt(variances)), axis=0)
-    inside += np.log1p(-_SHARE) - np.log(len(means))
-    outside = _normal(ys - mean, _WIDER * scale) + np.log(_SHARE)
-    logs = np.logaddexp(inside, outside)
+    logs = _with_wide(_normal(ys - means, np.sqrt(variances)), ys - mean, scale)
     return np.where(finite | np.isnan(ys), logs, -np.inf)
+
+
+def _with_wide(parts: np.ndarray, away: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Return the log of the mean density of parts, and one percent of a wide law."""
+    from scipy.special import logsumexp
+
+    inside = logsumexp(parts, axis=0) - np.log(len(parts)) + np.log1p(-_SHARE)
+    return np.logaddexp(inside, _normal(away, _WIDER * scale) + np.log(_SHARE))
 
 
 def _normal(away: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -116,13 +119,13 @@ def log_density(
     """Return log-densities of values by Gaussian kernels about draws of each.
 
     The kernel's width is Silverman's; a normal law three times as wide has one percent.
+    Where a draw is not finite the log-density is minus infinity.
     """
+    finite = np.all(np.isfinite(samples), axis=0)
+    samples = np.where(finite, samples, 0)
     num = len(samples)
     mean, scale = samples.mean(0), np.maximum(samples.std(0), 1e-30)
     inner = np.subtract(*np.quantile(samples, (0.75, 0.25), axis=0)) / 1.349
     width = 0.9 * np.minimum(scale, np.where(inner > 0, inner, scale)) * num**-0.2
-    kernels = _normal(ys - samples, width)
-    top = kernels.max(0)
-    inside = top + np.log(np.mean(np.exp(kernels - top), axis=0)) + np.log1p(-_SHARE)
-    outside = _normal(ys - mean, _WIDER * scale) + np.log(_SHARE)
-    return np.logaddexp(inside, outside)
+    logs = _with_wide(_normal(ys - samples, width), ys - mean, scale)
+    return np.where(finite | np.isnan(ys), logs, -np.inf)

@@ -318,9 +318,8 @@ def _foretold(
     if all(is_exact(model) for model in models):
         laws = [observed_law(p, ts[rows]) for p in found]
         means, variances = (np.stack(x).astype(np.float64) for x in zip(*laws))
-        return mixed_log_density(means, variances, values[rows]).reshape(
-            len(origins), -1
-        )
+        logs = mixed_log_density(means, variances, values[rows])
+        return logs.reshape(len(origins), -1)
     keys = jax.random.split(key, len(models))
     each = -(-num_paths // len(models))
     drawn = [
@@ -328,10 +327,7 @@ def _foretold(
         for p, key in zip(found, keys, strict=True)
     ]
     mixed = np.concatenate([np.asarray(x, np.float64) for x in drawn], axis=1)
-    draws, ys = np.moveaxis(mixed, 1, 0), values[rows]
-    finite = np.all(np.isfinite(draws), axis=0)
-    logs = log_density(np.where(finite, draws, 0), ys)
-    logs = np.where(finite | np.isnan(ys), logs, -np.inf)
+    logs = log_density(np.moveaxis(mixed, 1, 0), values[rows])
     return logs.reshape(len(origins), -1)
 
 

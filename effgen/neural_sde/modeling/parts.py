@@ -92,6 +92,22 @@ def check_positive(kind: str, **values: float | None) -> None:
             )
 
 
+def as_harmonics(harmonics: int) -> int:
+    """Return how many harmonics there are.
+
+    Raises:
+        ValueError: For a number that is not whole.
+    """
+    if int(harmonics) != harmonics:
+        raise ValueError(f"`harmonics` is {harmonics}: pass a whole number.")
+    return int(harmonics)
+
+
+def turning(rates: np.ndarray) -> np.ndarray:
+    """Return the matrix that turns one pair of components at each angular rate."""
+    return np.kron(np.diag(rates), np.array([[0.0, -1.0], [1.0, 0.0]]))
+
+
 class Level(AbstractPart):
     """A random walk, `dX = noise dW`."""
 
@@ -237,9 +253,7 @@ class Season(AbstractPart):
     ) -> None:
         """Start at amplitudes that vary by a twentieth of a deviation a period."""
         check_positive(self.kind, period=period, harmonics=harmonics, noise=noise)
-        if int(harmonics) != harmonics:
-            raise ValueError(f"`harmonics` is {harmonics}: pass a whole number.")
-        self.period, self.harmonics = float(period), int(harmonics)
+        self.period, self.harmonics = float(period), as_harmonics(harmonics)
         self.start_given = as_leaf(noise)
         self.log_noise = log_of(noise, 0.05 * measures.spread / math.sqrt(period))
         self.start_scales = as_float(np.array([2 * measures.spread]))
@@ -248,7 +262,7 @@ class Season(AbstractPart):
         """Return the part as a linear SDE."""
         dtype, size = self.log_noise.dtype, 2 * self.harmonics
         turns = 2 * math.pi / self.period * np.arange(1, self.harmonics + 1)
-        matrix = np.kron(np.diag(turns), np.array([[0.0, -1.0], [1.0, 0.0]]))
+        matrix = turning(turns)
         eye = jnp.eye(size, dtype=dtype)
         reads = jnp.tile(jnp.asarray([1, 0], dtype), self.harmonics)
         noise = jnp.exp(self.log_noise)
@@ -288,9 +302,7 @@ class Periodic(AbstractPart):
     ) -> None:
         """Start at the period, and at the data's deviation."""
         check_positive(self.kind, period=period, harmonics=harmonics, scale=scale)
-        if int(harmonics) != harmonics:
-            raise ValueError(f"`harmonics` is {harmonics}: pass a whole number.")
-        self.harmonics = int(harmonics)
+        self.harmonics = as_harmonics(harmonics)
         self.start_given = as_leaf(period, scale)
         self.start_turns = as_float(np.array(measures.span / period))
         self.log_stretch = as_float(np.array(0.0))
@@ -305,8 +317,7 @@ class Periodic(AbstractPart):
     def law(self) -> PartLaw:
         """Return the part as a linear SDE."""
         dtype, k = self.log_scale.dtype, np.arange(1, self.harmonics + 1)
-        turns = np.kron(np.diag(k), np.array([[0.0, -1.0], [1.0, 0.0]]))
-        matrix = 2 * jnp.pi / self.period * jnp.asarray(turns, dtype)
+        matrix = 2 * jnp.pi / self.period * jnp.asarray(turning(k), dtype)
         sizes = jnp.exp(self.log_scale) * jnp.asarray(np.repeat(k, 2) ** -2.0, dtype)
         reads = jnp.tile(jnp.asarray([1, 0], dtype), self.harmonics)
         noise = jnp.zeros((2 * self.harmonics, 1), dtype)
