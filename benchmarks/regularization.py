@@ -1,12 +1,13 @@
 """What regularization is worth: held-out nats of the digits, and what PCD is told.
 
 `python -m benchmarks.regularization [steps [seeds]]`. The digits of `benchmarks.digits`
-with its documented settings, Muon and a radius, for longer, so that the images are
+with the setting that it chose for Jarzynski, and as many steps, by which the images are
 learned by heart. Each arm changes one thing: the model is averaged; the images get more
-noise than those that the likelihood is of; weights decay; training stops by the audit
-walkers' likelihood of the validation part. Every likelihood is one of fresh walkers,
-annealed after training. PCD is watched by the same audit walkers: the claims on its
-way are set beside long annealing. Values only: no seconds are measured.
+noise than those that the likelihood is of; weights decay; training stops by the
+likelihood of the validation part. That is one of fresh walkers, annealed at every
+hundredth step, for the audit's are worn out by then. Every likelihood in the table is
+one of fresh walkers, annealed after training. PCD is watched by audit walkers: the
+claims on its way are set beside long annealing. Values only: no seconds are measured.
 """
 
 import sys
@@ -18,26 +19,24 @@ import optax
 
 import effgen as eg
 from benchmarks import measure
-from benchmarks.digits import BATCH, DECAY, SHAPE, annealed, problem
+from benchmarks.digits import BATCH, DECAY, GRID, SHAPE, annealed, problem
 from demo import energy as demo
 from demo.images import NoisyImages, noisy, whitened
 from effgen import ebm
 
 
-RATE = 1e-2
-RADIUS = 0.1
-NUM_WALKERS = 1024
-NUM_AUDIT = 512
-NUM_STEPS = 5_000
+SETTING = GRID["Jarzynski"][2]
+NUM_STEPS = 2_600
 EVERY = 100
-PATIENCE = 8
+PATIENCE = 5
+NUM_FRESH = 512
 NUM_CHECKED = 5
 ARMS = {
     "none": {},
+    "noise 0.35": {"noise": 0.35},
     "noise 0.4": {"noise": 0.4},
-    "noise 0.5": {"noise": 0.5},
     "weight decay 0.3": {"weight_decay": 0.3},
-    "weight decay 3": {"weight_decay": 3.0},
+    "weight decay 1": {"weight_decay": 1.0},
     "stopped early": {"stopped": True},
 }
 
@@ -47,17 +46,28 @@ def begun(num_steps, seed, *, noise=demo.NOISE, weight_decay=0.0, stopped=False)
     task, _ = problem()
     keys = jax.random.split(jax.random.key(seed), 4)
     # Who stops by the likelihood does not know for how many steps to plan.
-    rate = RATE if stopped else optax.linear_schedule(RATE, 0.0, num_steps)
+    plan = optax.linear_schedule(SETTING.rate, 0.0, num_steps)
+    rate = SETTING.rate if stopped else plan
     optim = optax.contrib.muon(rate, weight_decay=weight_decay)
-    trainer = ebm.JarzynskiTrainer(optim, kernel=demo.KERNEL, radius=RADIUS)
+    trainer = ebm.JarzynskiTrainer(
+        optim, kernel=demo.KERNEL, radius=SETTING.radius, num_moves=SETTING.num_moves
+    )
     state = trainer.init(demo.energy(task, keys[2]), populations(keys[:2]))
     batches = eg.Minibatches(task.train, BATCH)
     return trainer, state, NoisyImages(batches, task.coordinates, noise), keys[3]
 
 
 def populations(keys):
-    walkers = ebm.Walkers.from_gaussian(keys[0], NUM_WALKERS, SHAPE)
-    return ebm.Audited(walkers, ebm.Walkers.from_gaussian(keys[1], NUM_AUDIT, SHAPE))
+    sizes = SETTING.num_walkers, SETTING.num_audit
+    both = zip(keys, sizes, strict=True)
+    return ebm.Audited(*(ebm.Walkers.from_gaussian(k, n, SHAPE) for k, n in both))
+
+
+def fresh_density(state):
+    """Return the density of a state by fresh walkers, the same for every state."""
+    keys = jax.random.split(jax.random.key(8))
+    walkers = ebm.Walkers.from_gaussian(keys[0], NUM_FRESH, SHAPE)
+    return demo.annealed_density(state.evaluated, walkers, keys[1])
 
 
 def hidden():
@@ -74,7 +84,9 @@ def outcome(setting):
     run = eg.averaged(run, DECAY)
     row = {"arm": name, "seed": seed}
     if ARMS[name].get("stopped"):
-        found = ebm.early_stopped(run, hidden(), patience=PATIENCE)
+        found = ebm.early_stopped(
+            run, hidden(), patience=PATIENCE, density=fresh_density
+        )
         state = found.state
         row |= {"stopped_at": int(state.step), "seen": seen(found)}
     else:
@@ -105,8 +117,8 @@ def watched_pcd(setting):
     num_steps, seed = setting
     task, valid = problem()
     keys = jax.random.split(jax.random.key(seed), 4)
-    optim = optax.contrib.muon(optax.linear_schedule(RATE, 0.0, num_steps))
-    trainer = ebm.PCDTrainer(optim, kernel=demo.KERNEL)
+    optim = optax.contrib.muon(optax.linear_schedule(SETTING.rate, 0.0, num_steps))
+    trainer = ebm.PCDTrainer(optim, kernel=demo.KERNEL, num_moves=SETTING.num_moves)
     state = trainer.init(demo.energy(task, keys[2]), populations(keys[:2]))
     batches = eg.Minibatches(task.train, BATCH)
     data = NoisyImages(batches, task.coordinates, demo.NOISE)
@@ -159,8 +171,7 @@ if __name__ == "__main__":
         "regularization",
         {
             "steps": steps,
-            "rate": RATE,
-            "radius": RADIUS,
+            "setting": SETTING._asdict(),
             "average_decay": DECAY,
             "arms": summary(arms),
             "runs": arms,

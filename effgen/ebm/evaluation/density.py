@@ -44,6 +44,7 @@ class NormalizedEnergy(eqx.Module):
         least_share: The least share of an island that one change of the model left.
         survivors: The share of the first walkers with descendants.
         imbalance: How far the walkers are from equilibrium, in standard errors.
+        gradient_pareto_k: The shape of the tail of their gradients' norms.
         walls: The box that the density is of, `(low, high)`, or `None`.
         binary: Whether it is of zeros and ones alone.
     """
@@ -58,6 +59,7 @@ class NormalizedEnergy(eqx.Module):
     least_share: Float[Array, ""] | float = 1.0
     survivors: Float[Array, ""] | float = 1.0
     imbalance: Float[Array, ""] | float = 0.0
+    gradient_pareto_k: Float[Array, ""] | float = -jnp.inf
     walls: tuple[float, float] | None = eqx.field(static=True, default=None)
     binary: bool = eqx.field(static=True, default=False)
 
@@ -187,12 +189,12 @@ class NormalizedEnergy(eqx.Module):
         check_energy("energy", energy)
         blank = Told(*(jnp.zeros(()) for _ in Told._fields))
         energy, told, support = read(path, energy, blank)
-        walls = support.get("walls")  # files of before have none
+        walls = support["walls"]
         return cls(
             energy=energy,
             shape=tuple(support["shape"]),
             walls=None if walls is None else (walls[0], walls[1]),
-            binary=support.get("binary", False),
+            binary=support["binary"],
             **told._asdict(),
         )
 

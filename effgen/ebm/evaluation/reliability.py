@@ -13,7 +13,7 @@ from effgen.ebm.contract.energy_checks import confines
 from effgen.ebm.walkers.blocks import FEWEST_BLOCKS
 from effgen.ebm.walkers.weighted_walkers import Walkers
 
-from .diagnostics import imbalance, pareto_k
+from .diagnostics import gradient_pareto_k, imbalance, pareto_k
 from .importance import everywhere, second_opinion
 
 
@@ -50,6 +50,7 @@ class Told(NamedTuple):
     least_share: Array
     survivors: Array
     imbalance: Array
+    gradient_pareto_k: Array
 
 
 @jax.jit
@@ -65,6 +66,7 @@ def told_by(walkers: Walkers) -> Told:
         least_share=walkers.least_share,
         survivors=walkers.num_roots / walkers.num,
         imbalance=imbalance(walkers),
+        gradient_pareto_k=gradient_pareto_k(walkers),
     )
 
 
@@ -101,6 +103,10 @@ def _by_weights(told: Told, walkers: Walkers) -> list[str]:
         ),
         f"the walkers are {told.imbalance:.1f} standard errors from equilibrium": (
             told.imbalance > np.sqrt(2 * np.log(100 * size))
+        ),
+        "a few walkers are at the edge of a place too narrow for the moves (their "
+        f"gradients have a Pareto shape of {told.gradient_pareto_k:.1f})": (
+            num >= _FEWEST_FOR_K and told.gradient_pareto_k > _LARGEST_K
         ),
         f"{roots} of {num} first walkers have descendants": alone
         and roots < _FEWEST_ROOTS,

@@ -18,7 +18,7 @@ from effgen.ebm.contract.energy import Energy
 
 
 # What `NormalizedEnergy` knows besides its energy is written in this layout.
-_FORMAT = 1
+_FORMAT = 2
 
 
 def written(
@@ -68,8 +68,7 @@ def read(
         )
     like = (energy, told)
     _check_same("array", about["arrays"], _arrays(like))
-    if "settings" in about:  # which earlier files have not
-        _check_same("setting", about["settings"], _settings(energy, "energy"))
+    _check_same("setting", about["settings"], _settings(energy, "energy"))
     energy, told = eqx.tree_deserialise_leaves(io.BytesIO(arrays), like)
     return energy, told, about
 

@@ -10,6 +10,7 @@ import pytest
 
 import effgen as eg
 from effgen import ebm
+from effgen.ebm.evaluation.diagnostics import gradient_pareto_k
 from tests.ebm.gaussians import SIZE, Shifted
 
 
@@ -144,6 +145,44 @@ def test_walkers_out_of_equilibrium_are_told():
     assert float(ebm.imbalance(narrow)) > 4
     with pytest.warns(eg.RunWarning, match="standard errors from equilibrium"):
         ebm.NormalizedEnergy.from_walkers(model, narrow)
+
+
+def funnel(width):
+    """Return the energy of Neal's funnel in 5 coordinates, and exact walkers."""
+
+    def energy(parameters, x):
+        del parameters
+        rest = 0.5 * jnp.sum(x[1:] ** 2) * jnp.exp(-x[0]) + 2 * x[0]
+        return 0.5 * (x[0] / width) ** 2 + rest
+
+    keys = jax.random.split(jax.random.key(0))
+    depth = width * jax.random.normal(keys[0], (1024, 1))
+    rest = jnp.exp(depth / 2) * jax.random.normal(keys[1], (1024, 4))
+    walkers = ebm.Walkers.from_samples(jnp.hstack([depth, rest]), jnp.zeros(1024))
+    return ebm.FunctionEnergy(energy, ()), walkers
+
+
+def test_walkers_stuck_at_the_edge_of_a_narrow_place_are_told():
+    """Samples of a funnel have gradients of lognormal norms; refused moves do not."""
+    for width in (0.5, 1.0, 3.0):
+        energy, walkers = funnel(width)
+        walkers = walkers.reweighted(energy)
+        assert float(gradient_pareto_k(walkers)) < 0.6
+    deep = jnp.linspace(-12.0, -2.0, 32)[:, None]
+    stuck = walkers.positions.at[:32].set(jnp.hstack([deep, jnp.ones((32, 4))]))
+    stuck = dataclasses.replace(walkers, positions=stuck).reweighted(energy)
+    stuck = dataclasses.replace(stuck, log_weights=jnp.zeros(1024))
+    with pytest.warns(eg.RunWarning, match="too narrow for the moves"):
+        density = ebm.NormalizedEnergy.from_walkers(energy, stuck)
+    assert float(density.gradient_pareto_k) > 1
+
+
+def test_gradients_that_are_zero_or_not_finite_have_the_last_of_shapes():
+    walkers = ebm.Walkers.from_gaussian(jax.random.key(0), 512, (3,))
+    flat = dataclasses.replace(walkers, gradients=jnp.zeros((512, 3)))
+    assert float(gradient_pareto_k(flat)) == -jnp.inf
+    steep = dataclasses.replace(walkers, gradients=jnp.full((512, 3), jnp.inf))
+    assert float(gradient_pareto_k(steep)) == jnp.inf
 
 
 def test_errors_of_masses_are_from_the_walkers_own_blocks():

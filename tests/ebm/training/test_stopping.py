@@ -42,6 +42,26 @@ def test_the_state_of_the_highest_likelihood_is_kept():
     assert abs(found.likelihoods[best] - truth) < 4 * found.errors[best] < 0.4
 
 
+def exact(state):
+    """Return the density of `Shifted`, whose `log Z` is known, of any trainer."""
+    half = jnp.asarray(0.5 * SIZE * np.log(2 * np.pi))
+    return ebm.NormalizedEnergy(state.evaluated, half, jnp.zeros(()), (SIZE,))
+
+
+def test_a_density_of_ones_own_serves_trainers_without_weights():
+    trainer = ebm.PCDTrainer(optax.sgd(0.02), kernel=KERNEL)
+    memory = ebm.Walkers.from_gaussian(jax.random.key(0), 256, (SIZE,))
+    held_out = data(512) - 0.9
+    following = run(trainer, memory)
+    found = ebm.early_stopped(following, held_out, patience=3, density=exact)
+    np.testing.assert_allclose(found.state.model.mean, 0.6, atol=0.15)
+    assert all(found.believed) and not any(found.errors)
+    best = int(np.argmax(found.likelihoods))
+    assert len(found.steps) == best + 1 + 3 < 40
+    with pytest.raises(TypeError, match="`density` gave a float: return an"):
+        ebm.early_stopped(run(trainer, memory), held_out, density=lambda _: 1.0)
+
+
 def test_an_audit_that_is_lost_on_the_way_loses_no_state():
     trainer = ebm.JarzynskiTrainer(optax.sgd(0.02), kernel=KERNEL)
     memory = populations(jax.random.key(0), 16, audit=64)
@@ -50,7 +70,7 @@ def test_an_audit_that_is_lost_on_the_way_loses_no_state():
     lost = eqx.tree_at(weights, state, jnp.full(64, -jnp.inf))
     with pytest.raises(ValueError, match="no weight left"):
         ebm.NormalizedEnergy.from_state(lost)
-    value, error, believed = _recorded(lost, data(512))
+    value, error, believed = _recorded(ebm.NormalizedEnergy.from_state, lost, data(512))
     assert np.isnan([value, error]).all()
     assert not believed
 
