@@ -6,9 +6,9 @@ sneakers. Pixels have noise of scale 0.3, without which they have no density. Ev
 method has Muon, 8 moves a step, three weight decays, and 60 seconds of one thread, by
 the time of a step. All keep an average of their weights, and all stop by the same rule:
 the likelihood of a validation part by fresh walkers, annealed three times on the way.
-The weight decay of the best validation is run from three seeds. Likelihoods are then those
-of a held-out part by other fresh walkers. A classifier of noisy images judges the same
-walkers, and so tells the masses of the model.
+The weight decay of the best validation is run from three seeds. Likelihoods are then
+those of a held-out part by other fresh walkers. A classifier of noisy images judges the
+same walkers, and so tells the masses of the model.
 """
 
 import os
