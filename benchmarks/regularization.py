@@ -1,7 +1,7 @@
 """What regularization is worth: held-out nats of the digits, and what PCD is told.
 
 `python -m benchmarks.regularization [steps [seeds]]`. The digits of `benchmarks.digits`
-with the setting that it chose for Jarzynski, and as many steps, by which the images are
+with 8 moves a step and as many steps as it takes, by which the images are
 learned by heart. Each arm changes one thing: the model is averaged; the images get more
 noise than those that the likelihood is of; weights decay; training stops by the
 likelihood of the validation part. That is one of fresh walkers, annealed at every
@@ -19,13 +19,23 @@ import optax
 
 import effgen as eg
 from benchmarks import measure
-from benchmarks.digits import BATCH, DECAY, GRID, SHAPE, annealed, problem
+from benchmarks.digits import (
+    BATCH,
+    DECAY,
+    NUM_MOVES,
+    NUM_WALKERS,
+    RADIUS,
+    SHAPE,
+    annealed,
+    problem,
+)
 from demo import energy as demo
 from demo.images import NoisyImages, noisy, whitened
 from effgen import ebm
 
 
-SETTING = GRID["Jarzynski"][2]
+RATE = 1e-2
+NUM_AUDIT = 64
 NUM_STEPS = 2_600
 EVERY = 100
 PATIENCE = 5
@@ -46,11 +56,11 @@ def begun(num_steps, seed, *, noise=demo.NOISE, weight_decay=0.0, stopped=False)
     task, _ = problem()
     keys = jax.random.split(jax.random.key(seed), 4)
     # Who stops by the likelihood does not know for how many steps to plan.
-    plan = optax.linear_schedule(SETTING.rate, 0.0, num_steps)
-    rate = SETTING.rate if stopped else plan
+    plan = optax.linear_schedule(RATE, 0.0, num_steps)
+    rate = RATE if stopped else plan
     optim = optax.contrib.muon(rate, weight_decay=weight_decay)
     trainer = ebm.JarzynskiTrainer(
-        optim, kernel=demo.KERNEL, radius=SETTING.radius, num_moves=SETTING.num_moves
+        optim, kernel=demo.KERNEL, radius=RADIUS, num_moves=NUM_MOVES
     )
     state = trainer.init(demo.energy(task, keys[2]), populations(keys[:2]))
     batches = eg.Minibatches(task.train, BATCH)
@@ -58,7 +68,7 @@ def begun(num_steps, seed, *, noise=demo.NOISE, weight_decay=0.0, stopped=False)
 
 
 def populations(keys):
-    sizes = SETTING.num_walkers, SETTING.num_audit
+    sizes = NUM_WALKERS, NUM_AUDIT
     both = zip(keys, sizes, strict=True)
     return ebm.Audited(*(ebm.Walkers.from_gaussian(k, n, SHAPE) for k, n in both))
 
@@ -117,8 +127,8 @@ def watched_pcd(setting):
     num_steps, seed = setting
     task, valid = problem()
     keys = jax.random.split(jax.random.key(seed), 4)
-    optim = optax.contrib.muon(optax.linear_schedule(SETTING.rate, 0.0, num_steps))
-    trainer = ebm.PCDTrainer(optim, kernel=demo.KERNEL, num_moves=SETTING.num_moves)
+    optim = optax.contrib.muon(optax.linear_schedule(RATE, 0.0, num_steps))
+    trainer = ebm.PCDTrainer(optim, kernel=demo.KERNEL, num_moves=NUM_MOVES)
     state = trainer.init(demo.energy(task, keys[2]), populations(keys[:2]))
     batches = eg.Minibatches(task.train, BATCH)
     data = NoisyImages(batches, task.coordinates, demo.NOISE)
@@ -171,7 +181,10 @@ if __name__ == "__main__":
         "regularization",
         {
             "steps": steps,
-            "setting": SETTING._asdict(),
+            "rate": RATE,
+            "moves": NUM_MOVES,
+            "walkers": NUM_WALKERS,
+            "radius": RADIUS,
             "average_decay": DECAY,
             "arms": summary(arms),
             "runs": arms,

@@ -20,6 +20,7 @@ from effgen.neural_sde.modeling.model import LatentSDE
 from effgen.neural_sde.modeling.structure import Structure
 from effgen.neural_sde.observing.decoders import LinearDecoder
 
+from .descent import hessian, sloped
 from .peak import Maximum, Problem
 
 
@@ -47,12 +48,9 @@ def values_at(problem: Problem, x: Array) -> dict[str, Array]:
 
 
 @eqx.filter_jit
-def _bent(problem: Problem, x: Array) -> tuple[Array, Array, dict[str, Array]]:
-    """Return the density's derivatives, and those of the named parameters."""
-    named = lambda x: values_at(problem, x)
-    along = lambda v: jax.jvp(jax.grad(problem), (x,), (v,))
-    slope, hessian = jax.vmap(along, out_axes=(None, 0))(jnp.eye(x.size, dtype=x.dtype))
-    return slope, hessian, jax.jacfwd(named)(x)
+def _named_slopes(problem: Problem, x: Array) -> dict[str, Array]:
+    """Return the derivatives of the named parameters."""
+    return jax.jacfwd(lambda x: named_parameters(problem.model(x)))(x)
 
 
 class Spectrum(NamedTuple):
@@ -72,23 +70,23 @@ class Spectrum(NamedTuple):
 
 
 def spectrum(
-    hessian: Float[np.ndarray, "parameters parameters"],
+    bends: Float[np.ndarray, "parameters parameters"],
     is_log: Float[np.ndarray, " parameters"],
     prior_scale: float,
 ) -> Spectrum:
     """Return a curvature's eigenvalues and vectors, free of the parameters' units."""
-    diagonal = np.abs(np.diag(hessian))
+    diagonal = np.abs(np.diag(bends))
     own = np.where(diagonal > 0, 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1)), 1)
     units = np.where(is_log == 1, prior_scale, own)
-    scaled = units[:, None] * (hessian + hessian.T) / 2 * units
+    scaled = units[:, None] * (bends + bends.T) / 2 * units
     return Spectrum(units, *np.linalg.eigh(scaled))
 
 
 def standard_errors(problem: Problem, x: Array) -> dict[str, np.ndarray]:
     """Return the named parameters' standard errors, to first order."""
-    _, hessian, slopes = _bent(problem, x)
-    scale = float(problem.prior_scale)
-    found = spectrum(np.asarray(hessian), np.asarray(problem.is_log), scale)
+    slopes = _named_slopes(problem, x)
+    bends, scale = hessian(problem, problem.is_log, x), float(problem.prior_scale)
+    found = spectrum(bends, np.asarray(problem.is_log), scale)
     held = found.sizes > 1e-9 * np.max(found.sizes, initial=0)
     inverse = np.where(held, 1 / np.where(held, found.sizes, 1), 0)
     errors = {}
@@ -133,8 +131,8 @@ def drawn_models(
     rng = np.random.default_rng(np.asarray(jax.random.key_data(keys[0])))
     size = max(_PROPOSALS, 8 * num)
     with jax.enable_x64(True):  # noqa: FBT003
-        slope, hessian, _ = _bent(peak.problem, peak.x)
-        law = laplace(peak, np.asarray(slope), np.asarray(hessian))
+        _, slope = sloped(peak.problem, np.asarray(peak.x))
+        law = laplace(peak, slope, hessian(peak.problem, peak.problem.is_log, peak.x))
         if law is None:
             _warn("the curvature at the fit is not finite: all models are the fit's.")
             return (peak.model,) * num
@@ -154,17 +152,17 @@ def drawn_models(
 
 
 def laplace(
-    peak: Maximum, slope: np.ndarray, hessian: np.ndarray
+    peak: Maximum, slope: np.ndarray, bends: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Return mean and root of the normal law with a density's gradient and Hessian.
 
     An eigenvalue of the Hessian that is too small for the prior is raised. Returns
     `None` if the Hessian is not finite.
     """
-    if not (np.all(np.isfinite(slope)) and np.all(np.isfinite(hessian))):
+    if not (np.all(np.isfinite(slope)) and np.all(np.isfinite(bends))):
         return None
     is_log = np.asarray(peak.problem.is_log)
-    found = spectrum(hessian, is_log, float(peak.problem.prior_scale))
+    found = spectrum(bends, is_log, float(peak.problem.prior_scale))
     least = np.maximum(_FLATTEST * (is_log @ found.vectors**2), 1e-6)
     deviations = 1 / np.sqrt(np.maximum(found.sizes, least))
     root = found.units[:, None] * found.vectors * deviations

@@ -1,14 +1,12 @@
 """The maximum of the posterior density of a linear model's parameters, in float64."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optimistix
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float
 
@@ -23,8 +21,7 @@ from effgen.neural_sde.modeling.checks import check_positive
 from effgen.neural_sde.modeling.model import LatentSDE
 from effgen.neural_sde.observing.decoders import LinearDecoder
 
-
-Loss = Callable[..., Array]
+from .descent import minimized, sloped, units_of
 
 
 class Problem(eqx.Module):
@@ -153,22 +150,22 @@ def _maximum(
 ) -> Maximum:
     steps = num_steps_of(model, series)
     problem, start = _problem(model, model, series, prior_scale, steps)
-    if not np.isfinite(float(sum(_terms(problem, start)))):
+    if not np.isfinite(sloped(problem, np.asarray(start))[0]):
         raise ValueError(
             "the evidence is not finite at the start: check the start values of "
             "`model` and the values of `ys`."
         )
     units = units_of(problem, problem.is_log, start)
-    x, count, converged = minimized(problem, start, units, max_steps, 1e-8)
-    evidence, prior = _terms(problem, x)
+    found = minimized(problem, start, units, max_steps, 1e-6)
+    prior = float(problem.log_prior(found.x))
     return Maximum(
-        problem.model(x),
-        float(evidence),
-        float(prior),
-        int(count),
-        bool(converged),
+        problem.model(found.x),
+        -found.loss - prior,
+        prior,
+        found.num_steps,
+        found.converged,
         problem,
-        x,
+        found.x,
     )
 
 
@@ -205,11 +202,6 @@ def _opened(model: LatentSDE) -> LatentSDE:
     return dataclasses.replace(model, decoder=decoder)
 
 
-_terms = eqx.filter_jit(
-    lambda problem, x: (problem.log_evidence(x), problem.log_prior(x))
-)
-
-
 def kept_by_logarithms(trained: LatentSDE) -> LatentSDE:
     """Return ones for parameters that are kept by logarithms, zeros for the rest."""
 
@@ -219,52 +211,3 @@ def kept_by_logarithms(trained: LatentSDE) -> LatentSDE:
         )
 
     return jax.tree_util.tree_map_with_path(mark, trained)
-
-
-def units_of(loss: Loss, is_log: Array, start: Array) -> Array:
-    """Return the size of each parameter's first step: one for logarithms.
-
-    For the others it is that of the curvature: an offset of a million would not move by
-    steps of one, and a fit would seem to have converged.
-
-    Arguments:
-        loss: A function of the parameters, a module whose arrays are traced.
-        is_log: One where a parameter is kept by its logarithm.
-        start: Where the parameters start.
-
-    Returns:
-        Of the shape of `start`.
-    """
-    places = np.flatnonzero(np.asarray(is_log) == 0)
-    units = np.ones(start.shape)
-    if len(places):
-        sizes = np.abs(_curvatures(loss, start, jnp.eye(start.size)[places]))
-        held = np.isfinite(sizes) & (sizes > 0)
-        units[places] = np.where(held, 1 / np.sqrt(np.where(held, sizes, 1)), 1)
-    return jnp.asarray(units)
-
-
-@eqx.filter_jit
-def _curvatures(loss: Loss, x: Array, directions: Array) -> Array:
-    """Return the second derivative along each direction."""
-    slope = jax.grad(loss)
-    along = lambda v: v @ jax.jvp(slope, (x,), (v,))[1]
-    return jax.lax.map(along, directions)
-
-
-@eqx.filter_jit
-def minimized(
-    loss: Loss, start: Array, units: Array, max_steps: int, tol: float
-) -> tuple[Array, Array, Array]:
-    """Return where a loss is least, the number of steps, and whether they converged."""
-    solver = optimistix.BFGS(rtol=tol, atol=tol)
-    found = optimistix.minimise(
-        lambda z, args: args[0](args[1] * z),
-        solver,
-        start / units,
-        args=(loss, units),
-        max_steps=max_steps,
-        throw=False,
-    )
-    converged = found.result == optimistix.RESULTS.successful
-    return units * found.value, found.stats["num_steps"], converged

@@ -18,7 +18,8 @@ from effgen.neural_sde.filters.histories import filtered
 from effgen.neural_sde.modeling.anchors import cast
 from effgen.neural_sde.modeling.checks import check_positive
 
-from .peak import kept_by_logarithms, minimized, units_of
+from .descent import minimized, units_of
+from .peak import kept_by_logarithms
 from .regimes import Switching, check_histories, one_of, record_of
 
 
@@ -173,10 +174,10 @@ def _best(fit: Fit, num_starts: int, max_steps: int) -> tuple[Array, bool]:
     units = _units(fit)
     ends = []
     for start in _starts(fit, num_starts):
-        x, _, converged = minimized(fit, start, units, max_steps, 1e-6)
-        loss = float(_losses(fit, x[None])[0])
-        ends.append((loss if np.isfinite(loss) else np.inf, x, bool(converged)))
-    return min(ends, key=lambda end: end[0])[1:]
+        found = minimized(fit, start, units, max_steps, 1e-5)
+        ends.append(found if np.isfinite(found.loss) else found._replace(loss=np.inf))
+    best = min(ends, key=lambda end: end.loss)
+    return best.x, best.converged
 
 
 def _units(fit: Fit) -> Array:

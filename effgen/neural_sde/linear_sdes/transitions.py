@@ -32,6 +32,9 @@ class Transition(eqx.Module):
         gain: From `g` to the mean of the noise that makes its move, shape `(noise,
             state)`.
         push: `int Phi ds`, shape `(state, state)`.
+        covariance: `root root^T`, which is known before its root where that is factored
+            from it; `None`: found from `root`. A filter that asks for no root then
+            compiles none.
     """
 
     matrix: Matrix
@@ -39,11 +42,22 @@ class Transition(eqx.Module):
     root: Float[Array, "state noise"]
     gain: Float[Array, "noise state"]
     push: Matrix
+    covariance: Matrix
 
-    @property
-    def covariance(self) -> Matrix:
-        """`root root^T`."""
-        return self.root @ self.root.T
+    def __init__(
+        self,
+        matrix: Matrix,
+        offset: Vector,
+        root: Float[Array, "state noise"],
+        gain: Float[Array, "noise state"],
+        push: Matrix,
+        *,
+        covariance: Matrix | None = None,
+    ) -> None:
+        """Find the covariance where it is not given."""
+        self.matrix, self.offset, self.root = matrix, offset, root
+        self.gain, self.push = gain, push
+        self.covariance = root @ root.T if covariance is None else covariance
 
 
 class Coefficients(NamedTuple):
@@ -73,7 +87,7 @@ def constant_transition(
 ) -> Transition:
     """Return the exact step for coefficients that are constant over `dt`."""
     matrix, _, diffusion = coefficients
-    flow, mean_weight, spread = _doubled(matrix, diffusion @ diffusion.T, dt)
+    flow, mean_weight, spread = exact_step(matrix, diffusion @ diffusion.T, dt)
     return from_spread(flow, dt * mean_weight @ force, mean_weight, spread, dt)
 
 
@@ -93,7 +107,9 @@ def from_spread(
     gain = jax.scipy.linalg.solve_triangular(root, scaled, lower=True)
     root_dt = safe_sqrt(dt)
     root = root_dt * scale[:, None] * root
-    return Transition(flow, offset, root, root_dt * gain, dt * mean_weight)
+    gain = root_dt * gain
+    covariance = dt * spread
+    return Transition(flow, offset, root, gain, dt * mean_weight, covariance=covariance)
 
 
 def covariance_root(covariance: Matrix) -> Matrix:
@@ -172,10 +188,10 @@ class _Steps(NamedTuple):
         )
 
 
-def _doubled(
+def exact_step(
     matrix: Matrix, noise: Matrix, dt: Float[Array, ""]
 ) -> tuple[Matrix, Matrix, Matrix]:
-    """Return `Phi`, `int Phi ds / dt` and `S / dt`.
+    """Return `Phi`, `int Phi ds / dt` and `S / dt`, of noise `sigma sigma^T`.
 
     Taylor's series of a step short enough (norm of `A h` at most a half, in the units
     where it is least), then doubled.

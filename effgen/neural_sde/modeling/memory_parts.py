@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .part_steps import PartStep, general_step, returning_step
 from .parts import (
     AbstractPart,
     Measures,
@@ -80,6 +81,14 @@ class Matern(AbstractPart):
             [-third, zero, rate**2 * math.sqrt(8) / 3],
         ]
         return jnp.stack([jnp.stack(row) for row in rows])
+
+    def step(self, dt: Float[Array, ""]) -> PartStep:
+        """Return the exact step: in closed form of smoothness 1/2."""
+        if self.smoothness != 0.5:
+            return general_step(*self.law()[:2], dt)
+        rate = jnp.exp(-self.log_length)
+        noise = jnp.exp(self.log_scale) * jnp.sqrt(2 * rate)
+        return returning_step(rate, noise, dt)
 
     def parameters(self) -> dict[str, Array]:
         """Return `length` in units of time and `scale` in the data's."""
@@ -159,6 +168,10 @@ class Autoregression(AbstractPart):
         found = found.reshape(order, order)
         found = (found + found.T) / 2 / (unit * sizes[-1] ** 2)
         return found * sizes[:, None] * sizes[None]
+
+    def step(self, dt: Float[Array, ""]) -> PartStep:
+        """Return the exact step, by its exponential."""
+        return general_step(*self.law()[:2], dt)
 
     def parameters(self) -> dict[str, Array]:
         """Return factors of the polynomial, and `scale` in units of the data."""

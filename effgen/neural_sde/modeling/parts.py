@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 
 from effgen.neural_sde.linear_sdes.gaussian import as_float
 
+from .part_steps import PartStep, slope_step, turning_step, walk_step
+
 
 class Measures(NamedTuple):
     """What start values are taken from, in the units of time and data.
@@ -55,6 +57,10 @@ class AbstractPart(eqx.Module):
     @abc.abstractmethod
     def law(self) -> PartLaw:
         """Return the part as a linear SDE."""
+
+    @abc.abstractmethod
+    def step(self, dt: Float[Array, ""]) -> PartStep:
+        """Return the exact step of length `dt`."""
 
     @abc.abstractmethod
     def parameters(self) -> dict[str, Array]:
@@ -131,6 +137,11 @@ class Level(AbstractPart):
             0 * one, jnp.exp(self.log_noise) * one, self.start_scales[0] * one, one[0]
         )
 
+    def step(self, dt: Float[Array, ""]) -> PartStep:
+        """Return the exact step, in closed form."""
+        del dt
+        return walk_step(jnp.exp(self.log_noise))
+
     def parameters(self) -> dict[str, Array]:
         """Return `noise`, in data units per root of time."""
         return {"noise": jnp.exp(self.log_noise)}
@@ -169,6 +180,10 @@ class Trend(AbstractPart):
         root = jnp.diag(self.start_scales)
         matrix = jnp.asarray([[0, 1], [0, 0]], dtype)
         return PartLaw(matrix, jnp.diag(noise), root, jnp.asarray([1, 0], dtype))
+
+    def step(self, dt: Float[Array, ""]) -> PartStep:
+        """Return the exact step, in closed form."""
+        return slope_step(jnp.exp(self.log_noise), jnp.exp(self.log_slope_noise), dt)
 
     def parameters(self) -> dict[str, Array]:
         """Return `noise` and `slope_noise`, per root of time."""
@@ -219,6 +234,13 @@ class Cycle(AbstractPart):
         noise = scale * jnp.sqrt(2 * damping)
         return PartLaw(matrix, noise * eye, scale * eye, eye[0])
 
+    def step(self, dt: Float[Array, ""]) -> PartStep:
+        """Return the exact step, in closed form."""
+        rates = 2 * jnp.pi * jnp.exp(-self.log_period)[None]
+        damping = jnp.exp(self.log_damping)
+        noise = jnp.exp(self.log_scale) * jnp.sqrt(2 * damping)
+        return turning_step(damping, rates, noise, dt)
+
     def parameters(self) -> dict[str, Array]:
         """Return `period`, `damping` (one over time) and `scale` (data units)."""
         return {
@@ -268,6 +290,14 @@ class Season(AbstractPart):
         noise = jnp.exp(self.log_noise)
         return PartLaw(
             jnp.asarray(matrix, dtype), noise * eye, self.start_scales[0] * eye, reads
+        )
+
+    def step(self, dt: Float[Array, ""]) -> PartStep:
+        """Return the exact step, in closed form."""
+        noise = jnp.exp(self.log_noise)
+        rates = 2 * math.pi / self.period * np.arange(1, self.harmonics + 1)
+        return turning_step(
+            jnp.zeros_like(noise), jnp.asarray(rates, noise.dtype), noise, dt
         )
 
     def parameters(self) -> dict[str, Array]:
@@ -322,6 +352,12 @@ class Periodic(AbstractPart):
         reads = jnp.tile(jnp.asarray([1, 0], dtype), self.harmonics)
         noise = jnp.zeros((2 * self.harmonics, 1), dtype)
         return PartLaw(matrix, noise, jnp.diag(sizes), reads)
+
+    def step(self, dt: Float[Array, ""]) -> PartStep:
+        """Return the exact step, in closed form."""
+        zero = jnp.zeros_like(self.log_scale)
+        k = jnp.arange(1, self.harmonics + 1, dtype=zero.dtype)
+        return turning_step(zero, 2 * jnp.pi / self.period * k, zero, dt)
 
     def parameters(self) -> dict[str, Array]:
         """Return `period` in units of time, and `scale` in the data's."""

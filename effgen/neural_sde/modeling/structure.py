@@ -17,11 +17,12 @@ from effgen.neural_sde.linear_sdes.linear import (
 from effgen.neural_sde.linear_sdes.transitions import (
     Coefficients,
     Transition,
-    constant_transition,
+    from_spread,
 )
 from effgen.neural_sde.observing.decoders import LinearDecoder, Readout
 
 from .memory_parts import Autoregression, Matern
+from .part_steps import PartStep, side_by_side
 from .parts import (
     UNIT,
     AbstractPart,
@@ -150,10 +151,17 @@ class Structure(AbstractLinearSDE):
         self, t: Float[Array, ""], dt: Float[Array, ""], inputs: Inputs | None = None
     ) -> Transition:
         """Return the exact step of length `dt`: see `AbstractLinearSDE`."""
-        found = self.coefficients(t)
-        return constant_transition(
-            found, dt, forced(found.bias, self.input_matrix, inputs)
+        step = side_by_side([part.step(dt) for part in self.parts])
+        return from_spread(
+            step.flow, self._pushed(step, dt, inputs), step.mean_weight, step.spread, dt
         )
+
+    def _pushed(self, step: PartStep, dt: Array, inputs: Inputs | None) -> Array:
+        """Return where inputs take the state in a step: nowhere without any."""
+        bias = jnp.zeros(len(step.flow), step.flow.dtype)
+        if self.input_matrix is None:
+            return bias
+        return dt * step.mean_weight @ forced(bias, self.input_matrix, inputs)
 
     def started(self, measures: Measures) -> "Structure":
         """Return the structure with start values where none were given.

@@ -55,7 +55,8 @@ def test_a_density_of_ones_own_serves_trainers_without_weights():
     following = run(trainer, memory)
     found = ebm.early_stopped(following, held_out, patience=3, density=exact)
     np.testing.assert_allclose(found.state.model.mean, 0.6, atol=0.15)
-    assert all(found.believed) and not any(found.errors)
+    assert all(found.believed)
+    assert not any(found.errors)
     best = int(np.argmax(found.likelihoods))
     assert len(found.steps) == best + 1 + 3 < 40
     with pytest.raises(TypeError, match="`density` gave a float: return an"):
