@@ -6,8 +6,8 @@ by, 1,000 held out. A setting is Muon's rate and weight decay. All make 8 moves 
 of 256 walkers, which an earlier grid had chosen for each. A step of each is timed
 first, all in turn, on one thread; then each takes the steps that 100 seconds hold, or
 so many. Nobody has audit walkers: every likelihood is one of fresh walkers, annealed
-after training from the Gaussian start. Of the first seed, a run back from images is set beside it. Two
-processes of one thread share the work.
+after training from the Gaussian start. Of the first seed, a run back from images is set
+beside it. Two processes of one thread share the work.
 """
 
 import os
