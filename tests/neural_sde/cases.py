@@ -83,7 +83,8 @@ def grid_filter(model, ts, ys, dt, limit=3.5, num=1_401):
     force = jax.vmap(lambda x: model.nonlinear_drift(jnp.zeros(()), x[None], None)[0])(
         jnp.asarray(x)
     )
-    phi, mu, root, _, push = (np.asarray(a).ravel()[0] for a in jax.tree.leaves(step))
+    kept = step.matrix, step.offset, step.root, step.push
+    phi, mu, root, push = (np.asarray(a).ravel()[0] for a in kept)
     mean, spread = phi * x + mu + push * np.asarray(force), root
     if model.diffusion is not None:
         sigma = jax.vmap(lambda x: model.diffusion(0.0, x[None])[0])(jnp.asarray(x))
