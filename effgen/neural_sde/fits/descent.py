@@ -6,6 +6,7 @@ costs. A minimizer that is compiled as a whole, and second derivatives beside it
 several times as long to compile.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -85,7 +86,10 @@ def minimized(
 
     options = {"maxiter": max_steps, "gtol": tol}
     z = np.asarray(start) / scale
-    found = minimize(told, z, jac=True, method="BFGS", options=options)
+    with warnings.catch_warnings():
+        # Of searches that rounding ends. Whether they have converged is told below.
+        warnings.simplefilter("ignore")
+        found = minimize(told, z, jac=True, method="BFGS", options=options)
     # Of a loss near 1e4 the tolerance may be below the rounding of its slope.
     left = 0.5 * found.jac @ found.hess_inv @ found.jac
     converged = found.success or (found.nit < max_steps and 0 <= left < _NEAR)
