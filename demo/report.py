@@ -282,6 +282,6 @@ def heading() -> str:
         f"MNIST digits averaged to {SIDE} x {SIDE} pixels, noise {NOISE}; "
         f"{NUM_WALKERS} walkers. Both trainers stop by one rule: the likelihood of "
         "validation images, by fresh walkers that are annealed from a Gaussian at each "
-        "point. What weights add while a model trains is shown in "
-        "docs/benchmarks/ebm.md."
+        "point. Tuned alike and after the same seconds, both models are level, and "
+        "that of CD is likelier (docs/benchmarks/ebm.md)."
     )
