@@ -156,13 +156,18 @@ def held_out_likelihood(
 def annealed_density(
     model: Any, problem: Problem, key: PRNGKeyArray
 ) -> ebm.NormalizedEnergy:
-    """Return the density by fresh walkers, annealed from the Gaussian start."""
+    """Return the density by fresh walkers."""
+    walkers = annealed_walkers(model, problem, key)
+    return ebm.NormalizedEnergy.from_walkers(model, walkers)
+
+
+def annealed_walkers(model: Any, problem: Problem, key: PRNGKeyArray) -> ebm.Walkers:
+    """Return fresh walkers of a model, annealed from the Gaussian start."""
     keys = jax.random.split(key)
     shape = problem.train.shape[1:]
     walkers = ebm.Walkers.from_gaussian(keys[0], NUM_FRESH, shape)
     models = [gaussian_start(model), model]
-    walkers = ebm.annealed(models, walkers, kernel=KERNEL, key=keys[1])
-    return ebm.NormalizedEnergy.from_walkers(model, walkers)
+    return ebm.annealed(models, walkers, kernel=KERNEL, key=keys[1])
 
 
 def gaussian_start(model: Any) -> Any:

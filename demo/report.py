@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from effgen import ebm
+import effgen as eg
 
 from . import predators, senses, series
 from .energy import (
@@ -18,6 +18,7 @@ from .energy import (
     SIDE,
     Outcome,
     Problem,
+    annealed_walkers,
     denoised,
 )
 from .images import noisy, whitened
@@ -252,14 +253,16 @@ def plot_samples(path: Path, outcomes: list[Outcome], problem: Problem) -> None:
     key = jax.random.key(5)
     panels = {}
     for outcome in outcomes:
-        samples = ebm.sample(outcome.state, 64, key=key)
-        panels[f"{outcome.name}: samples"] = denoised(
-            outcome.state.model, samples, problem
-        )
+        model = outcome.state.evaluated
+        # Fresh walkers: those of a long training descend from few.
+        walkers = annealed_walkers(model, problem, key)
+        index = eg.resample(walkers.joint_log_weights, 64, key=key)
+        samples = walkers.positions[index]
+        panels[f"{outcome.name}: samples"] = denoised(model, samples, problem)
     images = noisy(problem.held_out[:64], NOISE, key)
     data = whitened(problem.coordinates, images)
     title = f"held-out images, noise {NOISE}, denoised by {outcomes[0].name}"
-    panels = {title: denoised(outcomes[0].state.model, data, problem)} | panels
+    panels = {title: denoised(outcomes[0].state.evaluated, data, problem)} | panels
     figure = Figure(figsize=(4 * len(panels), 4.3), layout="constrained")
     for axes, (name, images) in zip(
         figure.subplots(1, len(panels)), panels.items(), strict=True
