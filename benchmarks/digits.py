@@ -15,19 +15,19 @@ import os
 
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
+import functools
 import itertools
 import sys
 import warnings
 from typing import NamedTuple
 
 import jax
-import numpy as np
 import optax
 
 import effgen as eg
 from benchmarks import measure
 from demo import energy as demo
-from demo.images import NoisyImages, noisy, whitened
+from demo.images import NoisyImages
 from effgen import ebm
 
 
@@ -61,10 +61,10 @@ RADIUS = 0.2
 SHAPE = (demo.SIDE**2,)
 
 
+@functools.cache
 def problem():
-    """Return the digits' parts, and of these the one that chooses."""
-    task = demo.problem()
-    return task, task.valid
+    """Return the demo's digits, which are read once."""
+    return demo.problem()
 
 
 def contestant(name, setting, num_steps, key):
@@ -84,7 +84,7 @@ def contestant(name, setting, num_steps, key):
 
 def begun(name, setting, num_steps, seed):
     """Return a trainer, its first state, its data and the key of its steps."""
-    task, _ = problem()
+    task = problem()
     keys = jax.random.split(jax.random.key(seed), 3)
     trainer, memory = contestant(name, setting, num_steps, keys[0])
     state = trainer.init(demo.energy(task, keys[1]), memory)
@@ -93,23 +93,9 @@ def begun(name, setting, num_steps, seed):
     return trainer, state, data, keys[2]
 
 
-def milliseconds():
-    """Return what a step of each method takes, all in turn."""
-    work = {}
-    for name in METHODS:
-        trainer, state, data, key = begun(name, SETTINGS[0], 1000, 0)
-
-        def steps(trainer=trainer, state=state, data=data, key=key):
-            return eg.fit(trainer, state, data, key=key, num_steps=CHUNK)[0].model
-
-        work[name] = steps
-    times = measure.interleaved(work, rounds=ROUNDS)
-    return {arm: 1e3 * float(np.median(t)) / CHUNK for arm, t in times.items()}
-
-
 def annealed(model, parts, seed):
     """Return each part's mean log-likelihood, and the bar of `log Z`, of one run."""
-    task, _ = problem()
+    task = problem()
     keys = jax.random.split(jax.random.key(1000 + seed), 3)
     walkers = ebm.Walkers.from_gaussian(keys[0], NUM_FRESH, SHAPE)
     models = [demo.gaussian_start(model), model]
@@ -119,7 +105,7 @@ def annealed(model, parts, seed):
         density = ebm.NormalizedEnergy.from_walkers(model, fresh)
     told, shift = {}, float(task.coordinates.log_determinant)
     for name, images in parts.items():
-        x = whitened(task.coordinates, noisy(images, demo.NOISE, keys[2]))
+        x = demo.noised(task, images, keys[2])
         told[name] = {
             "nats": float(density.log_likelihood(x).value) + shift,
             "bar": float(density.standard_error),
@@ -133,10 +119,10 @@ def sandwiched(model, images, seed):
 
     The images stand in for samples of the model: the two agree where they are some.
     """
-    task, _ = problem()
+    task = problem()
     keys = jax.random.split(jax.random.key(2000 + seed), 3)
     walkers = ebm.Walkers.from_gaussian(keys[0], NUM_FRESH, SHAPE)
-    x = whitened(task.coordinates, noisy(images[:NUM_FRESH], demo.NOISE, keys[1]))
+    x = demo.noised(task, images[:NUM_FRESH], keys[1])
     models = [demo.gaussian_start(model), model]
     both = ebm.sandwich(models, walkers, x, kernel=demo.KERNEL, key=keys[2])
     return {
@@ -159,9 +145,9 @@ def outcome(arm):
             state = last
     except eg.TrainingError as error:
         return row | {"stopped": str(error)[:120], "nats": None}
-    task, valid = problem()
+    task = problem()
     if part == "valid":
-        row |= annealed(state.model, {"valid": valid}, seed)["valid"]
+        row |= annealed(state.model, {"valid": task.valid}, seed)["valid"]
     else:
         images = {"held out": task.held_out, "train": task.train[:1000]}
         told = annealed(state.model, images, seed)
@@ -201,7 +187,8 @@ def spread(rows):
 if __name__ == "__main__":
     seconds = int(sys.argv[1]) if sys.argv[1:] else SECONDS
     seeds = range(int(sys.argv[2]) if sys.argv[2:] else NUM_SEEDS)
-    per_step = milliseconds()
+    runs = {name: begun(name, SETTINGS[0], 1000, 0) for name in METHODS}
+    per_step = measure.step_milliseconds(runs, rounds=ROUNDS, chunk=CHUNK)
     print(per_step, flush=True)
     num_steps = {arm: round(1e3 * seconds / ms) for arm, ms in per_step.items()}
     grid = itertools.product(METHODS, range(len(SETTINGS)))

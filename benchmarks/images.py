@@ -32,7 +32,7 @@ from sklearn.neural_network import MLPClassifier
 import effgen as eg
 from benchmarks import measure
 from demo import energy as demo
-from demo.images import NoisyImages, digits, idx, noisy, unwhitened, whitened
+from demo.images import NoisyImages, digits, idx, unwhitened
 from effgen import ebm
 
 
@@ -48,10 +48,10 @@ NUM_WALKERS = BATCH  # contrastive divergence has a chain for each image
 RADIUS = 0.2
 DECAY = 0.99
 NUM_CHECKS = 3
-NUM_FRESH = 512
 RATE = 1e-2
 WEIGHT_DECAYS = (0.0, 0.3, 1.0)
 SEEDS = range(3)
+NOISE_KEY = jax.random.key(7)
 
 
 class Problem(NamedTuple):
@@ -149,38 +149,6 @@ def begun(problem, name, weight_decay, seed):
     return trainer, state, data, keys[2]
 
 
-def milliseconds(problem):
-    """Return what a step of each method takes, all in turn."""
-    work = {}
-    for name in METHODS:
-        trainer, state, data, key = begun(problem, name, 0.0, 0)
-
-        def steps(trainer=trainer, state=state, data=data, key=key):
-            return eg.fit(trainer, state, data, key=key, num_steps=CHUNK)[0].model
-
-        work[name] = steps
-    times = measure.interleaved(work, rounds=ROUNDS)
-    return {name: 1e3 * float(np.median(t)) / CHUNK for name, t in times.items()}
-
-
-def fresh(model, seed):
-    """Return walkers of a model, annealed from the Gaussian start."""
-    keys = jax.random.split(jax.random.key(seed))
-    walkers = ebm.Walkers.from_gaussian(keys[0], NUM_FRESH, SHAPE)
-    models = [demo.gaussian_start(model), model]
-    return ebm.annealed(models, walkers, kernel=demo.KERNEL, key=keys[1])
-
-
-def watched(state):
-    """Return the density of a state by fresh walkers, the same for every state."""
-    walkers = fresh(state.evaluated, 8)
-    return ebm.NormalizedEnergy.from_walkers(state.evaluated, walkers)
-
-
-def blurred(problem, images):
-    return whitened(problem.coordinates, noisy(images, demo.NOISE, jax.random.key(7)))
-
-
 def outcome(task):
     """Train once, stopped by validation; return how good the model is."""
     which, name, weight_decay, num_steps, seed = task
@@ -192,9 +160,11 @@ def outcome(task):
     )
     found = ebm.early_stopped(
         eg.averaged(run, DECAY),
-        blurred(problem, problem.valid),
+        demo.noised(problem, problem.valid, NOISE_KEY),
         patience=NUM_CHECKS,
-        density=watched,
+        density=lambda state: demo.annealed_density(
+            state.evaluated, problem, jax.random.key(8)
+        ),
     )
     shift = float(problem.coordinates.log_determinant)
     row = {"method": name, "weight_decay": weight_decay, "seed": seed}
@@ -209,11 +179,13 @@ def outcome(task):
 
 def told(problem, model, seed):
     """Return the held-out likelihood by fresh walkers, and their masses."""
-    walkers = fresh(model, 100 + seed)
+    walkers = demo.annealed_walkers(model, problem, jax.random.key(100 + seed))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", eg.RunWarning)
         density = ebm.NormalizedEnergy.from_walkers(model, walkers)
-    value = density.log_likelihood(blurred(problem, problem.held_out)).value
+    value = density.log_likelihood(
+        demo.noised(problem, problem.held_out, NOISE_KEY)
+    ).value
     images = np.asarray(unwhitened(problem.coordinates, walkers.positions))
     labels = problem.classifier.predict(images)
     masses = np.bincount(labels, np.asarray(walkers.weights), 3)
@@ -228,14 +200,15 @@ def told(problem, model, seed):
 
 def start(problem):
     """Return the held-out likelihood of the Gaussian that training starts at."""
-    x = blurred(problem, problem.held_out)
+    x = demo.noised(problem, problem.held_out, NOISE_KEY)
     values = np.asarray(jax.scipy.stats.norm.logpdf(x).sum(1))
     return float(values.mean()) + float(problem.coordinates.log_determinant)
 
 
 def measured(problem):
     """Return the figures of one set of images."""
-    per_step = milliseconds(problem)
+    runs = {name: begun(problem, name, 0.0, 0) for name in METHODS}
+    per_step = measure.step_milliseconds(runs, rounds=ROUNDS, chunk=CHUNK)
     print(problem.name, per_step, flush=True)
     num_steps = {name: round(1e3 * SECONDS / ms) for name, ms in per_step.items()}
     grid = itertools.product(METHODS, WEIGHT_DECAYS)

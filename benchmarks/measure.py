@@ -1,5 +1,6 @@
 """Ratios that noise cannot fake: contestants take turns in one process."""
 
+import functools
 import json
 import multiprocessing
 import os
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+
+import effgen as eg
 
 
 RESULTS = Path(__file__).parent / "results"
@@ -68,6 +71,22 @@ def interleaved(
         for name in names if i % 2 == 0 else reversed(names):
             times[name].append(seconds(contestants[name], clock))
     return times
+
+
+def step_milliseconds(
+    begun: dict[str, tuple[Any, Any, Any, Any]], *, rounds: int, chunk: int
+) -> dict[str, float]:
+    """Return the median time of a step of each run, all in turn, `chunk` at once.
+
+    A run is a trainer, its first state, its data and the key of its steps.
+    """
+
+    def steps(trainer: Any, state: Any, data: Any, key: Any) -> Any:
+        return eg.fit(trainer, state, data, key=key, num_steps=chunk)[0].model
+
+    work = {name: functools.partial(steps, *run) for name, run in begun.items()}
+    times = interleaved(work, rounds=rounds)
+    return {name: 1e3 * statistics.median(t) / chunk for name, t in times.items()}
 
 
 def paired_ratio(times: list[float], reference: list[float]) -> dict[str, float]:

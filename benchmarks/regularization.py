@@ -30,7 +30,7 @@ from benchmarks.digits import (
     problem,
 )
 from demo import energy as demo
-from demo.images import NoisyImages, noisy, whitened
+from demo.images import NoisyImages
 from effgen import ebm
 
 
@@ -52,7 +52,7 @@ ARMS = {
 
 def begun(num_steps, seed, *, noise=demo.NOISE, weight_decay=0.0, stopped=False):
     """Return an arm's trainer, state and data, and the key of its steps."""
-    task, _ = problem()
+    task = problem()
     keys = jax.random.split(jax.random.key(seed), 4)
     # Who stops by the likelihood does not know for how many steps to plan.
     plan = optax.linear_schedule(RATE, 0.0, num_steps)
@@ -74,13 +74,13 @@ def populations(keys):
 
 def fresh_density(state):
     """Return the density of a state by fresh walkers, the same for every state."""
-    return demo.annealed_density(state.evaluated, problem()[0], jax.random.key(8))
+    return demo.annealed_density(state.evaluated, problem(), jax.random.key(8))
 
 
 def hidden():
     """Return the validation part, noised and whitened."""
-    task, valid = problem()
-    return whitened(task.coordinates, noisy(valid, demo.NOISE, jax.random.key(7)))
+    task = problem()
+    return demo.noised(task, task.valid, jax.random.key(7))
 
 
 def outcome(setting):
@@ -98,7 +98,7 @@ def outcome(setting):
         row |= {"stopped_at": int(state.step), "seen": seen(found)}
     else:
         state, _ = eg.drain(run)
-    task, _ = problem()
+    task = problem()
     held_out = {"held out": task.held_out}
     images = held_out | {"train": task.train[:1000]}
     row |= annealed(state.model, images, seed)
@@ -109,7 +109,7 @@ def outcome(setting):
 
 def seen(found):
     """Return what early stopping saw, step by step, in nats of images."""
-    shift = float(problem()[0].coordinates.log_determinant)
+    shift = float(problem().coordinates.log_determinant)
     rows = zip(
         found.steps, found.likelihoods, found.errors, found.believed, strict=True
     )
@@ -122,7 +122,7 @@ def seen(found):
 def watched_pcd(setting):
     """Train PCD under an audit; return its claims beside long annealing."""
     num_steps, seed = setting
-    task, valid = problem()
+    task = problem()
     keys = jax.random.split(jax.random.key(seed), 4)
     optim = optax.contrib.muon(optax.linear_schedule(RATE, 0.0, num_steps))
     trainer = ebm.PCDTrainer(optim, kernel=demo.KERNEL, num_moves=NUM_MOVES)
@@ -142,7 +142,7 @@ def watched_pcd(setting):
             "bar": float(density.standard_error),
             "believed": not caught,
         }
-        told = annealed(state.model, {"valid": valid}, seed)["valid"]
+        told = annealed(state.model, {"valid": task.valid}, seed)["valid"]
         rows.append(row | {"annealed": told})
         print("PCD", seed, rows[-1], flush=True)
     return {"seed": seed, "rows": rows}

@@ -95,14 +95,17 @@ def turning_step(
     )
 
 
+def turning(rates: Float[Array, " pairs"]) -> Float[Array, "state state"]:
+    """Return the matrix that turns one pair of components at each angular rate."""
+    turn = np.array([[0.0, -1.0], [1.0, 0.0]])
+    return jnp.kron(jnp.diag(rates), jnp.asarray(turn, rates.dtype))
+
+
 def _pairs(
     real: Float[Array, " pairs"], imaginary: Float[Array, " pairs"]
 ) -> Float[Array, "state state"]:
     """Return the matrix that multiplies each pair by a complex number."""
-    turn = np.array([[0.0, -1.0], [1.0, 0.0]])
-    eye = jnp.asarray(np.eye(2), real.dtype)
-    straight = jnp.kron(jnp.diag(real), eye)
-    return straight + jnp.kron(jnp.diag(imaginary), jnp.asarray(turn, real.dtype))
+    return jnp.diag(jnp.repeat(real, 2)) + turning(imaginary)
 
 
 def _relative_turn(

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from effgen.neural_sde.linear_sdes.gaussian import as_float
 
-from .part_steps import PartStep, slope_step, turning_step, walk_step
+from .part_steps import PartStep, slope_step, turning, turning_step, walk_step
 
 
 class Measures(NamedTuple):
@@ -107,11 +107,6 @@ def as_harmonics(harmonics: int) -> int:
     if int(harmonics) != harmonics:
         raise ValueError(f"`harmonics` is {harmonics}: pass a whole number.")
     return int(harmonics)
-
-
-def turning(rates: np.ndarray) -> np.ndarray:
-    """Return the matrix that turns one pair of components at each angular rate."""
-    return np.kron(np.diag(rates), np.array([[0.0, -1.0], [1.0, 0.0]]))
 
 
 class Level(AbstractPart):
@@ -225,21 +220,22 @@ class Cycle(AbstractPart):
         self.log_damping = log_of(damping, 0.2 * math.pi / period)
         self.log_scale = log_of(scale, 0.7 * measures.spread)
 
+    def _motion(self) -> tuple[Array, Array, Array]:
+        """Return the damping, the angular rate as one of a list, and the noise."""
+        rates = 2 * jnp.pi * jnp.exp(-self.log_period)[None]
+        damping = jnp.exp(self.log_damping)
+        return damping, rates, jnp.exp(self.log_scale) * jnp.sqrt(2 * damping)
+
     def law(self) -> PartLaw:
         """Return the part as a linear SDE."""
-        turn = 2 * jnp.pi * jnp.exp(-self.log_period)
-        damping, scale = jnp.exp(self.log_damping), jnp.exp(self.log_scale)
-        eye = jnp.eye(2, dtype=turn.dtype)
-        matrix = turn * jnp.asarray([[0, -1], [1, 0]], turn.dtype) - damping * eye
-        noise = scale * jnp.sqrt(2 * damping)
-        return PartLaw(matrix, noise * eye, scale * eye, eye[0])
+        damping, rates, noise = self._motion()
+        eye = jnp.eye(2, dtype=noise.dtype)
+        root = jnp.exp(self.log_scale) * eye
+        return PartLaw(turning(rates) - damping * eye, noise * eye, root, eye[0])
 
     def step(self, dt: Float[Array, ""]) -> PartStep:
         """Return the exact step, in closed form."""
-        rates = 2 * jnp.pi * jnp.exp(-self.log_period)[None]
-        damping = jnp.exp(self.log_damping)
-        noise = jnp.exp(self.log_scale) * jnp.sqrt(2 * damping)
-        return turning_step(damping, rates, noise, dt)
+        return turning_step(*self._motion(), dt)
 
     def parameters(self) -> dict[str, Array]:
         """Return `period`, `damping` (one over time) and `scale` (data units)."""
@@ -283,22 +279,21 @@ class Season(AbstractPart):
     def law(self) -> PartLaw:
         """Return the part as a linear SDE."""
         dtype, size = self.log_noise.dtype, 2 * self.harmonics
-        turns = 2 * math.pi / self.period * np.arange(1, self.harmonics + 1)
-        matrix = turning(turns)
         eye = jnp.eye(size, dtype=dtype)
         reads = jnp.tile(jnp.asarray([1, 0], dtype), self.harmonics)
         noise = jnp.exp(self.log_noise)
-        return PartLaw(
-            jnp.asarray(matrix, dtype), noise * eye, self.start_scales[0] * eye, reads
-        )
+        root = self.start_scales[0] * eye
+        return PartLaw(turning(self._rates()), noise * eye, root, reads)
 
     def step(self, dt: Float[Array, ""]) -> PartStep:
         """Return the exact step, in closed form."""
         noise = jnp.exp(self.log_noise)
+        return turning_step(jnp.zeros_like(noise), self._rates(), noise, dt)
+
+    def _rates(self) -> Float[Array, " pairs"]:
+        """Return the angular rate of each oscillation."""
         rates = 2 * math.pi / self.period * np.arange(1, self.harmonics + 1)
-        return turning_step(
-            jnp.zeros_like(noise), jnp.asarray(rates, noise.dtype), noise, dt
-        )
+        return jnp.asarray(rates, self.log_noise.dtype)
 
     def parameters(self) -> dict[str, Array]:
         """Return `noise`, in data units per root of time."""
@@ -347,17 +342,20 @@ class Periodic(AbstractPart):
     def law(self) -> PartLaw:
         """Return the part as a linear SDE."""
         dtype, k = self.log_scale.dtype, np.arange(1, self.harmonics + 1)
-        matrix = 2 * jnp.pi / self.period * jnp.asarray(turning(k), dtype)
         sizes = jnp.exp(self.log_scale) * jnp.asarray(np.repeat(k, 2) ** -2.0, dtype)
         reads = jnp.tile(jnp.asarray([1, 0], dtype), self.harmonics)
         noise = jnp.zeros((2 * self.harmonics, 1), dtype)
-        return PartLaw(matrix, noise, jnp.diag(sizes), reads)
+        return PartLaw(turning(self._rates()), noise, jnp.diag(sizes), reads)
 
     def step(self, dt: Float[Array, ""]) -> PartStep:
         """Return the exact step, in closed form."""
         zero = jnp.zeros_like(self.log_scale)
-        k = jnp.arange(1, self.harmonics + 1, dtype=zero.dtype)
-        return turning_step(zero, 2 * jnp.pi / self.period * k, zero, dt)
+        return turning_step(zero, self._rates(), zero, dt)
+
+    def _rates(self) -> Float[Array, " pairs"]:
+        """Return the angular rate of each oscillation."""
+        k = jnp.arange(1, self.harmonics + 1, dtype=self.log_scale.dtype)
+        return 2 * jnp.pi / self.period * k
 
     def parameters(self) -> dict[str, Array]:
         """Return `period` in units of time, and `scale` in the data's."""

@@ -20,8 +20,8 @@ class Valley(eqx.Module):
         return 0.5 * z[0] ** 2 + 2 * (z[1] - z[0] ** 2) ** 2 + jnp.cosh(z[2])
 
 
-def valley(offset=0.0):
-    center = jnp.asarray([1e6 + offset, 0.3, -2e-6])
+def valley():
+    center = jnp.asarray([1e6, 0.3, -2e-6])
     return Valley(center, jnp.asarray([1e5, 1.0, 1e-7]))
 
 
