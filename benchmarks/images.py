@@ -49,7 +49,7 @@ RADIUS = 0.2
 DECAY = 0.99
 NUM_CHECKS = 3
 RATE = 1e-2
-WEIGHT_DECAYS = (0.0, 0.3, 1.0)
+WEIGHT_DECAYS = (0.3, 1.0, 3.0)
 SEEDS = range(3)
 NOISE_KEY = jax.random.key(7)
 
@@ -205,11 +205,16 @@ def start(problem):
     return float(values.mean()) + float(problem.coordinates.log_determinant)
 
 
-def measured(problem):
-    """Return the figures of one set of images."""
+def timed(problem):
+    """Return the milliseconds of a step of each method."""
     runs = {name: begun(problem, name, 0.0, 0) for name in METHODS}
     per_step = measure.step_milliseconds(runs, rounds=ROUNDS, chunk=CHUNK)
     print(problem.name, per_step, flush=True)
+    return per_step
+
+
+def measured(problem, per_step):
+    """Return the figures of one set of images."""
     num_steps = {name: round(1e3 * SECONDS / ms) for name, ms in per_step.items()}
     grid = itertools.product(METHODS, WEIGHT_DECAYS)
     tried = measure.by_two_processes(
@@ -260,6 +265,7 @@ if __name__ == "__main__":
     else:
         names.remove("Fashion-MNIST 0, 1, 7")
     rows = {}
+    per_step = {name: timed(PROBLEMS[name]()) for name in names}
     for name in names:
-        rows[name] = measured(PROBLEMS[name]())
+        rows[name] = measured(PROBLEMS[name](), per_step[name])
         measure.write("images", {"seconds": SECONDS, "problems": rows})
