@@ -1,19 +1,17 @@
-"""Documents that stay as MiniLM embeds them: the corpus's softmax against batches.
+"""Documents that stay as MiniLM embeds them: the index's softmax against batches.
 
-`python -m benchmarks.frozen_documents CORPUS SECONDS [SEEDS [DOCUMENTS [PAIRS]]]`. A
-query tower, a transformer from nothing, learns to find documents of an index that
-nobody embeds again. Contestants: batches of several sizes, whose negatives are the
-batch's documents, and the softmax of the index, whole or by drawn rows
-(`FrozenDocumentsTrainer`). With `PAIRS`, only so many are trained on: most documents
-then have no query, and no batch has them as negatives.
+`python -m benchmarks.frozen_documents CORPUS [SECONDS [SEEDS [DOCUMENTS]]]`. A linear
+adapter of MiniLM's queries learns to find documents of an index that nobody embeds
+again. Contestants: batches of several sizes, whose negatives are the batch's documents,
+and the softmax of the index (`FrozenDocumentsTrainer`): whole, by drawn rows, or of the
+documents that some training query asks for.
 
 Seconds are the processor's (`time.process_time`), of all threads, so that others' work
 on the machine counts little. First those of a step of each contestant, in turns; then
 each trains for as many steps as the budget allows, at every rate and temperature of one
 grid, and is judged on queries held out of training; the best of each trains once more
-for every seed, and is judged on queries that nothing was chosen by. With `SECONDS` 0,
-each takes as many steps as `TEXTS` queries allow, without a clock: values only. Run
-again with the same arguments, it goes on with what is missing.
+for every seed, and is judged on queries that nothing was chosen by. Run again with the
+same arguments, it goes on with what is missing.
 """
 
 import hashlib
@@ -25,7 +23,6 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,14 +31,14 @@ import optax
 import effgen as eg
 from benchmarks import measure
 from benchmarks.retrieval import bootstrapped, read, spelled
-from benchmarks.retrieval_arms import CORPORA, DEPTH, WIDTH, WORDS, falling
+from benchmarks.retrieval_arms import CORPORA
 from demo import senses
+from demo.senses import Adapter
 from effgen import retrieval_cache as rc
-from effgen.core.data.ragged import is_ragged
 
 
-LENGTH, HELD_OUT, ROUNDS, TEXTS = 24, 1_000, 5, 96 * 300
-RATES, TEMPERATURES = (1e-3, 3e-3), (0.03, 0.07)
+HELD_OUT, ROUNDS = 1_000, 5
+RATES, TEMPERATURES = (3e-4, 1e-3), (0.03, 0.05)
 
 
 class Contestant(NamedTuple):
@@ -51,43 +48,36 @@ class Contestant(NamedTuple):
     rows: int | None = None
 
 
-EVERY = -1
+EVERY, ASKED = -1, -2
 CONTESTANTS = {
-    "whole index, 96": Contestant(96, EVERY),
+    "asked documents, 256": Contestant(256, ASKED),
     "whole index, 256": Contestant(256, EVERY),
     "4,096 rows drawn, 256": Contestant(256, 4_096),
-    "in batch of 96": Contestant(96),
+    "in batch of 256": Contestant(256),
     "in batch of 512": Contestant(512),
     "in batch of 1,536": Contestant(1_536),
 }
 
 
-class Asking(eqx.Module):
-    """A model of queries; of documents, what is looked up where they are embedded."""
-
-    query: rc.Transformer
-    rows: Any = eqx.field(static=True)
-
-    def document(self, numbers):
-        return jnp.asarray(self.rows.array)[numbers[:, 0]]
-
-
-class Rows:
-    """Embeddings by identity, so that they are no parameter."""
-
-    def __init__(self, array):
-        self.array = array
-
-
 class Task(NamedTuple):
-    """Queries' tokens to train on, to choose by and to test on, and the documents."""
+    """Embedded documents, pairs of embedded queries, and two parts held out."""
 
-    documents: rc.Index
-    rows: Rows
+    documents: np.ndarray
     pairs: rc.Pairs
     chosen: tuple[np.ndarray, rc.Relevant]
     tested: tuple[np.ndarray, rc.Relevant]
     told: dict[str, Any]
+
+    @property
+    def whole(self):
+        """All documents."""
+        return rc.Index.from_embeddings(self.documents)
+
+    @property
+    def asked(self):
+        """The documents that some training query asks for."""
+        ids = np.unique(self.pairs.ids)
+        return rc.Index.from_embeddings(self.documents[ids], ids=ids)
 
 
 def minilm(texts):
@@ -99,42 +89,37 @@ def minilm(texts):
     return np.load(path)
 
 
-def task(kind, num_documents, num_pairs=None):
+def task(kind, num_documents):
     """Return a corpus's first documents by content, and its queries in three."""
     corpus = rc.subset(CORPORA[kind](), num_documents)
     rest, test = rc.split(corpus, HELD_OUT)
     train, choose = rc.split(rest, HELD_OUT, seed=1)
-    words = rc.HashedWords(WORDS, LENGTH)
-    embeddings = minilm(corpus.documents)
-    pairs = rc.pairs_of(train, lambda texts: np.zeros((len(texts), 1)), words)
-    if num_pairs is not None:
-        some = np.random.default_rng(0).permutation(len(pairs.ids))[:num_pairs]
-        pairs = jax.tree.map(lambda x: x[some], pairs, is_leaf=is_ragged)
-    numbers = pairs.ids[:, None]
+    documents = minilm(corpus.documents)
+    ids = np.asarray([positives[0] for positives in train.relevant], np.int32)
+    pairs = rc.Pairs(minilm(train.queries), documents[ids], ids)
+    told = {"task": corpus.name, "digest": corpus.digest(), "pairs": len(ids)}
     return Task(
-        rc.Index.from_embeddings(embeddings),
-        Rows(embeddings),
-        pairs._replace(documents=numbers),
-        (words(choose.queries), rc.answers(choose)),
-        (words(test.queries), rc.answers(test)),
-        {"task": corpus.name, "digest": corpus.digest(), "pairs": len(numbers)},
+        documents,
+        pairs,
+        (minilm(choose.queries), rc.answers(choose)),
+        (minilm(test.queries), rc.answers(test)),
+        told | {"asked": len(np.unique(ids))},
     )
 
 
 def begun(given, name, num_steps, rate, temperature, seed):
     """Return trainer, first state and data of a contestant."""
     size, rows = CONTESTANTS[name]
-    key = jax.random.key(seed)
-    tower = rc.Transformer(WORDS, LENGTH, key=key, width=WIDTH, depth=DEPTH, size=384)
-    optim = optax.adam(falling(num_steps, rate))
-    options = {"temperature": temperature, "num_chunks": max(1, size // 32)}
-    model, source = Asking(tower, given.rows), eg.Minibatches(given.pairs, size)
+    optim = optax.adam(optax.cosine_decay_schedule(rate, num_steps))
+    model = Adapter(jnp.eye(given.documents.shape[1]))
+    source = eg.Minibatches(given.pairs, size)
     if rows is None:
-        trainer = rc.InBatchTrainer(optim, **options)
+        trainer = rc.InBatchTrainer(optim, temperature=temperature)
         return trainer, trainer.init(model), source
-    drawn = None if rows == EVERY else rows
-    trainer = rc.FrozenDocumentsTrainer(optim, **options, drawn=drawn)
-    return trainer, trainer.init(model, given.documents), source
+    drawn = rows if rows > 0 else None
+    trainer = rc.FrozenDocumentsTrainer(optim, temperature=temperature, drawn=drawn)
+    index = given.asked if rows == ASKED else given.whole
+    return trainer, trainer.init(model, index), source
 
 
 def trained(given, name, num_steps, rate, temperature, seed, judged):
@@ -142,7 +127,7 @@ def trained(given, name, num_steps, rate, temperature, seed, judged):
     trainer, state, source = begun(given, name, num_steps, rate, temperature, seed)
     key = jax.random.key(seed + 1)
     state, _ = eg.fit(trainer, state, source, key=key, num_steps=num_steps)
-    return np.asarray(rc.evaluate(state.model, *judged, given.documents).mrr)
+    return np.asarray(rc.evaluate(state.model, *judged, given.whole).mrr)
 
 
 def seconds_per_step(given):
@@ -150,7 +135,7 @@ def seconds_per_step(given):
 
     def steps(name):
         trainer, state, source = begun(given, name, 100, RATES[0], TEMPERATURES[0], 0)
-        key, num = jax.random.key(0), max(2, 1_536 // CONTESTANTS[name].size)
+        key, num = jax.random.key(0), max(4, 12_288 // CONTESTANTS[name].size)
         take = lambda: eg.fit(trainer, state, source, key=key, num_steps=num)[0].model
         return take, num
 
@@ -206,25 +191,24 @@ def planned(given, asked):
     earlier = json.loads(path.read_text()) if path.exists() else {}
     if all(earlier.get(key) == value for key, value in asked.items()):
         return {k: v for k, v in earlier.items() if k not in ("benchmark", "machine")}
-    if not asked["processor_seconds"]:
-        steps = {name: round(TEXTS / c.size) for name, c in CONTESTANTS.items()}
-        return {**asked, "steps": steps, "arms": {}}
     cost = seconds_per_step(given)
     steps = {n: round(asked["processor_seconds"] / s) for n, s in cost.items()}
     return {**asked, "seconds_per_step": cost, "steps": steps, "arms": {}}
 
 
-def main(kind, budget, seeds=3, num_documents=16_000, num_pairs=None):
-    given = task(kind, num_documents, num_pairs)
-    few = "" if num_pairs is None else f"_{num_pairs}"
+def main(kind, budget=10.0, seeds=3, num_documents=16_000):
+    given = task(kind, num_documents)
     asked = {
         **given.told,
-        "name": f"frozen_{kind}{few}",
-        "documents": num_documents,
+        "name": f"frozen_{kind}",
+        "documents": len(given.documents),
         "processor_seconds": budget,
         "seeds": seeds,
     }
     figures = planned(given, asked)
+    untrained = Adapter(jnp.eye(given.documents.shape[1]))
+    measures = rc.evaluate(untrained, *given.tested, given.whole)
+    figures["untrained"] = measures.means()["mrr"]
     for name in CONTESTANTS:
         if name not in figures["arms"]:
             arm = entered(given, name, figures["steps"][name], seeds)
@@ -235,5 +219,5 @@ def main(kind, budget, seeds=3, num_documents=16_000, num_pairs=None):
 
 
 if __name__ == "__main__":
-    kind, budget, *rest = sys.argv[1:]
-    main(kind, float(budget), *map(int, rest))
+    kind, *rest = sys.argv[1:]
+    main(kind, *map(float, rest[:1]), *map(int, rest[1:]))

@@ -11,7 +11,6 @@ against the whole corpus.
 """
 
 import sys
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +18,14 @@ import numpy as np
 import optax
 
 import effgen as eg
-from benchmarks import measure, retrieval
-from benchmarks.frozen_documents import minilm
-from benchmarks.retrieval_arms import BAG_RATE, CORPORA, bag, cached, task
+from benchmarks import frozen_documents, measure, retrieval
+from benchmarks.retrieval_arms import BAG_RATE, bag, cached, task
 from demo.senses import Adapter
 from effgen import retrieval_cache as rc
 
 
 NUM_STEPS, TEMPERATURE = 2_000, 0.05
-NUM_DOCUMENTS, HELD_OUT, ADAPTER_STEPS = 16_000, 1_000, 400
+NUM_DOCUMENTS, ADAPTER_STEPS = 16_000, 400
 RATES, ADAPTER_TEMPERATURE = (3e-4, 1e-3), 0.03
 ALL, ASKED, BATCH = "all documents", "asked documents", "in batch of 1,024"
 
@@ -63,30 +61,6 @@ def told(arms, given):
     }
 
 
-class Frozen(NamedTuple):
-    """Embedded documents, pairs of embedded queries, and two parts held out."""
-
-    documents: np.ndarray
-    pairs: rc.Pairs
-    chosen: tuple[np.ndarray, rc.Relevant]
-    tested: tuple[np.ndarray, rc.Relevant]
-
-
-def frozen():
-    """Return WordNet's definitions as MiniLM embeds both sides."""
-    corpus = rc.subset(CORPORA["definitions"](), NUM_DOCUMENTS)
-    rest, test = rc.split(corpus, HELD_OUT)
-    train, choose = rc.split(rest, HELD_OUT, seed=1)
-    documents = minilm(corpus.documents)
-    ids = np.asarray([positives[0] for positives in train.relevant], np.int32)
-    return Frozen(
-        documents,
-        rc.Pairs(minilm(train.queries), documents[ids], ids),
-        (minilm(choose.queries), rc.answers(choose)),
-        (minilm(test.queries), rc.answers(test)),
-    )
-
-
 def adapted(given, index, rate, seed):
     """Return an adapter trained on what `index` has; on batches, if it is `None`."""
     optim = optax.adam(optax.cosine_decay_schedule(rate, ADAPTER_STEPS))
@@ -105,9 +79,8 @@ def adapted(given, index, rate, seed):
 
 def of_definitions(seeds):
     """Return what each way of training an adapter finds, by seed."""
-    given = frozen()
-    asked, index = np.unique(given.pairs.ids), rc.Index.from_embeddings(given.documents)
-    some = rc.Index.from_embeddings(given.documents[asked], ids=asked)
+    given = frozen_documents.task("definitions", NUM_DOCUMENTS)
+    index, some = given.whole, given.asked
     found = lambda model, part: rc.evaluate(model, *part, index)
     arms = {}
     for name, negatives in {ALL: index, ASKED: some, BATCH: None}.items():

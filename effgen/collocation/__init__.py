@@ -31,6 +31,7 @@ from .modeling import (
     BoundaryConstraint as BoundaryConstraint,
     Deviation as Deviation,
     FreeInput as FreeInput,
+    GaussianProcess as GaussianProcess,
     Huber as Huber,
     Initial as Initial,
     LinkConstraint as LinkConstraint,

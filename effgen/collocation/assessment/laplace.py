@@ -130,8 +130,7 @@ def evidence(
     variance = tau * squares / max(tau * count - leverage, 0.5)
     precision = tau * count * decay / variance
     told = found.roots.shape[1]
-    gram = np.linalg.slogdet(found.roots.T @ found.roots)[1]
-    logdet = told * np.log(tau * count / variance) - gram
+    logdet = told * np.log(tau * count / variance) - _log_gram(found.roots)
     scales = np.asarray(nlp.samples.mask).sum(0) @ np.log(np.asarray(nlp.problem.scale))
     log = -tau * (squares / (2 * variance) + count * np.log(variance) / 2 + scales)
     # The weights' prior is one of the costs.
@@ -152,6 +151,17 @@ def evidence(
         _correlation(nlp, found.residuals, leverage),
         deviations,
         tuple(names_of_model(nlp.template)),
+    )
+
+
+def _log_gram(roots: Float[np.ndarray, "free told"]) -> float:
+    """Return `logdet(roots^T roots)`, with rows that may be in units far apart."""
+    told = roots.shape[1]
+    if len(roots) > told:
+        return 2 * float(np.sum(np.log(np.linalg.svd(roots, compute_uv=False))))
+    sizes = np.linalg.norm(roots, axis=1)
+    return 2 * float(
+        np.linalg.slogdet(roots / sizes[:, None])[1] + np.sum(np.log(sizes))
     )
 
 

@@ -6,6 +6,9 @@ from .continuation import (
 from .deviation import (
     Deviation as Deviation,
 )
+from .gaussian_process import (
+    GaussianProcess as GaussianProcess,
+)
 from .misfits import (
     AbstractMisfit as AbstractMisfit,
     Huber as Huber,

@@ -1,5 +1,6 @@
 """Scales that the solver sees: of parameters, the objective and constraints."""
 
+import itertools
 from typing import NamedTuple
 
 import equinox as eqx
@@ -14,6 +15,9 @@ from effgen.collocation.program.points import Functions, Limits
 
 _LEAST, _MOST = 0.1, 10.0
 _STEEPEST = 100.0
+_FAINTEST = (
+    1e-4  # slope of an equation by a weight, from which it is divided by its size
+)
 
 
 class Scaling(NamedTuple):
@@ -55,6 +59,7 @@ def scaling(
     """Return scales from the guess; `None` where Ipopt's own are the same.
 
     Parameters are divided by their sizes where these are far from one, as in SI units.
+    So are the arrays of networks, whose size is what moves an equation by one.
     The objective, and constraints of any kind, are brought to gradients of 100 at
     most, as Ipopt does; those that are not equations of the model, up to one as well.
     """
@@ -67,10 +72,15 @@ def scaling(
     own = sizes_of(nlp.template, nlp.problem.parameter_nominal, bounds)
     nominal[mine] = np.where((own < _LEAST) | (own > _MOST), own, 1.0)
     pattern = functions.jacobian_pattern
-    values = np.abs(functions.jacobian(z)) * nominal[pattern.columns]
-    steepest = np.zeros(len(limits.constraints_lower))
-    np.maximum.at(steepest, pattern.rows, np.nan_to_num(values))
+    slopes = np.nan_to_num(np.abs(functions.jacobian(z)))
     equations = sum(int(np.prod(s)) for s in constraint_shapes(nlp)[:2])
+    by_variable = np.zeros(len(z))
+    mine = pattern.rows < equations
+    np.maximum.at(by_variable, pattern.columns[mine], slopes[mine])
+    nominal[first + num :] = _network_sizes(nlp, by_variable[first + num :])
+    values = slopes * nominal[pattern.columns]
+    steepest = np.zeros(len(limits.constraints_lower))
+    np.maximum.at(steepest, pattern.rows, values)
     rest = np.arange(len(steepest)) >= equations
     flat = rest & (steepest < _LEAST) & (steepest > 0)
     if np.all(nominal == 1) and not np.any(flat):
@@ -80,3 +90,20 @@ def scaling(
     slope = np.abs(functions.gradient(z) * nominal).max(initial=0.0)
     factor = min(1.0, _STEEPEST / max(float(np.nan_to_num(slope)), _STEEPEST))
     return Scaling(factor, 1 / nominal, rows)
+
+
+def _network_sizes(
+    nlp: NLP, slopes: Float[np.ndarray, " weights"]
+) -> Float[np.ndarray, " weights"]:
+    """Return the size of each weight: one, unless its array hardly moves an equation.
+
+    Weights of a law in SI units can be millions, where Ipopt's tolerance is on slopes.
+    """
+    arrays = jax.tree.leaves(eqx.filter(nlp.template.networks, eqx.is_inexact_array))
+    ends = np.cumsum([0, *(array.size for array in arrays)])
+    found = np.ones(len(slopes))
+    for first, last in itertools.pairwise(ends):
+        most = slopes[first:last].max(initial=0.0)
+        if most > 0 and not _FAINTEST < most < 1 / _FAINTEST:
+            found[first:last] = 1 / most
+    return found

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax
-import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
 from effgen.collocation.assessment.cautions import warn_of_state
@@ -17,27 +16,27 @@ from effgen.collocation.assessment.laplace import (
 )
 from effgen.collocation.modeling.model import Model, as_trained
 from effgen.collocation.modeling.problem import Problem
-from effgen.collocation.program.nlp import ravel
 from effgen.collocation.program.transcription import Transcription
 from effgen.core.contract.counts import check_count
 from effgen.core.contract.state import TrainState
-from effgen.core.outcome.results import TrainingError
 from effgen.core.running.verbs import fit
 
 from .bare_law import bare_problem, without_networks
 from .generalization import Extrapolation, extrapolation
 from .refinement import accuracy, finer, fitted_until_fine
 from .trainer import CollocationTrainer, check_double
+from .weights_prior import (
+    Start,
+    Weighed,
+    gains,
+    likeliest,
+    searched,
+    settled,
+    starts_of,
+)
 
 
 _LEAST_CORRELATION = 0.05
-_FARTHEST = 30.0  # by what factor one turn moves the weights' precision
-_MOST_HALVINGS = 3
-_SETTLED = 0.1
-_LEAST_GAIN = 1e-3  # in nats; a smaller gain may be rounding of weights that are zero
-
-
-Weighed = tuple[TrainState, Transcription, Evidence]
 
 
 class Choice(NamedTuple):
@@ -66,7 +65,7 @@ class Choice(NamedTuple):
 
 def choose(
     trainer: CollocationTrainer,
-    model: PyTree,
+    model: PyTree | list[PyTree],
     transcription: Transcription,
     *,
     key: PRNGKeyArray,
@@ -77,8 +76,10 @@ def choose(
     """Fit the law without its networks and with them; keep what the evidence prefers.
 
     Without networks, all their weights are held at zero. So the networks should be a
-    deviation from a law that the parameters have, such as `Deviation`. With networks,
-    the fit begins at that solution. The weights' prior follows MacKay's fixed point,
+    deviation from a law that the parameters have, such as `GaussianProcess` or
+    `Deviation`. With networks, the fit begins at that solution and at the smoothed
+    data, and goes on from where the evidence is higher: trajectories of a law that does
+    not fit can be far from the data. The weights' prior follows MacKay's fixed point,
     `alpha <- gamma / |w|^2`. A step in `log(alpha)` that lowers the evidence is halved,
     and the best is kept. If residuals are correlated by `rho`, each counts for `(1 -
     rho) / (1 + rho)`. If `weight_decay` is a pytree, each leaf is a group with its own
@@ -90,7 +91,10 @@ def choose(
 
     Arguments:
         trainer: The trainer of both fits.
-        model: A `Model`, a pair `(parameters, networks)`, or networks alone.
+        model: A `Model`, a pair `(parameters, networks)`, or networks alone. A list of
+            these has networks to choose from, such as a `GaussianProcess` of each of
+            several lengthscales: those with the highest evidence on the first mesh
+            stand for all.
         transcription: The problem on its first mesh.
         key: A JAX random key for `fit`.
         num_solves: The most solves in each search for the weights' prior.
@@ -106,9 +110,10 @@ def choose(
         RuntimeError: If JAX computes in float32.
         TrainingError: If the law without networks cannot be fitted.
         TypeError: For a `held_out` that is no `Problem`.
-        ValueError: For a model without networks, a `weight_decay` that does not fit
-            their tree, a `misfit` other than `Squares`, an invalid `num_solves`, or
-            trajectories held out that have other states.
+        ValueError: For a model without networks, models whose parameters differ, a
+            `weight_decay` that does not fit their tree, a `misfit` other than
+            `Squares`, an invalid `num_solves`, or trajectories held out that have other
+            states.
 
     Warns:
         RunWarning: If the mesh of the chosen law is too coarse, or if the data do not
@@ -118,22 +123,18 @@ def choose(
         MacKay (1992).
     """
     check_double()
-    model = as_trained(model)
-    if not jax.tree.leaves(eqx.filter(model.networks, eqx.is_inexact_array)):
-        raise ValueError(
-            "the model has no networks: pass `Model(parameters, networks)`, such as a "
-            "`Deviation`, to choose with or without."
-        )
+    models = _checked_models(model)
     check_count("num_solves", num_solves)
     check_count("num_rounds", num_rounds)
     check_squares(transcription.problem)
-    groups(transcription.problem, model.networks)
+    for each in models:
+        groups(transcription.problem, each.networks)
     _check_held_out(held_out, transcription.problem)
-    laws = _fitted(trainer, model, transcription, key, num_solves, num_rounds)
+    laws = _fitted(trainer, models, transcription, key, num_solves, num_rounds)
     state, level = laws.chosen()
     warn_of_state(level, state)
     level = dataclasses.replace(level, final=True)
-    unseen = _unseen(held_out, model.networks, laws)
+    unseen = _unseen(held_out, models[0].networks, laws)
     found = None if laws.best is None else laws.best[2]
     return Choice(state, level, found, laws.shown, laws.network, *unseen)
 
@@ -157,7 +158,7 @@ class Laws(NamedTuple):
     @property
     def network(self) -> bool:
         """Whether the evidence prefers the law with its networks."""
-        return self.best is not None and _gains(self.best[2], self.shown)
+        return self.best is not None and gains(self.best[2], self.shown)
 
     def chosen(self) -> tuple[TrainState, Transcription]:
         """Return the state of the law that the evidence prefers, and what it solves."""
@@ -166,9 +167,27 @@ class Laws(NamedTuple):
         return self.best[:2]
 
 
+def _checked_models(model: PyTree | list[PyTree]) -> list[Model]:
+    models = [as_trained(m) for m in (model if isinstance(model, list) else [model])]
+    if not models:
+        raise ValueError("`model` is an empty list: pass one model or more.")
+    for each in models:
+        if not jax.tree.leaves(eqx.filter(each.networks, eqx.is_inexact_array)):
+            raise ValueError(
+                "the model has no networks: pass `Model(parameters, networks)`, such "
+                "as a `Deviation`, to choose with or without."
+            )
+        if not eqx.tree_equal(each.parameters, models[0].parameters):
+            raise ValueError(
+                "the parameters of the models differ: pass models that differ in "
+                "their networks only."
+            )
+    return models
+
+
 def _fitted(
     trainer: CollocationTrainer,
-    model: Model,
+    models: list[Model],
     transcription: Transcription,
     key: PRNGKeyArray,
     num_solves: int,
@@ -179,8 +198,8 @@ def _fitted(
     It is refined by the law without networks, whose fits are cheap. But the noise of a
     law that does not fit is too large, so then by the law with them.
     """
-    bare = without_networks(transcription, model)
-    constant = Model(model.parameters, None)
+    bare = without_networks(transcription, models[0])
+    constant = Model(models[0].parameters, None)
     plain, bare, _ = fitted_until_fine(
         trainer,
         trainer.init(constant, bare.guess(constant)),
@@ -189,14 +208,14 @@ def _fitted(
         num_rounds=num_rounds,
     )
     problem = transcription.problem
-    laws = _both(trainer, model, problem, bare, plain, None, key, num_solves)
+    laws = _both(trainer, models, problem, bare, plain, None, key, num_solves)
     for _ in range(num_rounds - 1):
         following = _finer_by_network(laws)
         if following is None:
             break
         bare = dataclasses.replace(following, problem=bare.problem)
         plain, _ = fit(trainer, plain, iter([bare.before_finer()]), key=key)
-        laws = _both(trainer, model, problem, bare, plain, laws.best, key, num_solves)
+        laws = _both(trainer, models, problem, bare, plain, laws.best, key, num_solves)
     return laws
 
 
@@ -210,7 +229,7 @@ def _finer_by_network(laws: Laws) -> Transcription | None:
 
 def _both(
     trainer: CollocationTrainer,
-    model: Model,
+    models: list[Model],
     problem: Problem,
     bare: Transcription,
     plain: TrainState,
@@ -220,20 +239,22 @@ def _both(
 ) -> Laws:
     """Fit the law with networks beside the one without, both on one mesh.
 
-    It begins from `before`, the same law on another mesh, or from the law without.
+    It begins from `before`, the same law on another mesh, or anew.
     """
     level = dataclasses.replace(bare, problem=problem, final=False)
     shown = evidence(bare, plain)
     if before is None:
-        begun = Model(plain.model.parameters, model.networks)
-        start, known = trainer.init(begun, plain.memory), shown
+        begun = [starts_of(trainer, m, level, plain, shown) for m in models]
     else:
-        start, _, known = before
-    best = _searched(trainer, start, level, known, key, num_solves)
+        begun = [[Start(before[0], before[2].noise, before[2].precision)]]
+    best = likeliest(
+        [searched(trainer, each, level, shown, key, num_solves) for each in begun]
+    )
     rho = 0.0 if best is None else best[2].correlation
     if best is not None and rho > _LEAST_CORRELATION:
         shown = evidence(bare, plain, correlation=rho)
-        again = _weighed(trainer, best[0], best[1], best[2], rho, key, num_solves)
+        start = Start(best[0], best[2].noise, best[2].precision)
+        again = settled(trainer, start, best[1], rho, key, num_solves)
         best = best if again is None else again
     return Laws(plain, bare, shown, best)
 
@@ -265,96 +286,3 @@ def _unseen(
         return None, plain
     state = laws.best[0]
     return extrapolation(problem, state.model, state.memory), plain
-
-
-def _gains(found: Evidence, before: Evidence) -> bool:
-    return found.log_evidence > before.log_evidence + _LEAST_GAIN
-
-
-def _searched(
-    trainer: CollocationTrainer,
-    state: TrainState,
-    level: Transcription,
-    before: Evidence,
-    key: PRNGKeyArray,
-    num_solves: int,
-) -> Weighed | None:
-    """Return the fit with the highest evidence, starting at the given `weight_decay`.
-
-    A prior that is too narrow holds all weights at zero, and the iteration then does
-    not widen it. In that case the search is repeated from a precision of one.
-    """
-    best = _weighed(trainer, state, level, before, 0.0, key, num_solves)
-    if best is not None and _gains(best[2], before):
-        return best
-    if not any(jax.tree.leaves(before.precision)):
-        return best
-    wide = before._replace(precision=jax.tree.map(lambda _: 0.0, before.precision))
-    again = _weighed(trainer, state, level, wide, 0.0, key, num_solves)
-    both = [fit for fit in (best, again) if fit is not None]
-    return max(both, key=lambda fit: fit[2].log_evidence, default=None)
-
-
-def _weighed(
-    trainer: CollocationTrainer,
-    state: TrainState,
-    level: Transcription,
-    before: Evidence,
-    rho: float,
-    key: PRNGKeyArray,
-    num_solves: int,
-) -> Weighed | None:
-    """Return the fit of the highest evidence over the weights' prior."""
-    alpha, best, halvings = _positive(before.precision), None, 0
-    deviation = before.noise
-    for _ in range(num_solves):
-        here = _with_precision(level, alpha, deviation, rho)
-        try:
-            new, _ = fit(trainer, state, iter([here]), key=key)
-            found = evidence(here, new, correlation=rho)
-        except (TrainingError, ValueError):
-            break
-        if best is not None and not found.log_evidence > best[2].log_evidence:
-            halvings += 1
-            if halvings > _MOST_HALVINGS:
-                break
-            middle = lambda a, b: float(np.sqrt(a * b))
-            alpha = jax.tree.map(middle, alpha, best[2].precision)
-            continue
-        gain = np.inf if best is None else found.log_evidence - best[2].log_evidence
-        best, state, deviation = (new, here, found), new, found.noise
-        if gain < _SETTLED and halvings == 0:
-            break
-        halvings, weights = 0, _squares(level.problem, new.model.networks)
-        alpha = jax.tree.map(_wanted, found.effective, weights, found.precision)
-    return best
-
-
-def _positive(precision: PyTree) -> PyTree:
-    return jax.tree.map(lambda alpha: alpha or 1.0, precision)
-
-
-def _wanted(effective: float, weights: float, precision: float) -> float:
-    wanted = max(effective, 1e-12) / max(weights, 1e-30)
-    return float(np.clip(wanted, precision / _FARTHEST, precision * _FARTHEST))
-
-
-def _with_precision(
-    level: Transcription, alpha: PyTree, noise: np.ndarray, rho: float
-) -> Transcription:
-    """Return the transcription whose weight decay is this prior of the weights."""
-    problem: Problem = level.problem
-    count = sum(int(np.sum(~np.isnan(t.ys))) for t in problem.data)
-    tau = (1 - rho) / (1 + rho)
-    variance = float(np.exp(2 * np.mean(np.log(noise / problem.scale))))
-    factor = variance / (tau * max(count, 1))
-    decay = jax.tree.map(lambda a: np.asarray(a * factor), alpha)
-    return eqx.tree_at(lambda t: t.problem.weight_decay, level, decay)
-
-
-def _squares(problem: Problem, networks: PyTree) -> PyTree:
-    """Return the sum of squared weights of each group, like `weight_decay`."""
-    leaves, tree = jax.tree.flatten(problem.weight_decay)
-    squares = np.asarray(ravel(Model(None, networks))) ** 2
-    found = np.bincount(groups(problem, networks), squares, minlength=len(leaves))
-    return jax.tree.unflatten(tree, found.tolist())

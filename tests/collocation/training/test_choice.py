@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.integrate
 
 import effgen as eg
 from effgen import collocation as co
@@ -116,6 +117,69 @@ def test_a_law_with_its_network_has_a_mesh_for_it(deviation):
     check_rates(choice.state.model)
 
 
+def oscillating(scale=1.0, seed=0):
+    """Return three noisy records of `x'' = (1 - x^2) x' - x` in other units."""
+    rng = np.random.default_rng(seed)
+    law = lambda t, x: [x[1], (1 - x[0] ** 2) * x[1] - x[0]]
+    rows = []
+    for start in ([2.0, 0.0], [0.3, 1.0], [-1.0, 2.5]):
+        solved = scipy.integrate.solve_ivp(law, (0, 6), start, t_eval=TS, rtol=1e-9)
+        rows.append((TS, scale * (solved.y.T + 0.05 * rng.normal(size=(41, 2)))))
+    return rows
+
+
+def driven(data, lengthscales):
+    """Choose the force of an oscillator, which it has none of without its networks."""
+    force = lambda t, x, u, p, nets: jnp.stack([x[1], nets(x) - x[0]])
+    points = np.concatenate([ys for _, ys in data])
+    spread = points.std(0)
+    with jax.enable_x64(True):
+        models = [
+            co.Model({}, co.GaussianProcess(points, lengthscale=c * spread))
+            for c in lengthscales
+        ]
+        level = co.transcribe(co.Problem(force, data), intervals=25)
+        trainer = co.CollocationTrainer(max_iter=150)
+        return co.choose(trainer, models, level, key=KEY, num_rounds=1)
+
+
+def error_of(choice, scale=1.0):
+    """Return the error of the force, relative, over the region of the data."""
+    data = np.concatenate([ys for _, ys in oscillating()])
+    exact = (1 - data[:, 0] ** 2) * data[:, 1]
+    with jax.enable_x64(True):
+        nets = choice.state.model.networks
+        found = np.asarray(jax.vmap(nets)(jnp.asarray(scale * data))) / scale
+    return np.sqrt(np.mean((found - exact) ** 2)) / exact.std()
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [
+        1e6,
+        pytest.param(1.0, marks=pytest.mark.slow),
+        pytest.param(1e-6, marks=pytest.mark.slow),
+    ],
+)
+def test_a_law_that_fits_nothing_without_its_network_is_found_from_the_data(scale):
+    """Begun at the trajectories of the law without, the fit ended far from the data."""
+    choice = driven(oscillating(scale), [2.0])
+    assert choice.network
+    np.testing.assert_allclose(choice.evidence.noise, 0.05 * scale, rtol=0.15)
+    assert 5 < choice.evidence.effective < 30
+    assert error_of(choice, scale) < 0.15
+
+
+@pytest.mark.slow
+def test_the_evidence_chooses_the_lengthscale():
+    data = oscillating()
+    both = driven(data, [0.7, 2.0])
+    alone = [driven(data, [c]).evidence.log_evidence for c in (0.7, 2.0)]
+    assert alone[1] > alone[0] + 3
+    np.testing.assert_allclose(both.evidence.log_evidence, alone[1], atol=1e-6)
+    assert error_of(both) < error_of(driven(data, [0.7]))
+
+
 @pytest.mark.slow
 def test_weights_in_groups_have_a_prior_each(deviation):
     """Begun with all weights held at zero, from where the search begins again."""
@@ -215,6 +279,11 @@ def test_a_prior_of_the_start_has_its_part_in_the_evidence():
 def test_what_cannot_be_chosen_is_named(deviation):
     trainer, level = co.CollocationTrainer(), level_of(3 * np.exp(-0.5 * TS))
     bare = co.Model({"rate": 1.0}, None)
+    with pytest.raises(ValueError, match="`model` is an empty list"):
+        co.choose(trainer, [], level, key=KEY)
+    pair = [co.Model({"rate": rate}, deviation) for rate in (1.0, 2.0)]
+    with pytest.raises(ValueError, match="the parameters of the models differ"):
+        co.choose(trainer, pair, level, key=KEY)
     with pytest.raises(ValueError, match="the model has no networks"):
         co.choose(trainer, bare, level, key=KEY)
     network = co.Model({"rate": 1.0}, deviation)
