@@ -58,6 +58,9 @@ SCRIPTS = (
     "crossing",
     "equal_steps",
     "negative_documents",
+    "frozen_documents definitions",
+    "frozen_documents examples",
+    "frozen_documents debian",
     "minilm definitions 120",
     "minilm debian 120",
     "movielens",
@@ -107,6 +110,9 @@ def _headlines(path: Any) -> list[tuple[str, str]]:
         "crossing": _crossing,
         "equal_steps": _equal_steps,
         "negative_documents": _negative_documents,
+        "frozen_definitions": _frozen,
+        "frozen_examples": _frozen,
+        "frozen_debian": _frozen,
         "minilm_definitions": _retrieval,
         "minilm_debian": _retrieval,
         "movielens": _recommended,
@@ -182,6 +188,14 @@ def _machines_time(record: dict[str, Any]) -> list[tuple[str, str]]:
     ratio = record["aim"]["ours_over_its_seconds"]
     figure = "not reached" if ratio is None else f"{ratio:.3g}"
     return [("RBMs, seconds to 0.05 nats of the best peer, over its own", figure)]
+
+
+def _frozen(record: dict[str, Any]) -> list[tuple[str, str]]:
+    arms = record["arms"].items()
+    rows = [
+        (f"MRR@10, {name}", f"{statistics.median(a['mrr']):.3f}") for name, a in arms
+    ]
+    return [(f"{record['name']}, {what}", value) for what, value in rows]
 
 
 def _negative_documents(record: dict[str, Any]) -> list[tuple[str, str]]:
@@ -282,10 +296,9 @@ def _mixture_speed(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _images(record: dict[str, Any]) -> list[tuple[str, str]]:
     return [
-        (f"{problem}, total variation, {name}", f"{rows[-1]['total_variation']:.3g}")
+        (f"{problem}, held-out nats, {name}", f"{row['nats']['median']:.5g}")
         for problem, found in record["problems"].items()
-        for name, rows in found["runs"].items()
-        if "total_variation" in rows[-1]
+        for name, row in found["methods"].items()
     ]
 
 
