@@ -24,7 +24,7 @@ from effgen.core.running.verbs import fit
 from .trainer import CollocationTrainer
 
 
-_FARTHEST = 30.0  # by what factor one turn moves the weights' precision
+_MOST_A_TURN = 30.0  # the factor by which a turn moves the weights' precision
 _MOST_HALVINGS = 3
 _SETTLED = 0.1
 _FARTHER = 1.5  # than smoothed data are from the samples
@@ -58,19 +58,16 @@ def starts_of(
 ) -> list[Start]:
     """Return where the law with networks begins: at the law without, and at the data.
 
-    Both have the parameters of the law without. If the problem has no `weight_decay`,
-    the prior is one under which the networks' part of the slopes is as large as what
-    the law without them leaves of the slopes of the data.
+    Both have the parameters of the law without. Where `weight_decay` is zero, the prior
+    is one under which the networks' part of the slopes is as large as what the law
+    without them leaves of the slopes of the data.
     """
     given = Model(plain.model.parameters, model.networks)
     guess = level.guess(given)
     states = [trainer.init(given, at) for at in (plain.memory, guess)]
     noises = [shown.noise, _noise_of(level, states[1])]
-    decays = level.problem.weight_decay
-    if any(jax.tree.leaves(decays)):
-        alphas = [_precision_of(level, decays, noise) for noise in noises]
-    else:
-        alphas = 2 * [matched(level, guess, given)]
+    wide = matched(level, guess, given)
+    alphas = [_precision_of(level.problem, noise, wide) for noise in noises]
     return [Start(*each) for each in zip(states, noises, alphas, strict=True)]
 
 
@@ -92,11 +89,9 @@ def searched(
         return best
     if not any(jax.tree.leaves(level.problem.weight_decay)):
         return best
-    wide = [
-        start._replace(precision=matched(level, at.memory, at.model))
-        for start in starts
-        for at in (start.state,)
-    ]
+    fits = [matched(level, start.state.memory, start.state.model) for start in starts]
+    pairs = zip(starts, fits, strict=True)
+    wide = [start._replace(precision=alpha) for start, alpha in pairs]
     return likeliest([best, _from_best(trainer, wide, level, key, num_solves)])
 
 
@@ -167,7 +162,7 @@ def settled(
 
 def _wanted(effective: float, weights: float, precision: float) -> float:
     wanted = max(effective, 1e-12) / max(weights, 1e-30)
-    return float(np.clip(wanted, precision / _FARTHEST, precision * _FARTHEST))
+    return float(np.clip(wanted, precision / _MOST_A_TURN, precision * _MOST_A_TURN))
 
 
 def _with_precision(
@@ -179,10 +174,11 @@ def _with_precision(
     return eqx.tree_at(lambda t: t.problem.weight_decay, level, decay)
 
 
-def _precision_of(level: Transcription, decay: PyTree, noise: np.ndarray) -> PyTree:
-    """Return the prior that a weight decay is, under this noise."""
-    factor = _decay_by_precision(level.problem, noise, 0.0)
-    return jax.tree.map(lambda d: float(d) / factor, decay)
+def _precision_of(problem: Problem, noise: np.ndarray, otherwise: PyTree) -> PyTree:
+    """Return the prior that `weight_decay` is under a noise, another where it is 0."""
+    factor = _decay_by_precision(problem, noise, 0.0)
+    chosen = lambda decay, other: float(decay) / factor if decay else other
+    return jax.tree.map(chosen, problem.weight_decay, otherwise)
 
 
 def _decay_by_precision(problem: Problem, noise: np.ndarray, rho: float) -> float:

@@ -181,11 +181,13 @@ def test_the_evidence_chooses_the_lengthscale():
 
 
 @pytest.mark.slow
-def test_weights_in_groups_have_a_prior_each(deviation):
-    """Begun with all weights held at zero, from where the search begins again."""
-    groups = eqx.tree_at(
-        lambda n: (n.first, n.bias, n.last), deviation, (1.0, 1.0, 0.1)
-    )
+@pytest.mark.parametrize("decays", [(1.0, 1.0, 0.1), (0.0, 1e-4, 0.0)])
+def test_weights_in_groups_have_a_prior_each(deviation, decays):
+    """Begun with all weights held at zero, from where the search begins again.
+
+    A decay of zero is one that is not given.
+    """
+    groups = eqx.tree_at(lambda n: (n.first, n.bias, n.last), deviation, decays)
     choice = chosen(saturating() + noise(), deviation, weight_decay=groups)
     assert choice.network
     alphas = choice.evidence.precision
