@@ -38,7 +38,7 @@ from effgen import retrieval_cache as rc
 
 
 HELD_OUT, ROUNDS = 1_000, 5
-RATES, TEMPERATURES = (3e-4, 1e-3), (0.03, 0.05)
+RATES, TEMPERATURES = (3e-4, 1e-3, 3e-3), (0.03, 0.05)
 
 
 class Contestant(NamedTuple):
