@@ -38,6 +38,7 @@ from effgen import retrieval_cache as rc
 
 
 HELD_OUT, ROUNDS = 1_000, 5
+NUM_TIMED = 60  # with fewer, what a run costs before its first step counts
 RATES, TEMPERATURES = (3e-4, 1e-3, 3e-3), (0.03, 0.05)
 
 
@@ -126,7 +127,9 @@ def trained(given, name, num_steps, rate, temperature, seed, judged):
     """Return each judged query's reciprocal rank."""
     trainer, state, source = begun(given, name, num_steps, rate, temperature, seed)
     key = jax.random.key(seed + 1)
-    state, _ = eg.fit(trainer, state, source, key=key, num_steps=num_steps)
+    state, _ = eg.fit(
+        trainer, state, source, key=key, num_steps=num_steps, every=num_steps
+    )
     return np.asarray(rc.evaluate(state.model, *judged, given.whole).mrr)
 
 
@@ -135,17 +138,19 @@ def seconds_per_step(given):
 
     def steps(name):
         trainer, state, source = begun(given, name, 100, RATES[0], TEMPERATURES[0], 0)
-        key, num = jax.random.key(0), max(4, 12_288 // CONTESTANTS[name].size)
-        take = lambda: eg.fit(trainer, state, source, key=key, num_steps=num)[0].model
-        return take, num
+        key = jax.random.key(0)
+        return lambda: (
+            eg.fit(
+                trainer, state, source, key=key, num_steps=NUM_TIMED, every=NUM_TIMED
+            )[0].model
+        )
 
-    work = {name: steps(name) for name in CONTESTANTS}
     times = measure.interleaved(
-        {n: take for n, (take, _) in work.items()},
+        {name: steps(name) for name in CONTESTANTS},
         rounds=ROUNDS,
         clock=time.process_time,
     )
-    return {n: statistics.median(t) / work[n][1] for n, t in times.items()}
+    return {n: statistics.median(t) / NUM_TIMED for n, t in times.items()}
 
 
 def entered(given, name, num_steps, seeds):

@@ -11,7 +11,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.measure import RESULTS
+from benchmarks.measure import RESULTS, spread
 
 
 IMAGES = RESULTS.parents[1] / "docs" / "images" / "claims"
@@ -133,11 +133,19 @@ def _lorenz(lorenz: Record) -> list[Panel]:
     return [Panel(axis, rows, line=1.0, line_is_ours=True)]
 
 
-def _law(guesses: Record, van_der_pol: Record) -> list[Panel]:
-    found = guesses["problems"]["physics-enhanced"]["smoothed data, pretrained"]
-    mine = "collocation, three networks"
-    errors = [_spread(mine, found["test_error"], ours=True)]
-    seconds = [_spread(mine, found["seconds"], ours=True)]
+LAWS = {
+    "Gaussian process": "collocation, a Gaussian process, five seeds",
+    "decay": "collocation, a network, five seeds",
+}
+
+
+def _law(learned_van_der_pol: Record, van_der_pol: Record) -> list[Panel]:
+    found = learned_van_der_pol["seeds"].values()
+    errors, seconds = [], []
+    for arm, label in LAWS.items():
+        of = lambda name, arm=arm: spread([row[arm][name] for row in found])
+        errors.append(_spread(label, of("test_error"), ours=True))
+        seconds.append(_spread(label, of("seconds"), ours=True))
     for name in ("multiple shooting", "shooting"):
         other = van_der_pol["problems"]["physics-enhanced"][name]
         label = f"{name}, tuned, one network"
@@ -210,7 +218,7 @@ CLAIMS: dict[str, tuple[tuple[str, ...], Callable[..., list[Panel]]]] = {
     "plane": (("plane_steps",), _plane_steps),
     "densities": (("densities",), _densities),
     "lorenz": (("lorenz",), _lorenz),
-    "law": (("guesses", "van_der_pol"), _law),
+    "law": (("learned_van_der_pol", "van_der_pol"), _law),
     "vehicle": (("quarter_vehicle",), _quarter_vehicle),
     "pass": (("negative_sampling",), _negative_sampling),
     "retrieval": (("retrieval_examples", "retrieval_debian"), _retrieval),
