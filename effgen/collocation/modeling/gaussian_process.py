@@ -40,6 +40,7 @@ class GaussianProcess(eqx.Module):
         num_points: The most inducing points.
 
     Raises:
+        TypeError: For `points` that are no numbers.
         ValueError: For `points` that are no finite matrix of two rows or more, inputs
             that do not vary, a `lengthscale` out of range, or no count `num_points`.
 
@@ -102,7 +103,13 @@ class GaussianProcess(eqx.Module):
 
 
 def _checked_points(points: Any) -> np.ndarray:
-    rows = np.asarray(points, float)
+    try:
+        rows = np.asarray(points, float)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"`points` is a {type(points).__name__} that is no matrix of numbers: pass "
+            "two or more rows, (points, inputs), such as the samples."
+        ) from None
     rows = rows[:, None] if rows.ndim == 1 else rows
     if rows.ndim != 2 or len(rows) < 2 or not np.all(np.isfinite(rows)):
         raise ValueError(

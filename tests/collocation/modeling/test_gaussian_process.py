@@ -59,6 +59,9 @@ def test_what_is_no_process_is_named():
     for points in ([1.0], np.ones((2, 2, 2)), [[1.0, np.nan], [0.0, 1.0]]):
         with pytest.raises(ValueError, match="`points` has shape"):
             co.GaussianProcess(points)
+    for points in ("data", {"x": [1.0]}, [[1.0, 2.0], [1.0]]):
+        with pytest.raises(TypeError, match=r"`points` is a \w+ that is no"):
+            co.GaussianProcess(points)
     with pytest.raises(ValueError, match="a column of `points` does not vary"):
         co.GaussianProcess([[1.0, 2.0], [1.0, 3.0]])
     for lengthscale in (0.0, np.inf, [1.0, 2.0, 3.0]):
