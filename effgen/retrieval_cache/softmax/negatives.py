@@ -263,11 +263,33 @@ def _shared(
     equal, alike = asked[:, None] == asked[None], same(documents, documents)
     repeated = jnp.sum(equal) > len(asked)
     repeated |= jnp.sum(alike) > len(documents.ids)
-    # Sums of ones, exact in float32. Most batches repeat nothing, and need none.
-    product = lambda a, b: jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32)) > 0
+    # Most batches repeat nothing, and need none of it.
     return jax.lax.cond(
-        repeated, lambda: product(product(equal, answers), alike), lambda: answers
+        repeated, lambda: _spread(answers, asked, documents), lambda: answers
     )
+
+
+def _spread(
+    answers: Bool[Array, "batch documents"],
+    asked: Int[Array, " batch"],
+    documents: Marks,
+) -> Bool[Array, "batch documents"]:
+    """Return the answers of all equal queries, and what is equal to one of these."""
+    found = _any_of_equals(answers, asked, jnp.ones_like(asked, bool)).T
+    equal = [_any_of_equals(found, marks, marks >= 0) for marks in documents]
+    return jnp.any(jnp.stack(equal), axis=0).T
+
+
+def _any_of_equals(
+    rows: Bool[Array, "rows columns"],
+    marks: Int[Array, " rows"],
+    marked: Bool[Array, " rows"],
+) -> Bool[Array, "rows columns"]:
+    """Return for each row which columns any row of the same mark has."""
+    num = len(marks)
+    first = jnp.searchsorted(jnp.sort(marks), marks)
+    place = jnp.where(marked, first, num + jnp.arange(num))
+    return jnp.zeros((2 * num, rows.shape[1]), bool).at[place].max(rows)[place]
 
 
 def excluded_by(pairs: Pairs, documents: Marks, cache: NegativeCache) -> Excluded:

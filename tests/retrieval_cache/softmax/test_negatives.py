@@ -10,11 +10,13 @@ import optax
 import pytest
 
 from effgen import retrieval_cache as rc
-from effgen.retrieval_cache.data.pairs import marks
+from effgen.retrieval_cache.data.pairs import Marks, marks
 from effgen.retrieval_cache.softmax import Scored, sample_rows, scan, softmax_pass
 from effgen.retrieval_cache.softmax.negatives import (
+    _spread,
     excluded_by,
     negatives_in_batch,
+    same,
     scored_in_batch,
 )
 from tests.retrieval_cache.cases import KEY, batch, corpus, filled, towers
@@ -228,3 +230,17 @@ def test_a_logit_of_nothing_left_out_is_refused(given, message):
             key=KEY,
             **given,
         )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_answers_spread_to_all_that_is_equal(seed):
+    """Against the products of the relations, which take the batch's cube of time."""
+    rng = np.random.default_rng(seed)
+    answers = rng.random((7, 9)) < 0.2
+    asked = rng.integers(0, 5, 7)
+    given = Marks(*(jnp.asarray(rng.integers(-1, 6, 9)) for _ in range(2)))
+    equal = (asked[:, None] == asked[None]).astype(int)
+    alike = np.asarray(same(given, given)) | np.eye(9, dtype=bool)
+    found = _spread(jnp.asarray(answers), jnp.asarray(asked), given)
+    wanted = equal @ answers.astype(int) @ alike.astype(int) > 0
+    np.testing.assert_array_equal(found, wanted)
