@@ -10,6 +10,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from effgen.core.contract.counts import check_count
 
+from .unit_inputs import of_each_input, positive_of_each_input, unit_inputs
+
 
 class Deviation(eqx.Module):
     """A network whose last weights at zero make it zero: `law + deviation` is `law`.
@@ -53,10 +55,8 @@ class Deviation(eqx.Module):
         self.first = jax.random.normal(keys[0], (width, inputs)) / np.sqrt(inputs)
         self.bias = jax.random.normal(keys[1], (width,)) * 0.5
         self.last = jax.random.normal(keys[2], (width,)) * 0.3
-        self.center = _full("center", center, inputs)
-        self.scale = _full("scale", scale, inputs)
-        if not all(s > 0 for s in self.scale):
-            raise ValueError(f"`scale` is {scale}: pass positive numbers.")
+        self.center = of_each_input("center", center, inputs)
+        self.scale = positive_of_each_input("scale", scale, inputs)
 
     def __call__(self, x: Float[Array, " inputs"]) -> Float[Array, ""]:
         """Return the deviation at one input.
@@ -70,20 +70,5 @@ class Deviation(eqx.Module):
         Raises:
             ValueError: For another number of inputs.
         """
-        given = jnp.reshape(x, -1)
-        if len(given) != len(self.center):
-            raise ValueError(
-                f"`x` has shape {jnp.shape(x)}: pass ({len(self.center)},), the inputs "
-                "of the `Deviation`."
-            )
-        unit = (given - jnp.array(self.center)) / jnp.array(self.scale)
+        unit = unit_inputs("Deviation", x, self.center, self.scale)
         return self.last @ jnp.tanh(self.first @ unit + self.bias)
-
-
-def _full(name: str, value: Any, size: int) -> tuple[float, ...]:
-    array = np.asarray(value, float)
-    if array.shape not in ((), (1,), (size,)) or not np.all(np.isfinite(array)):
-        raise ValueError(
-            f"`{name}` is {value}: pass a finite number, or ({size},) of them."
-        )
-    return tuple(np.broadcast_to(array, (size,)).tolist())

@@ -9,6 +9,8 @@ from jaxtyping import Array, Float
 
 from effgen.core.contract.counts import check_count
 
+from .unit_inputs import positive_of_each_input, unit_inputs
+
 
 _LEAST_SHARE = 1e-8  # of the largest eigenvalue; smaller directions are dropped
 _WIDE = 2.0  # lengthscale in standard deviations, where none is given
@@ -86,17 +88,9 @@ class GaussianProcess(eqx.Module):
         Raises:
             ValueError: For another number of inputs.
         """
-        given = jnp.reshape(x, -1)
-        if len(given) != len(self.lengthscale):
-            raise ValueError(
-                f"`x` has shape {jnp.shape(x)}: pass ({len(self.lengthscale)},), the "
-                "inputs of the `GaussianProcess`."
-            )
-        center, scale = np.array(self.center), np.array(self.lengthscale)
-        unit, points = (
-            (given - center) / scale,
-            (np.array(self.points) - center) / scale,
-        )
+        center, scale = self.center, self.lengthscale
+        unit = unit_inputs("GaussianProcess", x, center, scale)
+        points = (np.array(self.points) - np.array(center)) / np.array(scale)
         distances = jnp.sum((unit[None] - points) ** 2, axis=1)
         kernel = jnp.exp(-distances / 2) + points @ unit
         return kernel @ np.array(self.directions) @ self.weights
@@ -128,15 +122,7 @@ def _checked_lengthscale(lengthscale: Any, rows: np.ndarray) -> np.ndarray:
                 "`lengthscale`."
             )
         return _WIDE * spread
-    given = np.asarray(lengthscale, float)
-    num = rows.shape[1]
-    fits = given.shape in ((), (1,), (num,))
-    if not fits or not np.all(np.isfinite(given) & (given > 0)):
-        raise ValueError(
-            f"`lengthscale` is {lengthscale}: pass a positive number, or ({num},) of "
-            "them, in the units of the inputs."
-        )
-    return np.broadcast_to(given, (num,)).astype(float)
+    return np.array(positive_of_each_input("lengthscale", lengthscale, rows.shape[1]))
 
 
 def _farthest(rows: np.ndarray, most: int) -> np.ndarray:

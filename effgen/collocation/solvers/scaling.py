@@ -15,9 +15,7 @@ from effgen.collocation.program.points import Functions, Limits
 
 _LEAST, _MOST = 0.1, 10.0
 _STEEPEST = 100.0
-_FAINTEST = (
-    1e-4  # slope of an equation by a weight, from which it is divided by its size
-)
+_FAINTEST = 1e-4  # the slope of an equation by weights of size one, or its inverse
 
 
 class Scaling(NamedTuple):
@@ -75,8 +73,8 @@ def scaling(
     slopes = np.nan_to_num(np.abs(functions.jacobian(z)))
     equations = sum(int(np.prod(s)) for s in constraint_shapes(nlp)[:2])
     by_variable = np.zeros(len(z))
-    mine = pattern.rows < equations
-    np.maximum.at(by_variable, pattern.columns[mine], slopes[mine])
+    there = pattern.rows < equations
+    np.maximum.at(by_variable, pattern.columns[there], slopes[there])
     nominal[first + num :] = _network_sizes(nlp, by_variable[first + num :])
     values = slopes * nominal[pattern.columns]
     steepest = np.zeros(len(limits.constraints_lower))

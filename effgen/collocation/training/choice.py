@@ -77,9 +77,9 @@ def choose(
 
     Without networks, all their weights are held at zero. So the networks should be a
     deviation from a law that the parameters have, such as `GaussianProcess` or
-    `Deviation`. With networks, the fit begins at that solution and at the smoothed
-    data, and goes on from where the evidence is higher: trajectories of a law that does
-    not fit can be far from the data. The weights' prior follows MacKay's fixed point,
+    `Deviation`. With networks, the fit begins at that solution. If it stays farther
+    from the samples than smoothed data are, it begins at these too, and goes on from
+    where the evidence is higher. The weights' prior follows MacKay's fixed point,
     `alpha <- gamma / |w|^2`. A step in `log(alpha)` that lowers the evidence is halved,
     and the best is kept. If residuals are correlated by `rho`, each counts for `(1 -
     rho) / (1 + rho)`. If `weight_decay` is a pytree, each leaf is a group with its own
@@ -246,15 +246,14 @@ def _both(
     if before is None:
         begun = [starts_of(trainer, m, level, plain, shown) for m in models]
     else:
-        begun = [[Start(before[0], before[2].noise, before[2].precision)]]
+        begun = [[Start.after(before)]]
     best = likeliest(
         [searched(trainer, each, level, shown, key, num_solves) for each in begun]
     )
     rho = 0.0 if best is None else best[2].correlation
     if best is not None and rho > _LEAST_CORRELATION:
         shown = evidence(bare, plain, correlation=rho)
-        start = Start(best[0], best[2].noise, best[2].precision)
-        again = settled(trainer, start, best[1], rho, key, num_solves)
+        again = settled(trainer, Start.after(best), best[1], rho, key, num_solves)
         best = best if again is None else again
     return Laws(plain, bare, shown, best)
 

@@ -48,6 +48,12 @@ class Start(NamedTuple):
     noise: Float[np.ndarray, " outputs"]
     precision: PyTree
 
+    @classmethod
+    def after(cls, fitted: Weighed) -> "Start":
+        """Return where a fit ended."""
+        state, _, found = fitted
+        return cls(state, found.noise, found.precision)
+
 
 def starts_of(
     trainer: CollocationTrainer,
@@ -66,7 +72,10 @@ def starts_of(
     guess = level.guess(given)
     states = [trainer.init(given, at) for at in (plain.memory, guess)]
     noises = [shown.noise, _noise_of(level, states[1])]
-    wide = matched(level, guess, given)
+    decays = jax.tree.leaves(level.problem.weight_decay)
+    # Nothing is left to match where each group has its decay.
+    given_all = all(float(decay) for decay in decays)
+    wide = level.problem.weight_decay if given_all else matched(level, guess, given)
     alphas = [_precision_of(level.problem, noise, wide) for noise in noises]
     return [Start(*each) for each in zip(states, noises, alphas, strict=True)]
 
@@ -89,9 +98,9 @@ def searched(
         return best
     if not any(jax.tree.leaves(level.problem.weight_decay)):
         return best
-    fits = [matched(level, start.state.memory, start.state.model) for start in starts]
-    pairs = zip(starts, fits, strict=True)
-    wide = [start._replace(precision=alpha) for start, alpha in pairs]
+    last = starts[-1].state  # that of the data, which a law has not been fitted to
+    alpha = matched(level, last.memory, last.model)
+    wide = [start._replace(precision=alpha) for start in starts]
     return likeliest([best, _from_best(trainer, wide, level, key, num_solves)])
 
 
@@ -113,18 +122,12 @@ def _from_best(
     Another start than the first is tried only where the fit is farther from the samples
     than that start is.
     """
-    go = lambda start, num: settled(trainer, start, level, 0.0, key, num)
-    if len(starts) == 1:
-        return go(starts[0], num_solves)
-    first = go(starts[0], 1)
+    go = lambda start: _solved(trainer, start, level, 0.0, key)
+    first = go(starts[0])
     for other in starts[1:]:
         if first is None or np.any(first[2].noise > _FARTHER * other.noise):
-            first = likeliest([first, go(other, 1)])
-    if first is None:
-        return None
-    state, _, found = first
-    start = Start(state, found.noise, found.precision)
-    return likeliest([first, go(start, num_solves)])
+            first = likeliest([first, go(other)])
+    return first and _improved(trainer, first, level, 0.0, key, num_solves)
 
 
 def settled(
@@ -135,29 +138,61 @@ def settled(
     key: PRNGKeyArray,
     num_solves: int,
 ) -> Weighed | None:
-    """Return the fit of the highest evidence by MacKay's fixed point."""
-    (state, deviation, alpha), best, halvings = start, None, 0
-    for _ in range(num_solves):
-        here = _with_precision(level, alpha, deviation, rho)
-        try:
-            new, _ = fit(trainer, state, iter([here]), key=key)
-            found = evidence(here, new, correlation=rho)
-        except (TrainingError, ValueError):
+    """Return the fit of the highest evidence from one start."""
+    first = _solved(trainer, start, level, rho, key)
+    return first and _improved(trainer, first, level, rho, key, num_solves)
+
+
+def _solved(
+    trainer: CollocationTrainer,
+    start: Start,
+    level: Transcription,
+    rho: float,
+    key: PRNGKeyArray,
+) -> Weighed | None:
+    """Return the fit under the prior of a start; `None` where it fails."""
+    here = _with_precision(level, start.precision, start.noise, rho)
+    try:
+        state, _ = fit(trainer, start.state, iter([here]), key=key)
+        return state, here, evidence(here, state, correlation=rho)
+    except (TrainingError, ValueError):
+        return None
+
+
+def _improved(
+    trainer: CollocationTrainer,
+    best: Weighed,
+    level: Transcription,
+    rho: float,
+    key: PRNGKeyArray,
+    num_solves: int,
+) -> Weighed:
+    """Return the fit of the highest evidence by MacKay's fixed point, from a fit."""
+    alpha, halvings = _fixed_point(level, best), 0
+    for _ in range(num_solves - 1):
+        start = Start.after(best)._replace(precision=alpha)
+        new = _solved(trainer, start, level, rho, key)
+        if new is None:
             break
-        if best is not None and not found.log_evidence > best[2].log_evidence:
+        gain = new[2].log_evidence - best[2].log_evidence
+        if not gain > 0:
             halvings += 1
             if halvings > _MOST_HALVINGS:
                 break
             middle = lambda a, b: float(np.sqrt(a * b))
             alpha = jax.tree.map(middle, alpha, best[2].precision)
             continue
-        gain = np.inf if best is None else found.log_evidence - best[2].log_evidence
-        best, state, deviation = (new, here, found), new, found.noise
+        best = new
         if gain < _SETTLED and halvings == 0:
             break
-        halvings, weights = 0, _squares(level.problem, new.model.networks)
-        alpha = jax.tree.map(_wanted, found.effective, weights, found.precision)
+        alpha, halvings = _fixed_point(level, best), 0
     return best
+
+
+def _fixed_point(level: Transcription, fitted: Weighed) -> PyTree:
+    state, _, found = fitted
+    weights = _squares(level.problem, state.model.networks)
+    return jax.tree.map(_wanted, found.effective, weights, found.precision)
 
 
 def _wanted(effective: float, weights: float, precision: float) -> float:
