@@ -42,6 +42,8 @@ SCRIPTS = (
     "learned_laws van_der_pol",
     "learned_laws quarter_vehicle",
     "learned_laws pelts",
+    "real_records",
+    "real_records",
     "robertson",
     "linear_solves",
     "guesses",

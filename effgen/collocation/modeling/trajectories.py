@@ -71,7 +71,7 @@ def as_trajectories(data: Any, hold: str | None = None) -> tuple[Trajectory, ...
     widths = {t.ys.shape[1] for t in found}
     if len(widths) > 1:
         raise ValueError(f"trajectories have {sorted(widths)} columns: pass as many.")
-    counts = [_num_inputs(t) for t in found]
+    counts = [num_inputs(t) for t in found]
     if len(set(counts)) > 1:
         raise ValueError(
             f"trajectories have {counts} inputs: pass as many for each, such as zeros."
@@ -79,7 +79,8 @@ def as_trajectories(data: Any, hold: str | None = None) -> tuple[Trajectory, ...
     return tuple(found)
 
 
-def _num_inputs(trajectory: Trajectory) -> int:
+def num_inputs(trajectory: Trajectory) -> int:
+    """Return how many known inputs a trajectory has for each time."""
     if trajectory.inputs is None:
         return 0
     if callable(trajectory.inputs):

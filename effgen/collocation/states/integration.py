@@ -12,12 +12,14 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from effgen.collocation.modeling.phases import TrueTimed, on_mesh_clock
 from effgen.collocation.modeling.problem import Model, Problem, as_model
+from effgen.collocation.modeling.trajectories import num_inputs
 
 
 NO_ALGEBRAIC = (
     "algebraic states are for collocation: there is no ODE solver for them. `simulate` "
     "takes them."
 )
+_STEPS_BETWEEN_STOPS = 32  # at most on average, beside `max_steps`
 
 
 class Integration(NamedTuple):
@@ -61,6 +63,7 @@ def integrated(
     if stops is not None:
         steps, jumps = (part if len(part) else None for part in stops)
         controller = diffrax.ClipStepSizeController(controller, steps, jumps)
+    pieces = sum(map(len, stops or ()))
     given = (model.parameters, model.networks)
     field = lambda t, x, args: problem.vector_field(t, x, inputs(t), *given)
     solution = diffrax.diffeqsolve(
@@ -73,7 +76,7 @@ def integrated(
         saveat=diffrax.SaveAt(ts=ts),
         stepsize_controller=controller,
         adjoint=integration.adjoint,
-        max_steps=integration.max_steps + sum(map(len, stops or ())),
+        max_steps=integration.max_steps + pieces * _STEPS_BETWEEN_STOPS,
         throw=False,
     )
     ys = solution.ys
@@ -115,10 +118,12 @@ def integrate(
 
     Raises:
         ValueError: For a problem with algebraic states, a start of another shape, times
-            that do not rise, or tolerances that are not positive.
+            that do not rise, tolerances that are not positive, or another number of
+            inputs than the data have.
     """
     if problem.num_algebraic:
         raise ValueError(NO_ALGEBRAIC)
+    check_num_inputs(problem, inputs)
     if np.shape(start) != (problem.num_states,):
         raise ValueError(
             f"`start` has shape {np.shape(start)}: pass ({problem.num_states},), a "
@@ -145,6 +150,28 @@ def integrate(
         stops = (ts, ts[:0])
     states = integrated(problem, integration, model, x, ts[0], ts, known, stops)
     return jnp.where(good, states, jnp.nan)
+
+
+def check_num_inputs(problem: Problem, inputs: Any) -> None:
+    """Raise `ValueError` for another number of inputs than the problem's data have."""
+    if not problem.data:
+        return
+    wanted = num_inputs(problem.data[0])
+    found = 0
+    if inputs is not None:
+        at = jnp.zeros(())
+        found = jax.eval_shape(lambda t: jnp.ravel(jnp.asarray(inputs(t))), at).size
+    if found == wanted:
+        return
+    if inputs is None:
+        raise ValueError(
+            f"`inputs` is missing, and the data have {wanted} for each time: pass a "
+            "function of the time to them, or a `Trajectory` that has them."
+        )
+    raise ValueError(
+        f"`inputs` has {found} values for each time, and the data have {wanted}: the "
+        "law would read others than it was trained with."
+    )
 
 
 def check_times(ts: np.ndarray) -> None:

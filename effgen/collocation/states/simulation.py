@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from effgen.collocation.modeling.doses import check_amount, checked_doses, with_doses
+from effgen.collocation.modeling.inputs import found_jumps, jumps, knots
 from effgen.collocation.modeling.model import Model, as_model
 from effgen.collocation.modeling.phases import (
     followers,
@@ -19,9 +20,12 @@ from effgen.collocation.modeling.phases import (
     times_of,
 )
 from effgen.collocation.modeling.problem import Problem
+from effgen.collocation.modeling.trajectories import Trajectory, as_trajectories
 
 from .integration import (
     Integration,
+    Sampled,
+    check_num_inputs,
     check_times,
     check_tolerances,
     integrated,
@@ -59,8 +63,10 @@ def simulate(
         model: The trained model.
         start: The state at the first time, `(state,)`, in its units.
         ts: Two or more times that rise, `(ts,)`.
-        inputs: A function of the time to `(inputs,)` that JAX can trace. Steps end at
-            `ts`, so a pulse that is longer than their gaps is not passed over.
+        inputs: A function of the time to `(inputs,)` that JAX can trace, or a
+            `Trajectory`, whose samples are linear in time or held, as its `hold` says.
+            Its `ys` are not used. Steps end at `ts` and where samples jump, so a pulse
+            that is longer than the gaps of `ts` is not passed over.
         doses: Pairs of a time and an amount, `(state,)`, that is added at once.
         solver: Diffrax's solver; by default `Tsit5`, and where that does not reach the
             end `Kvaerno5`, for stiff models. Not used with algebraic states.
@@ -74,8 +80,9 @@ def simulate(
     Raises:
         RuntimeError: If the solver fails, with what to do.
         TypeError: For `inputs` that JAX cannot trace.
-        ValueError: For a start, times, doses or tolerances that cannot be, or times on
-            both sides of where one phase follows another.
+        ValueError: For a start, times, doses or tolerances that cannot be, inputs that
+            are missing, of another number than the data's, or not known at all of
+            `ts`, or times on both sides of where one phase follows another.
 
     Source:
         Hairer, Lubich and Roche (1989), of Radau's scheme for algebraic states.
@@ -88,14 +95,12 @@ def simulate(
         )
     check_times(times)
     check_tolerances(rtol=rtol, atol=atol)
-    if inputs is not None and not traceable(inputs):
-        raise TypeError(
-            "`inputs` is no function of the time that JAX can trace: write it in "
-            "`jax.numpy`, such as `lambda t: jnp.interp(t, ts, u)[None]`."
-        )
+    inputs, held = _function_of(inputs, times)
+    check_num_inputs(problem, inputs)
     model = as_model(model)
     _check_phases(problem, model, times)
-    at = np.asarray(times_of(problem.brackets, model.parameters))
+    at = np.concatenate([times_of(problem.brackets, model.parameters), held])
+    at = np.unique(at)
     bare = _in_true_time(problem)
     given = no_inputs if inputs is None else inputs
     solvers = (diffrax.Tsit5(), diffrax.Kvaerno5()) if solver is None else (solver,)
@@ -123,6 +128,34 @@ def simulate(
     check_amount(0, pulses, problem.num_states, problem.num_algebraic)
     states = with_doses(solve, x, float(times[0]), times, pulses)
     return _reached(jnp.asarray(states), times)
+
+
+def _function_of(
+    inputs: Any, ts: np.ndarray
+) -> tuple[Any, Float[np.ndarray, " jumps"]]:
+    """Return inputs as a function that JAX can trace, and where they jump."""
+    if not isinstance(inputs, Trajectory):
+        if inputs is None or traceable(inputs):
+            return inputs, np.zeros(0)
+        raise TypeError(
+            "`inputs` is no function of the time that JAX can trace: write it in "
+            "`jax.numpy`, such as `lambda t: jnp.interp(t, ts, u)[None]`, or pass a "
+            "`Trajectory` with samples of them."
+        )
+    (given,) = as_trajectories([inputs])
+    given = given._replace(jumps=(*given.jumps, *found_jumps(given)))
+    assert given.span is not None
+    if given.inputs is None:
+        return None, np.zeros(0)
+    if ts[0] < given.span[0] or ts[-1] > given.span[1]:
+        raise ValueError(
+            f"`inputs` is known from t = {given.span[0]:.6g} to {given.span[1]:.6g}, "
+            f"and `ts` goes from {ts[0]:.6g} to {ts[-1]:.6g}: pass inputs for all of "
+            "it, or fewer times."
+        )
+    if traceable(given.inputs):
+        return given.inputs, jumps(given)
+    return Sampled(*map(jnp.asarray, knots(given))), jumps(given)
 
 
 def _in_true_time(problem: Problem) -> Problem:
@@ -169,6 +202,6 @@ def _reached(states: Array, ts: np.ndarray) -> Array:
         return states
     raise RuntimeError(
         f"the solver could not reach t = {float(ts[-1])} in {Integration().max_steps} "
-        "steps: the model is unstable there, or stiffer than the tolerances allow; "
+        "steps and more: the model is unstable there, or stiffer than the tolerances allow; "
         "shorten `ts`, loosen `rtol`, or pass another `solver`."
     )

@@ -20,6 +20,7 @@ _STAGES = 4
 _MOST_NEWTON = 12
 _SAFE, _SLOWEST, _FASTEST = 0.9, 0.2, 5.0
 _SHORTEST = 1e-13
+_ROUNDING = 1e-15
 
 
 def stepped(
@@ -89,14 +90,16 @@ def _step(
     differential = jnp.arange(size) < size - problem.num_algebraic
     nominal = jnp.asarray(problem.nominal)
     times = t + h * jnp.asarray(scheme.nodes)
+    # At a jump a step ends with the limit from the left, however its end is rounded.
+    before = times - _ROUNDING * (jnp.abs(t) + h)
     given = (model.parameters, model.networks)
 
     def defects(flat: Array) -> Array:
         nodes = flat.reshape(_STAGES, size) * nominal[None]
         points = jnp.concatenate([x[None], nodes])
         field = jax.vmap(
-            lambda t, x: jnp.asarray(problem.vector_field(t, x, inputs(t), *given))
-        )(times, nodes)
+            lambda t, s, x: jnp.asarray(problem.vector_field(t, x, inputs(s), *given))
+        )(times, before, nodes)
         moved = (table @ points - h * field) / nominal[None]
         return jnp.where(differential[None], moved, field).ravel()
 

@@ -224,6 +224,59 @@ def test_a_simulation_from_rest_does_not_pass_over_a_pulse():
     np.testing.assert_allclose(found, exact(TS), atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_simulation_takes_the_inputs_of_a_trajectory(kind):
+    given = KINDS[kind]()
+    problem, model = co.Problem(driven, given), co.Model({"g": 1.0}, None)
+    ts = np.array([0.0, 0.95, 1.0, 1.05, 2.0, 3.3])  # an end at a jump, and none
+    found = co.simulate(problem, model, np.zeros(1), ts, given)
+    np.testing.assert_allclose(found, exact(ts), atol=1e-7)
+    with pytest.raises(ValueError, match="known from t = 0 to 4, and .* to 4.5"):
+        co.simulate(problem, model, np.zeros(1), [0.0, 4.5], given)
+
+
+def test_an_algebraic_simulation_ends_at_a_jump_with_the_limit_from_the_left():
+    field = lambda t, x, u, p, nets: jnp.stack([x[1] - x[0], x[1] - p["g"] * u[0]])
+    given = KINDS["held"]()
+    ys = np.concatenate([exact(TS), ON[:, None] * 1.0], axis=1)
+    given = given._replace(ys=ys)
+    problem = co.Problem(field, given, num_algebraic=1)
+    model = co.Model({"g": 1.0}, None)
+    ts = np.array([0.0, 0.3, 1.0, 1.7, 2.0, 4.0])
+    found = co.simulate(problem, model, np.zeros(2), ts, given)
+    np.testing.assert_allclose(found[:, :1], exact(ts), atol=1e-8)
+    np.testing.assert_allclose(found[:, 1], [0, 0, 0, 1, 1, 0], atol=1e-12)
+
+
+def test_inputs_that_are_missing_or_more_than_the_data_have_are_refused():
+    problem, model = co.Problem(driven, KINDS["held"]()), co.Model({"g": 1.0}, None)
+    for verb in (co.simulate, co.integrate):
+        with pytest.raises(ValueError, match="`inputs` is missing, and the data have"):
+            verb(problem, model, np.zeros(1), TS)
+        with pytest.raises(ValueError, match="has 2 values for each time"):
+            verb(problem, model, np.zeros(1), TS, lambda t: jnp.ones(2) * t)
+    bare = co.Trajectory(TS, exact(TS))
+    with pytest.raises(ValueError, match="`inputs` is missing"):
+        co.simulate(problem, model, np.zeros(1), TS, bare)
+    with pytest.raises(ValueError, match="has 1 values .* the data have 0"):
+        co.simulate(co.Problem(driven, bare), model, np.zeros(1), TS, traced)
+
+
+def test_a_long_record_of_held_inputs_is_simulated_to_its_end():
+    """Steps end at each of 3,000 jumps, so there are more than a solver's own."""
+    days = np.arange(3_001.0)
+    u = np.random.default_rng(0).gamma(0.5, size=len(days))
+    given = co.Trajectory(days, np.ones((len(days), 1)), u, hold="previous")
+    law = lambda t, x, u, p, nets: p["g"] * (u - x)
+    found = co.simulate(
+        co.Problem(law, given), co.Model({"g": 2.0}, None), [0.0], days, given
+    )
+    ends, decay = [0.0], np.exp(-2.0)
+    for value in u[:-1]:
+        ends.append(value + (ends[-1] - value) * decay)
+    np.testing.assert_allclose(found[:, 0], ends, atol=1e-6)
+
+
 def test_windows_keep_holds_and_jumps():
     problem = co.Problem(driven, KINDS["held"]())
     first = co.windows(problem, (0.5, 1.0))[0].data[0]
