@@ -31,6 +31,7 @@ from effgen import neural_sde as ns
 from effgen.neural_sde.bounds.plain import plain_paths
 from effgen.neural_sde.fits.recipe import network_of, returning, step_length
 from effgen.neural_sde.fits.selection import candidates, ranked, strongest_period
+from effgen.neural_sde.linear_sdes.linear import num_brownian
 
 
 NUM_PATHS = 2_000
@@ -92,7 +93,8 @@ def plain_vi(past: Past, key: Any) -> dict[str, np.ndarray]:
     assert best is not None
     start = network_of(best.model, past.ts, past.ys, None, key=keys[0])
     size = start.num_states
-    control = ns.PlainControl(size, 1, key=keys[1], width_size=32)
+    columns = num_brownian(start.linear)
+    control = ns.PlainControl(size, 1, num_brownian=columns, key=keys[1], width_size=32)
     model = dataclasses.replace(start, residual=None, control=control)
     optim = optax.chain(
         optax.clip_by_global_norm(100.0),

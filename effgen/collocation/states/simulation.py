@@ -202,6 +202,6 @@ def _reached(states: Array, ts: np.ndarray) -> Array:
         return states
     raise RuntimeError(
         f"the solver could not reach t = {float(ts[-1])} in {Integration().max_steps} "
-        "steps and more: the model is unstable there, or stiffer than the tolerances allow; "
-        "shorten `ts`, loosen `rtol`, or pass another `solver`."
+        "steps and more: the model is unstable there, or stiffer than the tolerances "
+        "allow; shorten `ts`, loosen `rtol`, or pass another `solver`."
     )

@@ -231,7 +231,7 @@ def test_a_simulation_takes_the_inputs_of_a_trajectory(kind):
     ts = np.array([0.0, 0.95, 1.0, 1.05, 2.0, 3.3])  # an end at a jump, and none
     found = co.simulate(problem, model, np.zeros(1), ts, given)
     np.testing.assert_allclose(found, exact(ts), atol=1e-7)
-    with pytest.raises(ValueError, match="known from t = 0 to 4, and .* to 4.5"):
+    with pytest.raises(ValueError, match=r"known from t = 0 to 4, and .* to 4\.5"):
         co.simulate(problem, model, np.zeros(1), [0.0, 4.5], given)
 
 
@@ -258,7 +258,7 @@ def test_inputs_that_are_missing_or_more_than_the_data_have_are_refused():
     bare = co.Trajectory(TS, exact(TS))
     with pytest.raises(ValueError, match="`inputs` is missing"):
         co.simulate(problem, model, np.zeros(1), TS, bare)
-    with pytest.raises(ValueError, match="has 1 values .* the data have 0"):
+    with pytest.raises(ValueError, match=r"has 1 values .* the data have 0"):
         co.simulate(co.Problem(driven, bare), model, np.zeros(1), TS, traced)
 
 
