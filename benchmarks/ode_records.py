@@ -154,7 +154,7 @@ def runoff() -> Record:
         ),
         TRAINED - 1,
         2,
-        (8, 32),
+        (4, 16),
     )
 
 
