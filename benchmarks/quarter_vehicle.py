@@ -25,6 +25,7 @@ FORCE = 1_000.0  # N, that networks answer in
 STIFFNESS, DAMPING = 25_000.0, 1_000.0  # the catalog's, N/m and N s/m
 ROADS, TEST_ROAD = (0, 1, 2), 9
 INTERVALS, STAGES, WIDTH, DECAY = 120, 3, 6, 1e-7
+DEFLECTION, VELOCITY = 0.02, 0.5  # m, m/s, that networks take as one
 NOMINAL = np.array([0.05, 0.5, 0.05, 2.0])
 RATES, SHORT, LONG = (3e-3, 1e-2, 3e-2), 200, 1_000
 
@@ -80,7 +81,9 @@ class Forces(eqx.Module):
 
     def __call__(self, deflection, speed):
         at = lambda net, x: (net(x[None]) - net(jnp.zeros(1)))[0]
-        found = at(self.spring, deflection / 0.02) + at(self.damper, speed / 0.5)
+        found = at(self.spring, deflection / DEFLECTION) + at(
+            self.damper, speed / VELOCITY
+        )
         return STIFFNESS * deflection + DAMPING * speed + FORCE * found
 
 
@@ -93,7 +96,7 @@ def observe(t, x, u, p, nets):
     return jnp.stack([x[0] - x[2], x[1]])
 
 
-def problem_of(seed=0):
+def problem_of(seed=0, decay=DECAY):
     rng = np.random.default_rng(seed)
     ts = np.linspace(0, LAST, 401)
     rows = []
@@ -109,7 +112,7 @@ def problem_of(seed=0):
         num_states=4,
         nominal=NOMINAL,
         initial=co.Initial(np.zeros(4)),
-        weight_decay=DECAY,
+        weight_decay=decay,
     )
 
 
