@@ -242,7 +242,8 @@ def condition(
         The backward information filter; in parallel, Särkkä and García-Fernández
         (2021), section IV.
     """
-    messages, added = (_in_parallel if parallel else _in_sequence)(transitions, sites)
+    run = _in_parallel if parallel else _in_sequence
+    messages, added, first = run(transitions, sites)
     constants = jnp.cumsum((added + sites.constant[1:])[::-1])[::-1]
     # The steps are now independent: one pass gives guides, where they are wanted.
     after = jax.tree.map(lambda x: x[1:], messages)
@@ -251,7 +252,8 @@ def condition(
     last = jnp.zeros_like(constants[:1])
     constants = jnp.concatenate([constants, last]) + sites.constant
     messages = messages._replace(constant=constants)
-    first = jax.tree.map(lambda x: x[0], messages)
+    # Not `messages[0]`: of the evidence alone, no message is then kept.
+    first = first._replace(constant=constants[0])
     evidence, law = guided(at_once(initial), first)
     law = Gaussian(law.offset, law.root)
     return Guided(evidence.constant, law, steps, messages, before)
@@ -276,8 +278,8 @@ def _without_constant(site: Site) -> Site:
 
 def _in_sequence(
     transitions: Transition, sites: Site
-) -> tuple[Site, Float[Array, " steps"]]:
-    """Return messages without constants, and what each step adds to the constant."""
+) -> tuple[Site, Float[Array, " steps"], Site]:
+    """Return messages without constants, what each step adds to it, and the first."""
     sites = _without_constant(sites)
     last = jax.tree.map(lambda x: x[-1], sites)
 
@@ -287,11 +289,11 @@ def _in_sequence(
         return message, (message, before.constant)
 
     earlier = jax.tree.map(lambda x: x[:-1], sites)
-    _, (messages, added) = jax.lax.scan(
+    first, (messages, added) = jax.lax.scan(
         jax.checkpoint(back), last, (transitions, earlier), reverse=True
     )
     join = lambda a, b: jnp.concatenate([a, b[None]])
-    return jax.tree.map(join, messages, last), added
+    return jax.tree.map(join, messages, last), added, first
 
 
 class _Element(NamedTuple):
@@ -306,8 +308,8 @@ class _Element(NamedTuple):
 
 def _in_parallel(
     transitions: Transition, sites: Site
-) -> tuple[Site, Float[Array, " steps"]]:
-    """Return messages without constants, and what each step adds to the constant."""
+) -> tuple[Site, Float[Array, " steps"], Site]:
+    """Return messages without constants, what each step adds to it, and the first."""
     sites = _without_constant(sites)
     later = jax.tree.map(lambda x: x[1:], sites)
     message, guide = jax.vmap(guided)(transitions, later)
@@ -328,7 +330,8 @@ def _in_parallel(
         sites,
     )
     after = jax.tree.map(lambda x: x[1:], messages)
-    return messages, jax.vmap(guided)(transitions, after)[0].constant
+    added = jax.vmap(guided)(transitions, after)[0].constant
+    return messages, added, jax.tree.map(lambda x: x[0], messages)
 
 
 def _combined(first: _Element, second: _Element) -> _Element:
