@@ -145,8 +145,13 @@ def _function_of(
     (given,) = as_trajectories([inputs])
     given = given._replace(jumps=(*given.jumps, *found_jumps(given)))
     assert given.span is not None
+    if given.doses:
+        raise ValueError(
+            "`inputs` is a `Trajectory` with doses, which are no inputs: pass them as "
+            "`doses`, and `inputs._replace(doses=())`."
+        )
     if given.inputs is None:
-        return None, np.zeros(0)
+        return None, jumps(given)
     if ts[0] < given.span[0] or ts[-1] > given.span[1]:
         raise ValueError(
             f"`inputs` is known from t = {given.span[0]:.6g} to {given.span[1]:.6g}, "

@@ -256,6 +256,9 @@ def test_inputs_that_are_missing_or_more_than_the_data_have_are_refused():
         with pytest.raises(ValueError, match="has 2 values for each time"):
             verb(problem, model, np.zeros(1), TS, lambda t: jnp.ones(2) * t)
     bare = co.Trajectory(TS, exact(TS))
+    dosed = KINDS["held"]()._replace(doses=[(1.0, [1.0])])
+    with pytest.raises(ValueError, match="with doses, which are no inputs"):
+        co.simulate(problem, model, np.zeros(1), TS, dosed)
     with pytest.raises(ValueError, match="`inputs` is missing"):
         co.simulate(problem, model, np.zeros(1), TS, bare)
     with pytest.raises(ValueError, match=r"has 1 values .* the data have 0"):
