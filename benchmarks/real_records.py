@@ -1,7 +1,7 @@
 """Laws on measured records: chosen by the evidence, by shooting, and without a law.
 
-`python -m benchmarks.real_records [runoff] ["blood levels"] [pelts]`. Each record's
-later samples are forecast by a simulation from the first time, and nobody sees them.
+`python -m benchmarks.real_records [runoff] ["blood levels"] [pelts]` runs some and adds
+them to `results/real_records.json`; by default all. Each record's later samples are forecast by a simulation from the first time, and nobody sees them.
 
 - `collocation, chosen`: `choose` of the law and of the law with a network.
 - `collocation, law`: the law without a network.
@@ -15,6 +15,7 @@ later samples are forecast by a simulation from the first time, and nobody sees 
 Errors are the root mean square of forecasts, in deviations of what is forecast.
 """
 
+import json
 import sys
 import time
 import warnings
@@ -192,10 +193,17 @@ def black_box(record: Record) -> dict[str, Any]:
     return {"error": float(np.sqrt(np.nanmean(left**2))), "seconds": seconds}
 
 
+def stored() -> dict[str, Any]:
+    """Return the figures of the records that ran before."""
+    path = measure.RESULTS / "real_records.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return {name: found[name] for name in RECORDS if name in found}
+
+
 def main() -> None:
     jax.config.update("jax_enable_x64", True)
     warnings.simplefilter("ignore")
-    figures: dict[str, Any] = {"num_steps": NUM_STEPS, "rates": RATES}
+    figures: dict[str, Any] = {"num_steps": NUM_STEPS, "rates": RATES, **stored()}
     for which in sys.argv[1:] or RECORDS:
         record = RECORDS[which]()
         rows: dict[str, list[Any]] = {
