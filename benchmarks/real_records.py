@@ -1,7 +1,8 @@
 """Laws on measured records: chosen by the evidence, by shooting, and without a law.
 
 `python -m benchmarks.real_records [runoff] ["blood levels"] [pelts]` runs some and adds
-them to `results/real_records.json`; by default all. Each record's later samples are forecast by a simulation from the first time, and nobody sees them.
+them to `results/real_records.json`; by default all. Each record's later samples are
+forecast by a simulation from the first time, and nobody sees them.
 
 - `collocation, chosen`: `choose` of the law and of the law with a network.
 - `collocation, law`: the law without a network.
