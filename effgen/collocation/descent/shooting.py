@@ -141,7 +141,7 @@ class ShootingTrainer(AbstractTrainer):
         solver: Diffrax's solver; by default `Tsit5`.
         adjoint: Diffrax's adjoint; by default `RecursiveCheckpointAdjoint`.
         rtol: The relative tolerance of the solver.
-        atol: The absolute tolerance, in the states' units.
+        atol: The absolute tolerance, in units of the problem's `nominal`.
         max_steps: The most steps of one solve; past them the loss is NaN.
 
     Raises:

@@ -14,7 +14,9 @@ from .trajectories import Trajectory
 
 Side = Literal["left", "right"]
 
-_GRID = 1_001  # where inputs that are functions of the time are evaluated
+_GRID = 1_001  # where jumps of inputs that are functions are looked for
+_GRIDS = (1_001, 8_001, 64_001)  # on which such inputs are linear
+_CHECKED, _LINEAR = 501, 3e-3  # times, and the error in parts of the inputs' range
 _AWAY = 1e-9  # how far from a jump its limits are, in parts of the trajectory
 _HALVINGS = 45
 _CURVED, _STAYS, _SMALL = 0.2, 0.5, 1e-9
@@ -25,24 +27,55 @@ def knots(
 ) -> tuple[Float[np.ndarray, " knots"], Float[np.ndarray, "knots inputs"]]:
     """Return times and values between which inputs are linear; a jump has two.
 
-    Inputs that are held until the next sample jump there; functions of the time are
-    evaluated on a grid.
+    Inputs that are held until the next sample jump there. Functions of the time are
+    evaluated on a grid that is fine enough for them.
+
+    Raises:
+        ValueError: For a function that moves faster than the finest grid.
     """
     ts, inputs = trajectory.ts, trajectory.inputs
     assert trajectory.span is not None
     if inputs is None:
         return np.asarray(trajectory.span), np.zeros((2, 0))
     if callable(inputs):
-        grid = np.linspace(*trajectory.span, _GRID)
-        found = jumps(trajectory)
-        grid = np.sort(np.concatenate([grid, found, found]))
-        later = np.append(False, np.diff(grid) == 0)
-        left, right = (inputs_at(trajectory, grid, side) for side in ("left", "right"))
-        return grid, np.where(later[:, None], right, left)
+        return _resolved(trajectory)
     if trajectory.hold != "previous":
         return ts, inputs
     held = np.repeat(inputs, 2, axis=0)[:-1]
     return np.repeat(ts, 2)[1:], held
+
+
+def _resolved(trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray]:
+    """Return a function's values on the first grid between whose points it is linear.
+
+    It is compared at times that no grid has in common.
+    """
+    assert trajectory.span is not None
+    first, last = trajectory.span
+    at = np.sort(np.random.default_rng(0).uniform(first, last, _CHECKED))
+    exact = inputs_at(trajectory, at)
+    for num in _GRIDS:
+        grid, values = _on_grid(trajectory, num)
+        rows = np.clip(np.searchsorted(grid, at), 1, len(grid) - 1)
+        share = ((at - grid[rows - 1]) / (grid[rows] - grid[rows - 1]))[:, None]
+        error = np.abs(values[rows - 1] * (1 - share) + values[rows] * share - exact)
+        every = np.concatenate([exact, values])
+        size = _LINEAR * np.ptp(every, axis=0) + _SMALL * np.abs(every).max(axis=0)
+        if np.all(error <= size):
+            return grid, values
+    raise ValueError(
+        f"`inputs` is a function that is not linear between {_GRIDS[-1]} points of its "
+        "span, on which it is evaluated here: pass samples at the times where it turns."
+    )
+
+
+def _on_grid(trajectory: Trajectory, num: int) -> tuple[np.ndarray, np.ndarray]:
+    assert trajectory.span is not None
+    found = jumps(trajectory)
+    grid = np.sort(np.concatenate([np.linspace(*trajectory.span, num), found, found]))
+    later = np.append(False, np.diff(grid) == 0)
+    left, right = (inputs_at(trajectory, grid, side) for side in ("left", "right"))
+    return grid, np.where(later[:, None], right, left)
 
 
 def inputs_at(

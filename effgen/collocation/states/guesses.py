@@ -1,13 +1,11 @@
 """First guesses of the states at the nodes."""
 
-import warnings
 from typing import Any
 
 import diffrax
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-import scipy.interpolate
 from jaxtyping import Float, PyTree
 
 from effgen.collocation.modeling.doses import pieces, with_doses
@@ -17,11 +15,8 @@ from effgen.collocation.modeling.problem import Model, Problem, Trajectory, as_m
 from .integration import Integration, Sampled, integrated, no_inputs
 from .mesh import Mesh
 from .simulation import traceable
+from .smoothing import smoothed
 from .stepping import stepped
-
-
-_FEWEST = 5  # what a smoothing spline needs
-_UNEVEN, _FLATTENED = 1e3, 0.25
 
 
 def interpolated(problem: Problem, mesh: Mesh) -> Float[np.ndarray, "nodes state"]:
@@ -149,40 +144,3 @@ def simulated_at(
         return np.asarray(_integrated(bare, how, model, *at, inputs, stops))
 
     return with_doses(solve, start, trajectory.span[0], ts, trajectory.doses)
-
-
-def smoothed(
-    ts: np.ndarray, ys: np.ndarray, at: np.ndarray
-) -> Float[np.ndarray, " at"] | None:
-    """Return one column at other times, smoothed if it is long; `None` of nothing."""
-    seen = ~np.isnan(ys)
-    ts, index = np.unique(ts[seen], return_index=True)
-    ys = ys[seen][index]
-    if len(ts) == 0:
-        return None
-    inside = np.clip(at, ts[0], ts[-1])
-    if len(ts) < _FEWEST:
-        return np.interp(inside, ts, ys)
-    clock = _clock(ts)
-    here, there = (np.interp(t, ts, clock) for t in (ts, inside))
-    spread = np.ptp(ys) or 1.0
-    with warnings.catch_warnings():  # noise-free data: the smoothness goes to zero
-        warnings.simplefilter("ignore")
-        try:
-            spline = scipy.interpolate.make_smoothing_spline(here, ys / spread)
-        except (ValueError, np.linalg.LinAlgError):  # of times or values that are alike
-            return np.interp(inside, ts, ys)
-    found = spline(there) * spread
-    return found if np.all(np.isfinite(found)) else np.interp(inside, ts, ys)
-
-
-def _clock(ts: np.ndarray) -> Float[np.ndarray, " ts"]:
-    """Return times from 0 to 1 in which no gap is tiny beside the others.
-
-    Splines of times spaced by logarithms are ill-posed in the times themselves.
-    """
-    gaps = np.diff(ts)
-    if gaps.max() > _UNEVEN * gaps.min():
-        gaps = gaps**_FLATTENED
-    clock = np.concatenate([[0.0], np.cumsum(gaps)])
-    return clock / clock[-1]

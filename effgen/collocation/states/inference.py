@@ -11,8 +11,9 @@ from jaxtyping import Array, Bool, Float, PyTree
 from effgen.collocation.modeling.model import Model, as_model
 from effgen.collocation.modeling.problem import Problem
 
-from .guesses import interpolated, measured, smoothed
+from .guesses import interpolated, measured
 from .mesh import Mesh
+from .smoothing import smoothed
 from .solution import solution_on
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from effgen.collocation.modeling.phases import TrueTimed, on_mesh_clock
 from effgen.collocation.modeling.problem import Model, Problem, as_model
-from effgen.collocation.modeling.trajectories import num_inputs
+from effgen.collocation.modeling.trajectories import Trajectory, num_inputs
 
 
 NO_ALGEBRAIC = (
@@ -59,7 +59,7 @@ def integrated(
     stops: tuple[Array, Array] | None = None,
 ) -> Float[Array, "ts state"]:
     """Solve to the last of `ts`; NaN if that fails. Steps end at `stops` (pulses)."""
-    controller = diffrax.PIDController(integration.rtol, integration.atol)
+    controller = diffrax.PIDController(integration.rtol, _atol(problem, integration, x))
     if stops is not None:
         steps, jumps = (part if len(part) else None for part in stops)
         controller = diffrax.ClipStepSizeController(controller, steps, jumps)
@@ -83,6 +83,12 @@ def integrated(
     assert ys is not None
     good = solution.result == diffrax.RESULTS.successful
     return jnp.where(good, ys, jnp.nan)
+
+
+def _atol(problem: Problem, integration: Integration, x: Array) -> Array:
+    """Return the absolute tolerance of each state; one beside them is an integral."""
+    nominal = jnp.ones_like(x).at[: problem.num_states].set(problem.nominal)
+    return integration.atol * nominal
 
 
 def integrate(
@@ -111,12 +117,13 @@ def integrate(
         solver: Diffrax's; `Tsit5` by default, `Kvaerno5()` for stiff models.
         adjoint: Diffrax's; by default reverse, `ForwardMode()` for forward derivatives.
         rtol: The relative tolerance.
-        atol: The absolute tolerance, in the states' units.
+        atol: The absolute tolerance, in units of the problem's `nominal`.
 
     Returns:
         The states at `ts`, `(ts, state)`.
 
     Raises:
+        TypeError: For `inputs` that are a `Trajectory`.
         ValueError: For a problem with algebraic states, a start of another shape, times
             that do not rise, tolerances that are not positive, or another number of
             inputs than the data have.
@@ -153,7 +160,12 @@ def integrate(
 
 
 def check_num_inputs(problem: Problem, inputs: Any) -> None:
-    """Raise `ValueError` for another number of inputs than the problem's data have."""
+    """Raise for a `Trajectory`, or another number of inputs than the data have."""
+    if isinstance(inputs, Trajectory):
+        raise TypeError(
+            "`inputs` is a `Trajectory`: `simulate` takes it; here pass a function of "
+            "the time that JAX can trace."
+        )
     if not problem.data:
         return
     wanted = num_inputs(problem.data[0])

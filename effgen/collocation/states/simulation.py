@@ -64,15 +64,15 @@ def simulate(
         start: The state at the first time, `(state,)`, in its units.
         ts: Two or more times that rise, `(ts,)`.
         inputs: A function of the time to `(inputs,)` that JAX can trace, or a
-            `Trajectory`, whose samples are linear in time or held, as its `hold` says.
-            Its `ys` are not used. Steps end at `ts` and where samples jump, so a pulse
-            that is longer than the gaps of `ts` is not passed over.
+            `Trajectory`, whose samples are linear in time or held, as its `hold` says,
+            by default as the data's. Its `ys` are not used. Steps end at `ts` and where
+            samples jump, so a pulse that is longer than the gaps of `ts` is not passed
+            over.
         doses: Pairs of a time and an amount, `(state,)`, that is added at once.
         solver: Diffrax's solver; by default `Tsit5`, and where that does not reach the
             end `Kvaerno5`, for stiff models. Not used with algebraic states.
         rtol: The relative tolerance.
-        atol: The absolute tolerance, in the states' units; with algebraic states in
-            units of `nominal`.
+        atol: The absolute tolerance, in units of the problem's `nominal`.
 
     Returns:
         The states at `ts`, `(ts, state)`; at the time of a dose those of just before.
@@ -95,7 +95,7 @@ def simulate(
         )
     check_times(times)
     check_tolerances(rtol=rtol, atol=atol)
-    inputs, held = _function_of(inputs, times)
+    inputs, held = _function_of(problem, inputs, times)
     check_num_inputs(problem, inputs)
     model = as_model(model)
     _check_phases(problem, model, times)
@@ -131,7 +131,7 @@ def simulate(
 
 
 def _function_of(
-    inputs: Any, ts: np.ndarray
+    problem: Problem, inputs: Any, ts: np.ndarray
 ) -> tuple[Any, Float[np.ndarray, " jumps"]]:
     """Return inputs as a function that JAX can trace, and where they jump."""
     if not isinstance(inputs, Trajectory):
@@ -142,7 +142,8 @@ def _function_of(
             "`jax.numpy`, such as `lambda t: jnp.interp(t, ts, u)[None]`, or pass a "
             "`Trajectory` with samples of them."
         )
-    (given,) = as_trajectories([inputs])
+    hold = None if callable(inputs.inputs) else _hold(problem)
+    (given,) = as_trajectories([inputs], hold if inputs.hold is None else None)
     given = given._replace(jumps=(*given.jumps, *found_jumps(given)))
     assert given.span is not None
     if given.doses:
@@ -161,6 +162,12 @@ def _function_of(
     if traceable(given.inputs):
         return given.inputs, jumps(given)
     return Sampled(*map(jnp.asarray, knots(given))), jumps(given)
+
+
+def _hold(problem: Problem) -> str | None:
+    """Return how all sampled inputs of the data continue, if they do so alike."""
+    holds = {t.hold for t in problem.data if isinstance(t.inputs, np.ndarray)}
+    return holds.pop() if len(holds) == 1 else None
 
 
 def _in_true_time(problem: Problem) -> Problem:

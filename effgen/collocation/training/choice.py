@@ -22,7 +22,7 @@ from effgen.core.contract.state import TrainState
 from effgen.core.running.verbs import fit
 
 from .bare_law import bare_problem, without_networks
-from .generalization import Extrapolation, extrapolation
+from .generalization import Extrapolation, extrapolation, known_starts
 from .refinement import accuracy, finer, fitted_until_fine
 from .trainer import CollocationTrainer, check_double
 from .weights_prior import (
@@ -113,7 +113,7 @@ def choose(
         ValueError: For a model without networks, models whose parameters differ, a
             `weight_decay` that does not fit their tree, a `misfit` other than
             `Squares`, an invalid `num_solves`, or trajectories held out that have other
-            states.
+            states, or whose start is not known.
 
     Warns:
         RunWarning: If the mesh of the chosen law is too coarse, or if the data do not
@@ -129,7 +129,7 @@ def choose(
     check_squares(transcription.problem)
     for each in models:
         groups(transcription.problem, each.networks)
-    _check_held_out(held_out, transcription.problem)
+    _check_held_out(held_out, transcription.problem, models[0])
     laws = _fitted(trainer, models, transcription, key, num_solves, num_rounds)
     state, level = laws.chosen()
     warn_of_state(level, state)
@@ -258,7 +258,7 @@ def _both(
     return Laws(plain, bare, shown, best)
 
 
-def _check_held_out(held_out: Problem | None, problem: Problem) -> None:
+def _check_held_out(held_out: Problem | None, problem: Problem, model: Model) -> None:
     if held_out is None:
         return
     if not isinstance(held_out, Problem):
@@ -271,6 +271,7 @@ def _check_held_out(held_out: Problem | None, problem: Problem) -> None:
             f"`held_out` has {held_out.num_states} states and the transcription "
             f"{problem.num_states}: pass the second of `collocation.held_out`."
         )
+    known_starts(held_out, model)
 
 
 def _unseen(

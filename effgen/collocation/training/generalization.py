@@ -17,8 +17,9 @@ from effgen.collocation.modeling.constraints import LinkConstraint
 from effgen.collocation.modeling.inputs import inputs_at
 from effgen.collocation.modeling.phases import followers
 from effgen.collocation.modeling.problem import Initial, Model, Problem, as_model
-from effgen.collocation.program.transcription import Transcription
-from effgen.collocation.states.guesses import at_start, simulated_at
+from effgen.collocation.program.transcription import Transcription, transcribe
+from effgen.collocation.states.guesses import at_start, measured, simulated_at
+from effgen.collocation.states.inference import inferred
 from effgen.collocation.states.solution import Solution
 from effgen.core.contract.state import TrainState
 from effgen.core.outcome.results import RunWarning, TrainingError
@@ -93,7 +94,8 @@ class Extrapolation(NamedTuple):
             `(trajectories, outputs)`. NaN where the simulation fails or nothing is
             measured.
         distances: How far each simulation went from the nearest node of training,
-            `(trajectories,)`, states divided by their standard deviation there.
+            `(trajectories,)`, states divided by their standard deviation there;
+            infinite where the solver fails.
         states: Each trajectory's simulation at its samples, `(obs, state)`, in the
             states' units; NaN where the solver fails.
     """
@@ -124,7 +126,8 @@ def extrapolation(
         The errors, the distances from the training data, and the simulated states.
 
     Raises:
-        ValueError: For `starts` that are not a state of each trajectory.
+        ValueError: For `starts` that are not a state of each trajectory, or a start
+            that is not known.
     """
     model = as_model(model)
     solver = diffrax.Tsit5() if solver is None else solver
@@ -132,7 +135,9 @@ def extrapolation(
     spread = np.where(nodes.std(0) > 0, nodes.std(0), 1.0)
     tree = KDTree(nodes / spread)
     shape = (len(problem.data), problem.num_states)
-    if starts is not None and np.shape(starts) != shape:
+    if starts is None:
+        starts = known_starts(problem, model)
+    elif np.shape(starts) != shape:
         raise ValueError(
             f"`starts` has shape {np.shape(starts)}: pass {shape}, a state of each "
             "trajectory."
@@ -140,16 +145,46 @@ def extrapolation(
     moved = switches_of(problem.brackets, model.parameters)
     errors, distances, rows = [], [], []
     for i, trajectory in enumerate(problem.data):
-        first = at_start(problem, i) if starts is None else starts[i]
         ts, _ = mesh_times(moved, trajectory.ts, trajectory.ts[0])
-        states = simulated_at(problem, model, i, first, ts, solver)
+        states = simulated_at(problem, model, i, starts[i], ts, solver)
         outputs = _outputs(problem, model, i, states)
         error = (outputs - trajectory.ys) / problem.scale
         errors.append(np.sqrt(_mean(error**2, ~np.isnan(trajectory.ys))))
         finite = states[np.isfinite(states).all(axis=1)]
-        distances.append(tree.query(finite / spread)[0].max(initial=0.0))
+        farthest = tree.query(finite / spread)[0].max(initial=0.0)
+        distances.append(farthest if len(finite) == len(states) else np.inf)
         rows.append(states)
     return Extrapolation(np.stack(errors), np.array(distances), tuple(rows))
+
+
+def known_starts(
+    problem: Problem, model: Model
+) -> Float[np.ndarray, "trajectories state"]:
+    """Return where trajectories start: as `initial` says, as measured, or as inferred.
+
+    Raises:
+        ValueError: If a state is none of these.
+    """
+    shape = (len(problem.data), problem.num_states)
+    given = np.full(shape, np.nan)
+    if problem.initial is not None:
+        given = np.broadcast_to(np.asarray(problem.initial.values, float), shape)
+    seen = np.stack([measured(problem, i) for i in range(len(problem.data))])
+    found = np.stack([at_start(problem, i) for i in range(len(problem.data))])
+    if not np.all(seen | ~np.isnan(given)):
+        mesh = transcribe(problem, stages=3).mesh
+        states, told = inferred(problem, mesh, model)
+        seen = seen | told
+        found = np.where(np.isnan(given), states[mesh.starts], given)
+    open_ = ~seen & np.isnan(given)
+    open_[:, problem.num_states - problem.num_algebraic :] = False
+    if np.any(open_):
+        i, state = np.argwhere(open_)[0]
+        raise ValueError(
+            f"state {state} of trajectory {i} is not measured, and neither outputs nor "
+            "slopes tell where it starts: pass `starts`, or an `Initial` of it."
+        )
+    return found
 
 
 def _mean(values: np.ndarray, there: np.ndarray) -> np.ndarray:
@@ -162,8 +197,9 @@ def _mean(values: np.ndarray, there: np.ndarray) -> np.ndarray:
 def _outputs(
     problem: Problem, model: Model, i: int, states: np.ndarray
 ) -> Float[np.ndarray, "obs outputs"]:
-    ts = problem.data[i].ts
-    inputs = inputs_at(problem.data[i], ts, "right")
+    ts, inputs = problem.data[i].ts, problem.data[i].inputs
+    if not isinstance(inputs, np.ndarray):  # of a time that stands twice, its own
+        inputs = inputs_at(problem.data[i], ts, "right")
     given = (model.parameters, model.networks)
     one = lambda t, x, u: problem.outputs(t, x, u, *given)
     return np.asarray(jax.vmap(one)(*map(jnp.asarray, (ts, states, inputs))))

@@ -217,10 +217,10 @@ def _precision_of(problem: Problem, noise: np.ndarray, otherwise: PyTree) -> PyT
 
 
 def _decay_by_precision(problem: Problem, noise: np.ndarray, rho: float) -> float:
-    count = sum(int(np.sum(~np.isnan(t.ys))) for t in problem.data)
-    tau = (1 - rho) / (1 + rho)
-    variance = float(np.exp(2 * np.mean(np.log(noise / problem.scale))))
-    return variance / (tau * max(count, 1))
+    # The program's scales keep their geometric mean over samples: see `reweighed`.
+    counts = sum(np.sum(~np.isnan(t.ys), axis=0) for t in problem.data)
+    ratios = np.average(np.log(noise / problem.scale), weights=np.maximum(counts, 1e-9))
+    return float(np.exp(2 * ratios)) / ((1 - rho) / (1 + rho) * max(np.sum(counts), 1))
 
 
 def _noise_of(level: Transcription, state: TrainState) -> np.ndarray:

@@ -8,6 +8,7 @@ from jaxtyping import ArrayLike, Float, PRNGKeyArray
 
 from effgen.core.outcome.extras import needed
 from effgen.neural_sde.data.clock import as_times
+from effgen.neural_sde.data.frames import labels_of
 from effgen.neural_sde.modeling.model import LatentSDE
 
 from .posteriors import posterior
@@ -97,11 +98,12 @@ def compare(
         raise TypeError("`since` is None: pass the first time that is held out.")
     if not models:
         raise ValueError("`models` is empty: pass at least one.")
-    scores = []
+    scores, zone = [], labels_of(ts, ys).zone
     for model in models.values():
         found = posterior(model, ts, ys, mask, inputs, unit=unit)
         told = found.predictions(key=key, num_paths=num_paths)
-        kept = _held_out(np.asarray(told.ts), since, np.asarray(found.series.seen))
+        seen = np.asarray(found.series.seen)
+        kept = _held_out(np.asarray(told.ts), since, seen, zone)
         scores.append(np.asarray(told.scores, np.float64).reshape(kept.shape)[kept])
     table = np.stack(scores)
     if table.shape[1] < 2:
@@ -118,10 +120,10 @@ def compare(
     return Comparison(names, totals[order], apart.sum(1), errors, table)
 
 
-def _held_out(ts: np.ndarray, since: Any, seen: np.ndarray) -> np.ndarray:
+def _held_out(ts: np.ndarray, since: Any, seen: np.ndarray, zone: Any) -> np.ndarray:
     """Return where times from `since` on have values, the first of equal times."""
     ts = np.atleast_2d(ts)
-    later = ts >= _as_time(since, ts)
+    later = ts >= _as_time(since, ts, zone)
     new = np.concatenate([np.ones((len(ts), 1), bool), ts[:, 1:] != ts[:, :-1]], axis=1)
     # Of equal times the first has the score of all.
     groups = np.cumsum(new, axis=1)
@@ -131,12 +133,20 @@ def _held_out(ts: np.ndarray, since: Any, seen: np.ndarray) -> np.ndarray:
     return later & new & any_seen
 
 
-def _as_time(since: Any, ts: np.ndarray) -> np.ndarray:
+def _as_time(since: Any, ts: np.ndarray, zone: Any) -> np.ndarray:
     """Return the first time that is held out, in the form of the record's times.
 
     Raises:
-        TypeError: For a number where the record has dates, or the converse.
+        TypeError: For a number where the record has dates, or a date without a time
+            zone where the record has one, or the converse.
     """
+    aware = getattr(since, "tzinfo", None) is not None
+    if aware != (zone is not None):
+        lack, has = ("no", "one") if zone is not None else ("a", "none")
+        raise TypeError(
+            f"`since` has {lack} time zone and the record has {has}: pass a pandas "
+            "`Timestamp` such as those of the record."
+        )
     found = as_times(since)
     dates = found.dtype.kind in "MSU", ts.dtype.kind == "M"
     if dates[0] != dates[1]:

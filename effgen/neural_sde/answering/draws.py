@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from effgen.core.weights import resample
-from effgen.neural_sde.bounds.objectives import anchored_on_grid
+from effgen.neural_sde.bounds.objectives import anchored_on_grid, grid_of
 from effgen.neural_sde.bounds.paths import simulate
 from effgen.neural_sde.data.grid import Grid, steps_needed
 from effgen.neural_sde.data.series import Series, last_seen
@@ -301,9 +301,10 @@ def _filtered(
 ) -> Filtered:
     if is_exact(model):
         model = _linear(model)
-    anchored, grid = anchored_on_grid(model, series, num_steps=steps, parallel=False)
     if is_exact(model):
-        return kalman_filter(model, anchored, series, grid, num_paths=num, key=key)
+        grid = grid_of(model, series, steps)
+        return kalman_filter(model, series, grid, num_paths=num, key=key)
+    anchored, grid = anchored_on_grid(model, series, num_steps=steps, parallel=False)
     return particle_filter(
         model, anchored, series, grid, num_paths=num, key=key, resample_below=below
     )
@@ -318,10 +319,7 @@ def predicted(
     def one(series: Series, key: Array) -> Predictions:
         if is_exact(model):
             linear = _linear(model)
-            anchored, grid = anchored_on_grid(
-                linear, series, num_steps=steps, parallel=False
-            )
-            return kalman_predictions(linear, anchored, series, grid)
+            return kalman_predictions(linear, series, grid_of(linear, series, steps))
         keys = jax.random.split(key)
         found = _filtered(model, series, steps, num, 0.5, keys[0])
         return predictions(model, series, found, key=keys[1])

@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Float
 from effgen.core.contract.counts import check_count
 from effgen.core.contract.keys import check_key
 from effgen.neural_sde.data.clock import Clock, as_times, clock_of, warn_of_origin
-from effgen.neural_sde.data.frames import Labels, as_values, labels_of
+from effgen.neural_sde.data.frames import Labels, as_values, check_aligned, labels_of
 from effgen.neural_sde.data.rows import with_rows
 from effgen.neural_sde.data.series import Series, as_series, last_seen
 from effgen.neural_sde.filters import cautions
@@ -172,6 +172,8 @@ def recorded(
     if not isinstance(model, LatentSDE):
         raise TypeError(f"`model` is a {type(model).__name__}: pass a `LatentSDE`.")
     labels = labels_of(ts, ys)
+    for name, values in (("mask", mask), ("inputs", inputs), ("errors", errors)):
+        check_aligned(ts, values, name)
     clock = clock_of(ts, unit)
     own = None
     if clock is not None or hasattr(ts, "to_numpy"):

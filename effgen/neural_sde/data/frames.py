@@ -82,7 +82,7 @@ def labels_of(ts: Any, ys: Any) -> Labels:
     columns = None
     if hasattr(ys, "to_numpy"):
         columns = tuple(ys.columns) if hasattr(ys, "columns") else (ys.name,)
-        _check_aligned(ts, ys)
+        check_aligned(ts, ys, "ys")
     times = getattr(ts, "array", ts) if hasattr(ts, "to_numpy") else ts
     period = str(times.freqstr) if hasattr(times, "to_timestamp") else None
     return Labels(
@@ -94,13 +94,16 @@ def labels_of(ts: Any, ys: Any) -> Labels:
     )
 
 
-def _check_aligned(ts: Any, ys: Any) -> None:
+def check_aligned(ts: Any, values: Any, name: str) -> None:
     """Raise `ValueError` where the values' own index has other times."""
-    own, dated = ys.index, hasattr(ys.index, "to_pydatetime")
-    if dated and hasattr(ts, "equals") and hasattr(ts, "to_pydatetime"):
-        if not own.equals(ts):
+    if not hasattr(values, "to_numpy") or not hasattr(values, "index"):
+        return
+    own = values.index
+    if hasattr(own, "to_pydatetime") and hasattr(ts, "to_pydatetime"):
+        if not (hasattr(ts, "equals") and own.equals(ts)):
             raise ValueError(
-                "`ts` and the index of `ys` are not the same times: pass `ys.index`."
+                f"`ts` and the index of `{name}` are not the same times: pass "
+                f"`ys.index`, and `{name}.reindex(ys.index)`."
             )
 
 

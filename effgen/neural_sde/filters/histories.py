@@ -37,9 +37,10 @@ def filtered(
     kinds, dtype = len(models), series.ys.dtype
     gaps = jnp.diff(series.ts)
     generator = generator.astype(dtype)
-    chances = jnp.log(
-        jax.vmap(lambda gap: jax.scipy.linalg.expm(generator * gap))(gaps)
-    )
+    turned = jax.vmap(lambda gap: jax.scipy.linalg.expm(generator * gap))(gaps)
+    # Between equal times no regime turns: log(0) is right, and has no derivative.
+    some = turned > 0
+    chances = jnp.where(some, jnp.log(jnp.where(some, turned, 1.0)), -jnp.inf)
     first = (series.ys[0], series.mask[0])
     laws = [m.linear.initial for m in models]
     begun = [

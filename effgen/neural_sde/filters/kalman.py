@@ -9,13 +9,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from effgen.core.weights import Estimate
 from effgen.neural_sde.data.grid import Grid
 from effgen.neural_sde.data.series import Series
-from effgen.neural_sde.linear_sdes.messages import Site
-from effgen.neural_sde.linear_sdes.transitions import Transition, covariance_root
-from effgen.neural_sde.modeling.anchors import Anchored, cast, prior_transitions
+from effgen.neural_sde.linear_sdes.transitions import covariance_root
+from effgen.neural_sde.modeling.anchors import cast, prior_transitions
 from effgen.neural_sde.modeling.dynamics import AbstractLatentSDE
 from effgen.neural_sde.observing.decoders import LinearDecoder
 
-from .filtering import Filtered, at_first, sites_at_nodes
+from .filtering import Filtered, at_first
 from .predictions import Predictions
 
 
@@ -37,44 +36,97 @@ class KalmanLaws(NamedTuple):
     scores: Float[Array, " nodes"]
 
 
-def kalman_laws(
-    model: AbstractLatentSDE, anchored: Anchored, series: Series, grid: Grid
-) -> KalmanLaws:
-    """Run a Kalman filter over the grid's nodes, without inverting a covariance.
+def kalman_laws(model: AbstractLatentSDE, series: Series, grid: Grid) -> KalmanLaws:
+    """Run a Kalman filter over the grid's nodes, by roots of covariances.
 
-    `(I + P J) m = m' + P shift` and `(I + P J)^-1 P` for a site of precision `J`.
+        [[I, G S], [0, S]] Q = [[F, 0], [K, S']],  G = R^(-1/2) H
+
+    with `S S^T` the covariance before an observation and `S' S'^T` after it, and `Q`
+    orthogonal. No covariance is formed or inverted: its digits would be lost as its
+    ratio to the noise's variance. Of a node's observations one comes after the other.
+
+    Source:
+        Kaminski, Bryson and Schmidt (1971).
     """
     transitions = prior_transitions(model, series, grid)
     dtype = transitions.offset.dtype
-    sites = sites_at_nodes(anchored, grid, dtype)
-    law = cast(model.linear.initial, dtype)
+    law, decoder = cast((model.linear.initial, model.decoder), dtype)
+    assert isinstance(decoder, LinearDecoder)
+    num = len(grid.starts) + 1
+    arrives = jnp.arange(num)
+    # Each node's step, then its observations: rows of either, in one order.
+    order = jnp.argsort(jnp.concatenate([2 * arrives, 2 * grid.nodes + 1]), stable=True)
+    none = lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype)
+    steps = jax.tree.map(lambda x: jnp.concatenate([none(x), x]), transitions)
 
-    def updated(mean: Array, covariance: Array, site: Site):
-        matrix = jnp.eye(len(mean), dtype=dtype) + covariance @ site.precision
-        error = site.shift - site.precision @ mean
-        move, kept = (
-            jnp.linalg.solve(matrix, b) for b in (covariance @ error, covariance)
-        )
-        score = site.log_value(mean) + 0.5 * error @ move
-        score = score - 0.5 * jnp.linalg.slogdet(matrix)[1]
-        return mean + move, (kept + kept.T) / 2, score
-
-    def forward(carry: tuple[Array, Array], xs: tuple[Transition, Site]):
-        step, site = xs
+    def arrive(carry: tuple[Array, Array], row: Array):
+        step = jax.tree.map(lambda x: x[row], steps)
         mean = step.matrix @ carry[0] + step.offset
-        covariance = step.matrix @ carry[1] @ step.matrix.T + step.covariance
-        *after, score = updated(mean, covariance, site)
-        return tuple(after), (*after, mean, covariance, score)
+        root = lower_root(jnp.concatenate([step.matrix @ carry[1], step.root], axis=1))
+        first = row == 0
+        return (
+            jnp.where(first, carry[0], mean),
+            jnp.where(first, carry[1], root),
+        ), jnp.zeros((), dtype)
 
-    first, later = (
-        jax.tree.map(lambda x, i=i: x[i], sites) for i in (0, slice(1, None))
-    )
-    *start, score = updated(law.mean, law.covariance, first)
-    _, rest = jax.lax.scan(forward, tuple(start), (transitions, later))
-    begin = (*start, law.mean, law.covariance, score)
+    def observe(carry: tuple[Array, Array], row: Array):
+        at = row - num
+        errors = None if series.errors is None else series.errors[at].astype(dtype)
+        y, mask = series.ys[at].astype(dtype), series.mask[at]
+        return updated(decoder, *carry, y, mask, errors)
+
+    def forward(carry: tuple[Array, Array], row: Array):
+        carry, score = jax.lax.cond(row < num, arrive, observe, carry, row)
+        return carry, (*carry, score)
+
+    begin = (law.mean, lower_root(law.root))
+    _, (means, roots, scores) = jax.lax.scan(forward, begin, order)
+    place = jnp.argsort(order)
+    before = place[:num]
+    counts = jax.ops.segment_sum(jnp.ones_like(grid.nodes), grid.nodes, num)
+    after = before + counts
+    owner = jnp.where(order < num, order, grid.nodes[jnp.maximum(order - num, 0)])
+    covariance = lambda rows: jnp.einsum("nij,nkj->nik", roots[rows], roots[rows])
     return KalmanLaws(
-        *(jnp.concatenate([a[None], b]) for a, b in zip(begin, rest, strict=True))
+        means[after],
+        covariance(after),
+        means[before],
+        covariance(before),
+        jax.ops.segment_sum(scores, owner, num),
     )
+
+
+def lower_root(root: Float[Array, "state any"]) -> Float[Array, "state state"]:
+    """Return a square root of `root root^T`, lower triangular."""
+    size, width = root.shape
+    if width < size:
+        root = jnp.concatenate([root, jnp.zeros((size, size - width), root.dtype)], 1)
+    return jnp.linalg.qr(root.T, mode="r").T
+
+
+def updated(
+    decoder: LinearDecoder,
+    mean: Float[Array, " state"],
+    root: Float[Array, "state state"],
+    y: Float[Array, " sensors"],
+    mask: Array,
+    errors: Array | None,
+) -> tuple[tuple[Array, Array], Float[Array, ""]]:
+    """Return mean and root given what is seen, and the log-density of this."""
+    rows, noise = decoder.observed(mask, errors)
+    whiten = jnp.linalg.cholesky(noise)
+    white = lambda b: jax.scipy.linalg.solve_triangular(whiten, b, lower=True)
+    error = white(jnp.where(mask, y - decoder.mean(mean), 0))
+    num, size = rows.shape
+    eye, zero = jnp.eye(num, dtype=mean.dtype), jnp.zeros((size, num), mean.dtype)
+    both = jnp.block([[eye, white(rows @ root)], [zero, root]])
+    found = lower_root(both)
+    factor, gain, kept = found[:num, :num], found[num:, :num], found[num:, num:]
+    left = jax.scipy.linalg.solve_triangular(factor, error, lower=True)
+    logs = jnp.log(jnp.abs(jnp.diagonal(factor))) + jnp.log(jnp.diagonal(whiten))
+    score = -0.5 * left @ left - jnp.sum(logs)
+    score = score - 0.5 * jnp.log(2 * jnp.pi) * jnp.sum(mask)
+    return (mean + gain @ left, kept), score
 
 
 def evidence_by_innovations(
@@ -85,12 +137,27 @@ def evidence_by_innovations(
         log p(y) = sum_i log N(y_i; H m_i + d, H P_i H^T + R)
 
     The filter goes from observation to observation, with coefficients that are
-    constant. No term is larger than an innovation: digits are kept where values are far
-    from the offset, or the noise is small, and the sum over messages would lose them.
+    constant. No term is larger than an innovation, and covariances are kept by their
+    roots: digits are kept where values are far from the offset, or the noise is small,
+    and the sum over messages would lose them. Derivatives are those of the filter by
+    covariances, since a root has none where a covariance is singular.
 
     Source:
-        Schweppe (1965); the covariance's update, Bucy and Joseph (1968).
+        Schweppe (1965); Kaminski, Bryson and Schmidt (1971); the covariance's update,
+        Bucy and Joseph (1968).
     """
+    by_roots = jax.lax.stop_gradient(_evidence(model, series, by_roots=True))
+    found = _evidence(model, series, by_roots=False)
+    moved = found - jax.lax.stop_gradient(found)
+    return by_roots + jnp.where(jnp.isfinite(moved), moved, 0)
+
+
+def _evidence(
+    model: AbstractLatentSDE,
+    series: Series,
+    *,
+    by_roots: bool,
+) -> Float[Array, ""]:
     decoder = model.decoder
     assert isinstance(decoder, LinearDecoder)
     dtype = series.ys.dtype
@@ -101,16 +168,19 @@ def evidence_by_innovations(
         inputs = jnp.concatenate([inputs[:1], inputs[:-1]])
     axes = (0, 0, None if inputs is None else 0)
     gaps = jax.vmap(model.linear.transition, axes)(before, series.ts - before, inputs)
-    law = model.linear.initial
+    law = cast(model.linear.initial, dtype)
 
     def forward(carry: tuple[Array, Array], xs: tuple):
-        step, y, mask, errors = xs
+        step, *seen = xs
         mean = step.matrix @ carry[0] + step.offset
+        if by_roots:
+            root = jnp.concatenate([step.matrix @ carry[1], step.root], axis=1)
+            return updated(decoder, mean, lower_root(root), *seen)
         covariance = step.matrix @ carry[1] @ step.matrix.T + step.covariance
-        told = innovated(decoder, mean, covariance, y, mask, errors)
+        told = innovated(decoder, mean, covariance, *seen)
         return told[:2], told[2]
 
-    start = (law.mean.astype(dtype), law.covariance.astype(dtype))
+    start = (law.mean, lower_root(law.root) if by_roots else law.covariance)
     xs = (gaps, series.ys, series.mask, series.errors)
     return jnp.sum(jax.lax.scan(forward, start, xs)[1])
 
@@ -139,7 +209,6 @@ def innovated(
 
 def kalman_filter(
     model: AbstractLatentSDE,
-    anchored: Anchored,
     series: Series,
     grid: Grid,
     *,
@@ -147,7 +216,7 @@ def kalman_filter(
     key: PRNGKeyArray,
 ) -> Filtered:
     """Return a linear model's filter, particles drawn from each node's exact law."""
-    laws = kalman_laws(model, anchored, series, grid)
+    laws = kalman_laws(model, series, grid)
     keys = jax.random.split(key)
     dtype = series.ys.dtype
 
@@ -171,11 +240,11 @@ def kalman_filter(
 
 
 def kalman_predictions(
-    model: AbstractLatentSDE, anchored: Anchored, series: Series, grid: Grid
+    model: AbstractLatentSDE, series: Series, grid: Grid
 ) -> Predictions:
     """Return a linear model's one-step-ahead predictions, exact."""
     assert isinstance(model.decoder, LinearDecoder)
-    laws = kalman_laws(model, anchored, series, grid)
+    laws = kalman_laws(model, series, grid)
     dtype, at = series.ys.dtype, grid.nodes
     mean, variance = jax.vmap(model.decoder.law)(
         laws.predicted_mean[at].astype(dtype),

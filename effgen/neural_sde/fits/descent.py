@@ -75,7 +75,8 @@ def minimized(
     from scipy.optimize import minimize
 
     scale = np.asarray(units)
-    first, _ = sloped(loss, np.asarray(start))
+    first, slope = sloped(loss, np.asarray(start))
+    begins = np.isfinite(first) and np.all(np.isfinite(slope))
     wall = first + _FAR * (1 + abs(first))
 
     def told(z: Slope) -> tuple[float, Slope]:
@@ -94,7 +95,8 @@ def minimized(
     left = 0.5 * found.jac @ found.hess_inv @ found.jac
     converged = found.success or (found.nit < max_steps and 0 <= left < _NEAR)
     x = jnp.asarray(scale * found.x)
-    return Minimum(x, float(found.fun), int(found.nit), bool(converged))
+    # A search that cannot begin ends at once, with the slope of zero that it was told.
+    return Minimum(x, float(found.fun), int(found.nit), bool(begins and converged))
 
 
 def units_of(loss: Loss, is_log: Array, start: Array) -> Array:

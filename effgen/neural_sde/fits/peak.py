@@ -14,6 +14,7 @@ from effgen.core.contract.counts import check_count
 from effgen.neural_sde.answering.draws import is_exact, linear_evidence, num_steps_of
 from effgen.neural_sde.answering.posteriors import posterior
 from effgen.neural_sde.data.clock import clock_of
+from effgen.neural_sde.data.frames import check_aligned
 from effgen.neural_sde.data.series import Series
 from effgen.neural_sde.filters import cautions
 from effgen.neural_sde.modeling.anchors import cast
@@ -117,6 +118,8 @@ def maximum(
         )
     check_positive("prior_scale", prior_scale)
     check_count("max_steps", max_steps)
+    for name, given in (("ys", ys), ("errors", errors)):
+        check_aligned(ts, given, name)
     with jax.enable_x64(True):  # noqa: FBT003
         wide = cast(dataclasses.replace(model, message_dtype=None), jnp.float64)
         values = np.asarray(ys, np.float64)

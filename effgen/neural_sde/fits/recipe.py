@@ -18,6 +18,7 @@ from effgen.core.outcome.results import TrainingError
 from effgen.core.running.verbs import fit
 from effgen.neural_sde.bounds.trainer import LatentSDETrainer
 from effgen.neural_sde.data.grid import usual_gap
+from effgen.neural_sde.modeling.checks import check_rounding
 from effgen.neural_sde.modeling.model import LatentSDE
 from effgen.neural_sde.modeling.structure import Structure
 
@@ -34,7 +35,6 @@ _MOST_STRUCTURES, _NUM_ORIGINS = 3, 6
 _NUM_DRAWN = 16  # models of a structure
 _NETWORK = 0.5
 _BEHIND = 5.0  # nats: such a structure would have a weight below one percent
-_MOST_ROUNDED = 0.01  # of the range of values: the step between numbers
 _RETURNING = ("matern", "cycle", "car")
 
 
@@ -156,12 +156,7 @@ def _check_ranges(low: np.ndarray, high: np.ndarray, where: str) -> None:
             f"`ys` does not vary in column {constant[0]} {where}: nothing determines "
             "its scale. Leave the column out, or pass a longer record."
         )
-    steps = np.spacing(size.astype(jnp.result_type(float)))
-    for i in np.flatnonzero(steps > _MOST_ROUNDED * spread):
-        raise ValueError(
-            f"`ys` is up to {size[i]:.6g} in column {i} and varies by {spread[i]:.3g}, "
-            f"which {steps.dtype} rounds: subtract the mean, in float64."
-        )
+    check_rounding(low, high)
 
 
 def check_structures(structures: Any) -> None:

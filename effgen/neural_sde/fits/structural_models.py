@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from effgen.neural_sde.data.clock import Clock, clock_of
-from effgen.neural_sde.data.frames import as_values
+from effgen.neural_sde.data.frames import as_values, check_aligned
 from effgen.neural_sde.data.grid import usual_gap
 from effgen.neural_sde.data.series import (
     as_series,
@@ -15,6 +15,7 @@ from effgen.neural_sde.data.series import (
     check_values,
 )
 from effgen.neural_sde.filters import cautions
+from effgen.neural_sde.modeling.checks import check_rounding
 from effgen.neural_sde.modeling.model import LatentSDE
 from effgen.neural_sde.modeling.parts import Cycle, Measures, Periodic, Season
 from effgen.neural_sde.modeling.structure import Structure
@@ -69,6 +70,7 @@ def structural(
             f"`structure` is a {type(structure).__name__}: pass a sum of parts, such "
             "as `level() + season(1.0)`."
         )
+    check_aligned(ts, ys, "ys")
     clock = clock_of(ts, unit)
     ts = ts if clock is None else clock.numbers(ts)
     ts, ys = (np.asarray(x) for x in (ts, as_values(ys)))
@@ -85,6 +87,10 @@ def structural(
     empty = np.flatnonzero(np.all(np.isnan(flat), axis=0))
     if len(empty):
         raise ValueError(f"`ys` has no value in column {empty[0]}: leave it out.")
+    if likelihood is None:
+        given = np.asarray(ys, np.float64).reshape(flat.shape)
+        given = np.where(np.isfinite(flat), given, np.nan)
+        check_rounding(np.nanmin(given, axis=0), np.nanmax(given, axis=0))
     rows = _rows(loadings, flat.shape[1])
     own = np.nanstd(flat, axis=0)
     spread = _spread(flat, own, rows)

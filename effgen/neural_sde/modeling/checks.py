@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import Float
 
 from effgen.core.outcome.results import RunWarning
 from effgen.neural_sde.data.clock import warn_of_rounded
@@ -31,6 +32,8 @@ from .model import LatentSDE
 
 _NUM_POINTS = 16
 _MOST_NATS = 0.1
+_MOST_ROUNDED = 0.01  # of the range of values: the step between numbers
+_LARGEST_STEP = 0.5  # between numbers, in deviations of the noise
 
 
 def check_batch(model: LatentSDE, batch: Any) -> None:
@@ -166,6 +169,16 @@ def _check_precision(model: LatentSDE, ys: np.ndarray, there: np.ndarray) -> Non
     most = np.max(np.abs(away), initial=0.0, where=there.reshape(away.shape))
     dtype = model.message_dtype or jax.dtypes.canonicalize_dtype(np.float64)
     nats = float(jnp.finfo(dtype).eps) * most**2 / 4
+    largest = np.max(np.abs(ys), initial=0.0, where=there)
+    step = float(np.spacing(np.asarray(largest, jnp.result_type(float))))
+    if step > _LARGEST_STEP * scale.min():
+        warnings.warn(
+            f"values are up to {largest:.6g}, where {jnp.result_type(float)} has steps "
+            f"of {step:.2g}, and the noise's `scale` is {scale.min():.2g}: values are "
+            "rounded. Subtract their mean, in float64.",
+            RunWarning,
+            stacklevel=5,
+        )
     if nats > _MOST_NATS:
         warnings.warn(
             f"values are up to {most:.3g} deviations of the noise from the decoder's "
@@ -174,6 +187,19 @@ def _check_precision(model: LatentSDE, ys: np.ndarray, there: np.ndarray) -> Non
             "`jax_enable_x64`).",
             RunWarning,
             stacklevel=5,
+        )
+
+
+def check_rounding(
+    low: Float[np.ndarray, " sensors"], high: Float[np.ndarray, " sensors"]
+) -> None:
+    """Raise `ValueError` for columns whose range our precision does not resolve."""
+    size, spread = np.maximum(np.abs(low), np.abs(high)), high - low
+    steps = np.spacing(size.astype(jnp.result_type(float)))
+    for i in np.flatnonzero((steps > _MOST_ROUNDED * spread) & (spread > 0)):
+        raise ValueError(
+            f"`ys` is up to {size[i]:.6g} in column {i} and varies by {spread[i]:.3g}, "
+            f"which {steps.dtype} rounds: subtract the mean, in float64."
         )
 
 

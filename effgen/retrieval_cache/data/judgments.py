@@ -36,7 +36,8 @@ _ELSEWHERE: tuple[Columns, ...] = (
 
 # What columns of negatives are called in one format or another.
 _NEGATIVES = re.compile(
-    r"(hard_)?(neg|negative)(s|_ctxs|_docs|_passages|_texts)?(_?\d+)?", re.IGNORECASE
+    r"(hard[_ ]?)?(neg|negative)(s|[_ ](ctx|doc|passage|text)s?)?([_ ]?\d+)?",
+    re.IGNORECASE,
 )
 
 _UNSTATED = "not stated: that of its source"
@@ -309,7 +310,8 @@ def _check_read(record: Mapping[str, Any], names: tuple[str, ...]) -> None:
 
 
 def _has_text(field: Any) -> bool:
-    several = field if isinstance(field, list | tuple) else [field]
+    single = isinstance(field, str | Mapping) or not hasattr(field, "__iter__")
+    several = [field] if single else field
     return any(isinstance(x, str | dict) for x in several)
 
 

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from effgen.core.data.ragged import whole
@@ -140,6 +141,9 @@ def as_numbers(ids: Int[Any, "*any"]) -> Int[Array, "*any"]:
     One past 32 bits becomes the greatest, and one below zero -1: neither is to become
     another document's.
     """
+    if isinstance(ids, np.ndarray):  # of 64 bits, which JAX would wrap around
+        least = -1 if ids.dtype.kind == "i" else 0
+        ids = np.clip(ids, least, np.iinfo(np.int32).max).astype(np.int32)
     given = jnp.asarray(ids)
     own, kept = jnp.iinfo(given.dtype), jnp.iinfo(jnp.int32)
     least, most = max(-1, int(own.min)), min(int(kept.max), int(own.max))

@@ -50,12 +50,14 @@ class Rows(NamedTuple):
         if not hasattr(ids, "shape"):
             rows: Any = [np.atleast_1d(np.asarray(row)).ravel() for row in ids]
             _check_integers(name, [row for row in rows if row.size])
+            rows = [_in_32_bits(row) for row in rows]
             if gains is None:
                 return cls(name, rows, None)
             gains, ids = _filled(gains, rows, -1.0), padded(rows)
         found = np.asarray(ids)
         found = found[:, None] if found.ndim == 1 else found
         _check_integers(name, [found])
+        found = _in_32_bits(found)
         if gains is None:
             return cls(name, found, None)
         gains = np.asarray(gains)
@@ -124,6 +126,11 @@ class Rows(NamedTuple):
             ids = padded(ids, _power(max(map(len, ids), default=1)))
         gains = None if self.gains is None else jnp.asarray(self.gains[cut])
         return Relevant(jnp.asarray(ids), gains)
+
+
+def _in_32_bits(numbers: np.ndarray) -> np.ndarray:
+    """Return numbers with -1 for all below zero: of 64 bits they would wrap around."""
+    return np.maximum(numbers, -1) if numbers.dtype.kind == "i" else numbers
 
 
 def padded(

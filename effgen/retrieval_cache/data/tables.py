@@ -75,6 +75,7 @@ def cells(path: Path, is_header: Callable[[str], bool]) -> Iterator[tuple[int, C
     Raises:
         ValueError: For a broken row, with file and line.
     """
+    csv.field_size_limit(2**31 - 1)  # documents may be longer than the default
     with opened(path) as file:
         first = next(_decoded(path, file.readline), "")
     separator = "\t" if ending(path) == ".tsv" else ","

@@ -280,6 +280,39 @@ def test_a_long_record_of_held_inputs_is_simulated_to_its_end():
     np.testing.assert_allclose(found[:, 0], ends, atol=1e-6)
 
 
+def test_a_simulation_continues_samples_as_the_data_do():
+    ts = np.arange(11.0)
+    u = np.random.default_rng(0).normal(size=(11, 1))
+    ys = np.concatenate([[0], np.cumsum(u[:-1, 0])])[:, None]
+    problem = co.Problem(lambda t, x, u, p, nets: u, (ts, ys, u), hold="previous")
+    given = co.Trajectory(ts, np.full((11, 1), np.nan), u)
+    found = co.simulate(problem, co.Model({}, None), [0.0], ts, given)
+    np.testing.assert_allclose(found, ys, atol=1e-7)
+    linear = given._replace(hold="linear")
+    found = co.simulate(problem, co.Model({}, None), [0.0], ts, linear)[-1, 0]
+    np.testing.assert_allclose(found, np.trapezoid(u[:, 0], ts), atol=1e-7)
+    with pytest.raises(TypeError, match="is a `Trajectory`: `simulate` takes it"):
+        co.integrate(problem, co.Model({}, None), [0.0], ts, given)
+
+
+def test_inputs_that_move_faster_than_a_grid_are_resolved_or_refused():
+    fast = lambda t: np.array([np.sin(2 * np.pi * 50 * np.asarray(t)) ** 2])
+    ts = np.linspace(0, 2, 201)
+    given = co.Trajectory(ts, (ts / 2)[:, None], fast)
+    problem = co.Problem(lambda t, x, u, p, nets: u, given)
+    model = co.Model({}, None)
+    found = co.simulate(problem, model, [0.0], ts, given)[-1, 0]
+    np.testing.assert_allclose(found, 1, rtol=3e-3)  # half of 2 units of time
+    _, values = knots(problem.data[0])
+    assert values.max() > 0.98
+    level = co.transcribe(problem, intervals=10)
+    states = co.extrapolation(problem, model, level.guess()).states[0]
+    np.testing.assert_allclose(states[-1, 0], 1, rtol=1e-2)
+    faster = given._replace(inputs=lambda t: fast(np.asarray(t) * 1e4))
+    with pytest.raises(ValueError, match="pass samples at the times where it turns"):
+        co.simulate(problem, model, [0.0], ts, faster)
+
+
 def test_windows_keep_holds_and_jumps():
     problem = co.Problem(driven, KINDS["held"]())
     first = co.windows(problem, (0.5, 1.0))[0].data[0]

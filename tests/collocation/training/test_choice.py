@@ -9,6 +9,7 @@ import scipy.integrate
 
 import effgen as eg
 from effgen import collocation as co
+from effgen.collocation.training.weights_prior import _with_precision
 
 
 KEY = jax.random.key(0)
@@ -309,3 +310,20 @@ def test_what_cannot_be_chosen_is_named(deviation):
             co.Deviation(1, key=KEY, **settings)
     with pytest.raises(ValueError, match=r"`x` has shape \(1,\): pass \(2,\)"):
         co.Deviation(2, key=KEY)(jnp.ones(1))
+
+
+def test_a_decay_is_the_prior_of_weights_where_outputs_have_unequal_samples():
+    rng, ts = np.random.default_rng(1), np.linspace(0, 6, 121)
+    ys = np.full((121, 2), np.nan)
+    ys[:, 0] = np.sin(ts) + 0.02 * rng.normal(size=121)
+    ys[::12, 1] = np.exp(-0.5 * ts[::12]) + 0.3 * rng.normal(size=11)
+    law = lambda t, x, u, p, nets: jnp.stack([nets(t), -p["k"] * x[1]])
+    network = co.GaussianProcess(ts, num_points=12, lengthscale=1.5)
+    problem = co.Problem(law, (ts, ys), weight_decay=1e-4)
+    level = co.transcribe(problem, intervals=12, stages=4)
+    trainer = co.CollocationTrainer(tol=1e-9)
+    state = trainer.init(co.Model({"k": 0.5}, network), level.guess())
+    state, _ = eg.fit(trainer, state, [level], key=KEY)
+    found = co.evidence(level, state)
+    again = _with_precision(level, found.precision, found.noise, 0.0)
+    np.testing.assert_allclose(again.problem.weight_decay, 1e-4, rtol=1e-6)

@@ -120,3 +120,57 @@ def test_an_ensemble_goes_on_without_what_fails():
         pytest.raises(eg.TrainingError),
     ):
         co.ensemble(trainer, models[:1], [level], key=KEY)
+
+
+def turning(t, x, u, p, nets):
+    return jnp.stack([x[1], -x[0]])
+
+
+def extrapolated(problem, model=None, **settings):
+    model = co.Model({}, None) if model is None else model
+    guess = co.transcribe(problem, intervals=40).guess()
+    return co.extrapolation(problem, model, guess, **settings)
+
+
+def test_errors_do_not_depend_on_the_unit_of_the_states():
+    ts = np.linspace(0, 20, 101)
+    ys = np.stack([np.cos(ts), -np.sin(ts)], axis=1)
+    for unit in (1.0, 1e-8, 1e8):
+        problem = co.Problem(turning, (ts, unit * ys))
+        assert extrapolated(problem).errors.max() < 1e-3
+        found = co.simulate(problem, co.Model({}, None), unit * ys[0], ts)
+        np.testing.assert_allclose(found, unit * ys, atol=1e-6 * unit)
+
+
+def test_a_start_that_is_not_measured_is_inferred_or_asked_for():
+    ts = np.linspace(0, 20, 101)
+    first = lambda t, x, u, p, nets: x[:1]
+    seen = (ts, 3 * np.cos(ts)[:, None])
+    found = extrapolated(co.Problem(turning, seen, observe=first, num_states=2))
+    np.testing.assert_allclose(found.states[0][0], [3, 0], atol=0.3)
+    alone = lambda t, x, u, p, nets: jnp.stack([x[1], -x[0], -x[2]])
+    problem = co.Problem(alone, seen, observe=first, num_states=3)
+    with pytest.raises(ValueError, match="state 2 of trajectory 0 is not measured"):
+        extrapolated(problem)
+    found = extrapolated(problem, starts=[[3.0, 0.0, 1.0]])
+    assert found.errors.max() < 1e-3
+
+
+def test_a_simulation_that_fails_is_infinitely_far():
+    ts = np.linspace(0, 2, 21)
+    problem = co.Problem(lambda t, x, u, p, nets: x**2, (ts, np.ones((21, 1))))
+    found = extrapolated(problem)
+    assert np.isnan(found.errors).all()
+    assert np.isinf(found.distances).all()
+
+
+def test_samples_of_a_time_that_stands_twice_have_their_own_inputs():
+    ts = np.array([0.0, 1.0, 1.0, 2.0])
+    u = np.array([0.0, 0.0, 1.0, 1.0])[:, None]
+    observe = lambda t, x, u, p, nets: u
+    law = lambda t, x, u, p, nets: -x
+    initial = co.Initial([1.0])
+    problem = co.Problem(
+        law, (ts, u, u), observe=observe, num_states=1, initial=initial
+    )
+    np.testing.assert_allclose(extrapolated(problem).errors, 0, atol=1e-12)

@@ -168,3 +168,20 @@ def test_regimes_are_found_by_fitting():
     np.testing.assert_allclose(scales, [0.2, 2.0], rtol=0.25)
     told = np.asarray(found.filter(ts, ys).smoothed)[:, 0] > 0.5
     assert np.mean(told == calm) > 0.95
+
+
+def test_rates_and_scales_are_fitted_where_two_times_are_equal():
+    law = ns.Gaussian.independent(np.zeros(1), 1.0)
+    kinds = {
+        name: ns.LatentSDE(
+            ns.DiagonalSDE(0.5, 0.0, noise, law), ns.LinearDecoder([[1.0]], 0.2)
+        )
+        for name, noise in (("calm", 0.1), ("wild", 2.0))
+    }
+    begun = ns.Switching(kinds, 0.1)
+    ys, ts = np.random.default_rng(0).normal(size=10), np.arange(10.0)
+    ts[5] = ts[4]
+    start = float(begun.filter(ts, ys).log_evidence)
+    found, evidence = ns.fit_regimes(begun, ts, ys, num_starts=1)[:2]
+    assert float(evidence) > start + 1
+    assert not np.allclose(np.exp(found.log_rates)[0, 1], 0.1, rtol=1e-3)
