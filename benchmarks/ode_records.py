@@ -42,6 +42,7 @@ class Record(NamedTuple):
     intervals: int | None
     stages: int
     segments: tuple[int, ...]
+    num_seeds: int = 3
 
     def problem(self, rows: tuple[int, ...], weight_decay: float = 0.0) -> co.Problem:
         """Return the problem of the first `rows` of each trajectory."""
@@ -155,6 +156,7 @@ def runoff() -> Record:
         TRAINED - 1,
         2,
         (4, 16),
+        num_seeds=1,  # of networks: a tuned one takes minutes
     )
 
 

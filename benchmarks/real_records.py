@@ -42,7 +42,6 @@ from effgen.collocation.states.integration import (
 )
 
 
-SEEDS = (0, 1, 2)
 RATES, NUM_STEPS, EVERY = (1e-2, 3e-2, 1e-1), 300, 20
 STEPS = 20_000  # of a solver: a record of years has many
 
@@ -213,7 +212,7 @@ def main() -> None:
             "shooting, law": [shot(record, None)],
         }
         print(which, rows, flush=True)
-        for seed in SEEDS:
+        for seed in range(record.num_seeds):
             chosen = collocated(record, seed, chosen=True)
             rows.setdefault("collocation, chosen", []).append(chosen)
             through = shot(record, networks_of(record, seed))
