@@ -202,7 +202,7 @@ def blood() -> Record:
     )
     starts = np.array([[s.dose, 0.0] for s in subjects])
     own = lambda value: np.full(len(subjects), value)
-    centers = {"absorbed": 0.5, "cleared": -3.2, "volume": -0.7}
+    centers = {"absorbed": 0.0, "cleared": -3.0, "volume": -1.0}
     parameters = {name: own(value) for name, value in centers.items()}
     parameters |= {f"mean {name}": value for name, value in centers.items()}
     shared = lambda name: lambda p, nets: p[name] - p[f"mean {name}"]
