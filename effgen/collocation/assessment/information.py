@@ -2,12 +2,15 @@
 
 from typing import Any, NamedTuple
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 import scipy.sparse
 from jaxtyping import Bool, Float
 
+from effgen.collocation.modeling.misfits import influence
 from effgen.collocation.modeling.problem import names_of_model
 from effgen.collocation.program.elimination import (
     Eliminated,
@@ -24,6 +27,8 @@ from effgen.collocation.program.points import Limits, Point
 _OPEN = 1e-10
 _LEAST = 1e-20
 _NAMED = 0.1
+_ROUNDED = 1e-14  # of a curvature of one
+_KEPT = 1e-6  # of a direction, along weights with a prior
 
 
 class Information(NamedTuple):
@@ -77,34 +82,94 @@ def information(evaluator: Evaluator, limits: Limits, point: Point) -> Informati
     curvature = np.concatenate([np.zeros((len(eye), 0)), *parts], axis=1)
     curvature = (curvature + curvature.T) / 2
     sizes = np.maximum(np.abs(point.z), 1.0)[through.free]
+    jacobian = sample_jacobian(nlp, point.z)
+    along = lambda roots: np.concatenate(
+        [
+            np.zeros((*jacobian.model.shape[:2], 0)),
+            *(
+                jacobian.along(nlp, through.moved(roots[:, c]))
+                for c in columns(roots.shape[1])
+            ),
+        ],
+        axis=2,
+    )
+    residuals = np.asarray(sample_residuals(nlp, jnp.asarray(point.z)))
+    whole = _Curvature(
+        curvature,
+        np.sqrt(_decays(nlp)[through.free]),
+        _seen(nlp, along(eye), residuals),
+    )
     held = _held_rows(through, limits)
-    roots, _ = _inverse(curvature, sizes, held)
+    roots, _ = _inverse(whole, sizes, held)
     values = functions.constraints(point.z)
     active = _active_rows(through, limits, point, roots, values)
-    roots, left = _inverse(curvature, sizes, np.concatenate([held, active]))
-    jacobian = sample_jacobian(nlp, point.z)
-    found = [
-        jacobian.along(nlp, through.moved(roots[:, c])) for c in columns(roots.shape[1])
-    ]
-    shape = (*jacobian.model.shape[:2], 0)
-    residuals = np.asarray(sample_residuals(nlp, jnp.asarray(point.z)))
-    along = np.concatenate([np.zeros(shape), *found], axis=2)
-    return Information(through, roots, left, along, residuals)
+    roots, left = _inverse(whole, sizes, np.concatenate([held, active]))
+    return Information(through, roots, left, along(roots), residuals)
+
+
+class _Curvature(NamedTuple):
+    """The objective's curvature, and rows whose squares are parts of it.
+
+    `prior` is the root of each number's weight decay; `seen`, the samples' part.
+    """
+
+    whole: np.ndarray
+    prior: np.ndarray
+    seen: np.ndarray
+
+    def half(self, unit: np.ndarray) -> np.ndarray | None:
+        """Return `R` with `R^T R` the curvature in units; `None` where it has none.
+
+        Of a formed matrix small eigenvalues are lost as the square of what they are of
+        its root: on precise data those of the weights' prior.
+        """
+        rows = np.concatenate([self.seen * unit, np.diag(self.prior * unit)])
+        rest = self.whole * unit * unit[:, None] - rows.T @ rows
+        values, vectors = scipy.linalg.eigh((rest + rest.T) / 2)
+        if values.min(initial=0.0) < -_ROUNDED * len(unit):
+            return None
+        more = values > _ROUNDED * len(unit)
+        return np.concatenate([rows, (vectors[:, more] * np.sqrt(values[more])).T])
+
+
+def _decays(nlp: NLP) -> np.ndarray:
+    """Return the weight decay of each variable, zero of states and parameters."""
+    networks = eqx.filter(nlp.template.networks, eqx.is_inexact_array)
+    decays = nlp.problem.decays(nlp.template.networks)
+    pairs = zip(jax.tree.leaves(decays), jax.tree.leaves(networks), strict=True)
+    own = [np.full(np.size(weights), float(decay)) for decay, weights in pairs]
+    found = np.concatenate([np.zeros(0), *own])
+    num = len(nlp.ts) * nlp.problem.num_states + len(nlp.flat())
+    return np.concatenate([np.zeros(num - len(found)), found])
+
+
+def _seen(nlp: NLP, along: np.ndarray, residuals: np.ndarray) -> np.ndarray:
+    """Return the samples' rows, of misfits that are no squares by their curvature."""
+    scaled = residuals * np.sqrt(float(nlp.counted))
+    weights = np.maximum(influence(nlp.problem.misfit, scaled)[1], 0.0)
+    return (np.sqrt(weights)[..., None] * along).reshape(-1, along.shape[-1])
 
 
 def _inverse(
-    curvature: np.ndarray, sizes: np.ndarray, rows: np.ndarray
+    curvature: _Curvature, sizes: np.ndarray, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return roots of the inverse where rows stay, and what the curvature leaves open.
 
     In units in which each number alone has curvature one.
     """
-    diagonal = np.diag(curvature)
+    diagonal = np.diag(curvature.whole)
     seen = diagonal * sizes**2 > _LEAST
     unit = np.where(seen, 1 / np.sqrt(np.where(seen, diagonal, 1.0)), sizes)
     basis = _left_by(rows * unit)
-    scaled = basis.T @ (curvature * unit * unit[:, None]) @ basis
-    values, vectors = scipy.linalg.eigh((scaled + scaled.T) / 2)
+    half = curvature.half(unit)
+    if half is None:
+        scaled = basis.T @ (curvature.whole * unit * unit[:, None]) @ basis
+        values, vectors = scipy.linalg.eigh((scaled + scaled.T) / 2)
+    else:
+        _, roots, turned = scipy.linalg.svd(half @ basis)
+        values = np.zeros(basis.shape[1])
+        values[: len(roots)] = roots**2
+        vectors = turned.T
     most = np.abs(values).max(initial=0.0)
     if np.any(values < -1e-6 * most):
         raise ValueError(
@@ -112,7 +177,12 @@ def _inverse(
             "that the constraints leave free; pass `GaussNewton()` as `curvature`, or "
             "train on from another guess."
         )
-    told = values > _OPEN * max(most, _LEAST)
+    # What a prior tells is told, however little beside the data.
+    by_prior = np.sum(((curvature.prior * unit)[:, None] * (basis @ vectors)) ** 2, 0)
+    kept = np.sum(((curvature.prior > 0)[:, None] * (basis @ vectors)) ** 2, axis=0)
+    by_prior = np.where(kept > _KEPT, by_prior, 0.0)
+    told = (values > _OPEN * max(most, _LEAST)) | (by_prior > 0)
+    values = np.where(told, np.maximum(values, by_prior), values)
     there = unit[:, None] * (basis @ vectors)
     return there[:, told] / np.sqrt(values[told]), (basis @ vectors)[:, ~told]
 
