@@ -211,11 +211,11 @@ def test_models_are_compared_by_what_they_were_not_fitted_to():
 def test_since_is_a_time_of_the_record():
     days = np.arange("2024-01-01", "2024-01-05", dtype="datetime64[D]")
     seen = np.ones((1, 4), bool)
-    kept = _held_out(days, "2024-01-03", seen)
-    np.testing.assert_array_equal(kept, _held_out(np.arange(4.0), 2, seen))
+    kept = _held_out(days, "2024-01-03", seen, None)
+    np.testing.assert_array_equal(kept, _held_out(np.arange(4.0), 2, seen, None))
     for ts, since in ((days, 2.0), (np.arange(4.0), days[2])):
         with pytest.raises(TypeError, match="`since` is a"):
-            _held_out(ts, since, seen)
+            _held_out(ts, since, seen, None)
 
 
 def test_the_error_of_a_sum_is_that_of_dependent_terms():
