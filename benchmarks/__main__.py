@@ -43,7 +43,6 @@ SCRIPTS = (
     "learned_laws quarter_vehicle",
     "learned_laws pelts",
     "real_records",
-    "real_records",
     "robertson",
     "linear_solves",
     "guesses",

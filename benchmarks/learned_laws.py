@@ -12,7 +12,6 @@ counts forecast six years ahead, with a constant attack rate, and by evidence.
 import sys
 import time
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,31 +84,11 @@ def weighed(data, networks, *, pretrained):
     }
 
 
-class Forces(eqx.Module):
-    """Networks of one hidden layer of the spring and the damper, zero at rest."""
-
-    spring: co.Deviation
-    damper: co.Deviation
-
-    def __call__(self, deflection, speed):
-        beside = [
-            net(x) - net(jnp.zeros(()))
-            for net, x in ((self.spring, deflection), (self.damper, speed))
-        ]
-        catalog = (
-            quarter_vehicle.STIFFNESS * deflection + quarter_vehicle.DAMPING * speed
-        )
-        return catalog + quarter_vehicle.FORCE * sum(beside)
-
-
 def forces(seed):
+    """Return networks of one hidden layer of the spring and the damper."""
     keys = jax.random.split(jax.random.key(seed))
-    sizes = (quarter_vehicle.DEFLECTION, quarter_vehicle.VELOCITY)
-    nets = [
-        co.Deviation(1, LAYER, scale=size, key=key)
-        for size, key in zip(sizes, keys, strict=True)
-    ]
-    return co.Model({}, Forces(*nets))
+    nets = [co.Deviation(1, LAYER, key=key) for key in keys]
+    return co.Model({}, quarter_vehicle.Forces(*nets))
 
 
 def vehicle(seed):

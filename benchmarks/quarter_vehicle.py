@@ -80,7 +80,7 @@ class Forces(eqx.Module):
     damper: eqx.Module
 
     def __call__(self, deflection, speed):
-        at = lambda net, x: (net(x[None]) - net(jnp.zeros(1)))[0]
+        at = lambda net, x: jnp.reshape(net(x[None]) - net(jnp.zeros(1)), ())
         found = at(self.spring, deflection / DEFLECTION) + at(
             self.damper, speed / VELOCITY
         )

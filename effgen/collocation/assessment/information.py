@@ -94,42 +94,47 @@ def information(evaluator: Evaluator, limits: Limits, point: Point) -> Informati
         axis=2,
     )
     residuals = np.asarray(sample_residuals(nlp, jnp.asarray(point.z)))
-    whole = _Curvature(
-        curvature,
-        np.sqrt(_decays(nlp)[through.free]),
-        _seen(nlp, along(eye), residuals),
-    )
+    weights = np.maximum(pulls(nlp, residuals)[1], 0.0)
+    seen = (np.sqrt(weights)[..., None] * along(eye)).reshape(-1, len(eye))
+    whole = _in_units(curvature, sizes, np.sqrt(_decays(nlp)[through.free]), seen)
     held = _held_rows(through, limits)
-    roots, _ = _inverse(whole, sizes, held)
+    roots, _ = _inverse(whole, held)
     values = functions.constraints(point.z)
     active = _active_rows(through, limits, point, roots, values)
-    roots, left = _inverse(whole, sizes, np.concatenate([held, active]))
+    roots, left = _inverse(whole, np.concatenate([held, active]))
     return Information(through, roots, left, along(roots), residuals)
 
 
 class _Curvature(NamedTuple):
-    """The objective's curvature, and rows whose squares are parts of it.
+    """The objective's curvature in units in which each number alone has one.
 
-    `prior` is the root of each number's weight decay; `seen`, the samples' part.
+    `half` is `R` with `R^T R` the curvature, or `None` where it has no such root. Of a
+    formed matrix small eigenvalues are lost as the square of what they are of its root:
+    on precise data those of the weights' prior, whose root is `prior`.
     """
 
+    unit: np.ndarray
     whole: np.ndarray
     prior: np.ndarray
-    seen: np.ndarray
+    half: np.ndarray | None
 
-    def half(self, unit: np.ndarray) -> np.ndarray | None:
-        """Return `R` with `R^T R` the curvature in units; `None` where it has none.
 
-        Of a formed matrix small eigenvalues are lost as the square of what they are of
-        its root: on precise data those of the weights' prior.
-        """
-        rows = np.concatenate([self.seen * unit, np.diag(self.prior * unit)])
-        rest = self.whole * unit * unit[:, None] - rows.T @ rows
-        values, vectors = scipy.linalg.eigh((rest + rest.T) / 2)
-        if values.min(initial=0.0) < -_ROUNDED * len(unit):
-            return None
+def _in_units(
+    curvature: np.ndarray, sizes: np.ndarray, prior: np.ndarray, seen: np.ndarray
+) -> _Curvature:
+    """Return the curvature, of which the squares of `prior` and of `seen` are parts."""
+    diagonal = np.diag(curvature)
+    there = diagonal * sizes**2 > _LEAST
+    unit = np.where(there, 1 / np.sqrt(np.where(there, diagonal, 1.0)), sizes)
+    whole = curvature * unit * unit[:, None]
+    rows = np.concatenate([seen * unit, np.diag(prior * unit)])
+    rest = whole - rows.T @ rows
+    values, vectors = scipy.linalg.eigh((rest + rest.T) / 2)
+    half = None
+    if values.min(initial=0.0) >= -_ROUNDED * len(unit):
         more = values > _ROUNDED * len(unit)
-        return np.concatenate([rows, (vectors[:, more] * np.sqrt(values[more])).T])
+        half = np.concatenate([rows, (vectors[:, more] * np.sqrt(values[more])).T])
+    return _Curvature(unit, whole, prior * unit, half)
 
 
 def _decays(nlp: NLP) -> np.ndarray:
@@ -143,33 +148,25 @@ def _decays(nlp: NLP) -> np.ndarray:
     return np.concatenate([np.zeros(num - len(found)), found])
 
 
-def _seen(nlp: NLP, along: np.ndarray, residuals: np.ndarray) -> np.ndarray:
-    """Return the samples' rows, of misfits that are no squares by their curvature."""
-    scaled = residuals * np.sqrt(float(nlp.counted))
-    weights = np.maximum(influence(nlp.problem.misfit, scaled)[1], 0.0)
-    return (np.sqrt(weights)[..., None] * along).reshape(-1, along.shape[-1])
-
-
-def _inverse(
-    curvature: _Curvature, sizes: np.ndarray, rows: np.ndarray
+def pulls(
+    nlp: NLP, residuals: Float[np.ndarray, "samples outputs"]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return roots of the inverse where rows stay, and what the curvature leaves open.
+    """Return the first and second derivatives of the costs of samples' residuals."""
+    return influence(nlp.problem.misfit, residuals * np.sqrt(float(nlp.counted)))
 
-    In units in which each number alone has curvature one.
-    """
-    diagonal = np.diag(curvature.whole)
-    seen = diagonal * sizes**2 > _LEAST
-    unit = np.where(seen, 1 / np.sqrt(np.where(seen, diagonal, 1.0)), sizes)
+
+def _inverse(curvature: _Curvature, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return roots of the inverse where rows stay, and what is left open."""
+    unit, prior = curvature.unit, curvature.prior[:, None]
     basis = _left_by(rows * unit)
-    half = curvature.half(unit)
-    if half is None:
-        scaled = basis.T @ (curvature.whole * unit * unit[:, None]) @ basis
+    if curvature.half is None:
+        scaled = basis.T @ curvature.whole @ basis
         values, vectors = scipy.linalg.eigh((scaled + scaled.T) / 2)
-    else:
-        _, roots, turned = scipy.linalg.svd(half @ basis)
-        values = np.zeros(basis.shape[1])
-        values[: len(roots)] = roots**2
-        vectors = turned.T
+    else:  # it has more rows than columns, as each number has one of its prior
+        half = curvature.half @ basis
+        _, roots, turned = scipy.linalg.svd(half, full_matrices=False)
+        values, vectors = roots**2, turned.T
+    directions = basis @ vectors
     most = np.abs(values).max(initial=0.0)
     if np.any(values < -1e-6 * most):
         raise ValueError(
@@ -178,13 +175,13 @@ def _inverse(
             "train on from another guess."
         )
     # What a prior tells is told, however little beside the data.
-    by_prior = np.sum(((curvature.prior * unit)[:, None] * (basis @ vectors)) ** 2, 0)
-    kept = np.sum(((curvature.prior > 0)[:, None] * (basis @ vectors)) ** 2, axis=0)
+    by_prior = np.sum((prior * directions) ** 2, axis=0)
+    kept = np.sum(((prior > 0) * directions) ** 2, axis=0)
     by_prior = np.where(kept > _KEPT, by_prior, 0.0)
     told = (values > _OPEN * max(most, _LEAST)) | (by_prior > 0)
     values = np.where(told, np.maximum(values, by_prior), values)
-    there = unit[:, None] * (basis @ vectors)
-    return there[:, told] / np.sqrt(values[told]), (basis @ vectors)[:, ~told]
+    there = unit[:, None] * directions
+    return there[:, told] / np.sqrt(values[told]), directions[:, ~told]
 
 
 def _left_by(rows: np.ndarray) -> np.ndarray:

@@ -4,14 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from effgen.collocation.modeling.misfits import influence
 from effgen.collocation.program.curvature import GaussNewton
 from effgen.collocation.program.elimination import sample_residuals
 from effgen.collocation.program.evaluator import Evaluator
 from effgen.collocation.program.nlp import NLP
 from effgen.collocation.program.points import Limits, Point
 
-from .information import Information, information
+from .information import Information, information, pulls
 
 
 _FEWEST_LEFT = 0.5
@@ -28,14 +27,9 @@ def leverages(
     `W` their costs' second derivatives, one of squares.
     """
     counts = np.asarray(nlp.samples.mask).sum(0).astype(float)
-    weights = pulls(found, nlp)[1]
+    weights = pulls(nlp, found.residuals)[1]
     along = found.sensitivities
     return np.einsum("so,sor,sor->o", weights, along, along, optimize=True), counts
-
-
-def pulls(found: Information, nlp: NLP) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first and second derivatives of the costs of samples' residuals."""
-    return influence(nlp.problem.misfit, found.residuals * np.sqrt(float(nlp.counted)))
 
 
 def estimated(
@@ -54,7 +48,7 @@ def estimated(
         noise = np.broadcast_to(known, counts.shape).astype(float)
         return noise, float(np.sqrt(np.average(noise**2, weights=counts)))
     # Where nothing is measured the residual is zero, and so is the derivative.
-    squares = np.sum(pulls(found, nlp)[0] ** 2, axis=0)
+    squares = np.sum(pulls(nlp, found.residuals)[0] ** 2, axis=0)
     left, seen = counts - effective, counts > 0
     if np.any(left[seen] < _FEWEST_LEFT):
         output = int(np.argmax(seen & (left < _FEWEST_LEFT)))

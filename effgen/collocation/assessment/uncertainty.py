@@ -30,8 +30,8 @@ from effgen.collocation.program.transcription import (
 from effgen.collocation.states.solution import OTHER_MESH, same_mesh
 from effgen.core.contract.state import TrainState
 
-from .information import Information, information, open_names
-from .noise import estimated, leverages, pulls
+from .information import Information, information, open_names, pulls
+from .noise import estimated, leverages
 
 
 class Covariance(NamedTuple):
@@ -117,7 +117,7 @@ def covariance(
     )
     nominal = transcription.problem.nominal
     effective, counts = leverages(found, nlp)
-    weights, mask = pulls(found, nlp)[1], np.asarray(nlp.samples.mask)
+    weights, mask = pulls(nlp, found.residuals)[1], np.asarray(nlp.samples.mask)
     mean = np.sum(weights * mask, axis=0) / np.maximum(counts, 1)
     units = np.where(counts > 0, spread * asked / np.maximum(mean, 1e-300), np.nan)
     return Covariance(
@@ -159,7 +159,7 @@ def moments(
     `known` is the noise in units of the program's scale; `None` to estimate it.
     """
     spread, pooled = estimated(found, nlp, known)
-    weights = pulls(found, nlp)[1]
+    weights = pulls(nlp, found.residuals)[1]
     root = _root(found, spread, pooled, weights) / np.sqrt(float(nlp.counted))
     return (spread, *_moments(found, root, nlp))
 

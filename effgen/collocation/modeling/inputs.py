@@ -143,6 +143,12 @@ def jumps(trajectory: Trajectory) -> Float[np.ndarray, " jumps"]:
     return np.unique(times[(times > first + away) & (times < last - away)])
 
 
+def with_found_jumps(trajectory: Trajectory) -> Trajectory:
+    """Return a trajectory whose `jumps` are those found of its inputs too."""
+    found = (*trajectory.jumps, *found_jumps(trajectory))
+    return trajectory._replace(jumps=found)
+
+
 def found_jumps(trajectory: Trajectory) -> tuple[float, ...]:
     """Return where an input that is a function of the time jumps, by bisection.
 

@@ -25,7 +25,7 @@ from .constraints import (
 )
 from .doses import check_amount, checked_doses
 from .initial import Initial as Initial, checked_initial
-from .inputs import found_jumps
+from .inputs import with_found_jumps
 from .misfits import AbstractMisfit, Squares, check_misfit
 from .model import (
     Model as Model,
@@ -164,7 +164,7 @@ class Problem(eqx.Module):
         check_misfit(misfit, scaled=scale is not None)
         self.misfit, self.priors = misfit, checked_priors(priors)
         found = as_trajectories(data, hold)
-        self.data = tuple(t._replace(jumps=(*t.jumps, *found_jumps(t))) for t in found)
+        self.data = tuple(map(with_found_jumps, found))
         outputs = self.data[0].ys.shape[1]
         if num_states is None and observe is not None:
             raise ValueError("pass `num_states`, which `observe` does not tell.")

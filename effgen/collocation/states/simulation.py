@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from effgen.collocation.modeling.doses import check_amount, checked_doses, with_doses
-from effgen.collocation.modeling.inputs import found_jumps, jumps, knots
+from effgen.collocation.modeling.inputs import jumps, knots, with_found_jumps
 from effgen.collocation.modeling.model import Model, as_model
 from effgen.collocation.modeling.phases import (
     followers,
@@ -144,7 +144,7 @@ def _function_of(
         )
     hold = None if callable(inputs.inputs) else _hold(problem)
     (given,) = as_trajectories([inputs], hold if inputs.hold is None else None)
-    given = given._replace(jumps=(*given.jumps, *found_jumps(given)))
+    given = with_found_jumps(given)
     assert given.span is not None
     if given.doses:
         raise ValueError(

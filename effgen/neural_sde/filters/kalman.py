@@ -146,18 +146,6 @@ def evidence_by_innovations(
         Schweppe (1965); Kaminski, Bryson and Schmidt (1971); the covariance's update,
         Bucy and Joseph (1968).
     """
-    by_roots = jax.lax.stop_gradient(_evidence(model, series, by_roots=True))
-    found = _evidence(model, series, by_roots=False)
-    moved = found - jax.lax.stop_gradient(found)
-    return by_roots + jnp.where(jnp.isfinite(moved), moved, 0)
-
-
-def _evidence(
-    model: AbstractLatentSDE,
-    series: Series,
-    *,
-    by_roots: bool,
-) -> Float[Array, ""]:
     decoder = model.decoder
     assert isinstance(decoder, LinearDecoder)
     dtype = series.ys.dtype
@@ -169,20 +157,25 @@ def _evidence(
     axes = (0, 0, None if inputs is None else 0)
     gaps = jax.vmap(model.linear.transition, axes)(before, series.ts - before, inputs)
     law = cast(model.linear.initial, dtype)
+    xs = (gaps, series.ys, series.mask, series.errors)
 
-    def forward(carry: tuple[Array, Array], xs: tuple):
+    def by_roots(carry: tuple[Array, Array], xs: tuple):
         step, *seen = xs
         mean = step.matrix @ carry[0] + step.offset
-        if by_roots:
-            root = jnp.concatenate([step.matrix @ carry[1], step.root], axis=1)
-            return updated(decoder, mean, lower_root(root), *seen)
+        root = jnp.concatenate([step.matrix @ carry[1], step.root], axis=1)
+        return updated(decoder, mean, lower_root(root), *seen)
+
+    def by_covariances(carry: tuple[Array, Array], xs: tuple):
+        step, *seen = xs
+        mean = step.matrix @ carry[0] + step.offset
         covariance = step.matrix @ carry[1] @ step.matrix.T + step.covariance
         told = innovated(decoder, mean, covariance, *seen)
         return told[:2], told[2]
 
-    start = (law.mean, lower_root(law.root) if by_roots else law.covariance)
-    xs = (gaps, series.ys, series.mask, series.errors)
-    return jnp.sum(jax.lax.scan(forward, start, xs)[1])
+    value = jnp.sum(jax.lax.scan(by_roots, (law.mean, lower_root(law.root)), xs)[1])
+    found = jnp.sum(jax.lax.scan(by_covariances, (law.mean, law.covariance), xs)[1])
+    moved = found - jax.lax.stop_gradient(found)
+    return jax.lax.stop_gradient(value) + jnp.where(jnp.isfinite(moved), moved, 0)
 
 
 def innovated(
