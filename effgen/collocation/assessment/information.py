@@ -1,19 +1,19 @@
 """What the data tell at a solution: which directions, and how well."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 import scipy.sparse
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 
 from effgen.collocation.modeling.misfits import influence
 from effgen.collocation.modeling.problem import names_of_model
 from effgen.collocation.program.elimination import (
     Eliminated,
+    SampleJacobian,
     columns,
     eliminated,
     sample_jacobian,
@@ -21,14 +21,14 @@ from effgen.collocation.program.elimination import (
 )
 from effgen.collocation.program.evaluator import Evaluator
 from effgen.collocation.program.nlp import NLP
-from effgen.collocation.program.points import Limits, Point
+from effgen.collocation.program.points import Functions, Limits, Point
+
+from .bounds import active_rows, held_rows, pulled_units
+from .roots import Curvature, in_units, inverse
 
 
-_OPEN = 1e-10
-_LEAST = 1e-20
-_NAMED = 0.1
-_ROUNDED = 1e-14  # of a curvature of one
-_KEPT = 1e-6  # of a direction, along weights with a prior
+_NAMED = 0.1  # of the most that an open direction moves a number
+_LINKED = 1e3  # deviations that a number has alone, of one that moves with others
 
 
 class Information(NamedTuple):
@@ -41,6 +41,9 @@ class Information(NamedTuple):
         open: Directions that are not, each scaled to the sizes of what it moves.
         sensitivities: `J P L` of the samples' residuals.
         residuals: The samples' residuals.
+        slopes: The objective's slope at each of the model's numbers that a bound holds.
+        variances: The inverse curvature along each of these, were its bound not there;
+            zero where it is not told.
     """
 
     eliminated: Eliminated
@@ -48,6 +51,8 @@ class Information(NamedTuple):
     open: Float[np.ndarray, "free open"]
     sensitivities: Float[np.ndarray, "samples outputs told"]
     residuals: Float[np.ndarray, "samples outputs"]
+    slopes: Float[np.ndarray, " held"]
+    variances: Float[np.ndarray, " held"]
 
     def moved(self, factor: np.ndarray) -> Float[np.ndarray, "variables columns"]:
         """Return `P L factor`."""
@@ -67,74 +72,78 @@ def information(evaluator: Evaluator, limits: Limits, point: Point) -> Informati
     nlp, functions = evaluator.nlp, evaluator.functions()
     if functions.hessian is None or functions.hessian_pattern is None:
         raise ValueError("pass `ExactHessian()` or `GaussNewton()` as `curvature`.")
-    assert point.constraints is not None
     through = eliminated(nlp, functions, limits, point.z)
+    residuals = np.asarray(sample_residuals(nlp, jnp.asarray(point.z)))
+    jacobian = sample_jacobian(nlp, point.z)
+    curvature = _curvature(nlp, functions, through, point, (residuals, jacobian))
+    held = held_rows(through, limits)
+    first, _ = inverse(curvature, held)
+    numbers = _numbers(nlp, through)
+    most = np.maximum(np.abs(point.z), 1.0)
+    alone = curvature.unit[np.isin(through.free, numbers)]
+    most[numbers] = np.maximum(np.abs(point.z[numbers]), _LINKED * alone)
+    values = functions.constraints(point.z)
+    bounds, active = active_rows(through, limits, point, first, values, most)
+    rows = np.concatenate([held, pulled_units(through, bounds), active])
+    roots, left = inverse(curvature, rows)
+    along = _along(nlp, jacobian, through, roots)
+    own = np.flatnonzero(np.isin(bounds, numbers))
+    where = np.searchsorted(through.free, bounds[own])
+    let_go = [np.delete(rows, len(held) + k, axis=0) for k in own]
+    pairs = zip(let_go, where, strict=True)
+    variances = [np.sum(inverse(curvature, rest)[0][i] ** 2) for rest, i in pairs]
+    assert point.lower is not None
+    assert point.upper is not None
+    slopes = (point.lower + point.upper)[bounds[own]]
+    return Information(
+        through, roots, left, along, residuals, slopes, np.array(variances)
+    )
+
+
+def _curvature(
+    nlp: NLP,
+    functions: Functions,
+    through: Eliminated,
+    point: Point,
+    samples: tuple[np.ndarray, SampleJacobian],
+) -> Curvature:
+    """Return `P^T H P`, with the roots of its parts by samples and by priors."""
     pattern = functions.hessian_pattern
+    assert point.constraints is not None
+    assert functions.hessian is not None
+    assert pattern is not None
     values = functions.hessian(point.z, point.constraints, 1.0)
     shape = (len(point.z), len(point.z))
     half = scipy.sparse.coo_matrix((values, (pattern.rows, pattern.columns)), shape)
-    half = half.tocsr()
-    whole = half + scipy.sparse.tril(half, -1).T
+    whole = half.tocsr() + scipy.sparse.tril(half, -1).tocsr().T
     eye = np.eye(len(through.free))
     parts = [
         through.pulled(whole @ through.moved(eye[:, c])) for c in columns(len(eye))
     ]
     curvature = np.concatenate([np.zeros((len(eye), 0)), *parts], axis=1)
-    curvature = (curvature + curvature.T) / 2
-    sizes = np.maximum(np.abs(point.z), 1.0)[through.free]
-    jacobian = sample_jacobian(nlp, point.z)
-    along = lambda roots: np.concatenate(
-        [
-            np.zeros((*jacobian.model.shape[:2], 0)),
-            *(
-                jacobian.along(nlp, through.moved(roots[:, c]))
-                for c in columns(roots.shape[1])
-            ),
-        ],
-        axis=2,
-    )
-    residuals = np.asarray(sample_residuals(nlp, jnp.asarray(point.z)))
+    residuals, jacobian = samples
     weights = np.maximum(pulls(nlp, residuals)[1], 0.0)
-    seen = (np.sqrt(weights)[..., None] * along(eye)).reshape(-1, len(eye))
-    whole = _in_units(curvature, sizes, np.sqrt(_decays(nlp)[through.free]), seen)
-    held = _held_rows(through, limits)
-    roots, _ = _inverse(whole, held)
-    values = functions.constraints(point.z)
-    active = _active_rows(through, limits, point, roots, values)
-    roots, left = _inverse(whole, np.concatenate([held, active]))
-    return Information(through, roots, left, along(roots), residuals)
+    seen = np.sqrt(weights)[..., None] * _along(nlp, jacobian, through, eye)
+    sizes = np.maximum(np.abs(point.z), 1.0)[through.free]
+    prior = np.sqrt(_decays(nlp)[through.free])
+    symmetric = (curvature + curvature.T) / 2
+    return in_units(symmetric, sizes, prior, seen.reshape(-1, len(eye)))
 
 
-class _Curvature(NamedTuple):
-    """The objective's curvature in units in which each number alone has one.
-
-    `half` is `R` with `R^T R` the curvature, or `None` where it has no such root. Of a
-    formed matrix small eigenvalues are lost as the square of what they are of its root:
-    on precise data those of the weights' prior, whose root is `prior`.
-    """
-
-    unit: np.ndarray
-    whole: np.ndarray
-    prior: np.ndarray
-    half: np.ndarray | None
+def _along(
+    nlp: NLP, jacobian: SampleJacobian, through: Eliminated, roots: np.ndarray
+) -> Float[np.ndarray, "samples outputs told"]:
+    """Return how residuals move with what is free."""
+    start = np.zeros((*jacobian.model.shape[:2], 0))
+    parts = [
+        jacobian.along(nlp, through.moved(roots[:, c])) for c in columns(roots.shape[1])
+    ]
+    return np.concatenate([start, *parts], axis=2)
 
 
-def _in_units(
-    curvature: np.ndarray, sizes: np.ndarray, prior: np.ndarray, seen: np.ndarray
-) -> _Curvature:
-    """Return the curvature, of which the squares of `prior` and of `seen` are parts."""
-    diagonal = np.diag(curvature)
-    there = diagonal * sizes**2 > _LEAST
-    unit = np.where(there, 1 / np.sqrt(np.where(there, diagonal, 1.0)), sizes)
-    whole = curvature * unit * unit[:, None]
-    rows = np.concatenate([seen * unit, np.diag(prior * unit)])
-    rest = whole - rows.T @ rows
-    values, vectors = scipy.linalg.eigh((rest + rest.T) / 2)
-    half = None
-    if values.min(initial=0.0) >= -_ROUNDED * len(unit):
-        more = values > _ROUNDED * len(unit)
-        half = np.concatenate([rows, (vectors[:, more] * np.sqrt(values[more])).T])
-    return _Curvature(unit, whole, prior * unit, half)
+def _numbers(nlp: NLP, through: Eliminated) -> Int[np.ndarray, " numbers"]:
+    """Return the variables that are free numbers of the model."""
+    return through.free[through.free >= len(nlp.ts) * nlp.problem.num_states]
 
 
 def _decays(nlp: NLP) -> np.ndarray:
@@ -153,116 +162,6 @@ def pulls(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the first and second derivatives of the costs of samples' residuals."""
     return influence(nlp.problem.misfit, residuals * np.sqrt(float(nlp.counted)))
-
-
-def _inverse(curvature: _Curvature, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return roots of the inverse where rows stay, and what is left open."""
-    unit, prior = curvature.unit, curvature.prior[:, None]
-    basis = _left_by(rows * unit)
-    if curvature.half is None:
-        scaled = basis.T @ curvature.whole @ basis
-        values, vectors = scipy.linalg.eigh((scaled + scaled.T) / 2)
-    else:  # it has more rows than columns, as each number has one of its prior
-        half = curvature.half @ basis
-        _, roots, turned = scipy.linalg.svd(half, full_matrices=False)
-        values, vectors = roots**2, turned.T
-    directions = basis @ vectors
-    most = np.abs(values).max(initial=0.0)
-    if np.any(values < -1e-6 * most):
-        raise ValueError(
-            "the solution is no minimum: the objective curves down along a direction "
-            "that the constraints leave free; pass `GaussNewton()` as `curvature`, or "
-            "train on from another guess."
-        )
-    # What a prior tells is told, however little beside the data.
-    by_prior = np.sum((prior * directions) ** 2, axis=0)
-    kept = np.sum(((prior > 0) * directions) ** 2, axis=0)
-    by_prior = np.where(kept > _KEPT, by_prior, 0.0)
-    told = (values > _OPEN * max(most, _LEAST)) | (by_prior > 0)
-    values = np.where(told, np.maximum(values, by_prior), values)
-    there = unit[:, None] * directions
-    return there[:, told] / np.sqrt(values[told]), directions[:, ~told]
-
-
-def _left_by(rows: np.ndarray) -> np.ndarray:
-    """Return a basis of what keeps the rows at zero."""
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    rows = rows[norms[:, 0] > 0] / norms[norms[:, 0] > 0]
-    if not len(rows):
-        return np.eye(rows.shape[1])
-    return scipy.linalg.null_space(rows, rcond=1e-10)
-
-
-def _held_rows(through: Eliminated, limits: Limits) -> Float[np.ndarray, "rows free"]:
-    """Return the rows of equations between variables, and of states held fixed."""
-    num = through.rows.shape[0]
-    lower, upper = limits.constraints_lower, limits.constraints_upper
-    equal = (lower == upper)[len(lower) - num :]
-    return np.concatenate(
-        [_pulled(through, through.rows[equal]), _pulled_units(through, through.fixed)]
-    )
-
-
-def _pulled(through: Eliminated, rows: Any) -> np.ndarray:
-    return through.pulled(rows.toarray().T).T
-
-
-def _pulled_units(through: Eliminated, variables: np.ndarray) -> np.ndarray:
-    units = np.zeros((through.size, len(variables)))
-    units[variables, np.arange(len(variables))] = 1
-    return through.pulled(units).T
-
-
-def _active_rows(
-    through: Eliminated,
-    limits: Limits,
-    point: Point,
-    roots: np.ndarray,
-    values: np.ndarray,
-) -> Float[np.ndarray, "rows free"]:
-    """Return the rows of bounds and constraints that hold the solution back."""
-    z, rows = point.z, point.constraints
-    assert rows is not None
-    assert point.lower is not None
-    assert point.upper is not None
-    num = through.rows.shape[0]
-    variance, of_rows = np.zeros(len(z)), np.zeros(num)
-    for c in columns(roots.shape[1]):
-        moved = through.moved(roots[:, c])
-        variance += np.sum(moved**2, axis=1)
-        of_rows += np.sum((through.rows @ moved) ** 2, axis=1)
-    bounds = _beyond(z, limits.lower, limits.upper, point.lower, point.upper, variance)
-    first = len(rows) - num
-    lower, upper = limits.constraints_lower[first:], limits.constraints_upper[first:]
-    rows = rows[first:]
-    given = (values[first:], lower, upper, np.maximum(-rows, 0), np.maximum(rows, 0))
-    held = _beyond(*given, of_rows)
-    return np.concatenate(
-        [
-            _pulled_units(through, np.flatnonzero(bounds)),
-            _pulled(through, through.rows[held]),
-        ]
-    )
-
-
-def _beyond(
-    value: np.ndarray,
-    lower: np.ndarray,
-    upper: np.ndarray,
-    by_lower: np.ndarray,
-    by_upper: np.ndarray,
-    variance: np.ndarray,
-) -> Bool[np.ndarray, " values"]:
-    """Return what would be past a bound without it: multiplier against distance.
-
-    The multiplier times the inverse curvature is how far the value would go. Where that
-    tells little or nothing, the value's own size stands for the curvature.
-    """
-    most = np.maximum(np.abs(value), 1.0) ** 2
-    move = np.where(variance > 0, np.minimum(variance, most), most)
-    past = by_lower * move > np.maximum(value - lower, 0)
-    past |= by_upper * move > np.maximum(upper - value, 0)
-    return past & (lower < upper)
 
 
 def open_names(found: Information, nlp: NLP) -> list[str]:

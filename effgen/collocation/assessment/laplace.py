@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import numpy as np
+import scipy.special
 from jaxtyping import Float, Int, PyTree
 
 from effgen.collocation.modeling.misfits import Squares
@@ -28,7 +29,7 @@ from effgen.collocation.program.transcription import (
 from effgen.collocation.states.solution import OTHER_MESH, same_mesh
 from effgen.core.contract.state import TrainState
 
-from .information import information
+from .information import Information, information
 from .noise import leverages
 
 
@@ -72,13 +73,16 @@ def evidence(
 
         log p = -tau (SS / (2 sigma^2) + n log sigma) - sum of alpha |w|^2 / 2
                 - tau n costs / sigma^2 + sum of k log(alpha) / 2 - logdet(H) / 2
+                + sum of log(integral of exp(-g x - h x^2 / 2) dx / sqrt(2 pi))
 
     The sums are over groups of weights, the leaves of `weight_decay`. `H = tau J^T J /
     sigma^2 + diag(alpha)` over model and free starts, by Gauss and Newton, with the
     states eliminated. `costs` are what else the objective has, such as priors
-    of starts, whose curvature `H` has as well. For residuals correlated by `rho`,
-    `tau = (1 - rho) / (1 + rho)`. Further, `alpha = tau n weight_decay / sigma^2` and
-    `sigma^2 = tau SS / (tau n - leverage)`.
+    of starts, whose curvature `H` has as well. The last sum is over the model's numbers
+    at active bounds, which `H` leaves out: `x` is the distance from the bound, `g` and
+    `h` slope and curvature along one of them, the other bounds held. For residuals
+    correlated by `rho`, `tau = (1 - rho) / (1 + rho)`. Further, `alpha = tau n
+    weight_decay / sigma^2` and `sigma^2 = tau SS / (tau n - leverage)`.
 
     Arguments:
         transcription: The transcription that `state` was solved on.
@@ -135,6 +139,7 @@ def evidence(
     log = -tau * (squares / (2 * variance) + count * np.log(variance) / 2 + scales)
     # The weights' prior is one of the costs.
     log -= tau * count / variance * costs_of(nlp, point.z) + logdet / 2
+    log += _log_at_bounds(found, tau * count / variance)
     log += float(np.sum(num[num > 0] * np.log(precision[num > 0]))) / 2
     moments = np.sum(found.roots**2, axis=1) * variance / (tau * count)
     deviations = np.zeros(len(nlp.flat()))
@@ -152,6 +157,19 @@ def evidence(
         deviations,
         tuple(names_of_model(nlp.template)),
     )
+
+
+def _log_at_bounds(found: Information, precision: float) -> float:
+    """Return the sum over numbers at bounds of the log of `integral / sqrt(2 pi)`.
+
+    The integral is of `exp(-precision (slope x + x^2 / (2 variance)))`, from 0 on.
+    """
+    slopes, variances = precision * found.slopes, found.variances / precision
+    told = variances > 0
+    root = np.sqrt(np.where(told, variances, 1.0))
+    within = np.log(root / 2) + np.log(scipy.special.erfcx(slopes * root / np.sqrt(2)))
+    beyond = -np.log(slopes * np.sqrt(2 * np.pi))
+    return float(np.sum(np.where(told, within, beyond)))
 
 
 def _log_gram(roots: Float[np.ndarray, "free told"]) -> float:

@@ -1,8 +1,10 @@
-"""The evidence of a fit whose data are far more precise than the weights' prior."""
+"""The evidence of a fit: precise data, and parameters at their bounds."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+import scipy.integrate
 from jax.flatten_util import ravel_pytree
 
 import effgen as eg
@@ -36,3 +38,31 @@ def test_directions_that_only_the_prior_tells_count_on_precise_data():
     left = decay * np.sum(inverse[1:] ** 2)
     np.testing.assert_allclose(found.effective, 24 - left, rtol=1e-3)
     assert np.isfinite(co.covariance(level, state).model).all()
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e6, 1e-6])
+def test_a_parameter_at_its_bound_counts_by_what_is_inside(unit):
+    """A slope of 0.3, at least 0.31: the integral over the slope, by quadrature."""
+    ts = np.linspace(0, 1, 21)
+    ys = 0.3 * ts + 0.05 * np.random.default_rng(0).normal(size=21)
+    law = lambda t, x, u, p, nets: p["c"][None] * unit
+    problem = co.Problem(
+        law,
+        (ts, ys[:, None]),
+        initial=co.Initial([0.0]),
+        parameter_bounds=({"c": 0.31 / unit}, {"c": np.inf}),
+        scale=1.0,
+    )
+    level = co.transcribe(problem, intervals=2, stages=2)
+    trainer = co.CollocationTrainer(tol=1e-12)
+    state = trainer.init(co.Model({"c": 0.5 / unit}, None), level.guess())
+    state, _ = eg.fit(trainer, state, [level], key=jax.random.key(0))
+    np.testing.assert_allclose(state.model.parameters["c"] * unit, 0.31, rtol=1e-6)
+    found = co.evidence(level, state)
+    squares = lambda c: np.sum((ys - c * ts) ** 2)
+    variance = squares(0.31) / 21
+    np.testing.assert_allclose(found.noise[0] ** 2, variance, rtol=1e-6)
+    density = lambda c: np.exp((squares(0.31) - squares(c)) / (2 * variance))
+    inside = scipy.integrate.quad(density, 0.31, 1.0, points=[0.35, 0.4])[0] / unit
+    expected = np.log(inside / np.sqrt(2 * np.pi)) - 21 / 2 * (np.log(variance) + 1)
+    np.testing.assert_allclose(found.log_evidence, expected, rtol=1e-6)

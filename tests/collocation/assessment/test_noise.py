@@ -205,3 +205,22 @@ def test_bands_of_95_percent_hold_in_92_to_98_percent_of_200_data_sets():
         ends_in.append(error < 1.96 * found.states[-1])
     assert 0.92 <= np.mean(rates_in) <= 0.98
     assert 0.92 <= np.mean(ends_in) <= 0.98
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e7, 1e-7])
+def test_a_bound_of_zero_holds_in_any_unit_of_its_parameter(unit):
+    """A slope that would be a little below zero: nothing says how large it could be."""
+    ts = np.linspace(0, 1, 21)
+    ys = 1e-6 * ts + 0.01 * (-1.0) ** np.arange(21)
+    ys -= 2e-6 * ts + ts * (ts @ (ys - 1e-6 * ts)) / (ts @ ts)
+    law = lambda t, x, u, p, nets: p["c"][None] * unit
+    problem = co.Problem(
+        law,
+        (ts, ys[:, None]),
+        initial=co.Initial([0.0]),
+        parameter_bounds=(0.0, np.inf),
+        scale=1.0,
+    )
+    model = co.Model({"c": 0.5 / unit}, None)
+    found = co.covariance(*solved(problem, model, intervals=2, stages=2))
+    assert found.model[0, 0] == 0
