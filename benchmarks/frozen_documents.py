@@ -39,7 +39,7 @@ from effgen import retrieval_cache as rc
 
 HELD_OUT, ROUNDS = 1_000, 5
 NUM_TIMED = 60  # with fewer, what a run costs before its first step counts
-RATES, TEMPERATURES = (3e-4, 1e-3, 3e-3), (0.03, 0.05)
+RATES, TEMPERATURES = (3e-4, 1e-3, 3e-3, 1e-2), (0.02, 0.03, 0.05, 0.08)
 
 
 class Contestant(NamedTuple):
@@ -61,24 +61,18 @@ CONTESTANTS = {
 
 
 class Task(NamedTuple):
-    """Embedded documents, pairs of embedded queries, and two parts held out."""
+    """Embedded documents, pairs of embedded queries, and two parts held out.
+
+    `whole` is the index of all documents, `asked` that of what a query asks for.
+    """
 
     documents: np.ndarray
     pairs: rc.Pairs
     chosen: tuple[np.ndarray, rc.Relevant]
     tested: tuple[np.ndarray, rc.Relevant]
     told: dict[str, Any]
-
-    @property
-    def whole(self):
-        """All documents."""
-        return rc.Index.from_embeddings(self.documents)
-
-    @property
-    def asked(self):
-        """The documents that some training query asks for."""
-        ids = np.unique(self.pairs.ids)
-        return rc.Index.from_embeddings(self.documents[ids], ids=ids)
+    whole: Any
+    asked: Any
 
 
 def minilm(texts):
@@ -98,13 +92,16 @@ def task(kind, num_documents):
     documents = minilm(corpus.documents)
     ids = np.asarray([positives[0] for positives in train.relevant], np.int32)
     pairs = rc.Pairs(minilm(train.queries), documents[ids], ids)
+    asked = np.unique(ids)
     told = {"task": corpus.name, "digest": corpus.digest(), "pairs": len(ids)}
     return Task(
         documents,
         pairs,
         (minilm(choose.queries), rc.answers(choose)),
         (minilm(test.queries), rc.answers(test)),
-        told | {"asked": len(np.unique(ids))},
+        told | {"asked": len(asked)},
+        rc.Index.from_embeddings(documents),
+        rc.Index.from_embeddings(documents[asked], ids=asked),
     )
 
 
@@ -153,22 +150,23 @@ def seconds_per_step(given):
     return {n: statistics.median(t) / NUM_TIMED for n, t in times.items()}
 
 
-def entered(given, name, num_steps, seeds):
+def entered(given, name, num_steps, seeds, earlier):
     """Return what a contestant reaches: over the grid, and at its best by seed."""
-    chosen = {
-        (rate, temperature): trained(
-            given, name, num_steps, rate, temperature, 0, given.chosen
-        )
-        for rate in RATES
-        for temperature in TEMPERATURES
-    }
-    best = max(chosen, key=lambda setting: chosen[setting].mean())
+    chosen = dict(earlier.get("validation", {}))
+    grid = [(rate, temperature) for rate in RATES for temperature in TEMPERATURES]
+    for setting in grid:
+        if str(setting) not in chosen:
+            ranks = trained(given, name, num_steps, *setting, 0, given.chosen)
+            chosen[str(setting)] = float(ranks.mean())
+    best = max(grid, key=lambda setting: chosen[str(setting)])
+    if best == (earlier.get("rate"), earlier.get("temperature")):
+        return earlier | {"validation": chosen}
     runs = [
         trained(given, name, num_steps, *best, seed, given.tested)
         for seed in range(seeds)
     ]
     return {
-        "validation": {str(s): float(mrr.mean()) for s, mrr in chosen.items()},
+        "validation": chosen,
         "rate": best[0],
         "temperature": best[1],
         "mrr": [float(mrr.mean()) for mrr in runs],
@@ -215,8 +213,9 @@ def main(kind, budget=10.0, seeds=3, num_documents=16_000):
     measures = rc.evaluate(untrained, *given.tested, given.whole)
     figures["untrained"] = measures.means()["mrr"]
     for name in CONTESTANTS:
-        if name not in figures["arms"]:
-            arm = entered(given, name, figures["steps"][name], seeds)
+        earlier = figures["arms"].get(name, {})
+        if len(earlier.get("validation", {})) < len(RATES) * len(TEMPERATURES):
+            arm = entered(given, name, figures["steps"][name], seeds, earlier)
             figures["arms"][name] = arm
             figures["index_less_batches"] = compared(figures["arms"])
             measure.write(asked["name"], figures)
