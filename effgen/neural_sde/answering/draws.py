@@ -1,4 +1,4 @@
-"""Compiled answers of posteriors: draws, exact laws, and what would be observed."""
+"""Compiled answers of posteriors: draws, and what would be observed."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from jaxtyping import Array
 from effgen.core.weights import resample
 from effgen.neural_sde.bounds.objectives import anchored_on_grid, grid_of
 from effgen.neural_sde.bounds.paths import simulate
-from effgen.neural_sde.data.grid import Grid, steps_needed
+from effgen.neural_sde.data.grid import Grid
 from effgen.neural_sde.data.series import Series, last_seen
 from effgen.neural_sde.filters import cautions
 from effgen.neural_sde.filters.evidence import (
@@ -23,38 +23,24 @@ from effgen.neural_sde.filters.evidence import (
 )
 from effgen.neural_sde.filters.filtering import Filtered, particle_filter
 from effgen.neural_sde.filters.kalman import (
-    evidence_by_innovations,
     kalman_filter,
     kalman_predictions,
 )
 from effgen.neural_sde.filters.predictions import Predictions, predictions
 from effgen.neural_sde.filters.twisted import Smoothed, twisted_filter
-from effgen.neural_sde.linear_sdes.messages import marginals
 from effgen.neural_sde.modeling.anchors import PriorAnchor
 from effgen.neural_sde.modeling.model import LatentSDE
 from effgen.neural_sde.observing.decoders import LinearDecoder
 
 from .answers import Draws
-
-
-Index = Array | np.ndarray
-
-
-def is_exact(model: LatentSDE) -> bool:
-    """Return whether the model is linear and observed linearly: closed forms hold."""
-    return model.drift is None and model.diffusion is None and model.decoder.exact
-
-
-def from_time_to_time(model: LatentSDE) -> LatentSDE:
-    """Return a model without steps between times where one step is exact."""
-    if is_exact(model) and model.linear.time_invariant:
-        return dataclasses.replace(model, dt=np.inf)
-    return model
-
-
-def _linear(model: LatentSDE) -> LatentSDE:
-    """Return a linear model without what guides nonlinear ones."""
-    return dataclasses.replace(model, residual=None, anchor=PriorAnchor())
+from .exact import (
+    Index,
+    drawn_records,
+    from_time_to_time,
+    is_exact,
+    num_steps_of,
+    unguided,
+)
 
 
 def _guides(model: LatentSDE) -> tuple[LatentSDE, ...]:
@@ -64,12 +50,7 @@ def _guides(model: LatentSDE) -> tuple[LatentSDE, ...]:
     """
     if isinstance(model.anchor, PriorAnchor):
         return (model,)
-    return model, _linear(model)
-
-
-def num_steps_of(model: LatentSDE, series: Series) -> int:
-    """Return how many steps the longest series needs."""
-    return steps_needed(np.asarray(series.ts), dt=model.dt, t0=model.t0)
+    return model, unguided(model)
 
 
 def steps_of_paths(model: LatentSDE, series: Series, num_paths: int) -> int:
@@ -78,15 +59,6 @@ def steps_of_paths(model: LatentSDE, series: Series, num_paths: int) -> int:
     paths = num_paths * len(series.ts)
     cautions.of_many_steps(model.dt, steps, paths, model.num_states)
     return steps
-
-
-@eqx.filter_jit
-def linear_evidence(model: LatentSDE, series: Series, steps: int) -> Array:
-    """Return `log p(y)` of each anchored linear model."""
-    if is_exact(model) and model.linear.time_invariant:
-        return jax.vmap(lambda s: evidence_by_innovations(_linear(model), s))(series)
-    one = lambda s: anchored_on_grid(model, s, num_steps=steps, parallel=False)[0]
-    return jax.vmap(lambda s: one(s).guided.log_evidence)(series)
 
 
 @eqx.filter_jit
@@ -111,6 +83,26 @@ def draws_of(
         return _particle_draws(run, model, series, index, steps, num, key)
 
     return jax.vmap(one)(series, index, keys)
+
+
+def exact_records(
+    model: LatentSDE,
+    series: Series,
+    index: np.ndarray,
+    num: int,
+    keys: tuple[Array, Array],
+) -> tuple[Array, Array, Array]:
+    """Return draws, means and variances of what linear posteriors would show.
+
+    `keys` are of paths and of noise, one each for each series.
+    """
+    whole = from_time_to_time(model)
+    steps = steps_of_paths(whole, series, num)
+    found = drawn_records(whole, series, index, steps, num, keys)
+    if cautions.lost(found[0]):
+        holding = holding_step(model, series, index, keys[0])
+        cautions.of_lost(model.dt, holding)
+    return found
 
 
 def holding_step(
@@ -141,7 +133,7 @@ def is_future(series: Series, index: np.ndarray) -> bool:
 def _exact_draws(
     model: LatentSDE, series: Series, index: Index, steps: int, num: int, key: Array
 ) -> Draws:
-    model = _linear(model)
+    model = unguided(model)
     anchored, grid = anchored_on_grid(model, series, num_steps=steps, parallel=False)
     paths = simulate(model, anchored, series, grid, num_paths=num, key=key)
     positions = jnp.moveaxis(paths.positions[grid.nodes[index]], 0, 1)
@@ -200,56 +192,6 @@ def _twisted(
 
 
 @eqx.filter_jit
-def exact_laws(
-    model: LatentSDE, series: Series, index: Index, steps: int
-) -> tuple[Array, Array]:
-    """Return means and covariances of each linear posterior."""
-
-    def one(series: Series, index: Index) -> tuple[Array, Array]:
-        anchored, grid = anchored_on_grid(
-            _linear(model), series, num_steps=steps, parallel=False
-        )
-        means, covariances = marginals(anchored.guided)
-        at = grid.nodes[index]
-        return means[at], covariances[at]
-
-    return jax.vmap(one)(series, index)
-
-
-def exact_observations(
-    model: LatentSDE, series: Series, index: Index
-) -> tuple[Array, Array]:
-    """Return means and variances of what each linear posterior would show."""
-    model = from_time_to_time(model)
-    return _exact_observations(model, series, index, num_steps_of(model, series))
-
-
-@eqx.filter_jit
-def _exact_observations(
-    model: LatentSDE, series: Series, index: Index, steps: int
-) -> tuple[Array, Array]:
-    assert isinstance(model.decoder, LinearDecoder)
-    means, covariances = exact_laws(model, series, index, steps)
-    errors = errors_at(series, index)
-    return jax.vmap(jax.vmap(model.decoder.law))(means, covariances, errors)
-
-
-@jax.jit
-def normal_quantiles(mean: Array, variance: Array, levels: Array) -> Array:
-    """Return quantiles of normal laws, at an axis after the first."""
-    normal = jax.scipy.stats.norm.ppf(levels).astype(mean.dtype)
-    away = normal[None, :, None, None] * jnp.sqrt(variance)[:, None]
-    return mean[:, None] + away
-
-
-def errors_at(series: Series, index: Index) -> Array | None:
-    """Return the errors' sizes at the observations that `index` names."""
-    if series.errors is None:
-        return None
-    return jax.vmap(lambda errors, at: errors[at])(series.errors, index)
-
-
-@eqx.filter_jit
 def evidence_of(
     model: LatentSDE, series: Series, steps: int, num: int, keys: Array
 ) -> Evidence:
@@ -300,7 +242,7 @@ def _filtered(
     model: LatentSDE, series: Series, steps: int, num: int, below: float, key: Array
 ) -> Filtered:
     if is_exact(model):
-        model = _linear(model)
+        model = unguided(model)
     if is_exact(model):
         grid = grid_of(model, series, steps)
         return kalman_filter(model, series, grid, num_paths=num, key=key)
@@ -318,7 +260,7 @@ def predicted(
 
     def one(series: Series, key: Array) -> Predictions:
         if is_exact(model):
-            linear = _linear(model)
+            linear = unguided(model)
             return kalman_predictions(linear, series, grid_of(linear, series, steps))
         keys = jax.random.split(key)
         found = _filtered(model, series, steps, num, 0.5, keys[0])
@@ -330,16 +272,23 @@ def predicted(
 @eqx.filter_jit
 def observations_of(
     model: LatentSDE, positions: Array, errors: Array | None, keys: Array
-) -> Array:
-    """Draw what would be observed along paths, `(series, paths, times, state)`."""
+) -> tuple[Array, Array]:
+    """Draw what would be observed along paths, `(series, paths, times, state)`.
+
+    Returns the draws, and the mean over paths of each value's mean there, which has no
+    noise of observations: of a heavy tail this would not average out.
+    """
     decoder = model.decoder
 
-    def one(positions: Array, errors: Array | None, key: Array) -> Array:
+    def one(
+        positions: Array, errors: Array | None, key: Array
+    ) -> tuple[Array, Array]:
+        mean = jax.vmap(jax.vmap(decoder.mean))(positions).mean(axis=0)
         if isinstance(decoder, LinearDecoder):
-            return decoder.sample(positions, key=key, errors=errors)
+            return decoder.sample(positions, key=key, errors=errors), mean
         keys = jax.random.split(key, positions.shape[:2])
         draw = lambda x, key: decoder.sample(x, key=key)
-        return jax.vmap(jax.vmap(draw))(positions, keys)
+        return jax.vmap(jax.vmap(draw))(positions, keys), mean
 
     axes = (0, None if errors is None else 0, 0)
     return jax.vmap(one, axes)(positions, errors, keys)

@@ -10,7 +10,7 @@ from effgen.core.weights import Estimate
 from effgen.neural_sde.data.series import check_mask, check_no_dates, check_shapes
 from effgen.neural_sde.modeling.model import LatentSDE
 
-from .draws import exact_observations, is_exact
+from .exact import exact_observations, is_exact
 from .posteriors import Posterior, posterior
 
 

@@ -21,22 +21,24 @@ from .answers import Bands, Draws, Marginals
 from .components import Components, readings, shares_of
 from .draws import (
     draws_of,
-    errors_at,
     evidence_of,
-    exact_laws,
-    exact_observations,
+    exact_records,
     filtered,
-    from_time_to_time,
     holding_step,
-    is_exact,
     is_future,
-    linear_evidence,
-    normal_quantiles,
-    num_steps_of,
     observations_of,
     predicted,
     smoothed,
     steps_of_paths,
+)
+from .exact import (
+    errors_at,
+    exact_laws,
+    from_time_to_time,
+    is_exact,
+    linear_evidence,
+    normal_quantiles,
+    num_steps_of,
 )
 from .record import Record, recorded
 
@@ -211,20 +213,23 @@ class Posterior(eqx.Module):
         self.record.keys(key, num_paths)
         keys = jax.random.split(key)
         series, at = self.record.merged(times, inputs, self.model.t0)
-        draws = self._draws(num_paths, keys[0], series, at)
-        noise = jax.random.split(keys[1], draws.ts.shape[0])
-        errors = errors_at(series, at)
-        samples = observations_of(self.model, draws.positions, errors, noise)
-        wanted = jnp.asarray(levels, samples.dtype)
+        noise = jax.random.split(keys[1], len(series.ts))
         if is_exact(self.model):
-            mean, variance = exact_observations(self.model, series, at)
-            quantiles = normal_quantiles(mean, variance, wanted)
-            ess = jnp.full(draws.ess.shape, jnp.inf)
+            each = (self.record.keys(keys[0], num_paths), noise)
+            found = exact_records(self.model, series, at, num_paths, each)
+            samples, mean, variance = found
+            quantiles = normal_quantiles(mean, variance, jnp.asarray(levels))
+            ess = jnp.full(at.shape, jnp.inf, samples.dtype)
         else:
-            mean, ess = samples.mean(1), draws.ess
+            draws = self._draws(num_paths, keys[0], series, at)
+            errors = errors_at(series, at)
+            found = observations_of(self.model, draws.positions, errors, noise)
+            (samples, mean), ess = found, draws.ess
+            wanted = jnp.asarray(levels, samples.dtype)
             quantiles = jnp.moveaxis(jnp.quantile(samples, wanted, axis=1), 0, 1)
+        numbers = jnp.take_along_axis(jnp.asarray(series.ts), at, axis=1)
         ts, mean, quantiles, samples, ess = self.record.out(
-            (self.record.asked(times, draws.ts), mean, quantiles, samples, ess)
+            (self.record.asked(times, numbers), mean, quantiles, samples, ess)
         )
         return Bands(
             ts, mean, tuple(levels), quantiles, samples, ess, self.record.labels

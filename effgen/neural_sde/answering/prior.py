@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from effgen.core.contract.counts import check_count
 from effgen.core.contract.keys import check_key
+from effgen.neural_sde.data.series import check_times
 from effgen.neural_sde.filters import cautions
 from effgen.neural_sde.modeling.checks import takes_inputs
 from effgen.neural_sde.modeling.model import LatentSDE
@@ -98,8 +99,8 @@ def sample_prior(
         States, shape `(num, times, state)`.
 
     Raises:
-        ValueError: For times that do not increase or are fewer than two, no paths, and
-            a `dt` that is not positive.
+        ValueError: For times that do not increase or are fewer than two, or whose gaps
+            float32 does not tell, no paths, and a `dt` that is not positive.
         TypeError: For an invalid model or key, and for inputs as `prior_terms` raises.
     """
     if not isinstance(model, LatentSDE):
@@ -110,6 +111,7 @@ def sample_prior(
     times = np.asarray(ts, np.float64)
     if times.ndim != 1 or len(times) < 2 or np.any(np.diff(times) <= 0):
         raise ValueError("`ts` must be two or more increasing times.")
+    check_times(times, None)
     step = (model.dt or (times[-1] - times[0]) / 200) if dt is None else dt
     if not (np.isfinite(step) and step > 0):
         raise ValueError(f"`dt` is {dt}: pass a positive length of time.")

@@ -213,6 +213,8 @@ def _array(name: str, values: Any) -> Array | None:
             f"`{name}` have dtype {found.dtype}: pass numbers, with NaN where a value "
             "is missing."
         )
+    if found.dtype.kind in "iu":  # of 64 bits, JAX would wrap them
+        found = found.astype(np.float64)
     return jnp.asarray(found)
 
 

@@ -179,13 +179,8 @@ def features(
 def relative_noise(
     model: AbstractLatentSDE, t: Float[Array, ""], x: Float[Array, " state"]
 ) -> Float[Array, "state state"]:
-    """Return `T = sigma_linear^-1 sigma(t, x)`, zero where `sigma` is not a number.
-
-    A root of a state that a step has taken below zero is cut off there: Lord, Koekkoek
-    and van Dijk's (2010) full truncation.
-    """
+    """Return `T = sigma_linear^-1 sigma(t, x)`."""
     sigma = model.prior_diffusion(t, x)
-    sigma = jnp.where(jnp.isnan(sigma), 0, sigma)
     root = model.linear.coefficients(t).diffusion
     return jax.scipy.linalg.solve_triangular(root, sigma, lower=True)
 

@@ -71,18 +71,29 @@ def as_series(batch: Any) -> Series:
         ts = np.asarray(ts)
         kept = ts.dtype if np.issubdtype(ts.dtype, np.floating) else np.float64
         ts = ts.astype(jax.dtypes.canonicalize_dtype(kept))
-    ys = jnp.asarray(ys)
-    if not jnp.issubdtype(ys.dtype, jnp.floating):
-        ys = ys.astype(ts.dtype)
+    ys = as_numbers(ys, ts.dtype)
     if ys.ndim == ts.ndim:
         ys = ys[..., None]
-    inputs = None if inputs is None else jnp.asarray(inputs, ys.dtype)
+    inputs = None if inputs is None else as_numbers(inputs, ys.dtype).astype(ys.dtype)
     mask = None if mask is None else jnp.asarray(mask, bool)
     ys, there = _there(ys, mask)
     if errors is not None:
-        errors = jnp.asarray(errors, ys.dtype).reshape(ys.shape)
+        errors = as_numbers(errors, ys.dtype).astype(ys.dtype).reshape(ys.shape)
         errors = jnp.where(there, errors, 1)
     return Series(ts, ys, there, inputs, errors)  # pyright: ignore[reportArgumentType]
+
+
+def as_numbers(values: Any, dtype: Any) -> Array:
+    """Return values of floating point as they are, any others in `dtype`.
+
+    The others are converted on the host, where JAX would wrap integers of 64 bits.
+    """
+    if not isinstance(values, jax.Array):
+        values = np.asarray(values)
+        if not jnp.issubdtype(values.dtype, jnp.floating):
+            values = values.astype(dtype)
+    found = jnp.asarray(values)
+    return found if jnp.issubdtype(found.dtype, jnp.floating) else found.astype(dtype)
 
 
 @jax.jit

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from effgen.neural_sde.answering.draws import is_exact
+from effgen.neural_sde.answering.exact import is_exact
 from effgen.neural_sde.answering.posteriors import posterior
 from effgen.neural_sde.data.grid import usual_gap
 from effgen.neural_sde.modeling.model import LatentSDE

@@ -16,7 +16,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from effgen.core.contract.counts import check_count
 from effgen.core.outcome.results import RunWarning
-from effgen.neural_sde.answering.draws import is_exact, linear_evidence, num_steps_of
+from effgen.neural_sde.answering.exact import is_exact, linear_evidence, num_steps_of
 from effgen.neural_sde.answering.posteriors import posterior
 from effgen.neural_sde.data.clock import as_times
 from effgen.neural_sde.data.series import Series, check_times

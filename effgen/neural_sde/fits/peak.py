@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float
 
 from effgen.core.contract.counts import check_count
-from effgen.neural_sde.answering.draws import is_exact, linear_evidence, num_steps_of
+from effgen.neural_sde.answering.exact import is_exact, linear_evidence, num_steps_of
 from effgen.neural_sde.answering.posteriors import posterior
 from effgen.neural_sde.data.clock import clock_of
 from effgen.neural_sde.data.frames import check_aligned

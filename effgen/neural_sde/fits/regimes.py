@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from effgen.core.contract.counts import check_count
 from effgen.neural_sde.answering.answers import Bands
-from effgen.neural_sde.answering.draws import is_exact
+from effgen.neural_sde.answering.exact import is_exact
 from effgen.neural_sde.answering.record import Record, recorded
 from effgen.neural_sde.data.frames import Labels
 from effgen.neural_sde.data.series import Series

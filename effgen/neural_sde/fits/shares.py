@@ -10,6 +10,7 @@ _PRIOR = 2.0  # the weight of the prior shares, in origins
 _BOOTSTRAPS, _LEAST = 2_000, 0.01
 # A normal law that is wider by this factor has this share, so no density is zero.
 _WIDER, _SHARE = 3.0, 0.01
+_NARROW = 1e-4  # half of a cell, in deviations of a law that is flat across it
 
 
 def prior_of(names: list[str], shares: Mapping[str, float] | None) -> np.ndarray:
@@ -84,42 +85,69 @@ def _maximized(logs: np.ndarray, there: np.ndarray, shares: np.ndarray) -> np.nd
     return weights
 
 
+def cell_of(values: np.ndarray) -> float:
+    """Return the width of the cell that a value stands for: 1 for whole numbers, or 0.
+
+    Of counts a density says nothing: where all draws are zero it has no bound there.
+    """
+    there = values[np.isfinite(values)]
+    return float(len(there) > 0 and bool(np.all(there == np.round(there))))
+
+
 def mixed_log_density(
     means: Float[np.ndarray, "laws *shape"],
     variances: Float[np.ndarray, "laws *shape"],
     ys: Float[np.ndarray, "*shape"],
+    cell: float,
 ) -> Float[np.ndarray, "*shape"]:
-    """Return log-densities of values by normal laws that count alike.
+    """Return log-probabilities of values' cells, by normal laws that count alike.
 
-    As in `log_density`, a normal law three times as wide has one percent. Where a law
-    is not finite the log-density is minus infinity.
+    For cells of no width they are log-densities. As in `log_density`, a normal law
+    three times as wide has one percent. Where a law is not finite the result is minus
+    infinity.
     """
     finite = np.all(np.isfinite(means) & np.isfinite(variances), axis=0)
     means, variances = (np.where(finite, x, 1.0) for x in (means, variances))
     mean, scale = means.mean(0), np.sqrt(means.var(0) + variances.mean(0))
-    logs = _with_wide(_normal(ys - means, np.sqrt(variances)), ys - mean, scale)
+    parts = _normal(ys - means, np.sqrt(variances), cell)
+    logs = _with_wide(parts, ys - mean, scale, cell)
     return np.where(finite | np.isnan(ys), logs, -np.inf)
 
 
-def _with_wide(parts: np.ndarray, away: np.ndarray, scale: np.ndarray) -> np.ndarray:
+def _with_wide(
+    parts: np.ndarray, away: np.ndarray, scale: np.ndarray, cell: float
+) -> np.ndarray:
     """Return the log of the mean density of parts, and one percent of a wide law."""
     from scipy.special import logsumexp
 
     inside = logsumexp(parts, axis=0) - np.log(len(parts)) + np.log1p(-_SHARE)
-    return np.logaddexp(inside, _normal(away, _WIDER * scale) + np.log(_SHARE))
+    wide = _normal(away, np.maximum(_WIDER * scale, cell), cell)
+    return np.logaddexp(inside, wide + np.log(_SHARE))
 
 
-def _normal(away: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    return -0.5 * (away / scale) ** 2 - np.log(scale) - 0.5 * np.log(2 * np.pi)
+def _normal(away: np.ndarray, scale: np.ndarray, cell: float) -> np.ndarray:
+    """Return the log-probability of a cell about `away`, or the log-density there."""
+    from scipy.special import log_ndtr
+
+    log = -0.5 * (away / scale) ** 2 - np.log(scale) - 0.5 * np.log(2 * np.pi)
+    if cell == 0:
+        return log
+    half = 0.5 * cell / scale
+    upper, lower = (log_ndtr(-np.abs(away) / scale + h) for h in (half, -half))
+    whole = upper + np.log1p(-np.exp(np.minimum(lower - upper, -1e-300)))
+    return np.where(half < _NARROW, log + np.log(cell), whole)
 
 
 def log_density(
-    samples: Float[np.ndarray, "paths *shape"], ys: Float[np.ndarray, "*shape"]
+    samples: Float[np.ndarray, "paths *shape"],
+    ys: Float[np.ndarray, "*shape"],
+    cell: float,
 ) -> Float[np.ndarray, "*shape"]:
-    """Return log-densities of values by Gaussian kernels about draws of each.
+    """Return log-probabilities of values' cells, by Gaussian kernels about draws.
 
-    The kernel's width is Silverman's; a normal law three times as wide has one percent.
-    Where a draw is not finite the log-density is minus infinity.
+    For cells of no width they are log-densities. The kernel's width is Silverman's; a
+    normal law three times as wide has one percent. Where a draw is not finite the
+    result is minus infinity.
     """
     finite = np.all(np.isfinite(samples), axis=0)
     samples = np.where(finite, samples, 0)
@@ -127,5 +155,5 @@ def log_density(
     mean, scale = samples.mean(0), np.maximum(samples.std(0), 1e-30)
     inner = np.subtract(*np.quantile(samples, (0.75, 0.25), axis=0)) / 1.349
     width = 0.9 * np.minimum(scale, np.where(inner > 0, inner, scale)) * num**-0.2
-    logs = _with_wide(_normal(ys - samples, width), ys - mean, scale)
+    logs = _with_wide(_normal(ys - samples, width, cell), ys - mean, scale, cell)
     return np.where(finite | np.isnan(ys), logs, -np.inf)

@@ -13,7 +13,7 @@ from effgen.core.contract.counts import check_count
 from effgen.core.contract.keys import check_key
 from effgen.core.weights import Estimate
 from effgen.neural_sde.answering.answers import Bands
-from effgen.neural_sde.answering.draws import is_exact
+from effgen.neural_sde.answering.exact import is_exact
 from effgen.neural_sde.answering.held_out import evidence_until, observed_law
 from effgen.neural_sde.answering.posteriors import posterior
 from effgen.neural_sde.data.clock import Clock
@@ -31,6 +31,7 @@ from effgen.neural_sde.modeling.model import LatentSDE
 from .dated import as_asked, dated
 from .shares import (
     bootstrapped_shares,
+    cell_of,
     log_density,
     mixed_log_density,
     prior_of,
@@ -112,13 +113,15 @@ class Stack(eqx.Module):
             [_evenly(b.samples, n) for b, n in zip(found, counts, strict=True)]
         )
         quantiles = jnp.quantile(samples, jnp.asarray(levels, samples.dtype), axis=0)
+        mean = sum(w * b.mean for w, b in zip(shares, found, strict=True))
         ess = 1 / sum(
             w**2 / jnp.minimum(b.ess, num_paths)
             for w, b in zip(shares, found, strict=True)
         )
         ts = as_asked(times, found[0].ts, self.clock)
         ess = jnp.asarray(ess)
-        return Bands(ts, samples.mean(0), levels, quantiles, samples, ess, self.labels)
+        mean = jnp.asarray(mean, samples.dtype)
+        return Bands(ts, mean, levels, quantiles, samples, ess, self.labels)
 
     def _of(
         self,
@@ -139,7 +142,8 @@ class Stack(eqx.Module):
         ]
         samples = jnp.concatenate([bands.samples for bands in found])
         ess = jnp.sum(jnp.stack([bands.ess for bands in found]), axis=0)
-        return found[0]._replace(samples=samples, ess=ess)
+        mean = jnp.mean(jnp.stack([bands.mean for bands in found]), axis=0)
+        return found[0]._replace(mean=mean, samples=samples, ess=ess)
 
 
 def stack(
@@ -172,8 +176,9 @@ def stack(
         sum over origins of mean_h log sum_k w_k p_k(y_h | y until the origin)
             + 2 sum_k prior_k log w_k
 
-    Times after one origin depend on each other and count as one observation. The second
-    term, a Dirichlet prior worth two origins, keeps every weight above zero. Then all
+    Times after one origin depend on each other and count as one observation. Where all
+    values are whole numbers, `p_k(y)` is the probability of `y` plus or minus a half:
+    of counts a density says nothing. The second term, a Dirichlet prior worth two origins, keeps every weight above zero. Then all
     are fitted on the whole record.
 
     Arguments:
@@ -318,7 +323,7 @@ def _foretold(
     if all(is_exact(model) for model in models):
         laws = [observed_law(p, ts[rows]) for p in found]
         means, variances = (np.stack(x).astype(np.float64) for x in zip(*laws))
-        logs = mixed_log_density(means, variances, values[rows])
+        logs = mixed_log_density(means, variances, values[rows], cell_of(values))
         return logs.reshape(len(origins), -1)
     keys = jax.random.split(key, len(models))
     each = -(-num_paths // len(models))
@@ -327,7 +332,7 @@ def _foretold(
         for p, key in zip(found, keys, strict=True)
     ]
     mixed = np.concatenate([np.asarray(x, np.float64) for x in drawn], axis=1)
-    logs = log_density(np.moveaxis(mixed, 1, 0), values[rows])
+    logs = log_density(np.moveaxis(mixed, 1, 0), values[rows], cell_of(values))
     return logs.reshape(len(origins), -1)
 
 

@@ -94,7 +94,10 @@ class AbstractLatentSDE(eqx.Module):
     def prior_diffusion(
         self, t: Float[Array, ""], x: Float[Array, " state"]
     ) -> Float[Array, "state brownian"]:
-        """Return `sigma(t, x)`.
+        """Return `sigma(t, x)`, zero where it is not a number.
+
+        A root of a state that a step has taken below zero is cut off there: Lord,
+        Koekkoek and van Dijk's (2010) full truncation.
 
         Arguments:
             t: The time, a scalar.
@@ -114,4 +117,5 @@ class AbstractLatentSDE(eqx.Module):
                 f"`diffusion` returns shape {sigma.shape}: pass a function to "
                 f"{x.shape} or {x.shape * 2}."
             )
+        sigma = jnp.where(jnp.isnan(sigma), 0, sigma)
         return jnp.diag(sigma) if sigma.ndim == 1 else sigma

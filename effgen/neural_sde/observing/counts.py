@@ -10,6 +10,9 @@ from .likelihoods import AbstractLikelihood, Entries
 from .stirling import deviance, stirling_error
 
 
+_MANY = 1e6  # the skewness of larger means is below a thousandth
+
+
 class Poisson(AbstractLikelihood):
     """Counts of mean `exp(parameter)`, with Poisson's law.
 
@@ -56,8 +59,7 @@ class Poisson(AbstractLikelihood):
         Returns:
             Values of the same shape, in units of `y`.
         """
-        counts = jax.random.poisson(key, jnp.exp(parameter))
-        return counts.astype(parameter.dtype)
+        return _drawn(jnp.exp(parameter), key)
 
     def information(self, parameter: Entries) -> Entries:
         """Return `exp(parameter)`.
@@ -152,7 +154,7 @@ class NegativeBinomial(AbstractLikelihood):
         r = self.concentration.astype(parameter.dtype)
         ratio = jax.random.loggamma(keys[0], r, parameter.shape, parameter.dtype)
         means = jnp.exp(parameter + ratio - self.log_concentration)
-        return jax.random.poisson(keys[1], means).astype(parameter.dtype)
+        return _drawn(means, keys[1])
 
     def information(self, parameter: Entries) -> Entries:
         """Return `m / (1 + m / concentration)`.
@@ -165,6 +167,16 @@ class NegativeBinomial(AbstractLikelihood):
         """
         away = parameter - self.log_concentration
         return self.concentration * jax.nn.sigmoid(away)
+
+
+def _drawn(means: Entries, key: PRNGKeyArray) -> Entries:
+    """Draw counts of Poisson's law, of large means by the normal law, rounded.
+
+    JAX's sampler counts in 32 bits, and widens the law from means of 1e7 on.
+    """
+    few = jax.random.poisson(key, jnp.minimum(means, _MANY)).astype(means.dtype)
+    noise = jax.random.normal(jax.random.fold_in(key, 1), means.shape, means.dtype)
+    return jnp.where(means > _MANY, jnp.round(means + jnp.sqrt(means) * noise), few)
 
 
 def _of_counts(y: Entries, logs: Entries) -> Entries:

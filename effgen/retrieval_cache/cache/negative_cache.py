@@ -259,8 +259,14 @@ class NegativeCache(eqx.Module):
 
         Arguments:
             ids: The documents' numbers.
+
+        Raises:
+            ValueError: For numbers that no document can have.
         """
-        gone = jnp.isin(self.ids, jnp.asarray(ids))
+        numbers = np.unique(np.asarray(ids))
+        if not len(numbers):
+            return self
+        gone = jnp.isin(self.ids, checked_ids(numbers, len(numbers)))
         free = lambda x: jnp.where(gone, -1, x)
         return eqx.tree_at(
             lambda c: (c.ids, c.digests, c.stamps),

@@ -132,7 +132,7 @@ class IdsAndFeatures(eqx.Module):
         numbers, known = _both(items)
         keys = (None, None) if key is None else jax.random.split(key)
         there = (numbers >= 0) & (numbers < self.table.shape[0])
-        own = self.table.rows(jnp.where(there, numbers, 0))
+        own = self.table.rows(jnp.where(there, numbers, -1))
         rest = embed(self.features, known, key=keys[1])
         if rest.shape != own.shape:
             raise ValueError(

@@ -104,6 +104,8 @@ class Index(eqx.Module):
             ValueError: For none, repeated or negative ids, embeddings not finite, or
                 another kind of mesh.
         """
+        if not isinstance(embeddings, jax.Array):
+            embeddings = np.asarray(embeddings)
         if np.ndim(embeddings) != 2:
             raise ValueError(
                 f"`embeddings` have shape {np.shape(embeddings)}: pass one row a "

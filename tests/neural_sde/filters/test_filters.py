@@ -11,7 +11,8 @@ import scipy.stats
 
 import effgen as eg
 from effgen import neural_sde as ns
-from effgen.neural_sde.answering.draws import draws_of, is_future, num_steps_of
+from effgen.neural_sde.answering.draws import draws_of, is_future
+from effgen.neural_sde.answering.exact import num_steps_of
 from effgen.neural_sde.filters.twisted import twisted_filter, twisted_futures
 from tests.neural_sde.cases import double_well, problem
 
