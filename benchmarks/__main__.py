@@ -62,6 +62,8 @@ SCRIPTS = (
     "frozen_documents definitions",
     "frozen_documents examples",
     "frozen_documents debian",
+    "frozen_documents docstrings",
+    "frozen_documents dictionary",
     "minilm definitions 120",
     "minilm debian 120",
     "movielens",
@@ -105,6 +107,7 @@ def _headlines(path: Any) -> list[tuple[str, str]]:
         "learned_van_der_pol": _chosen_laws,
         "learned_quarter_vehicle": _chosen_laws,
         "learned_pelts": _pelts,
+        "real_records": _real_records,
         "negative_sampling": _passes,
         "cache_growth": _growth,
         "ceiling": _ceiling,
@@ -114,6 +117,8 @@ def _headlines(path: Any) -> list[tuple[str, str]]:
         "frozen_definitions": _frozen,
         "frozen_examples": _frozen,
         "frozen_debian": _frozen,
+        "frozen_docstrings": _frozen,
+        "frozen_dictionary": _frozen,
         "minilm_definitions": _retrieval,
         "minilm_debian": _retrieval,
         "movielens": _recommended,
@@ -328,6 +333,15 @@ def _pelts(record: dict[str, Any]) -> list[tuple[str, str]]:
             "pelts, the chosen law's error over the constant one's, at most",
             f"{worst:.3g}",
         )
+    ]
+
+
+def _real_records(record: dict[str, Any]) -> list[tuple[str, str]]:
+    arms = {k: v for k, v in record.items() if isinstance(v, dict) and k != "machine"}
+    return [
+        (f"{name}, {arm}, error of the forecast", f"{found['error']['median']:.3g}")
+        for name, rows in arms.items()
+        for arm, found in rows.items()
     ]
 
 

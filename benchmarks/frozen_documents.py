@@ -30,6 +30,7 @@ import optax
 
 import effgen as eg
 from benchmarks import measure
+from benchmarks.own_corpora import dictionary, docstrings
 from benchmarks.retrieval import bootstrapped, read, spelled
 from benchmarks.retrieval_arms import CORPORA
 from demo import senses
@@ -39,7 +40,10 @@ from effgen import retrieval_cache as rc
 
 HELD_OUT, ROUNDS = 1_000, 5
 NUM_TIMED = 60  # with fewer, what a run costs before its first step counts
-RATES, TEMPERATURES = (3e-4, 1e-3, 3e-3, 1e-2), (0.02, 0.03, 0.05, 0.08)
+RATES, TEMPERATURES = (3e-4, 1e-3, 3e-3, 1e-2), (0.02, 0.03, 0.05, 0.08, 0.12)
+
+
+SOURCES = CORPORA | {"docstrings": docstrings, "dictionary": dictionary}
 
 
 class Contestant(NamedTuple):
@@ -86,7 +90,7 @@ def minilm(texts):
 
 def task(kind, num_documents):
     """Return a corpus's first documents by content, and its queries in three."""
-    corpus = rc.subset(CORPORA[kind](), num_documents)
+    corpus = rc.subset(SOURCES[kind](), num_documents)
     rest, test = rc.split(corpus, HELD_OUT)
     train, choose = rc.split(rest, HELD_OUT, seed=1)
     documents = minilm(corpus.documents)

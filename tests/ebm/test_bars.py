@@ -197,3 +197,21 @@ def test_samples_that_are_copies_of_few_walkers_are_told():
         ebm.sample(few, 8, key=jax.random.key(1))
     with pytest.warns(eg.RunWarning, match="2048 samples of 1024 walkers: each is"):
         ebm.sample(state, 2048, key=jax.random.key(1))
+
+
+@pytest.mark.parametrize("spread", [0.2, 1.0, 2.0])
+def test_bars_of_masses_hold_for_blocks_of_unequal_weight(spread):
+    """Sixteen islands, each of which finds the two modes' masses by a lognormal."""
+    rng, held = np.random.default_rng(0), []
+    labels = np.tile(np.arange(64) < 32, 16).astype(int)
+    for _ in range(600):
+        z = spread * rng.normal(size=(2, 16)) - spread**2 / 2
+        first, second = np.array([[0.3], [0.7]]) * np.exp(z)
+        weights = np.where(
+            labels.reshape(16, 64) == 1, first[:, None], second[:, None]
+        ).ravel()
+        found = ebm.mode_masses(
+            np.zeros((1024, 1), np.float32), weights, lambda x: labels, 2
+        )
+        held.append(abs(found.value[1] - 0.3) < 2 * found.standard_error[1])
+    assert 0.94 < np.mean(held) <= 0.99

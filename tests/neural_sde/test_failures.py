@@ -445,3 +445,20 @@ def test_arguments_of_answers_are_refused_by_name():
     short = np.float32(19_700 + np.arange(4) / 24)
     with pytest.warns(eg.RunWarning, match="gaps are rounded"):
         ns.posterior(double_well(t0=None), short, np.zeros(4), dt=0.1)
+
+
+def test_prior_samples_cut_off_the_root_of_a_state_below_zero():
+    """Euler's step of a square-root process passes zero."""
+    law = ns.Gaussian.independent(np.full(1, 0.2), 0.01)
+    root = lambda t, x: 0.5 * jnp.sqrt(x)
+    model = ns.LatentSDE(
+        ns.DiagonalSDE(0.5, 0.1, 0.3, law),
+        ns.LinearDecoder([[1.0]], 0.2),
+        diffusion=root,
+        dt=0.05,
+    )
+    paths = ns.sample_prior(model, np.linspace(0, 5, 6), 500, key=jax.random.key(0))
+    assert np.isfinite(paths).all()
+    np.testing.assert_allclose(paths.mean((0, 2)), 0.2, atol=0.04)
+    with pytest.raises(ValueError, match="gaps are lost in float32"):
+        ns.sample_prior(model, [1.7e9, 1.7e9 + 10], 5, key=jax.random.key(0))

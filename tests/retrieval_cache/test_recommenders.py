@@ -253,3 +253,30 @@ def test_gains_may_be_rows_of_any_length():
     mined = rc.mined(*given, cache, 119, known=rows)  # pyright: ignore
     assert not np.isin(np.asarray(mined[0]), [0, 1]).any()
     assert set(np.asarray(mined[1]).tolist()) == set(range(120)) - {2}
+
+
+def test_a_new_item_moves_no_row_of_a_lazy_table():
+    """Momentum of row 0 acted in each step with an item that the table has not."""
+    keys = jax.random.split(KEY, 3)
+    items = rc.IdsAndFeatures(
+        rc.Table(10, 4, key=keys[0]), rc.Table(3, 4, key=keys[1]), dropout=0.0
+    )
+    model = rc.TwoTowers(rc.Table(6, 4, key=keys[2]), items)
+    trainer = rc.LazyTablesTrainer(rc.InBatchTrainer(optax.adam(0.1)))
+    pairs = lambda rows: rc.Pairs(jnp.arange(3), (jnp.array(rows), jnp.arange(3)))
+    state, _ = trainer.step(trainer.init(model), pairs([0, 1, 2]), key=KEY)
+    before = state.model.document.table.vectors
+    state, _ = trainer.step(state, pairs([5, 6, -1]), key=KEY)
+    after = state.model.document.table.vectors
+    np.testing.assert_array_equal(
+        np.flatnonzero(np.any(before != after, axis=1)), [5, 6]
+    )
+    assert np.isfinite(after).all()
+
+
+def test_no_document_is_removed_by_a_number_that_wraps():
+    cache = rc.NegativeCache.fill(lambda x: x, jnp.eye(8), batch_size=8)
+    with pytest.raises(ValueError, match="2\\^30"):
+        cache.removed(np.array([2**32 + 5]))
+    assert set(np.asarray(cache.removed([5, 5]).ids)) == {0, 1, 2, 3, 4, 6, 7, -1}
+    assert cache.removed([]) is cache

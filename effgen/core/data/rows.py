@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from effgen.core.contract.masked import check_unmasked
+
 from .ragged import Ragged, is_ragged
 
 
@@ -69,6 +71,7 @@ def _check_numeric(name: str, leaf: Any) -> None:
         raise TypeError(
             f"`arrays{name}` is a {type(leaf).__name__}: pass numpy or JAX arrays."
         )
+    check_unmasked(f"arrays{name}", leaf)
     if not _is_numeric(leaf.dtype):
         raise TypeError(
             f"`arrays{name}` has dtype {leaf.dtype}: encode it as numbers of NumPy's "

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from effgen.core.contract.masked import check_unmasked
+
 from .rows import is_array
 
 
@@ -33,6 +35,8 @@ class Read(NamedTuple):
 def read_of(batch: PyTree, position: Any) -> Read:
     """Return `batch` with what is to be known of it before it is moved."""
     leaves, structure = jax.tree.flatten(batch)
+    for leaf in leaves:
+        check_unmasked("batch", leaf)
     arrays = [x if hasattr(x, "dtype") else np.asarray(x) for x in leaves]
     kinds = tuple((np.shape(x), x.dtype) for x in arrays)
     return Read(batch, position, (structure, kinds), sum(x.nbytes for x in arrays))

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from effgen.core.contract.state import Metrics
-from effgen.core.data.batches import AbstractBatches
+from effgen.core.data.batches import AbstractBatches, Indexed
 from effgen.core.data.prefetch import Block, Reader
 from effgen.core.data.stream import Stream
 from effgen.core.devices.agreement import ProcessesApart, agree
@@ -37,6 +37,11 @@ _MANY = int(np.iinfo(np.int32).max)
 _NONE_LEFT = (
     "`data` had no batch, and no step was taken. An iterator is used up by "
     "one run: make it anew, or pass a sequence of batches."
+)
+_PAST_THE_END = (
+    "`data` is a sequence of {} batches, which are taken by `state.step`, and the "
+    "state is at step {}: no step was taken. For more epochs pass "
+    "`itertools.cycle(batches)` and `num_steps`, or `effgen.Minibatches`."
 )
 
 
@@ -116,16 +121,19 @@ class Loop:
         job = self.job
         if job.result == RESULTS.data_exhausted and job.num_steps is None:
             job.result = RESULTS.successful
-            if self.step == self.start and self._none_left():
-                warnings.warn(_NONE_LEFT, RunWarning, stacklevel=2)
+            if self.step == self.start:
+                self._warn_of_none()
         elif job.result != RESULTS.successful:
             warnings.warn(RESULTS[job.result], RunWarning, stacklevel=2)
 
-    def _none_left(self) -> bool:
-        """Return whether to warn of no batch: at step 0, or of a used up iterator."""
+    def _warn_of_none(self) -> None:
+        """Warn of no batch: at step 0, of a used up iterator, past a sequence's end."""
         source = self.job.source
-        used_up = isinstance(source, Stream) and not source.settable
-        return self.start == 0 or used_up
+        if isinstance(source, Indexed) and self.start > 0:
+            told = _PAST_THE_END.format(len(source.sequence), self.start)
+            warnings.warn(told, RunWarning, stacklevel=3)
+        elif self.start == 0 or (isinstance(source, Stream) and not source.settable):
+            warnings.warn(_NONE_LEFT, RunWarning, stacklevel=3)
 
     def _all_taken(self) -> bool:
         num_steps = self.job.num_steps

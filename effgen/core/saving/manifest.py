@@ -17,6 +17,7 @@ from jaxtyping import PyTree
 from effgen.core.contract.digests import digest
 from effgen.core.contract.state import TrainState, is_key, named_arrays
 
+from .settings import settings_of
 from .tensors import CorruptCheckpoint, Part, assembled
 
 
@@ -78,6 +79,7 @@ def outline(state: TrainState, position: Any, score: Any) -> Manifest:
         "step": int(state.step),
         "arrays": arrays,
         "scalars": scalars,
+        "settings": settings_of(state, "state"),
         "position": position,
         "score": score,
         "versions": _versions(),
@@ -173,6 +175,7 @@ def check_fit(
     names = sorted(
         name for name in {**saved, **wanted} if only is None or field_of(name) in only
     )
+    _check_settings(manifest, like, only, where)
     cast = only is not None
     bad = [k for k in names if not _fits(saved.get(k), wanted.get(k), cast=cast)]
     if not bad:
@@ -190,6 +193,30 @@ def check_fit(
         + "\nBuild `like` with the same constructor arguments as the saved run's"
         + _what_fits(saved, wanted, names)
     )
+
+
+def _check_settings(
+    manifest: Manifest, like: TrainState, only: Collection[str] | None, where: str
+) -> None:
+    """Raise `ValueError` for static numbers and strings that are not the saved ones.
+
+    Names that one of the two lacks may be of another version of a module.
+    """
+    saved, wanted = manifest.get("settings", {}), settings_of(like, "state")
+    field = lambda name: field_of(name.removeprefix("state"))
+    names = [k for k in saved if k in wanted and (only is None or field(k) in only)]
+    if bad := [k for k in names if saved[k] != wanted[k]]:
+        lines = [
+            f"  {name}: {saved[name]} in the checkpoint, {wanted[name]} in `like`"
+            for name in bad[:20]
+        ]
+        raise ValueError(
+            f"the checkpoint at `{where}` is of another model: {len(bad)} of "
+            f"{len(names)} settings differ:\n"
+            + "\n".join(lines)
+            + "\nBuild `like` with the same constructor arguments as the saved run's, "
+            "and change settings afterwards, as by `dataclasses.replace`."
+        )
 
 
 def _what_fits(saved: Manifest, wanted: Manifest, names: list[str]) -> str:

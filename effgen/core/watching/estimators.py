@@ -9,6 +9,7 @@ from numbers import Integral
 import numpy as np
 from jaxtyping import Float
 
+from effgen.core.contract.masked import check_unmasked
 from effgen.core.outcome.history import History
 
 
@@ -142,6 +143,7 @@ def checked_losses(losses: Losses, name: str = "losses") -> Losses:
             f"`{name}` is a {type(losses).__name__}: pass one metric of it, such as "
             "`history['loss']`."
         )
+    check_unmasked(name, losses)
     losses = np.asarray(losses, np.float64)
     if losses.ndim != 1 or not len(losses):
         raise ValueError(f"`{name}` has shape {losses.shape}: pass one loss a step.")

@@ -11,6 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from effgen.core.contract.keys import check_key
+from effgen.core.contract.masked import check_unmasked
 
 
 def check_share(name: str, value: Any) -> None:
@@ -170,6 +171,7 @@ def as_numbers(name: str, rows: Any) -> np.ndarray:
     Raises:
         TypeError: For an object that is no array of numbers.
     """
+    check_unmasked(name, rows)
     try:
         values = np.asarray(rows)
     except ValueError:  # rows of unequal lengths

@@ -3,12 +3,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from effgen.ebm.contract.arguments import as_rows, check_finite
 from effgen.ebm.walkers.blocks import FEWEST_BLOCKS
 from effgen.ebm.walkers.islands import check_walkers
 from effgen.ebm.walkers.weighted_walkers import Walkers
+
+
+_MOST_LABELS = 2**20
 
 
 def pareto_k(log_weights: Float[Array, " walkers"]) -> Float[Array, ""]:
@@ -132,5 +135,13 @@ def _imbalance(walkers: Walkers) -> Float[Array, ""]:
     students = jnp.sum(blocks, axis=0) / jnp.where(error > 0, error, jnp.inf)
     normal = jnp.sqrt(freedom * jnp.log1p(students**2 / freedom))
     normal = normal * (8 * freedom + 1) / (8 * freedom + 3)
-    flat = jnp.all(g == 0, axis=0) | jnp.all(x == jnp.round(x))
+    flat = jnp.all(g == 0, axis=0) | jnp.all(on_lattice(x))
     return jnp.max(jnp.where(flat, 0.0, normal), initial=0.0)
+
+
+def on_lattice(x: Float[Array, "walkers coordinates"]) -> Bool[Array, " coordinates"]:
+    """Return which coordinates are whole numbers, as labels and zeros and ones are.
+
+    Numbers too large for float32 to have fractions are whole too, and are no labels.
+    """
+    return jnp.all((x == jnp.round(x)) & (jnp.abs(x) < _MOST_LABELS), axis=0)

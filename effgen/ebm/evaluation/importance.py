@@ -11,7 +11,7 @@ from effgen.core.weights import Estimate, effective_sample_size, log_mean_exp
 from effgen.ebm.contract.energy import Energy, energies_at
 from effgen.ebm.walkers.weighted_walkers import Walkers
 
-from .diagnostics import pareto_k
+from .diagnostics import on_lattice, pareto_k
 
 
 # Draws, their degrees of freedom, and the dimension past which they tell nothing.
@@ -60,8 +60,7 @@ def second_opinion(energy: Energy, walkers: Walkers) -> Opinion | None:
 def everywhere(walkers: Walkers) -> bool:
     """Return whether walkers may be anywhere, and not only in a box or on a lattice."""
     x = walkers.positions.reshape(walkers.num, -1)
-    lattice = jnp.any(jnp.all(x == jnp.round(x), axis=0))
-    return walkers.walls is None and not bool(lattice)
+    return walkers.walls is None and not bool(jnp.any(on_lattice(x)))
 
 
 @eqx.filter_jit

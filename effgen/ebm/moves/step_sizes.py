@@ -235,7 +235,7 @@ def searched(acceptance: Callable[[float], float], rule: TargetAcceptance) -> fl
 
     `rule.initial`, doubled or halved until the acceptance crosses the target.
     """
-    found = rule.initial
+    found = float(rule.initial)
     large = acceptance(found) < rule.target
     for _ in range(_LONGEST_SEARCH):
         following = found / 2 if large else found * 2

@@ -35,7 +35,7 @@ def gaussian(
         positions,
         0.5 * _sums(noise**2),
         gradients,
-        0.5 * noise[0].size * jnp.log(2 * jnp.pi * scale**2) - log_determinant,
+        noise[0].size * (0.5 * jnp.log(2 * jnp.pi) + jnp.log(scale)) - log_determinant,
     )
 
 

@@ -98,7 +98,7 @@ class Walkers(eqx.Module):
         check_draw(key, num, shape)
         check_positive("scale", scale)
         check_coordinates(coordinates, tuple(shape))
-        return gaussian(key, scale, (num, *shape), coordinates, _started)
+        return gaussian(key, float(scale), (num, *shape), coordinates, _started)
 
     @classmethod
     def from_uniform(
@@ -121,7 +121,8 @@ class Walkers(eqx.Module):
         """
         check_draw(key, num, shape)
         check_box(low, high)
-        drawn = uniform(key, (num, *shape), low, high, _started)
+        box = float(low), float(high)
+        drawn = uniform(key, (num, *shape), *box, _started)
         return dataclasses.replace(drawn, walls=(float(low), float(high)))
 
     @classmethod

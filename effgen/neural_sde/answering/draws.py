@@ -280,9 +280,7 @@ def observations_of(
     """
     decoder = model.decoder
 
-    def one(
-        positions: Array, errors: Array | None, key: Array
-    ) -> tuple[Array, Array]:
+    def one(positions: Array, errors: Array | None, key: Array) -> tuple[Array, Array]:
         mean = jax.vmap(jax.vmap(decoder.mean))(positions).mean(axis=0)
         if isinstance(decoder, LinearDecoder):
             return decoder.sample(positions, key=key, errors=errors), mean

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from effgen.core.contract.masked import with_nan
 from effgen.core.outcome.results import RunWarning
 
 
@@ -85,7 +86,7 @@ def as_times(ts: Any) -> np.ndarray:
     ts = _of_pandas(ts)
     if isinstance(ts, list | tuple) and any(hasattr(t, "to_datetime64") for t in ts):
         ts = [t.to_datetime64() if hasattr(t, "to_datetime64") else t for t in ts]
-    ts = np.asarray(ts)
+    ts = np.asarray(with_nan(ts))
     if ts.dtype != object:
         return ts
     if any(getattr(t, "tzinfo", None) is not None for t in ts.flat):

@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
+from effgen.core.contract.masked import with_nan
 from effgen.core.outcome.extras import needed
 
 
@@ -108,7 +109,7 @@ def check_aligned(ts: Any, values: Any, name: str) -> None:
 
 
 def as_values(ys: Any) -> Any:
-    """Return pandas' values as numbers, NaN where missing; anything else as it is."""
+    """Return values as numbers, NaN where pandas or a masked array has none."""
     if not hasattr(ys, "to_numpy"):
-        return ys
+        return with_nan(ys)
     return ys.to_numpy(dtype=np.float64, na_value=np.nan)

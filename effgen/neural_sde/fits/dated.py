@@ -35,7 +35,7 @@ def dated(ts: Any, ys: Any, unit: str) -> Dated:
     labels, clock = labels_of(ts, ys), clock_of(ts, unit)
     if clock is None or clock.unit is None:
         check_no_written_dates(np.asarray(ts))
-    numbers = np.asarray(ts) if clock is None else clock.numbers(ts)
+    numbers = as_times(ts) if clock is None else clock.numbers(ts)
     return Dated(numbers, np.asarray(as_values(ys)), clock, labels)
 
 

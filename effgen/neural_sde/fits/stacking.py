@@ -178,8 +178,8 @@ def stack(
 
     Times after one origin depend on each other and count as one observation. Where all
     values are whole numbers, `p_k(y)` is the probability of `y` plus or minus a half:
-    of counts a density says nothing. The second term, a Dirichlet prior worth two origins, keeps every weight above zero. Then all
-    are fitted on the whole record.
+    of counts a density says nothing. The second term, a Dirichlet prior worth two
+    origins, keeps every weight above zero. Then all are fitted on the whole record.
 
     Arguments:
         fit: From `(ts, ys, mask, key)` to models by name, fitted to a record whose last

@@ -12,6 +12,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
+from effgen.core.contract.masked import with_nan
 from effgen.core.devices.sharding import mesh_of, num_parts, replicate
 from effgen.retrieval_cache.cache.blocks import (
     block_size,
@@ -105,7 +106,7 @@ class Index(eqx.Module):
                 another kind of mesh.
         """
         if not isinstance(embeddings, jax.Array):
-            embeddings = np.asarray(embeddings)
+            embeddings = np.asarray(with_nan(embeddings))
         if np.ndim(embeddings) != 2:
             raise ValueError(
                 f"`embeddings` have shape {np.shape(embeddings)}: pass one row a "

@@ -352,3 +352,24 @@ def test_a_function_of_a_key_is_a_source():
 
     _, history = eg.fit(case.trainer(), case.state, draw, key=KEY, num_steps=20)
     assert len(set(history["loss"].tolist())) == 20
+
+
+def test_masked_entries_are_refused():
+    """NumPy's arrays lose their mask, and what is under it is a value."""
+    x = np.ma.masked_array(np.ones((8, 2), np.float32), np.eye(8, 2))
+    for batches in (eg.Minibatches, eg.HostMinibatches):
+        with pytest.raises(ValueError, match="`arrays` is a masked array with 2"):
+            batches(x, 4)
+    with pytest.raises(eg.TrainingError, match="`batch` is a masked array"):
+        eg.fit(Total(), Total().init(), [x, x], key=KEY)
+    with pytest.raises(ValueError, match="masked"):
+        eg.extrapolate(np.ma.masked_array(np.ones(50), np.arange(50) == 3))
+
+
+def test_a_sequence_past_its_end_is_told_of():
+    """Epochs by a loop over `fit` train in the first alone."""
+    batches = [jnp.ones(1)] * 3
+    state, _ = eg.fit(Total(), Total().init(), batches, key=KEY)
+    with pytest.warns(eg.RunWarning, match="3 batches.*at step 3"):
+        again, _ = eg.fit(Total(), state, batches, key=KEY)
+    assert int(again.step) == 3

@@ -484,3 +484,22 @@ def test_none_is_no_number_to_keep(tmp_path):
     with pytest.raises(ValueError, match="`keep` is 0: pass a positive integer"):
         eg.save(tmp_path, regression().state, keep=0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_of_other_settings_is_refused(tmp_path):
+    """What is no array is no leaf, and yet part of a model."""
+
+    class Scaled(eqx.Module):
+        weight: jax.Array
+        scale: float = eqx.field(static=True)
+
+    state = lambda scale: eg.TrainState.start(Scaled(jnp.ones(2), scale), None, None)
+    eg.save(tmp_path, state(1.0))
+    assert eg.restore(tmp_path, state(1.0)).model.scale == 1.0
+    with pytest.raises(
+        ValueError, match=r"state.model.scale: 1.0 in the checkpoint, 3"
+    ):
+        eg.restore(tmp_path, state(3.0))
+    with pytest.raises(ValueError, match=r"model.scale"):
+        eg.restore_model(tmp_path, state(3.0).model)
+    assert eg.restore(tmp_path, state(3.0), only=["step"]).model.scale == 3.0

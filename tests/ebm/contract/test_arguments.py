@@ -421,3 +421,9 @@ def test_a_machine_s_key_is_one_or_none():
         ebm.RBM.independent(jnp.zeros(4), 2, key=3, scale=0.1)
     legacy = jax.random.PRNGKey(0)
     assert ebm.Walkers.from_gaussian(legacy, 16, (2,)).num == 16
+
+
+def test_masked_entries_are_refused():
+    x = np.ma.masked_array(np.ones((8, 2), np.float32), np.eye(8, 2))
+    with pytest.raises(ValueError, match="2 masked entries"):
+        ebm.Standardized.of(x)

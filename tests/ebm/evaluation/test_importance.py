@@ -56,3 +56,19 @@ def test_boxes_labels_bits_and_many_coordinates_have_none():
     assert second_opinion(MODEL, bits) is None
     assert second_opinion(MODEL, ebm.Walkers.from_gaussian(KEY, 512, (40,))) is None
     assert second_opinion(MODEL, ebm.Walkers.from_gaussian(KEY, 8, (3,))) is None
+
+
+@pytest.mark.parametrize("mean", [1e6, 1e8])
+def test_numbers_too_large_for_fractions_are_no_lattice(mean):
+    """Walkers in the wrong place are told of, wherever zero is."""
+    x = mean + 1e6 * np.random.default_rng(0).normal(size=(4096, 1))
+    to = ebm.Standardized.of(x.astype(np.float32))
+    energy = ebm.FunctionEnergy(
+        lambda p, x: 0.5 * p * jnp.sum(to(x) ** 2), jnp.ones(())
+    )
+    start = ebm.Walkers.from_gaussian(KEY, 4096, (1,), coordinates=to)
+    narrow = to.mean.value + 0.8 * (start.positions - to.mean.value)
+    walkers = ebm.Walkers.from_samples(narrow, -jax.vmap(energy)(narrow)).in_blocks(16)
+    with pytest.warns(eg.RunWarning):
+        density = ebm.NormalizedEnergy.from_walkers(energy, walkers)
+    assert density.imbalance > 5

@@ -248,3 +248,41 @@ def test_a_likelihood_is_the_same_for_every_anchor():
     ]
     apart = abs(estimates[0].value - estimates[1].value)
     assert apart < 5 * np.hypot(*(e.standard_error for e in estimates))
+
+
+@pytest.mark.parametrize("kind", [np.int64, float, list])
+def test_whole_numbers_past_32_bits_are_the_same_values(kind):
+    """JAX's arrays of such integers are wrapped around, where x64 is off."""
+    ys = 3_000_000_000 + np.cumsum(np.random.default_rng(0).integers(-9, 9, 40)) * 10**7
+    given = [int(y) for y in ys] if kind is list else ys.astype(kind)
+    fit = ns.fit_linear(ns.structural(ns.level(), np.arange(40), ys), np.arange(40), ys)
+    found = ns.posterior(fit.model, np.arange(40), given)
+    np.testing.assert_allclose(
+        found.forecast([40.0], key=KEY).mean[0], ys[-1], rtol=0.1
+    )
+    np.testing.assert_allclose(found.log_evidence, fit.log_evidence, rtol=1e-5)
+
+
+def test_masked_values_are_missing():
+    """As netCDF's readers give them."""
+    ts, ys = np.arange(8.0), np.sin(np.arange(8.0))
+    masked = np.ma.masked_array(np.where(ts == 3, -9999, ys), ts == 3)
+    model = ns.structural(ns.level(), ts, ys)
+    found = ns.posterior(model, ts, masked).log_evidence
+    wanted = ns.posterior(model, ts, np.where(ts == 3, np.nan, ys)).log_evidence
+    assert found == wanted
+    with pytest.raises(ValueError, match="times must be finite"):
+        ns.posterior(model, np.ma.masked_array(ts, ts == 3), ys)
+
+
+def test_means_have_no_noise_of_the_observations():
+    """Student's tail of 1.2 degrees has no variance, which no number of draws tames."""
+    law = ns.Gaussian.independent(np.zeros(1), 0.3)
+    decoder = ns.Decoder(ns.Readout([[1.0]]), ns.Student(1.0, 1.2))
+    model = ns.LatentSDE(ns.DiagonalSDE(0.05, 0.0, 0.1, law), decoder, dt=1.0)
+    ys = np.random.default_rng(0).standard_t(1.2, 60)
+    ys[30] = np.nan
+    found = ns.posterior(model, np.arange(60.0), ys)
+    filled = [found.impute(key=jax.random.key(k))[30, 0] for k in range(4)]
+    np.testing.assert_allclose(filled, found.marginals().mean[30, 0], atol=0.1)
+    assert np.std(filled) < 0.05

@@ -21,6 +21,7 @@ from effgen.neural_sde.fits.selection import Candidate, strongest_period
 from effgen.neural_sde.fits.shares import (
     bootstrapped_shares,
     log_density,
+    mixed_log_density,
     stacking_weights,
 )
 from effgen.neural_sde.fits.weight_prior import weight_prior
@@ -137,11 +138,13 @@ def test_a_density_from_draws_is_that_of_their_law():
     draws = 3 + 2 * np.random.default_rng(2).normal(size=(4_000, 3))
     ys = np.array([3.0, 5.0, 0.0])
     exact = scipy.stats.norm(3, 2).logpdf(ys)
-    np.testing.assert_allclose(log_density(draws, ys), exact, atol=0.1)
-    far = log_density(draws, np.full(3, 33.0))
+    np.testing.assert_allclose(log_density(draws, ys, 0.0), exact, atol=0.1)
+    far = log_density(draws, np.full(3, 33.0), 0.0)
     assert np.all(far > -50)  # and not the exact -114
     grid = np.linspace(-40, 46, 8_000)[:, None]
-    mass = np.trapezoid(np.exp(log_density(draws[:, None, :1], grid)[:, 0]), grid[:, 0])
+    mass = np.trapezoid(
+        np.exp(log_density(draws[:, None, :1], grid, 0.0)[:, 0]), grid[:, 0]
+    )
     np.testing.assert_allclose(mass, 1, atol=1e-3)
 
 
@@ -401,3 +404,33 @@ def test_a_linear_forecast_takes_one_step_however_far():
         [1e6], key=KEY, num_paths=20, levels=(0.5, 0.8413447)
     )
     np.testing.assert_allclose(np.diff(found.quantiles[:, 0, 0]), 1e3, rtol=1e-3)
+
+
+def test_probabilities_of_whole_numbers_sum_to_one():
+    """Of counts, most of them zero, and of normal laws, narrow and wide."""
+    ys = np.arange(-40.0, 41.0)
+    rng = np.random.default_rng(0)
+    for draws in (np.zeros(500), rng.poisson(0.3, 500), rng.poisson(9, 500)):
+        same = np.broadcast_to(draws[:, None], (500, 81)).astype(float)
+        assert abs(np.exp(log_density(same, ys, 1.0)).sum() - 1) < 0.01
+    for scale in (1e-3, 0.4, 7.0):
+        laws = [np.full((1, 81), x) for x in (1.2, scale**2)]
+        assert abs(np.exp(mixed_log_density(*laws, ys, 1.0)).sum() - 1) < 0.01
+    wide = mixed_log_density(np.zeros((1, 3)), np.full((1, 3), 1e10), ys[:3], 1.0)
+    exact = mixed_log_density(np.zeros((1, 3)), np.full((1, 3), 1e10), ys[:3], 0.0)
+    np.testing.assert_allclose(wide, exact, rtol=1e-9)
+
+
+@pytest.mark.parametrize("rate", [0.03, 0.002])
+def test_counts_are_stacked_by_their_probabilities(rate):
+    """A rival whose draws are all zero had a density without bound at each zero."""
+
+    def model(rate):
+        law = ns.Gaussian.independent(np.zeros(1), 0.01)
+        decoder = ns.Decoder(ns.Readout([[1.0]], np.log(rate)), ns.Poisson())
+        return ns.LatentSDE(ns.DiagonalSDE(1.0, 0.0, 0.01, law), decoder, dt=1.0)
+
+    ys = np.random.default_rng(1).poisson(0.3, 60).astype(float)
+    members = lambda *record: {"right": model(0.3), "rival": model(rate)}
+    found = ns.stack(members, np.arange(60.0), ys, horizon=5, key=KEY)
+    assert found.weights["right"] > 0.98

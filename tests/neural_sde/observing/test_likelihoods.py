@@ -136,3 +136,12 @@ def test_structures_of_counts_begin_at_the_logarithm_of_their_mean():
     model = ns.structural(parts, ts, counts, likelihood=ns.NegativeBinomial())
     np.testing.assert_allclose(model.decoder.network.offset, np.log(20), atol=0.15)
     assert model.trainable()[0].decoder.network.offset is None
+
+
+@pytest.mark.parametrize("mean", [10.0, 1e6, 1e8, 3e9, 1e12])
+def test_counts_of_any_size_are_drawn(mean):
+    """Past 2^31 JAX's sampler has no counts."""
+    drawn = ns.Poisson().sample(jnp.full(20_000, np.log(mean)), key=KEY)
+    found = np.asarray(drawn, np.float64)
+    assert abs(found.mean() - mean) < 4 * np.sqrt(mean / 20_000) + 1e-5 * mean
+    np.testing.assert_allclose(found.std(), np.sqrt(mean), rtol=0.03)
