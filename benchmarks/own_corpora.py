@@ -47,8 +47,8 @@ def _named(package: str, node: ast.AST) -> Iterator[tuple[str, str]]:
 def dictionary() -> rc.Corpus:
     """Return entries of the GNU dictionary of English, to find by their headwords.
 
-    `GCIDE` is the folder of `gcide.index` and `gcide.dict.dz`, such as `usr/share/dictd`
-    of Debian's package dict-gcide: `apt-get download dict-gcide`, then `dpkg-deb -x`.
+    `GCIDE` is the folder of `gcide.index` and `gcide.dict.dz`: that of Debian's package
+    dict-gcide, by `apt-get download dict-gcide` and `dpkg-deb -x`.
     """
     folder = Path(os.environ.get("GCIDE", "/usr/share/dictd"))
     if not (folder / "gcide.index").exists():

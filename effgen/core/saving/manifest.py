@@ -175,10 +175,10 @@ def check_fit(
     names = sorted(
         name for name in {**saved, **wanted} if only is None or field_of(name) in only
     )
-    _check_settings(manifest, like, only, where)
     cast = only is not None
     bad = [k for k in names if not _fits(saved.get(k), wanted.get(k), cast=cast)]
     if not bad:
+        _check_settings(manifest, like, only, where)
         return
     lines = [
         f"  state{name}: {_kind(saved.get(name))} in the checkpoint, "

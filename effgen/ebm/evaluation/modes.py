@@ -141,7 +141,7 @@ def _lognormal(
     num = inside.shape[0]
     there = jnp.all((inside > 0) & (outside > 0), axis=0)
     a, b = (jnp.log(jnp.where(there, x, 1.0)) for x in (inside, outside))
-    a, b = a - a.mean(0), b - b.mean(0)
+    a, b = a - a.mean(0, keepdims=True), b - b.mean(0, keepdims=True)
     moment = lambda x, y: jnp.expm1(jnp.sum(x * y, axis=0) / max(1, num - 1)) / num
     of_logit = jnp.maximum(moment(a, a) + moment(b, b) - 2 * moment(a, b), 0)
     of_logit = jnp.where(jnp.isnan(of_logit), jnp.inf, of_logit)

@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from effgen.core.contract.counts import check_count
 from effgen.core.contract.keys import check_key
+from effgen.core.contract.masked import with_nan
 from effgen.neural_sde.data.clock import Clock, as_times, clock_of, warn_of_origin
 from effgen.neural_sde.data.frames import Labels, as_values, check_aligned, labels_of
 from effgen.neural_sde.data.rows import with_rows
@@ -183,7 +184,7 @@ def recorded(
         model = _since(model, clock)
         if clock.unit is not None and dt is None and not isinstance(model.dt, Tracer):
             cautions.of_unit(model.dt, ts, clock.unit)
-    ts = ts if isinstance(ts, jax.Array) else np.asarray(ts)
+    ts = ts if isinstance(ts, jax.Array) else np.asarray(with_nan(ts))
     columns = (as_values(ys), mask, as_values(inputs), as_values(errors))
     given = [
         _array(name, x)

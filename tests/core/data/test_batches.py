@@ -363,7 +363,7 @@ def test_masked_entries_are_refused():
     with pytest.raises(eg.TrainingError, match="`batch` is a masked array"):
         eg.fit(Total(), Total().init(), [x, x], key=KEY)
     with pytest.raises(ValueError, match="masked"):
-        eg.extrapolate(np.ma.masked_array(np.ones(50), np.arange(50) == 3))
+        eg.extrapolate(np.ma.masked_array(np.ones(50), np.arange(50) == 3), at=99)
 
 
 def test_a_sequence_past_its_end_is_told_of():

@@ -170,7 +170,8 @@ def test_an_iterator_that_is_used_up_is_told_of():
         assert int(again.step) == 3
     with pytest.warns(eg.RunWarning, match="`data` had no batch"):
         eg.fit(Total(), Total().init(), [], key=KEY)
-    eg.fit(Total(), state, [np.ones(1, np.float32)] * 3, key=KEY)  # is done
+    with pytest.warns(eg.RunWarning, match="3 batches.*at step 3"):
+        eg.fit(Total(), state, [np.ones(1, np.float32)] * 3, key=KEY)
 
 
 def test_no_more_is_taken_than_asked_run_after_run():

@@ -67,7 +67,8 @@ def test_numbers_too_large_for_fractions_are_no_lattice(mean):
         lambda p, x: 0.5 * p * jnp.sum(to(x) ** 2), jnp.ones(())
     )
     start = ebm.Walkers.from_gaussian(KEY, 4096, (1,), coordinates=to)
-    narrow = to.mean.value + 0.8 * (start.positions - to.mean.value)
+    center = to.mean.value[None]
+    narrow = center + 0.8 * (start.positions - center)
     walkers = ebm.Walkers.from_samples(narrow, -jax.vmap(energy)(narrow)).in_blocks(16)
     with pytest.warns(eg.RunWarning):
         density = ebm.NormalizedEnergy.from_walkers(energy, walkers)

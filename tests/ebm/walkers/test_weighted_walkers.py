@@ -200,6 +200,6 @@ def test_bernoulli_walkers_are_exact():
 @pytest.mark.parametrize("scale", [100_000, 65_536, 50_000])
 def test_a_scale_that_is_a_whole_number_is_that_number(scale):
     """Its square wrapped around in 32 bits."""
-    walkers = ebm.Walkers.from_gaussian(KEY, 16, (64,), scale=scale)
+    walkers = ebm.Walkers.from_gaussian(jax.random.key(0), 16, (64,), scale=scale)
     exact = 32 * np.log(2 * np.pi * float(scale) ** 2)
     np.testing.assert_allclose(walkers.estimate().value, exact, rtol=1e-5)
