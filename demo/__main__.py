@@ -56,7 +56,7 @@ def main() -> None:
         ),
         page.Section(
             "Neural SDEs",
-            report.series_table(seasons),
+            f"{report.series_table(seasons)}\n\n{report.series_lines(seasons)}",
             {
                 "forecast.png": "Carbon dioxide over three years that were held out. "
                 "A band holds that share of the weeks, if the model is right."

@@ -52,7 +52,8 @@ class Outcome(NamedTuple):
     """What one trainer came to: likelihoods in nats of an image.
 
     `steps`, `likelihoods` and `errors` are of the validation images, as training went;
-    `annealed`, of the held-out images by other walkers, with the bar of its `log Z`.
+    `annealed`, of the held-out images by other walkers, with the bar of its `log Z`;
+    `walkers` are these.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Outcome(NamedTuple):
     believed: list[bool]
     seconds: float
     annealed: tuple[float, float]
+    walkers: ebm.Walkers
 
 
 class Problem(NamedTuple):
@@ -122,6 +124,8 @@ def train(
         density=lambda state: annealed_density(state.evaluated, problem, keys[3]),
     )
     seconds = time.perf_counter() - began
+    key = jax.random.fold_in(key, 1)
+    walkers = annealed_walkers(found.state.evaluated, problem, key)
     shift = float(problem.coordinates.log_determinant)
     return Outcome(
         name,
@@ -131,7 +135,8 @@ def train(
         found.errors,
         found.believed,
         seconds,
-        held_out_likelihood(problem, found.state.evaluated, key),
+        held_out_likelihood(problem, found.state.evaluated, walkers, key),
+        walkers,
     )
 
 
@@ -143,11 +148,10 @@ def noised(
 
 
 def held_out_likelihood(
-    problem: Problem, model: Any, key: PRNGKeyArray
+    problem: Problem, model: Any, walkers: ebm.Walkers, key: PRNGKeyArray
 ) -> tuple[float, float]:
     """Return the held-out likelihood by walkers of its own, and the bar of `log Z`."""
-    key = jax.random.fold_in(key, 1)
-    density = annealed_density(model, problem, key)
+    density = ebm.NormalizedEnergy.from_walkers(model, walkers)
     value = density.log_likelihood(noised(problem, problem.held_out, key)).value
     bar = float(density.standard_error)
     return float(value) + float(problem.coordinates.log_determinant), bar

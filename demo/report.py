@@ -18,7 +18,6 @@ from .energy import (
     SIDE,
     Outcome,
     Problem,
-    annealed_walkers,
     denoised,
 )
 from .images import noisy, whitened
@@ -57,6 +56,17 @@ def series_table(outcomes: list[series.Outcome]) -> str:
             f"{o.seconds:.0f} |"
         )
     return "\n".join(rows)
+
+
+def series_lines(outcomes: list[series.Outcome]) -> str:
+    """Return which model fills best, and which forecasts best."""
+    filled = min(outcomes, key=lambda o: o.fill)
+    ahead = min(outcomes, key=lambda o: o.crps)
+    return (
+        f"The hidden weeks are filled best by: {filled.name}. These three years are "
+        f"forecast best by: {ahead.name}. One forecast is little evidence: eleven "
+        "records from six origins each are in docs/benchmarks/neural_sde.md."
+    )
 
 
 def predators_table(found: dict[str, list[predators.Outcome]]) -> str:
@@ -255,7 +265,7 @@ def plot_samples(path: Path, outcomes: list[Outcome], problem: Problem) -> None:
     for outcome in outcomes:
         model = outcome.state.evaluated
         # Fresh walkers: those of a long training descend from few.
-        walkers = annealed_walkers(model, problem, key)
+        walkers = outcome.walkers
         index = eg.resample(walkers.joint_log_weights, 64, key=key)
         samples = walkers.positions[index]
         panels[f"{outcome.name}: samples"] = denoised(model, samples, problem)
