@@ -58,6 +58,8 @@ CONTESTANTS = {
     "asked documents, 256": Contestant(256, ASKED),
     "whole index, 256": Contestant(256, EVERY),
     "4,096 rows drawn, 256": Contestant(256, 4_096),
+    "asked documents, 64": Contestant(64, ASKED),
+    "whole index, 64": Contestant(64, EVERY),
     "in batch of 256": Contestant(256),
     "in batch of 512": Contestant(512),
     "in batch of 1,536": Contestant(1_536),
@@ -134,7 +136,7 @@ def trained(given, name, num_steps, rate, temperature, seed, judged):
     return np.asarray(rc.evaluate(state.model, *judged, given.whole).mrr)
 
 
-def seconds_per_step(given):
+def seconds_per_step(given, contestants):
     """Return the median of a step's processor seconds, contestants in turn."""
 
     def steps(name):
@@ -147,7 +149,7 @@ def seconds_per_step(given):
         )
 
     times = measure.interleaved(
-        {name: steps(name) for name in CONTESTANTS},
+        {name: steps(name) for name in contestants},
         rounds=ROUNDS,
         clock=time.process_time,
     )
@@ -196,11 +198,13 @@ def planned(given, asked):
     """Return the record of an earlier run of the same, or a new one with its steps."""
     path = measure.RESULTS / f"{asked['name']}.json"
     earlier = json.loads(path.read_text()) if path.exists() else {}
-    if all(earlier.get(key) == value for key, value in asked.items()):
-        return {k: v for k, v in earlier.items() if k not in ("benchmark", "machine")}
-    cost = seconds_per_step(given)
-    steps = {n: round(asked["processor_seconds"] / s) for n, s in cost.items()}
-    return {**asked, "seconds_per_step": cost, "steps": steps, "arms": {}}
+    same = all(earlier.get(key) == value for key, value in asked.items())
+    known = earlier if same else {"seconds_per_step": {}, "steps": {}, "arms": {}}
+    cost, steps = known["seconds_per_step"], known["steps"]
+    if missing := [name for name in CONTESTANTS if name not in steps]:
+        cost |= seconds_per_step(given, missing)
+    steps |= {n: round(asked["processor_seconds"] / cost[n]) for n in missing}
+    return asked | {"seconds_per_step": cost, "steps": steps, "arms": known["arms"]}
 
 
 def main(kind, budget=10.0, seeds=3, num_documents=16_000):
