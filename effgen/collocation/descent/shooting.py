@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from effgen.collocation.modeling.inputs import knots
+from effgen.collocation.modeling.inputs import jumps, knots, sampled_inputs
 from effgen.collocation.modeling.priors import prior_loss
 from effgen.collocation.modeling.problem import Model, Problem, as_numbers
 from effgen.collocation.states.integration import (
@@ -40,6 +40,9 @@ class Segments(NamedTuple):
         mask: Whether a value is measured, `(segments, obs, outputs)`.
         grid: Times between which inputs are linear, `(segments, grid)`.
         inputs: The inputs at these, `(segments, grid, inputs)`.
+        observed: The inputs of its samples, `(segments, obs, inputs)`.
+        stops: Times at which steps end, for inputs that are short: those of samples.
+        jumps: Times at which inputs jump.
         trajectory: The trajectory of each, `(segments,)`.
         joined: Whether the next one continues where it ends, `(segments,)`.
     """
@@ -51,6 +54,9 @@ class Segments(NamedTuple):
     mask: Bool[Array, "segments obs outputs"]
     grid: Float[Array, "segments grid"]
     inputs: Float[Array, "segments grid inputs"]
+    observed: Float[Array, "segments obs inputs"]
+    stops: Float[Array, "segments stops"]
+    jumps: Float[Array, "segments jumps"]
     trajectory: Int[Array, " segments"]
     joined: Bool[Array, " segments"]
 
@@ -79,12 +85,15 @@ def segments_of(problem: Problem, per_trajectory: int = 1) -> Segments:
         edges = np.linspace(*trajectory.span, per_trajectory + 1)
         owner = np.searchsorted(edges[1:-1], trajectory.ts, side="left")
         grid, values = knots(trajectory)
+        at_samples = sampled_inputs(trajectory)
+        stops = (np.unique(trajectory.ts), jumps(trajectory))
         for k in range(per_trajectory):
             mine = owner == k
             samples = (trajectory.ts[mine], trajectory.ys[mine])
             where = (edges[k], edges[k + 1], i, k + 1 < per_trajectory)
-            rows.append((*samples, grid, values, *where))
-    ts, ys, grids, inputs, first, last, index, joined = zip(*rows, strict=True)
+            rows.append((*samples, grid, values, at_samples[mine], *stops, *where))
+    ts, ys, grids, inputs, at, stops, jumped, *where = zip(*rows, strict=True)
+    first, last, index, joined = where
     ends = np.asarray(last)
     values = _padded(ys, np.full(len(rows), np.nan))
     found = (
@@ -96,6 +105,9 @@ def segments_of(problem: Problem, per_trajectory: int = 1) -> Segments:
         # Inputs stay at their last value, past the times that they are given for.
         _padded(grids, [grid[-1] for grid in grids]),
         _padded(inputs, [values[-1] for values in inputs]),
+        _padded(at, [values[-1] for values in inputs]),
+        _padded(stops, ends),
+        _padded(jumped, ends),
         np.asarray(index),
         np.asarray(joined),
     )
@@ -346,11 +358,14 @@ class ShootingTrainer(AbstractTrainer):
             law = _WithCost(problem.vector_field, problem.lagrange)
             problem = eqx.tree_at(lambda p: p.vector_field, problem, law)
             x = jnp.concatenate([x, jnp.zeros(1, x.dtype)])
-        found = integrated(problem, self.integration, model, x, row.first, ts, inputs)
+        stops = (row.stops, row.jumps) if row.inputs.shape[1] else None
+        found = integrated(
+            problem, self.integration, model, x, row.first, ts, inputs, stops
+        )
         states, spent = found[:, :size], jnp.sum(found[-1, size:])
         given = (model.parameters, model.networks)
-        outputs = jax.vmap(lambda t, x: self.problem.outputs(t, x, inputs(t), *given))(
-            row.ts, states[:-1]
+        outputs = jax.vmap(lambda t, x, u: self.problem.outputs(t, x, u, *given))(
+            row.ts, states[:-1], row.observed
         )
         return outputs, states[-1], spent
 

@@ -40,9 +40,19 @@ def knots(
     if callable(inputs):
         return _resolved(trajectory)
     if trajectory.hold != "previous":
-        return ts, inputs
+        return _held_on(ts, inputs)
     held = np.repeat(inputs, 2, axis=0)[:-1]
-    return np.repeat(ts, 2)[1:], held
+    return _held_on(np.repeat(ts, 2)[1:], held)
+
+
+def _held_on(
+    ts: np.ndarray, values: np.ndarray
+) -> tuple[Float[np.ndarray, " knots"], Float[np.ndarray, "knots inputs"]]:
+    """Return knots with one more where the last jumps: its value holds from there."""
+    if len(ts) < 2 or ts[-1] > ts[-2]:
+        return ts, values
+    later = ts[-1] + (ts[-1] - ts[0] or 1.0)
+    return np.append(ts, later), np.append(values, values[-1:], axis=0)
 
 
 def _resolved(trajectory: Trajectory) -> tuple[np.ndarray, np.ndarray]:
@@ -94,6 +104,13 @@ def inputs_at(
     # Exact if both ends are equal: an input may be an index, such as in `numbered`.
     between = values[at - 1] + share * (values[at] - values[at - 1])
     return np.where(share < 1, between, values[at])
+
+
+def sampled_inputs(trajectory: Trajectory) -> Float[np.ndarray, "samples inputs"]:
+    """Return the inputs at samples, where a time stands twice each sample's own."""
+    if isinstance(trajectory.inputs, np.ndarray):
+        return trajectory.inputs
+    return inputs_at(trajectory, trajectory.ts, "right")
 
 
 def _evaluated(trajectory: Trajectory, ts: np.ndarray) -> np.ndarray:

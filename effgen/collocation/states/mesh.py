@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from effgen.collocation.modeling.doses import shifts_at
-from effgen.collocation.modeling.inputs import inputs_at, jumps
+from effgen.collocation.modeling.inputs import inputs_at, jumps, sampled_inputs
 from effgen.collocation.modeling.phases import followers
 from effgen.collocation.modeling.problem import Problem, Table, Trajectory
 from effgen.core.contract.counts import check_count
@@ -255,9 +255,7 @@ def make_samples(problem: Problem, mesh: Mesh) -> Samples:
         seen = mask.any(axis=1)
         ts, ys, mask = trajectory.ts[seen], trajectory.ys[seen], mask[seen]
         interval, basis = locate(mesh, i, ts)
-        inputs = inputs_at(trajectory, ts, "right")
-        if isinstance(trajectory.inputs, np.ndarray):
-            inputs = trajectory.inputs[seen]  # of a time that stands twice, its own
+        inputs = sampled_inputs(trajectory)[seen]
         columns.append((ts, np.where(mask, ys, 0), mask, inputs, interval, basis))
     return Samples(*(np.concatenate(parts) for parts in zip(*columns, strict=True)))
 

@@ -30,7 +30,8 @@ from effgen.neural_sde.filters.predictions import Predictions, predictions
 from effgen.neural_sde.filters.twisted import Smoothed, twisted_filter
 from effgen.neural_sde.modeling.anchors import PriorAnchor
 from effgen.neural_sde.modeling.model import LatentSDE
-from effgen.neural_sde.observing.decoders import LinearDecoder
+from effgen.neural_sde.observing.decoders import Decoder, LinearDecoder
+from effgen.neural_sde.observing.sites import NoSites
 
 from .answers import Draws
 from .exact import (
@@ -43,14 +44,28 @@ from .exact import (
 )
 
 
-def _guides(model: LatentSDE) -> tuple[LatentSDE, ...]:
-    """Return the model, and beside an anchor of its own the prior's.
+_ENOUGH = 0.05  # of the paths
 
-    An anchor may miss a part of the posterior; what the two find is weighed.
+
+def _is_heavy(model: LatentSDE) -> bool:
+    """Return whether observations have a tail that no Gaussian factor covers."""
+    decoder = model.decoder
+    return isinstance(decoder, Decoder) and decoder.likelihood.heavy_tailed
+
+
+def _guides(model: LatentSDE) -> tuple[LatentSDE, ...]:
+    """Return the model, and what finds parts of the posterior that it may miss.
+
+    That is the prior's anchor, beside another one, and where a likelihood has a tail
+    heavier than its sites, the prior without sites. What they find is weighed.
     """
-    if isinstance(model.anchor, PriorAnchor):
-        return (model,)
-    return model, unguided(model)
+    found = (model,)
+    if not isinstance(model.anchor, PriorAnchor):
+        found += (unguided(model),)
+    if _is_heavy(model):
+        free = dataclasses.replace(model.decoder, proposal=NoSites())
+        found += (dataclasses.replace(unguided(model), decoder=free),)
+    return found
 
 
 def steps_of_paths(model: LatentSDE, series: Series, num_paths: int) -> int:
@@ -160,11 +175,17 @@ def _particle_draws(
     logs = jnp.stack([smoothed.evidence.value for smoothed, _ in found])
     share = jax.nn.softmax(jnp.where(jnp.isfinite(logs), logs, -jnp.inf))
     share = jnp.where(jnp.isfinite(share), share, 1 / len(guides))
+    counts = jnp.stack(
+        [smoothed.ess[found[0][1].nodes[index]] for smoothed, _ in found]
+    )
+    if _is_heavy(model):
+        # Draws without sites miss no tail; if enough of them count they are all.
+        enough = jnp.min(counts[-1]) > _ENOUGH * num
+        share = jnp.where(enough, jnp.arange(len(guides)) == len(guides) - 1, share)
     each = jnp.log(jnp.repeat(share, num))
     chosen = resample(each, num, key=keys[-1]) if len(guides) > 1 else jnp.arange(num)
     at = found[0][1].nodes[index]
     positions = jnp.concatenate([s.positions[at] for s, _ in found], axis=1)[:, chosen]
-    counts = jnp.stack([smoothed.ess[at] for smoothed, _ in found])
     ess = 1 / jnp.sum(share[:, None] ** 2 / counts, axis=0)
     whole = jax.nn.logsumexp(logs) - jnp.log(len(guides))
     return Draws(

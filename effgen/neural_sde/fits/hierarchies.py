@@ -27,6 +27,10 @@ from effgen.neural_sde.modeling.frozen import part_of
 from effgen.neural_sde.modeling.model import LatentSDE
 
 from .peak import step_of
+from .shared_laws import own_deviations
+
+
+_SMALL = 0.5  # of the deviations of series, where rounds move little
 
 
 class Hierarchy(NamedTuple):
@@ -41,7 +45,8 @@ class Hierarchy(NamedTuple):
         mean: The mean of the shared law, shape `(parameters,)`.
         scale: Its standard deviation, shape `(parameters,)`.
         each: The mean of each series' own given its data, shape `(series, parameters)`.
-        each_scale: The standard deviation of each, of the same shape.
+        each_scale: The standard deviation of each, of the same shape. The mean and the
+            scale of the shared law are uncertain, and this counts.
         log_evidence: `log p(y)` of all series, what varies integrated out by Laplace's
             method, in nats.
         num_rounds: How many rounds there were.
@@ -153,13 +158,10 @@ def fit_hierarchy(
             found.model, varies, found.series, steps, start, spread, max_rounds
         )
         result = jax.tree.map(np.asarray, result)
-    mean, spread, each, each_scale, evidence, rounds, converged = result
+    mean, spread, each, curvature, evidence, rounds, converged = result
+    each_scale = own_deviations(each, curvature, mean, spread)
     if not converged:
-        warnings.warn(
-            f"the shared law still moves after {rounds} rounds: raise `max_rounds`.",
-            RunWarning,
-            stacklevel=2,
-        )
+        _warn_of_rounds(names, spread, each_scale, int(rounds))
     whole = dataclasses.replace(_with(model, varies, mean), dt=found.model.dt)
     return Hierarchy(
         whole,
@@ -172,6 +174,22 @@ def fit_hierarchy(
         int(rounds),
         bool(converged),
     )
+
+
+def _warn_of_rounds(
+    names: tuple[str, ...], spread: np.ndarray, own: np.ndarray, rounds: int
+) -> None:
+    """Warn of rounds that ended before they converged, and say why."""
+    small = spread < _SMALL * np.median(own, axis=0)
+    told = ", ".join(itertools.compress(names, small))
+    why = (
+        f"the `scale` of {told} goes to zero, and the series may be all alike there; "
+        "`each_scale` counts what `scale` may be"
+        if told
+        else "raise `max_rounds`"
+    )
+    text = f"the shared law still moves after {rounds} rounds: {why}."
+    warnings.warn(text, RunWarning, stacklevel=3)
 
 
 def _getter(model: LatentSDE, name: str) -> Callable[[LatentSDE], Array]:
@@ -291,16 +309,16 @@ def _fitted(
         ).value
         x = mean + spread * z
         curvature = jax.hessian(loss)(x, args)
-        covariance = jnp.linalg.inv(curvature)
         value = -loss(x, args) - 0.5 * jnp.linalg.slogdet(curvature)[1]
-        return x, jnp.diagonal(covariance), value - jnp.sum(jnp.log(spread))
+        return x, curvature, value - jnp.sum(jnp.log(spread))
 
     def modes(each: Array, mean: Array, spread: Array):
         return jax.vmap(mode, (0, 0, None, None))(each, series, mean, spread)
 
     def round_(carry: tuple):
         each, mean, spread, _, count = carry
-        each, variance, _ = modes(each, mean, spread)
+        each, curvature, _ = modes(each, mean, spread)
+        variance = jnp.diagonal(jnp.linalg.inv(curvature), axis1=-2, axis2=-1)
         after = each.mean(0)
         wider = jnp.sqrt(jnp.mean((each - after[None]) ** 2 + variance, axis=0))
         away = jnp.max(jnp.abs(after - mean) / spread + jnp.abs(wider / spread - 1))
@@ -315,12 +333,12 @@ def _fitted(
     )
     going = lambda carry: (carry[3] > 1e-5) & (carry[4] < max_rounds)
     each, mean, spread, away, count = jax.lax.while_loop(going, round_, begin)
-    each, variance, values = modes(each, mean, spread)
+    each, curvature, values = modes(each, mean, spread)
     return (
         mean,
         spread,
         each,
-        jnp.sqrt(variance),
+        curvature,
         jnp.sum(values),
         count,
         away <= 1e-5,

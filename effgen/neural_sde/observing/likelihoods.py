@@ -1,6 +1,7 @@
 """Likelihoods of one entry given one parameter: normal, Student's, Bernoulli."""
 
 import abc
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -19,7 +20,13 @@ class AbstractLikelihood(eqx.Module):
     """`p(y | parameter)`, for each entry alone.
 
     Arrays may have any shape; `parameter` and `y` have the same.
+
+    Attributes:
+        heavy_tailed: Whether the log-density falls off slower than any parabola: no
+            normal factor covers it, so that answers also draw without factors.
     """
+
+    heavy_tailed: ClassVar[bool] = False
 
     @abc.abstractmethod
     def log_prob(self, parameter: Entries, y: Entries) -> Entries:
@@ -157,6 +164,8 @@ class Student(AbstractLikelihood):
     Source:
         Lange, Little and Taylor (1989).
     """
+
+    heavy_tailed: ClassVar[bool] = True
 
     log_scale: Float[Array, ""]
     log_more: Float[Array, ""]

@@ -53,6 +53,22 @@ class AbstractSites(eqx.Module):
         """
 
 
+class NoSites(AbstractSites):
+    """Factors of one: what is proposed does not see the observations."""
+
+    def __call__(
+        self,
+        network: Network,
+        likelihood: AbstractLikelihood,
+        series: Series,
+        smoother: Smoother,
+    ) -> Site:
+        """Return factors of one: see the base."""
+        means, covariances = smoother(None)
+        zero = jnp.zeros(len(means), means.dtype)
+        return Site(jnp.zeros_like(covariances), jnp.zeros_like(means), zero)
+
+
 class LinearizedSites(AbstractSites):
     """The decoder linearized about the mode of the whole path.
 

@@ -192,3 +192,44 @@ def test_matching_has_the_penalty_and_keeps_to_bounds():
     np.testing.assert_allclose(state.model.parameters["k"], 0.2)
     with pytest.raises(ValueError, match="two pytrees like"):
         trainer.init(co.Model({"other": 1}, None))
+
+
+def test_a_pulse_between_two_samples_is_not_stepped_over():
+    """The loss at the truth is zero, of a state at rest until the pulse."""
+    rate, ts = 0.3, np.linspace(0, 20, 41)
+    pulse = np.where((ts >= 10) & (ts < 10.5), 1.0, 0.0)
+    risen = (1 - np.exp(-rate * np.clip(ts - 10, 0, 0.5))) / rate
+    ys = risen * np.exp(-rate * np.clip(ts - 10.5, 0, None))
+    problem = co.Problem(
+        lambda t, x, u, p, nets: -p["k"] * x + u,
+        co.Trajectory(ts, ys, pulse, hold="previous"),
+        scale=0.01,
+        initial=co.Initial([0.0]),
+    )
+    segments = co.segments_of(problem)
+    trainer = co.ShootingTrainer(optax.adam(1e-2), problem)
+    solution = co.transcribe(problem, intervals=40)
+    model = co.Model({"k": rate}, None)
+    guess = solution.guess(model)
+    state = trainer.init(model, (segments, guess))
+    _, metrics = trainer.step(state, segments, key=jax.random.key(0))
+    assert metrics["loss"] < 1e-6
+
+
+def test_the_last_sample_is_observed_with_its_own_input():
+    """As by collocation: `y = x + u` with a held input that jumps there."""
+    ts, inputs = np.linspace(0, 2, 5), np.array([0, 0, 1, 1, 3.0])
+    problem = co.Problem(
+        lambda t, x, u, p, nets: p["k"] * x,
+        co.Trajectory(ts, 1 + inputs, inputs, hold="previous"),
+        observe=lambda t, x, u, p, nets: x + u,
+        num_states=1,
+        scale=0.1,
+        initial=co.Initial([1.0]),
+    )
+    segments = co.segments_of(problem)
+    trainer = co.ShootingTrainer(optax.adam(1e-2), problem)
+    guess = co.transcribe(problem, intervals=8).guess()
+    state = trainer.init(co.Model({"k": 0.0}, None), (segments, guess))
+    _, metrics = trainer.step(state, segments, key=jax.random.key(0))
+    assert metrics["loss"] < 1e-12

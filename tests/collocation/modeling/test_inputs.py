@@ -318,3 +318,18 @@ def test_windows_keep_holds_and_jumps():
     first = co.windows(problem, (0.5, 1.0))[0].data[0]
     assert first.hold == "previous"
     np.testing.assert_allclose(jumps(first), [1.0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("end", [2.5, 2.0 + 1e-3])
+def test_the_last_held_sample_holds_to_the_end_of_the_span(end):
+    """It ramped from the one before, over one unit of time."""
+    ts, inputs = np.linspace(0, 2, 21), np.zeros(21)
+    inputs[-1] = 1.0
+    trajectory = co.Trajectory(ts, ts, inputs, span=(0, end), hold="previous")
+    problem = co.Problem(lambda t, x, u, p, nets: u, trajectory, scale=1.0)
+    after = 2 + (end - 2) * np.array([1e-3, 0.5, 1.0])
+    for side in ("left", "right"):
+        np.testing.assert_array_equal(inputs_at(problem.data[0], after, side), 1.0)
+    found = inputs_at(problem.data[0], np.array([2.0]), "right")
+    np.testing.assert_array_equal(found, 1.0)
+    assert inputs_at(problem.data[0], np.array([2.0]), "left") == 0

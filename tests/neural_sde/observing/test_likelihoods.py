@@ -145,3 +145,29 @@ def test_counts_of_any_size_are_drawn(mean):
     found = np.asarray(drawn, np.float64)
     assert abs(found.mean() - mean) < 4 * np.sqrt(mean / 20_000) + 1e-5 * mean
     np.testing.assert_allclose(found.std(), np.sqrt(mean), rtol=0.03)
+
+
+def test_a_posterior_by_students_law_is_that_of_a_grid():
+    """An outlier, whose tail no Gaussian factor covers; bars of the evidence hold."""
+    law = ns.Gaussian.independent(np.zeros(1), 1.0)
+    decoder = ns.Decoder(ns.Readout([[1.0]]), ns.Student(0.3, 2.0))
+    model = ns.LatentSDE(ns.DiagonalSDE(0.5, 0.0, 1.0, law), decoder, dt=0.5)
+    ts = np.array([0.0, 3.0])
+    posterior = ns.posterior(model, ts, np.array([0.0, 2.0]))
+    grid = np.linspace(-8, 8, 1601)
+    gap, seen = (
+        grid[1] - grid[0],
+        lambda y: scipy.stats.t.pdf((y - grid) / 0.3, 2) / 0.3,
+    )
+    moved = scipy.stats.norm.pdf(
+        grid[:, None], grid * np.exp(-1.5), np.sqrt(1 - np.exp(-3))
+    )
+    density = moved @ (scipy.stats.norm.pdf(grid) * seen(0.0)) * gap * seen(2.0)
+    whole = density.sum() * gap
+    mean = (density * grid).sum() * gap / whole
+    scale = np.sqrt((density * (grid - mean) ** 2).sum() * gap / whole)
+    found = posterior.marginals(ts[-1:], key=KEY, num_paths=8_000)
+    np.testing.assert_allclose(found.mean[0, 0], mean, atol=0.1)
+    np.testing.assert_allclose(found.scale[0, 0], scale, rtol=0.1)
+    evidence = posterior.evidence(key=KEY, num_paths=8_000).evidence
+    assert abs(evidence.value - np.log(whole)) < 3 * evidence.standard_error
