@@ -75,7 +75,7 @@ def test_a_list_of_new_levels_is_taken_in_turn_and_a_finished_one_says_so():
     level, state, _ = solve(problem, co.Model({"k": 0.5}, None))
     _, history = eg.fit(trainer, state, [level, fine], key=KEY)
     assert len(history["loss"]) == 1
-    with pytest.warns(eg.RunWarning, match="no level is left: .* 1 steps"):
+    with pytest.warns(eg.RunWarning, match="1 batches.* step 1.*`iter"):
         eg.fit(trainer, state, [coarse], key=KEY)
 
 

@@ -235,9 +235,6 @@ class CollocationTrainer(AbstractHostTrainer):
 
         Raises:
             ValueError: For an empty list.
-
-        Warns:
-            RunWarning: If no level is left.
         """
         step = int(state.step)
         if not isinstance(data, list):
@@ -251,15 +248,8 @@ class CollocationTrainer(AbstractHostTrainer):
         here = lambda level: same_mesh(state.memory, level.mesh)
         if step == 0 or (step < len(data) and here(data[step - 1])):
             return data
-        if step == len(data) and here(data[-1]):
-            warnings.warn(
-                f"no level is left: the state has taken {step} steps and is on the "
-                "last one's mesh. To solve that once more, pass `iter(levels)`.",
-                RunWarning,
-                stacklevel=4,
-            )
-            return data
-        return iter(data)
+        # At its end the run itself says that no level is left.
+        return data if step == len(data) and here(data[-1]) else iter(data)
 
     def check(self, state: TrainState, batch: PyTree, source: Any) -> None:
         """Raise on data that are no transcriptions.

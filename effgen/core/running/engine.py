@@ -40,8 +40,8 @@ _NONE_LEFT = (
 )
 _PAST_THE_END = (
     "`data` is a sequence of {} batches, which are taken by `state.step`, and the "
-    "state is at step {}: no step was taken. For more epochs pass "
-    "`itertools.cycle(batches)` and `num_steps`, or `effgen.Minibatches`."
+    "state is at step {}: no step was taken. To take them again pass `iter(batches)`, "
+    "or `itertools.cycle(batches)` and `num_steps`."
 )
 
 
