@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from effgen.collocation.modeling.misfits import influence
 from effgen.collocation.modeling.problem import names_of_model
@@ -78,26 +78,46 @@ def information(evaluator: Evaluator, limits: Limits, point: Point) -> Informati
     curvature = _curvature(nlp, functions, through, point, (residuals, jacobian))
     held = held_rows(through, limits)
     first, _ = inverse(curvature, held)
-    numbers = _numbers(nlp, through)
-    most = np.maximum(np.abs(point.z), 1.0)
-    alone = curvature.unit[np.isin(through.free, numbers)]
-    most[numbers] = np.maximum(np.abs(point.z[numbers]), _LINKED * alone)
+    numbers = through.free >= len(nlp.ts) * nlp.problem.num_states
+    most = _most(through, point, curvature, numbers)
     values = functions.constraints(point.z)
     bounds, active = active_rows(through, limits, point, first, values, most)
     rows = np.concatenate([held, pulled_units(through, bounds), active])
     roots, left = inverse(curvature, rows)
     along = _along(nlp, jacobian, through, roots)
-    own = np.flatnonzero(np.isin(bounds, numbers))
-    where = np.searchsorted(through.free, bounds[own])
+    own = np.flatnonzero(np.isin(bounds, through.free[numbers]))
     let_go = [np.delete(rows, len(held) + k, axis=0) for k in own]
-    pairs = zip(let_go, where, strict=True)
-    variances = [np.sum(inverse(curvature, rest)[0][i] ** 2) for rest, i in pairs]
+    variances = _let_go(curvature, through, bounds[own], let_go)
     assert point.lower is not None
     assert point.upper is not None
     slopes = (point.lower + point.upper)[bounds[own]]
-    return Information(
-        through, roots, left, along, residuals, slopes, np.array(variances)
-    )
+    return Information(through, roots, left, along, residuals, slopes, variances)
+
+
+def _most(
+    through: Eliminated,
+    point: Point,
+    curvature: Curvature,
+    numbers: Bool[np.ndarray, " free"],
+) -> Float[np.ndarray, " variables"]:
+    """Return how far each variable could go; numbers of the model have no unit."""
+    most, mine = np.maximum(np.abs(point.z), 1.0), through.free[numbers]
+    alone = _LINKED * curvature.unit[numbers]
+    most[mine] = np.maximum(np.abs(point.z[mine]), alone)
+    return most
+
+
+def _let_go(
+    curvature: Curvature,
+    through: Eliminated,
+    numbers: Int[np.ndarray, " held"],
+    rows: list[np.ndarray],
+) -> Float[np.ndarray, " held"]:
+    """Return the variance of each number, its bound let go and its rows held."""
+    where = np.searchsorted(through.free, numbers)
+    pairs = zip(rows, where, strict=True)
+    found = [np.sum(inverse(curvature, rest)[0][i] ** 2) for rest, i in pairs]
+    return np.array(found)
 
 
 def _curvature(
@@ -139,11 +159,6 @@ def _along(
         jacobian.along(nlp, through.moved(roots[:, c])) for c in columns(roots.shape[1])
     ]
     return np.concatenate([start, *parts], axis=2)
-
-
-def _numbers(nlp: NLP, through: Eliminated) -> Int[np.ndarray, " numbers"]:
-    """Return the variables that are free numbers of the model."""
-    return through.free[through.free >= len(nlp.ts) * nlp.problem.num_states]
 
 
 def _decays(nlp: NLP) -> np.ndarray:

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from effgen.core.contract.masked import with_nan
+
 
 _FEWEST, _MOSTLY, _FEW = 8, 0.5, 0.25
 _NO_HOLD = (
@@ -228,9 +230,7 @@ def _numbers(i: int, name: str, values: Any) -> np.ndarray:
     try:
         if np.iscomplexobj(values):
             raise ValueError("complex numbers")
-        if isinstance(values, np.ma.MaskedArray):
-            values = np.where(np.ma.getmaskarray(values), np.nan, np.ma.getdata(values))
-        return np.asarray(values, np.float64)
+        return np.asarray(with_nan(values), np.float64)
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"`{name}` of trajectory {i} is no array of real numbers ({error})."

@@ -79,7 +79,7 @@ def outline(state: TrainState, position: Any, score: Any) -> Manifest:
         "step": int(state.step),
         "arrays": arrays,
         "scalars": scalars,
-        "settings": settings_of(state, "state"),
+        "settings": settings_of(state, ""),
         "position": position,
         "score": score,
         "versions": _versions(),
@@ -180,16 +180,10 @@ def check_fit(
     if not bad:
         _check_settings(manifest, like, only, where)
         return
-    lines = [
-        f"  state{name}: {_kind(saved.get(name))} in the checkpoint, "
-        f"{_kind(wanted.get(name))} in `like`"
-        for name in bad
-    ]
     raise ValueError(
         f"the checkpoint at `{where}` is of another model, memory or optimizer; "
         f"{len(bad)} of {len(names)} leaves differ:\n"
-        + "\n".join(lines[:20])
-        + ("\n  ..." if len(lines) > 20 else "")
+        + _listed(bad, saved, wanted)
         + "\nBuild `like` with the same constructor arguments as the saved run's"
         + _what_fits(saved, wanted, names)
     )
@@ -202,21 +196,26 @@ def _check_settings(
 
     Names that one of the two lacks may be of another version of a module.
     """
-    saved, wanted = manifest.get("settings", {}), settings_of(like, "state")
-    field = lambda name: field_of(name.removeprefix("state"))
-    names = [k for k in saved if k in wanted and (only is None or field(k) in only)]
+    saved, wanted = manifest.get("settings", {}), settings_of(like, "")
+    names = [k for k in saved if k in wanted and (only is None or field_of(k) in only)]
     if bad := [k for k in names if saved[k] != wanted[k]]:
-        lines = [
-            f"  {name}: {saved[name]} in the checkpoint, {wanted[name]} in `like`"
-            for name in bad[:20]
-        ]
         raise ValueError(
             f"the checkpoint at `{where}` is of another model: {len(bad)} of "
             f"{len(names)} settings differ:\n"
-            + "\n".join(lines)
+            + _listed(bad, saved, wanted)
             + "\nBuild `like` with the same constructor arguments as the saved run's, "
             "and change settings afterwards, as by `dataclasses.replace`."
         )
+
+
+def _listed(names: list[str], saved: Manifest, wanted: Manifest) -> str:
+    """Return a line of each name that differs, of the first twenty."""
+    lines = [
+        f"  state{name}: {_kind(saved.get(name))} in the checkpoint, "
+        f"{_kind(wanted.get(name))} in `like`"
+        for name in names[:20]
+    ]
+    return "\n".join([*lines, "  ..."] if len(names) > 20 else lines)
 
 
 def _what_fits(saved: Manifest, wanted: Manifest, names: list[str]) -> str:

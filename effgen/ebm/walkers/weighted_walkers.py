@@ -123,7 +123,7 @@ class Walkers(eqx.Module):
         check_box(low, high)
         box = float(low), float(high)
         drawn = uniform(key, (num, *shape), *box, _started)
-        return dataclasses.replace(drawn, walls=(float(low), float(high)))
+        return dataclasses.replace(drawn, walls=box)
 
     @classmethod
     def from_bernoulli(

@@ -36,6 +36,7 @@ from effgen.neural_sde.observing.sites import NoSites
 from .answers import Draws
 from .exact import (
     Index,
+    drawn_paths,
     drawn_records,
     from_time_to_time,
     is_exact,
@@ -148,10 +149,8 @@ def is_future(series: Series, index: np.ndarray) -> bool:
 def _exact_draws(
     model: LatentSDE, series: Series, index: Index, steps: int, num: int, key: Array
 ) -> Draws:
-    model = unguided(model)
-    anchored, grid = anchored_on_grid(model, series, num_steps=steps, parallel=False)
-    paths = simulate(model, anchored, series, grid, num_paths=num, key=key)
-    positions = jnp.moveaxis(paths.positions[grid.nodes[index]], 0, 1)
+    _, at, paths = drawn_paths(unguided(model), series, index, steps, num, key)
+    positions = jnp.moveaxis(paths.positions[at], 0, 1)
     ess = jnp.full(index.shape, float(num), positions.dtype)
     return Draws(series.ts[index], positions, paths.log_weights, ess)
 
@@ -175,16 +174,14 @@ def _particle_draws(
     logs = jnp.stack([smoothed.evidence.value for smoothed, _ in found])
     share = jax.nn.softmax(jnp.where(jnp.isfinite(logs), logs, -jnp.inf))
     share = jnp.where(jnp.isfinite(share), share, 1 / len(guides))
-    counts = jnp.stack(
-        [smoothed.ess[found[0][1].nodes[index]] for smoothed, _ in found]
-    )
+    at = found[0][1].nodes[index]
+    counts = jnp.stack([smoothed.ess[at] for smoothed, _ in found])
     if _is_heavy(model):
         # Draws without sites miss no tail; if enough of them count they are all.
         enough = jnp.min(counts[-1]) > _ENOUGH * num
         share = jnp.where(enough, jnp.arange(len(guides)) == len(guides) - 1, share)
     each = jnp.log(jnp.repeat(share, num))
     chosen = resample(each, num, key=keys[-1]) if len(guides) > 1 else jnp.arange(num)
-    at = found[0][1].nodes[index]
     positions = jnp.concatenate([s.positions[at] for s, _ in found], axis=1)[:, chosen]
     ess = 1 / jnp.sum(share[:, None] ** 2 / counts, axis=0)
     whole = jax.nn.logsumexp(logs) - jnp.log(len(guides))

@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import Array
 
 from effgen.neural_sde.bounds.objectives import anchored_on_grid
-from effgen.neural_sde.bounds.paths import simulate
+from effgen.neural_sde.bounds.paths import Paths, simulate
 from effgen.neural_sde.data.grid import steps_needed
 from effgen.neural_sde.data.series import Series
 from effgen.neural_sde.filters.kalman import evidence_by_innovations
 from effgen.neural_sde.linear_sdes.messages import marginals
-from effgen.neural_sde.modeling.anchors import PriorAnchor
+from effgen.neural_sde.modeling.anchors import Anchored, PriorAnchor
 from effgen.neural_sde.modeling.model import LatentSDE
 from effgen.neural_sde.observing.decoders import LinearDecoder
 
@@ -70,6 +70,15 @@ def exact_laws(
     return jax.vmap(one)(series, index)
 
 
+def drawn_paths(
+    model: LatentSDE, series: Series, index: Index, steps: int, num: int, key: Array
+) -> tuple[Anchored, Array, Paths]:
+    """Return the unguided model of a series, its nodes at `index`, and its paths."""
+    anchored, grid = anchored_on_grid(model, series, num_steps=steps, parallel=False)
+    paths = simulate(model, anchored, series, grid, num_paths=num, key=key)
+    return anchored, grid.nodes[index], paths
+
+
 @eqx.filter_jit
 def drawn_records(
     model: LatentSDE,
@@ -89,11 +98,7 @@ def drawn_records(
     def one(
         series: Series, index: Index, key: Array, noise: Array
     ) -> tuple[Array, Array, Array]:
-        anchored, grid = anchored_on_grid(
-            model, series, num_steps=steps, parallel=False
-        )
-        paths = simulate(model, anchored, series, grid, num_paths=num, key=key)
-        at = grid.nodes[index]
+        anchored, at, paths = drawn_paths(model, series, index, steps, num, key)
         positions = jnp.moveaxis(paths.positions[at], 0, 1)
         means, covariances = marginals(anchored.guided)
         errors = None if series.errors is None else series.errors[index]
