@@ -13,6 +13,7 @@ from effgen.neural_sde.data.series import Series
 from effgen.neural_sde.linear_sdes.gaussian import Gaussian
 from effgen.neural_sde.linear_sdes.linear import num_brownian
 from effgen.neural_sde.linear_sdes.messages import Guided
+from effgen.neural_sde.linear_sdes.noise import standard_normal
 from effgen.neural_sde.linear_sdes.transitions import safe_sqrt
 from effgen.neural_sde.modeling.anchors import step_inputs
 from effgen.neural_sde.modeling.dynamics import AbstractLatentSDE
@@ -137,7 +138,7 @@ def simulated(
     keys = jax.random.split(key)
     brownian = num_brownian(model.linear)
     shape = (grid.starts.shape[0], num_paths, brownian)
-    noise = jax.random.normal(keys[1], shape, series.ys.dtype)
+    noise = standard_normal(keys[1], shape, series.ys.dtype)
     x = initial.sample(num_paths, key=keys[0])
     since = grid.starts - series.ts[0]
     xs = (extras, grid.starts, since, grid.lengths, step_inputs(series, grid), noise)

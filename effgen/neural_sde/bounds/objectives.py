@@ -15,6 +15,7 @@ from effgen.neural_sde.data.grid import Grid, make_grid
 from effgen.neural_sde.data.series import Series
 from effgen.neural_sde.linear_sdes.linear import driven_fully, is_regular
 from effgen.neural_sde.linear_sdes.messages import marginals
+from effgen.neural_sde.linear_sdes.noise import standard_normal
 from effgen.neural_sde.linear_sdes.transitions import covariance_root
 from effgen.neural_sde.modeling.anchors import Anchored, PriorAnchor
 from effgen.neural_sde.modeling.dynamics import AbstractLatentSDE
@@ -244,7 +245,7 @@ def _drawn(
     means, covariances = (x[index] for x in laws)
     roots = jax.vmap(covariance_root)(covariances)
     shape = (*means.shape[:1], num_paths, means.shape[1])
-    noise = jax.random.normal(key, shape, means.dtype)
+    noise = standard_normal(key, shape, means.dtype)
     return means[:, None] + jnp.einsum("tij,tpj->tpi", roots, noise)
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from effgen.neural_sde.data.grid import Grid
 from effgen.neural_sde.data.series import Series
 from effgen.neural_sde.linear_sdes.messages import Guide, Site
+from effgen.neural_sde.linear_sdes.noise import standard_normal
 from effgen.neural_sde.linear_sdes.transitions import safe_sqrt
 from effgen.neural_sde.modeling.anchors import Anchored, step_inputs
 from effgen.neural_sde.modeling.dynamics import AbstractLatentSDE
@@ -240,7 +241,7 @@ def simulate(
     steps = steps_of(anchored, series, grid)
     noise_size = anchored.chain.root.shape[-1]
     shape = (grid.starts.shape[0], num_paths, noise_size)
-    noise = jax.random.normal(keys[1], shape, series.ys.dtype)
+    noise = standard_normal(keys[1], shape, series.ys.dtype)
     first = anchored.guided.initial.sample(num_paths, key=keys[0])
     zero = jnp.zeros(num_paths, first.dtype)
 

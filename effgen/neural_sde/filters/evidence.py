@@ -16,6 +16,7 @@ from effgen.neural_sde.bounds.paths import Step, observed, steps_of
 from effgen.neural_sde.data.grid import Grid
 from effgen.neural_sde.data.series import Series
 from effgen.neural_sde.linear_sdes.messages import Site
+from effgen.neural_sde.linear_sdes.noise import standard_normal
 from effgen.neural_sde.modeling.anchors import Anchored
 from effgen.neural_sde.modeling.dynamics import AbstractLatentSDE
 
@@ -136,14 +137,14 @@ def _drawn(
     keys = jax.random.split(key)
     law = model.linear.initial
     starts = [_initial(model, anchored, dtype) for _, anchored in guides]
-    noise = jax.random.normal(keys[0], (num_paths, law.root.shape[1]), dtype)
+    noise = standard_normal(keys[0], (num_paths, law.root.shape[1]), dtype)
     z = starts[own].sample(noise)
     first = law.mean.astype(dtype)[None] + z @ law.root.astype(dtype).T
     prior = -0.5 * jnp.sum(z**2, axis=1)
     logs = jnp.stack([start.log_prob(z) for start in starts])
     steps = [steps_of(anchored, series, grid) for _, anchored in guides]
     shape = (grid.starts.shape[0], num_paths, guides[own][1].chain.root.shape[-1])
-    noise = jax.random.normal(keys[1], shape, dtype)
+    noise = standard_normal(keys[1], shape, dtype)
 
     def body(carry: tuple[Array, Array, Array], xs: tuple[list[Step], Array]):
         x, prior, logs = carry

@@ -25,6 +25,7 @@ from effgen.neural_sde.linear_sdes.messages import (
     guided,
     multiplied,
 )
+from effgen.neural_sde.linear_sdes.noise import standard_normal
 from effgen.neural_sde.linear_sdes.transitions import Transition
 from effgen.neural_sde.modeling.anchors import Anchored, cast, prior_transitions
 from effgen.neural_sde.modeling.dynamics import AbstractLatentSDE
@@ -140,10 +141,10 @@ def particle_filter(
         particles = _resampled(particles, resample_below, keys[0])
         shape = (num_paths, led.guide.root.shape[1])
         there = stepped(
-            model, led, particles.led, jax.random.normal(keys[1], shape, dtype)
+            model, led, particles.led, standard_normal(keys[1], shape, dtype)
         )
         unled = stepped(
-            model, free, particles.free, jax.random.normal(keys[2], shape, dtype)
+            model, free, particles.free, standard_normal(keys[2], shape, dtype)
         )
         logs = particles.log_weights + there.log_weights
         lost = ~finite(there.positions, logs)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from effgen.neural_sde.data.series import Series
+from effgen.neural_sde.linear_sdes.noise import standard_normal
 from effgen.neural_sde.linear_sdes.transitions import covariance_root
 from effgen.neural_sde.modeling.anchors import cast
 from effgen.neural_sde.modeling.model import LatentSDE
@@ -150,7 +151,7 @@ def drawn(
     keys = jax.random.split(key, 3)
     which = jax.random.categorical(keys[0], log_weights, shape=(num_paths,))
     roots = jax.vmap(covariance_root)(covariances)
-    noise = jax.random.normal(keys[1], (num_paths, means.shape[1]), means.dtype)
+    noise = standard_normal(keys[1], (num_paths, means.shape[1]), means.dtype)
     begin = means[which] + jnp.einsum("pij,pj->pi", roots[which], noise)
     generator = generator.astype(means.dtype)
 
@@ -163,7 +164,7 @@ def drawn(
         x_each, y_each = [], []
         for m in models:
             step = cast(m.linear, x.dtype).transition(jnp.zeros_like(gap), gap)
-            z = jax.random.normal(keys[1], (step.root.shape[1],), x.dtype)
+            z = standard_normal(keys[1], (step.root.shape[1],), x.dtype)
             there = step.matrix @ x + step.offset + step.root @ z
             x_each.append(there)
             y_each.append(observed_by(m).sample(there, key=keys[2]))

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from effgen.core.weights import Estimate
 from effgen.neural_sde.data.grid import Grid
 from effgen.neural_sde.data.series import Series
+from effgen.neural_sde.linear_sdes.noise import standard_normal
 from effgen.neural_sde.linear_sdes.transitions import covariance_root
 from effgen.neural_sde.modeling.anchors import cast, prior_transitions
 from effgen.neural_sde.modeling.dynamics import AbstractLatentSDE
@@ -215,7 +216,7 @@ def kalman_filter(
 
     def drawn(key: PRNGKeyArray, mean: Array, covariance: Array) -> Array:
         root = jax.vmap(covariance_root)(covariance)
-        noise = jax.random.normal(key, (len(mean), num_paths, mean.shape[1]), dtype)
+        noise = standard_normal(key, (len(mean), num_paths, mean.shape[1]), dtype)
         return mean[:, None] + jnp.einsum("nij,npj->npi", root, noise)
 
     positions = drawn(keys[0], laws.mean.astype(dtype), laws.covariance.astype(dtype))

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from effgen.core.outcome.extras import needed
 from effgen.neural_sde.data.frames import Labels
 from effgen.neural_sde.data.series import Series
+from effgen.neural_sde.linear_sdes.noise import standard_uniform
 from effgen.neural_sde.modeling.dynamics import AbstractLatentSDE
 from effgen.neural_sde.observing.decoders import LinearDecoder
 
@@ -95,7 +96,7 @@ def predictions(
     )
     mean = jax.vmap(jax.vmap(model.decoder.mean))(found.predicted).mean(1)
     scale = draws.std(1)
-    ties = jax.random.uniform(keys[1], series.ys.shape, series.ys.dtype)
+    ties = standard_uniform(keys[1], series.ys.shape, series.ys.dtype)
     below = jnp.sum(draws < series.ys[:, None], axis=1)
     same = jnp.sum(draws == series.ys[:, None], axis=1)
     rank = (below + ties * (same + 1)) / (num + 1)

@@ -30,6 +30,7 @@ from effgen.neural_sde.bounds.paths import (
 from effgen.neural_sde.data.grid import Grid
 from effgen.neural_sde.data.series import Series
 from effgen.neural_sde.linear_sdes.linear import driven_fully
+from effgen.neural_sde.linear_sdes.noise import standard_normal, standard_uniform
 from effgen.neural_sde.linear_sdes.transitions import Transition
 from effgen.neural_sde.modeling.anchors import Anchored, cast, prior_transitions
 from effgen.neural_sde.modeling.dynamics import AbstractLatentSDE
@@ -177,7 +178,7 @@ def _forward(
         share = jnp.where(guiding, resample_below, 1 - 1e-3)
         particles = _resampled(particles, share, keys[0])
         shape = (num_paths, step.guide.root.shape[1])
-        noise = jax.random.normal(keys[1], shape, first.dtype)
+        noise = standard_normal(keys[1], shape, first.dtype)
         there = stepped(model, step, particles.positions, noise)
         ancestors = particles.ancestors
         logs = particles.log_weights + there.log_weights
@@ -325,7 +326,7 @@ def _chosen(
     """Choose among a path's own ancestor and candidates, by the prior's step."""
     keys = jax.random.split(key)
     num = x.shape[0]
-    places = jax.random.uniform(keys[0], (num, _NUM_CANDIDATES), x.dtype)
+    places = standard_uniform(keys[0], (num, _NUM_CANDIDATES), x.dtype)
     drawn = jnp.searchsorted(jnp.cumsum(normalized(log_weights)), places)
     among = jnp.concatenate([own[:, None], jnp.minimum(drawn, num - 1)], axis=1)
     drift = drift_difference(model, step, x)

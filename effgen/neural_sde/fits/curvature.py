@@ -15,18 +15,19 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from effgen.core.contract.counts import check_count
 from effgen.core.contract.keys import check_key
 from effgen.core.outcome.results import RunWarning
-from effgen.core.weights import effective_sample_size, resample
+from effgen.core.weights import resample
 from effgen.neural_sde.modeling.model import LatentSDE
 from effgen.neural_sde.modeling.structure import Structure
 from effgen.neural_sde.observing.decoders import LinearDecoder
 
 from .descent import hessian, sloped
 from .peak import Maximum, Problem
+from .tempering import LogDensity, effective_share, student, tempered
 
 
-_DEGREES = 5.0  # of Student's law: its tails are above the density's
 _PROPOSALS, _BATCH = 256, 32
-_FEWEST = 0.05  # the least effective share of the proposals
+_ENOUGH = 0.2  # the effective share of proposals that weights suffice for
+_FEWEST = 0.05  # the least share of moves that are to be accepted
 _FARTHEST = 5.0  # the longest Newton step to the maximum, in standard deviations
 _FLATTEST = 0.1  # the least curvature, relative to the prior's, in logarithms
 
@@ -106,8 +107,10 @@ def drawn_models(
 
     Proposals are drawn from a Student distribution around the maximum, with the
     curvature there. They are resampled with weights `posterior density / proposal's`.
-    No weight exceeds the mean weight times the root of the number of proposals. The
-    prior is that of the fit: normal for logarithms, and flat for other parameters.
+    No weight exceeds the mean weight times the root of the number of proposals. Where
+    fewer than one in five are effective, the density is not like a normal one: then
+    the proposals are moved to it in stages, by sequential Monte Carlo. The prior is
+    that of the fit: normal for logarithms, and flat for other parameters.
 
     Arguments:
         peak: The maximum of the density, or a point near it.
@@ -115,15 +118,15 @@ def drawn_models(
         key: A random key.
 
     Returns:
-        Models of equal weight. If few proposals have weight, some models are equal.
+        Models of equal weight.
 
     Warns:
-        RunWarning: If the effective number of proposals is below one in twenty, or if
-            the curvature is not finite. In the latter case all models are those of the
-            maximum.
+        RunWarning: If moves are seldom accepted, or if the curvature is not finite. In
+            the latter case all models are those of the maximum.
 
     Source:
-        Rubin (1988), sampling and importance resampling; Ionides (2008), the weights.
+        Rubin (1988), sampling and importance resampling; Ionides (2008), the weights;
+        Del Moral, Doucet and Jasra (2006), the stages.
     """
     check_key(key)
     check_count("num", num)
@@ -136,19 +139,30 @@ def drawn_models(
         if law is None:
             _warn("the curvature at the fit is not finite: all models are the fit's.")
             return (peak.model,) * num
-        z, proposed = _student(rng, size, len(peak.x))
-        xs = law[0] + z @ law[1].T
-        logs = np.asarray(_densities(peak.problem, jnp.asarray(xs))) - proposed
-    logs = truncated(logs)
-    logs = jnp.asarray(logs - np.max(logs))
-    share = float(effective_sample_size(logs)) / size
-    if not share > _FEWEST:
-        _warn(
-            f"{share * size:.1f} of {size} models that were proposed count: the fit is "
-            "no peak, or its parameters are held by little. Leave out a part."
-        )
-    index = resample(logs, num, key=keys[1])
+        at = lambda z: law[0] + z @ law[1].T
+        density = lambda z: np.asarray(_densities(peak.problem, jnp.asarray(at(z))))
+        z, proposed = student(rng, size, len(peak.x))
+        found = density(z)
+        logs = truncated(found - proposed)
+        if effective_share(logs) < _ENOUGH:
+            z, logs = _annealed(density, z, found, rng), np.zeros(size)
+        xs = at(z)
+    index = resample(jnp.asarray(logs - np.max(logs)), num, key=keys[1])
     return tuple(peak.at(xs[i]) for i in np.asarray(index))
+
+
+def _annealed(
+    density: LogDensity, z: np.ndarray, logs: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Return draws of a density that the proposals miss; warn where moves stick."""
+    found = tempered(density, z, logs, rng)
+    if found.accepted < _FEWEST or found.distinct < 0.5:
+        _warn(
+            f"{found.accepted:.1%} of the moves between models are accepted, and "
+            f"{found.distinct:.0%} of the models differ: the fit's parameters are held "
+            "by little. Leave out a part."
+        )
+    return found.particles
 
 
 def laplace(
@@ -169,16 +183,6 @@ def laplace(
     step = -root.T @ slope
     step = step * min(1.0, _FARTHEST / max(float(np.linalg.norm(step)), 1e-30))
     return np.asarray(peak.x) + root @ step, root
-
-
-def _student(
-    rng: np.random.Generator, num: int, size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draw from Student's law, with its log-density up to a constant."""
-    noise = rng.normal(size=(num, size))
-    z = noise / np.sqrt(rng.chisquare(_DEGREES, size=(num, 1)) / _DEGREES)
-    half = -0.5 * (_DEGREES + size)
-    return z, half * np.log1p(np.sum(z**2, axis=1) / _DEGREES)
 
 
 @eqx.filter_jit

@@ -1,11 +1,12 @@
 """A Gaussian by its mean and a root of its covariance, which may be singular."""
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
+
+from .noise import standard_normal
 
 
 class Gaussian(eqx.Module):
@@ -82,7 +83,7 @@ class Gaussian(eqx.Module):
         Returns:
             The points, shape `(num, state)`.
         """
-        noise = jax.random.normal(key, (num, self.root.shape[1]), self.mean.dtype)
+        noise = standard_normal(key, (num, self.root.shape[1]), self.mean.dtype)
         return self.mean[None] + noise @ self.root.T
 
 

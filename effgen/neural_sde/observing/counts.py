@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from effgen.neural_sde.linear_sdes.gaussian import all_positive, as_float
+from effgen.neural_sde.linear_sdes.noise import standard_normal
 
 from .likelihoods import AbstractLikelihood, Entries
 from .stirling import deviance, stirling_error
@@ -175,7 +176,7 @@ def _drawn(means: Entries, key: PRNGKeyArray) -> Entries:
     JAX's sampler counts in 32 bits, and widens the law from means of 1e7 on.
     """
     few = jax.random.poisson(key, jnp.minimum(means, _MANY)).astype(means.dtype)
-    noise = jax.random.normal(jax.random.fold_in(key, 1), means.shape, means.dtype)
+    noise = standard_normal(jax.random.fold_in(key, 1), means.shape, means.dtype)
     return jnp.where(means > _MANY, jnp.round(means + jnp.sqrt(means) * noise), few)
 
 

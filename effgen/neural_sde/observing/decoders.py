@@ -13,6 +13,7 @@ from effgen.neural_sde.data.series import Series
 from effgen.neural_sde.linear_sdes.gaussian import all_positive, as_float, check_finite
 from effgen.neural_sde.linear_sdes.linear import as_vector, joined_root, split_root
 from effgen.neural_sde.linear_sdes.messages import Site
+from effgen.neural_sde.linear_sdes.noise import standard_normal
 
 from .likelihoods import AbstractLikelihood
 from .sites import AbstractSites, LinearizedSites, Smoother
@@ -295,7 +296,7 @@ class LinearDecoder(AbstractDecoder):
             One observation of each state, shape `(*shape, sensors)`.
         """
         shape = (*x.shape[:-1], len(self.offset))
-        noise = jax.random.normal(key, shape, self.offset.dtype) @ self._root().T
+        noise = standard_normal(key, shape, self.offset.dtype) @ self._root().T
         if errors is not None:
             noise = jnp.broadcast_to(errors, shape) * noise
         return x @ self.matrix.T + jnp.broadcast_to(self.offset, shape) + noise

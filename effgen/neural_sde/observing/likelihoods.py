@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from effgen.neural_sde.linear_sdes.gaussian import all_positive, as_float
+from effgen.neural_sde.linear_sdes.noise import standard_normal
 
 from .stirling import log_gamma_half
 
@@ -130,7 +131,7 @@ class Normal(AbstractLikelihood):
         Returns:
             Values of the same shape, in units of `y`.
         """
-        noise = jax.random.normal(key, parameter.shape, parameter.dtype)
+        noise = standard_normal(key, parameter.shape, parameter.dtype)
         return parameter + jnp.exp(self.log_scale) * noise
 
     def information(self, parameter: Entries) -> Entries:

@@ -170,3 +170,19 @@ def test_a_flat_direction_is_as_the_prior_allows():
     np.testing.assert_allclose(root @ root.T, np.diag([0.25, 10 * 1.5**2]), atol=1e-12)
     np.testing.assert_allclose(mean, [-0.5, 0])  # a step of Newton's
     assert laplace(peak, np.array([np.nan, 0.0]), hessian) is None
+
+
+@pytest.mark.slow
+def test_models_of_a_density_like_no_normal_one_say_the_same(monkeypatch):
+    """Six values hold little: the proposals are moved to the density in stages."""
+    monkeypatch.setattr("effgen.neural_sde.fits.curvature._ENOUGH", 2.0)
+    ts, ys = few(6)
+    model = ns.structural(ns.ou(), ts, ys)
+    parameters = model.linear.parameters
+    start = [float(parameters[f"matern.{name}"]) for name in ("length", "scale")]
+    exact = quadrature(ts, ys, [*start, float(model.decoder.scale[0])])
+    peak = with_offset(maximum(model, ts, ys))
+    drawn = mixed(ts, ys, drawn_models(peak, 1_000, key=KEY))
+    for level in (0.05, 0.5, 0.95):
+        end = quantile(level, *exact)
+        np.testing.assert_allclose(below(end, *drawn), level, atol=0.02)
