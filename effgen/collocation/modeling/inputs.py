@@ -137,7 +137,9 @@ def _moved(trajectory: Trajectory, ts: np.ndarray, side: Side) -> np.ndarray:
 
 def _away(trajectory: Trajectory) -> float:
     assert trajectory.span is not None
-    return _AWAY * (trajectory.span[1] - trajectory.span[0])
+    first, last = trajectory.span
+    # Of times such as 1.7e9 the rounding is larger: both limits would be one time.
+    return max(_AWAY * (last - first), 4 * np.spacing(max(abs(first), abs(last))))
 
 
 def jumps(trajectory: Trajectory) -> Float[np.ndarray, " jumps"]:

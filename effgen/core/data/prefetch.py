@@ -12,7 +12,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 from effgen.core.devices.interrupts import Interrupts
 
 from .batches import AbstractHostBatches, Indexed
-from .stream import Kept, Read, Stream, read_of
+from .stream import Kept, Read, Stream, own, read_of
 
 
 # What is read ahead: what the device takes in this time, and no more than these bytes.
@@ -201,7 +201,8 @@ def _reading(
     def read() -> Read:
         step = next(steps)
         try:
-            return read_of(source.batch_at(step, key=key), None)
+            # It is used later, when the source may have overwritten it by the next.
+            return read_of(jax.tree.map(own, source.batch_at(step, key=key)), None)
         except IndexError:
             if isinstance(source, Indexed) and step < len(source.sequence):
                 raise  # of what the sequence does: it has a batch there

@@ -138,7 +138,7 @@ class Stream:
         """
         batch = next(self.iterator)
         # It is used later, when the iterator may have overwritten it by the next batch.
-        return read_of(jax.tree.map(_own, batch), self._told())
+        return read_of(jax.tree.map(own, batch), self._told())
 
     def used(self, position: Any, step: int) -> None:
         """Note where the source stood after the last batch used.
@@ -209,8 +209,12 @@ _PROTOCOLS = (("get_state", "set_state"), ("state_dict", "load_state_dict"))
 _PATIENCE = 1.0  # seconds that the end of a run waits for a batch that is being read
 
 
-def _own(leaf: Any) -> Any:
-    return np.array(leaf) if type(leaf) in (np.ndarray, np.memmap) else leaf
+def own(leaf: Any) -> Any:
+    """Return a copy of an array on the host, which the source may write over."""
+    if isinstance(leaf, jax.Array) or not hasattr(leaf, "dtype"):
+        return leaf
+    check_unmasked("batch", leaf)
+    return np.array(leaf)
 
 
 def _snapshot(state: Any) -> Any:

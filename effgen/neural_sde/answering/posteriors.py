@@ -40,6 +40,7 @@ from .exact import (
     normal_quantiles,
     num_steps_of,
 )
+from .imputation import imputed
 from .record import Record, recorded
 
 
@@ -266,13 +267,15 @@ class Posterior(eqx.Module):
     ) -> Float[Array, "*batch_and_shape"]:
         """Return the observations with the posterior mean where they are missing.
 
+        Where sensors' noise is correlated, those that are seen tell of the others.
+
         Arguments:
             key: A random key.
             num_paths: How many paths are drawn where the mean is not exact.
         """
         found = self.observations(key=key, num_paths=num_paths, levels=(0.5,)).mean
-        ys, mask = self.record.out((self.series.ys, self.series.mask))
-        return jnp.where(mask, ys, found)
+        seen = self.series.ys, self.series.mask, self.series.errors
+        return imputed(self.model.decoder, found, self.record.out(seen))
 
     def evidence(self, *, key: PRNGKeyArray, num_paths: int = 1_000) -> Evidence:
         """Return the bound, `log p(y)` by importance weights, and the gap between.

@@ -26,7 +26,8 @@ class Series(NamedTuple):
         inputs: Held constant from each time to the next, shape `(obs, inputs)`, or
             `None`.
         errors: What multiplies the decoder's `scale` at each value, of the shape of
-            `ys`, 1 where missing, or `None` where all are 1.
+            `ys`, or `None` where all are 1. Where neither a value nor its error is
+            given, it is the sensor's median.
     """
 
     ts: Float[Array, " obs"]
@@ -79,7 +80,7 @@ def as_series(batch: Any) -> Series:
     ys, there = _there(ys, mask)
     if errors is not None:
         errors = as_numbers(errors, ys.dtype).astype(ys.dtype).reshape(ys.shape)
-        errors = jnp.where(there, errors, 1)
+        errors = _filled(errors, there)
     return Series(ts, ys, there, inputs, errors)  # pyright: ignore[reportArgumentType]
 
 
@@ -104,6 +105,15 @@ def _there(ys: Array, mask: Array | None) -> tuple[Array, Array]:
         missing = ys.ndim - mask.ndim
         there &= mask.reshape(mask.shape + (1,) * missing)
     return jnp.where(there, ys, 0), there
+
+
+@jax.jit
+def _filled(errors: Array, there: Array) -> Array:
+    """Return errors; where neither value nor error is given, the sensor's median."""
+    usual = jnp.nanmedian(jnp.where(there, errors, jnp.nan), axis=-2, keepdims=True)
+    usual = jnp.where(jnp.isnan(usual), 1, usual)
+    given = there | (jnp.isfinite(errors) & (errors > 0))
+    return jnp.where(given, errors, usual)
 
 
 def share_times(series: Series) -> Series:
@@ -240,6 +250,11 @@ def _are_written_dates(ts: np.ndarray) -> bool:
     return bool(several and np.all(of_dates & (1 <= days) & (days <= 31)))
 
 
+def _shortest(ts: np.ndarray) -> float:
+    gaps = np.abs(np.diff(ts.astype(np.float64), axis=-1))
+    return float(np.min(gaps, initial=np.inf, where=gaps > 0))
+
+
 def check_times(ts: np.ndarray, t0: float | None) -> None:
     """Check that times are finite, in order, and not before `t0`.
 
@@ -254,7 +269,9 @@ def check_times(ts: np.ndarray, t0: float | None) -> None:
     if loses_gaps(ts):
         raise ValueError(
             f"`ts` are about {np.max(ts):.6g} and their gaps are lost in float32: "
-            "subtract the first time, in float64, before they become JAX arrays."
+            "subtract the first time, in float64, before they become JAX arrays. Where "
+            f"they begin near zero, the shortest gap, {_shortest(ts):.3g}, is lost: "
+            "give both observations one time."
         )
     _complain(
         ~np.isfinite(ts), ts, "times must be finite; a missing value is NaN in `ys`"

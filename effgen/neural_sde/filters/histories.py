@@ -14,6 +14,7 @@ from effgen.neural_sde.modeling.anchors import cast
 from effgen.neural_sde.modeling.model import LatentSDE
 from effgen.neural_sde.observing.decoders import LinearDecoder
 
+from .chains import turned
 from .kalman import innovated
 
 
@@ -38,10 +39,10 @@ def filtered(
     kinds, dtype = len(models), series.ys.dtype
     gaps = jnp.diff(series.ts)
     generator = generator.astype(dtype)
-    turned = jax.vmap(lambda gap: jax.scipy.linalg.expm(generator * gap))(gaps)
+    after = jax.vmap(lambda gap: turned(generator, gap))(gaps)
     # Between equal times no regime turns: log(0) is right, and has no derivative.
-    some = turned > 0
-    chances = jnp.where(some, jnp.log(jnp.where(some, turned, 1.0)), -jnp.inf)
+    some = after > 0
+    chances = jnp.where(some, jnp.log(jnp.where(some, after, 1.0)), -jnp.inf)
     first = (series.ys[0], series.mask[0])
     laws = [m.linear.initial for m in models]
     begun = [
@@ -159,8 +160,8 @@ def drawn(
         x, regime = carry
         gap, key = xs
         keys = jax.random.split(key, 3)
-        chances = jnp.log(jax.scipy.linalg.expm(generator * gap))
-        regime = jax.random.categorical(keys[0], chances[regime])
+        chances = jnp.log(turned(generator, gap))
+        regime = jax.random.categorical(keys[0], chances[regime]).astype(jnp.int32)
         x_each, y_each = [], []
         for m in models:
             step = cast(m.linear, x.dtype).transition(jnp.zeros_like(gap), gap)

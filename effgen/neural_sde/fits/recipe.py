@@ -27,6 +27,7 @@ from .dated import dated
 from .driven import with_network
 from .peak import with_offset
 from .selection import Candidate, candidates, ranked
+from .sensors import warn_of_own_sums
 from .stacking import Stack, origins_of, stack, values_of
 from .weight_prior import weight_prior
 
@@ -68,7 +69,8 @@ def forecaster(
     Arguments:
         ts: Times of one series in order, shape `(obs,)`: numbers, or dates as
             `datetime64` or an index of pandas, which forecasts keep.
-        ys: Values, shape `(obs,)` or `(obs, sensors)`, or of pandas.
+        ys: Values, shape `(obs,)` or `(obs, sensors)`, or of pandas. All sensors read
+            one sum of parts, each with its own offset and noise.
         mask: Where there is a value, of the shape of `ts` or `ys`. NaN are missing too.
         horizon: How many times ahead forecasts are to reach.
         key: A random key.
@@ -89,6 +91,9 @@ def forecaster(
             can't show.
         TypeError: For values that are no structures, and for an invalid key.
 
+    Warns:
+        RunWarning: For sensors that have more evidence each with a sum of its own.
+
     Source:
         Hoeting, Madigan, Raftery and Volinsky (1999), of the shares.
     """
@@ -103,10 +108,12 @@ def forecaster(
             )
     ts, ys, clock, labels = dated(ts, ys, unit)
     there = None if mask is None else np.asarray(mask)
-    check_record(ts, values_of(ts, ys, there), horizon)
+    values = values_of(ts, ys, there)
+    check_record(ts, values, horizon)
     if structures is None:
         structures = candidates(ts, ys, mask, season_period=season_period)
     kept = supported(ranked(structures, ts, ys, mask))
+    warn_of_own_sums(kept[0], ts, values)
     fitting = functools.partial(
         members,
         structures=[c.structure for c in kept],

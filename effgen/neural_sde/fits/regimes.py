@@ -17,6 +17,7 @@ from effgen.neural_sde.data.frames import Labels
 from effgen.neural_sde.data.series import Series
 from effgen.neural_sde.filters.histories import drawn, filtered, observed_by
 from effgen.neural_sde.linear_sdes.gaussian import as_float
+from effgen.neural_sde.modeling.anchors import cast
 from effgen.neural_sde.modeling.checks import check_levels
 from effgen.neural_sde.modeling.model import LatentSDE
 
@@ -116,9 +117,11 @@ class Switching(eqx.Module):
         """
         check_histories(self, num_histories)
         record = record_of(self, ts, ys, mask, unit)
-        found = filtered(
-            self.models, self.generator, one_of(record.series), num_histories
-        )
+        # Its covariances would lose a small noise beside a wide initial law in float32.
+        with jax.enable_x64(True):  # noqa: FBT003
+            wide, series = cast((self, one_of(record.series)), jnp.float64)
+            found = filtered(wide.models, wide.generator, series, num_histories)
+        found = cast(found, self.log_rates.dtype)
         return Regimes(*found, self.names, record, self)  # pyright: ignore
 
 

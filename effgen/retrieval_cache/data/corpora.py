@@ -96,12 +96,18 @@ class Corpus:
 
         Raises:
             KeyError: For a judgment of a text that is not there.
-            ValueError: If no query is left, or nothing answers one in full.
+            ValueError: For a gain that is not finite, and if no query is left, or
+                nothing answers one in full.
         """
         numbers = {key: i for i, key in enumerate(documents)}
         gains: dict[Key, dict[int, float]] = {key: {} for key in queries}
         for query, document, gain in judgments:
             row, number = gains[query], numbers[document]
+            if not math.isfinite(gain):
+                raise ValueError(
+                    f"the gain of document {document!r} for query {query!r} is {gain}: "
+                    "pass a number, above zero where it answers."
+                )
             row[number] = max(float(gain), row.get(number, float(gain)))
         kept = {
             key: row for key, row in gains.items() if max(row.values(), default=0) > 0

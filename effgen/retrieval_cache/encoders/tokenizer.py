@@ -15,6 +15,16 @@ from .truncation import Truncation, check_texts, warn_of
 
 
 _AT_ONCE = 16_384
+# Of which sentence-transformers reads the first that is there.
+_KINDS = (
+    "bert",
+    "roberta",
+    "distilbert",
+    "camembert",
+    "albert",
+    "xlm-roberta",
+    "xlnet",
+)
 
 
 class Tokenizer:
@@ -82,7 +92,8 @@ class Tokenizer:
 
         Raises:
             FileNotFoundError: Without `tokenizer.json`, or another file of the folder.
-            ValueError: For a prompt that the folder does not have.
+            ValueError: For a prompt that the folder does not have, and a padding token
+                that is not the one of the model's `config.json`.
             ImportError: Without tokenizers.
         """
         at = encoder_folder(folder)
@@ -94,10 +105,13 @@ class Tokenizer:
             )
         said, prompts = text_settings(folder), folder_prompts(folder)
         library = needed("tokenizers", by="Tokenizer", extra="text")
+        tokenizer = library.Tokenizer.from_file(str(path))
+        padding = _padding(at)
+        _check_padding(at, tokenizer, padding)
         return cls(
-            library.Tokenizer.from_file(str(path)),
+            tokenizer,
             said["max_seq_length"] if length is None else length,
-            padding=_padding(at),
+            padding=padding,
             lower=said["do_lower_case"],
             prompt=prompts.named(prompt),
             prompts=prompts.texts,
@@ -162,12 +176,32 @@ class Tokenizer:
         return len(found.ids) + rest
 
     def _read(self, text: str) -> str:
+        # As sentence-transformers: outer white space would be tokens of some models.
+        text = text.strip()
         return text.lower() if self.lower else text
 
 
 def _padding(folder: Path) -> int:
     config = read_json(folder / "config.json")
     return architecture(folder / "config.json", config).numbers(config)["pad_token_id"]
+
+
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    return read_json(path) if path.exists() else {}
+
+
+def _check_padding(folder: Path, tokenizer: Any, padding: int) -> None:
+    """Raise `ValueError` where the model masks another token than what pads."""
+    said = _tokenizer_config(folder).get("pad_token")
+    token = said.get("content") if isinstance(said, dict) else said
+    own = tokenizer.padding or {}
+    number = own.get("pad_id", None if token is None else tokenizer.token_to_id(token))
+    if number is not None and number != padding:
+        raise ValueError(
+            f"`{folder}` pads by token {number}, {token!r}, and the model of its "
+            f"`config.json` masks token {padding}: write `pad_token_id` {number} there."
+        )
 
 
 class Prompts(NamedTuple):
@@ -214,10 +248,10 @@ def text_settings(folder: Folder) -> dict[str, Any]:
     tokenizer's, but no more than there are places.
     """
     at = encoder_folder(folder)
-    said, tokenizer = (
-        read_json(at / name) if (at / name).exists() else {}
-        for name in ("sentence_bert_config.json", "tokenizer_config.json")
-    )
+    paths = [at / f"sentence_{kind}_config.json" for kind in _KINDS]
+    path = next((x for x in paths if x.exists()), None)
+    said = {} if path is None else read_json(path)
+    tokenizer = _tokenizer_config(at)
     config = read_json(at / "config.json")
     kind = architecture(at / "config.json", config)
     places = kind.numbers(config)["max_position_embeddings"]

@@ -6,12 +6,14 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from effgen.core.contract.state import Metrics, TrainState
 from effgen.core.contract.trainer import AbstractTrainer
-from effgen.core.contract.update import init_opt_state
+from effgen.core.contract.update import apply_gradients, init_opt_state
 from effgen.retrieval_cache.cache.frequencies import StreamedFrequencies
 from effgen.retrieval_cache.data.pairs import Pairs, as_pairs, batch_documents
 from effgen.retrieval_cache.encoders.ids import AbstractTable, Table
@@ -19,6 +21,9 @@ from effgen.retrieval_cache.encoders.towers import embed
 
 from .in_batch import InBatchTrainer
 from .trainer import updated
+
+
+_PROBED = 2  # rows of small tables, with as many others beside
 
 
 class LazyTablesTrainer(AbstractTrainer):
@@ -78,7 +83,8 @@ class LazyTablesTrainer(AbstractTrainer):
         Raises:
             TypeError: For a model without a `Table`, and as `InBatchTrainer` raises.
             ValueError: For `optax.MultiSteps`, for an optimizer that keeps the steps
-                before, such as `optax.lbfgs`, and as `InBatchTrainer` raises.
+                before, such as `optax.lbfgs`, or whose step of a row depends on other
+                rows, such as `optax.lamb`, and as `InBatchTrainer` raises.
         """
         if not tables_of(model):
             raise TypeError(
@@ -93,6 +99,7 @@ class LazyTablesTrainer(AbstractTrainer):
                 "Use larger batches."
             )
         _owners(self.trainer.optim, model, state.opt_state)
+        _check_rows_apart(self.trainer.optim, model)
         return state
 
     def step(
@@ -283,6 +290,52 @@ def _owners(
             "`trainer.init(state.model)`."
         )
     return owners
+
+
+def _check_rows_apart(optim: optax.GradientTransformation, model: PyTree) -> None:
+    """Raise `ValueError` where the step of a row depends on the table's other rows.
+
+    A step of small tables is compared with one of their first rows, where alone there
+    are gradients.
+    """
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves(model)):
+        return
+    whole = [
+        _drawn(table, 2 * _PROBED, seed=i) for i, table in enumerate(tables_of(model))
+    ]
+    some = [_of(table, table.vectors[:_PROBED]) for table in whole]
+    long, short = (_stepped(optim, _with(model, tables)) for tables in (whole, some))
+    for one, other in zip(long, short, strict=True):
+        if not np.allclose(one[:_PROBED], other, rtol=1e-3, atol=1e-12):
+            raise ValueError(
+                "`optim` moves a row of a table by what is in other rows, as "
+                "`optax.lamb` does by the whole table's norm: with some rows alone it "
+                "would move them otherwise. Use `InBatchTrainer`, or an optimizer of "
+                "moments, such as `optax.adam`."
+            )
+
+
+def _drawn(table: Table, num: int, *, seed: int) -> Table:
+    """Return a table of a few rows, drawn at random."""
+    rows = np.random.default_rng(seed).normal(size=(num, table.shape[1]))
+    return _of(table, jnp.asarray(rows, table.vectors.dtype))
+
+
+def _stepped(optim: optax.GradientTransformation, model: PyTree) -> list[np.ndarray]:
+    """Return how far one step moves tables, with gradients in the first rows alone."""
+    tables = tables_of(model)
+    slopes = [_of(x, jnp.sin(3 * x.vectors).at[_PROBED:].set(0)) for x in tables]
+    zeros = jax.tree.map(jnp.zeros_like, eqx.filter(model, eqx.is_inexact_array))
+    moved, _ = apply_gradients(
+        optim,
+        eqx.filter(_with(zeros, slopes), eqx.is_inexact_array),
+        init_opt_state(optim, model),
+        model,
+        value=jnp.ones(()),
+        value_fn=lambda _: jnp.ones(()),
+    )
+    pairs = zip(tables_of(moved), tables, strict=True)
+    return [np.asarray(new.vectors - old.vectors, np.float64) for new, old in pairs]
 
 
 def _accumulates(opt_state: PyTree) -> bool:

@@ -333,3 +333,15 @@ def test_the_last_held_sample_holds_to_the_end_of_the_span(end):
     found = inputs_at(problem.data[0], np.array([2.0]), "right")
     np.testing.assert_array_equal(found, 1.0)
     assert inputs_at(problem.data[0], np.array([2.0]), "left") == 0
+
+
+def test_a_function_of_unix_times_jumps():
+    """A part of the span was below the rounding of such times."""
+    start = 1.7e9
+    shifted = lambda t: pulse(t - start)
+    trajectory = co.Trajectory(start + TS, TS, shifted)
+    problem = co.Problem(driven, trajectory, scale=1.0)
+    at = start + np.array([1.0, 2.0])
+    before, after = (inputs_at(problem.data[0], at, s) for s in ("left", "right"))
+    np.testing.assert_array_equal(before[:, 0], [0, 1])
+    np.testing.assert_array_equal(after[:, 0], [1, 0])

@@ -155,6 +155,47 @@ def test_batches_in_one_buffer_are_told_apart(trainer):
     assert history["loss"].tolist() == [2 * i for i in range(200)]
 
 
+class Reused(eg.AbstractHostBatches):
+    """One buffer, written over by each step's batch."""
+
+    def __init__(self):
+        self.buffer = np.zeros(2, np.float32)
+
+    def batch_at(self, step, *, key):
+        self.buffer[:] = step
+        return self.buffer
+
+
+class ByIndex:
+    """A sequence with one buffer."""
+
+    def __init__(self):
+        self.buffer = np.zeros(2, np.float32)
+
+    def __len__(self):
+        return 200
+
+    def __getitem__(self, step):
+        if step >= 200:
+            raise IndexError(step)
+        self.buffer[:] = step
+        return self.buffer
+
+
+def of_matrices():
+    """A stream with one buffer that is a matrix."""
+    buffer = np.zeros((1, 2), np.float32).view(np.matrix)
+    for i in range(200):
+        buffer[:] = i
+        yield buffer
+
+
+@pytest.mark.parametrize("data", [Reused, ByIndex, of_matrices])
+def test_batches_by_step_in_one_buffer_are_told_apart(data):
+    _, history = eg.fit(Total(), Total().init(), data(), key=KEY, num_steps=200)
+    assert history["loss"].tolist() == [2 * i for i in range(200)]
+
+
 @pytest.mark.parametrize("data", [np.zeros((8, 2)), {"x": 1}, "rows", 3])
 def test_a_stream_is_of_several_batches(data):
     with pytest.raises(TypeError, match=r"`iterable` is a .*: pass an iterable of"):

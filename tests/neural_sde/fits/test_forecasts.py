@@ -17,7 +17,8 @@ import effgen as eg
 from effgen import neural_sde as ns
 from effgen.neural_sde.fits import recipe
 from effgen.neural_sde.fits.driven import DrivenDrift
-from effgen.neural_sde.fits.selection import Candidate, strongest_period
+from effgen.neural_sde.fits.selection import Candidate, ranked, strongest_period
+from effgen.neural_sde.fits.sensors import warn_of_own_sums
 from effgen.neural_sde.fits.shares import (
     bootstrapped_shares,
     log_density,
@@ -434,3 +435,13 @@ def test_counts_are_stacked_by_their_probabilities(rate):
     members = lambda *record: {"right": model(0.3), "rival": model(rate)}
     found = ns.stack(members, np.arange(60.0), ys, horizon=5, key=KEY)
     assert found.weights["right"] > 0.98
+
+
+def test_sensors_with_sums_of_their_own_are_told():
+    rng, ts = np.random.default_rng(0), np.arange(48.0)
+    walks = np.cumsum(rng.normal(size=(48, 2)), axis=0)
+    read = walks[:, :1] + 0.3 * rng.normal(size=(48, 2))
+    best = lambda ys: ranked([ns.level()], ts, ys)[0]
+    with pytest.warns(eg.RunWarning, match="2 columns of `ys` are no readings of one"):
+        warn_of_own_sums(best(walks), ts, walks)
+    warn_of_own_sums(best(read), ts, read)

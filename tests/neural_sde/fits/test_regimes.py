@@ -185,3 +185,46 @@ def test_rates_and_scales_are_fitted_where_two_times_are_equal():
     found, evidence = ns.fit_regimes(begun, ts, ys, num_starts=1)[:2]
     assert float(evidence) > start + 1
     assert not np.allclose(np.exp(found.log_rates)[0, 1], 0.1, rtol=1e-3)
+
+
+def test_long_after_the_last_value_regimes_have_their_own_law():
+    found = switching().filter(TS, YS).forecast([3e5, 1e6], key=jax.random.key(0))
+    shares = np.array([0.8, 0.3]) / 1.1
+    kinds = np.array(list(KINDS.values()))
+    variance = kinds[:, 1] ** 2 / (2 * kinds[:, 0]) + kinds[:, 2] ** 2
+    # The state goes on between regimes, which turn within a gap only at its ends.
+    scale = np.sqrt(shares @ variance)
+    np.testing.assert_allclose(found.samples[..., 0].std(0), scale, rtol=0.1)
+
+
+def test_an_outage_of_any_length_leaves_the_evidence_finite():
+    after = lambda gap: switching().filter(np.r_[TS[:5], gap], YS)
+    found = after(1e9)
+    np.testing.assert_allclose(found.log_evidence, after(1e3).log_evidence, rtol=1e-5)
+    assert np.all(np.isfinite(found.smoothed))
+
+
+@pytest.mark.usefixtures("x64")
+def test_regimes_are_forecast_in_double_precision():
+    found = switching().filter(TS, YS).forecast([5.0], key=jax.random.key(0))
+    assert found.samples.dtype == jnp.float64
+
+
+def test_two_precise_sensors_of_a_wide_state_keep_their_digits():
+    law = ns.Gaussian.independent(np.zeros(1), 100.0)
+    rng = np.random.default_rng(0)
+    ys = np.cumsum(rng.normal(size=20))[:, None] + 0.01 * rng.normal(size=(20, 2))
+
+    def evidence():
+        models = {
+            name: ns.LatentSDE(
+                ns.DiagonalSDE(0.01, 0.0, sigma, law),
+                ns.LinearDecoder(np.ones((2, 1)), 0.01),
+            )
+            for name, sigma in (("calm", 0.3), ("wild", 2.0))
+        }
+        return ns.Switching(models, 0.1).filter(np.arange(20.0), ys).log_evidence
+
+    with jax.enable_x64(True):
+        exact = float(evidence())
+    np.testing.assert_allclose(float(evidence()), exact, atol=1e-3)

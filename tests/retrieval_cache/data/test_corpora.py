@@ -337,3 +337,10 @@ def test_a_hundred_thousand_texts_take_seconds():
     start = time.perf_counter()
     HashedWords()(texts)
     assert time.perf_counter() - start < 20
+
+
+@pytest.mark.parametrize("gains", [[1.0, np.nan], [np.nan, 1.0], [np.inf]])
+def test_gains_are_finite(gains):
+    judgments = [("x", 7, gain) for gain in gains]
+    with pytest.raises(ValueError, match="gain of document 7 for query 'x' is"):
+        Corpus.judged({7: "a"}, {"x": "?"}, judgments, name="", license="")

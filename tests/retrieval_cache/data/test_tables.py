@@ -160,3 +160,13 @@ def test_towers_and_trainers_that_do_not_fit_are_refused():
     history = rc.LazyTablesTrainer(rc.InBatchTrainer(optax.lbfgs()))
     with pytest.raises(ValueError, match=r"as `optax\.lbfgs` does"):
         history.init(model)
+
+
+@pytest.mark.parametrize("optim", [optax.lamb, optax.lars, optax.contrib.muon])
+def test_optimizers_of_whole_tables_are_refused(optim):
+    model = rc.TwoTowers(rc.Table(40, 8, key=KEY), rc.Table(30, 8, key=KEY))
+    trainer = rc.LazyTablesTrainer(rc.InBatchTrainer(optim(0.1)))
+    with pytest.raises(ValueError, match="moves a row of a table by what is in other"):
+        trainer.init(model)
+    clipped = optax.chain(optax.clip_by_global_norm(0.1), optax.adamw(0.1))
+    rc.LazyTablesTrainer(rc.InBatchTrainer(clipped)).init(model)

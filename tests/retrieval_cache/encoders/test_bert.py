@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from types import SimpleNamespace
 
 import equinox as eqx
 import jax
@@ -355,6 +356,37 @@ def test_a_folder_says_its_case_and_padding(folder):
     np.testing.assert_array_equal(found, [[2, WORDS.index("a"), 3, 7, 7]])
     with pytest.raises(ValueError, match="`length` is 2, and 2 tokens mark"):
         Tokenizer.load(folder, length=2)
+
+
+@pytest.mark.parametrize("kind", ["roberta", "distilbert", "xlm-roberta"])
+def test_older_folders_say_their_length_and_case(folder, kind):
+    said = {"max_seq_length": 5, "do_lower_case": True}
+    write(folder, {f"sentence_{kind}_config.json": said})
+    found = Tokenizer.load(folder)
+    assert (found.length, found.lower) == (5, True)
+
+
+@pytest.mark.parametrize("name", ["[PAD]", {"content": "[PAD]"}])
+def test_a_model_that_masks_another_token_than_pads_is_refused(folder, name):
+    write(folder, {"tokenizer_config.json": {"pad_token": name}})
+    Tokenizer.load(folder)
+    write(folder, {"config.json": config(pad_token_id=7)})
+    with pytest.raises(ValueError, match=r"write `pad_token_id` 0 there"):
+        Tokenizer.load(folder)
+
+
+def test_outer_white_space_is_no_text(folder):
+    """Tokenizers of bytes, such as RoBERTa's, would have tokens for it."""
+    read = []
+    tokenizer = Tokenizer.load(folder, length=6)
+    whole = tokenizer.tokenizer
+    keep = lambda texts: [read.extend(texts), whole.encode_batch_fast(texts)][1]
+    library = SimpleNamespace(
+        encode_batch_fast=keep, get_vocab_size=whole.get_vocab_size
+    )
+    tokenizer.tokenizer = library
+    tokenizer([" a b\n", "\ta"], prompt=" query: ")
+    assert read == ["query:  a b", "query: \ta"]
 
 
 def test_what_a_tokenizer_needs_is_named(folder, monkeypatch):

@@ -202,3 +202,16 @@ def test_hard_negatives_are_the_best_that_do_not_answer():
     scores[np.arange(10), np.arange(10)] = -np.inf
     order = np.argsort(-scores, axis=1)[:, 1:6]
     np.testing.assert_array_equal(found, order)
+
+
+@pytest.mark.parametrize("known", [[[0], [1, -1]], np.array([0, 1])])
+def test_copies_of_the_answer_are_no_negatives(known):
+    vectors = jax.random.normal(jax.random.key(0), (8, 8))
+    vectors /= jnp.linalg.norm(vectors, axis=1, keepdims=True)
+    tower = lambda numbers: vectors[numbers]
+    items = np.array([0, 1, 2, 3, 0, 5, 6, 0])
+    cache = rc.NegativeCache.fill(tower, items)
+    model = rc.TwoTowers(tower, tower)
+    found = np.asarray(rc.mined(model, np.array([0, 1]), cache, 7, known=known))
+    assert sorted(found[0]) == [-1, -1, 1, 2, 3, 5, 6]
+    assert sorted(found[1]) == [0, 2, 3, 4, 5, 6, 7]
