@@ -267,8 +267,6 @@ class Posterior(eqx.Module):
     ) -> Float[Array, "*batch_and_shape"]:
         """Return the observations with the posterior mean where they are missing.
 
-        Where sensors' noise is correlated, those that are seen tell of the others.
-
         Arguments:
             key: A random key.
             num_paths: How many paths are drawn where the mean is not exact.
