@@ -100,8 +100,7 @@ def plain_vi(past: Past, key: Any) -> dict[str, np.ndarray]:
         optax.clip_by_global_norm(100.0),
         optax.adam(optax.cosine_decay_schedule(5e-3, NUM_STEPS)),
     )
-    # Euler's steps let undamped turns grow: a season needs more of them.
-    dt = step_length(past.ts) / (4 if past.season else 2)
+    dt = _euler_step(past, start)
     trainer = ns.LatentSDETrainer(optim, dt, num_paths=4, objective=ns.PlainELBO())
     ts, ys = np.asarray(past.ts, np.float32), np.asarray(past.ys, np.float32)
     data = eg.Minibatches((ts[None], ys[None]), 1)
@@ -113,6 +112,18 @@ def plain_vi(past: Past, key: Any) -> dict[str, np.ndarray]:
     draw = jax.vmap(jax.vmap(lambda x, k: state.model.decoder.sample(x, key=k)))
     samples = np.asarray(draw(paths, each)[..., 0])
     return {"plain vi": samples[:, past.origin : past.origin + past.horizon]}
+
+
+def _euler_step(past: Past, model: ns.LatentSDE) -> float:
+    """Return a step in which Euler's steps let turns grow by at most `exp(1/2)`.
+
+    A turn of frequency `w` grows by `w^2 dt / 2` in a unit of time.
+    """
+    matrix = np.asarray(model.linear.coefficients(0.0)[0], np.float64)
+    fastest = float(np.max(np.abs(np.linalg.eigvals(matrix).imag)))
+    gap = step_length(past.ts)
+    span = float(past.ts[-1] - past.ts[0])
+    return min(gap / 2, 1 / max(fastest**2 * span, 1e-12))
 
 
 def statsmodels(past: Past, key: Any) -> dict[str, np.ndarray]:

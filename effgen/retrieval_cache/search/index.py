@@ -233,4 +233,7 @@ def _searched(
 ) -> Ranked:
     scored, block = index.scored(excluded), block_size(index.ids.shape[0])
     scores, slots = top_k(scored, queries, jnp.ones(()), k, block, index.mesh)
-    return Ranked(jnp.where(scores > -jnp.inf, index.ids[slots], -1), scores)
+    there = scores > -jnp.inf  # no score of a query that is not finite is
+    return Ranked(
+        jnp.where(there, index.ids[slots], -1), jnp.where(there, scores, -jnp.inf)
+    )

@@ -215,3 +215,10 @@ def test_copies_of_the_answer_are_no_negatives(known):
     found = np.asarray(rc.mined(model, np.array([0, 1]), cache, 7, known=known))
     assert sorted(found[0]) == [-1, -1, 1, 2, 3, 5, 6]
     assert sorted(found[1]) == [0, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_query_that_is_not_finite_finds_nothing():
+    model = towers()
+    found = rc.Index.from_cache(filled(model)).search(jnp.full((1, 8), jnp.nan), 3)
+    assert found.ids.tolist() == [[-1] * 3]
+    assert found.scores.tolist() == [[-jnp.inf] * 3]
