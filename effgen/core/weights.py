@@ -197,7 +197,8 @@ def _one_row(name: str, values: Any) -> Float[Array, " walkers"]:
         )
     if values.shape[0] == 0:
         raise ValueError(f"`{name}` has no walkers: pass one log-weight or more.")
-    return values
+    # Sums over many walkers have no room in half precision.
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
 
 def _check_some(log_weights: Float[Array, " walkers"]) -> None:

@@ -282,3 +282,13 @@ def test_another_trainer_needs_the_same_optimizer():
 def test_guards_need_a_positive_limit(guard):
     with pytest.raises(ValueError, match="`at_most` is 0"):
         guard(at_most=0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_weights_in_half_precision_are_summed_in_single(dtype):
+    logs = jnp.zeros(70_000, dtype)
+    assert float(eg.effective_sample_size(logs)) == 70_000
+    assert float(eg.log_mean_exp(logs).standard_error) == 0
+    index = eg.resample(logs[:1_000], 1_000, key=jax.random.key(0))
+    counts = np.bincount(np.asarray(index), minlength=1_000)
+    assert counts.max() <= 2

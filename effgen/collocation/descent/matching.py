@@ -65,7 +65,7 @@ def slopes_of(solution: Solution, mesh: Mesh) -> Slopes:
 
     Returns:
         One row for each node of all trajectories; the time where an interval ends is of
-        just before.
+        just before, and a trajectory's start of after a dose there.
 
     Raises:
         ValueError: For a solution of another mesh.
@@ -76,7 +76,10 @@ def slopes_of(solution: Solution, mesh: Mesh) -> Slopes:
         )
     found = [solution.rows_at_nodes(i) for i in range(len(mesh.edges))]
     ts, slopes = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    parts = (ts, np.asarray(solution.positions), mesh.inputs, slopes)
+    states = np.array(solution.positions)
+    first = np.flatnonzero(np.isin(mesh.left, mesh.starts))
+    states[mesh.starts] = solution.at_points(first)[:, 0]  # after a dose, as slopes are
+    parts = (ts, states, mesh.inputs, slopes)
     return Slopes(*map(jnp.asarray, parts))
 
 

@@ -43,24 +43,47 @@ def _one(
         start = np.broadcast_to(np.asarray(problem.initial.values, float), shape)[i]
         values = np.where(np.isnan(start), values, start)
     if problem.observe is None:
-        columns = [_between_doses(trajectory, y, ts) for y in trajectory.ys.T]
+        amounts = np.array([amount for _, amount in trajectory.doses], float)
+        amounts = amounts.reshape(-1, problem.num_states)
+        columns = [
+            between_doses(trajectory, y, ts, added)
+            for y, added in zip(trajectory.ys.T, amounts.T, strict=True)
+        ]
         values = np.stack(
             [v if c is None else c for v, c in zip(values.T, columns, strict=True)], 1
         )
     return values
 
 
-def _between_doses(
-    trajectory: Trajectory, ys: np.ndarray, at: np.ndarray
+def between_doses(
+    trajectory: Trajectory,
+    ys: np.ndarray,
+    at: np.ndarray,
+    added: np.ndarray | None = None,
 ) -> Float[np.ndarray, " at"] | None:
-    """Return one column, smoothed between doses; of pieces without samples, of all."""
+    """Return one column, smoothed between doses; of pieces without samples, of all.
+
+    With what doses add to the column, `added`, a sample just before a dose tells what
+    is there after it, and samples after the first dose what was there before.
+    """
+    ts = trajectory.ts
     if not trajectory.doses:
-        return smoothed(trajectory.ts, ys, at)
-    here, there = (pieces(trajectory, ts) for ts in (trajectory.ts, at))
-    found = smoothed(trajectory.ts, ys, at)
+        return smoothed(ts, ys, at)
+    here, there = (pieces(trajectory, x) for x in (ts, at))
+    found = smoothed(ts, ys, at)
     for piece in np.unique(there):
-        ours = there == piece
-        mine = smoothed(trajectory.ts[here == piece], ys[here == piece], at[ours])
+        ours, own = there == piece, here == piece
+        known = ts[own], ys[own]
+        if added is not None and piece > 0:
+            time = trajectory.doses[piece - 1][0]
+            known = (
+                np.r_[ts[ts == time], ts[own]],
+                np.r_[ys[ts == time] + added[piece - 1], ys[own]],
+            )
+        mine = smoothed(*known, at[ours])
+        if mine is None and added is not None and piece == 0:
+            mine = smoothed(ts[here == 1], ys[here == 1], at[ours])
+            mine = None if mine is None else mine - added[0]
         if mine is not None and found is not None:
             found[ours] = mine
     return found

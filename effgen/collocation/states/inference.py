@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
+from effgen.collocation.modeling.doses import pieces
 from effgen.collocation.modeling.model import Model, as_model
-from effgen.collocation.modeling.problem import Problem
+from effgen.collocation.modeling.problem import Problem, Trajectory
 
-from .guesses import interpolated, measured
+from .guesses import between_doses, interpolated, measured
 from .mesh import Mesh
 from .smoothing import smoothed
 from .solution import solution_on
@@ -38,21 +39,24 @@ def inferred(
     found_of = np.zeros((len(mesh.starts), problem.num_states), bool)
     for i in range(len(mesh.starts)):
         here, known = owner == i, measured(problem, i)
+        first = mesh.shifts[mesh.left == mesh.starts[i]][0]
+        ts = _after(mesh.ts[here], first)
         if problem.observe is not None:
             x, told = _from_outputs(problem, mesh, model, x, i, here)
             known = known | told
         while not known.all():
             slopes = solution_on(mesh, x).derivative_on_mesh(mesh.ts[here], i)
             rows = known & (np.arange(len(known)) < _differential(problem))
+            x[mesh.starts[i]] += first  # slopes there are of after a dose
             found, told = _solved(
                 problem, problem.vector_field, model, mesh, here, x, slopes, rows, known
             )
+            for j in np.flatnonzero(told):
+                column = _smoothed_pieces(problem.data[i], ts, found[:, j])
+                x[here, j] = np.clip(column, lower[j], upper[j])
+            x[mesh.starts[i]] -= first
             if not told.any():
                 break
-            for j in np.flatnonzero(told):
-                column = smoothed(mesh.ts[here], found[:, j], mesh.ts[here])
-                column = found[:, j] if column is None else column
-                x[here, j] = np.clip(column, lower[j], upper[j])
             known = known | told
         found_of[i] = known
     return x, found_of
@@ -66,17 +70,41 @@ def _from_outputs(
     problem: Problem, mesh: Mesh, model: Model, x: np.ndarray, i: int, here: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the states with those that outputs tell, and which these are."""
-    trajectory, ts = problem.data[i], mesh.ts[here]
-    columns = [smoothed(trajectory.ts, y, ts) for y in trajectory.ys.T]
+    trajectory = problem.data[i]
+    first = mesh.shifts[mesh.left == mesh.starts[i]][0]
+    if np.any(pieces(trajectory, trajectory.ts) == 0):
+        first = np.zeros_like(first)  # a sample is of before the dose
+    ts = _after(mesh.ts[here], first)
+    columns = [between_doses(trajectory, y, ts) for y in trajectory.ys.T]
     rows = np.array([c is not None for c in columns])
     ys = np.stack([np.zeros(len(ts)) if c is None else c for c in columns], axis=1)
     none = np.zeros(problem.num_states, bool)
+    x[mesh.starts[i]] += first
     found, told = _solved(
         problem, problem.outputs, model, mesh, here, x, ys, rows, none
     )
     lower, upper = problem.state_bounds
     x[here] = np.clip(np.where(told, found, x[here]), lower, upper)
+    x[mesh.starts[i]] -= first
     return x, told
+
+
+def _after(ts: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Return nodes' times, the start after a dose there, which adds `first`."""
+    later = np.nextafter(ts[0], np.inf) if np.any(first) else ts[0]
+    return np.concatenate([[later], ts[1:]])
+
+
+def _smoothed_pieces(
+    trajectory: Trajectory, ts: np.ndarray, values: np.ndarray
+) -> np.ndarray:
+    """Return values at nodes, smoothed from one dose to the next."""
+    owner, found = pieces(trajectory, ts), values.copy()
+    for piece in np.unique(owner):
+        ours = owner == piece
+        column = smoothed(ts[ours], values[ours], ts[ours])
+        found[ours] = values[ours] if column is None else column
+    return found
 
 
 def _solved(

@@ -74,10 +74,17 @@ class Solution(eqx.Module):
         self, ts: Float[np.ndarray, " ts"], trajectory: int
     ) -> Float[np.ndarray, "ts state"]:
         """Return the states at times on the mesh's clock, which are inside of it."""
-        interval, basis, _ = self._at(trajectory, ts)
-        found = np.einsum("tk,tkn->tn", basis, self.at_points(interval))
+        _, basis, _ = self._at(trajectory, ts)
         at_start = basis[:, 0] == 1  # of the first interval: else it is the end of one
+        found = self.with_first_dose(ts, trajectory)
         return np.where(at_start[:, None], self._starts(trajectory), found)
+
+    def with_first_dose(
+        self, ts: Float[np.ndarray, " ts"], trajectory: int
+    ) -> Float[np.ndarray, "ts state"]:
+        """Return the same, at the start after a dose there, as slopes are."""
+        interval, basis, _ = self._at(trajectory, ts)
+        return np.einsum("tk,tkn->tn", basis, self.at_points(interval))
 
     def derivative(
         self, ts: ArrayLike, trajectory: int = 0

@@ -14,6 +14,7 @@ from scipy.spatial import KDTree
 
 from effgen.collocation.modeling.clocks import mesh_times, switches_of
 from effgen.collocation.modeling.constraints import LinkConstraint
+from effgen.collocation.modeling.doses import pieces
 from effgen.collocation.modeling.inputs import inputs_at
 from effgen.collocation.modeling.phases import followers
 from effgen.collocation.modeling.problem import Initial, Model, Problem, as_model
@@ -176,6 +177,7 @@ def known_starts(
         states, told = inferred(problem, mesh, model)
         seen = seen | told
         found = np.where(np.isnan(given), states[mesh.starts], given)
+    _check_doses(problem, given)
     open_ = ~seen & np.isnan(given)
     open_[:, problem.num_states - problem.num_algebraic :] = False
     if np.any(open_):
@@ -185,6 +187,20 @@ def known_starts(
             "slopes tell where it starts: pass `starts`, or an `Initial` of it."
         )
     return found
+
+
+def _check_doses(problem: Problem, given: np.ndarray) -> None:
+    """Raise `ValueError` for a start before a dose, of which no sample tells."""
+    open_ = np.isnan(given[:, : problem.num_states - problem.num_algebraic]).any(axis=1)
+    for i, trajectory in enumerate(problem.data):
+        seen = np.any(~np.isnan(trajectory.ys), axis=1)
+        before = pieces(trajectory, trajectory.ts) == 0
+        if trajectory.doses and open_[i] and not np.any(seen & before):
+            raise ValueError(
+                f"trajectory {i} has a dose at t = {trajectory.doses[0][0]:.6g}, and "
+                "no sample before it tells where it starts: pass `starts`, or an "
+                "`Initial`."
+            )
 
 
 def _mean(values: np.ndarray, there: np.ndarray) -> np.ndarray:

@@ -74,7 +74,7 @@ def _on_mesh(
 
     At an edge those of the interval that ends there, with the law of just before.
     """
-    states = solution.on_mesh(ts, trajectory)
+    states = solution.with_first_dose(ts, trajectory)
     inputs = inputs_at(problem.data[trajectory], ts)
     at_edge = np.isin(ts, np.asarray(solution.edges[trajectory])[1:])
     just = np.where(at_edge, np.nextafter(ts, -np.inf), ts)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from effgen.core.contract.counts import check_count
+from effgen.core.data.rows import by_position
 from effgen.core.devices.sharding import data_axes, num_parts, replicate
 from effgen.retrieval_cache.data.digests import content_digests
 from effgen.retrieval_cache.encoders.embeddings import (
@@ -133,6 +134,7 @@ def rows_over(
 ) -> AbstractRows:
     """Return embeddings split over a mesh, made in batches equal on all devices."""
     check_callable(encode)
+    items = by_position(items)
     if batch_size is not None:
         check_count("batch_size", batch_size)
     parts, num = num_parts(mesh), num_items(items)

@@ -253,7 +253,8 @@ def oldest(
     if mesh is not None or rows % block or num * block >= rows:
         return largest_rows(held(), num, mesh)
     oldest_of = jnp.max(held().reshape(-1, block), axis=1)
-    blocks = jax.lax.top_k(oldest_of, num)[1]
+    # Of rows of one age the first: so a mesh, which looks at all rows, has the same.
+    blocks = jnp.sort(jax.lax.top_k(oldest_of, num)[1])
     among = (blocks[:, None] * block + jnp.arange(block)[None]).reshape(-1)
     own = (jnp.max(cache.stamps) - cache.stamps[among]).astype(jnp.float32)
     own = jnp.where(cache.ids[among] >= 0, own, -1)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, PRNGKeyArray, PyTree
 
 from effgen.core.contract.counts import check_count
 from effgen.core.data.batches import AbstractHostEpochs
-from effgen.core.data.rows import check_rows, num_rows
+from effgen.core.data.rows import by_position, check_rows, num_rows
 from effgen.retrieval_cache.encoders.embeddings import check_finite
 
 
@@ -61,7 +61,8 @@ class ArrangedMinibatches(AbstractHostEpochs):
                 f"`group` is {group} and half of a batch {batch_size // 2}: pass "
                 "smaller groups, or a larger `batch_size`."
             )
-        self.arrays, self.batch_size, self.group = arrays, batch_size, group
+        self.arrays = by_position(arrays)
+        self.batch_size, self.group = batch_size, group
 
     def drawn(self, generator: np.random.Generator) -> Int[np.ndarray, "batches rows"]:
         """Return the rows of each of an epoch's batches, as `arranged` has them."""

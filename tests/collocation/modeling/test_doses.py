@@ -9,6 +9,7 @@ import effgen as eg
 from effgen import collocation as co
 
 
+KEY = jax.random.key(0)
 TS = np.array([0.0, 0.5, 1.0, 1.7, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0])
 DOSES = [(2.0, [1.0, 0.0]), (0.0, [3.0, 0.0])]  # in no order, one at the start
 
@@ -136,3 +137,47 @@ def test_doses_of_algebraic_states_are_refused():
 def test_shooting_refuses_them():
     with pytest.raises(ValueError, match="shooting knows no impulses"):
         co.segments_of(problem())
+
+
+def dosed(amount, ts, **settings):
+    """`x' = r - k x` with `r = k = 1` from zero, and a dose at the start."""
+    ys = np.where(ts == 0, 0.0, 1 + (amount - 1) * np.exp(-ts))[:, None]
+    return co.Trajectory(ts, ys, doses=[(0.0, [amount])], span=(0.0, 2.0), **settings)
+
+
+def grown(t, x, u, p, nets):
+    return p["r"] - p["k"] * x
+
+
+def test_slopes_at_a_dose_are_of_the_state_after_it():
+    ts = np.linspace(0, 2, 9)
+    problem = co.Problem(grown, [dosed(a, ts) for a in (3.0, 4.0, 6.0)], scale=0.01)
+    level = co.transcribe(problem, intervals=8)
+    trainer = co.CollocationTrainer(tol=1e-10)
+    state = trainer.init(co.Model({"k": 0.7, "r": 0.5}, None), level.guess())
+    state, _ = eg.fit(trainer, state, [level], key=KEY)
+    rows = co.slopes_of(state.memory, level.mesh)
+    np.testing.assert_allclose(rows.slopes, 1 - rows.states, atol=3e-3)
+    first = np.asarray(rows.states)[level.mesh.starts, 0]
+    np.testing.assert_allclose(first, [3, 4, 6], rtol=1e-5)
+    found = co.residuals(problem, state.model, state.memory, [0.0, 0.01])
+    np.testing.assert_allclose(found, 0, atol=3e-4)
+    guessed = co.pretrain(co.Model({"k": 0.7, "r": 0.5}, None), level, key=KEY)
+    for name in ("k", "r"):
+        np.testing.assert_allclose(guessed.parameters[name], 1, atol=0.1)
+
+
+@pytest.mark.parametrize("observe", [None, lambda t, x, u, p, nets: x])
+def test_a_start_before_a_dose_is_what_a_sample_there_says(observe):
+    ts, model = np.linspace(0, 2, 21), co.Model({"k": 1.0, "r": 1.0}, None)
+    more = {} if observe is None else {"observe": observe, "num_states": 1}
+    seen, unseen = (
+        co.Problem(grown, dosed(5.0, times), scale=0.01, **more)
+        for times in (ts, ts[1:])
+    )
+    visited = co.transcribe(seen, intervals=10).guess(model)
+    assert co.extrapolation(seen, model, visited).errors.max() < 0.1
+    with pytest.raises(ValueError, match="no sample before it tells where it starts"):
+        co.extrapolation(unseen, model, visited)
+    found = co.extrapolation(unseen, model, visited, starts=[[0.0]])
+    assert found.errors.max() < 0.1

@@ -351,6 +351,31 @@ def test_policies_are_checked():
         rc.NegativeCacheTrainer(None, refresh="all")
 
 
+def test_a_mesh_refreshes_the_same_of_rows_of_one_age():
+    cache = filled(towers(2_048), 2_048)
+    stamps = jnp.asarray(np.random.default_rng(0).integers(0, 3, cache.capacity))
+    cache = eqx.tree_at(lambda c: c.stamps, cache, stamps.astype(jnp.int32))
+    assert cache.block < cache.capacity
+    mesh = eg.make_mesh()
+    split = eg.shard(eg.TrainState.start(None, None, cache), mesh).memory
+    for num in (1, 3):
+        alone, over = oldest(cache, num), oldest(split, num, mesh)
+        np.testing.assert_array_equal(np.sort(alone), np.sort(over))
+
+
+def test_columns_are_embedded_by_position():
+    pd = pytest.importorskip("pandas")
+    items = pd.Series(np.arange(64, dtype=np.int32)).sample(frac=1, random_state=0)
+    tower = lambda numbers: jax.nn.one_hot(numbers, 64)
+    mesh = eg.make_mesh()
+    cache = rc.NegativeCache.fill(tower, items, mesh=mesh)
+    found = np.argmax(np.asarray(cache.rows.embeddings)[:64], axis=1)
+    np.testing.assert_array_equal(found, items.to_numpy())
+    index = rc.Index.of(tower, items, mesh=mesh)
+    best = index.search(jax.nn.one_hot(items.to_numpy(), 64), 1)
+    np.testing.assert_array_equal(best.ids[:, 0], np.arange(64))
+
+
 def test_the_core_splits_a_cache():
     state = eg.TrainState.start(None, None, filled(towers()))
     split = eg.shard(state, eg.make_mesh())

@@ -109,3 +109,13 @@ def test_what_cannot_be_arranged_is_refused():
         clusters(np.ones(400), key=KEY)
     with pytest.raises(ValueError, match="not finite"):
         clusters(np.full((4, 2), np.nan), key=KEY)
+
+
+def test_rows_of_columns_are_by_position():
+    pd = pytest.importorskip("pandas")
+    shuffled = pd.Series(np.arange(NUM)).sample(frac=1, random_state=0)
+    both = shuffled, shuffled.to_numpy()
+    batches = ArrangedMinibatches(both, SIZE, labels(), group=GROUP)
+    for step in range(4):
+        by_label, plain = batches.batch_at(step, key=KEY)
+        np.testing.assert_array_equal(by_label, plain)
