@@ -191,7 +191,8 @@ def known_starts(
 
 def _check_doses(problem: Problem, given: np.ndarray) -> None:
     """Raise `ValueError` for a start before a dose, of which no sample tells."""
-    open_ = np.isnan(given[:, : problem.num_states - problem.num_algebraic]).any(axis=1)
+    num = problem.num_states - problem.num_algebraic
+    open_ = np.any(np.isnan(given[:, :num]), axis=1)
     for i, trajectory in enumerate(problem.data):
         seen = np.any(~np.isnan(trajectory.ys), axis=1)
         before = pieces(trajectory, trajectory.ts) == 0

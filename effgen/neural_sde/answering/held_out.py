@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from effgen.core.weights import Estimate
+from effgen.neural_sde.data.frames import as_doubles, check_aligned
 from effgen.neural_sde.data.series import check_mask, check_no_dates, check_shapes
 from effgen.neural_sde.modeling.model import LatentSDE
 
@@ -53,7 +54,8 @@ def held_out_evidence(
         raise TypeError(f"`model` is a {type(model).__name__}: pass a `LatentSDE`.")
     if not isinstance(since, int | float | np.number):
         raise TypeError(f"`since` is {since!r}: pass a time as a number, as `ts` are.")
-    ts, ys = np.asarray(ts), np.asarray(ys, np.float64)
+    check_aligned(ts, ys, "ys")
+    ts, ys = np.asarray(ts), as_doubles(ys)
     if ts.ndim != 1 or ys.shape[:1] != ts.shape:
         raise ValueError(
             f"`ts` has shape {ts.shape} and `ys` {ys.shape}: pass one series."

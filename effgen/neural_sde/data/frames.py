@@ -10,6 +10,10 @@ from effgen.core.contract.masked import with_nan
 from effgen.core.outcome.extras import needed
 
 
+_ROUNDING = 1e-3  # of a unit, such as what numbers leave of dates
+_OF_TIMES = ("to_pydatetime", "to_timestamp")  # indices of dates and of periods
+
+
 class Labels(eqx.Module):
     """What a record's frame calls its times and columns, given back with answers.
 
@@ -33,9 +37,13 @@ class Labels(eqx.Module):
         ts = np.asarray(ts)
         index = pd.Index(ts, name=self.name)
         if self.period is not None:
-            return index.to_period(self.period)
+            periods = index.to_period(self.period)
+            return periods if (periods.to_timestamp() == index).all() else index
         if self.unit is not None and hasattr(index, "as_unit"):
-            index = index.round(self.unit).as_unit(self.unit)
+            rounded = index.round(self.unit)
+            off = abs(index - rounded) / pd.Timedelta(1, self.unit)
+            # Of times between those of the record's unit the unit stays their own.
+            index = rounded.as_unit(self.unit) if np.all(off < _ROUNDING) else index
         if self.zone is not None:
             index = index.tz_localize("UTC").tz_convert(self.zone)
         return index
@@ -100,7 +108,7 @@ def check_aligned(ts: Any, values: Any, name: str) -> None:
     if not hasattr(values, "to_numpy") or not hasattr(values, "index"):
         return
     own = values.index
-    if hasattr(own, "to_pydatetime") and hasattr(ts, "to_pydatetime"):
+    if any(hasattr(own, x) and hasattr(ts, x) for x in _OF_TIMES):
         if not (hasattr(ts, "equals") and own.equals(ts)):
             raise ValueError(
                 f"`ts` and the index of `{name}` are not the same times: pass "
@@ -113,3 +121,8 @@ def as_values(ys: Any) -> Any:
     if not hasattr(ys, "to_numpy"):
         return with_nan(ys)
     return ys.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def as_doubles(ys: Any) -> np.ndarray:
+    """Return values as numbers in float64, NaN where there are none."""
+    return np.asarray(as_values(ys), np.float64)

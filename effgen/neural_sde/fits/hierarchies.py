@@ -19,6 +19,7 @@ from effgen.core.outcome.results import RunWarning
 from effgen.neural_sde.answering.exact import is_exact, linear_evidence, num_steps_of
 from effgen.neural_sde.answering.posteriors import posterior
 from effgen.neural_sde.data.clock import as_times
+from effgen.neural_sde.data.frames import as_doubles
 from effgen.neural_sde.data.series import Series, check_times
 from effgen.neural_sde.filters import cautions
 from effgen.neural_sde.modeling.anchors import cast
@@ -144,7 +145,7 @@ def fit_hierarchy(
         if np.issubdtype(times.dtype, np.number):
             check_times(times, model.t0)
             times = times.astype(np.float64)
-        values = np.asarray(ys, np.float64)
+        values = as_doubles(ys)
         wide = dataclasses.replace(wide, dt=step_of(wide, times, unit))
         found = posterior(wide, times, values, mask, inputs, unit=unit)
         cautions.of_constants(found.series.ys, found.series.mask)

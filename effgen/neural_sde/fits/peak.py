@@ -14,7 +14,7 @@ from effgen.core.contract.counts import check_count
 from effgen.neural_sde.answering.exact import is_exact, linear_evidence, num_steps_of
 from effgen.neural_sde.answering.posteriors import posterior
 from effgen.neural_sde.data.clock import clock_of
-from effgen.neural_sde.data.frames import check_aligned
+from effgen.neural_sde.data.frames import as_doubles, check_aligned
 from effgen.neural_sde.data.series import Series
 from effgen.neural_sde.filters import cautions
 from effgen.neural_sde.modeling.anchors import cast
@@ -122,8 +122,8 @@ def maximum(
         check_aligned(ts, given, name)
     with jax.enable_x64(True):  # noqa: FBT003
         wide = cast(dataclasses.replace(model, message_dtype=None), jnp.float64)
-        values = np.asarray(ys, np.float64)
-        sizes = None if errors is None else np.asarray(errors, np.float64)
+        values = as_doubles(ys)
+        sizes = None if errors is None else as_doubles(errors)
         wide = dataclasses.replace(wide, dt=step_of(model, ts, unit))
         found = posterior(wide, ts, values, mask, inputs, errors=sizes, unit=unit)
         cautions.of_constants(found.series.ys, found.series.mask)

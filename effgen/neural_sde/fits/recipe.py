@@ -17,6 +17,7 @@ from effgen.core.data.batches import Minibatches
 from effgen.core.outcome.results import TrainingError
 from effgen.core.running.verbs import fit
 from effgen.neural_sde.bounds.trainer import LatentSDETrainer
+from effgen.neural_sde.data.frames import as_doubles
 from effgen.neural_sde.data.grid import usual_gap
 from effgen.neural_sde.modeling.checks import check_rounding
 from effgen.neural_sde.modeling.model import LatentSDE
@@ -299,7 +300,7 @@ def _optimizer(num_steps: int) -> optax.GradientTransformation:
 
 
 def _batch(ts: ArrayLike, ys: ArrayLike, mask: ArrayLike | None) -> tuple[Any, Any]:
-    ts, ys = np.asarray(ts), np.asarray(ys, np.float64)
+    ts, ys = np.asarray(ts), as_doubles(ys)
     if mask is not None:
         ys = np.where(np.asarray(mask, bool), ys, np.nan)
     return np.asarray(ts, jnp.result_type(float))[None], ys.astype(

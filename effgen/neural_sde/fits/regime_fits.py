@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from effgen.core.contract.counts import check_count
 from effgen.core.outcome.results import RunWarning
+from effgen.neural_sde.data.frames import as_doubles, check_aligned
 from effgen.neural_sde.data.series import Series
 from effgen.neural_sde.filters import cautions
 from effgen.neural_sde.filters.histories import filtered
@@ -122,10 +123,11 @@ def fit_regimes(
     check_count("max_steps", max_steps)
     check_count("num_starts", num_starts)
     check_histories(model, num_histories)
+    check_aligned(ts, ys, "ys")
     dtype = model.log_rates.dtype
     with jax.enable_x64(True):  # noqa: FBT003
         wide = cast(model, jnp.float64)
-        record = record_of(wide, ts, np.asarray(ys, float), mask, unit)
+        record = record_of(wide, ts, as_doubles(ys), mask, unit)
         series = one_of(record.series)
         cautions.of_constants(series.ys, series.mask)
         fit = fit_of(wide, series, prior_scale, num_histories)

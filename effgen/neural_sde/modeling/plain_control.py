@@ -87,6 +87,9 @@ class PlainControl(eqx.Module):
     def contexts(self, series: Series) -> Float[Array, "obs context"]:
         """Return the recurrent network's state at each observation.
 
+        It begins at the last time at which something is seen, so padding changes
+        nothing, and is zero after it.
+
         Arguments:
             series: One series, with `ts` of shape `(obs,)`.
 
@@ -95,15 +98,20 @@ class PlainControl(eqx.Module):
         """
         ys = series.ys.reshape(len(series.ts), -1)
         mask = series.mask.reshape(len(series.ts), -1).astype(ys.dtype)
-        gaps = jnp.diff(series.ts, append=series.ts[-1:])[:, None]
+        seen = jnp.any(mask > 0, axis=1)
+        ahead = jax.lax.cummax(seen.astype(jnp.int32), reverse=True) > 0
+        later = jnp.append(ahead[1:], False)
+        gaps = jnp.diff(series.ts, append=series.ts[-1:])
+        gaps = jnp.where(later, gaps, 0)[:, None]
         rows = jnp.concatenate([ys, mask, gaps], axis=1)
 
-        def back(hidden: Array, row: Array) -> tuple[Array, Array]:
-            hidden = self.recurrence(row, hidden)
+        def back(hidden: Array, xs: tuple[Array, Array]) -> tuple[Array, Array]:
+            row, ahead = xs
+            hidden = jnp.where(ahead, self.recurrence(row, hidden), hidden)
             return hidden, hidden
 
         zero = jnp.zeros(self.recurrence.hidden_size, ys.dtype)
-        return jax.lax.scan(back, zero, rows, reverse=True)[1]
+        return jax.lax.scan(back, zero, (rows, ahead), reverse=True)[1]
 
     def initial(self, context: Float[Array, " context"], prior: Gaussian) -> Gaussian:
         """Return the law of `X` at the first time.

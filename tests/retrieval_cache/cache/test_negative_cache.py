@@ -369,7 +369,7 @@ def test_columns_are_embedded_by_position():
     tower = lambda numbers: jax.nn.one_hot(numbers, 64)
     mesh = eg.make_mesh()
     cache = rc.NegativeCache.fill(tower, items, mesh=mesh)
-    found = np.argmax(np.asarray(cache.rows.embeddings)[:64], axis=1)
+    found = np.argmax(np.asarray(cache.rows.embeddings())[:64], axis=1)
     np.testing.assert_array_equal(found, items.to_numpy())
     index = rc.Index.of(tower, items, mesh=mesh)
     best = index.search(jax.nn.one_hot(items.to_numpy(), 64), 1)
