@@ -1,11 +1,17 @@
 """Frames of other times, values that float32 rounds, and zones: refused by name."""
 
+import warnings
+
+import jax
 import numpy as np
 import pandas as pd
 import pytest
 
 import effgen as eg
 from effgen import neural_sde as ns
+
+
+KEY = jax.random.key(0)
 
 
 LAW = ns.Gaussian.independent(np.zeros(1), 1.0)
@@ -61,3 +67,69 @@ def test_a_date_without_the_record_s_zone_is_refused():
             ns.compare(models, zoned, ys, since=since, unit="D")
     found = ns.compare(models, zoned, ys, since=zoned[12], unit="D")
     assert found.scores.shape[1] == 12
+
+
+def linear_model():
+    return ns.LatentSDE(
+        ns.DiagonalSDE(0.5, 0.0, 1.0, ns.Gaussian.independent(np.zeros(1), 1.0)),
+        ns.LinearDecoder(np.eye(1), 0.3),
+    )
+
+
+def test_masked_entries_are_missing_wherever_values_are_taken():
+    rng, ts = np.random.default_rng(0), np.arange(20.0)
+    ys = np.cumsum(rng.normal(size=20))
+    ys[5] = 9.0
+    masked = np.ma.masked_array(ys, np.arange(20) == 5)
+    missing = np.where(np.arange(20) == 5, np.nan, ys)
+    model = linear_model()
+    kinds = ns.Switching({"one": model, "two": model}, 0.3)
+    fits = {
+        "fit": lambda y: ns.fit_linear(model, ts, y).log_evidence,
+        "regimes": lambda y: ns.fit_regimes(kinds, ts, y, max_steps=1)[1],
+        "held out": lambda y: ns.held_out_evidence(model, ts, y, since=10.0, key=KEY)[
+            0
+        ],
+        "hierarchy": lambda y: (
+            ns.fit_hierarchy(
+                model,
+                np.stack([ts, ts]),
+                np.ma.stack([y, y + 1])
+                if isinstance(y, np.ma.MaskedArray)
+                else np.stack([y, y + 1]),
+                varies=["decoder.offset"],
+            ).mean
+        ),
+    }
+    for name, found in fits.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", eg.RunWarning)
+            both = found(masked), found(missing)
+        np.testing.assert_allclose(*both, rtol=1e-6, err_msg=name)
+
+
+def test_values_of_other_periods_are_refused():
+    ts = pd.period_range("2020-01", periods=12, freq="M")
+    ys = pd.Series(np.arange(12.0), index=ts)
+    ns.posterior(linear_model(), ts, ys, unit="D")
+    for call in (ns.posterior, ns.fit_linear):
+        with pytest.raises(ValueError, match="are not the same times"):
+            call(linear_model(), ts, ys[::-1], unit="D")
+    kinds = ns.Switching({"one": linear_model(), "two": linear_model()}, 0.3)
+    with pytest.raises(ValueError, match="are not the same times"):
+        ns.fit_regimes(kinds, ts, ys[::-1], unit="D")
+
+
+def test_times_between_those_of_the_record_keep_their_own_unit():
+    ts = pd.Index(np.arange(20).astype("datetime64[s]"))
+    found = ns.posterior(linear_model(), ts, pd.Series(np.ones(20), index=ts))
+    asked = pd.to_datetime([3.0, 3.25, 3.5], unit="s")
+    index = found.observations(asked, key=KEY).to_pandas().index
+    assert (index == asked).all()
+    own = found.observations(key=KEY).to_pandas().index
+    assert own.equals(ts)
+    months = pd.period_range("2020-01", periods=12, freq="M")
+    found = ns.posterior(linear_model(), months, np.ones(12), unit="D")
+    days = pd.to_datetime(["2020-03-01", "2020-03-11"])
+    assert (found.observations(days, key=KEY).to_pandas().index == days).all()
+    assert found.observations(key=KEY).to_pandas().index.equals(months)

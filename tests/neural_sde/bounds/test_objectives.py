@@ -338,3 +338,17 @@ def test_times_shared_change_nothing_in_single_precision_and_at_full_size():
             (each.control_offset, once.control_offset),
         ):
             np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.abs(a).max()))
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+def test_padding_leaves_the_context_of_plain_inference_as_it_is(rows):
+    control = ns.PlainControl(2, 1, num_brownian=2, key=jax.random.key(0))
+    rng, ts = np.random.default_rng(0), np.array([0.0, 0.5, 1.5, 2.0])
+    ys = rng.normal(size=(4, 1))
+    short = as_series((ts, ys))
+    for later in (0.0, 3.0):
+        padding = np.full((rows, 1), np.nan)
+        long = as_series((np.r_[ts, np.full(rows, 2.0 + later)], np.r_[ys, padding]))
+        found = control.contexts(long)
+        np.testing.assert_allclose(found[:4], control.contexts(short), rtol=1e-6)
+        np.testing.assert_array_equal(found[4:], 0)
