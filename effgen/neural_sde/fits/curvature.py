@@ -26,7 +26,7 @@ from .tempering import LogDensity, effective_share, student, tempered
 
 
 _PROPOSALS, _BATCH = 256, 32
-_ENOUGH = 0.2  # the effective share of proposals that weights suffice for
+_ENOUGH = 0.1  # the effective share of proposals that weights suffice for
 _FEWEST = 0.05  # the least share of moves that are to be accepted
 _FARTHEST = 5.0  # the longest Newton step to the maximum, in standard deviations
 _FLATTEST = 0.1  # the least curvature, relative to the prior's, in logarithms
@@ -108,7 +108,7 @@ def drawn_models(
     Proposals are drawn from a Student distribution around the maximum, with the
     curvature there. They are resampled with weights `posterior density / proposal's`.
     No weight exceeds the mean weight times the root of the number of proposals. Where
-    fewer than one in five are effective, the density is not like a normal one: then
+    fewer than one in ten are effective, the density is not like a normal one: then
     the proposals are moved to it in stages, by sequential Monte Carlo. The prior is
     that of the fit: normal for logarithms, and flat for other parameters.
 
