@@ -77,8 +77,8 @@ def slopes_of(solution: Solution, mesh: Mesh) -> Slopes:
     found = [solution.rows_at_nodes(i) for i in range(len(mesh.edges))]
     ts, slopes = (np.concatenate(parts) for parts in zip(*found, strict=True))
     states = np.array(solution.positions)
-    first = np.flatnonzero(np.isin(mesh.left, mesh.starts))
-    states[mesh.starts] = solution.at_points(first)[:, 0]  # after a dose, as slopes are
+    after = solution.at_points(mesh.first_intervals)[:, 0]  # a dose, as slopes are
+    states[mesh.starts] = after
     parts = (ts, states, mesh.inputs, slopes)
     return Slopes(*map(jnp.asarray, parts))
 

@@ -75,7 +75,7 @@ def shifts_at(
 
 
 def pieces(trajectory: Trajectory, ts: np.ndarray) -> np.ndarray:
-    """Return how many doses were before each time; one at the time itself is after."""
+    """Return how many doses were before each time; a dose at that time is after it."""
     times = np.array([time for time, _ in trajectory.doses])
     return np.searchsorted(times, ts, side="left")
 

@@ -39,7 +39,7 @@ def inferred(
     found_of = np.zeros((len(mesh.starts), problem.num_states), bool)
     for i in range(len(mesh.starts)):
         here, known = owner == i, measured(problem, i)
-        first = mesh.shifts[mesh.left == mesh.starts[i]][0]
+        first = mesh.shifts[mesh.first_intervals[i]]
         ts = _after(mesh.ts[here], first)
         if problem.observe is not None:
             x, told = _from_outputs(problem, mesh, model, x, i, here)
@@ -71,7 +71,7 @@ def _from_outputs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the states with those that outputs tell, and which these are."""
     trajectory = problem.data[i]
-    first = mesh.shifts[mesh.left == mesh.starts[i]][0]
+    first = mesh.shifts[mesh.first_intervals[i]]
     if np.any(pieces(trajectory, trajectory.ts) == 0):
         first = np.zeros_like(first)  # a sample is of before the dose
     ts = _after(mesh.ts[here], first)

@@ -65,6 +65,11 @@ class Mesh(eqx.Module):
         """The nodes' times of each trajectory."""
         return np.split(self.ts, self.starts[1:])
 
+    @property
+    def first_intervals(self) -> Int[np.ndarray, " trajectories"]:
+        """The interval with which each trajectory starts."""
+        return np.flatnonzero(np.isin(self.left, self.starts))
+
 
 class Samples(NamedTuple):
     """The data, and in which interval and how the states there follow from its points.
