@@ -47,6 +47,7 @@ from .encoders import (
     HashedWords as HashedWords,
     IdsAndFeatures as IdsAndFeatures,
     LearnedTemperature as LearnedTemperature,
+    ModernBert as ModernBert,
     Table as Table,
     Tied as Tied,
     Tokenizer as Tokenizer,

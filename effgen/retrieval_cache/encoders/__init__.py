@@ -10,6 +10,9 @@ from .ids import (
     IdsAndFeatures as IdsAndFeatures,
     Table as Table,
 )
+from .modern_bert import (
+    ModernBert as ModernBert,
+)
 from .sequences import (
     HashedBag as HashedBag,
     Transformer as Transformer,

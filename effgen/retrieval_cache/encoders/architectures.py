@@ -4,6 +4,8 @@
 - RoBERTa (Liu et al., 2019) and XLM-R (Conneau et al., 2020): places are counted from
   behind the padding's.
 - MPNet (Song et al., 2020): as RoBERTa, no types, and a bias of attention by distance.
+
+ModernBERT (Warner et al., 2024) is no BERT: an encoder of its own reads it.
 """
 
 from collections.abc import Mapping
@@ -38,10 +40,23 @@ _DISTILLED = {
 }
 
 
+_ONLY = {
+    "hidden_act": "gelu",
+    "activation": "gelu",
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "relative_attention_num_buckets": 32,
+}
+
+
 class Architecture(NamedTuple):
     """How an encoder differs from BERT.
 
     Attributes:
+        reader: The class that reads it.
+        roots: With what the names of its encoder's tensors begin.
+        only: Settings of its `config.json` that may have one value.
         prefix: What its tensors' names may begin with.
         usual: The values of its `config.json` where that says nothing.
         called: Names there that are others than BERT's.
@@ -52,6 +67,9 @@ class Architecture(NamedTuple):
     """
 
     prefix: str = "bert."
+    reader: str = "Bert"
+    roots: tuple[str, ...] = ("embeddings.", "encoder.")
+    only: Mapping[str, Any] = MappingProxyType(_ONLY)
     usual: Mapping[str, Any] = MappingProxyType(_USUAL)
     called: Mapping[str, str] = MappingProxyType({})
     parts: Mapping[str, str] = MappingProxyType({})
@@ -94,16 +112,38 @@ class Architecture(NamedTuple):
         return name
 
 
+_MODERN = {
+    "vocab_size": 50_368,
+    "max_position_embeddings": 8_192,
+    "hidden_size": 768,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 12,
+    "intermediate_size": 1_152,
+    "norm_eps": 1e-5,
+    "pad_token_id": 50_283,
+    "local_attention": 128,
+    "global_attn_every_n_layers": 3,
+    "layer_types": None,
+    "global_rope_theta": 160_000.0,
+    "local_rope_theta": 10_000.0,
+    "rope_parameters": None,
+}
+_MODERN_ONLY = {
+    "hidden_activation": "gelu",
+    "norm_bias": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+}
 _PADDED = _USUAL | {"pad_token_id": 1}
-_SHIFTED = Architecture("roberta.", _PADDED, is_shifted=True)
+_SHIFTED = Architecture("roberta.", usual=_PADDED, is_shifted=True)
 
 ARCHITECTURES = {
     "bert": Architecture(),
     "distilbert": Architecture(
         "distilbert.",
-        _USUAL | {"num_hidden_layers": 6},
-        _DISTILLED,
-        {
+        usual=_USUAL | {"num_hidden_layers": 6},
+        called=_DISTILLED,
+        parts={
             "transformer.layer.": "encoder.layer.",
             ".attention.q_lin.": ".attention.self.query.",
             ".attention.k_lin.": ".attention.self.key.",
@@ -120,7 +160,7 @@ ARCHITECTURES = {
     "xlm-roberta": _SHIFTED,
     "mpnet": Architecture(
         "mpnet.",
-        _PADDED | {"vocab_size": 30_527},
+        usual=_PADDED | {"vocab_size": 30_527},
         parts={
             ".attention.attn.q.": ".attention.self.query.",
             ".attention.attn.k.": ".attention.self.key.",
@@ -131,5 +171,12 @@ ARCHITECTURES = {
         is_shifted=True,
         has_types=False,
         is_relative=True,
+    ),
+    "modernbert": Architecture(
+        "model.",
+        reader="ModernBert",
+        roots=("embeddings.", "layers.", "final_norm."),
+        only=_MODERN_ONLY,
+        usual=_MODERN,
     ),
 }

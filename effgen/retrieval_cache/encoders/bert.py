@@ -9,6 +9,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from .architectures import RELATIVE
+from .layers import (
+    Affine,
+    Dense,
+    check_layout,
+    check_tokens_of,
+    dense_layer,
+    embedding_of,
+)
 from .pretrained import Folder, described, tensors
 from .sequences import (
     attention,
@@ -17,9 +25,7 @@ from .sequences import (
     layer_norm,
     linear,
     looked_up,
-    pooled,
 )
-from .towers import normalized
 
 
 _TABLES = ("word", "position", "token_type")
@@ -32,32 +38,6 @@ _PARTS = {
     "down": ("output.dense",),
     "down_norm": ("output.LayerNorm",),
 }
-
-
-class Affine(eqx.Module):
-    """A weight and a bias: of a linear layer, `(out, in)` and `(out,)`, or of a norm.
-
-    Those of all layers are stacked, along an axis in front.
-    """
-
-    weight: Float[Array, "..."]
-    bias: Float[Array, "... out"]
-
-
-class Dense(eqx.Module):
-    """A layer of embeddings, `activation(weight @ x + bias)`.
-
-    `activation` is `"identity"` or `"tanh"`.
-    """
-
-    weight: Float[Array, "out in"]
-    bias: Float[Array, " out"] | None = None
-    activation: str = eqx.field(static=True, default="identity")
-
-    def __call__(self, x: Float[Array, "batch in"]) -> Float[Array, "batch out"]:
-        """Return the embeddings after the layer."""
-        y = linear(self, x)
-        return jnp.tanh(y) if self.activation == "tanh" else y
 
 
 class Layers(eqx.Module):
@@ -134,15 +114,8 @@ class Bert(eqx.Module):
 
     def __check_init__(self) -> None:
         """Raise `ValueError` for another pooling, or heads that do not fit."""
-        if self.pooling not in ("mean", "cls"):
-            raise ValueError(f"`pooling` is {self.pooling!r}: pass 'mean' or 'cls'.")
         check_dropout(self.dropout.p)
-        width = self.words.shape[1]
-        if width % self.num_heads:
-            raise ValueError(
-                f"`num_heads` is {self.num_heads}, which does not divide the width, "
-                f"{width}."
-            )
+        check_layout(self, self.words.shape[1])
 
     @classmethod
     def load(
@@ -152,6 +125,7 @@ class Bert(eqx.Module):
         compute: Any = jnp.float32,
         dropout: float = 0.0,
         recompute: bool = False,
+        route: str | None = None,
     ) -> "Bert":
         """Return the encoder of a folder of sentence-transformers or Hugging Face.
 
@@ -163,22 +137,24 @@ class Bert(eqx.Module):
             compute: The type that layers are computed in.
             dropout: The share that is dropped in training.
             recompute: Whether gradients compute each layer once more.
+            route: Of a folder that has a `Router`, whose encoder, such as `"query"`.
 
         Returns:
             The encoder.
 
         Raises:
             FileNotFoundError: For a file that is not there.
-            ValueError: For an encoder of another kind, or one that lacks tensors.
+            ValueError: For an encoder of another kind, one that lacks tensors, and a
+                route that the folder does not have.
             ImportError: Without safetensors.
         """
-        said = described(folder)
+        said = described(folder, route, "Bert")
         config = said.config
         named = jax.eval_shape(lambda: named_tensors(_like(config)))
         shapes = {name: x.shape for name, x in named.items()}
         if said.kind.is_relative:
             shapes[RELATIVE] = (32, config["num_attention_heads"])
-        found = tensors(folder, shapes)
+        found = tensors(said, shapes)
         norm = "embeddings.LayerNorm"
         return cls(
             *(jnp.asarray(found[f"embeddings.{x}_embeddings.weight"]) for x in _TABLES),
@@ -193,7 +169,7 @@ class Bert(eqx.Module):
             compute=compute,
             recompute=recompute,
             relative=jnp.asarray(found[RELATIVE]) if RELATIVE in found else None,
-            dense=tuple(_dense(*layer) for layer in said.dense),
+            dense=tuple(dense_layer(*layer) for layer in said.dense),
         )
 
     @classmethod
@@ -269,22 +245,14 @@ class Bert(eqx.Module):
             TypeError: For values that are no integers.
             ValueError: For another shape, or more tokens than places.
         """
-        self._check_tokens(tokens)
+        check_tokens_of(tokens, len(self.places))
         tokens = tokens.astype(jnp.int32)
         there = tokens != self.padding
         first, rest = (None, None) if key is None else jax.random.split(key)
         x = looked_up(self.words, tokens) + self.places[None, : tokens.shape[1]]
         x = layer_norm(self.norm, x + self.types[None, :1], self.epsilon)
         x = self._through(self._dropped(x, first).astype(self.compute), there, rest)
-        # The first token is there in all texts: tokenizers put one before them.
-        x = (
-            pooled(x, there)
-            if self.pooling == "mean"
-            else pooled(x[:, :1], there[:, :1])
-        )
-        for layer in self.dense:
-            x = layer(x)
-        return normalized(x) if self.is_normalized else x
+        return embedding_of(x, there, self)
 
     def _through(
         self,
@@ -293,7 +261,7 @@ class Bert(eqx.Module):
         key: PRNGKeyArray | None,
     ) -> Float[Array, "batch length width"]:
         """Return the sequences after all layers."""
-        depth = self.layers.out.bias.shape[0]
+        depth = len(self.layers.out.weight)
         keys = None if key is None else jax.random.split(key, depth)
         apart = self.relative
         bias = None if apart is None else by_distance(apart, x.shape[1], x.dtype)
@@ -324,19 +292,6 @@ class Bert(eqx.Module):
     def _dropped(self, x: Array, key: PRNGKeyArray | None) -> Array:
         return x if key is None else self.dropout(x, key=key)
 
-    def _check_tokens(self, tokens: Array) -> None:
-        length, dtype = len(self.places), getattr(tokens, "dtype", None)
-        if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
-            raise TypeError(
-                f"`tokens` are {dtype or type(tokens).__name__}: pass an array of "
-                "integers, `(batch, length)`, as a tokenizer makes it of texts."
-            )
-        if tokens.ndim != 2 or tokens.shape[1] > length:
-            raise ValueError(
-                f"`tokens` have shape {tokens.shape}: pass `(batch, length)`, length "
-                f"{length} at most."
-            )
-
 
 def named_tensors(bert: Bert) -> dict[str, Float[Array, "..."]]:
     """Return the parameters by the names that they have in a folder."""
@@ -365,11 +320,6 @@ def _stacked(found: dict[str, np.ndarray], depth: int) -> Layers:
         for field, parts in _PARTS.items()
     }
     return Layers(**each)
-
-
-def _dense(weight: np.ndarray, bias: np.ndarray | None, activation: str) -> Dense:
-    own = None if bias is None else jnp.asarray(bias)
-    return Dense(jnp.asarray(weight), own, activation)
 
 
 def _like(config: dict[str, Any]) -> Bert:

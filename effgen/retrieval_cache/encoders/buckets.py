@@ -78,6 +78,7 @@ class Bucketed(eqx.Module):
             TypeError: For an object that is no array of tokens.
         """
         _check_tokens(tokens)
+        tokens = jnp.asarray(tokens)
         lengths = self._lengths(tokens.shape[1])
         if len(lengths) == 1 or not len(tokens):
             return embed(self.encoder, tokens, key=key)

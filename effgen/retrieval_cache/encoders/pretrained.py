@@ -16,14 +16,6 @@ from .architectures import ARCHITECTURES, Architecture
 
 Folder = str | os.PathLike[str]
 
-_ONLY = {
-    "hidden_act": "gelu",
-    "activation": "gelu",
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "add_cross_attention": False,
-    "relative_attention_num_buckets": 32,
-}
 _ACTIVATIONS = {"Identity": "identity", "Tanh": "tanh"}
 
 
@@ -31,6 +23,7 @@ class Description(NamedTuple):
     """What a folder says of its encoder.
 
     Attributes:
+        folder: Where the encoder and its tokenizer are.
         config: The numbers of `config.json`, by BERT's names for them.
         pooling: `"mean"` or `"cls"`.
         is_normalized: Whether embeddings have length one.
@@ -38,6 +31,7 @@ class Description(NamedTuple):
         dense: Layers of embeddings: a weight, a bias and an activation each.
     """
 
+    folder: Path
     config: dict[str, Any]
     pooling: str
     is_normalized: bool
@@ -45,25 +39,32 @@ class Description(NamedTuple):
     dense: list[tuple[np.ndarray, np.ndarray | None, str]]
 
 
-def described(folder: Folder) -> Description:
-    """Return what a folder says of its encoder, if that is a BERT or near to one.
+def described(folder: Folder, route: str | None, reader: str) -> Description:
+    """Return what a folder says of its encoder, if it is one that `reader` reads.
 
     Without `modules.json`, as a folder of Hugging Face's is, embeddings are means of
     tokens and not normalized: as sentence-transformers takes it.
 
     Raises:
         FileNotFoundError: For a file that is not there.
-        ValueError: For an encoder of another kind.
+        ValueError: For an encoder of another kind, and an unknown route.
     """
-    modules = _modules(Path(folder))
-    path = _first(modules, "Transformer") / "config.json"
+    modules = _modules(Path(folder), route)
+    at = _first(modules, "Transformer")
+    path = at / "config.json"
     config = read_json(path)
     kind = architecture(path, config)
-    for name, only in _ONLY.items():
+    if kind.reader != reader:
+        raise ValueError(
+            f"`{path}` says `model_type` is {config['model_type']!r}: load it by "
+            f"`{kind.reader}.load`."
+        )
+    for name, only in kind.only.items():
         if config.get(name, only) != only:
-            raise ValueError(_refusal(path, name, config[name], repr(only)))
+            raise ValueError(_refusal(path, name, config[name], repr(only), reader))
     pooling = _first(modules, "Pooling")
     return Description(
+        at,
         kind.numbers(config),
         "mean" if pooling is None else _pooling(pooling),
         _is_normalized(_first(modules, "Normalize")),
@@ -81,24 +82,24 @@ def architecture(path: Path, config: dict[str, Any]) -> Architecture:
     kind = config.get("model_type")
     if kind not in ARCHITECTURES:
         names = ", ".join(map(repr, ARCHITECTURES))
-        raise ValueError(_refusal(path, "model_type", kind, f"one of {names}"))
+        raise ValueError(_refusal(path, "model_type", kind, f"one of {names}", "Bert"))
     return ARCHITECTURES[kind]
 
 
-def _refusal(path: Path, name: str, said: Any, only: str) -> str:
+def _refusal(path: Path, name: str, said: Any, only: str, reader: str) -> str:
     return (
-        f"`{path}` says `{name}` is {said!r}, and a `Bert` is {only}: load another "
+        f"`{path}` says `{name}` is {said!r}, and a `{reader}` is {only}: load another "
         "model, or write this one as a module."
     )
 
 
-def encoder_folder(folder: Folder) -> Path:
+def encoder_folder(folder: Folder, route: str | None = None) -> Path:
     """Return where in a folder the encoder and its tokenizer are, mostly its root."""
-    return _first(_modules(Path(folder)), "Transformer")
+    return _first(_modules(Path(folder), route), "Transformer")
 
 
 def tensors(
-    folder: Folder, shapes: dict[str, tuple[int, ...]]
+    said: Description, shapes: dict[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
     """Return the tensors of a folder's `model.safetensors`, in float32.
 
@@ -106,24 +107,24 @@ def tensors(
     `gamma` and a `beta`. Poolers, heads and position numbers are left out.
 
     Arguments:
-        folder: The path of the folder.
+        said: What the folder says of its encoder.
         shapes: Of the tensors that there should be, by name.
 
     Raises:
         FileNotFoundError: Without the file.
-        ValueError: For tensors that are missing, of another shape, or part of no BERT.
+        ValueError: For tensors that are missing, of another shape, or of no such
+            encoder.
         ImportError: Without safetensors.
     """
-    path = encoder_folder(folder) / "model.safetensors"
+    kind, path = said.kind, said.folder / "model.safetensors"
     if not path.exists():
         raise FileNotFoundError(
             f"`{path}` is not there: save the model anew with safetensors, in one file."
         )
-    config = read_json(encoder_folder(folder) / "config.json")
-    kind = architecture(path, config)
-    stored = safetensors("Bert.load").load_file(path)
+    config = read_json(said.folder / "config.json")
+    stored = safetensors(f"{kind.reader}.load").load_file(path)
     read = {_plain(name): x for name, x in kind.tensors(stored, config).items()}
-    found = {name: x for name, x in read.items() if _is_used(name)}
+    found = {name: x for name, x in read.items() if _is_used(name, kind)}
     _check(found, shapes, path)
     return {name: np.asarray(x, np.float32) for name, x in found.items()}
 
@@ -151,20 +152,45 @@ def safetensors(by: str) -> ModuleType:
     return needed("safetensors", by=by, extra="text", module="safetensors.numpy")
 
 
-def _modules(folder: Path) -> list[tuple[str, Path]]:
+def _modules(folder: Path, route: str | None) -> list[tuple[str, Path]]:
     """Return a folder's modules in turn, and where each is."""
     path = folder / "modules.json"
     if not path.exists():
         return [("Transformer", folder)]
-    entries = read_json(path)
-    kinds = [entry["type"].rpartition(".")[2] for entry in entries]
-    chain = "Transformer Pooling( Dense)*( Normalize)?"
+    found = [
+        (_kind(entry["type"]), folder / entry["path"]) for entry in read_json(path)
+    ]
+    if found and found[0][0] == "Router":
+        found = [*_routed(found[0][1], route), *found[1:]]
+    elif route is not None:
+        raise ValueError(
+            f"`route` is {route!r}, and `{path}` has no Router: leave `route` out."
+        )
+    kinds = [kind for kind, _ in found]
+    chain = "Transformer Pooling( Dense)*( Normalize)*"
     if not re.fullmatch(chain, " ".join(kinds)):
         raise ValueError(
             f"`{path}` chains {', '.join(kinds)}, and a `Bert` is a Transformer, a "
             "Pooling, perhaps some Dense, and perhaps a Normalize: load another model."
         )
-    return [(k, folder / entry["path"]) for k, entry in zip(kinds, entries)]
+    return found
+
+
+def _routed(folder: Path, route: str | None) -> list[tuple[str, Path]]:
+    """Return the modules of one route, such as that of queries."""
+    said = read_json(folder / "router_config.json")
+    if route not in said["structure"]:
+        names = " or ".join(repr(name) for name in said["structure"])
+        raise ValueError(
+            f"`route` is {route!r}, and `{folder}` has an encoder for each of several "
+            f"routes: pass {names}."
+        )
+    names = said["structure"][route]
+    return [(_kind(said["types"][name]), folder / name) for name in names]
+
+
+def _kind(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _first(modules: list[tuple[str, Path]], kind: str) -> Any:
@@ -230,8 +256,8 @@ def _plain(name: str) -> str:
     return name
 
 
-def _is_used(name: str) -> bool:
-    inside = name.startswith(("embeddings.", "encoder."))
+def _is_used(name: str, kind: Architecture) -> bool:
+    inside = name.startswith(kind.roots)
     return inside and not name.endswith("position_ids")
 
 

@@ -269,8 +269,9 @@ def layer_norm(
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean = jnp.mean(wide, axis=-1, keepdims=True)
     inverse = jax.lax.rsqrt(jnp.var(wide, axis=-1, keepdims=True) + epsilon)
-    weight, bias = _wide(layer.weight, wide), _wide(layer.bias, wide)
-    return ((wide - mean) * inverse * weight + bias).astype(x.dtype)
+    found = (wide - mean) * inverse * _wide(layer.weight, wide)
+    found = found if layer.bias is None else found + _wide(layer.bias, wide)
+    return found.astype(x.dtype)
 
 
 def _wide(x: Array, like: Array) -> Array:
@@ -288,16 +289,35 @@ def attention(
     `qkv` are queries, keys and values, one after the other; `bias` is added to their
     products.
     """
+    query, key, value = heads_of(qkv, num_heads)
+    found = attended(query, key, value, there[:, None, None], bias)
+    return found.reshape(*found.shape[:2], -1)
+
+
+def heads_of(
+    qkv: Float[Array, "batch length triple"], num_heads: int
+) -> tuple[Float[Array, "batch length heads each"], ...]:
+    """Return queries, keys and values by head."""
     batch, length, triple = qkv.shape
-    given = qkv.dtype
+    shape = (batch, length, 3, num_heads, triple // 3 // num_heads)
+    return tuple(jnp.moveaxis(qkv.reshape(shape), 2, 0))
+
+
+def attended(
+    query: Float[Array, "batch length heads each"],
+    key: Float[Array, "batch length heads each"],
+    value: Float[Array, "batch length heads each"],
+    mask: Bool[Array, "batch 1 from length"],
+    bias: Float[Array, "1 heads length length"] | None = None,
+) -> Float[Array, "batch length heads each"]:
+    """Return what each token reads, by head, off those that `mask` shows to it."""
+    given = query.dtype
     if given == jnp.float16 and jax.default_backend() == "cpu":
         # XLA has no products of float16 that are summed in float32 there.
-        qkv, bias = jax.tree.map(lambda x: x.astype(jnp.float32), (qkv, bias))
-    shape = (batch, length, 3, num_heads, triple // 3 // num_heads)
-    query, key, value = jnp.moveaxis(qkv.reshape(shape), 2, 0)
-    mask = there[:, None, None]
+        wide = lambda x: x.astype(jnp.float32)
+        query, key, value, bias = jax.tree.map(wide, (query, key, value, bias))
     found = jax.nn.dot_product_attention(query, key, value, bias, mask)
-    return found.reshape(batch, length, triple // 3).astype(given)
+    return found.astype(given)
 
 
 def by_distance(

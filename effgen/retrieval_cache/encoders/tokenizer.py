@@ -74,7 +74,12 @@ class Tokenizer:
 
     @classmethod
     def load(
-        cls, folder: Folder, *, length: int | None = None, prompt: str | None = None
+        cls,
+        folder: Folder,
+        *,
+        length: int | None = None,
+        prompt: str | None = None,
+        route: str | None = None,
     ) -> "Tokenizer":
         """Return the tokenizer of a folder of sentence-transformers or Hugging Face.
 
@@ -86,6 +91,7 @@ class Tokenizer:
                 texts. For queries, and short documents, pass less.
             prompt: The name of the folder's prompt that goes before each text, such as
                 `"query"`; by default the folder's default, if it has one.
+            route: Of a folder that has a `Router`, whose tokenizer, such as `"query"`.
 
         Returns:
             The tokenizer.
@@ -96,14 +102,14 @@ class Tokenizer:
                 that is not the one of the model's `config.json`.
             ImportError: Without tokenizers.
         """
-        at = encoder_folder(folder)
+        at = encoder_folder(folder, route)
         path = at / "tokenizer.json"
         if not path.exists():
             raise FileNotFoundError(
                 f"`{path}` is not there: save it with `save_pretrained` of a fast "
                 "tokenizer of transformers."
             )
-        said, prompts = text_settings(folder), folder_prompts(folder)
+        said, prompts = text_settings(at), folder_prompts(folder)
         library = needed("tokenizers", by="Tokenizer", extra="text")
         tokenizer = library.Tokenizer.from_file(str(path))
         padding = _padding(at)
@@ -241,13 +247,12 @@ def folder_prompts(folder: Folder) -> Prompts:
     return Prompts(texts, default if default in texts else None, folder)
 
 
-def text_settings(folder: Folder) -> dict[str, Any]:
-    """Return a folder's length of texts, and whether they are read in lower case.
+def text_settings(at: Path) -> dict[str, Any]:
+    """Return an encoder's length of texts, and whether they are read in lower case.
 
     The length is, as sentence-transformers has it, that of its own settings, else the
     tokenizer's, but no more than there are places.
     """
-    at = encoder_folder(folder)
     paths = [at / f"sentence_{kind}_config.json" for kind in _KINDS]
     path = next((x for x in paths if x.exists()), None)
     said = {} if path is None else read_json(path)

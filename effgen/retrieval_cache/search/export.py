@@ -14,8 +14,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from effgen.core.saving.files import replacing
-from effgen.retrieval_cache.encoders.bert import Bert, Dense, named_tensors
+from effgen.retrieval_cache.encoders.bert import Bert, named_tensors
 from effgen.retrieval_cache.encoders.buckets import Bucketed
+from effgen.retrieval_cache.encoders.layers import Dense
+from effgen.retrieval_cache.encoders.modern_bert import ModernBert, modern_tensors
 from effgen.retrieval_cache.encoders.pretrained import (
     Folder,
     encoder_folder,
@@ -98,18 +100,23 @@ def faiss_index(index: Index | Float[Any, "documents size"]) -> Any:
 
 
 def save_sentence_transformer(
-    bert: Bert | Tied | Bucketed, tokenizer_folder: Folder, folder: Folder
+    bert: Bert | ModernBert | Tied | Bucketed,
+    tokenizer_folder: Folder,
+    folder: Folder,
+    *,
+    route: str | None = None,
 ) -> None:
-    """Write a folder that sentence-transformers, and `Bert.load`, read.
+    """Write a folder that sentence-transformers, and the encoder's `load`, read.
 
     A message that a pooler is missing can be ignored: no embedding is made with it.
 
     Arguments:
-        bert: A `Bert`, or a model of one for queries and documents,
+        bert: A `Bert` or `ModernBert`, or a model of one for queries and documents,
             `TwoTowers.tied(bert)`, `Bucketed` or not.
         tokenizer_folder: The folder it was loaded from, for its tokenizer, length of
             texts and prompts.
         folder: The path of the folder, which is made, with those above it.
+        route: Whose tokenizer, where `tokenizer_folder` has a `Router`.
 
     Raises:
         TypeError: For another encoder.
@@ -126,11 +133,14 @@ def save_sentence_transformer(
     module = safetensors("save_sentence_transformer")
     with replacing(folder) as temporary:
         temporary.mkdir()
-        for name, value in _settings(bert, tokenizer_folder).items():
+        at = encoder_folder(tokenizer_folder, route)
+        for name, value in _settings(bert, at).items():
             (temporary / name).parent.mkdir(exist_ok=True)
             _write_json(temporary / name, value)
-        _copy_tokenizer(tokenizer_folder, temporary)
-        named = {k: np.asarray(x, np.float32) for k, x in named_tensors(bert).items()}
+        _copy_tokenizer(at, temporary)
+        if (Path(tokenizer_folder) / _PROMPTS).exists():
+            shutil.copyfile(Path(tokenizer_folder) / _PROMPTS, temporary / _PROMPTS)
+        named = {k: np.asarray(x, np.float32) for k, x in _tensors(bert).items()}
         # transformers reads no file that does not say this.
         module.save_file(named, temporary / "model.safetensors", {"format": "pt"})
         for i, layer in enumerate(bert.dense):
@@ -140,7 +150,11 @@ def save_sentence_transformer(
             module.save_file(arrays, path, {"format": "pt"})
 
 
-def _encoder_of(model: Any) -> Bert:
+def _tensors(bert: Bert | ModernBert) -> dict[str, Any]:
+    return modern_tensors(bert) if isinstance(bert, ModernBert) else named_tensors(bert)
+
+
+def _encoder_of(model: Any) -> Bert | ModernBert:
     """Return the one encoder of a model."""
     bert = model
     while isinstance(bert, Tied | Bucketed):
@@ -150,6 +164,8 @@ def _encoder_of(model: Any) -> Bert:
             "`bert` is two towers, and a folder is of one encoder: write `model.query` "
             "and `model.document` to a folder each."
         )
+    if isinstance(bert, ModernBert):
+        return bert
     if not isinstance(bert, Bert):
         raise TypeError(
             f"`bert` is a {type(bert).__name__}, which sentence-transformers has no "
@@ -242,14 +258,16 @@ def _order(ids: Int[np.ndarray, " documents"]) -> Int[np.ndarray, " documents"]:
     return order
 
 
-def _settings(bert: Bert, tokenizer_folder: Folder) -> dict[str, Any]:
+def _settings(bert: Bert | ModernBert, tokenizer_folder: Path) -> dict[str, Any]:
     """Return the JSON files of a folder."""
     dense = [_dense_folder(i) for i in range(len(bert.dense))]
     last = [f"{len(dense) + 2}_Normalize"] if bert.is_normalized else []
     paths = ["", "1_Pooling", *dense, *last]
     kinds = ["Transformer", *(path.partition("_")[2] for path in paths[1:])]
     files = {
-        "config.json": _config(bert),
+        "config.json": (
+            _modern_config(bert) if isinstance(bert, ModernBert) else _config(bert)
+        ),
         "sentence_bert_config.json": text_settings(tokenizer_folder),
         "modules.json": [
             {"idx": i, "name": str(i), "path": path, "type": f"{_ORIGIN}.{kind}"}
@@ -280,7 +298,7 @@ def _dense_config(layer: Dense) -> dict[str, Any]:
 
 def _config(bert: Bert) -> dict[str, Any]:
     """Return `config.json`, in the words of Hugging Face."""
-    depth, inner_size = bert.layers.up.bias.shape
+    depth, inner_size, _ = bert.layers.up.weight.shape
     return {
         "architectures": ["BertModel"],
         "model_type": "bert",
@@ -301,18 +319,47 @@ def _config(bert: Bert) -> dict[str, Any]:
     }
 
 
-def _copy_tokenizer(source: Folder, target: Path) -> None:
-    at = encoder_folder(source)
+def _modern_config(bert: ModernBert) -> dict[str, Any]:
+    """Return `config.json` of a ModernBERT, in the words of Hugging Face."""
+    depth, inner_size = bert.layers.down.weight.shape[::2]
+    kinds = ("full_attention", "sliding_attention")
+    turns = [{"rope_type": "default", "rope_theta": base} for base in bert.bases]
+    return {
+        "architectures": ["ModernBertModel"],
+        "model_type": "modernbert",
+        "vocab_size": bert.words.shape[0],
+        "max_position_embeddings": bert.length,
+        "hidden_size": bert.words.shape[1],
+        "num_hidden_layers": depth,
+        "num_attention_heads": bert.num_heads,
+        "intermediate_size": inner_size,
+        "layer_types": [kinds[is_local] for is_local in bert.local],
+        "local_attention": 2 * bert.reach,
+        "rope_parameters": dict(zip(kinds, turns, strict=True)),
+        # Releases of transformers before 5 read these.
+        "global_rope_theta": bert.bases[0],
+        "local_rope_theta": bert.bases[1],
+        "global_attn_every_n_layers": _every(bert.local),
+        "norm_eps": bert.epsilon,
+        "pad_token_id": bert.padding,
+        "torch_dtype": "float32",
+    }
+
+
+def _every(local: tuple[bool, ...]) -> int:
+    """Return how often a layer reads all, `num` where only the first does."""
+    return next((i for i, x in enumerate(local) if i and not x), len(local))
+
+
+def _copy_tokenizer(at: Path, target: Path) -> None:
     there = [name for name in _TOKENIZER if (at / name).exists()]
     if not {"tokenizer.json", "vocab.txt"} & set(there):
         raise FileNotFoundError(
-            f"`tokenizer_folder`, {source}, has no tokenizer.json: pass the folder "
-            "that the encoder was loaded from."
+            f"`tokenizer_folder`, {at}, has no tokenizer.json: pass the folder that "
+            "the encoder was loaded from."
         )
     for name in there:
         shutil.copyfile(at / name, target / name)
-    if (Path(source) / _PROMPTS).exists():
-        shutil.copyfile(Path(source) / _PROMPTS, target / _PROMPTS)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -265,7 +265,7 @@ def test_another_encoder_is_refused(tmp_path, changes, match):
 
 CHAINED = [
     ({"modules.json": chain("Transformer", "Pooling", "CNN")}, "Pooling, CNN, and"),
-    ({"modules.json": chain("Router")}, "chains Router, and"),
+    ({"modules.json": chain("BoW", "Dense")}, "chains BoW, Dense, and"),
     ({"1_Pooling/config.json": {"pooling_mode_max_tokens": True}}, "max_tokens"),
     ({"1_Pooling/config.json": {"pooling_mode": ["cls", "mean"]}}, "'cls', 'mean'"),
     ({"1_Pooling/config.json": {"include_prompt": False}}, "prompts excluded"),
