@@ -1,36 +1,11 @@
-"""The records that `benchmarks.forecasts` forecasts, and what a forecaster sees."""
+"""The records that `benchmarks.forecasts` forecasts."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from demo.records import pelts
-
-
-NUM_ORIGINS = 6
-LYNX = (
-    "269 321 585 871 1475 2821 3928 5943 4950 2577 523 98 184 279 409 2285 2685 3409 "
-    "1824 409 151 45 68 213 546 1033 2129 2536 957 361 377 225 360 731 1638 2725 2871 "
-    "2119 684 299 236 245 552 1623 3311 6721 4254 687 255 473 358 784 1594 1676 2251 "
-    "1426 756 299 201 229 469 736 2042 2811 4431 2511 389 73 39 49 59 188 377 1292 "
-    "4031 3495 587 105 153 387 758 1307 3465 6991 6313 3794 1836 345 382 808 1388 2713 "
-    "3800 3091 2985 3790 374 81 80 108 229 399 1132 2432 3574 2935 1537 529 485 662 "
-    "1000 1590 2657 3396"
-)
-
-
-class Record(NamedTuple):
-    """A record, how far it is forecast, and its season's period, if it has one."""
-
-    ts: np.ndarray
-    ys: np.ndarray
-    horizon: int
-    season: float | None = None
-
-    def origins(self) -> list[int]:
-        """Return the first rows of the forecasts; the last ends with the record."""
-        last = len(self.ys)
-        return [last - i * self.horizon for i in range(NUM_ORIGINS, 0, -1)]
+from demo.origins import Record
+from demo.records import lynx, pelts
 
 
 def table(name: str) -> Any:
@@ -85,37 +60,10 @@ RECORDS = {
         table("elnino").iloc[:, 1:].to_numpy().ravel()[-30 * 12 :], 24
     ),
     "co2": lambda: monthly(table("co2")["co2"].resample("MS").mean()[: 25 * 12], 24),
-    "lynx, log10": lambda: yearly(np.log10(np.array(LYNX.split(), float)), 9),
+    "lynx, log10": lambda: yearly(np.log10(lynx()), 9),
     "hare pelts, log": lambda: yearly(np.log(pelts()[1][:, 0]), 2),
     "lynx pelts, log": lambda: yearly(np.log(pelts()[1][:, 1]), 2),
     "unemployment": lambda: quarterly(table("macrodata")["unemp"], 12),
     "german interest": lambda: quarterly(100 * table("interest_inflation")["R"], 8),
 }
 SIMULATED = {"van der pol": van_der_pol, "double well": double_well}
-
-
-class Past(NamedTuple):
-    """What a forecaster sees: values are NaN from the origin on."""
-
-    ts: np.ndarray
-    ys: np.ndarray
-    origin: int
-    horizon: int
-    season: float | None
-
-    @property
-    def until(self) -> tuple[np.ndarray, np.ndarray]:
-        return self.ts[: self.origin], self.ys[: self.origin]
-
-    @property
-    def times(self) -> np.ndarray:
-        return self.ts[self.origin : self.origin + self.horizon]
-
-    @property
-    def gap(self) -> float:
-        return float(np.median(np.diff(self.ts)))
-
-
-def past_of(record: Record, origin: int) -> Past:
-    ys = np.where(np.arange(len(record.ys)) < origin, record.ys, np.nan)
-    return Past(record.ts, ys, origin, record.horizon, record.season)

@@ -26,19 +26,20 @@ import optax
 
 import effgen as eg
 from benchmarks import measure
-from benchmarks.forecast_records import RECORDS, SIMULATED, Past, past_of
+from benchmarks.forecast_records import RECORDS, SIMULATED
+from demo.origins import Past, past_of
+from demo.rivals import NUM_PATHS, gaussian_process, statsmodels
+from demo.scores import BANDS, scored
 from effgen import neural_sde as ns
 from effgen.neural_sde.bounds.plain import plain_paths
 from effgen.neural_sde.fits.recipe import network_of, returning, step_length
-from effgen.neural_sde.fits.selection import candidates, ranked, strongest_period
+from effgen.neural_sde.fits.selection import candidates, ranked
 from effgen.neural_sde.linear_sdes.linear import num_brownian
 
 
-NUM_PATHS = 2_000
-NUM_STEPS = 250
+NUM_STEPS, NUM_ORIGINS = 250, 6
 
 
-# Records keep their length, later values missing: so all origins share one program.
 def recipe(past: Past, key: Any) -> dict[str, np.ndarray]:
     keys = jax.random.split(key)
     stack = ns.forecaster(
@@ -126,114 +127,13 @@ def _euler_step(past: Past, model: ns.LatentSDE) -> float:
     return min(gap / 2, 1 / max(fastest**2 * span, 1e-12))
 
 
-def statsmodels(past: Past, key: Any) -> dict[str, np.ndarray]:
-    """Fit structural models and autoregressions; return draws of the best by AIC."""
-    import statsmodels.api as sm
-
-    _, ys = past.until
-    seasons: dict[str, Any] = {}
-    if past.season is not None:
-        period = round(past.season / past.gap)
-        seasons = {"freq_seasonal": [{"period": period, "harmonics": 2}]}
-    trends = ("local level", "smooth trend", "local linear trend")
-    models = [
-        sm.tsa.UnobservedComponents(
-            ys,
-            trend,
-            autoregressive=order,
-            cycle=cycle,
-            stochastic_cycle=cycle,
-            damped_cycle=cycle,
-            **seasons,
-        )
-        for trend, order, cycle in itertools.product(trends, (None, 1), (False, True))
-    ]
-    if past.season is None:
-        orders = [p for p in (1, 2, 4, 9) if 4 * p <= len(ys)]
-        models += [sm.tsa.SARIMAX(ys, order=(p, 0, 0), trend="c") for p in orders]
-    found = [fit for model in models if (fit := fitted(model)) is not None]
-    best = min(found, key=lambda fit: fit.aic)
-    future = best.get_forecast(past.horizon)
-    return {"statsmodels": gaussian(future.predicted_mean, future.se_mean)}
-
-
-def fitted(model: Any) -> Any:
-    try:
-        found = model.fit(disp=False, maxiter=200)
-        sizes = found.get_forecast(2).se_mean
-    except (np.linalg.LinAlgError, ValueError, IndexError):
-        return None
-    return found if np.isfinite(found.aic) and np.all(np.isfinite(sizes)) else None
-
-
-def gaussian(mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    noise = np.random.default_rng(0).normal(size=(NUM_PATHS, len(mean)))
-    return np.asarray(mean) + np.asarray(scale) * noise
-
-
-def gaussian_process(past: Past, key: Any) -> dict[str, np.ndarray]:
-    """Fit kernels by their marginal likelihood; return draws of the best."""
-    from sklearn.gaussian_process import GaussianProcessRegressor, kernels as k
-
-    ts, ys = past.until
-    there = np.isfinite(ys)
-    x, y = ts[there][:, None], ys[there]
-    span = float(ts[-1] - ts[0])
-    period = strongest_period(ts, ys, season_period=past.season)
-    turns = lambda p: k.RBF(span) * k.ExpSineSquared(1.0, p)
-    short = lambda: 1.0 * k.Matern(span / 20, nu=0.5)
-    bases = [
-        1.0 * k.RBF(span / 10),
-        1.0 * k.Matern(span / 10, nu=1.5),
-        1.0 * k.RationalQuadratic(span / 10),
-        1.0 * turns(period) + short(),
-        1.0 * k.RBF(span) + short(),
-    ]
-    if past.season is not None:
-        bases = [base + 1.0 * turns(past.season) for base in bases]
-    found = [
-        GaussianProcessRegressor(
-            base + k.WhiteKernel(0.1),
-            normalize_y=True,
-            n_restarts_optimizer=0,
-            random_state=0,
-        ).fit(x, y)
-        for base in bases
-    ]
-    best = max(found, key=lambda gp: gp.log_marginal_likelihood_value_)
-    mean, scale = best.predict(past.times[:, None], return_std=True)
-    return {"gaussian process": gaussian(mean, scale)}
-
-
 CONTESTANTS = {
     "recipe": recipe,
     "statsmodels": statsmodels,
     "gaussian process": gaussian_process,
     "plain vi": plain_vi,
 }
-BANDS = ("within_50", "within_90")
 EXACT = ("statsmodels", "gaussian process")  # which no key changes
-
-
-def crps(samples: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return each value's ranked probability score, `E|X - y| - E|X - X'| / 2`."""
-    ordered = np.sort(samples, axis=0)
-    num = len(ordered)
-    weights = (2 * np.arange(1, num + 1) - num - 1) / num**2
-    return np.abs(samples - y).mean(0) - np.tensordot(weights, ordered, 1)
-
-
-def scored(samples: np.ndarray, y: np.ndarray) -> dict[str, Any]:
-    """Return the mean score, and how many values are within the bands."""
-    there = np.isfinite(y)
-    samples, y = np.asarray(samples, np.float64)[:, there], y[there]
-    low, lower, upper, high = np.quantile(samples, (0.05, 0.25, 0.75, 0.95), axis=0)
-    return {
-        "crps": float(np.mean(crps(samples, y))),
-        "num": int(there.sum()),
-        "within_50": int(np.sum((y >= lower) & (y <= upper))),
-        "within_90": int(np.sum((y >= low) & (y <= high))),
-    }
 
 
 def run(
@@ -242,7 +142,7 @@ def run(
     """Return each origin's scores, of all that a contestant forecasts."""
     record = SIMULATED[name](key) if name in SIMULATED else RECORDS[name]()
     rows: dict[str, list[dict[str, Any]]] = {}
-    for i, origin in enumerate(record.origins()):
+    for i, origin in enumerate(record.origins(NUM_ORIGINS)):
         if only is not None and i not in only:
             continue
         past = past_of(record, origin)

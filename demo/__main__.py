@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from . import energy, page, predators, report, senses, series
+from . import energy, page, predators, report, senses, series, yearly
 
 
 DIRECTORY = Path("runs/demo")
@@ -28,6 +28,10 @@ def main() -> None:
     for name, (model, objective) in series.models(key).items():
         print(name)
         seasons.append(series.train(name, model, objective, record, key))
+    years, forecasts = yearly.records(), {}
+    for each in years:
+        print(f"Forecasting {each.name}")
+        forecasts[each.name] = yearly.forecast(each, key)
     counts, populations = predators.records(), {}
     with jax.enable_x64(True):  # collocation computes in float64
         for each in counts:
@@ -56,10 +60,13 @@ def main() -> None:
         ),
         page.Section(
             "Neural SDEs",
-            f"{report.series_table(seasons)}\n\n{report.series_lines(seasons)}",
+            f"{report.series_table(seasons)}\n\n{report.series_lines(seasons)}\n\n"
+            f"{report.yearly_table(forecasts)}\n\n{report.yearly_lines(forecasts)}",
             {
                 "forecast.png": "Carbon dioxide over three years that were held out. "
-                "A band holds that share of the weeks, if the model is right."
+                "A band holds that share of the weeks, if the model is right.",
+                "yearly.png": "The last ten years of three yearly records, and their "
+                "forecasts from the years before.",
             },
         ),
         page.Section(
@@ -88,6 +95,7 @@ def main() -> None:
     report.write_figures(DIRECTORY, outcomes)
     report.plot_likelihoods(DIRECTORY / "likelihood.png", outcomes, gaussian)
     report.plot_forecasts(DIRECTORY / "forecast.png", seasons, record)
+    report.plot_yearly(DIRECTORY / "yearly.png", years, forecasts)
     report.plot_predators(DIRECTORY / "predators.png", counts, populations)
     report.plot_retrieval(DIRECTORY / "retrieval.png", rankings, fixed)
     report.plot_samples(DIRECTORY / "samples.png", outcomes, problem)

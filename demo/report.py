@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 import effgen as eg
 
-from . import predators, senses, series
+from . import predators, senses, series, yearly
 from .energy import (
     NOISE,
     NUM_WALKERS,
@@ -66,6 +66,39 @@ def series_lines(outcomes: list[series.Outcome]) -> str:
         f"The hidden weeks are filled best by: {filled.name}. These three years are "
         f"forecast best by: {ahead.name}. One forecast is little evidence: eleven "
         "records from six origins each are in docs/benchmarks/neural_sde.md."
+    )
+
+
+def yearly_table(found: dict[str, list[yearly.Outcome]]) -> str:
+    """Return the scores of the yearly records' forecasts as a Markdown table."""
+    rows = [
+        "| record | forecast by | CRPS | within 50 % | within 90 % | seconds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for record, outcomes in found.items():
+        for o in outcomes:
+            half, most = (f"{100 * share:.0f} %" for share in o.within)
+            rows.append(
+                f"| {record} | {o.name} | {o.crps:.3g} | {half} | {most} | "
+                f"{o.seconds:.0f} |"
+            )
+    return "\n".join(rows)
+
+
+def yearly_lines(found: dict[str, list[yearly.Outcome]]) -> str:
+    """Return on how many records the first contestant is ahead of each other."""
+    ours, *others = zip(*found.values(), strict=True)
+    ahead = [
+        f"{sum(o.crps < r.crps for o, r in zip(ours, rival, strict=True))} of "
+        f"{len(ours)} by `{rival[0].name}`"
+        for rival in others
+    ]
+    return (
+        f"Each record is forecast {yearly.HORIZON} years ahead, from "
+        f"{yearly.NUM_ORIGINS} years. `forecaster` has a lower score on "
+        f"{' and '.join(ahead)}. Plain VI takes minutes for a forecast of a cycle, as "
+        "its steps have to be short there; it and eight more records are in "
+        "docs/benchmarks/neural_sde.md."
     )
 
 
@@ -220,6 +253,33 @@ def plot_forecasts(
         axes.set(ylabel="CO2 less its mean, ppm")
     grid[0].legend()
     figure.savefig(path, dpi=150)
+
+
+def plot_yearly(
+    path: Path, records: list[yearly.Yearly], found: dict[str, list[yearly.Outcome]]
+) -> None:
+    """Draw the last forecast of each record; a column a record, a row a contestant."""
+    names = [o.name for o in found[records[0].name]]
+    figure = Figure(figsize=(10, 2.2 * len(names)), layout="constrained")
+    grid = figure.subplots(len(names), len(records), sharex="col", sharey="col")
+    for i, column in enumerate(grid.T):
+        for axes, outcome in zip(column, found[records[i].name], strict=True):
+            _draw_forecast(axes, records[i], outcome.bands)
+            axes.set_title(outcome.name, fontsize=10)
+        column[-1].set(xlabel="year")
+        column[len(names) // 2].set(ylabel=f"{records[i].name}, {records[i].unit}")
+    grid[0, 0].legend(fontsize=7, loc="lower left")
+    figure.savefig(path, dpi=120)
+
+
+def _draw_forecast(axes: Any, given: yearly.Yearly, bands: np.ndarray) -> None:
+    shown = slice(-4 * yearly.HORIZON, None)
+    years = given.first + given.record.ts
+    future, (low, lower, upper, high) = years[-yearly.HORIZON :], bands
+    axes.fill_between(future, low, high, alpha=0.25, color="C0", label="90 %")
+    axes.fill_between(future, lower, upper, alpha=0.5, color="C0", label="50 %")
+    values = given.record.ys[shown]
+    axes.plot(years[shown], values, "k.", markersize=3, label="measured")
 
 
 def write_figures(directory: Path, outcomes: list[Outcome]) -> None:
