@@ -138,6 +138,41 @@ def test_folders_and_columns_are_no_rows(tmp_path):
         triples(frame)
 
 
+@pytest.mark.parametrize(
+    ("columns", "answers", "negatives"),
+    [
+        (("sentence1", "sentence2", "negatives"), {"b"}, set()),
+        (("sentence_0", "sentence_1", "sentence_2"), {"b"}, {"c"}),
+        (("q", "doc1", "doc2"), {"b"}, {"c"}),
+        (("text", "texts", "negative"), {"b"}, {"c"}),
+        (("query", "pos", "po"), {"b"}, {"c"}),
+    ],
+)
+def test_a_column_by_its_number_is_that_one_alone(columns, answers, negatives):
+    row = dict(zip(columns, ("a", "b", "c"), strict=True))
+    if not negatives:
+        del row[columns[2]]
+    wanted = {("a", x, 1.0) for x in answers} | {("a", x, 0.0) for x in negatives}
+    assert said(triples([row], columns)) == wanted
+
+
+@pytest.mark.parametrize("label", [{"label": 0}, {"label": "0"}, {"score": 0.0}])
+def test_a_pair_labeled_as_no_answer_is_none(label):
+    row = {"query": "a", "positive": "b"}
+    with pytest.raises(ValueError, match="so that the text does not answer"):
+        triples([row | label])
+    assert said(triples([row | {"label": 1}])) == {("a", "b", 1.0)}
+
+
+def test_a_quote_joins_no_two_rows_of_a_table(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text('query\tpositive\nq\t"a b\nr\tc d"\n')
+    with pytest.raises(ValueError, match=r"a\.tsv:2: a cell in quotes holds"):
+        triples(path)
+    path.write_text('query\tpositive\nq\t"a\nb"\n')
+    assert said(triples(path)) == {("q", "a\nb", 1.0)}
+
+
 PASSAGE = {"docid": "1", "title": "Cats", "text": "purr"}
 OTHERS = [{"docid": "2", "title": "", "text": "dogs"}, {"docid": "3", "text": "cows"}]
 TEVATRON = {

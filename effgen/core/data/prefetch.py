@@ -122,6 +122,7 @@ class Reader:
         """Put back what was taken and not used."""
         with self.kept.changed:
             self.kept.ahead.extendleft(reversed(reads))
+            self._taken -= len(reads)
 
     def expect(self, seconds: float) -> None:
         """Read as far ahead as steps of `seconds` make use of before long."""

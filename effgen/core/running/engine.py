@@ -60,6 +60,7 @@ class Loop:
         self.used = 0  # batches of the block
         self.position: Any = None  # the source's, after the last batch used
         self.began: Any = None  # the same, before the block
+        self.retry: Retry | None = None
         self.skips_in_a_row = 0
         self.over = False
 
@@ -73,6 +74,11 @@ class Loop:
             self._open()
             while not self._all_taken() and (block := self._next_block()) is not None:
                 yield from self._block_chunks(block)
+            yield from self._held()
+        except TrainingError:
+            self.leave(self.job.result)
+            yield from self._held()
+            raise
         except GeneratorExit:
             self.leave()
             raise
@@ -145,12 +151,15 @@ class Loop:
         if self.over:
             return None
         if self.reader is None:
-            return Block(None, job.num_steps or _MANY)
+            self.block = Block(None, job.num_steps or _MANY)
+            return self.block
         num = self._awaited(self.reader)
         if num == 0:
             return None
         self.block, self.used = self.reader.take(num), 0
         self.began = self.position
+        if self.retry is not None:
+            self.retry.took(self.block.reads)
         return self.block
 
     def _awaited(self, reader: Reader) -> int:
@@ -227,39 +236,59 @@ class Loop:
         self._place(block)
         if self.driver.prepare():
             self.pace = Pace(self.driver.nbytes)
-        retries = job.guard.num_retries
-        retry = Retry(self.driver, retries, self.step) if retries else None
-        while self.step < first + block.num:
+        if job.guard.num_retries and self.retry is None:
+            self._begin_retries(block)
+        while self.block is block and self.step < first + block.num:
             room = min(job.room(self.start, self.step), first + block.num - self.step)
             num = self._agreed(
                 min(self.pace.num, room, self.driver.capacity), self._countable(room)
             )
             if num == 0:
-                yield from () if retry is None else retry.rest()
                 return
             chunk, failed = self._advance(block, first, num)
-            if failed and retry is not None:
-                yield from self._retried(retry, chunk, block, first)
-                continue
-            if chunk is not None and retry is not None:
-                chunk = retry.held(chunk, room)
-            if chunk is not None:
-                yield chunk
-            if failed:
-                yield self._skip(block, first)
+            if self.retry is None:
+                yield from () if chunk is None else (chunk,)
+                yield from (self._skip(block, first),) if failed else ()
+            elif failed:
+                yield from self._retried(self.retry, chunk, first)
+            elif chunk is not None:
+                yield from self._kept(self.retry, chunk)
+
+    def _begin_retries(self, block: Block) -> None:
+        self.retry = Retry(self.driver, self.job.guard.num_retries)
+        self.retry.mark(self.step, self.position, block.reads)
+
+    def _kept(self, retry: Retry, chunk: Chunk) -> list[Chunk]:
+        """Hold a chunk back until a boundary, from where nothing is undone."""
+        retry.chunks.append(chunk)
+        ends = chunk.stop - chunk.start == self.job.room(self.start, chunk.start)
+        return self._held() if ends else []
+
+    def _held(self, last: Chunk | None = None) -> list[Chunk]:
+        """Return what was held back, as at most one chunk; go on from here."""
+        if self.retry is None:
+            return []
+        found = self.retry.rest(last)
+        reads = None if self.block is None else self.block.reads
+        left = None if reads is None else reads[self.used :]
+        self.retry.mark(self.step, self.position, left)
+        return found
 
     def _retried(
-        self, retry: Retry, chunk: Chunk | None, block: Block, first: int
+        self, retry: Retry, chunk: Chunk | None, first: int
     ) -> Iterator[Chunk]:
         """Go back; where that was tried often enough, fail after what was sound."""
-        step = retry.again()
-        if step is None:
+        if not retry.again():
             error = self._failure(self.step - first)
-            yield from retry.rest(chunk)
+            yield from self._held(chunk)
             raise error
         self.job.num_rollbacks += 1
-        self.step = step
-        self.use(block, first)
+        self.step, self.position = retry.step, retry.position
+        if isinstance(self.job.source, Stream):
+            self.job.source.used(self.position, self.step)
+        if self.reader is not None:
+            self.reader.give_back(retry.reads)
+            retry.reads, self.block, self.used = (), None, 0  # they are taken anew
 
     def _place(self, block: Block) -> None:
         try:

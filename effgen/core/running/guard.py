@@ -46,7 +46,9 @@ class Rollback(AbstractGuard):
     """Go back to the run's last yield and take the steps again with fresh noise.
 
     It is for failures that the noise causes (a diverged walker, a bad path). The data
-    stay the same. It holds one more copy of the state.
+    stay the same. It holds one more copy of the state and, of data on the host, the
+    batches since that yield. Without `every`, it goes back to the last of each 100
+    steps.
 
     Arguments:
         at_most: The most further attempts at the steps between two yields.

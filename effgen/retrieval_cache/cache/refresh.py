@@ -1,6 +1,7 @@
 """What is embedded anew as training goes on: policies of refreshing a cache."""
 
 import abc
+import math
 from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any, ClassVar, NamedTuple
@@ -295,7 +296,9 @@ def _renewed(
 
 
 def _count(rate: float, cache: NegativeCache) -> int:
-    return min(max(1, round(rate * cache.capacity)), cache.capacity)
+    # Rounded up, so that each row has its turn within `1 / rate` steps; not by what a
+    # product of floats errs.
+    return min(max(1, math.ceil(rate * cache.capacity - 1e-6)), cache.capacity)
 
 
 def _check_order(policies: Sequence[AbstractRefresh]) -> None:

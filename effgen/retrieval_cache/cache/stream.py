@@ -116,8 +116,10 @@ def _places(
     taken = jnp.zeros(cache.capacity, bool).at[there].set(True, mode="drop")
     old = largest_rows(jnp.where(taken, -1, ages(cache)), num, mesh)
     absent = there == cache.capacity
-    # If a batch has the same document twice, the first is kept.
+    # If a batch has the same document twice, the first is kept. One number is one
+    # document, whatever its content.
     same = marks.digests[:, None] == marks.digests[None]
+    same |= (marks.ids[:, None] == marks.ids[None]) & (marks.ids[None] >= 0)
     again = jnp.any(same & jnp.tri(num, k=-1, dtype=bool), axis=1)
     fill = absent & ~again
     rank = jnp.cumsum(fill) - 1

@@ -169,10 +169,10 @@ class Corpus:
     @property
     def full(self) -> Numbers:
         """For each query, the numbers of the documents that answer it in full."""
-        if self.gains is None:
-            return self.relevant
-        rows = zip(self.relevant, self.gains)
         least = self._full_gain()
+        if self.gains is None:  # all are 1
+            return self.relevant if least <= 1 else [() for _ in self.relevant]
+        rows = zip(self.relevant, self.gains)
         return [tuple(i for i, g in zip(*row) if g >= least) for row in rows]
 
     def digest(self) -> str:

@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,8 @@ def triples(
         columns: How these are called. The second and the third hold a text or several;
             the third may be missing. Each may be numbered or not, and one or several:
             `negatives`, `negative`, and `negative_1`, `negative_2`, ... are read
-            together. By default, rows of Tevatron (`positive_passages`,
+            together. A name with a number, such as `sentence1`, is that column alone.
+            By default, rows of Tevatron (`positive_passages`,
             `negative_passages`), of DPR (`question`, `positive_ctxs`, `negative_ctxs`,
             `hard_negative_ctxs`) and of sentence-transformers (`anchor`) are read too.
         max_broken: How many broken rows to leave out, with a warning, before it is an
@@ -124,7 +126,8 @@ def triples(
         IsADirectoryError: For a folder.
         ImportError: Without pyarrow, for Parquet.
         ValueError: For a broken row, with file and row; also for a column of negatives
-            by another name, which would be left out.
+            by another name, which would be left out, and for a `label` of 0 in a row
+            without negatives, which says that nothing answers.
 
     Warns:
         UserWarning: For broken rows that are left out.
@@ -253,9 +256,12 @@ def _row(named: tuple[Columns, ...], record: Any) -> list[Judgment]:
         query, positive, *negative = record
     elif isinstance(record, Mapping):
         query_name, positive_name, negative_names = _fitting(named, record)
-        query, positive = record[query_name], _joined(record, positive_name)
-        negative = [x for name in negative_names for x in _joined(record, name)]
-        _check_read(record, (query_name, positive_name, *negative_names))
+        names = (query_name, positive_name, *negative_names)
+        query, positive = record[query_name], _joined(record, positive_name, names)
+        negative = [x for name in negative_names for x in _joined(record, name, names)]
+        _check_read(record, names)
+        if not negative:
+            _check_labels(record)
     else:
         raise TypeError(f"a row is a {type(record).__name__}: pass a record or a list")
     asked, positives, negatives = map(_several, (query, positive, negative))
@@ -279,15 +285,26 @@ def _fitting(named: tuple[Columns, ...], record: Mapping[str, Any]) -> Columns:
     )
 
 
-def _joined(record: Mapping[str, Any], column: str) -> list[str]:
-    """Return the texts of a column and of those that are its number or its plural."""
+def _joined(
+    record: Mapping[str, Any], column: str, others: tuple[str, ...]
+) -> list[str]:
+    """Return the texts of a column and of those that are its number or its plural.
+
+    A column that `others` name is theirs.
+    """
     named = sorted(filter(_like(column), record), key=_order)
-    return [text for name in named for text in _several(record[name])]
+    own = [name for name in named if name == column or name not in others]
+    return [text for name in own for text in _several(record[name])]
 
 
 def _like(column: str) -> Callable[[str], bool]:
-    """Return whether a name is a column's, in the singular, the plural, or numbered."""
-    stem = re.escape(re.sub(r"(_?\d+|s)$", "", column))
+    """Return whether a name is a column's, in the singular, the plural, or numbered.
+
+    A column that is named with its number is that one alone.
+    """
+    if re.search(r"\d$", column):
+        return lambda name: name == column
+    stem = re.escape(re.sub(r"(?<=\w{3})s$", "", column))
     found = re.compile(rf"{stem}(s|_?\d+)?")
     return lambda name: name == column or found.fullmatch(name) is not None
 
@@ -295,6 +312,21 @@ def _like(column: str) -> Callable[[str], bool]:
 def _order(name: str) -> tuple[int, str]:
     number = re.search(r"\d+$", name)
     return (int(number.group()) if number else -1, name)
+
+
+_LABELS = ("label", "labels", "score")
+_ZEROS = ("0", "0.0", "False", "false")
+
+
+def _check_labels(record: Mapping[str, Any]) -> None:
+    """Raise `ValueError` where a pair is labeled as one that does not answer."""
+    for name in _LABELS:
+        said = record.get(name)
+        if isinstance(said, Real | str) and str(said).strip() in _ZEROS:
+            raise ValueError(
+                f"`{name}` is {said!r}, so that the text does not answer: pass it as a "
+                "negative of its query, or judgments by `Corpus.of_texts`"
+            )
 
 
 def _check_read(record: Mapping[str, Any], names: tuple[str, ...]) -> None:

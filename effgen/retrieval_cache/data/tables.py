@@ -109,10 +109,20 @@ def _numbered(path: Path, rows: Any, *, named: bool) -> Iterator[tuple[int, Cell
                 header = row
                 check_names(f"{path}:1: ", header)
             elif any(cell.strip() for cell in row):
+                _check_quotes(path, before + 1, row)
                 yield before + 1, Cells(header, row)
             before = rows.line_num
     except csv.Error as error:
         raise ValueError(f"{path}:{before + 1}: {error}: mend its quotes.") from error
+
+
+def _check_quotes(path: Path, line: int, row: list[str]) -> None:
+    """Raise `ValueError` where a quote seems to have joined two rows of a TSV file."""
+    if ending(path) == ".tsv" and any("\n" in cell and "\t" in cell for cell in row):
+        raise ValueError(
+            f"{path}:{line}: a cell in quotes holds the end of a line and a tab: write "
+            'quotes of texts twice and in quotes, `"a ""b"" c"`, or take them out.'
+        )
 
 
 def _decoded(path: Path, read: Callable[[], bytes]) -> Iterator[str]:

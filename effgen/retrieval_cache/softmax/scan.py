@@ -134,6 +134,7 @@ class Scored(eqx.Module):
             `(queries, rows)`.
         """
         found = scale * self.rows.scores(queries) + self.offsets[None]
+        found = found.astype(jnp.promote_types(queries.dtype, jnp.float32))
         return jnp.where(self.negative(), found, -jnp.inf)
 
     def negative(self) -> Array:
@@ -303,7 +304,7 @@ def _tile(
     rescaled = jnp.exp(tops - _finite(new)[:, None])
     weights = (shares * rescaled[..., None]).reshape(scores.shape)
     total = kept * total + jnp.sum(sums * rescaled, axis=1)
-    mean = kept[:, None] * mean + window.rows.combined(weights)
+    mean = kept[:, None] * mean + window.rows.combined(weights).astype(mean.dtype)
     return (new, total, mean), jnp.log(sums) + tops
 
 

@@ -243,6 +243,69 @@ def test_rollback_takes_fresh_noise(every):
     assert eg.state_digest(last) == eg.state_digest(again)
 
 
+class Failing(eg.AbstractTrainer):
+    """Adds a step's noise and keeps it; step 77's usual noise is no number."""
+
+    def init(self, model, memory=None):
+        return eg.TrainState.start(model, None, memory)
+
+    def step(self, state, batch, *, key):
+        _, noise_key = jax.random.split(KEY)
+        usual = jax.random.fold_in(noise_key, 77)
+        same = jax.random.key_data(key) == jax.random.key_data(usual)
+        noise = jax.random.normal(key) + jnp.sum(batch)
+        loss = jnp.where(jnp.all(same), jnp.nan, noise)
+        memory = state.memory.at[state.step].set(noise)
+        return state.advance(state.model + noise, None, memory), {"loss": loss}
+
+
+ZEROS = [np.full(4, i, np.float32) for i in range(150)]
+
+
+@pytest.mark.parametrize("every", [None, 50, 100])
+def test_rollback_goes_back_past_the_batches_read_at_once(every):
+    trainer = Failing()
+    state = trainer.init(jnp.zeros(()), jnp.zeros(150))
+
+    def trained(data, state=state, num_steps=150):
+        run = eg.train(trainer, state, data, key=KEY, num_steps=num_steps, every=every)
+        run = eg.guarded(run, eg.Rollback())
+        last, history = eg.drain(run)
+        return last, history, run.num_rollbacks
+
+    whole, history, num = trained(ZEROS)
+    assert num == 1
+    assert history.steps.tolist() == list(range(1, 151))
+    np.testing.assert_array_equal(history["loss"], whole.memory)
+    _, noise_key = jax.random.split(KEY)
+    keys = jax.vmap(lambda i: jax.random.fold_in(noise_key, i))(jnp.arange(150))
+    usual = jax.vmap(jax.random.normal)(keys) + 4.0 * jnp.arange(150)
+    again = np.flatnonzero(~np.isclose(usual, whole.memory, atol=1e-4))
+    start = {None: 0, 50: 50, 100: 0}[every]
+    assert again.tolist() == list(range(start, 100))
+    for data in (iter(ZEROS), (x for x in ZEROS)):
+        found, _, _ = trained(data)
+        assert eg.state_digest(found) == eg.state_digest(whole)
+    first, _, _ = trained(ZEROS, num_steps=100 if every != 50 else 50)
+    rest, _, _ = trained(ZEROS, first, 150 - int(first.step))
+    assert eg.state_digest(rest) == eg.state_digest(whole)
+
+
+def test_a_rollback_that_runs_out_of_data_keeps_what_was_sound():
+    trainer = Failing()
+    state = trainer.init(jnp.zeros(()), jnp.zeros(150))
+
+    def broken():
+        yield from ZEROS[:90]
+        raise OSError("gone")
+
+    run = eg.train(trainer, state, broken(), key=KEY, num_steps=150, every=100)
+    with pytest.raises(eg.TrainingError, match="gone") as caught:
+        eg.drain(eg.guarded(run, eg.Rollback()))
+    assert int(caught.value.state.step) == 90
+    assert caught.value.history.steps.tolist() == list(range(1, 91))
+
+
 def test_rollback_has_a_limit():
     case = regression()
     run = eg.train(case.trainer(), case.state, always_bad(), key=KEY, num_steps=50)

@@ -243,6 +243,37 @@ def test_a_stream_takes_documents_in_over_the_oldest():
     assert sorted(np.asarray(cache.ids).tolist()) == [*([1, *range(4, 11)]), 50, 51]
 
 
+def test_a_number_is_one_document_of_a_stream_whatever_its_content():
+    model = towers()
+    cache = rc.NegativeCache.empty(corpus(1), 8, 6)
+    for step, contents in enumerate(([30, 31, 5, 7], [5, 32, 33, 8])):
+        numbers = [3 if x >= 30 else x for x in contents]
+        seen = seen_of(model, [0], contents)
+        marks = Marks(jnp.asarray(numbers, jnp.int32), seen.marks.digests)
+        seen = seen._replace(marks=marks)
+        cache = rc.PositivesIn()(
+            cache, seen, model.document, jnp.asarray(step), key=KEY
+        )
+    assert sorted(np.asarray(cache.ids).tolist()) == [-1, -1, 3, 5, 7, 8]
+
+
+@pytest.mark.parametrize(("rate", "capacity"), [(0.005, 256), (0.01, 100), (0.07, 100)])
+def test_no_row_is_older_than_the_rate_says(rate, capacity):
+    model = towers()
+    cache = filled(model, capacity)
+    policy = rc.OldestFirst(rate)
+    last = round(1 / rate) + 3
+
+    @jax.jit
+    def renewed(cache, step):
+        seen = seen_of(model, [0], [1])
+        return policy(cache, seen, model.document, step, key=KEY)
+
+    for step in range(1, last + 1):
+        cache = renewed(cache, jnp.asarray(step))
+    assert last - int(cache.stamps[cache.valid].min()) < 1 / rate + 1
+
+
 @pytest.mark.slow
 def test_popular_documents_of_a_stream_are_corrected_for():
     """The stream's partition, corrected, is that of the whole corpus."""

@@ -200,6 +200,8 @@ def test_grades_are_trained_on_from_half_of_the_best_on():
     assert judged(grades, full_gain=3).full == [(0,)]
     with pytest.raises(ValueError, match="pass the least gain of a full answer"):
         judged([*grades, ("q", "d1", 3), ("q", "d4", 2)], full_gain=4)
+    with pytest.raises(ValueError, match="with a gain of 2"):
+        judged([("q", "d1", 1), ("q", "d2", 1)], full_gain=2)
     for wrong in (0, True, "2"):
         with pytest.raises(ValueError, match="`full_gain` is"):
             judged(grades, full_gain=wrong)

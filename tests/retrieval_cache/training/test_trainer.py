@@ -171,6 +171,32 @@ def test_what_enters_the_cache_is_without_dropout():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["cache", "queue", "frozen"])
+def test_float32_towers_train_where_float64_is_on(kind):
+    numbers = jnp.arange(48)[:, None]
+    pairs = rc.Pairs(numbers, numbers, numbers[:, 0])
+    optim = optax.sgd(1e-2)
+    trainer = {
+        "cache": rc.NegativeCacheTrainer(optim, num_negatives=8),
+        "queue": rc.CrossBatchTrainer(optim),
+        "frozen": rc.FrozenDocumentsTrainer(optim),
+    }[kind]
+    model = towers()
+    with jax.enable_x64(True):
+        own = rc.Index.of if kind == "frozen" else rc.NegativeCache.fill
+        memory = own(model.document, corpus(48))
+        state = trainer.init(model, memory)
+        batches = eg.Minibatches(pairs, 12)
+        state, history = eg.fit(trainer, state, batches, key=KEY, num_steps=3)
+        found = rc.Index.of(model.document, corpus(48)).search(
+            model.query(numbers[:5].astype(jnp.int32)), k=3
+        )
+    assert np.isfinite(history["loss"]).all()
+    leaves = jax.tree.leaves(eqx.filter(state.model, eqx.is_inexact_array))
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.float32)}
+    assert found.scores.dtype == jnp.float32
+
+
 def test_tied_towers_share_their_parameters():
     model = rc.TwoTowers.tied(towers().query)
     trainer = rc.NegativeCacheTrainer(OPTIM, 24)
