@@ -37,6 +37,7 @@ SCRIPTS = (
     "ornstein",
     "messages",
     "forecasts",
+    "first_metric",
     "van_der_pol",
     "quarter_vehicle",
     "learned_laws van_der_pol",
@@ -102,6 +103,7 @@ def _headlines(path: Any) -> list[tuple[str, str]]:
         "reservoir": _ratios("over_one_block", "walkers, step over one block's"),
         "images": _images,
         "forecasts": _forecasts,
+        "first_metric": _first_metric,
         "van_der_pol": _learned,
         "quarter_vehicle": _learned,
         "learned_van_der_pol": _chosen_laws,
@@ -180,6 +182,16 @@ def _forecasts(record: dict[str, Any]) -> list[tuple[str, str]]:
             (f"{name}: CRPS of forecasts, the recipe's and the best other's", figure)
         )
     return rows
+
+
+def _first_metric(record: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (
+            f"{name}: seconds to a first result, cold, and once more",
+            f"{found['cold']['median']:.1f}, {found['warm']['median']:.1f}",
+        )
+        for name, found in record["seconds"].items()
+    ]
 
 
 def _regularization(record: dict[str, Any]) -> list[tuple[str, str]]:
