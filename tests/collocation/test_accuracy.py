@@ -128,3 +128,95 @@ def test_what_nothing_moves_and_what_the_data_leave_open_are_named():
         state = trainer.init(co.Model(parameters, None), level.guess())
         with pytest.warns(eg.RunWarning, match=words):
             eg.fit(trainer, state, [level], key=KEY)
+
+
+def test_a_pulse_between_nodes_is_told_and_refined_to():
+    """`dx/dt = -k x + u`, `u` a triangle of area one and width .02 between samples."""
+    k, at, width, ts = 0.5, 4.21, 0.02, np.linspace(0, 10, 21)
+    pulse = lambda t: 2 / width * np.maximum(0, 1 - np.abs(2 * (t - at) / width - 1))
+    fine = np.linspace(at, at + width, 4_001)
+    area = np.trapezoid(pulse(fine) * np.exp(-k * (at + width - fine)), fine)
+    late = np.where(ts > at, area * np.exp(-k * (ts - at - width)), 0)
+    noise = 0.01 * np.random.default_rng(0).normal(size=21)
+    every = np.unique([*ts, at, at + width / 2, at + width])
+    ys = np.full((len(every), 1), np.nan)
+    ys[np.isin(every, ts), 0] = np.exp(-k * ts) + late + noise
+    data = co.Trajectory(every, ys, pulse(every)[:, None], hold="linear")
+    problem = co.Problem(lambda t, x, u, p, nets: -p["k"] * x + u[:1], data)
+    level = co.transcribe(problem, intervals=20)
+    trainer = co.CollocationTrainer()
+    state = trainer.init(co.Model({"k": 0.4}, None), level.guess())
+    with pytest.warns(eg.RunWarning, match="the mesh is too coarse"):
+        state, _ = eg.fit(trainer, state, [level], key=KEY)
+    assert co.accuracy(level, state).ratio[0] > 1
+    state, _ = co.fit_refined(trainer, state, level, key=KEY)
+    np.testing.assert_allclose(state.model.parameters["k"], k, atol=0.01)
+
+
+def test_algebraic_states_between_nodes_have_their_error():
+    """`0 = z - x sin(6 t)` at samples that are no nodes: the error is known exactly."""
+    rng, k = np.random.default_rng(1), 0.2
+    ts = np.sort(rng.uniform(0, 10, 80))
+    ys = (2 * np.exp(-k * ts) * np.sin(6 * ts) + 0.01 * rng.normal(size=80))[:, None]
+
+    def law(t, x, u, p, nets):
+        return jnp.stack([-p["k"] * x[0], x[1] - x[0] * jnp.sin(6 * t)])
+
+    seen = lambda t, x, u, p, nets: x[1:]
+    problem = co.Problem(law, (ts, ys), observe=seen, num_states=2, num_algebraic=1)
+    level = co.transcribe(problem, intervals=16)
+    trainer = co.CollocationTrainer()
+    state = trainer.init(co.Model({"k": 0.3}, None), level.guess())
+    with pytest.warns(eg.RunWarning, match="the mesh is too coarse"):
+        state, _ = eg.fit(trainer, state, [level], key=KEY)
+    x = np.asarray(state.memory(ts))
+    error, residual = x[:, 1] - x[:, 0] * np.sin(6 * ts), x[:, 1] - ys[:, 0]
+    wanted = np.sqrt(np.mean(error**2) / np.mean(residual**2))
+    np.testing.assert_allclose(co.accuracy(level, state).ratio, [wanted], rtol=1e-2)
+    refined, finer = co.fit_refined(trainer, state, level, key=KEY)
+    assert len(finer.mesh.edges[0]) > 2 * len(level.mesh.edges[0])
+    np.testing.assert_allclose(refined.model.parameters["k"], k, atol=0.003)
+
+
+@pytest.mark.parametrize("algebraic", [0, 1])
+def test_small_states_are_integrated_as_well_as_large_ones(algebraic):
+    """A damped oscillation by `observe`, in units of one and of a millionth."""
+    ts, found = np.linspace(0, 20, 5), []
+    for size in (1.0, 1e-6):
+
+        def law(t, x, u, p, nets):
+            slopes = jnp.stack([x[1], -4 * x[0] - 0.1 * x[1]])
+            return jnp.concatenate([slopes, x[2:] - x[:1]]) if algebraic else slopes
+
+        seen = lambda t, x, u, p, nets, size=size: x[:1] / size
+        ys = np.zeros((5, 1))
+        problem = co.Problem(
+            law,
+            (ts, ys),
+            observe=seen,
+            num_states=2 + algebraic,
+            num_algebraic=algebraic,
+        )
+        start = size * np.array([1.0, 0.0, 1.0][: 2 + algebraic])
+        model = co.Model({}, None)
+        found.append(np.asarray(co.simulate(problem, model, start, ts)) / size)
+        if not algebraic:
+            same = co.integrate(problem, model, start, ts)
+            np.testing.assert_allclose(same / size, found[-1], atol=1e-6)
+    np.testing.assert_allclose(found[1], found[0], atol=1e-6)
+    turn = np.sqrt(4 - 0.05**2)
+    exact = np.exp(-0.05 * ts) * (np.cos(turn * ts) + 0.05 / turn * np.sin(turn * ts))
+    np.testing.assert_allclose(found[0][:, 0], exact, atol=1e-5)
+
+
+def test_a_problem_with_a_switch_has_the_law_in_time():
+    def law(t, x, u, p, nets):
+        return jnp.where(t < p["s"], p["a"], p["b"])[None]
+
+    ys = np.zeros((26, 1))
+    switch = co.Switch(lambda p: p["s"], near=2.25)
+    problem = co.Problem(law, (np.linspace(0, 5, 26), ys), switches=[switch])
+    p = {"a": 1.0, "b": -0.5, "s": 2.294}
+    for t in (2.1, 2.22, 2.29, 2.3, 2.39, 2.5):
+        found = problem.vector_field(jnp.asarray(t), jnp.ones(1), None, p, None)
+        np.testing.assert_array_equal(found, law(t, None, None, p, None))

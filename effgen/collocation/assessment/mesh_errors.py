@@ -5,6 +5,7 @@ integral, carried through the linearized equations of all intervals, is the erro
 states to first order.
 """
 
+import itertools
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -14,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.polynomial.legendre import leggauss
 
-from effgen.collocation.modeling.inputs import inputs_at
+from effgen.collocation.modeling.inputs import inputs_at, knots
 from effgen.collocation.modeling.misfits import influence
 from effgen.collocation.modeling.model import Model
 from effgen.collocation.modeling.problem import Problem
@@ -107,7 +108,11 @@ def mesh_error(
     size = mean(error)
     ratio = size / np.maximum(mean(pulls / np.sqrt(count)), 1e-300)
     share = size * np.asarray(problem.scale) / problem.spread
-    return MeshError(ratio, share, np.abs(q).max(axis=(1, 2)))
+    local = np.abs(q).max(axis=(1, 2))
+    if problem.num_algebraic:
+        own = np.abs(between[:, problem.num_states - problem.num_algebraic :])
+        np.maximum.at(local, np.asarray(nlp.samples.interval), own.max(axis=1))
+    return MeshError(ratio, share, local)
 
 
 def _accumulated(
@@ -123,32 +128,75 @@ def _accumulated(
     on_node = np.abs(basis).max(axis=1) == 1
     off = np.flatnonzero(~on_node & (np.abs(basis).sum(axis=1) > 0))
     share = _shares(transcription)[off]
-    at, weights = leggauss(_GAUSS)
-    at, weights = (at + 1) / 2, weights / 2
-    gaps = np.diff(points)
-    inside = (points[:-1, None] + gaps[:, None] * at).ravel()
-    whole = np.arange(len(mesh.lengths))
     # A sample's integral begins at the point before it.
     before = np.searchsorted(points, share, side="right") - 1
-    gap = share - points[before]
-    there = points[before][:, None] + gap[:, None] * at
-    rows = np.concatenate(
-        [np.repeat(whole, len(inside)), np.repeat(interval[off], _GAUSS)]
+    turns = _turns(problem, mesh)
+    whole = _pieces(
+        np.repeat([points], len(turns), axis=0), np.arange(len(turns)), turns
     )
-    shares = np.concatenate([np.tile(inside, len(whole)), there.ravel()])
-    found = _field(problem, mesh, nlp, solution, rows, shares)
-    num = len(whole) * len(inside)
-    parts = found[:num].reshape(len(whole), len(gaps), _GAUSS, -1)
-    integral = np.einsum("g,j,ijgn->ijn", weights, gaps, parts)
-    q = np.cumsum(integral, axis=1) * mesh.lengths[:, None, None]
-    rest = found[num:].reshape(len(off), _GAUSS, problem.num_states)
-    own = np.einsum("g,sgn->sn", weights, rest)
-    own *= (gap * mesh.lengths[interval[off]])[:, None]
+    ends = np.stack([points[before], share], axis=1)
+    pieces = [whole, _pieces(ends, interval[off], turns)]
+    at, weights = leggauss(_GAUSS)
+    at, weights = (at + 1) / 2, weights / 2
+    rows = np.repeat(np.concatenate([p.interval for p in pieces]), _GAUSS)
+    shares = [p.start[:, None] + (p.stop - p.start)[:, None] * at for p in pieces]
+    found = _field(problem, mesh, nlp, solution, rows, np.concatenate(shares).ravel())
+    means = np.einsum("g,pgn->pn", weights, found.reshape(-1, _GAUSS, found.shape[1]))
+    parts = np.split(means, [len(whole.interval)])
+    gaps = len(points) - 1
+    integral = np.zeros((len(turns) * gaps, problem.num_states))
+    jump = np.searchsorted(points, (whole.start + whole.stop) / 2) - 1
+    size = whole.stop - whole.start
+    np.add.at(integral, whole.interval * gaps + jump, parts[0] * size[:, None])
+    q = np.cumsum(integral.reshape(len(turns), gaps, -1), axis=1)
+    q *= mesh.lengths[:, None, None]
+    own = np.zeros((len(off), problem.num_states))
+    size = pieces[1].stop - pieces[1].start
+    np.add.at(own, pieces[1].of, parts[1] * size[:, None])
+    own *= mesh.lengths[interval[off]][:, None]
     padded = np.concatenate([np.zeros_like(q[:, :1]), q], axis=1)[interval[off]]
     own += padded[np.arange(len(off)), before]
     between = np.zeros((len(basis), problem.num_states))
     between[off] = own - np.einsum("sk,skn->sn", basis[off], padded)
+    if problem.num_algebraic and len(off):
+        visited = _visited(problem, mesh, solution, interval[off], share)
+        between[off] = _with_algebraic(problem, nlp.template, visited, between[off])
     return q, between
+
+
+class _Pieces(NamedTuple):
+    """Parts of intervals, in shares of their length; `of` numbers what they are of."""
+
+    of: np.ndarray
+    interval: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+
+
+def _pieces(ends: np.ndarray, interval: np.ndarray, turns: list[np.ndarray]) -> _Pieces:
+    """Return stretches between `ends`, `(any, points)`, cut where inputs turn."""
+    cuts = [
+        np.unique(np.concatenate([own, here[(here > own[0]) & (here < own[-1])]]))
+        for own, here in zip(ends, (turns[i] for i in interval), strict=True)
+    ]
+    counts = np.array([len(cut) - 1 for cut in cuts], int)
+    of = np.repeat(np.arange(len(cuts)), counts)
+    empty = [np.zeros(0)]
+    start = np.concatenate([cut[:-1] for cut in cuts] or empty)
+    stop = np.concatenate([cut[1:] for cut in cuts] or empty)
+    return _Pieces(of, np.asarray(interval, int)[of], start, stop)
+
+
+def _turns(problem: Problem, mesh: Mesh) -> list[np.ndarray]:
+    """Return the shares of each interval at which inputs are not smooth."""
+    found = []
+    for trajectory, edges in zip(problem.data, mesh.edges, strict=True):
+        ts = np.zeros(0) if trajectory.inputs is None else knots(trajectory)[0]
+        places = np.searchsorted(ts, edges)
+        for i, (start, stop) in enumerate(itertools.pairwise(edges)):
+            own = ts[places[i] : places[i + 1]]
+            found.append((own - start) / (stop - start))
+    return found
 
 
 def _shares(transcription: Transcription) -> Float[np.ndarray, " samples"]:
@@ -167,11 +215,26 @@ def _field(
     shares: np.ndarray,
 ) -> Float[np.ndarray, "rows state"]:
     """Return `(vector_field - dx/dt) / nominal` in intervals; zero if algebraic."""
-    basis = radau(mesh.stages).basis(shares)
-    positions = solution.at_points(rows)
-    states = np.einsum("rk,rkn->rn", basis, positions)
+    ts, states, inputs = _visited(problem, mesh, solution, rows, shares)
+    basis, positions = radau(mesh.stages).basis(shares), solution.at_points(rows)
     table = np.einsum("rk,kl->rl", basis, full_differentiation(mesh.stages))
     slopes = np.einsum("rl,rln->rn", table, positions) / mesh.lengths[rows, None]
+    field = field_at(problem.mesh_field, nlp.template, ts, states, inputs)
+    found = (field - slopes) / problem.nominal
+    found[:, problem.num_states - problem.num_algebraic :] = 0
+    return found
+
+
+def _visited(
+    problem: Problem,
+    mesh: Mesh,
+    solution: Solution,
+    rows: np.ndarray,
+    shares: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return times, states and inputs at shares of intervals."""
+    basis = radau(mesh.stages).basis(shares)
+    states = np.einsum("rk,rkn->rn", basis, solution.at_points(rows))
     starts = np.concatenate([e[:-1] for e in mesh.edges])
     ts = starts[rows] + mesh.lengths[rows] * shares
     counts = [len(e) - 1 for e in mesh.edges]
@@ -179,10 +242,41 @@ def _field(
     inputs = np.zeros((len(rows), mesh.inputs.shape[1]))
     for i, trajectory in enumerate(problem.data):
         inputs[owner == i] = inputs_at(trajectory, ts[owner == i])
-    field = field_at(problem.vector_field, nlp.template, ts, states, inputs)
-    found = (field - slopes) / problem.nominal
-    found[:, problem.num_states - problem.num_algebraic :] = 0
-    return found
+    return ts, states, inputs
+
+
+def _with_algebraic(
+    problem: Problem, model: Model, visited: tuple[Any, ...], between: np.ndarray
+) -> Float[np.ndarray, "samples state"]:
+    """Return errors between nodes with those of algebraic states, `/ nominal`.
+
+        e_z = -(dg / dz)^-1 (g + (dg / dx) e_x)
+
+    The polynomials meet `g = 0` at the nodes alone.
+    """
+    num, sizes = problem.num_states - problem.num_algebraic, problem.nominal
+    bare = problem.without_data()
+    field, slopes = (np.asarray(x) for x in _linearized(bare, model, *visited))
+    by_states, by_algebraic = slopes[:, num:, :num], slopes[:, num:, num:]
+    moved = np.einsum("sgx,sx->sg", by_states, between[:, :num] * sizes[:num])
+    right = field[:, num:] + moved
+    try:
+        found = -np.linalg.solve(by_algebraic, right[..., None])[..., 0]
+    except np.linalg.LinAlgError:
+        found = np.full_like(right, np.nan)
+    return np.concatenate([between[:, :num], found / sizes[num:]], axis=1)
+
+
+@eqx.filter_jit
+def _linearized(problem: Any, model: Model, ts: Any, states: Any, inputs: Any) -> Any:
+    """Return the law and its derivatives by the states, at rows."""
+    given = (model.parameters, model.networks)
+
+    def one(t: Any, x: Any, u: Any) -> Any:
+        law = lambda x: jnp.asarray(problem.mesh_field(t, x, u, *given))
+        return law(x), jax.jacfwd(law)(x)
+
+    return jax.vmap(one)(*map(jnp.asarray, (ts, states, inputs)))
 
 
 def field_at(

@@ -48,7 +48,7 @@ def switches(
     def law(ts: np.ndarray, at: np.ndarray | None = None) -> np.ndarray:
         states = solution.on_mesh(ts if at is None else at, trajectory)
         inputs = inputs_at(problem.data[trajectory], ts if at is None else at)
-        found = field_at(problem.vector_field, model, ts, states, inputs)
+        found = field_at(problem.mesh_field, model, ts, states, inputs)
         return found / problem.nominal
 
     edges = np.asarray(solution.edges[trajectory])

@@ -153,7 +153,8 @@ class ShootingTrainer(AbstractTrainer):
         solver: Diffrax's solver; by default `Tsit5`.
         adjoint: Diffrax's adjoint; by default `RecursiveCheckpointAdjoint`.
         rtol: The relative tolerance of the solver.
-        atol: The absolute tolerance, in units of the problem's `nominal`.
+        atol: The absolute tolerance, in units of the problem's `nominal`; without one,
+            of a smaller start.
         max_steps: The most steps of one solve; past them the loss is NaN.
 
     Raises:
@@ -355,8 +356,8 @@ class ShootingTrainer(AbstractTrainer):
         ts = jnp.concatenate([row.ts, row.last[None]])
         problem, size = self.problem, len(x)
         if problem.lagrange is not None:
-            law = _WithCost(problem.vector_field, problem.lagrange)
-            problem = eqx.tree_at(lambda p: p.vector_field, problem, law)
+            law = _WithCost(problem.mesh_field, problem.lagrange)
+            problem = eqx.tree_at(lambda p: p.mesh_field, problem, law)
             x = jnp.concatenate([x, jnp.zeros(1, x.dtype)])
         stops = (row.stops, row.jumps) if row.inputs.shape[1] else None
         found = integrated(

@@ -98,6 +98,11 @@ class Problem(eqx.Module):
         priors: Priors of parameters, each number of which counts like one more
             measured value.
 
+    Attributes:
+        vector_field: The law, as it was passed.
+        mesh_field: The law on the mesh's clock: other than it around switches alone.
+        is_sized: Whether `nominal` was passed, or is that of measured states.
+
     Raises:
         TypeError: For functions, data or constraints of another type.
         ValueError: For data or settings that cannot be, named by trajectory.
@@ -107,6 +112,7 @@ class Problem(eqx.Module):
     """
 
     vector_field: Callable[..., Array]
+    mesh_field: Callable[..., Array]
     data: tuple[Trajectory, ...]
     observe: Callable[..., Array] | None
     num_states: int
@@ -115,6 +121,7 @@ class Problem(eqx.Module):
     spread: Float[np.ndarray, " outputs"]
     weighs: bool
     nominal: Float[np.ndarray, " state"]
+    is_sized: bool = eqx.field(static=True)
     initial: Initial | None
     state_bounds: tuple[np.ndarray, np.ndarray]
     parameter_bounds: Any
@@ -191,6 +198,7 @@ class Problem(eqx.Module):
         self.spread = _spread(np.concatenate([t.ys for t in self.data]))
         self.scale = _vector("scale", self.spread if scale is None else scale, outputs)
         self.weighs = scale is None and outputs > 1
+        self.is_sized = nominal is not None or observe is None
         if nominal is None:
             nominal = _size(self.data) if observe is None else 1.0
         self.nominal = _vector("nominal", nominal, size)
@@ -203,7 +211,7 @@ class Problem(eqx.Module):
         check_links(constraints, self.data)
         self.brackets = brackets_of(switches, self.data)
         self.data = tuple(with_edges(t, self.brackets) for t in self.data)
-        self.vector_field = on_clock(vector_field, self.brackets, size - num_algebraic)
+        self.mesh_field = on_clock(vector_field, self.brackets, size - num_algebraic)
         lagrange = on_clock(lagrange, self.brackets, 1)
         self.constraints = retimed(constraints, self.brackets)
         self.lagrange, self.mayer, self.penalty = lagrange, mayer, penalty

@@ -135,7 +135,7 @@ def node_terms(
     algebraic ones are as they are.
     """
     given = (t, x * problem.nominal, u, model.parameters, model.networks)
-    field = jnp.asarray(problem.vector_field(*given))
+    field = jnp.asarray(problem.mesh_field(*given))
     differential = problem.num_states - problem.num_algebraic
     divisor = jnp.asarray(problem.nominal).at[differential:].set(1.0)
     parts = [field / divisor]

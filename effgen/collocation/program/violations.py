@@ -45,7 +45,7 @@ def check_shapes(batch: Transcription, model: Model) -> None:
     one, size = ((), (1,)), ((problem.num_states,),)
     for bracket in problem.brackets:
         _check_switch(bracket, given)
-    _check_shape("vector_field", problem.vector_field, at, size)
+    _check_shape("vector_field", problem.mesh_field, at, size)
     if problem.observe is not None:
         wanted = ((outputs,), ()) if outputs == 1 else ((outputs,),)
         _check_shape("observe", problem.observe, at, wanted)

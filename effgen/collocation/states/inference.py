@@ -49,7 +49,7 @@ def inferred(
             rows = known & (np.arange(len(known)) < _differential(problem))
             x[mesh.starts[i]] += first  # slopes there are of after a dose
             found, told = _solved(
-                problem, problem.vector_field, model, mesh, here, x, slopes, rows, known
+                problem, problem.mesh_field, model, mesh, here, x, slopes, rows, known
             )
             for j in np.flatnonzero(told):
                 column = _smoothed_pieces(problem.data[i], ts, found[:, j])

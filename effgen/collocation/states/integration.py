@@ -65,7 +65,7 @@ def integrated(
         controller = diffrax.ClipStepSizeController(controller, steps, jumps)
     pieces = sum(map(len, stops or ()))
     given = (model.parameters, model.networks)
-    field = lambda t, x, args: problem.vector_field(t, x, inputs(t), *given)
+    field = lambda t, x, args: problem.mesh_field(t, x, inputs(t), *given)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(field),
         integration.solver,
@@ -85,10 +85,24 @@ def integrated(
     return jnp.where(good, ys, jnp.nan)
 
 
+def sizes(problem: Problem, x: Array) -> Float[Array, " state"]:
+    """Return what the absolute tolerance is in units of: `nominal`, where it is said.
+
+    Its default beside `observe` is one, which says nothing of states: of a smaller
+    start, its largest state.
+    """
+    nominal = jnp.asarray(problem.nominal)
+    if problem.is_sized:
+        return nominal
+    most = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), initial=0.0)
+    return jnp.where(most > 0, jnp.minimum(most, nominal), nominal)
+
+
 def _atol(problem: Problem, integration: Integration, x: Array) -> Array:
     """Return the absolute tolerance of each state; one beside them is an integral."""
-    nominal = jnp.ones_like(x).at[: problem.num_states].set(problem.nominal)
-    return integration.atol * nominal
+    num = problem.num_states
+    whole = jnp.ones_like(x).at[:num].set(sizes(problem, x[:num]))
+    return integration.atol * whole
 
 
 def integrate(
@@ -117,7 +131,8 @@ def integrate(
         solver: Diffrax's; `Tsit5` by default, `Kvaerno5()` for stiff models.
         adjoint: Diffrax's; by default reverse, `ForwardMode()` for forward derivatives.
         rtol: The relative tolerance.
-        atol: The absolute tolerance, in units of the problem's `nominal`.
+        atol: The absolute tolerance, in units of the problem's `nominal`; without one,
+            of a smaller start.
 
     Returns:
         The states at `ts`, `(ts, state)`.

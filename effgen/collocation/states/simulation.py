@@ -72,7 +72,8 @@ def simulate(
         solver: Diffrax's solver; by default `Tsit5`, and where that does not reach the
             end `Kvaerno5`, for stiff models. Not used with algebraic states.
         rtol: The relative tolerance.
-        atol: The absolute tolerance, in units of the problem's `nominal`.
+        atol: The absolute tolerance, in units of the problem's `nominal`; without one,
+            of a smaller start.
 
     Returns:
         The states at `ts`, `(ts, state)`; at the time of a dose those of just before.
@@ -172,8 +173,8 @@ def _hold(problem: Problem) -> str | None:
 
 def _in_true_time(problem: Problem) -> Problem:
     """Return the problem without data, its law in time and not on the mesh's clock."""
-    law, rest = in_true_time(problem.vector_field), problem.without_data()
-    return eqx.tree_at(lambda p: (p.vector_field, p.brackets), rest, (law, ()))
+    law, rest = in_true_time(problem.mesh_field), problem.without_data()
+    return eqx.tree_at(lambda p: (p.mesh_field, p.brackets), rest, (law, ()))
 
 
 def _check_phases(problem: Problem, model: Model, times: np.ndarray) -> None:

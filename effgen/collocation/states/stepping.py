@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from effgen.collocation.modeling.model import Model
 from effgen.collocation.modeling.problem import Problem
 
-from .integration import Integration
+from .integration import Integration, sizes
 from .radau_points import radau
 
 
@@ -38,7 +38,8 @@ def stepped(
     one in units of `nominal`, and the most steps.
     """
     x, t, steps = np.asarray(start, float), float(ts[0]), 0
-    bare = problem.without_data()
+    nominal = np.asarray(sizes(problem, jnp.asarray(x)))
+    bare = eqx.tree_at(lambda p: p.nominal, problem.without_data(), nominal)
     rows = [_consistent(bare, model, x, t, inputs)]
     length = float(ts[-1] - ts[0]) / 100
     for end in ts[1:]:
@@ -98,7 +99,7 @@ def _step(
         nodes = flat.reshape(_STAGES, size) * nominal[None]
         points = jnp.concatenate([x[None], nodes])
         field = jax.vmap(
-            lambda t, s, x: jnp.asarray(problem.vector_field(t, x, inputs(s), *given))
+            lambda t, s, x: jnp.asarray(problem.mesh_field(t, x, inputs(s), *given))
         )(times, before, nodes)
         moved = (table @ points - h * field) / nominal[None]
         return jnp.where(differential[None], moved, field).ravel()
@@ -127,7 +128,7 @@ def _consistent(
 
     def residual(z: Array) -> Array:
         states = jnp.concatenate([x[:num], z])
-        return jnp.asarray(problem.vector_field(t, states, u, *given))[num:]
+        return jnp.asarray(problem.mesh_field(t, states, u, *given))[num:]
 
     z = x[num:]
     for _ in range(_MOST_NEWTON):

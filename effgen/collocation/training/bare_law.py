@@ -41,7 +41,7 @@ def bare_problem(problem: Problem, networks: PyTree) -> Problem:
         c._replace(function=held(c.function)) for c in problem.constraints
     )
     priors = tuple(p._replace(function=held(p.function)) for p in problem.priors)
-    names = ("vector_field", "observe", "lagrange", "mayer", "penalty")
+    names = ("vector_field", "mesh_field", "observe", "lagrange", "mayer", "penalty")
     parts = tuple(held(getattr(problem, name)) for name in names)
     where = lambda p: (*(getattr(p, name) for name in names), p.constraints, p.priors)
     return eqx.tree_at(

@@ -78,7 +78,7 @@ def _on_mesh(
     inputs = inputs_at(problem.data[trajectory], ts)
     at_edge = np.isin(ts, np.asarray(solution.edges[trajectory])[1:])
     just = np.where(at_edge, np.nextafter(ts, -np.inf), ts)
-    field = field_at(problem.vector_field, model, just, states, inputs)
+    field = field_at(problem.mesh_field, model, just, states, inputs)
     slopes = solution.derivative_on_mesh(ts, trajectory)
     differential = problem.num_states - problem.num_algebraic
     slopes[:, differential:] = 0

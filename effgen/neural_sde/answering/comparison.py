@@ -155,7 +155,8 @@ def _as_time(since: Any, ts: np.ndarray, zone: Any) -> np.ndarray:
             f"`since` is {kinds[0]}, {since!r}, and the record's times are not: pass "
             f"{kinds[1]}."
         )
-    return found.astype(ts.dtype)
+    # In a unit of its own, so that no part of a day is cut off.
+    return found.astype("datetime64") if found.dtype.kind in "SU" else found
 
 
 def _error_of_sum(values: np.ndarray) -> float:

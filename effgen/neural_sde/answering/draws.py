@@ -138,10 +138,11 @@ def is_future(series: Series, index: np.ndarray) -> bool:
     """Return whether all that `index` names is at or after each series' last value."""
     ts = np.asarray(series.ts)
     seen = series.seen
-    # Where values are traced, each row that is not asked for may have one.
+    # Where values are traced, each row that was not added to be asked for may have one.
     if isinstance(seen, Tracer):
         seen = np.ones(ts.shape, bool)
-        np.put_along_axis(seen, index, values=False, axis=1)
+        if index.shape != ts.shape:
+            np.put_along_axis(seen, index, values=False, axis=1)
     last = last_seen(ts, np.asarray(seen))[:, None]
     return bool(np.all(np.take_along_axis(ts, index, axis=1) >= last))
 

@@ -14,7 +14,13 @@ from effgen.core.contract.counts import check_count
 from effgen.core.contract.keys import check_key
 from effgen.core.contract.masked import with_nan
 from effgen.neural_sde.data.clock import Clock, as_times, clock_of, warn_of_origin
-from effgen.neural_sde.data.frames import Labels, as_values, check_aligned, labels_of
+from effgen.neural_sde.data.frames import (
+    Labels,
+    as_values,
+    check_aligned,
+    labels_of,
+    names_of,
+)
 from effgen.neural_sde.data.rows import with_rows
 from effgen.neural_sde.data.series import Series, as_series, last_seen
 from effgen.neural_sde.filters import cautions
@@ -138,6 +144,7 @@ class Record(eqx.Module):
             raise ValueError(f"`inputs` are given and {lack}.")
         if times is None:
             return series, np.tile(np.arange(length), (num, 1))
+        self.labels.check_inputs(times, inputs)
         rows, known = self.rows(times), np.asarray(series.ts)
         first = known[:, 0] if t0 is None else t0
         if np.any(np.diff(rows, axis=1) < 0) or np.any(rows[:, :1].T < first):
@@ -146,7 +153,7 @@ class Record(eqx.Module):
             )
         if series.inputs is not None and inputs is None:
             cautions.of_held_inputs(rows > known[:, -1:])
-        return with_rows(series, rows, inputs)
+        return with_rows(series, rows, as_values(inputs))
 
 
 def recorded(
@@ -172,7 +179,7 @@ def recorded(
         )
     if not isinstance(model, LatentSDE):
         raise TypeError(f"`model` is a {type(model).__name__}: pass a `LatentSDE`.")
-    labels = labels_of(ts, ys)
+    labels = dataclasses.replace(labels_of(ts, ys), inputs=names_of(inputs))
     for name, values in (("mask", mask), ("inputs", inputs), ("errors", errors)):
         check_aligned(ts, values, name)
     clock = clock_of(ts, unit)

@@ -23,6 +23,7 @@ class Labels(eqx.Module):
         zone: Its time zone.
         unit: Its resolution.
         period: The frequency of an index of periods.
+        inputs: The names of the inputs.
     """
 
     columns: tuple[Any, ...] | None = eqx.field(static=True, default=None)
@@ -30,6 +31,17 @@ class Labels(eqx.Module):
     zone: Any = eqx.field(static=True, default=None)
     unit: str | None = eqx.field(static=True, default=None)
     period: str | None = eqx.field(static=True, default=None)
+    inputs: tuple[Any, ...] | None = eqx.field(static=True, default=None)
+
+    def check_inputs(self, times: Any, inputs: Any) -> None:
+        """Raise `ValueError` for inputs of other times, or in another order."""
+        check_aligned(times, inputs, "inputs", of="times")
+        names = names_of(inputs)
+        if None not in (names, self.inputs) and names != self.inputs:
+            raise ValueError(
+                f"`inputs` are {list(names or ())}, and those of the record "
+                f"{list(self.inputs or ())}: pass them by name in this order."
+            )
 
     def index(self, ts: Any) -> Any:
         """Return times as an index of the record's kind."""
@@ -82,6 +94,12 @@ class Labels(eqx.Module):
         )
 
 
+_REMEDIES = {
+    "ts": "`ys.index`, and `{0}.reindex(ys.index)`",
+    "times": "`{0}.reindex(times)`",
+}
+
+
 def labels_of(ts: Any, ys: Any) -> Labels:
     """Return the names of a record that is pandas'.
 
@@ -103,16 +121,34 @@ def labels_of(ts: Any, ys: Any) -> Labels:
     )
 
 
-def check_aligned(ts: Any, values: Any, name: str) -> None:
-    """Raise `ValueError` where the values' own index has other times."""
+def _has_times(ts: Any, name: str) -> bool:
+    return hasattr(ts, name) or getattr(ts, "dtype", np.dtype(bool)).kind == "M"
+
+
+def _equal(index: Any, ts: Any) -> bool:
+    """Return whether an index has the times of an array, or of a list."""
+    own = np.asarray(index.to_timestamp() if hasattr(index, "to_timestamp") else index)
+    ts = np.asarray(ts)
+    return own.shape == ts.shape and bool(np.all(own == ts))
+
+
+def names_of(values: Any) -> tuple[Any, ...] | None:
+    """Return the names of a frame's columns, `None` of what is no frame."""
+    has = hasattr(values, "to_numpy") and hasattr(values, "columns")
+    return tuple(values.columns) if has else None
+
+
+def check_aligned(ts: Any, values: Any, name: str, *, of: str = "ts") -> None:
+    """Raise `ValueError` where the values' own index has other times than `of`."""
     if not hasattr(values, "to_numpy") or not hasattr(values, "index"):
         return
     own = values.index
-    if any(hasattr(own, x) and hasattr(ts, x) for x in _OF_TIMES):
-        if not (hasattr(ts, "equals") and own.equals(ts)):
+    if any(hasattr(own, x) and _has_times(ts, x) for x in _OF_TIMES):
+        same = own.equals(ts) if hasattr(ts, "equals") else _equal(own, ts)
+        if not same:
             raise ValueError(
-                f"`ts` and the index of `{name}` are not the same times: pass "
-                f"`ys.index`, and `{name}.reindex(ys.index)`."
+                f"`{of}` and the index of `{name}` are not the same times: pass "
+                f"{_REMEDIES[of].format(name)}."
             )
 
 

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike
 
 from .series import Series
@@ -67,5 +68,10 @@ def _given(series: Series, rows: np.ndarray, inputs: ArrayLike) -> Array:
         raise ValueError(
             f"`inputs` have shape {new.shape} and `times` {rows.shape[1:]}: pass "
             f"{shape[1:]}, or {shape} for each series."
+        )
+    if not isinstance(new, Tracer) and not np.isfinite(new).all():
+        raise ValueError(
+            "`inputs` have entries that are not finite: an input is held from its time "
+            "on, so give the last one before where there is none."
         )
     return jnp.broadcast_to(new, shape)

@@ -120,7 +120,8 @@ def fit_hierarchy(
             nothing, and a `scale` or `max_rounds` that is not positive.
 
     Warns:
-        RunWarning: Where the rounds end before they converge.
+        RunWarning: Where the rounds end before they converge, and of series whose own
+            likelihood is not normal in a parameter.
 
     Source:
         Dempster, Laird and Rubin (1977); Laird and Ware (1982).
@@ -160,7 +161,8 @@ def fit_hierarchy(
         )
         result = jax.tree.map(np.asarray, result)
     mean, spread, each, curvature, evidence, rounds, converged = result
-    each_scale = own_deviations(each, curvature, mean, spread)
+    each_scale, telling = own_deviations(each, curvature, mean, spread)
+    _warn_of_shapes(names, ~telling & _with_values(found.series))
     if not converged:
         _warn_of_rounds(names, spread, each_scale, int(rounds))
     whole = dataclasses.replace(_with(model, varies, mean), dt=found.model.dt)
@@ -175,6 +177,27 @@ def fit_hierarchy(
         int(rounds),
         bool(converged),
     )
+
+
+def _with_values(series: Series) -> np.ndarray:
+    """Return which series have a value at all, `(series, 1)`."""
+    seen = np.asarray(series.mask)
+    return np.any(seen.reshape(len(seen), -1), axis=1, keepdims=True)
+
+
+def _warn_of_shapes(names: tuple[str, ...], odd: np.ndarray) -> None:
+    """Warn of series whose own likelihoods are not normal in a parameter."""
+    told = ", ".join(
+        f"{name} of {count}"
+        for name, count in zip(names, odd.sum(axis=0), strict=True)
+        if count
+    )
+    if told:
+        text = (
+            f"few values tell of {told} of {len(odd)} series, whose likelihoods are "
+            "not normal there: their `each_scale` is that of the shared law."
+        )
+        warnings.warn(text, RunWarning, stacklevel=3)
 
 
 def _warn_of_rounds(

@@ -37,6 +37,55 @@ def test_frames_of_other_times_are_refused(name):
             ns.posterior(driven(), DAYS, ys, **(given | {name: other}), unit="D")
 
 
+def test_inputs_of_later_times_are_by_their_own_names_and_times():
+    linear = ns.DiagonalSDE(0.5, 0.0, 0.3, LAW, input_matrix=[[1.0, -2.0]])
+    model = ns.LatentSDE(linear, ns.LinearDecoder([[1.0]], 0.2), dt=1.0)
+    wide = lambda days: pd.DataFrame(
+        {"heat": np.arange(len(days)) / 9, "price": np.ones(len(days))}, index=days
+    )
+    found = ns.posterior(model, DAYS, VALUES, inputs=wide(DAYS), unit="D")
+    later = pd.date_range(DAYS[-1], periods=4, freq="D")[1:]
+    given = wide(later)
+
+    def means(times, inputs):
+        return found.forecast(times, key=KEY, inputs=inputs).mean
+
+    right = means(later, given.to_numpy())
+    np.testing.assert_array_equal(means(later, given), right)
+    np.testing.assert_array_equal(means(later.to_numpy(), given), right)
+    whole = given.astype("Int64")
+    np.testing.assert_array_equal(
+        means(later, whole), means(later, whole.to_numpy(int))
+    )
+    for other in (given.iloc[::-1], given.shift(7, freq="D")):
+        for times in (later, later.to_numpy()):
+            with pytest.raises(ValueError, match="`times` and the index of `inputs`"):
+                means(times, other)
+    with pytest.raises(ValueError, match=r"\['price', 'heat'\], and those of the rec"):
+        means(later, given[["price", "heat"]])
+    given = given.where(given != 1 / 9)
+    with pytest.raises(ValueError, match="`inputs` have entries that are not finite"):
+        means(later, given)
+
+
+@pytest.mark.parametrize(
+    ("ts", "since"),
+    [
+        (DAYS.to_numpy().astype("M8[D]"), np.datetime64("2020-01-20T12")),
+        (DAYS.to_numpy().astype("M8[D]"), "2020-01-20T12"),
+        (DAYS, pd.Timestamp("2020-01-20T12")),
+        (pd.Index(np.arange(24)), 19.5),
+        (np.arange(24), 19.5),
+        (np.arange(24.0), 19.5),
+    ],
+)
+def test_no_value_before_since_is_held_out(ts, since):
+    linear = ns.DiagonalSDE(0.5, 0.0, 0.3, LAW)
+    model = ns.LatentSDE(linear, ns.LinearDecoder([[1.0]], 0.2), dt=1.0)
+    found = ns.compare({"model": model}, ts, VALUES, since=since, unit="D")
+    assert found.scores.shape == (1, 4)
+
+
 def test_fits_refuse_frames_of_other_times():
     ys = pd.DataFrame({"y": VALUES}, index=DAYS)
     with pytest.raises(ValueError, match="index of `ys` are not the same"):

@@ -286,3 +286,15 @@ def test_means_have_no_noise_of_the_observations():
     filled = [found.impute(key=jax.random.key(k))[30, 0] for k in range(4)]
     np.testing.assert_allclose(filled, found.marginals().mean[30, 0], atol=0.1)
     assert np.std(filled) < 0.05
+
+
+def test_smoothed_answers_are_the_same_inside_a_compiled_program():
+    linear = ns.DiagonalSDE(0.5, 0.0, 0.8, ns.Gaussian.independent(np.zeros(1), 1.0))
+    decoder = ns.Decoder(ns.Readout([[1.0]]), ns.Student(0.3, 3.0))
+    model, ts = ns.LatentSDE(linear, decoder, dt=1.0), np.arange(40.0)
+    ys = jnp.asarray(np.random.default_rng(0).normal(size=(40, 1)), jnp.float32)
+    plain = ns.posterior(model, ts, ys).marginals()
+    inside = jax.jit(lambda y: ns.posterior(model, ts, y).marginals())(ys)
+    np.testing.assert_allclose(inside.ess, plain.ess, rtol=0.05)
+    np.testing.assert_allclose(inside.scale, plain.scale, rtol=0.02)
+    np.testing.assert_allclose(inside.mean, plain.mean, atol=0.02)

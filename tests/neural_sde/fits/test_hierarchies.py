@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
+import effgen as eg
 from effgen import neural_sde as ns
 from effgen.neural_sde.fits.hierarchies import _names, _values, _with
 
@@ -134,6 +135,42 @@ def test_names_of_nothing_are_refused():
         dates = np.datetime64("2024-01-01", "s") + (ts * 86_400).astype(int)
         with pytest.raises(ValueError, match=said):
             ns.fit_hierarchy(model(), dates, ys, varies=["decoder.offset"], **settings)
+
+
+def test_series_without_values_change_no_bar():
+    ts, ys = records()
+    found = []
+    for num in (1, 11, 40):
+        more = np.concatenate([ts, np.tile(ts[:1], (num, 1))])
+        empty = np.concatenate([ys, np.full((num, 6), np.nan)])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            result = ns.fit_hierarchy(model(), more, empty, varies=["decoder.offset"])
+        found.append(result.each_scale[:13, 0])
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], rtol=1e-3)
+    spread = result.scale[0]
+    assert spread < found[0][12] < 2 * spread
+
+
+def test_likelihoods_that_are_not_normal_are_named():
+    """Four values tell little of a rate of noise: some likelihoods are not concave."""
+    rng = np.random.default_rng(1)
+    ts = np.tile(np.arange(4.0), (12, 1))
+    noise = np.exp(np.log(0.3) + 0.8 * rng.normal(size=12))
+    law = ns.Gaussian.independent(np.zeros(1), 1e-3)
+    linear = ns.DiagonalSDE(0.5, 0.0, 0.3, law)
+    start = ns.LatentSDE(linear, ns.LinearDecoder([[1.0]], 0.5), dt=1.0)
+    apart = np.abs(ts[0][:, None] - ts[0])
+    shape = np.exp(-apart / 2) - np.exp(-(ts[0][:, None] + ts[0]) / 2)
+    ys = [
+        rng.multivariate_normal(np.zeros(4), x**2 * shape + 0.25 * np.eye(4))
+        for x in noise
+    ]
+    with pytest.warns(eg.RunWarning, match=r"linear\.log_scale of \d+ of 12 series"):
+        found = ns.fit_hierarchy(start, ts, np.array(ys), varies=["linear.log_scale"])
+    assert found.each_scale.max() < 10 * found.scale[0]
+    assert found.each_scale.min() > found.scale[0]
 
 
 @pytest.mark.slow
