@@ -111,7 +111,8 @@ def triples(
         columns: How these are called. The second and the third hold a text or several;
             the third may be missing. Each may be numbered or not, and one or several:
             `negatives`, `negative`, and `negative_1`, `negative_2`, ... are read
-            together. A name with a number, such as `sentence1`, is that column alone.
+            together. Of `sentence1` and `sentence2` as query and positive, each is that
+            column alone.
             By default, rows of Tevatron (`positive_passages`,
             `negative_passages`), of DPR (`question`, `positive_ctxs`, `negative_ctxs`,
             `hard_negative_ctxs`) and of sentence-transformers (`anchor`) are read too.
@@ -257,7 +258,7 @@ def _row(named: tuple[Columns, ...], record: Any) -> list[Judgment]:
     elif isinstance(record, Mapping):
         query_name, positive_name, negative_names = _fitting(named, record)
         names = (query_name, positive_name, *negative_names)
-        query, positive = record[query_name], _joined(record, positive_name, names)
+        query, positive = record[query_name], _positives(record, names)
         negative = [x for name in negative_names for x in _joined(record, name, names)]
         _check_read(record, names)
         if not negative:
@@ -285,26 +286,31 @@ def _fitting(named: tuple[Columns, ...], record: Mapping[str, Any]) -> Columns:
     )
 
 
+def _positives(record: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
+    """Return the texts of the columns of what answers."""
+    query, positive, *negatives = names
+    among = any(map(_like(positive), (query, *negatives)))
+    # Of `sentence1` and `sentence2`, each is what it is named as, and no other is it.
+    if among and positive in record:
+        return _several(record[positive])
+    return _joined(record, positive, names)
+
+
 def _joined(
-    record: Mapping[str, Any], column: str, others: tuple[str, ...]
+    record: Mapping[str, Any], column: str, names: tuple[str, ...]
 ) -> list[str]:
     """Return the texts of a column and of those that are its number or its plural.
 
-    A column that `others` name is theirs.
+    A column that is named as another is that.
     """
     named = sorted(filter(_like(column), record), key=_order)
-    own = [name for name in named if name == column or name not in others]
+    own = [name for name in named if name == column or name not in names]
     return [text for name in own for text in _several(record[name])]
 
 
 def _like(column: str) -> Callable[[str], bool]:
-    """Return whether a name is a column's, in the singular, the plural, or numbered.
-
-    A column that is named with its number is that one alone.
-    """
-    if re.search(r"\d$", column):
-        return lambda name: name == column
-    stem = re.escape(re.sub(r"(?<=\w{3})s$", "", column))
+    """Return whether a name is a column's, in the singular, the plural, or numbered."""
+    stem = re.escape(re.sub(r"(_?\d+|(?<=\w{3})s)$", "", column))
     found = re.compile(rf"{stem}(s|_?\d+)?")
     return lambda name: name == column or found.fullmatch(name) is not None
 
