@@ -53,10 +53,6 @@ def test_inputs_of_later_times_are_by_their_own_names_and_times():
     right = means(later, given.to_numpy())
     np.testing.assert_array_equal(means(later, given), right)
     np.testing.assert_array_equal(means(later.to_numpy(), given), right)
-    whole = given.astype("Int64")
-    np.testing.assert_array_equal(
-        means(later, whole), means(later, whole.to_numpy(int))
-    )
     for other in (given.iloc[::-1], given.shift(7, freq="D")):
         for times in (later, later.to_numpy()):
             with pytest.raises(ValueError, match="`times` and the index of `inputs`"):
