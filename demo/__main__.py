@@ -1,6 +1,8 @@
 """`make demo`: train on real data, show progress, leave `runs/demo/`."""
 
+import multiprocessing
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import jax
@@ -16,6 +18,9 @@ def main() -> None:
     # A rerun starts afresh: its checkpoints must not be mixed with an older run's.
     shutil.rmtree(DIRECTORY, ignore_errors=True)
     DIRECTORY.mkdir(parents=True)
+    # Most of a forecaster's first minutes is compilation, for which one core is enough.
+    beside = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+    later = beside.submit(yearly.forecasts, 0)
     problem, key = energy.problem(), jax.random.key(0)
     outcomes = []
     for name, trainer in energy.trainers().items():
@@ -28,10 +33,10 @@ def main() -> None:
     for name, (model, objective) in series.models(key).items():
         print(name)
         seasons.append(series.train(name, model, objective, record, key))
-    years, forecasts = yearly.records(), {}
-    for each in years:
-        print(f"Forecasting {each.name}")
-        forecasts[each.name] = yearly.forecast(each, key)
+    years = yearly.records()
+    print(f"Forecasting {', '.join(each.name for each in years)}, begun beside this")
+    forecasts = later.result()
+    beside.shutdown()
     counts, populations = predators.records(), {}
     with jax.enable_x64(True):  # collocation computes in float64
         for each in counts:
