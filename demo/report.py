@@ -72,7 +72,7 @@ def series_lines(outcomes: list[series.Outcome]) -> str:
 def yearly_table(found: dict[str, list[yearly.Outcome]]) -> str:
     """Return the scores of the yearly records' forecasts as a Markdown table."""
     rows = [
-        "| record | forecast by | CRPS | within 50 % | within 90 % | seconds of a core |",
+        "| record | forecast by | CRPS | within 50 % | within 90 % | core's seconds |",
         "|---|---|---|---|---|---|",
     ]
     for record, outcomes in found.items():
