@@ -89,14 +89,15 @@ def yearly_lines(found: dict[str, list[yearly.Outcome]]) -> str:
     """Return on how many records the first contestant is ahead of each other."""
     ours, *others = zip(*found.values(), strict=True)
     ahead = [
-        f"{sum(o.crps < r.crps for o, r in zip(ours, rival, strict=True))} of "
-        f"{len(ours)} by `{rival[0].name}`"
+        f"than `{rival[0].name}` on "
+        f"{sum(o.crps < r.crps for o, r in zip(ours, rival, strict=True))}"
         for rival in others
     ]
     return (
         f"Each record is forecast {yearly.HORIZON} years ahead, from "
-        f"{yearly.NUM_ORIGINS} years. `forecaster` has a lower score on "
-        f"{' and '.join(ahead)}. Plain VI takes minutes for a forecast of a cycle, as "
+        f"{yearly.NUM_ORIGINS} years. Of {len(ours)} records, `forecaster` has a lower "
+        f"score {' and '.join(ahead)}. Its seconds are mostly compilation: a second "
+        "forecast takes 4 to 9. Plain VI takes minutes for a forecast of a cycle, as "
         "its steps have to be short there; it and eight more records are in "
         "docs/benchmarks/neural_sde.md."
     )
