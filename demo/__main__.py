@@ -18,9 +18,12 @@ def main() -> None:
     # A rerun starts afresh: its checkpoints must not be mixed with an older run's.
     shutil.rmtree(DIRECTORY, ignore_errors=True)
     DIRECTORY.mkdir(parents=True)
-    # Most of a forecaster's first minutes is compilation, for which one core is enough.
+    # Most of their time is compilation and Ipopt's, for which one core is enough.
     beside = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-    later = beside.submit(yearly.forecasts, 0)
+    years, forecasts = yearly.records(), beside.submit(yearly.forecasts, 0)
+    counts, populations = predators.records(), beside.submit(predators.populations)
+    names = ", ".join(each.name for each in (*years, *counts))
+    print(f"In a process beside this, forecasts and laws of: {names}")
     problem, key = energy.problem(), jax.random.key(0)
     outcomes = []
     for name, trainer in energy.trainers().items():
@@ -33,19 +36,10 @@ def main() -> None:
     for name, (model, objective) in series.models(key).items():
         print(name)
         seasons.append(series.train(name, model, objective, record, key))
-    years = yearly.records()
-    print(f"Forecasting {', '.join(each.name for each in years)}, begun beside this")
-    forecasts = later.result()
-    beside.shutdown()
-    counts, populations = predators.records(), {}
-    with jax.enable_x64(True):  # collocation computes in float64
-        for each in counts:
-            print(f"Learning how lynxes take hares: {each.name}")
-            populations[each.name] = [
-                predators.train(name, each) for name in predators.laws()
-            ]
     print("Embedding words and definitions of WordNet by MiniLM, once")
     words = senses.task()
+    forecast, learned = forecasts.result(), populations.result()
+    beside.shutdown()
     print(f"Finding words by {len(words.train.queries)} definitions")
     fixed, rankings = [senses.baseline(words), senses.untrained(words)], []
     for name, arm in senses.arms().items():
@@ -66,7 +60,7 @@ def main() -> None:
         page.Section(
             "Neural SDEs",
             f"{report.series_table(seasons)}\n\n{report.series_lines(seasons)}\n\n"
-            f"{report.yearly_table(forecasts)}\n\n{report.yearly_lines(forecasts)}",
+            f"{report.yearly_table(forecast)}\n\n{report.yearly_lines(forecast)}",
             {
                 "forecast.png": "Carbon dioxide over three years that were held out. "
                 "A band holds that share of the weeks, if the model is right.",
@@ -76,7 +70,7 @@ def main() -> None:
         ),
         page.Section(
             "Collocation",
-            report.predators_table(populations),
+            report.predators_table(learned),
             {
                 "predators.png": "Hares and lynxes with the law that the evidence "
                 "chose, fitted left of the gray line, and the attack rate by each "
@@ -100,8 +94,8 @@ def main() -> None:
     report.write_figures(DIRECTORY, outcomes)
     report.plot_likelihoods(DIRECTORY / "likelihood.png", outcomes, gaussian)
     report.plot_forecasts(DIRECTORY / "forecast.png", seasons, record)
-    report.plot_yearly(DIRECTORY / "yearly.png", years, forecasts)
-    report.plot_predators(DIRECTORY / "predators.png", counts, populations)
+    report.plot_yearly(DIRECTORY / "yearly.png", years, forecast)
+    report.plot_predators(DIRECTORY / "predators.png", counts, learned)
     report.plot_retrieval(DIRECTORY / "retrieval.png", rankings, fixed)
     report.plot_samples(DIRECTORY / "samples.png", outcomes, problem)
     written = ", ".join(sorted(path.name for path in DIRECTORY.iterdir()))

@@ -67,6 +67,12 @@ def records() -> list[Record]:
     ]
 
 
+def populations() -> dict[str, list["Outcome"]]:
+    """Return what each way to a law comes to, by record, for a process of its own."""
+    with jax.enable_x64(True):  # collocation computes in float64
+        return {each.name: [train(x, each) for x in laws()] for each in records()}
+
+
 def sated(hares: Any) -> Any:
     """Return an attack rate that falls as hares are many (Holling's second type)."""
     return SATED[0] / (1 + SATED[1] * hares)

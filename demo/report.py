@@ -266,10 +266,10 @@ def plot_yearly(
     for i, column in enumerate(grid.T):
         for axes, outcome in zip(column, found[records[i].name], strict=True):
             _draw_forecast(axes, records[i], outcome.bands)
-            axes.set_title(outcome.name, fontsize=10)
+            axes.set_title(f"{records[i].name}, {outcome.name}", fontsize=10)
+            axes.set(ylabel=records[i].unit)
         column[-1].set(xlabel="year")
-        column[len(names) // 2].set(ylabel=f"{records[i].name}, {records[i].unit}")
-    grid[0, 0].legend(fontsize=7, loc="lower left")
+    grid[0, 0].legend(fontsize=7, loc="upper left")
     figure.savefig(path, dpi=120)
 
 
