@@ -97,7 +97,7 @@ def yearly_lines(found: dict[str, list[yearly.Outcome]]) -> str:
         f"Each record is forecast {yearly.HORIZON} years ahead, from "
         f"{yearly.NUM_ORIGINS} years. Of {len(ours)} records, `forecaster` has a lower "
         f"score {' and '.join(ahead)}. Its seconds are mostly compilation: a second "
-        "forecast takes 4 to 9. Plain VI takes minutes for a forecast of a cycle, as "
+        "forecast takes seconds. Plain VI takes minutes for a forecast of a cycle, as "
         "its steps have to be short there; it and eight more records are in "
         "docs/benchmarks/neural_sde.md."
     )
