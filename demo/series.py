@@ -19,6 +19,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 import effgen as eg
 from effgen import neural_sde as ns
 
+from .scores import crps
+
 
 NUM_WEEKS = 15 * 52
 NUM_FORECAST = 3 * 52
@@ -127,15 +129,6 @@ class Outcome(NamedTuple):
     elbos: np.ndarray
 
 
-def crps(samples: np.ndarray, y: np.ndarray) -> float:
-    """Return the mean ranked probability score, `E|X - y| - E|X - X'| / 2`."""
-    ordered = np.sort(samples, axis=0)
-    num = len(ordered)
-    weights = (2 * np.arange(1, num + 1) - num - 1) / num**2
-    spread = np.tensordot(weights, ordered, 1)
-    return float(np.mean(np.abs(samples - y).mean(0) - spread))
-
-
 def judged(
     name: str,
     record: Record,
@@ -152,8 +145,8 @@ def judged(
     inside = lambda a, b: float(np.mean((y >= a) & (y <= b)))
     return Outcome(
         name,
-        record.unit * crps(fill, record.ys[record.hidden]),
-        record.unit * crps(there, y),
+        record.unit * float(np.mean(crps(fill, record.ys[record.hidden]))),
+        record.unit * float(np.mean(crps(there, y))),
         (inside(lower, upper), inside(low, high)),
         float(np.mean(elbos[-20:])) if len(elbos) else None,
         seconds,
