@@ -153,6 +153,21 @@ def test_a_pulse_between_nodes_is_told_and_refined_to():
     np.testing.assert_allclose(state.model.parameters["k"], k, atol=0.01)
 
 
+def test_an_input_that_is_a_fast_function_refuses_no_fit():
+    ts = np.linspace(0, 1, 21)
+    fast = lambda t: np.array([np.sin(3e5 * float(t))])
+    data = co.Trajectory(ts, np.exp(-ts)[:, None], fast)
+    law = lambda t, x, u, p, nets: -p["k"] * x + 1e-3 * u[:1]
+    problem = co.Problem(law, data, scale=0.01)
+    level = co.transcribe(problem, intervals=10)
+    trainer = co.CollocationTrainer()
+    state = trainer.init(co.Model({"k": 0.4}, None), level.guess())
+    with pytest.warns(eg.RunWarning, match="the mesh is too coarse"):
+        state, _ = eg.fit(trainer, state, [level], key=KEY)
+    np.testing.assert_allclose(state.model.parameters["k"], 1, atol=1e-3)
+    assert np.isfinite(co.accuracy(level, state).ratio).all()
+
+
 def test_algebraic_states_between_nodes_have_their_error():
     """`0 = z - x sin(6 t)` at samples that are no nodes: the error is known exactly."""
     rng, k = np.random.default_rng(1), 0.2

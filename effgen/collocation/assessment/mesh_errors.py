@@ -159,7 +159,9 @@ def _accumulated(
     between = np.zeros((len(basis), problem.num_states))
     between[off] = own - np.einsum("sk,skn->sn", basis[off], padded)
     if problem.num_algebraic and len(off):
-        visited = _visited(problem, mesh, solution, interval[off], share)
+        states = np.einsum("sk,skn->sn", basis[off], solution.at_points(interval[off]))
+        ts, inputs = _given(problem, mesh, interval[off], share)
+        visited = (ts, states, inputs)
         between[off] = _with_algebraic(problem, nlp.template, visited, between[off])
     return q, between
 
@@ -175,27 +177,35 @@ class _Pieces(NamedTuple):
 
 def _pieces(ends: np.ndarray, interval: np.ndarray, turns: list[np.ndarray]) -> _Pieces:
     """Return stretches between `ends`, `(any, points)`, cut where inputs turn."""
+    turned = np.array([len(here) > 0 for here in turns])[interval]
+    whole, some = np.flatnonzero(~turned), np.flatnonzero(turned)
     cuts = [
-        np.unique(np.concatenate([own, here[(here > own[0]) & (here < own[-1])]]))
-        for own, here in zip(ends, (turns[i] for i in interval), strict=True)
+        np.unique(np.append(ends[i], _inside(ends[i], turns[interval[i]])))
+        for i in some
     ]
     counts = np.array([len(cut) - 1 for cut in cuts], int)
-    of = np.repeat(np.arange(len(cuts)), counts)
-    empty = [np.zeros(0)]
-    start = np.concatenate([cut[:-1] for cut in cuts] or empty)
-    stop = np.concatenate([cut[1:] for cut in cuts] or empty)
+    of = np.append(np.repeat(whole, ends.shape[1] - 1), np.repeat(some, counts))
+    start = np.concatenate([ends[whole, :-1].ravel(), *(cut[:-1] for cut in cuts)])
+    stop = np.concatenate([ends[whole, 1:].ravel(), *(cut[1:] for cut in cuts)])
     return _Pieces(of, np.asarray(interval, int)[of], start, stop)
 
 
+def _inside(ends: np.ndarray, here: np.ndarray) -> np.ndarray:
+    return here[(here > ends[0]) & (here < ends[-1])]
+
+
 def _turns(problem: Problem, mesh: Mesh) -> list[np.ndarray]:
-    """Return the shares of each interval at which inputs are not smooth."""
+    """Return the shares of each interval, inside of it, at which samples turn inputs.
+
+    Functions are smooth but for their jumps, which are edges.
+    """
     found = []
     for trajectory, edges in zip(problem.data, mesh.edges, strict=True):
-        ts = np.zeros(0) if trajectory.inputs is None else knots(trajectory)[0]
-        places = np.searchsorted(ts, edges)
+        sampled = isinstance(trajectory.inputs, np.ndarray)
+        ts = knots(trajectory)[0] if sampled else np.zeros(0)
+        after, before = (np.searchsorted(ts, edges, side) for side in ("right", "left"))
         for i, (start, stop) in enumerate(itertools.pairwise(edges)):
-            own = ts[places[i] : places[i + 1]]
-            found.append((own - start) / (stop - start))
+            found.append((ts[after[i] : before[i + 1]] - start) / (stop - start))
     return found
 
 
@@ -215,26 +225,21 @@ def _field(
     shares: np.ndarray,
 ) -> Float[np.ndarray, "rows state"]:
     """Return `(vector_field - dx/dt) / nominal` in intervals; zero if algebraic."""
-    ts, states, inputs = _visited(problem, mesh, solution, rows, shares)
     basis, positions = radau(mesh.stages).basis(shares), solution.at_points(rows)
+    states = np.einsum("rk,rkn->rn", basis, positions)
     table = np.einsum("rk,kl->rl", basis, full_differentiation(mesh.stages))
     slopes = np.einsum("rl,rln->rn", table, positions) / mesh.lengths[rows, None]
+    ts, inputs = _given(problem, mesh, rows, shares)
     field = field_at(problem.mesh_field, nlp.template, ts, states, inputs)
     found = (field - slopes) / problem.nominal
     found[:, problem.num_states - problem.num_algebraic :] = 0
     return found
 
 
-def _visited(
-    problem: Problem,
-    mesh: Mesh,
-    solution: Solution,
-    rows: np.ndarray,
-    shares: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return times, states and inputs at shares of intervals."""
-    basis = radau(mesh.stages).basis(shares)
-    states = np.einsum("rk,rkn->rn", basis, solution.at_points(rows))
+def _given(
+    problem: Problem, mesh: Mesh, rows: np.ndarray, shares: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return times and inputs at shares of intervals."""
     starts = np.concatenate([e[:-1] for e in mesh.edges])
     ts = starts[rows] + mesh.lengths[rows] * shares
     counts = [len(e) - 1 for e in mesh.edges]
@@ -242,7 +247,7 @@ def _visited(
     inputs = np.zeros((len(rows), mesh.inputs.shape[1]))
     for i, trajectory in enumerate(problem.data):
         inputs[owner == i] = inputs_at(trajectory, ts[owner == i])
-    return ts, states, inputs
+    return ts, inputs
 
 
 def _with_algebraic(
