@@ -20,8 +20,9 @@ def main() -> None:
     DIRECTORY.mkdir(parents=True)
     # Most of their time is compilation and Ipopt's, for which one core is enough.
     beside = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-    years, forecasts = yearly.records(), beside.submit(yearly.forecasts, 0)
-    counts, populations = predators.records(), beside.submit(predators.populations)
+    years, counts = yearly.records(), predators.records()
+    forecasts = beside.submit(yearly.forecasts, years, 0)
+    populations = beside.submit(predators.populations, counts)
     names = ", ".join(each.name for each in (*years, *counts))
     print(f"In a process beside this, forecasts and laws of: {names}")
     problem, key = energy.problem(), jax.random.key(0)

@@ -88,9 +88,9 @@ def forecast(given: Yearly, key: Any) -> list[Outcome]:
     return [judged(contestant, given.record, key) for contestant in CONTESTANTS]
 
 
-def forecasts(seed: int) -> dict[str, list[Outcome]]:
+def forecasts(given: list[Yearly], seed: int) -> dict[str, list[Outcome]]:
     """Return every record's forecasts, for a process of its own."""
-    return {each.name: forecast(each, jax.random.key(seed)) for each in records()}
+    return {each.name: forecast(each, jax.random.key(seed)) for each in given}
 
 
 def judged(contestant: Callable[..., Any], record: Record, key: Any) -> Outcome:

@@ -20,9 +20,7 @@ def own_deviations(
     curvature: Float[np.ndarray, "series parameters parameters"],
     mean: Float[np.ndarray, " parameters"],
     spread: Float[np.ndarray, " parameters"],
-) -> tuple[
-    Float[np.ndarray, "series parameters"], Bool[np.ndarray, "series parameters"]
-]:
+) -> tuple[Deviations, Counted]:
     """Return deviations of each series' parameters about `each`, over shared laws.
 
     Also returned is whether a series' own likelihood counted. One that is not normal at
@@ -83,7 +81,7 @@ def _integrated(
     """Return deviations about `each`, the shared law integrated out."""
     own = precisions > 0
     if not own.any():
-        return np.sqrt(spread**2 + np.zeros(len(each)))
+        return np.full(len(each), spread)
     centers = pulls[own] / precisions[own]
     unit = max(spread, np.median(precisions[own]) ** -0.5)
     grid = unit * _GRID[:, None]

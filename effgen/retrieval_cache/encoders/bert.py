@@ -14,7 +14,7 @@ from .layers import (
     Dense,
     check_layout,
     check_tokens_of,
-    dense_layer,
+    common_fields,
     embedding_of,
 )
 from .pretrained import Folder, described, tensors
@@ -160,16 +160,11 @@ class Bert(eqx.Module):
             *(jnp.asarray(found[f"embeddings.{x}_embeddings.weight"]) for x in _TABLES),
             norm=Affine(*(jnp.asarray(found[f"{norm}.{x}"]) for x in _KINDS)),
             layers=_stacked(found, config["num_hidden_layers"]),
-            dropout=eqx.nn.Dropout(dropout),
-            num_heads=config["num_attention_heads"],
-            pooling=said.pooling,
-            is_normalized=said.is_normalized,
-            padding=config["pad_token_id"],
             epsilon=config["layer_norm_eps"],
             compute=compute,
             recompute=recompute,
             relative=jnp.asarray(found[RELATIVE]) if RELATIVE in found else None,
-            dense=tuple(dense_layer(*layer) for layer in said.dense),
+            **common_fields(said, dropout),
         )
 
     @classmethod

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from .pretrained import Description
 from .sequences import linear, pooled
 from .towers import normalized
 
@@ -37,8 +38,19 @@ class Dense(eqx.Module):
         return jnp.tanh(y) if self.activation == "tanh" else y
 
 
-def dense_layer(weight: np.ndarray, bias: np.ndarray | None, activation: str) -> Dense:
-    """Return a layer of embeddings as it is stored in a folder."""
+def common_fields(said: Description, dropout: float) -> dict[str, Any]:
+    """Return the fields that all encoders of folders have, by what a folder says."""
+    return {
+        "dropout": eqx.nn.Dropout(dropout),
+        "num_heads": said.config["num_attention_heads"],
+        "pooling": said.pooling,
+        "is_normalized": said.is_normalized,
+        "padding": said.config["pad_token_id"],
+        "dense": tuple(_dense(*layer) for layer in said.dense),
+    }
+
+
+def _dense(weight: np.ndarray, bias: np.ndarray | None, activation: str) -> Dense:
     own = None if bias is None else jnp.asarray(bias)
     return Dense(jnp.asarray(weight), own, activation)
 

@@ -13,7 +13,7 @@ from .layers import (
     Dense,
     check_layout,
     check_tokens_of,
-    dense_layer,
+    common_fields,
     embedding_of,
 )
 from .pretrained import Description, Folder, described, tensors
@@ -163,19 +163,14 @@ class ModernBert(eqx.Module):
             Affine(found[_NORM]),
             _stacked(found, config["num_hidden_layers"]),
             Affine(found[_LAST]),
-            dropout=eqx.nn.Dropout(dropout),
-            num_heads=config["num_attention_heads"],
             local=_local(config),
             reach=config["local_attention"] // 2,
             bases=_bases(said),
             length=config["max_position_embeddings"],
-            pooling=said.pooling,
-            is_normalized=said.is_normalized,
-            padding=config["pad_token_id"],
             epsilon=config["norm_eps"],
             compute=compute,
             recompute=recompute,
-            dense=tuple(dense_layer(*layer) for layer in said.dense),
+            **common_fields(said, dropout),
         )
 
     def __call__(

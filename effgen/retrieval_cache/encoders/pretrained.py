@@ -121,9 +121,8 @@ def tensors(
         raise FileNotFoundError(
             f"`{path}` is not there: save the model anew with safetensors, in one file."
         )
-    config = read_json(said.folder / "config.json")
     stored = safetensors(f"{kind.reader}.load").load_file(path)
-    read = {_plain(name): x for name, x in kind.tensors(stored, config).items()}
+    read = {_plain(name): x for name, x in kind.tensors(stored, said.config).items()}
     found = {name: x for name, x in read.items() if _is_used(name, kind)}
     _check(found, shapes, path)
     return {name: np.asarray(x, np.float32) for name, x in found.items()}
